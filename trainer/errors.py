@@ -1,0 +1,55 @@
+"""Everything that Everstep raises for a user to read.
+
+EverstepError                 one clear line: the value, the limit, the key to change
+├── ConfigError               a key, a value or a combination that cannot run       exit code 2
+├── DataError                 a dataset that is missing, damaged or not the one     exit code 2
+├── StorageError              a store that refuses or does not answer               exit code 2
+├── CheckpointError           nothing good to restore, or a save that failed        exit code 2
+├── SupersededError           a newer attempt owns the run folder                   exit code 4
+└── DivergedError             too many steps with NaN or Inf                        exit code 3
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class EverstepError(Exception):
+    """Base of all errors whose message is meant for the user; `exit_code` is the process's."""
+
+    exit_code = 2
+
+
+class ConfigError(EverstepError):
+    """A key, a value or a combination of them that cannot run."""
+
+
+class DataError(EverstepError):
+    """A dataset that is missing, damaged, or not the one that the run was started on."""
+
+
+class StorageError(EverstepError):
+    """A store that refuses or does not answer."""
+
+
+class CheckpointError(EverstepError):
+    """No checkpoint that can be restored, or a save that failed."""
+
+
+class SupersededError(EverstepError):
+    """A newer attempt owns the run folder; this one may not write to it any more."""
+
+    exit_code = 4
+
+
+class DivergedError(EverstepError):
+    """More steps gave NaN or Inf than the run allows."""
+
+    exit_code = 3
+
+
+def nearest(word: str, choices: Iterable[str]) -> str:
+    """`"; did you mean 'x'?"` for the choice most like `word`, or an empty string when none is near."""
+    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean {matches[0]!r}?" if matches else ""
