@@ -1,0 +1,232 @@
+"""From a command line to a RunConfig, once; then to the run folder's config.yaml and back.
+
+Hydra composes (groups in conf/, the user's folders beside them), the dataclasses in config.py check. Workers read the
+frozen file, so restart 7 runs what start 1 ran, whatever has happened to the checkout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import enum
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig
+from trainer.errors import ConfigError, nearest
+
+T = TypeVar("T")
+
+
+@dataclass(kw_only=True)
+class Composition(RunConfig):
+    """What one command line says: the run, and under `job` the launcher's part."""
+
+    job: Node | None = None
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The two halves of a composition."""
+
+    run: RunConfig
+    job: Node
+    experiment: str | None
+
+
+def conf_dir() -> Path:
+    """Where our YAML lies: inside the installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+
+
+def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
+    """Compose and check; ConfigError in one line for whatever the user mistyped."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+
+    folders = [conf_dir(), *(_folder(name) for name in config_dirs)]
+    experiment, cleaned = _checked(overrides, folders)
+    if config_dirs:
+        cleaned.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]")
+    ConfigStore.instance().store(name="run_schema", node=Composition)
+    try:
+        with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
+            tree = hydra.compose("run", overrides=cleaned)
+        composition = _to_object(tree, Composition)
+    except AssertionError as error:  # OmegaConf's answer to a key below a plug-in that is null
+        raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
+    except (HydraException, OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(_one_line(error)) from error
+    run = RunConfig(**{f.name: getattr(composition, f.name) for f in dataclasses.fields(RunConfig)})
+    if run.task is None or run.data is None:
+        missing = "task" if run.task is None else "data"
+        options = ", ".join(_options("experiment", folders))
+        raise ConfigError(f"{missing}=null: nothing to train; give experiment=NAME ({options}) or {missing}=NAME")
+    return Composed(run, composition.job or {}, experiment)
+
+
+def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
+    """The run with a name: the one that was given, or experiment and time."""
+    if composed.run.run is not None:
+        return composed.run
+    name = f"{composed.experiment or 'run'}-{moment:%Y%m%d-%H%M%S}"
+    return dataclasses.replace(composed.run, run=name.replace("/", "-"))
+
+
+def freeze(config: RunConfig) -> str:
+    """The resolved config as YAML text."""
+    return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+
+
+def thaw(text: str) -> RunConfig:
+    """The config that `freeze` wrote; ConfigError when the text is not one."""
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        return _to_object(tree, RunConfig)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(f"config.yaml of the run folder: {_one_line(error)}") from error
+
+
+def digest(config: RunConfig) -> str:
+    return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that differs between two configs."""
+
+    key: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} → {self.new}"
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[Change]:
+    before, after = dict(_leaves(_plain(old))), dict(_leaves(_plain(new)))
+    keys = sorted(before.keys() | after.keys())
+    return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
+
+
+def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
+    """All changes when each may change as a run goes on; else ConfigError that lists those which may not."""
+    found = changes(old, new)
+    free = (*FREE_ON_RESUME, *new.resume.allow)
+    refused = [c for c in found if not any(c.key == key or c.key.startswith(f"{key}.") for key in free)]
+    if refused:
+        names = ",".join(sorted({change.key for change in refused}))
+        listed = "; ".join(str(change) for change in refused)
+        raise ConfigError(
+            f"run {new.run!r} was started with another config ({listed}); "
+            f"start a new run, or change these on purpose with 'resume.allow=[{names}]'"
+        )
+    return found
+
+
+def _to_object(tree: Any, kind: type[T]) -> T:
+    value = OmegaConf.to_object(tree)
+    if not isinstance(value, kind):
+        raise ConfigError(f"the config composes to {type(value).__name__}, not to {kind.__name__}")
+    return value
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    def convert(value: Any) -> Any:
+        if isinstance(value, enum.Enum):
+            return value.value
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        return [convert(item) for item in value] if isinstance(value, list | tuple) else value
+
+    plain: dict[str, Any] = convert(dataclasses.asdict(config))
+    return plain
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def keys() -> list[str]:
+    """Every key of RunConfig, dotted."""
+    return [key for key, _ in _leaves(_plain(RunConfig()))]
+
+
+def groups(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
+    """Config groups and their options, ours and the user's."""
+    searched = [conf_dir(), *folders]
+    names = {entry.name for folder in searched for entry in folder.iterdir() if entry.is_dir()}
+    return {name: _options(name, searched) for name in sorted(names) if name.isidentifier() and name[0] != "_"}
+
+
+def _options(group: str, folders: Sequence[Path]) -> list[str]:
+    return sorted(
+        {
+            str(file.relative_to(folder / group).with_suffix(""))
+            for folder in folders
+            for file in (folder / group).rglob("*.yaml")
+        }
+    )
+
+
+def _folder(name: str) -> Path:
+    folder = Path(name).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir {name}: no such folder")
+    return folder
+
+
+def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None, list[str]]:
+    """Refuse unknown keys and options with the nearest one; open nodes take any key (`++`), their plug-in checks it."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    known_groups, known_keys = groups(folders[1:]), keys()
+    experiment, cleaned = None, []
+    for text in overrides:
+        try:
+            override = OverridesParser.create().parse_override(text)
+        except HydraException as error:
+            raise ConfigError(f"cannot read {text!r}: {_one_line(error)}; write key=value") from error
+        key, value = override.key_or_group, override.value()
+        if override.is_sweep_override():
+            raise ConfigError(f"{text!r} names several values: only 'everstep sweep' takes them")
+        if key in known_groups:
+            _check_option(key, value, known_groups[key])
+            experiment = str(value) if key == "experiment" and value else experiment
+        elif key.split(".")[0] in (*OPEN_NODES, "job"):
+            text = text if text[0] in "+~" else f"++{text}"
+        elif key not in known_keys and not any(k.startswith(f"{key}.") for k in known_keys):
+            raise ConfigError(f"no key {key!r}{nearest(key, [*known_keys, *known_groups])}")
+        cleaned.append(text)
+    return experiment, cleaned
+
+
+def _check_option(group: str, value: object, options: list[str]) -> None:
+    if value is not None and str(value) not in options:
+        raise ConfigError(
+            f"{group}={value}: there is no such {group}{nearest(str(value), options)}; there are {', '.join(options)}"
+        )
+
+
+def _one_line(error: BaseException) -> str:
+    """The message without OmegaConf's further lines; the cause, where Hydra only says that something failed."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    details = dict(line.split(": ", 1) for line in lines if line.startswith("full_key: "))
+    message = next((line for line in lines if line), type(error).__name__)
+    key = details.get("full_key", "").strip()
+    if error.__cause__ is not None and message.startswith("Error merging override"):
+        return f"{message}: {_one_line(error.__cause__)}"
+    return f"{key}: {message}" if key and key not in message else message

@@ -1,0 +1,144 @@
+"""Every name in a run's folder, said once, and the few rules about who may write there."""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import socket
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trainer.errors import CheckpointError, SupersededError
+from trainer.storage import Storage, join_url, open_storage
+
+CONFIG = "config.yaml"
+JOB = "job.yaml"
+PROVENANCE = "provenance.json"
+PROGRESS = "progress.json"
+STOP_MARKER = "stop"
+ATTEMPTS = "attempts"
+CHECKPOINTS = "checkpoints"
+SET_ASIDE = "set-aside"
+
+
+class Outcome(enum.Enum):
+    """Why an attempt ended. torchrun flattens exit codes to 1, so this stands in a file."""
+
+    done = "done"
+    preempted = "preempted"
+    out_of_memory = "out_of_memory"
+    diverged = "diverged"
+    config_error = "config_error"
+    superseded = "superseded"
+    crashed = "crashed"
+
+    @property
+    def exit_code(self) -> int:
+        return {"done": 0, "config_error": 2, "diverged": 3, "superseded": 4, "preempted": 75}.get(self.value, 1)
+
+
+@dataclass(frozen=True)
+class Ending:
+    """The outcome of an attempt with what the next one, and the user, must know."""
+
+    outcome: Outcome
+    step: int = 0
+    reason: str = ""
+    micro_batch: int | None = None
+    """After out_of_memory: the size that the next attempt should use."""
+
+    def to_json(self) -> bytes:
+        return _json({**asdict(self), "outcome": self.outcome.value})
+
+    @staticmethod
+    def from_json(data: bytes) -> Ending:
+        fields = json.loads(data)
+        return Ending(**{**fields, "outcome": Outcome(fields["outcome"])})
+
+
+@dataclass
+class RunFolder:
+    """One run on any storage."""
+
+    url: str
+    storage: Storage = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.storage = open_storage(self.url)
+
+    @staticmethod
+    def of(run_root: str, run: str) -> RunFolder:
+        return RunFolder(join_url(run_root, run))
+
+    def attempt(self, number: int, name: str = "") -> str:
+        return f"{ATTEMPTS}/{number:04d}/{name}".rstrip("/")
+
+    def checkpoint(self, step: int, attempt: int) -> str:
+        # The attempt is part of the name, so two attempts never write into one folder.
+        return f"{CHECKPOINTS}/step-{step:08d}-attempt-{attempt:04d}"
+
+    def attempts(self) -> list[int]:
+        return [int(name) for name in self.storage.names(ATTEMPTS) if name.isdigit()]
+
+    def claim(self, facts: dict[str, Any]) -> int:
+        """Take the next attempt number: create-only, so of two starters each gets its own."""
+        number = max(self.attempts(), default=0) + 1
+        record = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        while not self.storage.create(self.attempt(number, "claim.json"), _json({**record, "attempt": number})):
+            number += 1
+        return number
+
+    def check_newest(self, attempt: int) -> None:
+        """Raise SupersededError when a later attempt has claimed the run: an older one may not commit."""
+        newest = max(self.attempts(), default=attempt)
+        if newest > attempt:
+            raise SupersededError(
+                f"attempt {newest} has taken over {self.url}; attempt {attempt} stops and commits nothing more"
+            )
+
+    def record_restored(self, attempt: int, step: int, origin: int) -> None:
+        """Say from which checkpoint (step, and the attempt that wrote it) this attempt goes on."""
+        self.storage.create(self.attempt(attempt, "restored.json"), _json({"step": step, "attempt": origin}))
+
+    def limits(self) -> dict[int, int]:
+        """For each attempt the highest step whose checkpoint counts: what its successors went on from.
+
+        A writer that was cut off may still commit after its successor has started. Such a checkpoint is not part
+        of the run's line, because the run has gone on from an earlier one.
+        """
+        starts = {number: step for number in self.attempts() if (step := self._restored(number)) is not None}
+        return {
+            number: min((step for later, step in starts.items() if later > number), default=2**62)
+            for number in self.attempts()
+        }
+
+    def _restored(self, attempt: int) -> int | None:
+        try:
+            return int(json.loads(self.storage.read(self.attempt(attempt, "restored.json")))["step"])
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError) as error:
+            raise CheckpointError(f"{self.url}/{self.attempt(attempt, 'restored.json')} is damaged: {error}") from error
+
+    def end(self, attempt: int, ending: Ending) -> None:
+        """Write the outcome; the first word stands, since a rank that fails later fails because of it."""
+        self.storage.create(self.attempt(attempt, "outcome.json"), ending.to_json())
+
+    def ending(self, attempt: int) -> Ending | None:
+        try:
+            return Ending.from_json(self.storage.read(self.attempt(attempt, "outcome.json")))
+        except FileNotFoundError:
+            return None
+
+    def last_ending(self) -> Ending | None:
+        numbers = self.attempts()
+        return self.ending(numbers[-1]) if numbers else None
+
+    def write_progress(self, facts: dict[str, Any]) -> None:
+        self.storage.write(PROGRESS, _json(facts))
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
