@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from launch.verbs import VERBS
 from trainer.errors import ConfigError, nearest
 
 BASH = r"""_everstep() {
@@ -82,8 +83,6 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _verbs() -> Iterable[str]:
-    from launch.__main__ import VERBS
-
     return [*VERBS, "--help", "--version"]
 
 

@@ -22,6 +22,7 @@ SLACK_S = 10.0
 MARKER_S = 1.0
 """Seconds that a slow store may hold up the signal that tells the child to stop."""
 PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
 
 
 class LeftAtOnce(Exception):
@@ -81,6 +82,7 @@ class Local:
     def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
         """Run to the end; the exit code as a shell gives it. LeftAtOnce when the user asked for that."""
         # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order.
+        spared = _adopt_orphans()
         child = subprocess.Popen(argv, env=dict(env), process_group=0, preexec_fn=_leash(os.getpid()))
         deadline = float("inf")
         try:
@@ -92,10 +94,10 @@ class Local:
                         self._ask_to_stop(child, number)
                         deadline = time.monotonic() + self.grace_s + SLACK_S
                 if time.monotonic() > deadline:
-                    _kill(child)
+                    _kill(child, spared)
                 self.signals.wait(min(1.0, max(0.0, deadline - time.monotonic())))
         finally:
-            _kill(child)
+            _kill(child, spared)
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def wait(self, seconds: float) -> bool:
@@ -134,15 +136,25 @@ def _leash(parent: int) -> Callable[[], None] | None:
     return arm
 
 
-def _kill(child: subprocess.Popen[bytes]) -> None:
-    """SIGKILL the child, its group and all below it: torchrun's workers have sessions of their own."""
-    doomed = _descendants(child.pid) if child.poll() is None else []
+def _adopt_orphans() -> set[int]:
+    """From now on, processes whose parents die become ours, so none gets lost; those that we have already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    return set(_descendants(os.getpid()))
+
+
+def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
+    """SIGKILL the child and all that came from it: torchrun's workers have sessions of their own."""
+    doomed = set(_descendants(os.getpid())) - spared
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     for pid in doomed:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.kill(pid, signal.SIGKILL)
     child.wait()
+    for pid in doomed:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
 
 
 def _descendants(pid: int) -> list[int]:
