@@ -60,8 +60,9 @@ class SampleOrder:
         if turns.min() == turns.max():
             keys: int | Words = self._epoch_key(first + int(turns.flat[0]))
         else:
-            keys = self._epoch_keys(epochs)
-        return epochs, KeyedPermutation(self.samples, keys).forward(entries)
+            keys = self._epoch_keys(epochs.ravel())
+        ids = KeyedPermutation(self.samples, keys).forward(entries.ravel())
+        return epochs, ids.reshape(offsets.shape)
 
     def position_of(self, sample: int, epoch: int) -> int:
         """The one position at which `epoch` visits `sample`."""

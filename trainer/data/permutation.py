@@ -54,7 +54,7 @@ class KeyedPermutation:
         self._high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
 
     def forward(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The images of `values` (each in range(n)), of the same length, as int64."""
+        """The images of `values` (each in range(n)), one-dimensional like them, as int64."""
         return self._walk(values, range(self._rounds))
 
     def inverse(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
