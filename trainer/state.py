@@ -34,7 +34,6 @@ class Progress:
     """Steps (or rollbacks) so far because of NaN or Inf."""
     passed_over: list[list[int]] = field(default_factory=list)
     """Steps [first, last] whose batches a rollback left out."""
-    wandb_id: str | None = None
 
     def samples(self, global_batch: int) -> int:
         return self.step * global_batch

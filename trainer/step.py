@@ -118,7 +118,7 @@ class Stepper:
             seed_randomness(self.run.seed, step, microbatch.index, self.device)
             with self.spread.reduce_on(last):
                 with self.spread.autocast():
-                    loss = self.task.loss(self.spread.module, self._inputs(microbatch.batch))
+                    loss = self.task.loss(self.spread.module, inputs(microbatch.batch, self.cast))
                 if microbatch.real:
                     sums[LOSS] += loss.sum.detach()
                     sums[ITEMS] += loss.count
@@ -164,14 +164,16 @@ class Stepper:
         if self.device.type != "cuda":
             return Pending(step, lr, packed, None)
         host = packed.to("cpu", non_blocking=True)
-        ready = torch.cuda.Event()
+        ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
         return Pending(step, lr, host, ready)
 
-    def _inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        if self.cast is None:
-            return batch
-        return {name: value.to(self.cast) if value.is_floating_point() else value for name, value in batch.items()}
+
+def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Mapping[str, Tensor]:
+    """The batch as the model takes it: floats in the type of its weights where that is not fp32."""
+    if cast is None:
+        return batch
+    return {name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def seed_randomness(seed: int, step: int, index: int, device: torch.device) -> None:

@@ -49,8 +49,7 @@ class ArrowDataset:
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
         rows = ids - self._starts[numbers]
         batch = {
-            name: np.empty((len(ids), *column.shape), dtype=column.type)
-            for name, column in self.index.columns.items()
+            name: np.empty((len(ids), *column.shape), dtype=column.type) for name, column in self.index.columns.items()
         }
         for number in np.unique(numbers).tolist():
             here = numbers == number
@@ -65,9 +64,7 @@ class ArrowDataset:
         return opened
 
     def _open(self, shard: Shard) -> Piece:
-        path = (
-            self._fetched(shard) if is_remote(self.path) else os.path.join(local_path(self.path), shard.file)
-        )
+        path = self._fetched(shard) if is_remote(self.path) else os.path.join(local_path(self.path), shard.file)
         if os.path.exists(path) and os.path.getsize(path) != shard.bytes:
             raise DataError(
                 f"shard {path} is {os.path.getsize(path)} bytes where the index says {shard.bytes}; "
@@ -76,9 +73,7 @@ class ArrowDataset:
         pieces = read_pieces(path, self.index.columns)
         rows = sum(len(array) for piece in pieces for array in list(piece.values())[:1])
         if rows != shard.rows:
-            raise DataError(
-                f"shard {path} has {rows} rows where the index says {shard.rows}; prepare it again"
-            )
+            raise DataError(f"shard {path} has {rows} rows where the index says {shard.rows}; prepare it again")
         if len(pieces) == 1:
             return pieces[0]
         # Our own shards are one piece; one of many, from another tool, costs its size in memory.
@@ -104,8 +99,6 @@ class ArrowDataset:
             except FileNotFoundError:
                 raise DataError(f"shard {url} is missing; copy it back or prepare it again") from None
             if file_digest(part) != shard.sha256:
-                raise DataError(
-                    f"shard {url} is damaged: its digest is not that of the index; upload it again"
-                )
+                raise DataError(f"shard {url} is damaged: its digest is not that of the index; upload it again")
             os.replace(part, target)
         return target

@@ -24,9 +24,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     make.add_argument(
         "--validation-every", type=int, default=20, metavar="N", help="hold out every N-th file (default 20)"
     )
-    make.add_argument(
-        "--shard-mib", type=int, default=SHARD_BYTES >> 20, metavar="N", help="MiB a shard (default 64)"
-    )
+    make.add_argument("--shard-mib", type=int, default=SHARD_BYTES >> 20, metavar="N", help="MiB a shard (default 64)")
     for verb, text in (("inspect", "what a dataset holds"), ("verify", "check every shard's digest")):
         verbs.add_parser(verb, help=text).add_argument("dst", metavar="DST")
 
@@ -70,9 +68,7 @@ def _inspect(args: argparse.Namespace) -> int:
     table = Table("dataset", "samples", "shards", "MB", "columns", "digest")
     for folder in _datasets(args.dst):
         index = ShardIndex.read(folder)
-        columns = ", ".join(
-            f"{name} {column.type}{list(column.shape)}" for name, column in index.columns.items()
-        )
+        columns = ", ".join(f"{name} {column.type}{list(column.shape)}" for name, column in index.columns.items())
         size = f"{index.bytes / 1e6:,.1f}"
         table.add_row(folder, f"{index.rows:,}", str(len(index.shards)), size, columns, index.digest[:16])
     Console().print(table)

@@ -25,9 +25,7 @@ def stdlib_corpus(path: str, block: int = 128) -> Splits:
     train, validation = (ArrowDataset(os.path.join(path, split)) for split in (TRAIN, VALIDATION))
     there = train.index.attributes.get("block")
     if there != block:
-        raise DataError(
-            f"{path} was prepared with block={there}, not {block}; set data.path to another folder"
-        )
+        raise DataError(f"{path} was prepared with block={there}, not {block}; set data.path to another folder")
     return Splits(train, validation)
 
 

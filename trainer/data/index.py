@@ -94,8 +94,7 @@ class ShardIndex:
             document = json.loads(_text(folder))
             index = cls(
                 columns={
-                    name: Column(column["type"], tuple(column["shape"]))
-                    for name, column in document["columns"].items()
+                    name: Column(column["type"], tuple(column["shape"])) for name, column in document["columns"].items()
                 },
                 shards=tuple(Shard(**shard) for shard in document["shards"]),
                 attributes=document["attributes"],
@@ -107,9 +106,7 @@ class ShardIndex:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder}/{INDEX} is damaged ({error!r}); prepare the dataset again") from error
         if document.get("format") != FORMAT:
-            raise DataError(
-                f"{folder}/{INDEX} has format {document.get('format')}; this version reads {FORMAT}"
-            )
+            raise DataError(f"{folder}/{INDEX} has format {document.get('format')}; this version reads {FORMAT}")
         if document.get("digest") != index.digest:
             raise DataError(f"{folder}/{INDEX} is damaged: its digest does not match its own list of shards")
         return index

@@ -17,9 +17,7 @@ class Prefetcher(Generic[Item]):
     The wait for an item is one on a lock, which signal handlers interrupt.
     """
 
-    def __init__(
-        self, source: Iterator[Item], depth: int, prepare: Callable[[Item], Item] | None = None
-    ) -> None:
+    def __init__(self, source: Iterator[Item], depth: int, prepare: Callable[[Item], Item] | None = None) -> None:
         self._source = source
         self._depth = max(1, depth)
         self._prepare = prepare

@@ -37,14 +37,9 @@ def prepare_blocks(
     if block < 1:
         raise ConfigError(f"block={block} must be at least 1 byte")
     if validation_every < 2:
-        raise ConfigError(
-            f"validation_every={validation_every} must be at least 2, or nothing is left to train on"
-        )
+        raise ConfigError(f"validation_every={validation_every} must be at least 2, or nothing is left to train on")
     with _appearing_whole(dst) as folder:
-        splits = {
-            split: BlockWriter(os.path.join(folder, split), block, shard_bytes)
-            for split in (TRAIN, VALIDATION)
-        }
+        splits = {split: BlockWriter(os.path.join(folder, split), block, shard_bytes) for split in (TRAIN, VALIDATION)}
         count = 0
         for count, (_, content) in enumerate(documents, start=1):
             splits[TRAIN if count % validation_every else VALIDATION].add(content)

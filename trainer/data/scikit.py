@@ -42,9 +42,7 @@ def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
     # Held-out samples must not leak into the statistics.
     mean, spread = frame[features].iloc[train_ids].mean(), frame[features].iloc[train_ids].std()
     frame[features] = (frame[features] - mean) / spread
-    train, validation = (
-        frame_dataset(frame.iloc[ids], features, "target") for ids in (train_ids, validation_ids)
-    )
+    train, validation = (frame_dataset(frame.iloc[ids], features, "target") for ids in (train_ids, validation_ids))
     return Splits(train, validation)
 
 
@@ -52,9 +50,7 @@ def split_ids(samples: int, held_out: float, seed: int) -> tuple[Ids, Ids]:
     """Ids to train on and ids held out, in a shuffled order that `seed` alone decides."""
     count = round(samples * held_out)
     if not 0 < count < samples:
-        raise ConfigError(
-            f"data.held_out={held_out} leaves {count} of {samples} samples held out; choose 0.1 to 0.5"
-        )
+        raise ConfigError(f"data.held_out={held_out} leaves {count} of {samples} samples held out; choose 0.1 to 0.5")
     order = KeyedPermutation(samples, seed).forward(np.arange(samples))
     return np.sort(order[count:]), np.sort(order[:count])
 

@@ -53,12 +53,8 @@ def read_pieces(path: str, columns: Mapping[str, Column]) -> list[dict[str, NDAr
     except FileNotFoundError:
         raise DataError(f"shard {path} is missing; copy it back or prepare the dataset again") from None
     except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(
-            f"shard {path} is damaged ({error}); `everstep data verify` tells which are"
-        ) from error
-    return [
-        {name: _to_numpy(path, name, batch, column) for name, column in columns.items()} for batch in batches
-    ]
+        raise DataError(f"shard {path} is damaged ({error}); `everstep data verify` tells which are") from error
+    return [{name: _to_numpy(path, name, batch, column) for name, column in columns.items()} for batch in batches]
 
 
 def _to_arrow(array: NDArray[Any]) -> pa.Array:

@@ -26,9 +26,7 @@ class Workers(Generic[Request, Result]):
     them: they have to deliver until the trainer is done. They die with their parent.
     """
 
-    def __init__(
-        self, work: Callable[[Request], Result], requests: Iterable[Request], count: int, ahead: int
-    ) -> None:
+    def __init__(self, work: Callable[[Request], Result], requests: Iterable[Request], count: int, ahead: int) -> None:
         loader: DataLoader[Any] = DataLoader(
             _Work(work),
             batch_size=None,
