@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig
 from trainer.errors import ConfigError, nearest
+from trainer.run_folder import CONFIG, RunFolder
 
 T = TypeVar("T")
 
@@ -129,6 +130,21 @@ def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
             f"run {new.run!r} was started with another config ({listed}); "
             f"start a new run, or change these on purpose with 'resume.allow=[{names}]'"
         )
+    return found
+
+
+def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
+    """Put the config into the run folder; what was changed since, or ConfigError for what may not change.
+
+    Whoever starts a run calls this before anything else: of two starters one creates the file and the other is
+    held to it.
+    """
+    text = freeze(config).encode()
+    if folder.storage.create(CONFIG, text):
+        return []
+    found = refuse_changes(thaw(folder.storage.read(CONFIG).decode()), config)
+    if found:
+        folder.storage.write(CONFIG, text)
     return found
 
 

@@ -20,6 +20,8 @@ PROGRESS = "progress.json"
 STOP_MARKER = "stop"
 ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
+MANIFEST = "manifest.json"
+RESTARTS = "restarts"
 SET_ASIDE = "set-aside"
 
 
@@ -78,6 +80,20 @@ class RunFolder:
     def checkpoint(self, step: int, attempt: int) -> str:
         # The attempt is part of the name, so two attempts never write into one folder.
         return f"{CHECKPOINTS}/step-{step:08d}-attempt-{attempt:04d}"
+
+    def newest_step(self) -> int | None:
+        """The highest step with a committed checkpoint; its files are not verified here."""
+        steps = {name: int(name.split("-")[1]) for name in self.storage.names(CHECKPOINTS) if _is_checkpoint(name)}
+        for name in sorted(steps, key=lambda name: steps[name], reverse=True):
+            if self.storage.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}"):
+                return steps[name]
+        return None
+
+    def record_restart(self, facts: dict[str, Any]) -> None:
+        """Keep one decision of the restart policy: an object of its own, since object stores cannot append."""
+        number = len(self.storage.names(RESTARTS)) + 1
+        while not self.storage.create(f"{RESTARTS}/{number:04d}.json", _json({**facts, "time": time.time()})):
+            number += 1
 
     def attempts(self) -> list[int]:
         return [int(name) for name in self.storage.names(ATTEMPTS) if name.isdigit()]
@@ -138,6 +154,11 @@ class RunFolder:
 
     def write_progress(self, facts: dict[str, Any]) -> None:
         self.storage.write(PROGRESS, _json(facts))
+
+
+def _is_checkpoint(name: str) -> bool:
+    words = name.split("-")
+    return len(words) == 4 and words[0] == "step" and words[1].isdigit()
 
 
 def _json(value: Any) -> bytes:

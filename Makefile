@@ -1,0 +1,42 @@
+# Every target sets up what it needs: a virtual environment in .venv, once, and again when the pins change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PINS := pyproject.toml constraints.txt
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
+
+.PHONY: help demo test check bench
+.DEFAULT_GOAL := help
+
+help:  ## this page
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+
+demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and list its checkpoints
+	$(BIN)/everstep run $(DEMO)
+	$(BIN)/everstep checkpoint ls runs/demo
+
+test: $(VENV)/test.stamp  ## all tests; ARGS= goes to pytest
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/test.stamp  ## style, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/test.stamp  ## measure; ARGS= goes to the benchmarks
+	$(BIN)/python -m bench $(ARGS)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Everstep needs Python 3.11 or newer; say which: make PYTHON=python3.11 …" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/demo.stamp: $(PINS) | $(BIN)/python
+	$(INSTALL) -e '.[examples]'
+	@touch $@
+
+$(VENV)/test.stamp: $(PINS) | $(BIN)/python
+	$(INSTALL) -e '.[test]'
+	@touch $@ $(VENV)/demo.stamp

@@ -1,0 +1,92 @@
+"""The command `everstep`. Nothing heavy is imported before a verb is known, so --help and Tab answer at once."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from launch.verbs import VERBS
+from trainer import __version__
+from trainer.errors import EverstepError
+
+HIDDEN = {"__complete": ("launch.completion", "complete")}
+
+EXAMPLES = """examples:
+  everstep run experiment=gpt_stdlib                  train; again the same command goes on where it stopped
+  everstep run experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
+  everstep run --cfg experiment=digits steps=500      show the resolved config and start nothing
+  everstep checkpoint ls runs/demo
+  source <(everstep completion bash)
+
+everstep VERB --help says more. EVERSTEP_TRACEBACK=1 shows where an error comes from."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Do what the command line says; the exit code. Errors of the user are one line."""
+    try:
+        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+    except EverstepError as error:
+        if os.environ.get("EVERSTEP_TRACEBACK") == "1":
+            raise
+        print(f"everstep: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:  # `everstep … | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        return 141
+
+
+def _dispatch(argv: list[str]) -> int:
+    verb, rest = (argv[0], argv[1:]) if argv else ("--help", [])
+    if verb in ("-h", "--help", "help"):
+        print(_help())
+        return 0
+    if verb in ("-V", "--version"):
+        print(f"everstep {__version__}")
+        return 0
+    if verb not in VERBS and verb not in HIDDEN:
+        return _unknown(verb)
+    module, function = (HIDDEN[verb] if verb in HIDDEN else VERBS[verb])[:2]
+    if not module:
+        _become_trainer([verb, *rest])
+    code: int = getattr(importlib.import_module(module), function)(rest)
+    return code
+
+
+def _become_trainer(arguments: list[str]) -> None:
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-m", "trainer", *arguments])
+
+
+def _unknown(verb: str) -> int:
+    from trainer.errors import nearest
+
+    hint = nearest(verb, VERBS) or f"; there are {', '.join(VERBS)}"
+    if "=" in verb:
+        hint = f"; write everstep run {verb}"
+    print(f"everstep: no verb {verb!r}{hint}", file=sys.stderr)
+    return 2
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:<{width}}  {line}" for verb, (_, _, line) in VERBS.items())
+    return f"""usage: everstep VERB …
+
+Distributed PyTorch training that never loses a step.
+
+verbs:
+{verbs}
+
+options:
+  --help     this page
+  --version  the version
+
+{EXAMPLES}"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Whether to start again after an attempt has ended: pure, one decision a call."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainer.run_folder import Ending, Outcome
+
+LAST_WORDS = {
+    Outcome.done: "done",
+    Outcome.preempted: "stopped and saved; the same command goes on from there",
+    Outcome.config_error: "the config cannot run",
+    Outcome.diverged: "diverged, and a restart would diverge again",
+    Outcome.superseded: "another start has taken the run over",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Go on or stop, in one line why, and how much of the budget is used up now."""
+
+    go_on: bool
+    reason: str
+    restarts: int = 0
+
+
+def decide(ending: Ending | None, restarts: int, max_restarts: int, progressed: bool, shrank: bool = True) -> Decision:
+    """What to do after `ending`; None is an attempt that was killed before it could say why it ended.
+
+    `restarts` counts the starts since the last new checkpoint: one that came further than those before it
+    (`progressed`) gets the whole budget again. `shrank`: the next attempt would use a smaller microbatch.
+    """
+    if ending is not None and ending.outcome in LAST_WORDS:
+        detail = f": {ending.reason}" if ending.reason else ""
+        return Decision(False, f"{LAST_WORDS[ending.outcome]} (step {ending.step}{detail})", restarts)
+    spent = 0 if progressed else restarts
+    if ending is not None and ending.outcome is Outcome.out_of_memory:
+        return _after_out_of_memory(ending, spent, shrank)
+    what = "killed without a word" if ending is None else f"crashed at step {ending.step}: {ending.reason or 'unknown'}"
+    if spent >= max_restarts:
+        tries = f"{spent + 1} starts in a row made no new checkpoint, " if spent else ""
+        return Decision(False, f"{what}; {tries}job.max_restarts={max_restarts} allows no other", spent)
+    return Decision(True, f"{what}; starting again ({spent + 1} of {max_restarts} without a new checkpoint)", spent + 1)
+
+
+def _after_out_of_memory(ending: Ending, spent: int, shrank: bool) -> Decision:
+    if ending.micro_batch is None or not shrank:
+        return Decision(False, f"out of memory at step {ending.step}, and micro_batch cannot get smaller", spent)
+    # A smaller microbatch is a new try, not a repeated one, so it costs nothing; it can only halve so often.
+    return Decision(True, f"out of memory; starting again with micro_batch={ending.micro_batch}", spent)
+
+
+def back_off_s(restarts: int) -> float:
+    """Seconds to wait before the next start: a store or a driver that is unwell gets a moment."""
+    return 0.0 if restarts == 0 else float(min(10.0, 0.5 * 2 ** (restarts - 1)))

@@ -1,0 +1,80 @@
+"""`everstep run`: compose, settle the config in the run folder, and start the trainer until its work is done."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+import sys
+from collections.abc import Sequence
+
+from launch import torchrun
+from launch.config import JobConfig, job_config, job_yaml, processes, threads
+from launch.say import say
+from launch.schedulers.local import Local, Signals
+from launch.supervise import Supervisor, marker
+from trainer.compose import compose, freeze, settle, with_name
+from trainer.config import ParallelKind, RunConfig
+from trainer.run_folder import JOB, Outcome, RunFolder
+
+EXAMPLES = """examples:
+  everstep run experiment=gpt_stdlib                          on all GPUs of this machine, or on its CPU
+  everstep run experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
+  everstep run experiment=gpt_stdlib run=demo steps=2000      the same run goes on from its last checkpoint
+  everstep run experiment=digits run_root=s3://bucket/runs    the run folder in an object store
+  everstep run --config-dir conf experiment=mine plugins=[my_package]
+  everstep run --cfg experiment=digits                        show the resolved config and start nothing
+
+Ctrl-C once saves and stops; twice leaves at once.
+exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another start, 75 stopped and saved, 1 crashed
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The verb; the exit code is the run's outcome."""
+    options = _parser().parse_intermixed_args(arguments)
+    composed = compose(options.overrides, options.config_dir)
+    job = job_config(composed.job)
+    if options.cfg:
+        print(freeze(composed.run) + "job:\n" + "".join(f"  {line}\n" for line in job_yaml(job).splitlines()), end="")
+        return 0
+    config = with_name(composed, datetime.datetime.now())
+    folder = RunFolder.of(config.run_root, str(config.run))
+    for change in settle(config, folder):
+        say(f"changed since the last start: {change}")
+    last = folder.last_ending()
+    if last is not None and last.outcome is Outcome.done and last.step >= config.steps:
+        say(f"run {config.run} is done: step {last.step} of {config.steps} in {folder.url}")
+        return 0
+    return start(config, job, folder)
+
+
+def start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
+    """Write down what is started, and start it."""
+    from trainer.provenance import record
+
+    single = job.nproc == "auto" and config.parallel.kind is ParallelKind.single
+    nproc = 1 if single else processes(job)
+    share = threads(job, nproc)
+    folder.storage.write(JOB, job_yaml(dataclasses.replace(job, nproc=nproc, threads=share)).encode())
+    record(folder, config, ["everstep", *sys.argv[1:]])
+    argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins)
+    env = torchrun.environment(os.environ, share, job.env)
+    say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
+    with Signals() as signals:
+        local = Local(signals, marker(folder), job.grace_s)
+        return Supervisor(folder, local, job.max_restarts).run(lambda: local.run(argv, env))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everstep run",
+        description="Train here and now; go on from the last checkpoint when the run exists.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--cfg", action="store_true", help="print the resolved config and start nothing")
+    return parser

@@ -1,0 +1,171 @@
+"""Starts a command on this machine, passes on what the outside says, and leaves no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SLACK_S = 10.0
+"""Seconds beyond the grace before a child that was told to stop is killed: torchrun first kills its own."""
+MARKER_S = 1.0
+"""Seconds that a slow store may hold up the signal that tells the child to stop."""
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+class LeftAtOnce(Exception):
+    """The user has asked a second time: everything is killed and nothing is saved."""
+
+
+class Signals:
+    """Signals as a queue: a handler only notes the number, and a pipe wakes the loop that reads it."""
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in (*STOP_SIGNALS, signal.SIGCHLD):
+            # What the caller chose to ignore (nohup, a shell's background job) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN or number is signal.SIGCHLD:
+                self._handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._read)
+        os.close(self._write)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number != signal.SIGCHLD:
+            self._arrived.append(number)
+
+    def take(self) -> list[int]:
+        """The signals since the last call, in order."""
+        taken, self._arrived[:] = list(self._arrived), []
+        return taken
+
+    def wait(self, seconds: float) -> None:
+        """Until a signal comes, a child ends, or the time is over."""
+        select.select([self._read], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
+
+
+class Local:
+    """One child at a time, under one set of signals; `stopped` says by which it was told to stop."""
+
+    def __init__(self, signals: Signals, leave_marker: Callable[[str], None], grace_s: float) -> None:
+        self.signals = signals
+        self.leave_marker = leave_marker
+        self.grace_s = grace_s
+        self.stopped: str | None = None
+
+    def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
+        """Run to the end; the exit code as a shell gives it. LeftAtOnce when the user asked for that."""
+        # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order.
+        spared = _adopt_orphans()
+        child = subprocess.Popen(argv, env=dict(env), process_group=0, preexec_fn=_leash(os.getpid()))
+        deadline = float("inf")
+        try:
+            while child.poll() is None:
+                for number in self.signals.take():
+                    if self.stopped is not None and number == signal.SIGINT:
+                        raise LeftAtOnce
+                    if self.stopped is None:
+                        self._ask_to_stop(child, number)
+                        deadline = time.monotonic() + self.grace_s + SLACK_S
+                if time.monotonic() > deadline:
+                    _kill(child, spared)
+                self.signals.wait(min(1.0, max(0.0, deadline - time.monotonic())))
+        finally:
+            _kill(child, spared)
+        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+    def wait(self, seconds: float) -> bool:
+        """Wait between two starts; False as soon as somebody wants to stop."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and self.stopped is None:
+            self.signals.wait(left)
+            self._note_stop()
+        self._note_stop()
+        return self.stopped is None
+
+    def _note_stop(self) -> None:
+        for number in self.signals.take():
+            self.stopped = self.stopped or signal.Signals(number).name
+
+    def _ask_to_stop(self, child: subprocess.Popen[bytes], number: int) -> None:
+        self.stopped = reason = signal.Signals(number).name
+        # In a thread, since a store may hang: neither the signal below nor a second Ctrl-C waits for it.
+        writing = threading.Thread(target=self.leave_marker, args=(reason,), daemon=True)
+        writing.start()
+        writing.join(MARKER_S)
+        child.send_signal(signal.SIGTERM)
+
+
+def _leash(parent: int) -> Callable[[], None] | None:
+    """Code for the child between fork and exec: die when the launcher dies, by kill -9 too."""
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def arm() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it died before the leash was on
+            os._exit(1)
+
+    return arm
+
+
+def _adopt_orphans() -> set[int]:
+    """From now on, processes whose parents die become ours, so none gets lost; those that we have already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    return set(_descendants(os.getpid()))
+
+
+def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
+    """SIGKILL the child and all that came from it: torchrun's workers have sessions of their own."""
+    doomed = set(_descendants(os.getpid())) - spared
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    child.wait()
+    for pid in doomed:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+
+
+def _descendants(pid: int) -> list[int]:
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name, in parentheses, may hold anything; the parent is the second word after it.
+            children.setdefault(int(entry.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(entry.parent.name))
+    found, todo = [], [pid]
+    while todo:
+        below = children.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found

@@ -1,0 +1,73 @@
+"""Starts a run again and again until its work is done or another start is no use."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from launch.restart import Decision, back_off_s, decide
+from launch.say import say
+from launch.schedulers.local import LeftAtOnce, Local
+from trainer.errors import StorageError
+from trainer.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
+
+
+@dataclass
+class Supervisor:
+    """Starts again and again until the work is done or the policy says that another start is no use."""
+
+    folder: RunFolder
+    local: Local
+    max_restarts: int
+
+    def run(self, start: Callable[[], int]) -> int:
+        restarts, smallest = 0, sys.maxsize
+        while True:
+            before, step = self.folder.attempts(), self.folder.newest_step()
+            self.folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
+            try:
+                code = start()
+            except LeftAtOnce:
+                say("left at once: what came after the last checkpoint is lost, the rest is not")
+                return 130
+            ending = self._ending(before, code)
+            if self.local.stopped is not None and ending is None:
+                say(f"{self.local.stopped}: the processes ended without saving; the last checkpoint stands")
+                return Outcome.preempted.exit_code
+            shrank = ending is None or ending.micro_batch is None or ending.micro_batch < smallest
+            progressed = (self.folder.newest_step() or 0) > (step or 0)
+            decision = decide(ending, restarts, self.max_restarts, progressed, shrank)
+            self._keep(decision, ending)
+            if not decision.go_on:
+                return Outcome.crashed.exit_code if ending is None else ending.outcome.exit_code
+            restarts, smallest = decision.restarts, (ending and ending.micro_batch) or smallest
+            if self.local.stopped is not None or not self.local.wait(back_off_s(restarts)):
+                say(f"{self.local.stopped}: not started again; the same command goes on from the last checkpoint")
+                return Outcome.preempted.exit_code
+
+    def _ending(self, before: list[int], code: int) -> Ending | None:
+        """The word of the newest attempt of this start; its exit code where it ended before it claimed an attempt."""
+        new = [number for number in self.folder.attempts() if number not in before]
+        if new:
+            return self.folder.ending(new[-1])
+        said = [outcome for outcome in Outcome if outcome.exit_code == code and code > 1]
+        return Ending(said[0], reason="before the first step") if said else None
+
+    def _keep(self, decision: Decision, ending: Ending | None) -> None:
+        say(decision.reason)
+        outcome = None if ending is None else ending.outcome.value
+        self.folder.record_restart({"outcome": outcome, **dataclasses.asdict(decision)})
+
+
+def marker(folder: RunFolder) -> Callable[[str], None]:
+    """What leaves the word in the run folder that it is to stop; the trainer looks for it."""
+
+    def leave(reason: str) -> None:
+        try:
+            folder.storage.write(STOP_MARKER, reason.encode())
+        except (OSError, StorageError) as error:  # the signal alone must do
+            say(f"could not write the stop marker: {error}")
+
+    return leave

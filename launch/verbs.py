@@ -1,0 +1,12 @@
+"""What `everstep` can do, in the order of --help."""
+
+from __future__ import annotations
+
+VERBS = {
+    "run": ("launch.run", "run", "train here and now, on all devices of this machine; go on if the run exists"),
+    "checkpoint": ("", "", "ls RUN, diff A B: what is saved, and whether two are the same"),
+    "data": ("", "", "prepare, inspect, verify: datasets and their shards"),
+    "check": ("", "", "all that can be known before a run starts"),
+    "completion": ("launch.completion", "completion", "print the completion script for bash, zsh or fish"),
+}
+"""Verb → module, function, help. Without a module it needs torch, so the trainer does it."""

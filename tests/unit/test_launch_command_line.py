@@ -1,0 +1,103 @@
+"""The command `everstep` before a verb is at work: fast, and helpful to a slip of the finger."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch import __main__ as command
+from trainer import __version__
+
+HEAVY = ("torch", "hydra", "omegaconf", "wandb", "fsspec", "rich", "pyarrow")
+
+
+def everstep(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "launch", *words], capture_output=True, text=True, cwd=cwd, check=False
+    )
+
+
+@pytest.mark.process
+def test_help_imports_nothing_heavy() -> None:
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "launch", "--help"], capture_output=True, text=True, check=True
+    )
+    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in shown.stderr.splitlines() if "|" in line}
+    assert "launch" in imported
+    assert not imported & set(HEAVY)
+    assert "everstep run" in shown.stdout
+
+
+@pytest.mark.process
+def test_help_takes_less_than_a_tenth_of_a_second_of_cpu() -> None:
+    def cpu_s() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        everstep("--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu_s() for _ in range(3)) < 0.10
+
+
+@pytest.mark.process
+def test_an_error_of_the_user_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
+    ended = everstep("run", "paralel=fsdp", cwd=tmp_path)
+    assert ended.returncode == 2
+    assert ended.stderr == "everstep: no key 'paralel'; did you mean 'parallel'?\n"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_verb_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["chekpoint"]) == 2
+    assert "did you mean 'checkpoint'?" in capsys.readouterr().err
+
+
+def test_a_key_in_place_of_a_verb_gets_the_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["experiment=digits"]) == 2
+    assert "write everstep run experiment=digits" in capsys.readouterr().err
+
+
+def test_the_version_is_the_trainers(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"everstep {__version__}\n"
+
+
+@pytest.mark.parametrize("verb", ["checkpoint", "data", "check"])
+def test_verbs_that_need_torch_become_the_trainer(verb: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Became(Exception):
+        pass
+
+    def execv(path: str, argv: list[str]) -> None:
+        raise Became(path, argv)
+
+    monkeypatch.setattr(os, "execv", execv)
+    with pytest.raises(Became) as became:
+        command.main([verb, "ls", "runs/demo", "--help"])
+    assert became.value.args == (sys.executable, [sys.executable, "-m", "trainer", verb, "ls", "runs/demo", "--help"])
+
+
+def test_ctrl_c_prints_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(_: list[str]) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_dispatch", interrupted)
+    assert command.main(["run"]) == 130
+    assert capsys.readouterr().err == ""
+
+
+def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERSTEP_TRACEBACK", "1")
+    with pytest.raises(Exception, match="no key 'stepz'"):
+        command.main(["run", "stepz=3"])
+
+
+@pytest.mark.process
+def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
+    piped = f"{sys.executable} -m launch --help | true"
+    ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)
+    assert ended.stderr == ""

@@ -1,0 +1,65 @@
+"""The restart policy, case by case."""
+
+from __future__ import annotations
+
+import pytest
+
+from launch.restart import back_off_s, decide
+from trainer.run_folder import Ending, Outcome
+
+
+@pytest.mark.parametrize("outcome", ["done", "preempted", "config_error", "diverged", "superseded"])
+def test_an_ending_that_a_restart_would_not_change_is_the_last(outcome: str) -> None:
+    decision = decide(Ending(Outcome(outcome), step=7, reason="why"), restarts=0, max_restarts=3, progressed=True)
+    assert not decision.go_on
+    assert "step 7: why" in decision.reason
+
+
+def test_every_outcome_has_a_decision() -> None:
+    for outcome in Outcome:
+        assert decide(Ending(outcome), restarts=0, max_restarts=1, progressed=False).reason
+
+
+def test_a_crash_starts_again_while_there_is_budget() -> None:
+    crashed = Ending(Outcome.crashed, step=12, reason="lost a peer")
+    decisions = [decide(crashed, restarts, max_restarts=2, progressed=False) for restarts in (0, 1, 2)]
+    assert [d.go_on for d in decisions] == [True, True, False]
+    assert [d.restarts for d in decisions] == [1, 2, 2]
+    assert "3 starts in a row made no new checkpoint" in decisions[2].reason
+
+
+def test_a_kill_without_a_word_counts_as_a_crash() -> None:
+    assert decide(None, restarts=0, max_restarts=1, progressed=False).go_on
+    assert not decide(None, restarts=1, max_restarts=1, progressed=False).go_on
+
+
+def test_a_new_checkpoint_refills_the_budget() -> None:
+    decision = decide(Ending(Outcome.crashed), restarts=3, max_restarts=3, progressed=True)
+    assert decision.go_on
+    assert decision.restarts == 1
+
+
+def test_without_budget_nothing_is_started_again_even_after_progress() -> None:
+    decision = decide(Ending(Outcome.crashed), restarts=0, max_restarts=0, progressed=True)
+    assert not decision.go_on
+    assert "job.max_restarts=0 allows no other" in decision.reason
+
+
+def test_out_of_memory_costs_nothing_while_the_microbatch_shrinks() -> None:
+    decision = decide(Ending(Outcome.out_of_memory, micro_batch=4), restarts=3, max_restarts=3, progressed=False)
+    assert decision.go_on
+    assert decision.restarts == 3
+    assert "micro_batch=4" in decision.reason
+
+
+@pytest.mark.parametrize(("micro_batch", "shrank"), [(None, True), (4, False)])
+def test_out_of_memory_ends_the_run_when_the_microbatch_cannot_shrink(micro_batch: int | None, shrank: bool) -> None:
+    ending = Ending(Outcome.out_of_memory, micro_batch=micro_batch)
+    assert not decide(ending, restarts=0, max_restarts=3, progressed=True, shrank=shrank).go_on
+
+
+def test_waits_grow_and_stay_short() -> None:
+    waits = [back_off_s(restarts) for restarts in range(10)]
+    assert waits == sorted(waits)
+    assert waits[:3] == [0.0, 0.5, 1.0]
+    assert waits[-1] == 10.0

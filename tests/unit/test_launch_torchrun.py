@@ -1,0 +1,39 @@
+"""The command and environment that start the trainer."""
+
+from __future__ import annotations
+
+import sys
+
+from launch.torchrun import command, environment
+
+
+def test_one_process_needs_no_torchrun() -> None:
+    assert command("/runs/demo", nproc=1, grace_s=60) == [sys.executable, "-m", "trainer", "--frozen", "/runs/demo"]
+
+
+def test_many_processes_go_through_torchrun_with_settings_that_notice_a_lost_peer_soon() -> None:
+    argv = command("s3://bucket/runs/demo", nproc=4, grace_s=90)
+    assert argv[1:3] == ["-m", "torch.distributed.run"]
+    assert argv[-4:] == ["-m", "trainer", "--frozen", "s3://bucket/runs/demo"]
+    assert {
+        "--nproc-per-node=4",
+        "--rdzv-endpoint=127.0.0.1:0",
+        "--rdzv-id=demo",
+        "--rdzv-conf=keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3,join_timeout=60",
+        "--shutdown-timeout=90",
+        "--max-restarts=0",
+    } <= set(argv)
+
+
+def test_plugins_stand_on_the_command_line() -> None:
+    for nproc in (1, 2):
+        assert command("/runs/demo", nproc, 60, plugins=["mine", "ours.nets"])[-2:] == ["--plugins", "mine,ours.nets"]
+
+
+def test_each_restart_of_torchrun_gets_a_store_of_its_own() -> None:
+    assert environment({}, threads=1, extra={})["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_the_job_may_add_to_the_environment_and_has_the_last_word() -> None:
+    env = environment({"A": "shell", "HOME": "/root"}, threads=3, extra={"A": "job"})
+    assert (env["A"], env["HOME"], env["OMP_NUM_THREADS"]) == ("job", "/root", "3")

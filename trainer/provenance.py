@@ -1,0 +1,81 @@
+"""What a run was made from: code, packages, command and config, as the run folder keeps it."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import hashlib
+import json
+import platform
+import socket
+import subprocess
+from collections.abc import Sequence
+from typing import Any
+
+from trainer import __version__
+from trainer.compose import digest
+from trainer.config import RunConfig
+from trainer.run_folder import PROVENANCE, RunFolder
+
+LARGEST_DIFF = 256 * 1024
+"""Bytes of uncommitted change that are kept in full; of a larger one only size and hash."""
+
+
+def record(folder: RunFolder, config: RunConfig, command: Sequence[str]) -> None:
+    """Write it once: a run that goes on later keeps what it began with."""
+    text = json.dumps(facts(config, command), indent=1, sort_keys=True) + "\n"
+    folder.storage.create(PROVENANCE, text.encode())
+
+
+def facts(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
+    return {
+        "everstep": __version__,
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "host": socket.gethostname(),
+        "user": _user(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "command": list(command),
+        "config_digest": digest(config),
+        "code": code(),
+        "packages": packages(),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Every installed distribution with its version, without importing any."""
+    from importlib.metadata import distributions
+
+    return {str(found.name).lower(): found.version for found in distributions() if found.name}
+
+
+def code(folder: str = ".") -> dict[str, Any] | None:
+    """Commit and uncommitted change of the checkout in `folder`; None where there is no git or no checkout.
+
+    No remote: its URL may hold a password.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    facts = {"commit": commit.decode().strip(), "changed": bool(diff)}
+    if len(diff) > LARGEST_DIFF:
+        return {**facts, "diff_bytes": len(diff), "diff_sha256": hashlib.sha256(diff).hexdigest()}
+    return {**facts, "diff": diff.decode(errors="replace")}
+
+
+def _git(folder: str, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, timeout=30, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may run under a number without a name
+        return "unknown"
