@@ -1,0 +1,171 @@
+"""The commit record of a checkpoint, and what follows from the records of a run. No torch here.
+
+A checkpoint exists if and only if its manifest exists: it is written last and removed first. It lists every file with
+size and digest, so that what was damaged since is seen before anything is parsed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from trainer.errors import CheckpointError
+from trainer.run_folder import CHECKPOINTS, RunFolder
+from trainer.storage import Storage
+
+MANIFEST = "manifest.json"
+SET_ASIDE = "manifest.set-aside.json"
+TENSORS = "tensors.json"
+FORMAT = 1
+READ_BYTES = 16 * 2**20
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """Size in bytes and SHA-256 of one file of a checkpoint."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything about a checkpoint but its tensors."""
+
+    step: int
+    attempt: int
+    samples: int
+    world: int
+    parallel: str
+    time: float
+    config_digest: str
+    data_digest: str
+    progress: dict[str, Any]
+    scalars: dict[str, float]
+    """Optimizer state that is not a tensor, by name."""
+    metric: float | None
+    """The held-out metric that was last measured, for `keep_best`."""
+    files: dict[str, FileRecord] = field(default_factory=dict)
+    format: int = FORMAT
+
+    def to_json(self) -> bytes:
+        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+
+    @staticmethod
+    def from_json(data: bytes) -> Manifest:
+        """The manifest; ValueError when the bytes are not one."""
+        fields = json.loads(data)
+        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+            raise ValueError("not a manifest of this format")
+        files = {name: FileRecord(**record) for name, record in fields["files"].items()}
+        try:
+            return Manifest(**{**fields, "files": files})
+        except TypeError as error:
+            raise ValueError(str(error)) from error
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A folder with a manifest; `damage` says why the manifest itself cannot be read."""
+
+    path: str
+    step: int
+    attempt: int
+    manifest: Manifest | None
+    damage: str = ""
+
+
+def parse_name(name: str) -> tuple[int, int] | None:
+    """(step, attempt) of a checkpoint folder's name."""
+    parts = name.split("-")
+    if len(parts) == 4 and parts[0] == "step" and parts[2] == "attempt" and parts[1].isdigit() and parts[3].isdigit():
+        return int(parts[1]), int(parts[3])
+    return None
+
+
+def folders(run: RunFolder) -> list[tuple[int, int, str]]:
+    """(step, attempt, path) of all checkpoint folders, with or without manifest, newest step first."""
+    named = ((parse_name(name), name) for name in run.storage.names(CHECKPOINTS))
+    return sorted(((*key, f"{CHECKPOINTS}/{name}") for key, name in named if key is not None), reverse=True)
+
+
+def candidates(run: RunFolder) -> Iterator[Candidate]:
+    """Committed checkpoints in the run's line, newest first."""
+    limits = run.limits()
+    for step, attempt, path in folders(run):
+        if step > limits.get(attempt, 2**62):
+            continue
+        try:
+            data = run.storage.read(f"{path}/{MANIFEST}")
+        except FileNotFoundError:
+            continue
+        yield _candidate(path, step, attempt, data)
+
+
+def _candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
+    try:
+        manifest = Manifest.from_json(data)
+        if (manifest.step, manifest.attempt) != (step, attempt):
+            raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")
+    except (ValueError, KeyError) as error:
+        return Candidate(path, step, attempt, None, f"{MANIFEST} is damaged: {error}")
+    return Candidate(path, step, attempt, manifest)
+
+
+def damage(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
+    """Why one of these files of a checkpoint is not what was written; an empty string when all are."""
+    for name, record in files:
+        try:
+            size = storage.size(f"{path}/{name}")
+            if size != record.bytes:
+                return f"{name} has {size} bytes, not {record.bytes}"
+            if file_digest(storage, f"{path}/{name}", size) != record.sha256:
+                return f"{name} does not match its SHA-256"
+        except FileNotFoundError:
+            return f"{name} is missing"
+    return ""
+
+
+def file_digest(storage: Storage, path: str, size: int) -> str:
+    digest = hashlib.sha256()
+    for start in range(0, size, READ_BYTES):
+        digest.update(storage.read_range(path, start, min(size, start + READ_BYTES)))
+    return digest.hexdigest()
+
+
+def set_aside(run: RunFolder, candidate: Candidate) -> None:
+    """Make a damaged checkpoint one no longer, under a name that says so; its files stay for whoever wants to look."""
+    run.storage.move(f"{candidate.path}/{MANIFEST}", f"{candidate.path}/{SET_ASIDE}")
+
+
+def was_set_aside(run: RunFolder) -> list[str]:
+    return [path for _, _, path in folders(run) if run.storage.exists(f"{path}/{SET_ASIDE}")]
+
+
+def newest(run: RunFolder) -> Candidate:
+    """The newest checkpoint whose files all verify; CheckpointError when there is none."""
+    found = []
+    for candidate in candidates(run):
+        fault = candidate.damage
+        if candidate.manifest is not None:
+            fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
+        if not fault:
+            return candidate
+        found.append(f"{candidate.path}: {fault}")
+    raise CheckpointError(f"{run.url} has no checkpoint that can be read ({'; '.join(found) or 'none was written'})")
+
+
+def to_keep(
+    manifests: list[Manifest], *, keep_last: int, keep_best: int, keep_every: int | None, maximise: bool
+) -> set[tuple[int, int]]:
+    """(step, attempt) of what retention keeps: the newest, the best, and the multiples, whichever applies."""
+    by_step = sorted(manifests, key=lambda m: (m.step, m.attempt), reverse=True)
+    measured = [m for m in by_step if m.metric is not None]
+    best = sorted(measured, key=lambda m: (m.metric or 0.0) * (-1 if maximise else 1))
+    kept = [*by_step[:keep_last], *best[:keep_best]]
+    if keep_every is not None:
+        kept += [m for m in by_step if m.step % keep_every == 0]
+    return {(m.step, m.attempt) for m in kept}

@@ -1,0 +1,128 @@
+"""What a person at rank 0's terminal sees: a table at the start, then a bar; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from trainer.config import LogConfig, Progress
+
+SHOWN = ("loss", "lr", "norm")
+
+
+class Display(Protocol):
+    """Shows training as it goes."""
+
+    def start(self, title: str, facts: Mapping[str, str], step: int, steps: int) -> None: ...
+    def update(self, step: int, record: Mapping[str, Any]) -> None: ...
+    def say(self, line: str) -> None: ...
+    def close(self) -> None: ...
+
+
+def open_display(log: LogConfig, main: bool) -> Display:
+    """The display that the config asks for; `auto` is a bar on a terminal, lines elsewhere. Only rank 0 shows."""
+    if not main or log.progress is Progress.off:
+        return Quiet()
+    if log.progress is Progress.bar or (log.progress is Progress.auto and sys.stdout.isatty()):
+        return Bar()
+    return Lines(log.line_every_s)
+
+
+class Quiet:
+    """Shows nothing."""
+
+    def start(self, title: str, facts: Mapping[str, str], step: int, steps: int) -> None: ...
+    def update(self, step: int, record: Mapping[str, Any]) -> None: ...
+    def say(self, line: str) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines:
+    """One line every few seconds, for logs."""
+
+    def __init__(self, every_s: float) -> None:
+        self.every_s = every_s
+        self._shown = float("-inf")
+        self._steps = 0
+
+    def start(self, title: str, facts: Mapping[str, str], step: int, steps: int) -> None:
+        self._steps = steps
+        self.say(title)
+        for name, value in facts.items():
+            self.say(f"  {name:<12} {value}")
+
+    def update(self, step: int, record: Mapping[str, Any]) -> None:
+        if time.monotonic() - self._shown < self.every_s and step < self._steps:
+            return
+        self._shown = time.monotonic()
+        self.say(f"step {step}/{self._steps}  " + "  ".join(f"{k} {v}" for k, v in columns(record).items()))
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def close(self) -> None: ...
+
+
+class Bar:
+    """rich's progress bar."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        self.console = Console(highlight=False)
+        self.bar = RichProgress(
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=None),
+            TextColumn("{task.fields[info]}"),
+            TextColumn("eta"),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            expand=True,
+        )
+
+    def start(self, title: str, facts: Mapping[str, str], step: int, steps: int) -> None:
+        from rich.table import Table
+
+        table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        for name, value in facts.items():
+            table.add_row(f"[dim]{name}", value)
+        self.console.print(table)
+        self.task = self.bar.add_task("train", total=steps, completed=step, info="starting …")
+        self.bar.start()
+
+    def update(self, step: int, record: Mapping[str, Any]) -> None:
+        info = " · ".join(f"{name} [bold]{value}[/]" for name, value in columns(record).items())
+        self.bar.update(self.task, completed=step, info=info)
+
+    def say(self, line: str) -> None:
+        self.bar.console.print(line)
+
+    def close(self) -> None:
+        self.bar.stop()
+
+
+def columns(record: Mapping[str, Any]) -> dict[str, str]:
+    """A training record in the few words that fit a line of 80 columns."""
+    shown = {"loss": f"{record['loss']:.4f}", "lr": f"{record['lr']:.2e}"}
+    if "items_per_s" in record:
+        shown[f"{record.get('unit', 'items')}/s"] = short(record["items_per_s"])
+    if "mfu" in record:
+        shown["mfu"] = f"{record['mfu']:.0%}"
+    if "memory_mb" in record:
+        shown["mem"] = f"{record['memory_mb'] / 1024:.1f}G"
+    if record.get("data_wait", 0) >= 0.01:
+        shown["wait"] = f"{record['data_wait']:.0%}"
+    return shown
+
+
+def short(number: float) -> str:
+    """1234567 as 1.23M."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"

@@ -1,0 +1,108 @@
+"""Held-out data through the model: sums over all samples, so the result does not depend on how they were cut."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
+from trainer.data.dataset import Dataset
+from trainer.data.loader import evaluation_batches
+from trainer.errors import ConfigError
+from trainer.parallel import Spread
+from trainer.state import Progress, TrainState
+from trainer.step import inputs
+from trainer.stop import Stop
+from trainer.task import Task
+
+ASK_EVERY = 16
+"""Microbatches between looks whether any rank was asked to stop."""
+
+
+class Evaluator:
+    """Evaluates the state when it is due, and keeps the score in its progress."""
+
+    def __init__(
+        self, run: RunConfig, state: TrainState, spread: Spread, task: Task, data: Dataset | None, stop: Stop
+    ) -> None:
+        self.run = run
+        self.state = state
+        self.spread = spread
+        self.task = task
+        self.data = data
+        self.stop = stop
+
+    def due(self, step: int, *, last: bool) -> bool:
+        """Whether to evaluate at this step; also true after a restart at a step whose evaluation was cut short."""
+        if self.data is None or step == 0 or self.state.progress.evaluated >= step:
+            return False
+        every = self.run.evaluate.every
+        return last or (every is not None and step % every == 0)
+
+    def __call__(self) -> dict[str, float] | None:
+        """The metrics, each a mean over all held-out items; None when a rank was asked to stop meanwhile."""
+        module = self.spread.module
+        module.eval()
+        try:
+            with torch.no_grad(), self._weights():
+                return self._measure()
+        finally:
+            module.train()
+
+    def _measure(self) -> dict[str, float] | None:
+        mesh, names, sums = self.spread.mesh, ["loss"], torch.zeros(0)
+        if self.data is None:
+            raise ConfigError("data has no validation split; set evaluate.every=null")
+        config = self.run.evaluate
+        batch = min(config.batch or self.run.micro_batch, self.state.progress.micro_batch or self.run.micro_batch)
+        batches = evaluation_batches(self.data, batch, mesh.rank, mesh.world, mesh.device, config.limit)
+        cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
+        for number, microbatch in enumerate(batches):
+            if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
+                return None
+            with self.spread.autocast():
+                loss = self.task.evaluate(self.spread.module, inputs(microbatch.batch, cast))
+            if number == 0:
+                names = ["loss", *loss.metrics]
+                sums = torch.zeros(1 + len(names), dtype=torch.float64, device=mesh.device)
+            if microbatch.real:
+                values = [
+                    torch.as_tensor(v, device=mesh.device) for v in (loss.count, loss.sum, *loss.metrics.values())
+                ]
+                sums += torch.stack([value.detach().double() for value in values])
+        count, *totals = mesh.sum(sums).tolist()
+        return {name: total / count if count else float("nan") for name, total in zip(names, totals, strict=True)}
+
+    @contextlib.contextmanager
+    def _weights(self) -> Iterator[None]:
+        average = self.state.average if self.run.evaluate.weights is Weights.ema else None
+        if average is None:
+            yield
+            return
+        average.swap()
+        try:
+            yield
+        finally:
+            average.swap()
+
+
+def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, float]) -> bool:
+    """Note an evaluation in `progress`; True when its metric is the best so far."""
+    if config.metric not in metrics:
+        raise ConfigError(
+            f"evaluate.metric={config.metric!r}: the task measures {', '.join(metrics)}; change evaluate.metric"
+        )
+    value = metrics[config.metric]
+    gain = (
+        (progress.best - value if config.goal is Goal.min else value - progress.best)
+        if progress.best is not None
+        else 0
+    )
+    better = value == value and (progress.best is None or gain > config.min_delta)
+    progress.evaluated, progress.metric = progress.step, value
+    progress.stale = 0 if better else progress.stale + 1
+    if better:
+        progress.best, progress.best_step = value, progress.step
+    return better

@@ -1,0 +1,212 @@
+"""Who takes part: this process's rank and device, the group of all processes, and how they come to agree.
+
+The group is always formed over a store prefix of its own. torchrun may hand the same store to every restart, and the
+keys of a dead incarnation then lead its successors to addresses where nobody listens; so the processes of one start
+first agree on a generation that no earlier start can have had.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
+
+from trainer.config import ParallelConfig, ParallelKind
+from trainer.errors import ConfigError, EverstepError
+
+T = TypeVar("T")
+POLL_S = 0.005
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a launcher put this process."""
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @staticmethod
+    def from_environment() -> Place:
+        """What torchrun (or anybody who sets the same variables) says; alone without it."""
+        number = {name: int(os.environ.get(name, default)) for name, default in
+                  (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}  # fmt: skip
+        return Place(number["RANK"], number["WORLD_SIZE"], number["LOCAL_RANK"])
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The processes of this start. `grid` has the dimension `shard`, and `replicate` before it under hsdp."""
+
+    place: Place
+    device: torch.device
+    grid: DeviceMesh | None = None
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def world(self) -> int:
+        return self.place.world
+
+    @property
+    def is_main(self) -> bool:
+        return self.place.rank == 0
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """What rank 0 decides, on all ranks; an EverstepError that it meets is raised on all of them."""
+        if self.world == 1:
+            return decision()
+        box: list[Any] = [None]
+        if self.is_main:
+            try:
+                box = [(True, decision())]
+            except EverstepError as error:
+                box = [(False, error)]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        fine, value = box[0]
+        if not fine:
+            raise value
+        decided: T = value
+        return decided
+
+    def gather(self, value: T) -> list[T]:
+        """Each rank's value, on all ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor summed over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def die_with_parent() -> None:
+    """Arrange that the kernel kills this process when its parent dies: a worker without agent trains for nobody."""
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def join(place: Place, timeout_s: float) -> Store:
+    """A store that only the processes of this very start share."""
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return PrefixStore(f"everstep/{agree_on_generation(store, place, timeout_s)}", store)
+
+
+def agree_on_generation(store: Store, place: Place, timeout_s: float) -> str:
+    """A name for this start that all its processes agree on, over a store that may remember earlier starts.
+
+    Each process writes a number used once; rank 0 announces the list of all, again whenever it sees one change; a
+    process accepts the announcement that holds its own number. When all have accepted the same one, it is the name.
+    """
+    prefix, mine, deadline = f"everstep/join/{place.world}", uuid.uuid4().hex, time.monotonic() + timeout_s
+    store.set(f"{prefix}/{place.rank}", mine)
+    announced, accepted = "", ""
+    while time.monotonic() < deadline:
+        if place.rank == 0:
+            numbers = [_peek(store, f"{prefix}/{rank}") for rank in range(place.world)]
+            if all(numbers) and ",".join(numbers) != announced:
+                announced = ",".join(numbers)
+                store.set(f"{prefix}/announced", announced)
+        seen = _peek(store, f"{prefix}/announced")
+        numbers = seen.split(",")
+        if seen != accepted and len(numbers) == place.world and numbers[place.rank] == mine:
+            accepted = seen
+            store.add(f"{prefix}/accepted/{accepted}", 1)
+        if accepted and store.add(f"{prefix}/accepted/{accepted}", 0) == place.world:
+            return uuid.uuid5(uuid.NAMESPACE_OID, accepted).hex
+        time.sleep(POLL_S)
+    raise TimeoutError(f"rank {place.rank}: the {place.world} processes did not all join within {timeout_s:.0f} s")
+
+
+def _peek(store: Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def tell(store: Store, place: Place, decision: Callable[[], str]) -> str:
+    """`Mesh.decide` before there is a group: rank 0's text, or its error, over the store."""
+    if place.rank == 0:
+        try:
+            store.set("told", "+" + decision())
+        except EverstepError as error:
+            store.set("told", f"-{type(error).__name__}: {error}")
+            raise
+    told = store.get("told").decode()
+    if told[0] == "-":
+        raise ToldError(told[1:])
+    return told[1:]
+
+
+class ToldError(EverstepError):
+    """Rank 0 met an error and has shown it; this rank only leaves."""
+
+
+def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s: float) -> Mesh:
+    """Join the group and lay the grid of devices out as `parallel` asks."""
+    _check(parallel, place.world)
+    device = _device(place)
+    if store is not None:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
+        )
+    return Mesh(place, device, _grid(parallel, place.world, device) if store is not None else None)
+
+
+def _check(parallel: ParallelConfig, world: int) -> None:
+    if parallel.kind is ParallelKind.single and world > 1:
+        raise ConfigError(f"parallel=single on {world} processes: it trains on one; use parallel=ddp, or job.nproc=1")
+    if parallel.shard is not None and (parallel.shard > world or world % parallel.shard):
+        raise ConfigError(
+            f"parallel.shard={parallel.shard} does not divide the {world} processes; change parallel.shard or job.nproc"
+        )
+
+
+def _device(place: Place) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if place.local_rank >= count:
+        raise ConfigError(
+            f"process {place.local_rank} of this node has no GPU: there are {count}; set job.nproc={count}"
+        )
+    device = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def _grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceMesh | None:
+    if parallel.kind is ParallelKind.fsdp:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    if parallel.kind is ParallelKind.hsdp and parallel.shard is not None:
+        shape = (world // parallel.shard, parallel.shard)
+        return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    return None
+
+
+def leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

@@ -1,0 +1,198 @@
+"""What is written down while a run trains: metrics and events as JSON lines, always; W&B and TensorBoard on request.
+
+Metrics are keyed by step, and a step that is replayed after a restart supersedes its earlier record. A sink that fails
+is switched off with a warning; it never stops training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import IO, Any, Protocol
+
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+from trainer.run_folder import RunFolder
+from trainer.storage import Storage
+
+LOG = logging.getLogger("everstep")
+PART_EVERY_S = 30.0
+Record = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Where metrics go. `log` may be called again for a step that was replayed."""
+
+    def log(self, record: Record) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """A file of JSON lines; on an object store, which cannot append, a row of parts that are written now and then."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self.storage = storage
+        self.path = path
+        self._parts = 0
+        self._lines: list[str] = []
+        self._written = time.monotonic()
+        self._file: IO[str] | None = None
+        local = storage.path(path)
+        if local is not None:
+            local.parent.mkdir(parents=True, exist_ok=True)
+            self._file = local.open("a", encoding="utf-8")
+
+    def log(self, record: Record) -> None:
+        line = json.dumps(record) + "\n"
+        if self._file is not None:
+            self._file.write(line)
+            self._file.flush()
+            return
+        self._lines.append(line)
+        if time.monotonic() - self._written > PART_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        if self._lines:
+            stem, dot, suffix = self.path.rpartition(".")
+            self.storage.write(f"{stem}-{self._parts:05d}{dot}{suffix}", "".join(self._lines).encode())
+            self._parts += 1
+            self._lines = []
+        self._written = time.monotonic()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+        else:
+            self.flush()
+
+
+def read_lines(folder: RunFolder, name: str) -> Iterator[dict[str, Any]]:
+    """The records of all attempts in the order of writing; a line that a kill cut short is left out."""
+    stem, _, suffix = name.rpartition(".")
+    for attempt in folder.attempts():
+        for file in folder.storage.names(folder.attempt(attempt)):
+            if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
+                for line in folder.storage.read(folder.attempt(attempt, file)).splitlines():
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        continue
+
+
+def read_metrics(folder: RunFolder, kind: str = "train") -> dict[int, dict[str, Any]]:
+    """The last record of each step, `kind` train or evaluate, in the order of steps."""
+    records = {r["step"]: r for r in read_lines(folder, "metrics.jsonl") if r.get("kind") == kind}
+    return dict(sorted(records.items()))
+
+
+class WandbSink:
+    """Weights & Biases. All starts of a run write to one W&B run; the step is ours, since W&B's begins anew offline."""
+
+    def __init__(self, run: RunConfig, folder: RunFolder, config: Record) -> None:
+        import wandb
+
+        folder.storage.create("wandb.json", json.dumps({"id": uuid.uuid4().hex[:12]}).encode())
+        identity = json.loads(folder.storage.read("wandb.json"))["id"]
+        options = run.log.wandb
+        local = folder.storage.path()
+        self._run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            name=run.run,
+            id=identity,
+            resume="allow",
+            config=dict(config),
+            mode=options.mode,
+            dir=os.environ.get("WANDB_DIR") or (str(local) if local is not None else None),
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                x_disable_stats=True,
+                disable_git=True,
+                disable_code=True,
+                finish_timeout=30,
+                # The default of 15 s loses that much when the process is killed.
+                x_transaction_log_flush_interval=1,
+            ),
+        )
+        self._run.define_metric("*", step_metric="step")
+
+    def log(self, record: Record) -> None:
+        prefix = record["kind"]
+        values = {f"{prefix}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
+        self._run.log({**values, "step": record["step"]})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TensorBoardSink:
+    """TensorBoard's event files in the run folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        local = folder.storage.path("tensorboard")
+        self._writer: Any = SummaryWriter(str(local) if local is not None else f"{folder.url}/tensorboard")
+
+    def log(self, record: Record) -> None:
+        for key, value in record.items():
+            if key not in ("kind", "step") and isinstance(value, int | float):
+                self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Guarded:
+    """A sink whose failures are warnings: after the first it is switched off."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name = name
+        self.sink: Sink | None = sink
+
+    def log(self, record: Record) -> None:
+        if self.sink is not None:
+            try:
+                self.sink.log(record)
+            except Exception as error:
+                self._switch_off(error)
+
+    def close(self) -> None:
+        if self.sink is not None:
+            try:
+                self.sink.close()
+            except Exception as error:
+                self._switch_off(error)
+
+    def _switch_off(self, error: Exception) -> None:
+        LOG.warning("%s failed and is switched off, training goes on: %s: %s", self.name, type(error).__name__, error)
+        self.sink = None
+
+
+def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record) -> list[Sink]:
+    """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning."""
+    sinks: list[Sink] = [JsonLines(folder.storage, folder.attempt(attempt, "metrics.jsonl"))]
+    wanted = {
+        "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
+        "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder)),
+    }
+    for name, (enabled, extra, opener) in wanted.items():
+        if not enabled:
+            continue
+        try:
+            sinks.append(Guarded(name, opener()))
+        except ImportError as error:
+            raise ConfigError(
+                f"log asks for {name}, which is not installed: pip install 'everstep[{extra}]'"
+            ) from error
+        except Exception as error:
+            LOG.warning("%s cannot be used, training goes on without: %s: %s", name, type(error).__name__, error)
+    return sinks

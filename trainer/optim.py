@@ -1,0 +1,89 @@
+"""What turns gradients into new weights: parameter groups, the learning rate as a function of the step, the average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from trainer.config import Node, ScheduleConfig, Shape
+from trainer.errors import ConfigError
+from trainer.plugins import TARGET, instantiate
+
+FUSED = ("torch.optim.AdamW", "torch.optim.Adam")
+FUSED_WHOLE = ("torch.optim.SGD",)
+"""Optimizers whose fused kernel works on whole tensors only, not on shards."""
+
+
+def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
+    """The learning rate of update `step` (1 is the first) as a fraction of the highest."""
+    if step <= schedule.warmup_steps:
+        return step / schedule.warmup_steps
+    span = max(1, steps - schedule.warmup_steps)
+    done = min(1.0, (step - schedule.warmup_steps) / span)
+    low = schedule.final_fraction
+    if schedule.shape is Shape.cosine:
+        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
+    if schedule.shape is Shape.linear:
+        return 1 - (1 - low) * done
+    if schedule.shape is Shape.wsd:
+        return 1 - (1 - low) * max(0.0, done - (1 - schedule.decay_fraction)) / schedule.decay_fraction
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> torch.optim.Optimizer:
+    """The optimizer of a node, fused where it can be; norms and biases (one dimension or none) do not decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ConfigError("the model has no parameters to train; change model or task")
+    matrices = [p for p in trained if p.dim() >= 2]
+    vectors = [p for p in trained if p.dim() < 2]
+    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
+    if vectors:
+        groups.append({"params": vectors, **({"weight_decay": 0.0} if "weight_decay" in node else {})})
+    sharded = any(isinstance(p, DTensor) for p in trained)
+    fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE))
+    optimizer = instantiate({**({"fused": True} if fusable else {}), **node}, "optimizer", plugins, params=groups)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
+    for group in optimizer.param_groups:
+        group["peak_lr"] = group["lr"]
+    return optimizer
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This rank's part of a tensor, sharing its memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+class Average:
+    """An exponential moving average of the weights, laid out over the ranks as they are."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.shadow = {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+        self._pairs = [
+            (local(self.shadow[name]), local(p.detach())) for name, p in model.named_parameters() if p.requires_grad
+        ]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        averages, weights = (list(side) for side in zip(*self._pairs, strict=True))
+        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchange the average and the weights; a second call puts them back."""
+        for average, weight in self._pairs:
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)

@@ -1,0 +1,130 @@
+"""From a `_target_` node to an object, and only to such objects as a run may name.
+
+A run folder that comes from elsewhere must not be able to run code, so a target has to lie in one of a few packages,
+or in one that the user named in `plugins`; names that those packages merely import (`torch.nn.os.system`) do not count.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from trainer.errors import ConfigError, EverstepError, nearest
+
+ALLOWED = (
+    "trainer.tasks.", "trainer.models.", "trainer.data.", "trainer.hooks.",
+    "torch.nn.", "torch.optim.", "torch.utils.data.",
+)  # fmt: skip
+TARGET = "_target_"
+PARTIAL = "_partial_"
+
+
+def is_node(value: object) -> bool:
+    return isinstance(value, Mapping) and TARGET in value
+
+
+def check_allowed(node: object, key: str, plugins: Iterable[str]) -> None:
+    """ConfigError for any target below `node` outside the allowed packages; imports nothing."""
+    if isinstance(node, Mapping):
+        if TARGET in node:
+            _check_name(node[TARGET], key, plugins)
+        for name, value in node.items():
+            check_allowed(value, f"{key}.{name}", plugins)
+    elif isinstance(node, list):
+        for number, value in enumerate(node):
+            check_allowed(value, f"{key}[{number}]", plugins)
+
+
+def instantiate(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> Any:
+    """The object that a node describes, its inner nodes first.
+
+    Args:
+        key: where the node stands, for error messages.
+        plugins: packages of the user's that targets may lie in.
+        runtime: objects that only exist at run time; handed over where the constructor has a parameter of that name.
+    """
+    target = _resolve(node[TARGET], key, plugins)
+    arguments = {
+        name: _value(value, f"{key}.{name}", plugins) for name, value in node.items() if name not in (TARGET, PARTIAL)
+    }
+    arguments |= _fitting(target, runtime)
+    partial = bool(node.get(PARTIAL))
+    _check_arguments(target, node[TARGET], key, arguments, partial)
+    if partial:
+        return functools.partial(target, **arguments)
+    try:
+        return target(**arguments)
+    except EverstepError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"{key} ({node[TARGET]}): {error}") from error
+
+
+def _value(value: Any, key: str, plugins: Iterable[str]) -> Any:
+    if is_node(value):
+        return instantiate(value, key, plugins)
+    if isinstance(value, Mapping):
+        return {name: _value(item, f"{key}.{name}", plugins) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_value(item, f"{key}[{number}]", plugins) for number, item in enumerate(value)]
+    return value
+
+
+def _check_name(target: object, key: str, plugins: Iterable[str]) -> None:
+    allowed = (*ALLOWED, *(f"{name}." for name in plugins))
+    if not isinstance(target, str) or not target.startswith(allowed):
+        raise ConfigError(
+            f"{key}._target_={target!r} is in none of the packages that this run may use "
+            f"({', '.join(a[:-1] for a in allowed)}); name your package with 'plugins=[{str(target).split('.')[0]}]'"
+        )
+
+
+def _resolve(target: str, key: str, plugins: Iterable[str]) -> Any:
+    _check_name(target, key, plugins)
+    found = _import(target, key)
+    home = f"{getattr(found, '__module__', '')}."
+    roots = (*(a for a in ALLOWED), *(f"{name}." for name in plugins))
+    if not callable(found) or not home.startswith(roots):
+        raise ConfigError(f"{key}._target_={target!r} is not a class or function that its package defines")
+    return found
+
+
+def _import(target: str, key: str) -> Any:
+    """Import the longest module that the dotted name begins with, then follow the attributes."""
+    parts = target.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        name = ".".join(parts[:cut])
+        try:
+            found: Any = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name is not None and f"{name}.".startswith(f"{error.name}."):
+                continue
+            raise ConfigError(f"{key}._target_={target!r}: cannot import {name}: {error}") from error
+        for part in parts[cut:]:
+            if not hasattr(found, part):
+                hint = nearest(part, [n for n in dir(found) if n[0] != "_"])
+                raise ConfigError(f"{key}._target_={target!r}: {name} has no {part!r}{hint}")
+            found = getattr(found, part)
+        return found
+    raise ConfigError(f"{key}._target_={target!r}: there is no module {parts[0]!r}; is your package installed?")
+
+
+def _fitting(target: Any, runtime: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(target).parameters
+    return {name: value for name, value in runtime.items() if name in parameters}
+
+
+def _check_arguments(target: Any, name: str, key: str, arguments: Mapping[str, Any], partial: bool) -> None:
+    parameters = inspect.signature(target).parameters
+    kinds = inspect.Parameter
+    named = {p.name for p in parameters.values() if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
+    if not any(p.kind is kinds.VAR_KEYWORD for p in parameters.values()):
+        for argument in arguments:
+            if argument not in named:
+                raise ConfigError(f"{key}.{argument}: {name} takes no {argument!r}{nearest(argument, named)}")
+    missing = [p for p in named - arguments.keys() if parameters[p].default is kinds.empty]
+    if missing and not partial:
+        raise ConfigError(f"{key}: {name} needs {', '.join(sorted(missing))}; set {key}.{sorted(missing)[0]}")

@@ -1,0 +1,64 @@
+"""Stopping well: whoever asks (a signal, the clock, a marker in the run folder), a flag is set and nothing else done.
+
+The handlers are installed before torch is imported, so that a signal which comes while a process is still starting is
+not lost. Whether the run stops is agreed by all ranks together with the loss of a step, at no cost of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from types import FrameType
+
+from trainer.config import StopConfig
+from trainer.run_folder import STOP_MARKER, RunFolder
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Stop:
+    """Whether this process was asked to stop, and by what."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+        self.started = time.monotonic()
+        self._deadline = float("inf")
+        self._closed = threading.Event()
+
+    @property
+    def asked(self) -> bool:
+        return bool(self.reason) or self._out_of_time()
+
+    def _out_of_time(self) -> bool:
+        if time.monotonic() < self._deadline:
+            return False
+        self.reason = "wall-time budget used up (stop.wall_time_s)"
+        return True
+
+    def listen(self) -> None:
+        """Turn signals into a reason. A second SIGINT leaves at once, without saving."""
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason == signal.Signals(number).name:
+            os._exit(130)
+        self.reason = self.reason or signal.Signals(number).name
+
+    def watch(self, config: StopConfig, folder: RunFolder | None) -> None:
+        """Start the clock, and on the rank that is given the folder look there for the marker."""
+        if config.wall_time_s is not None:
+            self._deadline = self.started + config.wall_time_s
+        if folder is not None:
+            threading.Thread(target=self._poll, args=(config.poll_s, folder), daemon=True).start()
+
+    def _poll(self, poll_s: float, folder: RunFolder) -> None:
+        while not self._closed.wait(poll_s):
+            if folder.storage.exists(STOP_MARKER):
+                self.reason = self.reason or "stop marker in the run folder"
+                return
+
+    def close(self) -> None:
+        self._closed.set()

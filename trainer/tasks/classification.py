@@ -1,0 +1,20 @@
+"""What classifiers share: cross entropy and accuracy, summed over samples."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainer.task import Loss
+
+
+def classification_loss(logits: Tensor, labels: Tensor) -> Loss:
+    """Cross entropy in nats summed over the samples; logits [n, classes], labels int64 [n]."""
+    return Loss(F.cross_entropy(logits, labels, reduction="sum"), len(labels))
+
+
+def with_accuracy(logits: Tensor, labels: Tensor) -> Loss:
+    """The same, and how many samples were told right as metric `accuracy`."""
+    loss = classification_loss(logits, labels)
+    correct = (logits.argmax(dim=1) == labels).sum()
+    return Loss(loss.sum, loss.count, {"accuracy": correct.to(loss.sum.dtype)})

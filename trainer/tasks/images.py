@@ -1,0 +1,29 @@
+"""Classification of images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from trainer.task import Batch, Loss
+from trainer.tasks.classification import classification_loss, with_accuracy
+
+
+class ImageClassifier:
+    """Batches hold `image`: float32 [n, channels, h, w], and `label`: int64 [n]."""
+
+    def __init__(self, model: Callable[[], nn.Module]) -> None:
+        self._build = model
+
+    def model(self) -> nn.Module:
+        """The network of the config's `model` node."""
+        return self._build()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Cross entropy, summed over the samples."""
+        return classification_loss(model(batch["image"]), batch["label"])
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        """The same with `accuracy`."""
+        return with_accuracy(model(batch["image"]), batch["label"])

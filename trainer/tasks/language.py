@@ -1,0 +1,81 @@
+"""Language modelling over bytes: predict each byte from those before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from trainer.task import Batch, Loss
+
+ModelFactory = Callable[[], nn.Module]
+
+PROMPT = "def read(path: str) -> str:\n    "
+
+
+class LanguageModel:
+    """Batches hold `tokens`: integers [n, block + 1], of which the last is only ever a target."""
+
+    def __init__(
+        self,
+        model: ModelFactory,
+        preview_bytes: int = 400,
+        preview_temperature: float = 0.7,
+        preview_prompt: str = PROMPT,
+    ) -> None:
+        self._build = model
+        self.preview_bytes = preview_bytes
+        self.preview_temperature = preview_temperature
+        """0 takes the likeliest byte each time."""
+        self.preview_prompt = preview_prompt
+
+    def model(self) -> nn.Module:
+        """The network of the config's `model` node."""
+        return self._build()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Cross entropy in nats, summed over all predicted bytes."""
+        tokens = batch["tokens"].long()
+        logits = model(tokens[:, :-1])
+        targets = tokens[:, 1:]
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return Loss(total, targets.numel())
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        """The same with `bits_per_byte`, the usual measure: 8 is knowing nothing."""
+        loss = self.loss(model, batch)
+        return Loss(loss.sum, loss.count, {"bits_per_byte": loss.sum / math.log(2)})
+
+    def preview(self, model: nn.Module) -> str:
+        """A text that the model writes after a fixed prompt, the same for the same weights.
+
+        Every rank passes forward equally often, so it works on a sharded model.
+        """
+        training = model.training
+        model.eval()
+        try:
+            with torch.no_grad():
+                return self._write(model)
+        finally:
+            model.train(training)
+
+    def _write(self, model: nn.Module) -> str:
+        generator = torch.Generator().manual_seed(0)
+        device = next(model.parameters()).device
+        context = int(getattr(getattr(model, "module", model), "context", 64))
+        text = list(self.preview_prompt.encode())
+        for _ in range(self.preview_bytes):
+            window = torch.tensor([text[-context:]], device=device)
+            text.append(self._draw(model(window)[0, -1].float().cpu(), generator))
+        return bytes(text).decode("utf-8", errors="replace")
+
+    def _draw(self, logits: Tensor, generator: torch.Generator) -> int:
+        if self.preview_temperature <= 0:
+            return int(logits[:256].argmax())
+        weights = torch.softmax(logits[:256] / self.preview_temperature, dim=0)
+        # A diverged model has no distribution; the preview must not end the run for that.
+        weights = torch.nan_to_num(weights).clamp(min=1e-12)
+        return int(torch.multinomial(weights, 1, generator=generator))
