@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from process_helpers import alive, until
 
 from launch.schedulers.local import Local, Signals
 
@@ -37,21 +38,6 @@ IGNORES = "trap '' TERM; echo $$ > child; while :; do sleep 0.05; done"
 """A child that will not stop."""
 SAVES = "trap 'cat stop > saved; exit 75' TERM; echo $$ > child; while :; do sleep 0.05; done"
 """A child that stops in order: it finds the marker and says what it read."""
-
-
-def until(fits: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not fits():
-        if time.monotonic() > deadline:
-            pytest.fail("gave up waiting")
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 class Driven:

@@ -7,13 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from process_helpers import alive, until
 
 from launch import torchrun
 from launch.__main__ import main
@@ -204,16 +203,8 @@ def _start_in_background(bench: Bench) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
     )
-    _until(lambda: bench.run_folder.attempts() == [1])
+    until(lambda: bench.run_folder.storage.exists("attempts/0001/claim.json"))
     return driven
-
-
-def _until(fits: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not fits():
-        if time.monotonic() > deadline:
-            pytest.fail("gave up waiting")
-        time.sleep(0.01)
 
 
 @pytest.mark.process
@@ -236,7 +227,7 @@ def test_kill_9_of_everstep_leaves_no_trainer(bench: Bench) -> None:
     trainer = json.loads(bench.run_folder.storage.read("attempts/0001/claim.json"))["pid"]
     driven.kill()
     driven.communicate(timeout=20)
-    _until(lambda: not Path(f"/proc/{trainer}").exists() or "State:\tZ" in Path(f"/proc/{trainer}/status").read_text())
+    until(lambda: not alive(trainer))
 
 
 def test_cfg_shows_run_and_job_and_writes_nothing(bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
