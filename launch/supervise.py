@@ -32,6 +32,8 @@ class Supervisor:
             except LeftAtOnce:
                 say("left at once: what came after the last checkpoint is lost, the rest is not")
                 return 130
+            if self.local.stopped is not None:
+                self.folder.storage.delete(STOP_MARKER)
             ending = self._ending(before, code)
             if self.local.stopped is not None and ending is None:
                 say(f"{self.local.stopped}: the processes ended without saving; the last checkpoint stands")

@@ -216,7 +216,7 @@ def test_ctrl_c_saves_stops_and_is_not_followed_by_a_restart(bench: Bench) -> No
     assert driven.returncode == 75
     assert "Traceback" not in said
     assert "stopped and saved; the same command goes on from there (step 3)" in said
-    assert bench.run_folder.storage.read("stop") == b"SIGINT"
+    assert not bench.run_folder.storage.exists("stop")
     assert bench.run_folder.attempts() == [1]
 
 
@@ -261,6 +261,15 @@ def test_settle_holds_the_second_of_two_starters_to_the_config_of_the_first(tmp_
     with pytest.raises(ConfigError, match=r"seed: 1 → 2.*resume\.allow=\[seed\]"):
         settle(RunConfig(run="r", seed=2), folder)
     assert [str(change) for change in settle(RunConfig(run="r", seed=1, steps=7), folder)] == ["steps: 1000 → 7"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "steps: many", "stepz: 1"])
+def test_a_damaged_config_in_the_folder_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+    folder = RunFolder.of(str(tmp_path), "r")
+    folder.storage.write("config.yaml", text.encode())
+    with pytest.raises(ConfigError, match=r"config\.yaml of the run folder") as error:
+        settle(RunConfig(run="r"), folder)
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_root_in_an_object_store_works_like_a_local_one(tmp_path: Path) -> None:
