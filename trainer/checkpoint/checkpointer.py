@@ -16,7 +16,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from trainer.checkpoint.dcp_io import Reader, Writer, read_metadata
 from trainer.checkpoint.manifest import (
-    MANIFEST,
     Candidate,
     FileRecord,
     Manifest,
@@ -32,7 +31,7 @@ from trainer.compose import digest
 from trainer.config import Goal, RunConfig
 from trainer.errors import CheckpointError, DataError, EverstepError
 from trainer.mesh import Mesh
-from trainer.run_folder import PROGRESS, RunFolder
+from trainer.run_folder import MANIFEST, PROGRESS, RunFolder
 from trainer.state import Progress, TrainState
 
 
