@@ -99,9 +99,9 @@ def _diff(options: argparse.Namespace) -> int:
     from trainer.checkpoint.diff import differences
 
     first, second = locate(options.first), locate(options.second)
-    found = 0
-    for found, difference in enumerate(differences(first, second), start=1):
+    found = list(differences(first, second))
+    for difference in found:
         largest = "" if difference.largest is None else f", at most {difference.largest:.3g} apart"
         print(f"{difference.name}: {difference.what}{largest}")
-    print(f"{found} tensors differ" if found else "all tensors are equal to the last bit")
+    print(f"{len(found)} tensors differ" if found else "all tensors are equal to the last bit")
     return 1 if found else 0

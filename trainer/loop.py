@@ -103,6 +103,7 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     if metrics is None:
         return True, False
     best = keep_score(parts.state.progress, run.evaluate, metrics)
+    parts.journal.pause()
     parts.journal.evaluated(parts.state.progress.step, metrics, best)
     return False, best
 
@@ -114,6 +115,7 @@ def _save(run: RunConfig, parts: Parts) -> None:
         start = time.perf_counter()
         parts.checkpoints.save()
         parts.journal.saved(step, time.perf_counter() - start)
+        parts.journal.pause()
 
 
 def _out_of_patience(run: RunConfig, state: TrainState) -> bool:

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -235,7 +236,10 @@ def locate(url: str) -> tuple[RunFolder, str]:
 def _plain_errors(where: str) -> Iterator[None]:
     """DCP wraps what failed on each rank, with tracebacks; a user wants the first failure in one line."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # One process without a group is as we want it.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         if isinstance(cause, EverstepError):
