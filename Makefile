@@ -26,7 +26,7 @@ check: $(VENV)/test.stamp  ## style, types and the direction of imports
 	$(BIN)/lint-imports
 
 bench: $(VENV)/test.stamp  ## measure; ARGS= goes to the benchmarks
-	$(BIN)/python -m bench $(ARGS)
+	$(BIN)/python -m benchmarks $(ARGS)
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

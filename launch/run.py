@@ -63,7 +63,7 @@ def start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
     env = torchrun.environment(os.environ, share, job.env)
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
-        local = Local(signals, marker(folder), job.grace_s)
+        local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
         return Supervisor(folder, local, job.max_restarts).run(lambda: local.run(argv, env))
 
 

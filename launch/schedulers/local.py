@@ -71,12 +71,19 @@ class Signals:
 
 
 class Local:
-    """One child at a time, under one set of signals; `stopped` says by which it was told to stop."""
+    """One child at a time, under one set of signals; `stopped` says by which it was told to stop.
 
-    def __init__(self, signals: Signals, leave_marker: Callable[[str], None], grace_s: float) -> None:
+    `agent`: the child is torchrun, and the processes that save are its children. They are told directly: torchrun
+    answers a SIGTERM of its own with a traceback, and with exit code 1 though all has gone well.
+    """
+
+    def __init__(
+        self, signals: Signals, leave_marker: Callable[[str], None], grace_s: float, agent: bool = False
+    ) -> None:
         self.signals = signals
         self.leave_marker = leave_marker
         self.grace_s = grace_s
+        self.agent = agent
         self.stopped: str | None = None
 
     def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
@@ -119,7 +126,10 @@ class Local:
         writing = threading.Thread(target=self.leave_marker, args=(reason,), daemon=True)
         writing.start()
         writing.join(MARKER_S)
-        child.send_signal(signal.SIGTERM)
+        # An agent that has no workers yet is told itself.
+        for pid in (_children().get(child.pid) if self.agent else None) or [child.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
 
 
 def _leash(parent: int) -> Callable[[], None] | None:
@@ -158,14 +168,20 @@ def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
 
 
 def _descendants(pid: int) -> list[int]:
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            # The name, in parentheses, may hold anything; the parent is the second word after it.
-            children.setdefault(int(entry.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(entry.parent.name))
+    children = _children()
     found, todo = [], [pid]
     while todo:
         below = children.get(todo.pop(), [])
         found += below
         todo += below
     return found
+
+
+def _children() -> dict[int, list[int]]:
+    """The children of every process; empty where there is no /proc."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            # The name, in parentheses, may hold anything; the parent is the second word after it.
+            children.setdefault(int(entry.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(entry.parent.name))
+    return children

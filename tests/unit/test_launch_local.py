@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from process_helpers import alive, until
 
 from launch.schedulers.local import Local, Signals
 
@@ -22,7 +23,9 @@ from pathlib import Path
 from launch.schedulers.local import LeftAtOnce, Local, Signals
 folder = Path(sys.argv[1])
 with Signals() as signals:
-    local = Local(signals, lambda reason: (folder / "stop").write_text(reason) and None, grace_s=float(sys.argv[2]))
+    def leave(reason):
+        (folder / "stop").write_text(reason)
+    local = Local(signals, leave, grace_s=float(sys.argv[2]), agent=sys.argv[4:] == ["agent"])
     try:
         code = local.run(["bash", "-c", sys.argv[3]], {"PATH": "/bin:/usr/bin"})
     except LeftAtOnce:
@@ -37,27 +40,13 @@ SAVES = "trap 'cat stop > saved; exit 75' TERM; echo $$ > child; while :; do sle
 """A child that stops in order: it finds the marker and says what it read."""
 
 
-def until(fits: Callable[[], bool], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not fits():
-        if time.monotonic() > deadline:
-            pytest.fail("gave up waiting")
-        time.sleep(0.01)
-
-
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
-
-
 class Driven:
     """A launcher process with a child below it."""
 
-    def __init__(self, folder: Path, script: str, grace_s: float = 60) -> None:
+    def __init__(self, folder: Path, script: str, grace_s: float = 60, *more: str) -> None:
         self.folder = folder
-        self.process = subprocess.Popen([sys.executable, "-c", DRIVER, str(folder), str(grace_s), script], cwd=folder)
+        words = [str(folder), str(grace_s), script, *more]
+        self.process = subprocess.Popen([sys.executable, "-c", DRIVER, *words], cwd=folder)
         until(lambda: (folder / "child").exists() and (folder / "child").read_text().endswith("\n"))
         self.child = int((folder / "child").read_text())
 
@@ -70,8 +59,8 @@ def drive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     started: list[Driven] = []
 
-    def start(script: str, grace_s: float = 60) -> Driven:
-        started.append(Driven(tmp_path, script, grace_s))
+    def start(script: str, grace_s: float = 60, *more: str) -> Driven:
+        started.append(Driven(tmp_path, script, grace_s, *more))
         return started[-1]
 
     yield start
@@ -88,6 +77,21 @@ def test_the_first_signal_leaves_the_marker_and_asks_the_child_to_stop(
     driven.process.send_signal(number)
     assert driven.process.wait(20) == 75
     assert driven.said("saved") == driven.said("stopped") == number.name
+
+
+def test_the_workers_of_an_agent_are_told_directly_and_the_agent_is_not(drive: Callable[..., Driven]) -> None:
+    agent = f"trap 'touch agent-told' TERM; bash -c \"{SAVES}\" & until [ -e saved ]; do wait; done; exit 0"
+    driven = drive(agent.replace("$$", "\\$\\$"), 60, "agent")
+    driven.process.send_signal(signal.SIGINT)
+    assert driven.process.wait(20) == 0
+    assert driven.said("saved") == "SIGINT"
+    assert not (driven.folder / "agent-told").exists()
+
+
+def test_an_agent_without_workers_is_told_itself(drive: Callable[..., Driven]) -> None:
+    driven = drive("trap 'exit 75' TERM; echo $$ > child; read -r < <(:); while :; do :; done", 60, "agent")
+    driven.process.send_signal(signal.SIGTERM)
+    assert driven.process.wait(20) == 75
 
 
 def test_the_second_ctrl_c_leaves_at_once(drive: Callable[..., Driven]) -> None:

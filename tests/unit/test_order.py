@@ -16,9 +16,7 @@ few = st.integers(1, 300)
 
 
 @given(samples=few, seed=seeds, epoch=st.integers(0, 10**9), shuffle=st.booleans())
-def test_every_epoch_visits_each_sample_exactly_once(
-    samples: int, seed: int, epoch: int, shuffle: bool
-) -> None:
+def test_every_epoch_visits_each_sample_exactly_once(samples: int, seed: int, epoch: int, shuffle: bool) -> None:
     order = SampleOrder(samples, 7, seed, shuffle)
     ids = order.ids(epoch * samples, samples)
     assert np.array_equal(np.sort(ids), np.arange(samples))

@@ -1,0 +1,96 @@
+"""What Tab offers."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.__main__ import main
+from launch.completion import SCRIPTS, candidates
+
+
+def test_verbs_come_first() -> None:
+    assert candidates(["ch"]) == ["check", "checkpoint"]
+    assert "run" in candidates([""])
+
+
+def test_groups_offer_their_options() -> None:
+    assert candidates(["run", "parallel=f"]) == ["parallel=fsdp"]
+    assert candidates(["run", "precision="]) == ["precision=bf16", "precision=fp16", "precision=fp32", "precision=fp64"]
+
+
+def test_keys_open_like_folders() -> None:
+    assert candidates(["run", "check"]) == ["checkpoint.", "checkpoint="]
+    assert "checkpoint.every=" in candidates(["run", "checkpoint."])
+    assert candidates(["run", "job.nproc"]) == ["job.nproc="]
+    assert candidates(["run", "log.wandb.e"]) == ["log.wandb.enabled=", "log.wandb.entity="]
+
+
+def test_the_users_own_configs_are_offered(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "mine.yaml").touch()
+    assert candidates(["run", "--config-dir", str(tmp_path), "experiment=m"]) == ["experiment=mine"]
+    assert candidates(["run", f"--config-dir={tmp_path}", "experiment=m"]) == ["experiment=mine"]
+
+
+def test_runs_are_offered_by_name(tmp_path: Path) -> None:
+    for name in ("demo", "digits-1", ".hidden"):
+        (tmp_path / name).mkdir()
+    assert candidates(["run", f"run_root={tmp_path}", "run=d"]) == ["run=demo", "run=digits-1"]
+
+
+def test_half_a_command_line_is_answered_with_silence(capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["run", "~"], ["run", "=x"], ["nosuch", "x"], ["run", "run_root=/nosuch", "run="]):
+        assert main(["__complete", *words]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bas"]) == 2
+    assert "did you mean 'bash'?" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_tab_takes_less_than_a_quarter_of_a_second_of_cpu() -> None:
+    def cpu_s() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", "launch", "__complete", "run", "parallel="], check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    assert min(cpu_s() for _ in range(3)) < 0.25
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("everstep ru", ["run "]),
+        ("everstep run parallel=f", ["fsdp "]),
+        ("everstep run job.n", ["job.nproc="]),
+        ("everstep checkpoint ", ["diff ", "ls "]),
+    ],
+)
+def test_bash_gets_what_readline_wants(line: str, offered: list[str]) -> None:
+    script = f"""{SCRIPTS["bash"]}
+everstep() {{ {sys.executable} -m launch "$@"; }}
+COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDBREAKS=$' \\t\\n=:'
+_everstep
+printf '<%s>\\n' "${{COMPREPLY[@]}}"
+"""
+    answered = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True)
+    assert answered.stdout.split("\n")[:-1] == [f"<{word}>" for word in offered], answered.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("shell", SCRIPTS)
+def test_the_shell_can_read_its_script(shell: str) -> None:
+    if shutil.which(shell) is None:
+        pytest.skip(f"there is no {shell} on this machine")
+    checked = subprocess.run([shell, "-n"], input=SCRIPTS[shell], capture_output=True, text=True, check=False)
+    assert (checked.returncode, checked.stderr) == (0, "")

@@ -1,0 +1,109 @@
+"""What a user installs: the wheel holds every config, and both programs find them from anywhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import trainer
+from trainer.compose import conf_dir
+
+ROOT = Path(trainer.__file__).parent.parent
+pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="these tests read a checkout")
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("setuptools", reason="building a wheel offline needs setuptools, and it is not installed")
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    # A copy, since setuptools leaves build/ and egg-info beside what it builds.
+    for name in ("trainer", "launch", "conf"):
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        if (ROOT / name).exists():
+            shutil.copy(ROOT / name, source / name)
+    pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--quiet", "-w", str(out), "."]
+    subprocess.run(pip, cwd=source, check=True, capture_output=True)
+    (built,) = out.glob("everstep-*.whl")
+    return built
+
+
+def configs(folder: Path) -> set[str]:
+    return {str(file.relative_to(folder)) for file in folder.rglob("*.yaml")}
+
+
+def modules(*packages: str) -> set[str]:
+    return {str(file.relative_to(ROOT)) for package in packages for file in (ROOT / package).rglob("*.py")}
+
+
+@pytest.mark.process
+def test_the_wheel_holds_every_config_and_module(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {f"trainer/conf/{name}" for name in configs(ROOT / "conf")} <= names
+    assert modules("trainer", "launch") <= names
+    assert {"trainer/py.typed", "launch/py.typed"} <= names
+
+
+@pytest.mark.process
+def test_the_wheel_installs_nothing_under_a_name_that_others_use(wheel: Path) -> None:
+    top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
+    assert top == {"trainer", "launch", f"everstep-{trainer.__version__}.dist-info"}
+
+
+@pytest.mark.process
+def test_an_installed_wheel_composes_from_another_folder(wheel: Path, tmp_path: Path) -> None:
+    target = tmp_path / "site"
+    zipfile.ZipFile(wheel).extractall(target)
+    code = "from trainer import compose; print(compose.conf_dir()); print(sorted(compose.groups()))"
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", code],
+        env={**os.environ, "PYTHONPATH": str(target)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.splitlines()
+    assert found[0] == str(target / "trainer" / "conf")
+    assert "'parallel'" in found[1]
+
+
+def test_a_checkout_finds_its_own_configs() -> None:
+    assert conf_dir() == ROOT / "conf"
+    assert (conf_dir() / "run.yaml").exists()
+
+
+def test_the_version_is_said_the_same_in_both_places() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["version"] == trainer.__version__
+
+
+def test_every_package_is_named_in_pyproject() -> None:
+    named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    present = {
+        str(file.parent.relative_to(ROOT)).replace("/", ".")
+        for package in ("trainer", "launch")
+        for file in (ROOT / package).rglob("__init__.py")
+    }
+    assert present == named - {"trainer.conf"}
+
+
+def test_constraints_pin_every_dependency_exactly_and_without_a_local_suffix() -> None:
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+==[0-9][0-9a-z.]*", line) for line in lines)
+    pinned = {line.split("==")[0].lower() for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [
+        d
+        for extra in ("s3", "wandb", "tensorboard", "examples", "test")
+        for d in project["optional-dependencies"][extra]
+    ]
+    names = {re.split(r"[^A-Za-z0-9_.-]", dependency)[0].lower() for dependency in wanted} - {"everstep"}
+    assert names <= pinned
