@@ -85,7 +85,7 @@ def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
 
 def freeze(config: RunConfig) -> str:
     """The resolved config as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(_plain(config)))
+    return OmegaConf.to_yaml(OmegaConf.create(plain(config)))
 
 
 def thaw(text: str) -> RunConfig:
@@ -114,7 +114,7 @@ class Change:
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[Change]:
-    before, after = dict(_leaves(_plain(old))), dict(_leaves(_plain(new)))
+    before, after = dict(_leaves(plain(old))), dict(_leaves(plain(new)))
     keys = sorted(before.keys() | after.keys())
     return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
@@ -156,7 +156,9 @@ def _to_object(tree: Any, kind: type[T]) -> T:
     return value
 
 
-def _plain(config: RunConfig) -> dict[str, Any]:
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The config as dicts, lists and scalars."""
+
     def convert(value: Any) -> Any:
         if isinstance(value, enum.Enum):
             return value.value
@@ -164,8 +166,8 @@ def _plain(config: RunConfig) -> dict[str, Any]:
             return {key: convert(item) for key, item in value.items()}
         return [convert(item) for item in value] if isinstance(value, list | tuple) else value
 
-    plain: dict[str, Any] = convert(dataclasses.asdict(config))
-    return plain
+    converted: dict[str, Any] = convert(dataclasses.asdict(config))
+    return converted
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -178,7 +180,7 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 def keys() -> list[str]:
     """Every key of RunConfig, dotted."""
-    return [key for key, _ in _leaves(_plain(RunConfig()))]
+    return [key for key, _ in _leaves(plain(RunConfig()))]
 
 
 def groups(folders: Sequence[Path] = ()) -> dict[str, list[str]]:

@@ -5,6 +5,7 @@ EverstepError                 one clear line: the value, the limit, the key to c
 ├── DataError                 a dataset that is missing, damaged or not the one     exit code 2
 ├── StorageError              a store that refuses or does not answer               exit code 2
 ├── CheckpointError           nothing good to restore, or a save that failed        exit code 2
+├── ShortOfMemoryError        the device's memory is too small for the microbatch   exit code 1
 ├── SupersededError           a newer attempt owns the run folder                   exit code 4
 └── DivergedError             too many steps with NaN or Inf                        exit code 3
 """
@@ -19,6 +20,8 @@ class EverstepError(Exception):
     """Base of all errors whose message is meant for the user; `exit_code` is the process's."""
 
     exit_code = 2
+    told = False
+    """True on a rank that merely heard of the error from rank 0, which shows it."""
 
 
 class ConfigError(EverstepError):
@@ -35,6 +38,16 @@ class StorageError(EverstepError):
 
 class CheckpointError(EverstepError):
     """No checkpoint that can be restored, or a save that failed."""
+
+
+class ShortOfMemoryError(EverstepError):
+    """The device's memory is too small for the microbatch; `micro_batch` is what the next start should try."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, micro_batch: int | None) -> None:
+        super().__init__(message)
+        self.micro_batch = micro_batch
 
 
 class SupersededError(EverstepError):

@@ -7,10 +7,6 @@ first agree on a generation that no earlier start can have had.
 
 from __future__ import annotations
 
-import ctypes
-import os
-import signal
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -26,25 +22,10 @@ from torch.distributed.rendezvous import rendezvous
 
 from trainer.config import ParallelConfig, ParallelKind
 from trainer.errors import ConfigError, EverstepError
+from trainer.place import Place
 
 T = TypeVar("T")
 POLL_S = 0.005
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a launcher put this process."""
-
-    rank: int = 0
-    world: int = 1
-    local_rank: int = 0
-
-    @staticmethod
-    def from_environment() -> Place:
-        """What torchrun (or anybody who sets the same variables) says; alone without it."""
-        number = {name: int(os.environ.get(name, default)) for name, default in
-                  (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))}  # fmt: skip
-        return Place(number["RANK"], number["WORLD_SIZE"], number["LOCAL_RANK"])
 
 
 @dataclass(frozen=True)
@@ -80,6 +61,7 @@ class Mesh:
         dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
         fine, value = box[0]
         if not fine:
+            value.told = not self.is_main
             raise value
         decided: T = value
         return decided
@@ -97,17 +79,6 @@ class Mesh:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
-
-
-def die_with_parent() -> None:
-    """Arrange that the kernel kills this process when its parent dies: a worker without agent trains for nobody."""
-    if not sys.platform.startswith("linux"):
-        return
-    parent = os.getppid()
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def join(place: Place, timeout_s: float) -> Store:
@@ -162,6 +133,8 @@ def tell(store: Store, place: Place, decision: Callable[[], str]) -> str:
 
 class ToldError(EverstepError):
     """Rank 0 met an error and has shown it; this rank only leaves."""
+
+    told = True
 
 
 def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s: float) -> Mesh:

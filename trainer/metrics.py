@@ -11,7 +11,7 @@ import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Protocol
 
 from trainer.config import RunConfig
@@ -108,7 +108,7 @@ class WandbSink:
             id=identity,
             resume="allow",
             config=dict(config),
-            mode=options.mode,
+            mode=options.mode,  # type: ignore[arg-type]
             dir=os.environ.get("WANDB_DIR") or (str(local) if local is not None else None),
             settings=wandb.Settings(
                 console="off",
@@ -180,7 +180,7 @@ class Guarded:
 def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record) -> list[Sink]:
     """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning."""
     sinks: list[Sink] = [JsonLines(folder.storage, folder.attempt(attempt, "metrics.jsonl"))]
-    wanted = {
+    wanted: dict[str, tuple[bool, str, Callable[[], Sink]]] = {
         "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
         "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder)),
     }

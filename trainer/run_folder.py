@@ -22,7 +22,6 @@ ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 RESTARTS = "restarts"
-SET_ASIDE = "set-aside"
 
 
 class Outcome(enum.Enum):

@@ -101,6 +101,15 @@ class Stepper:
         due = len(self._pending) - (0 if all_of_them else self.lag)
         return [self._pending.popleft().read() for _ in range(due)]
 
+    def rehearse(self, batch: Mapping[str, Tensor]) -> int:
+        """Forward and backward through one microbatch with weight zero, reduced over the ranks; returns its items."""
+        with self.spread.reduce_on(True):
+            with self.spread.autocast():
+                loss = self.task.loss(self.spread.module, inputs(batch, self.cast))
+            (loss.sum * 0.0).backward()  # type: ignore[no-untyped-call]
+        self.state.optimizer.zero_grad(set_to_none=True)
+        return int(loss.count)
+
     def forget(self) -> None:
         """Drop outstanding results: the steps that they speak of have been rolled back."""
         self._pending.clear()

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,6 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from trainer.checkpoint.dcp_io import Reader, Writer, read_metadata
 from trainer.checkpoint.manifest import (
-    MANIFEST,
     Candidate,
     FileRecord,
     Manifest,
@@ -32,7 +32,7 @@ from trainer.compose import digest
 from trainer.config import Goal, RunConfig
 from trainer.errors import CheckpointError, DataError, EverstepError
 from trainer.mesh import Mesh
-from trainer.run_folder import PROGRESS, RunFolder
+from trainer.run_folder import MANIFEST, PROGRESS, RunFolder
 from trainer.state import Progress, TrainState
 
 
@@ -236,7 +236,10 @@ def locate(url: str) -> tuple[RunFolder, str]:
 def _plain_errors(where: str) -> Iterator[None]:
     """DCP wraps what failed on each rank, with tracebacks; a user wants the first failure in one line."""
     try:
-        yield
+        with warnings.catch_warnings():
+            # One process without a group is as we want it.
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            yield
     except CheckpointException as error:
         rank, (cause, _) = next(iter(error.failures.items()))
         if isinstance(cause, EverstepError):

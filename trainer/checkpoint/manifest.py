@@ -13,10 +13,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.errors import CheckpointError
-from trainer.run_folder import CHECKPOINTS, RunFolder
+from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from trainer.storage import Storage
 
-MANIFEST = "manifest.json"
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
 FORMAT = 1

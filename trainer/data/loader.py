@@ -85,7 +85,7 @@ class Loader:
             raise DataError(f"the order is of {order.samples} samples, the dataset has {len(dataset)}")
         for key, value in (("prefetch", prefetch), ("workers", workers)):
             if value < 0:
-                raise ConfigError(f"{key}={value} must be 0 or more")
+                raise ConfigError(f"loader.{key}={value} must be 0 or more")
         self.order = order
         self.slots = microbatches(order.global_batch, micro_batch, rank, world)
         self.device = torch.device(device)

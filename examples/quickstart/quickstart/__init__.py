@@ -1,0 +1,1 @@
+"""A project of its own that trains on Everstep."""

@@ -1,0 +1,273 @@
+"""The loader: the same samples in the same order by every route, on every world, after every restart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from trainer.data.dataset import ArrayDataset
+from trainer.data.loader import Loader, Microbatch, evaluation_batches
+from trainer.data.order import SampleOrder, uniform
+from trainer.data.permutation import Words
+from trainer.data.prefetch import Prefetcher
+from trainer.errors import ConfigError, DataError
+
+SAMPLES = 37
+
+
+def numbers(samples: int = SAMPLES) -> ArrayDataset:
+    return ArrayDataset({"x": np.arange(samples, dtype=np.float32), "id": np.arange(samples)})
+
+
+def noisy(batch: dict[str, Tensor], keys: Words) -> dict[str, Tensor]:
+    return {**batch, "x": batch["x"] + torch.from_numpy(uniform(keys, 0))}
+
+
+def taken(loader: Loader, first_step: int, count: int) -> list[list[Microbatch]]:
+    try:
+        return list(islice(loader.steps(first_step), count))
+    finally:
+        loader.close()
+
+
+def as_values(steps: list[list[Microbatch]]) -> list[object]:
+    return [
+        (m.index, m.real, m.ids.tolist(), {name: column.tolist() for name, column in m.batch.items()})
+        for step in steps
+        for m in step
+    ]
+
+
+@pytest.mark.parametrize(("prefetch", "workers"), [(1, 0), (4, 0), (0, 2), (3, 2)])
+def test_prefetch_and_workers_do_not_change_a_single_value(prefetch: int, workers: int) -> None:
+    order = SampleOrder(SAMPLES, 10, seed=4)
+    inline = Loader(numbers(), order, 4, 0, 2, "cpu", augment=noisy, prefetch=0)
+    other = Loader(numbers(), order, 4, 0, 2, "cpu", augment=noisy, prefetch=prefetch, workers=workers)
+    assert as_values(taken(other, 3, 12)) == as_values(taken(inline, 3, 12))
+
+
+@given(
+    samples=st.integers(1, 60),
+    batch=st.integers(1, 30),
+    micro=st.integers(1, 8),
+    world=st.integers(1, 4),
+    first_step=st.integers(0, 10**11),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_ranks_of_any_world_together_load_the_global_batches_of_the_order(
+    samples: int, batch: int, micro: int, world: int, first_step: int
+) -> None:
+    order = SampleOrder(samples, batch, seed=1)
+    data = numbers(samples)
+    ranks = [
+        taken(Loader(data, order, micro, rank, world, "cpu", augment=noisy, prefetch=0), first_step, 2)
+        for rank in range(world)
+    ]
+    single = taken(Loader(data, order, micro, 0, 1, "cpu", augment=noisy, prefetch=0), first_step, 2)
+    for step in range(2):
+        real = sorted((m for rank in ranks for m in rank[step] if m.real), key=lambda m: m.index)
+        assert as_values([real]) == as_values([single[step]])
+        ids = np.concatenate([m.ids for m in real])
+        assert np.array_equal(ids, order.ids((first_step + step) * batch, batch))
+        assert len({len(rank[step]) for rank in ranks}) == 1
+
+
+def test_entering_at_a_step_continues_what_a_run_from_the_start_would_have_seen() -> None:
+    order = SampleOrder(SAMPLES, 5, seed=9)
+    whole = taken(Loader(numbers(), order, 2, 0, 1, "cpu", prefetch=0), 0, 30)
+    rest = taken(Loader(numbers(), order, 2, 0, 1, "cpu", prefetch=2), 17, 13)
+    assert as_values(rest) == as_values(whole[17:])
+
+
+def test_an_augmented_sample_depends_on_its_epoch_but_not_on_its_place_in_the_batch() -> None:
+    data = numbers()
+    seen: dict[tuple[int, int], float] = {}
+    for batch in (5, 37):
+        order = SampleOrder(SAMPLES, batch, seed=2)
+        steps = taken(Loader(data, order, batch, 0, 1, "cpu", augment=noisy, prefetch=0), 0, 74 // batch)
+        for position, (sample, value) in enumerate(
+            (int(i), float(x)) for [m] in steps for i, x in zip(m.ids, m.batch["x"], strict=True)
+        ):
+            assert seen.setdefault((position // SAMPLES, sample), value) == value
+    assert all(seen[0, sample] != seen[1, sample] for sample in range(30))
+
+
+def test_an_inline_step_costs_little() -> None:
+    data = ArrayDataset({"tokens": np.zeros((5000, 65), dtype=np.uint8)})
+    steps = Loader(data, SampleOrder(5000, 32, 0), 32, 0, 1, "cpu", prefetch=0).steps(0)
+    next(steps)
+    best = min(_seconds(steps, 200) for _ in range(5))
+    assert best / 200 < 200e-6  # about 15 µs on an idle machine
+
+
+def _seconds(steps: Iterator[object], count: int) -> float:
+    start = time.thread_time()
+    for _ in islice(steps, count):
+        pass
+    return time.thread_time() - start
+
+
+class Failing:
+    digest = "failing"
+
+    def __len__(self) -> int:
+        return SAMPLES
+
+    def take(self, ids: np.ndarray) -> dict[str, Tensor]:
+        if 11 in ids.tolist():
+            raise OSError("the disk is on fire")
+        return {"x": torch.from_numpy(ids)}
+
+
+def test_an_error_of_the_prefetch_thread_is_raised_in_its_turn_with_its_own_traceback() -> None:
+    order = SampleOrder(SAMPLES, 1, seed=0, shuffle=False)
+    loader = Loader(Failing(), order, 1, 0, 1, "cpu", prefetch=4)
+    steps = loader.steps(0)
+    assert [int(m.ids[0]) for [m] in islice(steps, 11)] == list(range(11))
+    with pytest.raises(OSError, match="on fire") as caught:
+        next(steps)
+    assert "take" in [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    loader.close()
+
+
+def test_close_returns_at_once_while_the_thread_waits_for_room() -> None:
+    loader = Loader(numbers(), SampleOrder(SAMPLES, 4, 0), 4, 0, 1, "cpu", prefetch=1)
+    next(loader.steps(0))
+    start = time.perf_counter()
+    loader.close()
+    assert time.perf_counter() - start < 2
+    assert not any(thread.name == "everstep-data" for thread in threading.enumerate())
+
+
+def test_close_does_not_hang_on_a_source_that_never_answers() -> None:
+    release = threading.Event()
+
+    def silent() -> Iterator[int]:
+        release.wait()
+        yield 1
+
+    prefetcher = Prefetcher(silent(), 1)
+    prefetcher.close(timeout=0.05)
+    assert next(prefetcher, None) is None
+    release.set()
+
+
+def test_a_signal_interrupts_the_wait_for_data() -> None:
+    release = threading.Event()
+
+    def silent() -> Iterator[int]:
+        release.wait()
+        yield 1
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGUSR1, stop)
+    prefetcher = Prefetcher(silent(), 1)
+    timer = threading.Timer(0.05, os.kill, (os.getpid(), signal.SIGUSR1))
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            next(prefetcher)
+    finally:
+        timer.join()
+        signal.signal(signal.SIGUSR1, before)
+        release.set()
+        prefetcher.close()
+
+
+def test_the_time_spent_waiting_is_counted() -> None:
+    class Slow(Failing):
+        def take(self, ids: np.ndarray) -> dict[str, Tensor]:
+            time.sleep(0.002)
+            return {"x": torch.from_numpy(ids)}
+
+    loader = Loader(Slow(), SampleOrder(SAMPLES, 1, 0), 1, 0, 1, "cpu", prefetch=0)
+    taken(loader, 0, 5)
+    assert loader.wait_s >= 0.01
+
+
+WORKER_SCRIPT = """
+    import os, signal, sys, time
+    import numpy as np
+    from trainer.data.dataset import ArrayDataset
+    from trainer.data.loader import Loader
+    from trainer.data.order import SampleOrder
+
+    data = ArrayDataset({"x": np.arange(64)})
+    loader = Loader(data, SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)
+    steps = loader.steps(0)
+    next(steps)
+    pids = [process.pid for process in loader._open[0]._processes]
+    for pid in pids:
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+            os.kill(pid, number)
+    for _ in range(40):
+        next(steps)
+    print(*pids, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.process
+def test_workers_outlive_the_signals_that_ask_to_save_and_die_with_their_parent() -> None:
+    script = textwrap.dedent(WORKER_SCRIPT)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    pids = [int(word) for word in done.stdout.split()]
+    assert len(pids) == 2
+    deadline = time.monotonic() + 30
+    while any(_runs(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a worker outlived its parent"
+        time.sleep(0.01)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@given(
+    samples=st.integers(1, 50), batch=st.integers(1, 12), world=st.integers(1, 5), limit=st.integers(1, 60)
+)
+@settings(max_examples=40, deadline=None)
+def test_evaluation_visits_each_held_out_sample_once_and_gives_each_rank_as_many_batches(
+    samples: int, batch: int, world: int, limit: int
+) -> None:
+    data = numbers(samples)
+    ranks = [list(evaluation_batches(data, batch, rank, world, "cpu", limit)) for rank in range(world)]
+    assert len({len(batches) for batches in ranks}) == 1
+    seen = [int(i) for batches in ranks for m in batches if m.real for i in m.batch["id"]]
+    assert sorted(seen) == list(range(min(samples, limit)))
+
+
+def test_wrong_sizes_are_refused_with_their_key() -> None:
+    order = SampleOrder(SAMPLES, 4, 0)
+    with pytest.raises(ConfigError, match="micro_batch=0"):
+        Loader(numbers(), order, 0, 0, 1, "cpu")
+    with pytest.raises(ConfigError, match=r"loader\.workers=-1"):
+        Loader(numbers(), order, 2, 0, 1, "cpu", workers=-1)
+    with pytest.raises(DataError, match="37 samples"):
+        Loader(numbers(36), order, 2, 0, 1, "cpu")
+    with pytest.raises(DataError, match="nothing to evaluate"):
+        evaluation_batches(numbers(0), 2, 0, 1, "cpu", None)
+    with pytest.raises(ConfigError, match=r"evaluate\.batch=0"):
+        evaluation_batches(numbers(), 0, 0, 1, "cpu", None)

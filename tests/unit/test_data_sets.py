@@ -1,0 +1,202 @@
+"""Datasets: a batched gather, a digest that sees every bit, and errors that say what to change."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import Tensor
+
+from trainer.data.arrow import ArrowDataset
+from trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
+from trainer.data.index import ShardIndex
+from trainer.data.scikit import breast_cancer, digits, shifted, split_ids
+from trainer.data.shards import column_of, write_shard
+from trainer.errors import ConfigError, DataError
+
+
+def write_dataset(folder: Path, shards: int = 3, rows: int = 5) -> dict[str, np.ndarray]:
+    folder.mkdir(parents=True)
+    total = shards * rows
+    columns = {
+        "image": np.random.default_rng(0).normal(size=(total, 2, 3)).astype(np.float32),
+        "label": np.arange(total, dtype=np.int64),
+        "flag": np.arange(total) % 2 == 0,
+    }
+    parts = [
+        write_shard(
+            str(folder),
+            f"shard-{n}.arrow",
+            {name: array[n * rows : (n + 1) * rows] for name, array in columns.items()},
+        )
+        for n in range(shards)
+    ]
+    ShardIndex({name: column_of(array) for name, array in columns.items()}, tuple(parts)).write(str(folder))
+    return columns
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_an_arrow_dataset_gathers_rows_across_shards_in_the_order_asked(tmp_path: Path, shards: int) -> None:
+    columns = write_dataset(tmp_path / "set", shards)
+    data = ArrowDataset(str(tmp_path / "set"))
+    ids = np.random.default_rng(1).integers(0, len(data), 40)
+    batch = data.take(ids)
+    assert len(data) == shards * 5
+    for name, array in columns.items():
+        assert np.array_equal(batch[name].numpy(), array[ids])
+        assert batch[name].numpy().dtype == array.dtype
+
+
+def test_an_arrow_dataset_can_be_pickled_and_read_by_pyarrow_alone(tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    write_dataset(tmp_path / "set")
+    data = ArrowDataset(str(tmp_path / "set"))
+    before = data.take(np.arange(4))
+    after = pickle.loads(pickle.dumps(data)).take(np.arange(4))
+    assert torch.equal(before["image"], after["image"])
+    table = pa.ipc.open_file(str(tmp_path / "set" / "shard-0.arrow")).read_all()
+    assert table.column("label").to_pylist() == [0, 1, 2, 3, 4]
+
+
+def test_a_remote_dataset_is_fetched_through_the_cache_and_checked(tmp_path: Path) -> None:
+    import fsspec
+
+    columns = write_dataset(tmp_path / "set")
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "set"), "/sets/one", recursive=True)
+    cache = tmp_path / "cache"
+    data = ArrowDataset("memory://sets/one", cache=str(cache))
+    assert np.array_equal(data.take(np.array([14, 0]))["label"].numpy(), columns["label"][[14, 0]])
+    assert len(list(cache.rglob("*.arrow"))) == 2
+    damaged = bytearray(store.cat("/sets/one/shard-1.arrow"))
+    damaged[-200] ^= 1
+    store.pipe("/sets/one/shard-1.arrow", bytes(damaged))
+    with pytest.raises(DataError, match=r"shard-1\.arrow is damaged"):
+        data.take(np.array([7]))
+    store.rm("/sets/one", recursive=True)
+
+
+def test_a_missing_or_torn_shard_is_named(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set")
+    shard = tmp_path / "set" / "shard-1.arrow"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:100])
+    with pytest.raises(DataError, match=r"shard-1\.arrow is 100 bytes"):
+        ArrowDataset(str(tmp_path / "set")).take(np.array([6]))
+    shard.unlink()
+    with pytest.raises(DataError, match=r"shard-1\.arrow is missing"):
+        ArrowDataset(str(tmp_path / "set")).take(np.array([6]))
+
+
+def test_one_changed_bit_of_an_array_changes_the_digest() -> None:
+    array = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
+    other = array.copy()
+    other.view(np.uint32)[13, 2] ^= 1
+    digests = {
+        ArrayDataset({"x": array}).digest,
+        ArrayDataset({"x": other}).digest,
+        ArrayDataset({"y": array}).digest,
+        ArrayDataset({"x": array.reshape(20, 3, 1)}).digest,
+        ArrayDataset({"x": array.view(np.int32)}).digest,
+    }
+    assert len(digests) == 5
+    assert ArrayDataset({"x": array.copy(order="F")}).digest == ArrayDataset({"x": array}).digest
+
+
+def test_a_subset_takes_the_rows_of_the_whole() -> None:
+    whole = ArrayDataset({"x": np.arange(10) * 10})
+    part = Subset(whole, [7, 2, 5])
+    assert part.take(np.array([2, 0]))["x"].tolist() == [50, 70]
+    assert len({whole.digest, part.digest, Subset(whole, [2, 7, 5]).digest}) == 3
+    with pytest.raises(DataError, match="ids 0 to 9"):
+        Subset(whole, [10])
+
+
+class Squares:
+    def __len__(self) -> int:
+        return 6
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.tensor([float(index)]), index**2
+
+
+def test_a_map_style_dataset_is_collated_under_the_given_names() -> None:
+    data = MapDataset(Squares(), columns=["x", "square"])
+    batch = data.take(np.array([3, 1]))
+    assert batch["x"].tolist() == [[3.0], [1.0]]
+    assert batch["square"].tolist() == [9, 1]
+    with pytest.raises(DataError, match="2 unnamed items"):
+        MapDataset(Squares()).take(np.array([0]))
+    with pytest.raises(DataError, match="__len__"):
+        MapDataset(iter([1]))
+
+
+def test_a_map_style_dataset_may_bring_its_own_digest() -> None:
+    source = Squares()
+    generic = MapDataset(source).digest
+    source.digest = "v2"  # type: ignore[attr-defined]
+    assert MapDataset(source).digest == "v2" != generic
+
+
+def test_a_frame_becomes_features_and_target() -> None:
+    frame = pd.DataFrame(
+        {"a": [1, 2, 3], "b": [0.5, 1.5, 2.5], "kind": ["x", "y", "x"], "y": [0.0, 1.0, 2.0]}
+    )
+    data = frame_dataset(frame.astype({"kind": "category"}), ["b", "a"], "kind")
+    batch = data.take(np.array([2, 0]))
+    assert batch["features"].tolist() == [[2.5, 3.0], [0.5, 1.0]]
+    assert batch["target"].tolist() == [0, 0]
+    assert frame_dataset(frame, ["a"], "y").take(np.array([1]))["target"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("features", "target", "words"),
+    [
+        (["a", "nope"], "y", "no column 'nope'"),
+        (["a", "kind"], "y", "not a number"),
+        (["a", "hole"], "y", "missing or infinite values: hole"),
+        (["a"], "hole", "'hole' has missing values"),
+        (["a"], "kind", "make it categories or numbers"),
+    ],
+)
+def test_a_frame_that_cannot_train_is_refused(features: list[str], target: str, words: str) -> None:
+    frame = pd.DataFrame({"a": [1, 2], "hole": [1.0, np.nan], "kind": ["x", "y"], "y": [0, 1]})
+    with pytest.raises(DataError, match=words):
+        frame_dataset(frame, features, target)
+
+
+def test_arrays_of_unequal_length_or_of_text_are_refused_by_name() -> None:
+    with pytest.raises(DataError, match="'y' is of shape"):
+        ArrayDataset({"x": np.zeros(3), "y": np.zeros(4)})
+    with pytest.raises(DataError, match="'word' is of type"):
+        ArrayDataset({"word": np.array(["a"])})
+    with pytest.raises(DataError, match="no columns"):
+        ArrayDataset({})
+
+
+def test_a_shift_moves_each_image_by_at_most_one_pixel_as_its_key_says() -> None:
+    image = torch.zeros(200, 2, 8, 8)
+    image[:, :, 4, 3] = torch.tensor([1.0, 2.0])
+    keys = np.arange(200, dtype=np.uint64)
+    moved = shifted({"image": image, "label": torch.arange(200)}, keys)["image"]
+    spots = {tuple(spot[1:]) for spot in moved[:, 0].nonzero().tolist()}
+    assert spots == {(row, column) for row in (3, 4, 5) for column in (2, 3, 4)}
+    assert torch.equal(moved[:, 1], 2 * moved[:, 0])
+    assert torch.equal(shifted({"image": image[7:9]}, keys[7:9])["image"], moved[7:9])
+
+
+def test_the_scikit_sets_hold_out_a_part_that_never_trains() -> None:
+    for splits, size in ((digits(), 1797), (breast_cancer(), 569)):
+        assert splits.validation is not None
+        assert len(splits.train) + len(splits.validation) == size
+    train, held_out = split_ids(569, 0.25, 0)
+    assert not set(train.tolist()) & set(held_out.tolist())
+    features = breast_cancer().train.take(np.arange(len(train)))["features"]
+    assert torch.allclose(features.mean(0), torch.zeros(30), atol=1e-5)
+    with pytest.raises(ConfigError, match=r"data\.held_out=1\.0"):
+        digits(held_out=1.0)

@@ -1,0 +1,149 @@
+"""The tasks that come with Everstep: sums that do not depend on the cut, and models that learn."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from torch import nn
+
+from trainer.models.convnet import ConvNet
+from trainer.models.gpt import GPT
+from trainer.models.mlp import MLP
+from trainer.task import Batch, Task
+from trainer.tasks.images import ImageClassifier
+from trainer.tasks.language import LanguageModel
+from trainer.tasks.tabular import TabularClassifier
+
+CONF = Path(__file__).parents[2] / "conf"
+
+
+def tiny_gpt() -> GPT:
+    return GPT(width=16, depth=2, heads=2, context=12)
+
+
+def some_text(samples: int = 6) -> Batch:
+    torch.manual_seed(0)
+    return {"tokens": torch.randint(0, 256, (samples, 13), dtype=torch.uint8)}
+
+
+CASES: list[tuple[Task, Batch]] = [
+    (LanguageModel(tiny_gpt), some_text()),
+    (
+        ImageClassifier(lambda: ConvNet(width=8, groups=4)),
+        {"image": torch.rand(6, 1, 8, 8), "label": torch.arange(6)},
+    ),
+    (TabularClassifier(lambda: MLP(5, 3)), {"features": torch.rand(6, 5), "target": torch.arange(6) % 3}),
+]
+
+
+@pytest.mark.parametrize(("task", "batch"), CASES, ids=lambda value: type(value).__name__)
+def test_the_sums_over_a_batch_do_not_depend_on_how_it_is_cut(task: Task, batch: Batch) -> None:
+    torch.manual_seed(1)
+    model = task.model().eval()
+    whole = task.evaluate(model, batch)
+    parts = [task.evaluate(model, {k: v[a:b] for k, v in batch.items()}) for a, b in ((0, 1), (1, 4), (4, 6))]
+    assert whole.count == sum(part.count for part in parts)
+    torch.testing.assert_close(whole.sum, torch.stack([part.sum for part in parts]).sum())
+    for name, value in whole.metrics.items():
+        torch.testing.assert_close(value, torch.stack([part.metrics[name] for part in parts]).sum())
+
+
+@pytest.mark.parametrize(("task", "batch"), CASES, ids=lambda value: type(value).__name__)
+def test_a_few_steps_on_one_batch_lower_the_loss_and_reach_every_parameter(task: Task, batch: Batch) -> None:
+    torch.manual_seed(1)
+    model = task.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    losses = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = task.loss(model, batch)
+        loss.sum.backward()
+        optimizer.step()
+        losses.append(loss.sum.item())
+    assert losses[-1] < 0.8 * losses[0]
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("build", [tiny_gpt, ConvNet, lambda: MLP(5, 3)])
+def test_no_model_keeps_running_statistics(build: object) -> None:
+    model: nn.Module = build()  # type: ignore[operator]
+    assert list(model.buffers()) == []
+    assert isinstance(model.blocks, nn.ModuleList)
+
+
+def test_an_untrained_language_model_needs_about_eight_bits_a_byte() -> None:
+    task = LanguageModel(tiny_gpt)
+    loss = task.evaluate(task.model(), some_text())
+    assert loss.count == 6 * 12
+    assert abs(loss.metrics["bits_per_byte"].item() / loss.count - 8) < 0.3
+    assert abs(loss.sum.item() / loss.count - math.log(256)) < 0.2
+
+
+def test_the_gpt_sees_no_byte_before_its_turn() -> None:
+    model = tiny_gpt().eval()
+    tokens = some_text()["tokens"].long()[:, :12]
+    changed = tokens.clone()
+    changed[:, 7:] = 0
+    torch.testing.assert_close(model(tokens)[:, :7], model(changed)[:, :7])
+    assert not torch.allclose(model(tokens)[:, 7:], model(changed)[:, 7:])
+
+
+def test_a_sequence_beyond_the_context_is_refused_with_both_keys() -> None:
+    with pytest.raises(Exception, match=r"model\.context=12.*smaller data\.block"):
+        tiny_gpt()(torch.zeros(1, 13, dtype=torch.int64))
+    with pytest.raises(Exception, match=r"model\.width=10"):
+        GPT(width=10, heads=4)
+
+
+class Counted(nn.Module):
+    """As DDP does, holds the model as `module`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        self.calls = 0
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        out: torch.Tensor = self.module(tokens)
+        return out
+
+
+def test_a_preview_is_the_same_each_time_and_takes_a_fixed_number_of_passes() -> None:
+    torch.manual_seed(0)
+    model = Counted(tiny_gpt())
+    task = LanguageModel(tiny_gpt, preview_bytes=30)
+    first = task.preview(model)
+    torch.rand(5)
+    assert task.preview(model) == first
+    assert first.startswith("def read(path: str)")
+    assert model.calls == 60
+    assert model.training
+    with torch.no_grad():
+        model.module.head.weight.fill_(float("nan"))  # type: ignore[union-attr, operator]
+    assert task.preview(model).startswith("def read")
+
+
+def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
+    batch = some_text()
+    task = LanguageModel(lambda: GPT(width=16, depth=1, heads=2, context=12, dropout=0.5))
+    model = task.model()
+    assert task.loss(model, batch).sum != task.loss(model, batch).sum
+    model.eval()
+    assert task.loss(model, batch).sum == task.loss(model, batch).sum
+
+
+@pytest.mark.parametrize("file", sorted(CONF.glob("[tmd]*/*.yaml")), ids=lambda file: file.stem)
+def test_every_plug_in_of_conf_can_be_imported_and_takes_its_keys(file: Path) -> None:
+    import importlib
+    import inspect
+
+    node = yaml.safe_load(file.read_text())
+    module, _, name = node.pop("_target_").rpartition(".")
+    assert module.startswith(("trainer.tasks.", "trainer.models.", "trainer.data."))
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    assert set(node) <= set(parameters)

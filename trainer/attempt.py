@@ -1,0 +1,208 @@
+"""One start of a run on one rank: take part, train, and say why it ended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NoReturn
+
+from trainer import compose
+from trainer.config import RunConfig
+from trainer.errors import ConfigError, DivergedError, EverstepError, ShortOfMemoryError, SupersededError
+from trainer.place import Place, die_with_parent
+from trainer.provenance import record
+from trainer.ranklog import RankLog
+from trainer.run_folder import CONFIG, Ending, Outcome, RunFolder
+from trainer.stop import Stop
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+LOG = logging.getLogger("everstep")
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What rank 0 found out and all ranks are told: the run, its folder, and the number of this attempt."""
+
+    url: str
+    attempt: int
+    config: str
+    micro_batch: int | None = None
+    done_at: int | None = None
+    """The run is done already, at this step."""
+
+
+def attempt(arguments: Sequence[str], stop: Stop) -> int:
+    """Train, as the command line says; the exit code is the outcome's.
+
+    Under torchrun a run that was stopped and saved exits with 0, since torchrun would start anything else again.
+    """
+    place = Place.from_environment()
+    if place.under_torchrun:
+        die_with_parent()
+    try:
+        options = parse(arguments)
+        store = _store(place)
+        assignment = _assignment(options, place, store)
+    except EverstepError as error:
+        return _refuse(error, place)
+    run = compose.thaw(assignment.config)
+    if assignment.done_at is not None:
+        if place.rank == 0:
+            print(f"run {run.run} is done: step {assignment.done_at} of {run.steps} in {assignment.url}")
+        return 0
+    folder = RunFolder(assignment.url)
+    with RankLog(folder, assignment.attempt, place.rank):
+        try:
+            ending = _run(run, folder, assignment, place, store, stop)
+        except BaseException as error:
+            ending = _ending_of(error)
+            _tell(error, place)
+            folder.end(assignment.attempt, ending)
+            _leave_alone(place, ending.outcome.exit_code)
+        if place.rank == 0:
+            folder.end(assignment.attempt, ending)
+    if ending.outcome is Outcome.preempted and place.under_torchrun:
+        return 0
+    return ending.outcome.exit_code
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m trainer", description="Train one run, alone or under torchrun.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--frozen", metavar="RUN_URL", help="train what config.yaml in this run folder says")
+    parser.add_argument("--plugins", default="", metavar="A,B", help="with --frozen: packages that it may use")
+    options = parser.parse_intermixed_args(arguments)
+    if options.frozen and options.overrides:
+        raise ConfigError(f"--frozen takes no overrides ({options.overrides[0]}); the run folder's config is settled")
+    return options
+
+
+def _store(place: Place) -> Store | None:
+    if place.world == 1:
+        return None
+    from trainer.mesh import join
+
+    return join(place, timeout_s=float(os.environ.get("EVERSTEP_JOIN_TIMEOUT_S", "300")))
+
+
+def _assignment(options: argparse.Namespace, place: Place, store: Store | None) -> Assignment:
+    """Rank 0 composes (or reads), settles and claims; the others hear of it over the store."""
+
+    def decide() -> str:
+        return json.dumps(vars(_claim(options, place)))
+
+    if store is None:
+        return Assignment(**json.loads(decide()))
+    from trainer.mesh import tell
+
+    return Assignment(**json.loads(tell(store, place, decide)))
+
+
+def _claim(options: argparse.Namespace, place: Place) -> Assignment:
+    run, folder = _frozen(options) if options.frozen else _composed(options, place)
+    last = folder.last_ending()
+    text = compose.freeze(run)
+    if last is not None and last.outcome is Outcome.done and (last.step >= run.steps):
+        return Assignment(folder.url, 0, text, done_at=last.step)
+    number = folder.claim({"world": place.world, "config_digest": compose.digest(run)})
+    return Assignment(folder.url, number, text, last.micro_batch if last is not None else None)
+
+
+def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
+    folder = RunFolder(options.frozen)
+    try:
+        run = compose.thaw(folder.storage.read(CONFIG).decode())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{options.frozen} is not a run folder: it has no {CONFIG}") from error
+    allowed = [name for name in options.plugins.split(",") if name]
+    if refused := sorted(set(run.plugins) - set(allowed)):
+        raise ConfigError(
+            f"the run uses packages that were not named on the command line ({', '.join(refused)}); "
+            f"if you trust them, add --plugins {','.join([*allowed, *refused])}"
+        )
+    return run, folder
+
+
+def _composed(options: argparse.Namespace, place: Place) -> tuple[RunConfig, RunFolder]:
+    composed = compose.compose(options.overrides, options.config_dir)
+    if composed.run.run is None and place.nodes > 1:
+        raise ConfigError(f"run=null on {place.nodes} nodes: a restart has to find its folder again; give run=NAME")
+    run = compose.with_name(composed, place.started())
+    folder = RunFolder.of(run.run_root, str(run.run))
+    for change in compose.settle(run, folder):
+        print(f"changed since the last start: {change}")
+    record(folder, run, sys.argv)
+    return run, folder
+
+
+def _run(
+    run: RunConfig, folder: RunFolder, assignment: Assignment, place: Place, store: Store | None, stop: Stop
+) -> Ending:
+    from trainer.build import Start, build
+    from trainer.loop import train
+    from trainer.mesh import form, leave
+
+    stop.watch(run.stop, folder if place.rank == 0 else None)
+    mesh = form(place, store, run.parallel, run.group_timeout_s)
+    parts = build(run, Start(folder, assignment.attempt, assignment.micro_batch), mesh, stop)
+    try:
+        ending = train(run, parts)
+        preview = getattr(parts.step.task, "preview", None)
+        if ending.outcome is Outcome.done and preview is not None:
+            text = preview(parts.step.spread.module)
+            parts.journal.event("preview", text)
+        parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
+    finally:
+        parts.feed.close()
+        parts.journal.close()
+        stop.close()
+    leave()
+    return ending
+
+
+def _ending_of(error: BaseException) -> Ending:
+    reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
+    if isinstance(error, ShortOfMemoryError):
+        return Ending(Outcome.out_of_memory, reason=str(error), micro_batch=error.micro_batch)
+    if isinstance(error, SupersededError):
+        return Ending(Outcome.superseded, reason=str(error))
+    if isinstance(error, DivergedError):
+        return Ending(Outcome.diverged, reason=str(error))
+    if isinstance(error, EverstepError):
+        return Ending(Outcome.config_error, reason=str(error))
+    return Ending(Outcome.crashed, reason=reason)
+
+
+def _refuse(error: EverstepError, place: Place) -> int:
+    _tell(error, place)
+    return error.exit_code
+
+
+def _tell(error: BaseException, place: Place) -> None:
+    """One line for the user's own errors, the traceback for ours (and for all with EVERSTEP_TRACEBACK=1)."""
+    LOG.error("%s", "".join(traceback.format_exception(error)))
+    if isinstance(error, EverstepError) and error.told:
+        return
+    if isinstance(error, EverstepError) and os.environ.get("EVERSTEP_TRACEBACK") != "1":
+        print(f"error: {error}" if place.rank == 0 else f"error on rank {place.rank}: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+
+
+def _leave_alone(place: Place, code: int) -> NoReturn:
+    """Leave after an error without a word to the other ranks: a collective with one that has failed never ends."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if place.world > 1:
+        os._exit(code)
+    sys.exit(code)

@@ -1,0 +1,203 @@
+"""From a config to the parts of a run: the one file that knows which class stands behind which key."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from trainer.checkpoint.checkpointer import Checkpointer, Restored, load_weights
+from trainer.checkpoint.manifest import candidates
+from trainer.compose import plain
+from trainer.config import Dtype, Node, RunConfig
+from trainer.console import open_display, short
+from trainer.data.dataset import Dataset, Splits
+from trainer.data.feed import Feed
+from trainer.data.order import SampleOrder, microbatches
+from trainer.errors import ConfigError, DataError
+from trainer.evaluate import Evaluator
+from trainer.flops import count_flops, peak_flops
+from trainer.journal import Hook, Journal
+from trainer.loop import Parts
+from trainer.mesh import Mesh
+from trainer.metrics import JsonLines, open_sinks
+from trainer.optim import Average, build_optimizer
+from trainer.parallel import Spread, spread
+from trainer.plugins import check_allowed, instantiate
+from trainer.run_folder import RunFolder
+from trainer.state import LossScale, Progress, TrainState
+from trainer.step import Stepper
+from trainer.stop import Stop
+from trainer.task import Task
+
+LOG = logging.getLogger("everstep")
+PLUGINS = ("task", "model", "data", "optimizer", "hooks")
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is known of this attempt before anything is built."""
+
+    folder: RunFolder
+    attempt: int
+    micro_batch: int | None = None
+    """The microbatch that the last attempt asked for when it ran out of memory."""
+
+
+def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
+    """Make all parts and restore the newest checkpoint; ConfigError and the like in one line."""
+    check_plugins(run)
+    splits = load_data(run, mesh)
+    task = build_task(run)
+    fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
+    model = spread(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
+    state = _state(run, model, mesh, fresh)
+    checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits))
+    restored = checkpoints.restore()
+    wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
+    state.progress.micro_batch = min(size for size in wanted if size)
+    order = SampleOrder(len(splits.train), run.global_batch, run.seed)
+    feed = Feed(splits, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
+    step = Stepper(run, state, model, task, stop)
+    evaluate = Evaluator(run, state, model, task, splits.validation, stop)
+    journal = open_journal(run, start, mesh)
+    journal.unit = getattr(task, "unit", "items")
+    journal.checkpoint_step = restored.step if restored else 0
+    hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
+    parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
+    _rehearse(run, parts, splits.train)
+    _announce(run, parts, restored)
+    return parts
+
+
+def check_plugins(run: RunConfig) -> None:
+    for key in PLUGINS:
+        check_allowed(getattr(run, key), key, run.plugins)
+
+
+def load_data(run: RunConfig, mesh: Mesh) -> Splits:
+    """The data node's splits. Rank 0 goes first, since the first use may have to prepare the data."""
+    built: list[Splits] = []
+
+    def first() -> str:
+        built.append(_splits(run))
+        return digest_of(built[0])
+
+    digest = mesh.decide(first)
+    splits = built[0] if built else _splits(run)
+    found = mesh.gather(digest_of(splits))
+    if any(other != digest for other in found):
+        raise DataError(f"data: the ranks see different data (digests {', '.join(d[:12] for d in sorted(set(found)))})")
+    if len(splits.train) < 1:
+        raise DataError("data: the training set is empty")
+    return splits
+
+
+def _splits(run: RunConfig) -> Splits:
+    node = _needed(run.data, "data")
+    splits = instantiate(node, "data", run.plugins)
+    if not isinstance(splits, Splits):
+        raise ConfigError(f"data._target_={node['_target_']!r} gives a {type(splits).__name__}, not trainer's Splits")
+    return splits
+
+
+def digest_of(splits: Splits) -> str:
+    held_out = splits.validation.digest if splits.validation is not None else ""
+    return hashlib.sha256(f"{splits.train.digest}/{held_out}".encode()).hexdigest()
+
+
+def build_task(run: RunConfig) -> Task:
+    """The task, with a factory for the `model` node if its constructor has a parameter `model`."""
+    node, runtime = _needed(run.task, "task"), {}
+    if run.model is not None:
+        runtime["model"] = model_factory(run.model, run.plugins)
+    task: Task = instantiate(node, "task", run.plugins, **runtime)
+    for method in ("model", "loss", "evaluate"):
+        if not callable(getattr(task, method, None)):
+            raise ConfigError(f"task._target_={node['_target_']!r} has no method {method!r}; see trainer/task.py")
+    return task
+
+
+def model_factory(node: Node, plugins: Iterable[str]) -> Callable[[], nn.Module]:
+    def make() -> nn.Module:
+        model = instantiate(node, "model", plugins)
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model._target_={node['_target_']!r} gives a {type(model).__name__}, not an nn.Module")
+        return model
+
+    return make
+
+
+def _needed(node: Node | None, key: str) -> Node:
+    if node is None:
+        raise ConfigError(f"{key}=null: nothing to train; give experiment=NAME or {key}=NAME")
+    return node
+
+
+def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool) -> TrainState:
+    optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
+    if fresh and run.init_from is not None:
+        weights = {f"model.{name}": value for name, value in model.model.state_dict().items()}
+        LOG.info("weights from %s", load_weights(run.init_from, weights, mesh))
+    precision = run.precision
+    scale = LossScale(precision.init_scale, precision.growth_interval, mesh.device)
+    return TrainState(
+        model.model,
+        optimizer,
+        Progress(),
+        Average(model.model, run.ema) if run.ema is not None else None,
+        scale if precision.dtype is Dtype.fp16 else None,
+    )
+
+
+def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
+    display = open_display(run.log, mesh.is_main)
+    if not mesh.is_main:
+        return Journal(run, start.folder, display, (), None)
+    events = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, "events.jsonl"))
+    journal = Journal(run, start.folder, display, open_sinks(run, start.folder, start.attempt, plain(run)), events)
+    journal.world, journal.device, journal.peak = mesh.world, mesh.device, peak_flops(mesh.device)
+    return journal
+
+
+def _rehearse(run: RunConfig, parts: Parts, data: Dataset) -> None:
+    """One pass that changes nothing, before the first step of a start.
+
+    DDP orders its buckets by what it saw in its first backward pass. A run that goes on must sum gradients in the order
+    of a run that never stopped, so that order has to be settled before the first step of either.
+    """
+    size = min(parts.feed.micro_batch, len(data))
+    batch = {name: value.to(parts.feed.device) for name, value in data.take(np.arange(size)).items()}
+    items: list[int] = []
+    if parts.journal.peak and run.parallel.compile is None:
+        flops = count_flops(lambda: items.append(parts.step.rehearse(batch)))
+        parts.journal.flops_per_item = flops / max(1, items[0])
+    elif parts.step.spread.mesh.world > 1:
+        parts.step.rehearse(batch)
+
+
+def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
+    mesh, feed = parts.step.spread.mesh, parts.feed
+    parameters = sum(p.numel() for p in parts.state.model.parameters())
+    slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
+    epochs = run.steps * run.global_batch / len(feed.splits.train)
+    facts = {
+        "parameters": short(parameters),
+        "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
+        "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
+        "data": f"{short(len(feed.splits.train))} samples, {epochs:.3g} epochs in {run.steps} steps",
+        "folder": parts.checkpoints.folder.url,
+        "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
+    }
+    if restored is None and run.init_from is not None:
+        facts["starts from"] = f"the weights of {run.init_from}"
+    for passed in restored.walked_past if restored else ():
+        parts.journal.event("walked_past", f"damaged checkpoint set aside: {passed}")
+    if any("running_mean" in name for name, _ in parts.state.model.named_buffers()) and mesh.world > 1:
+        parts.journal.event("batch_norm", "the model keeps running statistics: they depend on the number of processes")
+    parts.journal.event("started", step=parts.state.progress.step, world=mesh.world, facts=facts)
+    parts.journal.start(f"{run.run}, attempt {parts.checkpoints.attempt}", facts, parts.state.progress.step)

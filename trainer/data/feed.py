@@ -1,0 +1,64 @@
+"""The batches of a run for one rank, from any step on, however small its microbatches have become."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from trainer.config import LoaderConfig
+from trainer.data.dataset import Splits
+from trainer.data.loader import Loader, Microbatch
+from trainer.data.order import SampleOrder
+
+
+class Feed:
+    """Opens a loader at a step; the one before it is closed."""
+
+    def __init__(
+        self,
+        splits: Splits,
+        order: SampleOrder,
+        loader: LoaderConfig,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        self.splits = splits
+        self.order = order
+        self.loader = loader
+        self.micro_batch = micro_batch
+        """Samples that this rank passes through the model at once, from the next `steps` on."""
+        self.rank = rank
+        self.world = world
+        self.device = device
+        self._open: Loader | None = None
+        self._waited_s = 0.0
+
+    def steps(self, done: int) -> Iterator[list[Microbatch]]:
+        """The local microbatches of each step after the first `done`."""
+        self.close()
+        self._open = Loader(
+            self.splits.train,
+            self.order,
+            self.micro_batch,
+            self.rank,
+            self.world,
+            self.device,
+            augment=self.splits.augment,
+            prefetch=self.loader.prefetch,
+            workers=self.loader.workers,
+        )
+        return self._open.steps(done)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that training has waited for data so far."""
+        return self._waited_s + (self._open.wait_s if self._open is not None else 0.0)
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._waited_s += self._open.wait_s
+            self._open.close()
+            self._open = None

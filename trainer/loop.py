@@ -1,0 +1,151 @@
+"""The training loop: restore, step, evaluate, save, stop, in that order and all in sight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.config import Nonfinite, RunConfig
+from trainer.data.feed import Feed
+from trainer.errors import DivergedError, ShortOfMemoryError
+from trainer.evaluate import Evaluator, keep_score
+from trainer.journal import Hook, Journal
+from trainer.run_folder import Ending, Outcome
+from trainer.state import TrainState
+from trainer.step import StepInfo, Stepper
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What `build` makes of a config; the state is restored already."""
+
+    state: TrainState
+    feed: Feed
+    step: Stepper
+    evaluate: Evaluator
+    checkpoints: Checkpointer
+    journal: Journal
+    hooks: Sequence[Hook]
+
+
+def train(run: RunConfig, parts: Parts) -> Ending:
+    """Train up to `run.steps`, or until a stop is agreed.
+
+    At the top of each round the state is that after exactly `progress.step` updates; whatever is due at that step
+    (evaluation, checkpoint, the end) happens there, and so also when a restart comes back to it.
+    """
+    state, checkpoints = parts.state, parts.checkpoints
+    batches = parts.feed.steps(state.progress.step)
+    stopping = False
+    while True:
+        at = state.progress.step
+        finished = at >= run.steps or _out_of_patience(run, state)
+        improved = False
+        if not stopping and parts.evaluate.due(at, last=finished):
+            _collect(run, parts)
+            stopping, improved = _evaluate(run, parts)
+            finished = finished or _out_of_patience(run, state)
+        if checkpoints.due(at) or (improved and run.checkpoint.keep_best) or ((finished or stopping) and at):
+            _save(run, parts)
+        if stopping:
+            return Ending(Outcome.preempted, at, parts.step.stop.reason or "another rank was asked to stop")
+        if finished:
+            return Ending(Outcome.done, run.steps, "" if at >= run.steps else f"no better metric since step {at}")
+        try:
+            parts.step(next(batches))
+            infos = parts.step.results()
+        except torch.OutOfMemoryError as error:
+            _halve(parts, error)
+            batches = parts.feed.steps(at)
+            continue
+        stopping = any(info.stop for info in infos)
+        if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
+            _roll_back(parts)
+            batches = parts.feed.steps(state.progress.step)
+
+
+def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
+    """Account for finished steps; True when one of them was not finite."""
+    progress, bad = parts.state.progress, False
+    for info in infos:
+        progress.items += info.items
+        parts.journal.step(info, parts.feed.wait_s)
+        for hook in parts.hooks:
+            hook(info)
+        if not info.finite:
+            bad = True
+            progress.nonfinite += 1
+            parts.journal.event(
+                "nonfinite",
+                f"step {info.step} gave NaN or Inf (loss {info.loss}, gradient norm {info.norm}); it changed nothing",
+                step=info.step,
+            )
+            if progress.nonfinite >= run.nonfinite.limit:
+                raise DivergedError(
+                    f"{progress.nonfinite} steps gave NaN or Inf, the last was step {info.step} "
+                    f"(learning rate {info.lr:.3g}); nonfinite.limit={run.nonfinite.limit}"
+                )
+    return bad
+
+
+def _collect(run: RunConfig, parts: Parts) -> None:
+    """Wait for all outstanding results, so that progress is that of the weights."""
+    _note(run, parts, parts.step.results(all_of_them=True))
+
+
+def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
+    """Evaluate; returns (whether a stop was agreed meanwhile, whether the metric is the best so far)."""
+    metrics = parts.evaluate()
+    if metrics is None:
+        return True, False
+    best = keep_score(parts.state.progress, run.evaluate, metrics)
+    parts.journal.pause()
+    parts.journal.evaluated(parts.state.progress.step, metrics, best)
+    return False, best
+
+
+def _save(run: RunConfig, parts: Parts) -> None:
+    _collect(run, parts)
+    step = parts.state.progress.step
+    if parts.checkpoints.saved_step != step:
+        start = time.perf_counter()
+        parts.checkpoints.save()
+        parts.journal.saved(step, time.perf_counter() - start)
+        parts.journal.pause()
+
+
+def _out_of_patience(run: RunConfig, state: TrainState) -> bool:
+    return run.evaluate.patience is not None and state.progress.stale >= run.evaluate.patience
+
+
+def _roll_back(parts: Parts) -> None:
+    """Back to the last checkpoint, and on from the next batch: the steps since then are left out of the run."""
+    reached = parts.state.progress.step
+    nonfinite, over = parts.state.progress.nonfinite, parts.state.progress.passed_over
+    step = parts.checkpoints.reload()
+    parts.step.forget()
+    progress = parts.state.progress
+    progress.step, progress.nonfinite, progress.passed_over = reached, nonfinite, [*over, [step + 1, reached]]
+    parts.journal.event(
+        "rolled_back",
+        f"back to the weights of step {step}; the batches of steps {step + 1} to {reached} are passed over",
+        step=reached,
+        checkpoint=step,
+    )
+
+
+def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
+    """Go on with half the microbatch; with other ranks about, the whole start has to begin again with it."""
+    mesh, size = parts.step.spread.mesh, parts.feed.micro_batch
+    smaller = size // 2
+    if mesh.world > 1 or smaller < 1:
+        raise ShortOfMemoryError(
+            f"rank {mesh.rank} ran out of memory with micro_batch={size}", smaller or None
+        ) from error
+    parts.state.optimizer.zero_grad(set_to_none=True)
+    parts.state.progress.micro_batch = parts.feed.micro_batch = smaller
+    parts.journal.event("out_of_memory", f"out of memory: going on with micro_batch={smaller}", micro_batch=smaller)
