@@ -35,19 +35,22 @@ class Supervisor:
             if self.local.stopped is not None:
                 self.folder.storage.delete(STOP_MARKER)
             ending = self._ending(before, code)
-            if self.local.stopped is not None and ending is None:
-                say(f"{self.local.stopped}: the processes ended without saving; the last checkpoint stands")
-                return Outcome.preempted.exit_code
             shrank = ending is None or ending.micro_batch is None or ending.micro_batch < smallest
             progressed = (self.folder.newest_step() or 0) > (step or 0)
-            decision = decide(ending, restarts, self.max_restarts, progressed, shrank)
+            decision = decide(ending, restarts, self.max_restarts, progressed, shrank, self.local.stopped)
             self._keep(decision, ending)
             if not decision.go_on:
-                return Outcome.crashed.exit_code if ending is None else ending.outcome.exit_code
+                return self._exit_code(ending)
             restarts, smallest = decision.restarts, (ending and ending.micro_batch) or smallest
-            if self.local.stopped is not None or not self.local.wait(back_off_s(restarts)):
+            if not self.local.wait(back_off_s(restarts)):
                 say(f"{self.local.stopped}: not started again; the same command goes on from the last checkpoint")
                 return Outcome.preempted.exit_code
+
+    def _exit_code(self, ending: Ending | None) -> int:
+        if ending is not None:
+            return ending.outcome.exit_code
+        # Killed because it took too long to stop is stopped all the same: the same command goes on.
+        return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
 
     def _ending(self, before: list[int], code: int) -> Ending | None:
         """The word of the newest attempt of this start; its exit code where it ended before it claimed an attempt."""

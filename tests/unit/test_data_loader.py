@@ -245,9 +245,7 @@ def _runs(pid: int) -> bool:
         return False
 
 
-@given(
-    samples=st.integers(1, 50), batch=st.integers(1, 12), world=st.integers(1, 5), limit=st.integers(1, 60)
-)
+@given(samples=st.integers(1, 50), batch=st.integers(1, 12), world=st.integers(1, 5), limit=st.integers(1, 60))
 @settings(max_examples=40, deadline=None)
 def test_evaluation_visits_each_held_out_sample_once_and_gives_each_rank_as_many_batches(
     samples: int, batch: int, world: int, limit: int

@@ -147,9 +147,7 @@ def test_too_little_to_hold_anything_out_says_what_to_change(tmp_path: Path) -> 
         prepare_blocks(documents(), str(tmp_path / "set"), 8, validation_every=1)
 
 
-def test_the_stdlib_corpus_is_prepared_once_and_reused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stdlib_corpus_is_prepared_once_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.corpus.stdlib_sources", lambda: iter(documents(40)))
     path = str(tmp_path / "deep" / "stdlib")
     first = stdlib_corpus(path, block=16)
@@ -173,9 +171,7 @@ def command(*words: str) -> int:
     return run(parser.parse_args(["data", *words]))
 
 
-def test_the_command_prepares_inspects_and_verifies(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prepares_inspects_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, content in documents():
         (tmp_path / f"{name}.txt").write_bytes(content)
     source, dst = str(tmp_path / "*.txt"), str(tmp_path / "set")

@@ -36,10 +36,10 @@ signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 attempt = folder.claim({})
 if "commit" in act:
     folder.storage.write(folder.checkpoint(act["commit"], attempt) + "/manifest.json", b"{}")
-if act.get("kill"):
-    os.kill(os.getpid(), signal.SIGKILL)
 while act.get("until_stopped") and not (stop and folder.storage.exists(STOP_MARKER)):
     time.sleep(0.01)
+if act.get("kill"):
+    os.kill(os.getpid(), signal.SIGKILL)
 ending = Ending(Outcome(act["outcome"]), step=act.get("step", 0), micro_batch=act.get("micro_batch"))
 folder.end(attempt, ending)
 sys.exit(1 if act.get("flat") else ending.outcome.exit_code)
@@ -217,6 +217,18 @@ def test_ctrl_c_saves_stops_and_is_not_followed_by_a_restart(bench: Bench) -> No
     assert "Traceback" not in said
     assert "stopped and saved; the same command goes on from there (step 3)" in said
     assert not bench.run_folder.storage.exists("stop")
+    assert bench.run_folder.attempts() == [1]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("act", "code"), [({"outcome": "crashed"}, 1), ({"kill": True}, 75)])
+def test_a_stop_that_does_not_save_is_not_called_saved(bench: Bench, act: dict[str, Any], code: int) -> None:
+    bench.plan({**act, "until_stopped": True})
+    driven = _start_in_background(bench)
+    driven.send_signal(signal.SIGTERM)
+    _, said = driven.communicate(timeout=20)
+    assert driven.returncode == code
+    assert "not started again (SIGTERM), the last checkpoint stands" in said
     assert bench.run_folder.attempts() == [1]
 
 
