@@ -21,6 +21,8 @@ class Supervisor:
     folder: RunFolder
     local: Local
     max_restarts: int
+    starter: str
+    """What stands in the claims of the attempts that are ours; somebody else may start the same run."""
 
     def run(self, start: Callable[[], int]) -> int:
         restarts, smallest = 0, sys.maxsize
@@ -53,12 +55,18 @@ class Supervisor:
         return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
 
     def _ending(self, before: list[int], code: int) -> Ending | None:
-        """The word of the newest attempt of this start; its exit code where it ended before it claimed an attempt."""
+        """The word of our attempt of this start; its exit code where it ended before it claimed one."""
         new = [number for number in self.folder.attempts() if number not in before]
-        if new:
-            return self.folder.ending(new[-1])
-        said = [outcome for outcome in Outcome if outcome.exit_code == code and code > 1]
-        return Ending(said[0], reason="before the first step") if said else None
+        ours = [number for number in new if self.folder.starter(number) == self.starter]
+        if not ours:
+            said = [outcome for outcome in Outcome if outcome.exit_code == code and code > 1]
+            return Ending(said[0], reason="before the first step") if said else None
+        ending = self.folder.ending(ours[-1])
+        if new[-1] != ours[-1] and (ending is None or ending.outcome is not Outcome.done):
+            # To start again would take the run back, and its new owner would do the same, for ever.
+            step = 0 if ending is None else ending.step
+            return Ending(Outcome.superseded, step, f"attempt {new[-1]} is not of this command")
+        return ending
 
     def _keep(self, decision: Decision, ending: Ending | None) -> None:
         say(decision.reason)

@@ -31,6 +31,9 @@ done = len(folder.attempts())
 act = plan[min(done, len(plan) - 1)]
 if act.get("exit_before_claim") is not None:
     sys.exit(act["exit_before_claim"])
+if act.get("other_starts"):
+    folder.claim({})
+    os.environ["EVERSTEP_STARTER"] = "somebody else"
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 attempt = folder.claim({})
@@ -38,6 +41,8 @@ if "commit" in act:
     folder.storage.write(folder.checkpoint(act["commit"], attempt) + "/manifest.json", b"{}")
 while act.get("until_stopped") and not (stop and folder.storage.exists(STOP_MARKER)):
     time.sleep(0.01)
+if act.get("other_starts"):
+    sys.exit(1)
 if act.get("kill"):
     os.kill(os.getpid(), signal.SIGKILL)
 ending = Ending(Outcome(act["outcome"]), step=act.get("step", 0), micro_batch=act.get("micro_batch"))
@@ -187,6 +192,14 @@ def test_an_exit_code_counts_where_no_attempt_was_claimed(bench: Bench, code: in
     bench.plan({"exit_before_claim": code})
     assert bench.run() == code
     assert len(bench.decisions()) == 1
+
+
+@pytest.mark.process
+def test_a_run_that_somebody_else_has_taken_over_is_not_taken_back(bench: Bench) -> None:
+    bench.plan({"other_starts": True})
+    assert bench.run() == 4
+    assert bench.run_folder.attempts() == [1, 2]
+    assert bench.decisions()[0]["outcome"] == "superseded"
 
 
 @pytest.mark.process
