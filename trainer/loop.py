@@ -116,7 +116,7 @@ def _save(run: RunConfig, parts: Parts) -> None:
         start = time.perf_counter()
         parts.checkpoints.save()
         parts.journal.saved(step, time.perf_counter() - start)
-    
+
 
 def _out_of_patience(run: RunConfig, state: TrainState) -> bool:
     return run.evaluate.patience is not None and state.progress.stale >= run.evaluate.patience

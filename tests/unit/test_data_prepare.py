@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -147,9 +149,7 @@ def test_too_little_to_hold_anything_out_says_what_to_change(tmp_path: Path) -> 
         prepare_blocks(documents(), str(tmp_path / "set"), 8, validation_every=1)
 
 
-def test_the_stdlib_corpus_is_prepared_once_and_reused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_stdlib_corpus_is_prepared_once_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("trainer.data.corpus.stdlib_sources", lambda: iter(documents(40)))
     path = str(tmp_path / "deep" / "stdlib")
     first = stdlib_corpus(path, block=16)
@@ -167,15 +167,23 @@ def test_the_stdlib_sources_are_sorted_and_hold_no_tests() -> None:
     assert not any({"test", "tests", "site-packages"} & set(name.split(os.sep)) for name in names)
 
 
+@pytest.mark.process
+def test_the_parser_needs_neither_numpy_nor_pyarrow_and_preparing_no_torch() -> None:
+    script = (
+        "import sys, trainer.data.command; assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
+        "import trainer.data.order, trainer.data.prepare; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def command(*words: str) -> int:
     parser = argparse.ArgumentParser()
     add_parser(parser.add_subparsers())
     return run(parser.parse_args(["data", *words]))
 
 
-def test_the_command_prepares_inspects_and_verifies(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_prepares_inspects_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, content in documents():
         (tmp_path / f"{name}.txt").write_bytes(content)
     source, dst = str(tmp_path / "*.txt"), str(tmp_path / "set")

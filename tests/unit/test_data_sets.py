@@ -144,9 +144,7 @@ def test_a_map_style_dataset_may_bring_its_own_digest() -> None:
 
 
 def test_a_frame_becomes_features_and_target() -> None:
-    frame = pd.DataFrame(
-        {"a": [1, 2, 3], "b": [0.5, 1.5, 2.5], "kind": ["x", "y", "x"], "y": [0.0, 1.0, 2.0]}
-    )
+    frame = pd.DataFrame({"a": [1, 2, 3], "b": [0.5, 1.5, 2.5], "kind": ["x", "y", "x"], "y": [0.0, 1.0, 2.0]})
     data = frame_dataset(frame.astype({"kind": "category"}), ["b", "a"], "kind")
     batch = data.take(np.array([2, 0]))
     assert batch["features"].tolist() == [[2.5, 3.0], [0.5, 1.0]]

@@ -38,7 +38,5 @@ def wines(held_out: float = 0.25) -> Splits:
     train, validation = split_ids(len(wine), held_out, seed=0)
     measures = (measures - measures[train].mean(axis=0)) / measures[train].std(axis=0)
     columns = {"measures": measures.astype("float32"), "wine": wine}
-    parts = [
-        ArrayDataset({name: column[ids] for name, column in columns.items()}) for ids in (train, validation)
-    ]
+    parts = [ArrayDataset({name: column[ids] for name, column in columns.items()}) for ids in (train, validation)]
     return Splits(train=parts[0], validation=parts[1])
