@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint
-import torch.distributed.fsdp  # noqa: F401
+import torch.distributed.fsdp
 
 import trainer.build  # noqa: F401
 from trainer.attempt import attempt
@@ -61,6 +62,9 @@ def start(world: int, work: Callable[[int], int], log: Path, *, all_die: bool = 
                 if all_die and codes[pid] < 0:
                     _kill(set(pids) - codes.keys())
             elif time.monotonic() > deadline:
+                for left in set(pids) - codes.keys():
+                    os.kill(left, signal.SIGABRT)  # faulthandler writes the stacks
+                    os.waitpid(left, 0)
                 raise TimeoutError(f"ranks still run after {TIMEOUT_S} s: {log.read_text()[begin:]}")
             else:
                 time.sleep(0.005)
@@ -92,6 +96,7 @@ def _fork(rank: int, world: int, port: int, work: Callable[[int], int], log: Pat
         stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
+        faulthandler.enable(stream)
         sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
         code = work(rank)
     except SystemExit as leaving:
