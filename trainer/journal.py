@@ -87,7 +87,12 @@ class Journal:
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             self.event("evaluated", f"held-out at step {step}: {shown}{'  (best so far)' if best else ''}", step=step)
 
+    def pause(self, seconds: float) -> None:
+        """Leave out of the rates what was spent beside training."""
+        self._speed.since += seconds
+
     def saved(self, step: int, seconds: float) -> None:
+        self.pause(seconds)
         self.checkpoint_step = step
         self.event("saved", step=step, seconds=round(seconds, 4))
         self._progress_at = float("-inf")

@@ -99,11 +99,12 @@ def _collect(run: RunConfig, parts: Parts) -> None:
 
 def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     """Evaluate; returns (whether a stop was agreed meanwhile, whether the metric is the best so far)."""
+    start = time.perf_counter()
     metrics = parts.evaluate()
+    parts.journal.pause(time.perf_counter() - start)
     if metrics is None:
         return True, False
     best = keep_score(parts.state.progress, run.evaluate, metrics)
-    parts.journal.pause()
     parts.journal.evaluated(parts.state.progress.step, metrics, best)
     return False, best
 
@@ -115,7 +116,6 @@ def _save(run: RunConfig, parts: Parts) -> None:
         start = time.perf_counter()
         parts.checkpoints.save()
         parts.journal.saved(step, time.perf_counter() - start)
-        parts.journal.pause()
 
 
 def _out_of_patience(run: RunConfig, state: TrainState) -> bool:

@@ -154,6 +154,19 @@ def test_close_returns_at_once_while_the_thread_waits_for_room() -> None:
     assert not any(thread.name == "everstep-data" for thread in threading.enumerate())
 
 
+@pytest.mark.parametrize(("prefetch", "workers"), [(2, 0), (0, 1)])
+def test_an_iterator_ends_when_the_loader_is_closed_and_another_may_follow(prefetch: int, workers: int) -> None:
+    order = SampleOrder(SAMPLES, 4, 0)
+    loader = Loader(numbers(), order, 4, 0, 1, "cpu", prefetch=prefetch, workers=workers)
+    first = loader.steps(0)
+    next(first)
+    loader.close()
+    assert next(first, None) is None
+    assert as_values(taken(loader, 5, 2)) == as_values(
+        taken(Loader(numbers(), order, 4, 0, 1, "cpu", prefetch=0), 5, 2)
+    )
+
+
 def test_close_does_not_hang_on_a_source_that_never_answers() -> None:
     release = threading.Event()
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -163,6 +165,16 @@ def test_the_stdlib_sources_are_sorted_and_hold_no_tests() -> None:
     assert names == sorted(names)
     assert {"ast.py", os.path.join("json", "decoder.py")} <= set(names)
     assert not any({"test", "tests", "site-packages"} & set(name.split(os.sep)) for name in names)
+
+
+@pytest.mark.process
+def test_the_parser_needs_neither_numpy_nor_pyarrow_and_preparing_no_torch() -> None:
+    script = (
+        "import sys, trainer.data.command; assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
+        "import trainer.data.order, trainer.data.prepare; assert 'torch' not in sys.modules"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
 
 
 def command(*words: str) -> int:

@@ -1,4 +1,7 @@
-"""`everstep data prepare | inspect | verify`: datasets, from the command line."""
+"""`everstep data prepare | inspect | verify`: datasets, from the command line.
+
+PyArrow is imported by the verb that needs it, so that the parser costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ import sys
 from collections.abc import Iterator
 
 from trainer.data.index import ShardIndex
-from trainer.data.prepare import SHARD_BYTES, TRAIN, VALIDATION, prepare_blocks, prepared, verify
 from trainer.errors import DataError, EverstepError
 
 
@@ -24,7 +26,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     make.add_argument(
         "--validation-every", type=int, default=20, metavar="N", help="hold out every N-th file (default 20)"
     )
-    make.add_argument("--shard-mib", type=int, default=SHARD_BYTES >> 20, metavar="N", help="MiB a shard (default 64)")
+    make.add_argument("--shard-mib", type=int, default=64, metavar="N", help="MiB a shard (default 64)")
     for verb, text in (("inspect", "what a dataset holds"), ("verify", "check every shard's digest")):
         verbs.add_parser(verb, help=text).add_argument("dst", metavar="DST")
 
@@ -40,6 +42,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+    from trainer.data.prepare import prepare_blocks, prepared
+
     if prepared(args.dst):
         raise DataError(f"{args.dst} is a dataset already; choose another --dst or remove it")
     prepare_blocks(
@@ -76,6 +80,8 @@ def _inspect(args: argparse.Namespace) -> int:
 
 
 def _verify(args: argparse.Namespace) -> int:
+    from trainer.data.prepare import verify
+
     damage = verify(args.dst)
     if damage:
         raise DataError("; ".join(damage) + "; copy the shard back or prepare the dataset again")
@@ -85,4 +91,6 @@ def _verify(args: argparse.Namespace) -> int:
 
 
 def _datasets(dst: str) -> list[str]:
+    from trainer.data.prepare import TRAIN, VALIDATION, prepared
+
     return [os.path.join(dst, split) for split in (TRAIN, VALIDATION)] if prepared(dst) else [dst]

@@ -99,7 +99,7 @@ class Loader:
     def steps(self, first_step: int) -> Iterator[list[Microbatch]]:
         """The local microbatches of step `first_step` and of every one after it, without end.
 
-        A second call ends the first iterator.
+        One iterator at a time: a second call stops the thread or workers of the first.
         """
         self.close()
         source = self._steps(first_step)
@@ -139,7 +139,9 @@ class Loader:
             step = []
             for slot in self.slots:
                 request = next(requests)
-                batch = self._gather(request) if batches is None else next(batches)
+                batch = self._gather(request) if batches is None else next(batches, None)
+                if batch is None:  # closed
+                    return
                 step.append(Microbatch(slot.index, slot.real, request.ids, _pinned(batch) if pin else batch))
             yield step
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Generic, TypeVar
 
 Item = TypeVar("Item")
@@ -17,10 +17,9 @@ class Prefetcher(Generic[Item]):
     The wait for an item is one on a lock, which signal handlers interrupt.
     """
 
-    def __init__(self, source: Iterator[Item], depth: int, prepare: Callable[[Item], Item] | None = None) -> None:
+    def __init__(self, source: Iterator[Item], depth: int) -> None:
         self._source = source
         self._depth = max(1, depth)
-        self._prepare = prepare
         self._ready: deque[Item] = deque()
         self._change = threading.Condition()
         self._error: BaseException | None = None
@@ -56,8 +55,7 @@ class Prefetcher(Generic[Item]):
     def _run(self) -> None:
         try:
             for item in self._source:
-                prepared = self._prepare(item) if self._prepare else item
-                if not self._put(prepared):
+                if not self._put(item):
                     return
         except BaseException as error:
             self._error = error

@@ -1,0 +1,65 @@
+"""The world size appears in no sample order, no randomness and no loss."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ranks import folder, ledger, train
+
+from trainer.metrics import read_metrics
+
+pytestmark = pytest.mark.dist
+KINDS = [(1, "single"), (2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp"), (4, "hsdp")]
+
+
+def losses(root: Path, run: str = "toy") -> list[float]:
+    return [record["loss"] for record in read_metrics(folder(root, run)).values()]
+
+
+def held_out(root: Path, run: str = "toy") -> list[float]:
+    return [record["mae"] for record in read_metrics(folder(root, run), "evaluate").values()]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("alone")
+    assert train(1, root).codes == [0]
+    return root
+
+
+@pytest.mark.parametrize(("world", "kind"), KINDS[1:])
+def test_every_parallelism_gives_the_losses_of_one_process(alone: Path, tmp_path: Path, world: int, kind: str) -> None:
+    ended = train(world, tmp_path, f"parallel={kind}")
+    assert ended.codes == [0] * world, ended.printed
+    assert len(losses(tmp_path)) == 12
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-9)
+    assert held_out(tmp_path) == pytest.approx(held_out(alone), rel=1e-9)
+    assert ledger(tmp_path) == ledger(alone)
+
+
+def test_a_run_that_changes_its_world_at_each_resume_is_the_uninterrupted_run(alone: Path, tmp_path: Path) -> None:
+    for steps, world in ((4, 1), (6, 3), (8, 2), (10, 4), (12, 3)):
+        ended = train(world, tmp_path, f"steps={steps}", "evaluate.every=6", "checkpoint.every=2")
+        assert ended.codes == [0] * world, ended.printed
+    assert ledger(tmp_path) == ledger(alone)
+    assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-9)
+
+
+@pytest.mark.parametrize(("world", "kind"), KINDS)
+def test_a_checkpoint_of_one_parallelism_restores_under_every_other(
+    alone: Path, tmp_path: Path, world: int, kind: str
+) -> None:
+    assert train(world, tmp_path, f"parallel={kind}", "steps=4").codes == [0] * world
+    for steps, (other_world, other) in zip((5, 6, 7, 8, 9, 10), KINDS, strict=True):
+        ended = train(other_world, tmp_path, f"parallel={other}", f"steps={steps}")
+        assert ended.codes == [0] * other_world, ended.printed
+    assert losses(tmp_path) == pytest.approx(losses(alone)[:10], rel=1e-9)
+
+
+@pytest.mark.parametrize("changed", ["parallel.checkpoint_blocks=1", "parallel.compile=aot_eager"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_recomputing_and_compiling_change_no_loss(alone: Path, tmp_path: Path, changed: str, kind: str) -> None:
+    ended = train(2, tmp_path, f"parallel={kind}", changed, "steps=3")
+    assert ended.codes == [0, 0], ended.printed
+    assert losses(tmp_path) == pytest.approx(losses(alone)[:3], rel=1e-9)
