@@ -65,7 +65,7 @@ def start(world: int, work: Callable[[int], int], log: Path, *, all_die: bool = 
                 for left in set(pids) - codes.keys():
                     os.kill(left, signal.SIGABRT)  # faulthandler writes the stacks
                     os.waitpid(left, 0)
-                raise TimeoutError(f"ranks still run after {TIMEOUT_S} s: {log.read_text()[begin:]}")
+                raise TimeoutError(f"ranks still run after {TIMEOUT_S} s: {_since(log, begin)}")
             else:
                 time.sleep(0.005)
     finally:
@@ -74,11 +74,15 @@ def start(world: int, work: Callable[[int], int], log: Path, *, all_die: bool = 
         for pid in left:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-    return Ranks([codes[pid] for pid in pids], log.read_text()[begin:])
+    return Ranks([codes[pid] for pid in pids], _since(log, begin))
+
+
+def _since(log: Path, begin: int) -> str:
+    return log.read_bytes()[begin:].decode() if log.exists() else ""
 
 
 def _host_store() -> tuple[int, int]:
-    """A process that hosts the store, and its port. Not this one: a fork beside the store's thread can inherit a lock."""
+    """A process that hosts the store, and its port. Not this one: a fork beside its thread may inherit a lock."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -100,7 +100,10 @@ def _collect(run: RunConfig, parts: Parts) -> None:
 def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     """Evaluate; returns (whether a stop was agreed meanwhile, whether the metric is the best so far)."""
     start = time.perf_counter()
-    metrics = parts.evaluate()
+    try:
+        metrics = parts.evaluate()
+    except torch.OutOfMemoryError as error:
+        raise short_of_memory(parts) from error
     parts.journal.pause(time.perf_counter() - start)
     if metrics is None:
         return True, False
@@ -140,12 +143,16 @@ def _roll_back(parts: Parts) -> None:
 
 def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
     """Go on with half the microbatch; with other ranks about, the whole start has to begin again with it."""
-    mesh, size = parts.step.spread.mesh, parts.feed.micro_batch
-    smaller = size // 2
-    if mesh.world > 1 or smaller < 1:
-        raise ShortOfMemoryError(
-            f"rank {mesh.rank} ran out of memory with micro_batch={size}", smaller or None
-        ) from error
+    short = short_of_memory(parts)
+    if parts.step.spread.mesh.world > 1 or short.micro_batch is None:
+        raise short from error
     parts.state.optimizer.zero_grad(set_to_none=True)
-    parts.state.progress.micro_batch = parts.feed.micro_batch = smaller
-    parts.journal.event("out_of_memory", f"out of memory: going on with micro_batch={smaller}", micro_batch=smaller)
+    parts.state.progress.micro_batch = parts.feed.micro_batch = short.micro_batch
+    parts.journal.event("out_of_memory", f"{short}; going on with half of it", micro_batch=short.micro_batch)
+
+
+def short_of_memory(parts: Parts) -> ShortOfMemoryError:
+    """The error that ends an attempt whose microbatch does not fit; the next start takes half of it."""
+    size = parts.feed.micro_batch
+    message = f"rank {parts.step.spread.mesh.rank} ran out of memory with micro_batch={size}"
+    return ShortOfMemoryError(message, size // 2 or None)
