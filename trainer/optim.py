@@ -47,9 +47,7 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
         raise ConfigError("the model has no parameters to train; change model or task")
     matrices = [p for p in trained if p.dim() >= 2]
     vectors = [p for p in trained if p.dim() < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
-    if vectors:
-        groups.append({"params": vectors, **({"weight_decay": 0.0} if "weight_decay" in node else {})})
+    groups: list[dict[str, Any]] = [{"params": part} for part in (matrices, vectors) if part]
     sharded = any(isinstance(p, DTensor) for p in trained)
     fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE))
     optimizer = instantiate({**({"fused": True} if fusable else {}), **node}, "optimizer", plugins, params=groups)
@@ -57,6 +55,8 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
         raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
+        if "weight_decay" in group and group["params"][0].dim() < 2:
+            group["weight_decay"] = 0.0
     return optimizer
 
 

@@ -16,8 +16,9 @@ from trainer.errors import ConfigError, EverstepError, nearest
 
 ALLOWED = (
     "trainer.tasks.", "trainer.models.", "trainer.data.", "trainer.hooks.",
-    "torch.nn.", "torch.optim.", "torch.utils.data.",
+    "torch.nn.", "torch.optim.",
 )  # fmt: skip
+"""Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes."""
 TARGET = "_target_"
 PARTIAL = "_partial_"
 
@@ -59,8 +60,8 @@ def instantiate(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> 
         return target(**arguments)
     except EverstepError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{key} ({node[TARGET]}): {error}") from error
+    except (TypeError, ValueError, AssertionError, FileNotFoundError) as error:
+        raise ConfigError(f"{key} ({node[TARGET]}): {' '.join(str(error).split())}") from error
 
 
 def _value(value: Any, key: str, plugins: Iterable[str]) -> Any:
@@ -80,6 +81,9 @@ def _check_name(target: object, key: str, plugins: Iterable[str]) -> None:
             f"{key}._target_={target!r} is in none of the packages that this run may use "
             f"({', '.join(a[:-1] for a in allowed)}); name your package with 'plugins=[{str(target).split('.')[0]}]'"
         )
+    if "._" in target and not target.startswith(allowed[len(ALLOWED) :]):
+        # Some of torch's import whatever module they are told to.
+        raise ConfigError(f"{key}._target_={target!r} is a private name; name a public one")
 
 
 def _resolve(target: str, key: str, plugins: Iterable[str]) -> Any:
