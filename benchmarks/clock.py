@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import time
+from itertools import pairwise
 from pathlib import Path
 
 GAPS = int(os.environ.get("BENCH_STEPS", "3"))
@@ -33,7 +34,7 @@ class Ticker:
         if "BENCH_OUT" not in os.environ or os.environ.get("RANK", "0") != "0":
             return
         walls = self.walls[WARMUP:]
-        gaps = [(after - before) / 1e3 for before, after in zip(walls, walls[1:], strict=False)]
+        gaps = [(after - before) / 1e3 for before, after in pairwise(walls)]
         seen = {
             "gaps_us": gaps,
             "cpu_us": cpu_s / GAPS * 1e6,
