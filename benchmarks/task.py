@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import time
-from pathlib import Path
-
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from benchmarks.footprints import leave_footprint
 from benchmarks.problem import Net, arrays
 from trainer.data.dataset import ArrayDataset, Splits
 from trainer.step import StepInfo
@@ -47,10 +44,3 @@ class Footprints:
 
     def __call__(self, info: StepInfo) -> None:
         leave_footprint(info.step)
-
-
-def leave_footprint(step: int) -> None:
-    """Append (rank, pid, step, seconds since the epoch) in one write, which a kill cannot cut."""
-    line = f"{os.environ.get('RANK', '0')} {os.getpid()} {step} {time.time()}\n"
-    with Path(os.environ["BENCH_OUT"]).open("a") as file:
-        file.write(line)
