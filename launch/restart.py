@@ -24,30 +24,45 @@ class Decision:
     restarts: int = 0
 
 
-def decide(ending: Ending | None, restarts: int, max_restarts: int, progressed: bool, shrank: bool = True) -> Decision:
+def decide(
+    ending: Ending | None,
+    restarts: int,
+    max_restarts: int,
+    progressed: bool,
+    shrank: bool = True,
+    stopped: str | None = None,
+) -> Decision:
     """What to do after `ending`; None is an attempt that was killed before it could say why it ended.
 
-    `restarts` counts the starts since the last new checkpoint: one that came further than those before it
-    (`progressed`) gets the whole budget again. `shrank`: the next attempt would use a smaller microbatch.
+    Args:
+        restarts: starts since the last new checkpoint.
+        progressed: the attempt made a new checkpoint, and so gets the whole budget again.
+        shrank: after out_of_memory, the next attempt would use a smaller microbatch.
+        stopped: the signal by which somebody has asked the launcher to stop.
     """
     if ending is not None and ending.outcome in LAST_WORDS:
         detail = f": {ending.reason}" if ending.reason else ""
         return Decision(False, f"{LAST_WORDS[ending.outcome]} (step {ending.step}{detail})", restarts)
-    spent = 0 if progressed else restarts
+    what, spent = _what(ending), 0 if progressed else restarts
+    if stopped is not None:
+        return Decision(False, f"{what}; not started again ({stopped}), the last checkpoint stands", spent)
     if ending is not None and ending.outcome is Outcome.out_of_memory:
-        return _after_out_of_memory(ending, spent, shrank)
-    what = "killed without a word" if ending is None else f"crashed at step {ending.step}: {ending.reason or 'unknown'}"
+        # A smaller microbatch is a new try, not a repeated one, so it costs nothing; it can only shrink so often.
+        if ending.micro_batch is None or not shrank:
+            return Decision(False, f"{what}, and micro_batch cannot get smaller", spent)
+        return Decision(True, f"{what}; starting again with micro_batch={ending.micro_batch}", spent)
     if spent >= max_restarts:
         tries = f"{spent + 1} starts in a row made no new checkpoint, " if spent else ""
         return Decision(False, f"{what}; {tries}job.max_restarts={max_restarts} allows no other", spent)
     return Decision(True, f"{what}; starting again ({spent + 1} of {max_restarts} without a new checkpoint)", spent + 1)
 
 
-def _after_out_of_memory(ending: Ending, spent: int, shrank: bool) -> Decision:
-    if ending.micro_batch is None or not shrank:
-        return Decision(False, f"out of memory at step {ending.step}, and micro_batch cannot get smaller", spent)
-    # A smaller microbatch is a new try, not a repeated one, so it costs nothing; it can only halve so often.
-    return Decision(True, f"out of memory; starting again with micro_batch={ending.micro_batch}", spent)
+def _what(ending: Ending | None) -> str:
+    if ending is None:
+        return "killed without a word"
+    if ending.outcome is Outcome.out_of_memory:
+        return f"out of memory at step {ending.step}"
+    return f"crashed at step {ending.step}: {ending.reason or 'unknown'}"
 
 
 def back_off_s(restarts: int) -> float:

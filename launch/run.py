@@ -7,6 +7,7 @@ import dataclasses
 import datetime
 import os
 import sys
+import uuid
 from collections.abc import Sequence
 
 from launch import torchrun
@@ -16,7 +17,7 @@ from launch.schedulers.local import Local, Signals
 from launch.supervise import Supervisor, marker
 from trainer.compose import compose, freeze, settle, with_name
 from trainer.config import ParallelKind, RunConfig
-from trainer.run_folder import JOB, Outcome, RunFolder
+from trainer.run_folder import JOB, STARTER, Outcome, RunFolder
 
 EXAMPLES = """examples:
   everstep run experiment=gpt_stdlib                          on all GPUs of this machine, or on its CPU
@@ -60,11 +61,12 @@ def start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
     folder.storage.write(JOB, job_yaml(dataclasses.replace(job, nproc=nproc, threads=share)).encode())
     record(folder, config, ["everstep", *sys.argv[1:]])
     argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins)
-    env = torchrun.environment(os.environ, share, job.env)
+    starter = uuid.uuid4().hex
+    env = torchrun.environment(os.environ, share, {**job.env, STARTER: starter})
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
-        return Supervisor(folder, local, job.max_restarts).run(lambda: local.run(argv, env))
+        return Supervisor(folder, local, job.max_restarts, starter).run(lambda: local.run(argv, env))
 
 
 def _parser() -> argparse.ArgumentParser:

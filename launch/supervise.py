@@ -21,6 +21,8 @@ class Supervisor:
     folder: RunFolder
     local: Local
     max_restarts: int
+    starter: str
+    """What stands in the claims of the attempts that are ours; somebody else may start the same run."""
 
     def run(self, start: Callable[[], int]) -> int:
         restarts, smallest = 0, sys.maxsize
@@ -32,28 +34,39 @@ class Supervisor:
             except LeftAtOnce:
                 say("left at once: what came after the last checkpoint is lost, the rest is not")
                 return 130
+            if self.local.stopped is not None:
+                self.folder.storage.delete(STOP_MARKER)
             ending = self._ending(before, code)
-            if self.local.stopped is not None and ending is None:
-                say(f"{self.local.stopped}: the processes ended without saving; the last checkpoint stands")
-                return Outcome.preempted.exit_code
             shrank = ending is None or ending.micro_batch is None or ending.micro_batch < smallest
             progressed = (self.folder.newest_step() or 0) > (step or 0)
-            decision = decide(ending, restarts, self.max_restarts, progressed, shrank)
+            decision = decide(ending, restarts, self.max_restarts, progressed, shrank, self.local.stopped)
             self._keep(decision, ending)
             if not decision.go_on:
-                return Outcome.crashed.exit_code if ending is None else ending.outcome.exit_code
+                return self._exit_code(ending)
             restarts, smallest = decision.restarts, (ending and ending.micro_batch) or smallest
-            if self.local.stopped is not None or not self.local.wait(back_off_s(restarts)):
+            if not self.local.wait(back_off_s(restarts)):
                 say(f"{self.local.stopped}: not started again; the same command goes on from the last checkpoint")
                 return Outcome.preempted.exit_code
 
+    def _exit_code(self, ending: Ending | None) -> int:
+        if ending is not None:
+            return ending.outcome.exit_code
+        # Killed because it took too long to stop is stopped all the same: the same command goes on.
+        return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
+
     def _ending(self, before: list[int], code: int) -> Ending | None:
-        """The word of the newest attempt of this start; its exit code where it ended before it claimed an attempt."""
+        """The word of our attempt of this start; its exit code where it ended before it claimed one."""
         new = [number for number in self.folder.attempts() if number not in before]
-        if new:
-            return self.folder.ending(new[-1])
-        said = [outcome for outcome in Outcome if outcome.exit_code == code and code > 1]
-        return Ending(said[0], reason="before the first step") if said else None
+        ours = [number for number in new if self.folder.starter(number) == self.starter]
+        if not ours:
+            said = [outcome for outcome in Outcome if outcome.exit_code == code and code > 1]
+            return Ending(said[0], reason="before the first step") if said else None
+        ending = self.folder.ending(ours[-1])
+        if new[-1] != ours[-1] and (ending is None or ending.outcome is not Outcome.done):
+            # To start again would take the run back, and its new owner would do the same, for ever.
+            step = 0 if ending is None else ending.step
+            return Ending(Outcome.superseded, step, f"attempt {new[-1]} is not of this command")
+        return ending
 
     def _keep(self, decision: Decision, ending: Ending | None) -> None:
         say(decision.reason)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import signal
@@ -17,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint
-import torch.distributed.fsdp  # noqa: F401
+import torch.distributed.fsdp
 
 import trainer.build  # noqa: F401
 from trainer.attempt import attempt
@@ -28,7 +29,7 @@ from trainer.stop import Stop
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
-TIMEOUT_S = 90.0
+TIMEOUT_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -45,10 +46,10 @@ def start(world: int, work: Callable[[int], int], log: Path, *, all_die: bool = 
 
     `meanwhile` is called with their process ids once they run.
     """
-    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    host, port = _host_store()
     log.parent.mkdir(parents=True, exist_ok=True)
     begin = log.stat().st_size if log.exists() else 0
-    pids = [_fork(rank, world, store.port, work, log) for rank in range(world)]
+    pids = [_fork(rank, world, port, work, log) for rank in range(world)]
     codes: dict[int, int] = {}
     deadline = time.monotonic() + TIMEOUT_S
     try:
@@ -61,15 +62,36 @@ def start(world: int, work: Callable[[int], int], log: Path, *, all_die: bool = 
                 if all_die and codes[pid] < 0:
                     _kill(set(pids) - codes.keys())
             elif time.monotonic() > deadline:
+                for left in set(pids) - codes.keys():
+                    os.kill(left, signal.SIGABRT)  # faulthandler writes the stacks
+                    os.waitpid(left, 0)
                 raise TimeoutError(f"ranks still run after {TIMEOUT_S} s: {log.read_text()[begin:]}")
             else:
                 time.sleep(0.005)
     finally:
-        _kill(set(pids) - codes.keys())
-        for pid in set(pids) - codes.keys():
+        left = {host} | set(pids) - codes.keys()
+        _kill(left)
+        for pid in left:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
     return Ranks([codes[pid] for pid in pids], log.read_text()[begin:])
+
+
+def _host_store() -> tuple[int, int]:
+    """A process that hosts the store, and its port. Not this one: a fork beside the store's thread can inherit a lock."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            die_with_parent()
+            store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            os.write(writing, f"{store.port}\n".encode())
+            signal.pause()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        return pid, int(pipe.readline())
 
 
 def _kill(pids: set[int]) -> None:
@@ -92,6 +114,7 @@ def _fork(rank: int, world: int, port: int, work: Callable[[int], int], log: Pat
         stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
+        faulthandler.enable(stream)
         sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
         code = work(rank)
     except SystemExit as leaving:

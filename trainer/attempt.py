@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from trainer import compose
 from trainer.config import RunConfig
@@ -65,13 +65,10 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         except BaseException as error:
             ending = _ending_of(error)
             _tell(error, place)
+        if place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
             folder.end(assignment.attempt, ending)
-            _leave_alone(place, ending.outcome.exit_code)
-        if place.rank == 0:
-            folder.end(assignment.attempt, ending)
-    if ending.outcome is Outcome.preempted and place.under_torchrun:
-        return 0
-    return ending.outcome.exit_code
+    stopped = ending.outcome is Outcome.preempted and place.under_torchrun
+    return _leave(place, 0 if stopped else ending.outcome.exit_code)
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -149,7 +146,7 @@ def _run(
 ) -> Ending:
     from trainer.build import Start, build
     from trainer.loop import train
-    from trainer.mesh import form, leave
+    from trainer.mesh import form, part
 
     stop.watch(run.stop, folder if place.rank == 0 else None)
     mesh = form(place, store, run.parallel, run.group_timeout_s)
@@ -165,7 +162,7 @@ def _run(
         parts.feed.close()
         parts.journal.close()
         stop.close()
-    leave()
+    part()
     return ending
 
 
@@ -198,11 +195,11 @@ def _tell(error: BaseException, place: Place) -> None:
         traceback.print_exception(error)
 
 
-def _leave_alone(place: Place, code: int) -> NoReturn:
-    """Leave after an error without a word to the other ranks: a collective with one that has failed never ends."""
-    logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+def _leave(place: Place, code: int) -> int:
+    """Leave without a word to the other ranks: a collective with one that has failed never ends (see mesh.part too)."""
     if place.world > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
-    sys.exit(code)
+    return code

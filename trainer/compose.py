@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -92,7 +93,7 @@ def thaw(text: str) -> RunConfig:
     try:
         tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
         return _to_object(tree, RunConfig)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"config.yaml of the run folder: {_one_line(error)}") from error
 
 

@@ -180,6 +180,11 @@ def _grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceM
     return None
 
 
-def leave() -> None:
+def part() -> None:
+    """Wait for all ranks at the end; the process then has to leave by `os._exit`.
+
+    The group is not destroyed: when its last owner is a Python object (DDP's reducer is one), gloo's destructor joins a
+    thread that waits for the GIL which the destroying thread holds, and the process hangs (torch 2.13).
+    """
     if dist.is_initialized():
-        dist.destroy_process_group()
+        dist.barrier()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -160,14 +161,17 @@ def _replicate(model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> nn.Mod
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("the model has no parameters to train; change model or task")
     # Buffers are functions of the weights or constants: nothing to broadcast. Running statistics would differ per rank.
-    return DistributedDataParallel(
-        model,
-        device_ids=[mesh.device.index] if mesh.device.type == "cuda" else None,
-        broadcast_buffers=False,
-        gradient_as_bucket_view=True,
-        bucket_cap_mb=parallel.bucket_mb,
-        find_unused_parameters=parallel.find_unused,
-    )
+    with warnings.catch_warnings():
+        # The argument that replaces broadcast_buffers is not in the oldest torch that we support.
+        warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
+        return DistributedDataParallel(
+            model,
+            device_ids=[mesh.device.index] if mesh.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+            bucket_cap_mb=parallel.bucket_mb,
+            find_unused_parameters=parallel.find_unused,
+        )
 
 
 def _autocast(mesh: Mesh, precision: PrecisionConfig) -> Callable[[], AbstractContextManager[Any]]:

@@ -22,6 +22,8 @@ ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 RESTARTS = "restarts"
+STARTER = "EVERSTEP_STARTER"
+"""Environment variable: who started this process. It stands in the claim, so a launcher knows its own attempts."""
 
 
 class Outcome(enum.Enum):
@@ -100,10 +102,19 @@ class RunFolder:
     def claim(self, facts: dict[str, Any]) -> int:
         """Take the next attempt number: create-only, so of two starters each gets its own."""
         number = max(self.attempts(), default=0) + 1
-        record = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+        who = {"host": socket.gethostname(), "pid": os.getpid(), "starter": os.environ.get(STARTER)}
+        record = {**facts, **who, "time": time.time()}
         while not self.storage.create(self.attempt(number, "claim.json"), _json({**record, "attempt": number})):
             number += 1
         return number
+
+    def starter(self, attempt: int) -> str | None:
+        """Who started an attempt; None when it is not known (yet)."""
+        try:
+            starter = json.loads(self.storage.read(self.attempt(attempt, "claim.json"))).get("starter")
+        except FileNotFoundError:
+            return None
+        return None if starter is None else str(starter)
 
     def check_newest(self, attempt: int) -> None:
         """Raise SupersededError when a later attempt has claimed the run: an older one may not commit."""

@@ -186,6 +186,14 @@ class RemoteStorage:
     def _try(self, work: Callable[[], T]) -> T:
         return retry(work, self.url)
 
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """What is not found while writing is the bucket."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageError(f"cannot write {self.url}: there is no such bucket ({error})") from error
+
     def read(self, path: str) -> bytes:
         data: bytes = self._try(lambda: self._fs.cat_file(self._at(path)))
         return data
@@ -198,11 +206,13 @@ class RemoteStorage:
         return int(self._try(lambda: self._fs.info(self._at(path))["size"]))
 
     def write(self, path: str, data: bytes) -> None:
-        self._try(lambda: self._fs.pipe_file(self._at(path), data))
+        with self._there():
+            self._try(lambda: self._fs.pipe_file(self._at(path), data))
 
     def create(self, path: str, data: bytes) -> bool:
         try:
-            self._try(lambda: self._fs.pipe_file(self._at(path), data, mode="create"))
+            with self._there():
+                self._try(lambda: self._fs.pipe_file(self._at(path), data, mode="create"))
         except FileExistsError:
             # An answer that got lost is retried and then meets its own file: what counts is whose bytes are there.
             return self.read(path) == data
@@ -211,7 +221,7 @@ class RemoteStorage:
 
     @contextlib.contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
-        with _clear_errors(f"{self.url}/{path}"), self._fs.open(self._at(path), "wb") as file:
+        with self._there(), _clear_errors(f"{self.url}/{path}"), self._fs.open(self._at(path), "wb") as file:
             yield file
         self._forget(path)
 
@@ -250,7 +260,12 @@ def retry(work: Callable[[], T], what: str) -> T:
             raise
         except PermissionError as error:
             raise StorageError(f"{what}: permission denied ({error})") from error
-        except (OSError, TimeoutError) as error:
+        except Exception as error:
+            # Clients of stores have exceptions of their own; of Python's own, all but OSError is a fault of ours.
+            if type(error).__module__ == "builtins" and not isinstance(error, OSError):
+                raise
+            if "Credentials" in type(error).__name__:
+                raise StorageError(f"{what}: {error}") from error
             if attempt + 1 == ATTEMPTS:
                 raise StorageError(f"{what}: gave up after {ATTEMPTS} tries: {error}") from error
             time.sleep(random.uniform(0, FIRST_DELAY_S * 2**attempt))

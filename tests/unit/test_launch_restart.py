@@ -58,6 +58,13 @@ def test_out_of_memory_ends_the_run_when_the_microbatch_cannot_shrink(micro_batc
     assert not decide(ending, restarts=0, max_restarts=3, progressed=True, shrank=shrank).go_on
 
 
+@pytest.mark.parametrize("ending", [None, Ending(Outcome.crashed), Ending(Outcome.out_of_memory, micro_batch=4)])
+def test_nothing_is_started_again_once_somebody_asked_to_stop(ending: Ending | None) -> None:
+    decision = decide(ending, restarts=0, max_restarts=3, progressed=True, stopped="SIGTERM")
+    assert not decision.go_on
+    assert "not started again (SIGTERM)" in decision.reason
+
+
 def test_waits_grow_and_stay_short() -> None:
     waits = [back_off_s(restarts) for restarts in range(10)]
     assert waits == sorted(waits)

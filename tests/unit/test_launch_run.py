@@ -31,15 +31,20 @@ done = len(folder.attempts())
 act = plan[min(done, len(plan) - 1)]
 if act.get("exit_before_claim") is not None:
     sys.exit(act["exit_before_claim"])
+if act.get("other_starts"):
+    folder.claim({})
+    os.environ["EVERSTEP_STARTER"] = "somebody else"
 stop = []
 signal.signal(signal.SIGTERM, lambda *_: stop.append(1))
 attempt = folder.claim({})
 if "commit" in act:
     folder.storage.write(folder.checkpoint(act["commit"], attempt) + "/manifest.json", b"{}")
-if act.get("kill"):
-    os.kill(os.getpid(), signal.SIGKILL)
 while act.get("until_stopped") and not (stop and folder.storage.exists(STOP_MARKER)):
     time.sleep(0.01)
+if act.get("other_starts"):
+    sys.exit(1)
+if act.get("kill"):
+    os.kill(os.getpid(), signal.SIGKILL)
 ending = Ending(Outcome(act["outcome"]), step=act.get("step", 0), micro_batch=act.get("micro_batch"))
 folder.end(attempt, ending)
 sys.exit(1 if act.get("flat") else ending.outcome.exit_code)
@@ -190,6 +195,14 @@ def test_an_exit_code_counts_where_no_attempt_was_claimed(bench: Bench, code: in
 
 
 @pytest.mark.process
+def test_a_run_that_somebody_else_has_taken_over_is_not_taken_back(bench: Bench) -> None:
+    bench.plan({"other_starts": True})
+    assert bench.run() == 4
+    assert bench.run_folder.attempts() == [1, 2]
+    assert bench.decisions()[0]["outcome"] == "superseded"
+
+
+@pytest.mark.process
 def test_the_marker_of_an_earlier_stop_does_not_stop_this_start(bench: Bench) -> None:
     bench.plan({"outcome": "done", "step": 1000})
     bench.run_folder.storage.write("stop", b"SIGTERM")
@@ -216,7 +229,19 @@ def test_ctrl_c_saves_stops_and_is_not_followed_by_a_restart(bench: Bench) -> No
     assert driven.returncode == 75
     assert "Traceback" not in said
     assert "stopped and saved; the same command goes on from there (step 3)" in said
-    assert bench.run_folder.storage.read("stop") == b"SIGINT"
+    assert not bench.run_folder.storage.exists("stop")
+    assert bench.run_folder.attempts() == [1]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("act", "code"), [({"outcome": "crashed"}, 1), ({"kill": True}, 75)])
+def test_a_stop_that_does_not_save_is_not_called_saved(bench: Bench, act: dict[str, Any], code: int) -> None:
+    bench.plan({**act, "until_stopped": True})
+    driven = _start_in_background(bench)
+    driven.send_signal(signal.SIGTERM)
+    _, said = driven.communicate(timeout=20)
+    assert driven.returncode == code
+    assert "not started again (SIGTERM), the last checkpoint stands" in said
     assert bench.run_folder.attempts() == [1]
 
 
@@ -261,6 +286,15 @@ def test_settle_holds_the_second_of_two_starters_to_the_config_of_the_first(tmp_
     with pytest.raises(ConfigError, match=r"seed: 1 → 2.*resume\.allow=\[seed\]"):
         settle(RunConfig(run="r", seed=2), folder)
     assert [str(change) for change in settle(RunConfig(run="r", seed=1, steps=7), folder)] == ["steps: 1000 → 7"]
+
+
+@pytest.mark.parametrize("text", ["a: [", "- 1", "steps: many", "stepz: 1"])
+def test_a_damaged_config_in_the_folder_is_said_in_one_line(tmp_path: Path, text: str) -> None:
+    folder = RunFolder.of(str(tmp_path), "r")
+    folder.storage.write("config.yaml", text.encode())
+    with pytest.raises(ConfigError, match=r"config\.yaml of the run folder") as error:
+        settle(RunConfig(run="r"), folder)
+    assert "\n" not in str(error.value)
 
 
 def test_a_run_root_in_an_object_store_works_like_a_local_one(tmp_path: Path) -> None:
