@@ -56,6 +56,7 @@ class Contestant:
 
 CONTESTANTS = (
     Contestant("plain"),
+    Contestant("plain_fused"),
     Contestant("floor"),
     Contestant("everstep"),
     Contestant("fabric", "lightning"),

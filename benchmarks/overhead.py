@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from benchmarks.contest import CONTESTANTS, FailedError, MissingError, chosen, run
 from benchmarks.table import figures, machine, markdown, ratios, spread
 
-SEVERAL = ("plain", "floor", "everstep", "fabric", "accelerate")
+SEVERAL = ("plain", "plain_fused", "floor", "everstep", "fabric", "accelerate")
 """Contestants with more than one process."""
 HEAD = ("contestant", "n", "step, median µs", "step, mean µs", "CPU a step, µs",
         "median / plain", "mean / plain", "CPU / plain")  # fmt: skip

@@ -25,7 +25,7 @@ COMMANDS = ("import torch", "everstep", "everstep_run")
 
 def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
-    peers = chosen(options.only, [c.name for c in CONTESTANTS if c.name not in ("floor", "everstep")])
+    peers = chosen(options.only, [c.name for c in CONTESTANTS if c.name not in ("plain_fused", "floor", "everstep")])
     rounds: dict[str, list[dict[str, float]]] = {"first": [], "wall": []}
     absent: dict[str, str] = {}
     names = [*COMMANDS, *(peer.name for peer in peers)]

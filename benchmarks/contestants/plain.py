@@ -11,14 +11,14 @@ from torch.utils.data import DataLoader, DistributedSampler
 from benchmarks.problem import BATCH, CLIP, LOG_EVERY, LR, STEPS, Batches, Net, as_it_comes, cosine, scratch, world
 
 
-def main() -> None:
+def main(fused: bool | None = None) -> None:
     torch.manual_seed(0)
     model, data, sampler = Net(), Batches(), None
     if world() > 1:
         dist.init_process_group("gloo")
         model, sampler = DistributedDataParallel(model), DistributedSampler(data)
     loader = DataLoader(data, BATCH, shuffle=sampler is None, sampler=sampler, collate_fn=as_it_comes)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=LR)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LR, fused=fused)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, cosine)
     with (scratch() / f"loss-{dist.get_rank() if sampler else 0}.txt").open("w") as log:
         for step, (features, target) in zip(range(1, STEPS + 1), loader, strict=False):
