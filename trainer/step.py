@@ -23,7 +23,6 @@ from trainer.state import TrainState
 from trainer.stop import Stop
 from trainer.task import Task
 
-LOSS, ITEMS, ASKED = 0, 1, 2
 MASK = 2**64 - 1
 
 
@@ -117,8 +116,9 @@ class Stepper:
     def _backward(self, step: int, batches: Sequence[Microbatch]) -> Tensor:
         """Gradients of the loss sum over `global_batch`; returns [loss sum, items, asked] over all ranks, float64."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        loss_sum, items, asked = sums.unbind()
         if self.stop.asked:
-            sums[ASKED] = 1.0
+            asked.fill_(1.0)
         weight = 1.0 / self.run.global_batch
         scale = weight if self.state.scale is None else self.state.scale.scale * weight
         work = None
@@ -129,8 +129,8 @@ class Stepper:
                 with self.spread.autocast():
                     loss = self.task.loss(self.spread.module, inputs(microbatch.batch, self.cast))
                 if microbatch.real:
-                    sums[LOSS] += loss.sum.detach()
-                    sums[ITEMS] += loss.count
+                    loss_sum += loss.sum.detach()
+                    items += loss.count
                 if last and self.spread.mesh.world > 1:
                     # Under way while the last backward pass computes.
                     work = dist.all_reduce(sums, async_op=True)
@@ -144,11 +144,12 @@ class Stepper:
         """Normalise, clip and apply the gradients; returns (norm, bad)."""
         scale = self.state.scale
         gradients = self.spread.gradients()
-        inverse = self.spread.ranks * self.run.global_batch / sums[ITEMS]
+        loss_sum, items, _ = sums.unbind()
+        inverse = self.spread.ranks * self.run.global_batch / items
         if scale is not None:
             inverse = inverse / scale.scale
         norm = self.spread.norm(gradients) * inverse
-        bad = 1.0 - torch.isfinite(norm + sums[LOSS]).float()
+        bad = 1.0 - torch.isfinite(norm + loss_sum).float()
         if self.run.clip is not None:
             inverse = inverse * torch.clamp(self.run.clip / (norm + 1e-6), max=1.0)
         if gradients:
