@@ -156,7 +156,7 @@ def _run(
         preview = getattr(parts.step.task, "preview", None)
         if ending.outcome is Outcome.done and preview is not None:
             text = preview(parts.step.spread.module)
-            parts.journal.event("preview", text)
+            parts.journal.event("preview", f"a sample of what it has learnt:\n{text}")
         parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
     finally:
         parts.feed.close()
