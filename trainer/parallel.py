@@ -103,7 +103,8 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     _materialise(model, mesh)
     if fresh:
         _hand_out(build, model, mesh, seed, precision)
-    return Spread(model, model, mesh, nullcontext, mesh.world)
+    # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
+    return Spread(model, model, mesh, _autocast(mesh, precision), mesh.world)
 
 
 @contextlib.contextmanager
