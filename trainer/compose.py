@@ -65,13 +65,17 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
         composition = _to_object(tree, Composition)
     except AssertionError as error:  # OmegaConf's answer to a key below a plug-in that is null
         raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
-    except (HydraException, OmegaConfBaseException, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise ConfigError(_one_line(error)) from error
     run = RunConfig(**{f.name: getattr(composition, f.name) for f in dataclasses.fields(RunConfig)})
     if run.task is None or run.data is None:
         missing = "task" if run.task is None else "data"
         options = ", ".join(_options("experiment", folders))
         raise ConfigError(f"{missing}=null: nothing to train; give experiment=NAME ({options}) or {missing}=NAME")
+    for name in OPEN_NODES:
+        node = getattr(run, name)
+        if node is not None and "_target_" not in node:
+            raise ConfigError(f"{name} has keys ({', '.join(node)}) but no _target_; give {name}=NAME")
     return Composed(run, composition.job or {}, experiment)
 
 
@@ -224,6 +228,7 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
             raise ConfigError(f"{text!r} names several values: only 'everstep sweep' takes them")
         if key in known_groups:
             _check_option(key, value, known_groups[key])
+            text = f"~{key}" if value is None else text
             experiment = str(value) if key == "experiment" and value else experiment
         elif key.split(".")[0] in (*OPEN_NODES, "job"):
             text = text if text[0] in "+~" else f"++{text}"

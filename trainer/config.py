@@ -291,6 +291,7 @@ class RunConfig:
         require(self.steps >= 1, "steps", self.steps, "must be ≥ 1")
         require(self.global_batch >= 1, "global_batch", self.global_batch, "must be ≥ 1")
         require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "must be ≥ 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2⁶³)")
         require(self.clip is None or self.clip > 0, "clip", self.clip, "must be > 0 or null")
         require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "must be in (0, 1) or null")
         require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")

@@ -47,6 +47,8 @@ def instantiate(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> 
         plugins: packages of the user's that targets may lie in.
         runtime: objects that only exist at run time; handed over where the constructor has a parameter of that name.
     """
+    if not is_node(node):
+        raise ConfigError(f"{key} has no {TARGET}: it must name a class or function")
     target = _resolve(node[TARGET], key, plugins)
     arguments = {
         name: _value(value, f"{key}.{name}", plugins) for name, value in node.items() if name not in (TARGET, PARTIAL)

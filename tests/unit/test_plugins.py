@@ -142,6 +142,8 @@ def test_what_a_users_package_merely_imports_is_refused_too(shop: Path) -> None:
         ({"_target_": "torch.nn.GroupNorm", "num_groups": 2, "num_channels": 3},
          "task (torch.nn.GroupNorm): num_channels (3) must be divisible by num_groups (2)"),
         ({"_target_": "torch.nn.Sequential", "args": [1]}, "torch.nn.Sequential takes no 'args'"),
+        ({"width": 3}, "task has no _target_"),
+        (None, "task has no _target_"),
         ({"_target_": "torch.nn.ReLU", "a.b": 1}, "task.a.b: torch.nn.ReLU takes no 'a.b'"),
     ],
 )  # fmt: skip
