@@ -18,7 +18,7 @@ from trainer.errors import ConfigError, DivergedError, EverstepError, ShortOfMem
 from trainer.place import Place, die_with_parent
 from trainer.provenance import record
 from trainer.ranklog import RankLog
-from trainer.run_folder import CONFIG, Ending, Outcome, RunFolder
+from trainer.run_folder import CONFIG, STOP_MARKER, Ending, Outcome, RunFolder
 from trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -67,6 +67,8 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
             _tell(failure, place)
         if place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
             folder.end(assignment.attempt, ending)
+    if place.rank == 0 and ending.outcome is Outcome.preempted:
+        folder.storage.delete(STOP_MARKER)  # it has done its work, and would stop the next start too
     stopped = ending.outcome is Outcome.preempted and place.under_torchrun
     return _leave(place, 0 if stopped else ending.outcome.exit_code)
 

@@ -102,7 +102,7 @@ def test_the_stop_marker_in_the_run_folder_stops_the_run(undisturbed: Path, tmp_
         time.sleep(0.3)  # the step that the other rank's watcher sees the marker in
 
     ended = train(2, tmp_path, "stop.poll_s=0.05", before=as_it_begins(Stepper, "__call__", 5, mark_and_wait))
-    (tmp_path / "toy" / STOP_MARKER).unlink()
+    assert not (tmp_path / "toy" / STOP_MARKER).exists()
     assert_stopped_and_goes_on(tmp_path, undisturbed, ended.codes, ended.printed)
 
 
