@@ -180,6 +180,7 @@ def _rehearse(run: RunConfig, parts: Parts, data: Dataset) -> None:
             parts.journal.flops_per_item = flops / max(1, items[0])
         elif parts.step.spread.mesh.world > 1:
             parts.step.rehearse(batch)
+        parts.evaluate.rehearse()
     except torch.OutOfMemoryError as error:
         raise short_of_memory(parts) from error
 

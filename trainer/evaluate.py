@@ -51,13 +51,26 @@ class Evaluator:
         finally:
             module.train()
 
-    def _measure(self) -> dict[str, float] | None:
+    def rehearse(self) -> None:
+        """Evaluate one microbatch and forget it: a metric that the task does not measure is an error now, not later."""
+        if self.data is not None:
+            self.spread.module.eval()
+            with torch.no_grad():
+                metrics = self._measure(limit=self._batch() * self.spread.mesh.world)
+            self.spread.module.train()
+            if metrics is not None:
+                check_metric(self.run.evaluate, metrics)
+
+    def _batch(self) -> int:
+        return min(self.run.evaluate.batch or self.run.micro_batch, self.state.progress.micro_batch)
+
+    def _measure(self, limit: int | None = None) -> dict[str, float] | None:
         mesh, names, sums = self.spread.mesh, ["loss"], torch.zeros(0)
         if self.data is None:
             raise ConfigError("data has no validation split; set evaluate.every=null")
         config = self.run.evaluate
-        batch = min(config.batch or self.run.micro_batch, self.state.progress.micro_batch or self.run.micro_batch)
-        batches = evaluation_batches(self.data, batch, mesh.rank, mesh.world, mesh.device, config.limit)
+        samples = limit if limit is not None else config.limit
+        batches = evaluation_batches(self.data, self._batch(), mesh.rank, mesh.world, mesh.device, samples)
         cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
@@ -90,10 +103,7 @@ class Evaluator:
 
 def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, float]) -> bool:
     """Note an evaluation in `progress`; True when its metric is the best so far."""
-    if config.metric not in metrics:
-        raise ConfigError(
-            f"evaluate.metric={config.metric!r}: the task measures {', '.join(metrics)}; change evaluate.metric"
-        )
+    check_metric(config, metrics)
     value = metrics[config.metric]
     gain = (
         (progress.best - value if config.goal is Goal.min else value - progress.best)
@@ -106,3 +116,8 @@ def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, fl
     if better:
         progress.best, progress.best_step = value, progress.step
     return better
+
+
+def check_metric(config: EvaluateConfig, metrics: dict[str, float]) -> None:
+    if config.metric not in metrics:
+        raise ConfigError(f"evaluate.metric={config.metric!r}: the task measures {', '.join(metrics)}; choose one")

@@ -70,7 +70,7 @@ def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(undisturbed: Path, tmp
 @pytest.mark.parametrize(
     ("owner", "method", "number"),
     [
-        (Evaluator, "_measure", 1),
+        (Evaluator, "__call__", 1),
         (Checkpointer, "save", 2),
         (Checkpointer, "restore", 1),
         (Stepper, "rehearse", 1),
@@ -88,7 +88,7 @@ def test_a_stop_is_honoured_in_every_phase(
 def test_an_evaluation_that_was_cut_short_is_made_up_for(undisturbed: Path, tmp_path: Path) -> None:
     from trainer.metrics import read_metrics
 
-    train(2, tmp_path, before=as_it_begins(Evaluator, "_measure", 1, raise_signal(signal.SIGTERM)))
+    train(2, tmp_path, before=as_it_begins(Evaluator, "__call__", 1, raise_signal(signal.SIGTERM)))
     assert read_metrics(folder(tmp_path), "evaluate") == {}
     train(2, tmp_path)
     made_up, whole = (read_metrics(folder(root), "evaluate") for root in (tmp_path, undisturbed))
