@@ -6,3 +6,5 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+
+from servers import s3, s3_server  # noqa: F401  (fixtures)
