@@ -343,9 +343,9 @@ def test_a_file_that_ends_too_early_is_refused_though_its_digest_fits(run: RunFo
     with pytest.raises(CheckpointError, match="ends within a tensor"):
         checkpoints.restore()
     metadata = read_metadata(run.storage, path)
+    last = max(metadata.storage_data.items(), key=lambda item: item[1].start)[0].fqn
     with pytest.raises(CheckpointError, match="ends within a tensor"):
-        for name in metadata.state_dict_metadata:
-            read_whole(run.storage, path, metadata, name)
+        read_whole(run.storage, path, metadata, last)
 
 
 @pytest.mark.parametrize("fields", [{"progress": {"stepp": 1}}, {"progress": []}, {"scalars": 3}, {"step": "4"}])

@@ -238,6 +238,6 @@ def _parse(described: Mapping[str, Any]) -> dcp.Metadata:
 def _check_chunk(name: str, shape: torch.Size, offsets: torch.Size, chunk: Chunk) -> None:
     if "/" in chunk.file:
         raise ValueError(f"{chunk.file!r} lies outside the checkpoint")
-    inside = all(0 <= o and 0 <= n and o + n <= d for o, n, d in zip(offsets, chunk.sizes, shape, strict=True))
+    inside = all(o >= 0 and n >= 0 and o + n <= d for o, n, d in zip(offsets, chunk.sizes, shape, strict=True))
     if not inside or chunk.start < 0 or chunk.length != math.prod(chunk.sizes) * chunk.dtype.itemsize:
         raise ValueError(f"a piece of {name} does not fit its shape {list(shape)} or its bytes")
