@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from trainer.config import LogConfig, Progress
 
-SHOWN = ("loss", "lr", "norm")
+SHORTEST_BAR = 4
 
 
 class Display(Protocol):
@@ -89,20 +89,32 @@ class Bar:
 
     def start(self, title: str, facts: Mapping[str, str], step: int, steps: int) -> None:
         from rich.table import Table
+        from rich.text import Text
 
-        table = Table(title=title, show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
+        table = Table(title=Text(title), show_header=False, title_justify="left", box=None, padding=(0, 2, 0, 0))
         for name, value in facts.items():
-            table.add_row(f"[dim]{name}", value)
+            table.add_row(f"[dim]{name}", Text(value))
         self.console.print(table)
         self.task = self.bar.add_task("train", total=steps, completed=step, info="starting …")
         self.bar.start()
 
     def update(self, step: int, record: Mapping[str, Any]) -> None:
-        info = " · ".join(f"{name} [bold]{value}[/]" for name, value in columns(record).items())
-        self.bar.update(self.task, completed=step, info=info)
+        self.bar.update(self.task, completed=step, info=self._fitting(columns(record)))
+
+    def _fitting(self, shown: Mapping[str, str]) -> str:
+        """The first of the columns, as many as leave room for the steps, a piece of the bar and the time left."""
+        total = len(f"{self.bar.tasks[self.task].total:.0f}")
+        room, texts = self.console.width - len("step  / ") - 2 * total - len(" eta 00:00:00") - SHORTEST_BAR, []
+        for name, value in shown.items():
+            room -= len(f"{name} {value} · ")
+            if room + len(" · ") < 0:
+                break
+            texts.append(f"{name} [bold]{value}[/]")
+        return " · ".join(texts)
 
     def say(self, line: str) -> None:
-        self.bar.console.print(line)
+        # Not markup: a line may hold brackets, as a model's sample of Python does.
+        self.bar.console.print(line, markup=False)
 
     def close(self) -> None:
         self.bar.stop()
@@ -125,6 +137,6 @@ def columns(record: Mapping[str, Any]) -> dict[str, str]:
 def short(number: float) -> str:
     """1234567 as 1.23M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= size:
+        if abs(number) >= 0.9995 * size:  # what three digits round up to it
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Protocol
 
 from trainer.config import RunConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, StorageError
 from trainer.run_folder import RunFolder
 from trainer.storage import Storage
 
@@ -57,11 +57,16 @@ class JsonLines:
             self.flush()
 
     def flush(self) -> None:
+        """Write a part; what a store refuses goes into the next one."""
         if self._lines:
             stem, dot, suffix = self.path.rpartition(".")
-            self.storage.write(f"{stem}-{self._parts:05d}{dot}{suffix}", "".join(self._lines).encode())
-            self._parts += 1
-            self._lines = []
+            try:
+                self.storage.write(f"{stem}-{self._parts:05d}{dot}{suffix}", "".join(self._lines).encode())
+            except StorageError as error:
+                LOG.warning("%s is behind, training goes on: %s", self.path, error)
+            else:
+                self._parts += 1
+                self._lines = []
         self._written = time.monotonic()
 
     def close(self) -> None:
@@ -179,7 +184,8 @@ class Guarded:
 
 def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record) -> list[Sink]:
     """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning."""
-    sinks: list[Sink] = [JsonLines(folder.storage, folder.attempt(attempt, "metrics.jsonl"))]
+    own = JsonLines(folder.storage, folder.attempt(attempt, "metrics.jsonl"))
+    sinks: list[Sink] = [Guarded("metrics.jsonl", own)]
     wanted: dict[str, tuple[bool, str, Callable[[], Sink]]] = {
         "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
         "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder)),

@@ -7,6 +7,7 @@ and on a local disk both are durable when they return.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import random
 import shutil
@@ -21,6 +22,10 @@ from trainer.errors import StorageError
 T = TypeVar("T")
 ATTEMPTS = 6
 FIRST_DELAY_S = 0.2
+STAGED = ".staged"
+"""Ending of the hidden names under which a file grows; `names` does not list them."""
+OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
+"""Protocols whose files appear when their upload is complete, and not at all when it is broken off."""
 
 
 class Storage(Protocol):
@@ -40,7 +45,10 @@ class Storage(Protocol):
         ...
 
     def writer(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A stream into a file that is complete (and durable on a local disk) when the block ends."""
+        """A stream into a file that appears whole (and durable on a local disk) when the block ends.
+
+        When the block is left by an error, or by a kill, whatever was there before still is.
+        """
         ...
 
     def names(self, path: str = "") -> list[str]:
@@ -85,73 +93,73 @@ class LocalStorage:
         return self.root / path
 
     def read(self, path: str) -> bytes:
-        return self.path(path).read_bytes()
+        with _clear_errors("read", self.path(path)):
+            return self.path(path).read_bytes()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with self.path(path).open("rb") as file:
+        with _clear_errors("read", self.path(path)), self.path(path).open("rb") as file:
             file.seek(start)
             return file.read(stop - start)
 
     def size(self, path: str) -> int:
-        return self.path(path).stat().st_size
+        with _clear_errors("read", self.path(path)):
+            return self.path(path).stat().st_size
 
     def write(self, path: str, data: bytes) -> None:
-        with self._staged(path, data) as staged:
-            staged.replace(self.path(path))
+        with self._staged(path, os.replace) as file:
+            file.write(data)
 
     def create(self, path: str, data: bytes) -> bool:
-        with self._staged(path, data) as staged:
-            try:
-                # A link appears with its whole content or not at all, and fails if the name is taken.
-                os.link(staged, self.path(path))
-            except FileExistsError:
-                return False
+        try:
+            # A link appears with its whole content or not at all, and fails if the name is taken.
+            with self._staged(path, os.link) as file:
+                file.write(data)
+        except FileExistsError:
+            return False
         return True
 
     @contextlib.contextmanager
-    def _staged(self, path: str, data: bytes) -> Iterator[Path]:
+    def _staged(self, path: str, publish: Callable[[Path, Path], None]) -> Iterator[IO[bytes]]:
+        """A file that grows under a hidden name; complete and on the disk, it is published under its own."""
         target = self.path(path)
-        with _clear_errors(str(target)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+        with _clear_errors("write", target):
+            _make_folder(target.parent)
+            staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}{STAGED}")
             try:
                 with staged.open("wb") as file:
-                    file.write(data)
+                    yield file
                     file.flush()
                     os.fsync(file.fileno())
-                yield staged
+                publish(staged, target)
                 _sync_folder(target.parent)
             finally:
                 staged.unlink(missing_ok=True)
 
-    @contextlib.contextmanager
-    def writer(self, path: str) -> Iterator[IO[bytes]]:
-        target = self.path(path)
-        with _clear_errors(str(target)):
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with target.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            _sync_folder(target.parent)
+    def writer(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        return self._staged(path, os.replace)
 
     def names(self, path: str = "") -> list[str]:
-        folder = self.path(path)
-        return sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
+        with _clear_errors("read", self.path(path)):
+            try:
+                return sorted(name for name in os.listdir(self.path(path)) if not name.endswith(STAGED))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
 
     def exists(self, path: str) -> bool:
         return self.path(path).exists()
 
     def delete(self, path: str) -> None:
         target = self.path(path)
-        if target.is_dir():
-            shutil.rmtree(target)
-        else:
-            target.unlink(missing_ok=True)
+        with _clear_errors("remove", target):
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
 
     def move(self, path: str, to: str) -> None:
-        self.path(to).parent.mkdir(parents=True, exist_ok=True)
-        self.path(path).rename(self.path(to))
+        with _clear_errors("move", self.path(path)):
+            _make_folder(self.path(to).parent)
+            self.path(path).rename(self.path(to))
 
 
 class RemoteStorage:
@@ -199,6 +207,8 @@ class RemoteStorage:
         return data
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
+        if start >= stop:  # HTTP has no empty range: s3fs would give the whole file
+            return b""
         data: bytes = self._try(lambda: self._fs.cat_file(self._at(path), start=start, end=stop))
         return data
 
@@ -221,9 +231,29 @@ class RemoteStorage:
 
     @contextlib.contextmanager
     def writer(self, path: str) -> Iterator[IO[bytes]]:
-        with self._there(), _clear_errors(f"{self.url}/{path}"), self._fs.open(self._at(path), "wb") as file:
-            yield file
+        whole = self.url.split(":", 1)[0] in OBJECT_STORES
+        to = path if whole else f"{path}.{uuid.uuid4().hex}{STAGED}"
+        with self._there(), _clear_errors("write", f"{self.url}/{path}"):
+            file = self._fs.open(self._at(to), "wb")
+            try:
+                yield file
+            except BaseException:
+                self._break_off(file, None if whole else to)
+                raise
+            file.close()
+        if not whole:
+            self.move(to, path)
         self._forget(path)
+
+    def _break_off(self, file: Any, staged: str | None) -> None:
+        """Throw away what was written; to close the stream as usual would publish it."""
+        with contextlib.suppress(Exception):
+            file.discard()
+        with contextlib.suppress(AttributeError):
+            file.closed = True
+        if staged is not None:
+            with contextlib.suppress(StorageError):
+                self.delete(staged)
 
     def names(self, path: str = "") -> list[str]:
         self._forget(path)
@@ -231,7 +261,8 @@ class RemoteStorage:
             found = self._try(lambda: self._fs.ls(self._at(path), detail=False, refresh=True))
         except FileNotFoundError:
             return []
-        return sorted({str(name).rstrip("/").rsplit("/", 1)[-1] for name in found} - {""})
+        inside = {str(name).rstrip("/") for name in found} - {self._at(path)}
+        return sorted(name.rsplit("/", 1)[-1] for name in inside if not name.endswith(STAGED))
 
     def exists(self, path: str) -> bool:
         self._forget(path)
@@ -243,7 +274,12 @@ class RemoteStorage:
         self._forget(path)
 
     def move(self, path: str, to: str) -> None:
-        self._try(lambda: self._fs.mv(self._at(path), self._at(to), recursive=True))
+        self._forget(path)
+        source, target = self._at(path), self._at(to)
+        for file in self._try(lambda: self._fs.find(source)):
+            goal = f"{target}{str(file).removeprefix(source)}"
+            self._try(functools.partial(self._fs.cp_file, file, goal))
+        self.delete(path)
         self._forget(path)
 
     def _forget(self, path: str) -> None:
@@ -273,13 +309,22 @@ def retry(work: Callable[[], T], what: str) -> T:
 
 
 @contextlib.contextmanager
-def _clear_errors(where: str) -> Iterator[None]:
+def _clear_errors(verb: str, where: str | Path) -> Iterator[None]:
     try:
         yield
     except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
-        raise StorageError(f"cannot write {where}: {error.strerror or error}") from error
+        if verb == "read" and isinstance(error, NotADirectoryError):
+            raise FileNotFoundError(str(where)) from error
+        raise StorageError(f"cannot {verb} {where}: {error.strerror or error}") from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StorageError(f"cannot write below {folder}: it is a file, not a folder") from error
 
 
 def _sync_folder(folder: Path) -> None:

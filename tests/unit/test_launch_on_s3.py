@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_helpers import until
+from servers import S3_KEYS
 
 pytestmark = pytest.mark.process
 
@@ -32,23 +30,6 @@ sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    pytest.importorskip("moto.server", reason="the S3 server of these tests is moto's, and it is not installed")
-    said = tmp_path_factory.mktemp("moto") / "said"
-    with said.open("w") as log:
-        process = subprocess.Popen([sys.executable, "-m", "moto.server", "-p0"], stderr=log, stdout=log)
-    try:
-        until(lambda: "Running on http://127.0.0.1:" in said.read_text(), 60)
-        url = next(word for word in said.read_text().split() if word.startswith("http://127.0.0.1:"))
-        bucket = urllib.request.Request(f"{url}/bucket", method="PUT")
-        urllib.request.urlopen(bucket, timeout=20).close()
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     experiment = tmp_path / "conf" / "experiment" / "tiny.yaml"
@@ -57,15 +38,14 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def everstep(project: Path, server: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def everstep(project: Path, s3_server: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
     fixed = ["run", "--config-dir", "conf", "experiment=tiny", "run=r", "job.nproc=1"]
-    keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_EC2_METADATA_DISABLED": "true"}
     return subprocess.run(
         [sys.executable, "-c", DRIVER, FAKE, *fixed, *words],
         env={
             **os.environ,
-            **keys,
-            "AWS_ENDPOINT_URL": server,
+            **S3_KEYS,
+            "AWS_ENDPOINT_URL": s3_server,
             "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
             **env,
         },
@@ -77,25 +57,25 @@ def everstep(project: Path, server: str, *words: str, **env: str) -> subprocess.
     )
 
 
-def test_a_run_in_a_bucket_crashes_restarts_and_is_done(project: Path, server: str) -> None:
-    ended = everstep(project, server, "run_root=s3://bucket/runs", "steps=10")
+def test_a_run_in_a_bucket_crashes_restarts_and_is_done(project: Path, s3_server: str) -> None:
+    ended = everstep(project, s3_server, "run_root=s3://bucket/runs", "steps=10")
     assert ended.returncode == 0, ended.stderr
     assert "starting again (1 of 3" in ended.stderr
-    again = everstep(project, server, "run_root=s3://bucket/runs", "steps=10")
+    again = everstep(project, s3_server, "run_root=s3://bucket/runs", "steps=10")
     assert "is done: step 10 of 10 in s3://bucket/runs/r" in again.stderr
     listed = subprocess.run(["ls", str(project)], capture_output=True, text=True, check=True).stdout.split()
     assert listed == ["conf"]
 
 
-def test_a_bucket_that_is_not_there_is_one_line(project: Path, server: str) -> None:
-    ended = everstep(project, server, "run_root=s3://nosuch/runs")
+def test_a_bucket_that_is_not_there_is_one_line(project: Path, s3_server: str) -> None:
+    ended = everstep(project, s3_server, "run_root=s3://nosuch/runs")
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1, ended.stderr
     assert "nosuch" in ended.stderr
 
 
-def test_missing_credentials_are_one_line(project: Path, server: str) -> None:
+def test_missing_credentials_are_one_line(project: Path, s3_server: str) -> None:
     none = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_SHARED_CREDENTIALS_FILE": "/nosuch"}
-    ended = everstep(project, server, "run_root=s3://bucket/other", **none)
+    ended = everstep(project, s3_server, "run_root=s3://bucket/other", **none)
     assert ended.returncode == 2
     assert len(ended.stderr.splitlines()) == 1, ended.stderr

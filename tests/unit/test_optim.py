@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import itertools
 
 import pytest
 import torch
@@ -70,7 +70,7 @@ def test_every_curve_is_continuous_and_between_its_ends(
     steepest = max(1 / max(1, warmup), 1.6 * (1 - low) / span, (1 - low) / (decay * span))
     assert all(0 < value <= 1 for value in values[:warmup])
     assert all(low - 1e-9 <= value <= 1 for value in values[warmup:])
-    assert all(abs(after - before) <= steepest + 1e-9 for before, after in pairwise(values))
+    assert all(abs(after - before) <= steepest + 1e-9 for before, after in itertools.pairwise(values))
     assert values[warmup:] == sorted(values[warmup:], reverse=True)
 
 

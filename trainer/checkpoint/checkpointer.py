@@ -141,11 +141,15 @@ class Checkpointer:
                 f"{self.folder.url}/{path} was trained on another dataset (digest {manifest.data_digest[:12]}, "
                 f"now {self.data_digest[:12]}); put the old one back, or start a new run"
             )
+        try:
+            progress = Progress(**manifest.progress)
+        except TypeError as error:
+            raise CheckpointError(f"{self.folder.url}/{path}: progress is not this version's: {error}") from error
         storage = self.folder.storage
         tensors = self.state.prepare(read_metadata(storage, path), manifest.scalars)
         with _plain_errors(f"{self.folder.url}/{path}"):
             load(tensors, storage_reader=Reader(storage, path), no_dist=self.mesh.world == 1)
-        self.state.progress = Progress(**manifest.progress)
+        self.state.progress = progress
         self.saved_step = manifest.step
 
     def _commit(self, path: str, files: dict[str, FileRecord]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import os
 from collections import defaultdict
 from collections.abc import Mapping
@@ -158,6 +159,8 @@ def encode(tensor: Tensor) -> memoryview:
 
 
 def decode(data: bytes, chunk: Chunk) -> Tensor:
+    if len(data) != chunk.length:
+        raise CheckpointError(f"{chunk.file} ends within a tensor: {len(data)} bytes where {chunk.length} should be")
     if not data:
         return torch.empty(chunk.sizes, dtype=chunk.dtype)
     return torch.frombuffer(bytearray(data), dtype=chunk.dtype).reshape(chunk.sizes)
@@ -168,8 +171,10 @@ def read_metadata(storage: Storage, folder: str) -> dcp.Metadata:
     try:
         described = json.loads(storage.read(f"{folder}/{TENSORS}"))
         return _parse(described)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{folder}/{TENSORS} is damaged: {error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise CheckpointError(f"{folder}/{TENSORS} is damaged: {type(error).__name__}: {error}") from error
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{folder}/{TENSORS} is missing") from error
 
 
 def read_whole(storage: Storage, folder: str, metadata: dcp.Metadata, name: str) -> Tensor:
@@ -214,17 +219,25 @@ def _parse(described: Mapping[str, Any]) -> dcp.Metadata:
     entries: dict[str, dcp.STORAGE_TYPES] = {}
     chunks: dict[dcp.MetadataIndex, Chunk] = {}
     for name, entry in described.items():
-        dtype = getattr(torch, entry["dtype"])
+        dtype, shape = vars(torch).get(entry["dtype"]), torch.Size(entry["shape"])
         if not isinstance(dtype, torch.dtype):
             raise ValueError(f"{entry['dtype']!r} is not a type of tensor")
         pieces = []
         for piece in entry["chunks"]:
             offsets, sizes = torch.Size(piece["offsets"]), torch.Size(piece["sizes"])
+            chunk = Chunk(piece["file"], piece["start"], piece["length"], dtype, tuple(sizes))
+            _check_chunk(name, shape, offsets, chunk)
             pieces.append(dcp.ChunkStorageMetadata(offsets, sizes))
-            if "/" in piece["file"]:
-                raise ValueError(f"{piece['file']!r} lies outside the checkpoint")
-            chunks[dcp.MetadataIndex(name, offsets)] = Chunk(
-                piece["file"], piece["start"], piece["length"], dtype, tuple(sizes)
-            )
-        entries[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype), torch.Size(entry["shape"]), pieces)
+            chunks[dcp.MetadataIndex(name, offsets)] = chunk
+        if sum(piece.sizes.numel() for piece in pieces) != shape.numel():
+            raise ValueError(f"the pieces of {name} do not make up its shape {list(shape)}")
+        entries[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype), shape, pieces)
     return dcp.Metadata(entries, storage_data=chunks)
+
+
+def _check_chunk(name: str, shape: torch.Size, offsets: torch.Size, chunk: Chunk) -> None:
+    if "/" in chunk.file:
+        raise ValueError(f"{chunk.file!r} lies outside the checkpoint")
+    inside = all(o >= 0 and n >= 0 and o + n <= d for o, n, d in zip(offsets, chunk.sizes, shape, strict=True))
+    if not inside or chunk.start < 0 or chunk.length != math.prod(chunk.sizes) * chunk.dtype.itemsize:
+        raise ValueError(f"a piece of {name} does not fit its shape {list(shape)} or its bytes")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -56,14 +57,21 @@ class Manifest:
     @staticmethod
     def from_json(data: bytes) -> Manifest:
         """The manifest; ValueError when the bytes are not one."""
-        fields = json.loads(data)
-        if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-            raise ValueError("not a manifest of this format")
-        files = {name: FileRecord(**record) for name, record in fields["files"].items()}
         try:
-            return Manifest(**{**fields, "files": files})
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+            fields = json.loads(data)
+            if not isinstance(fields, dict) or fields.get("format") != FORMAT:
+                raise ValueError("not a manifest of this format")
+            files = {name: FileRecord(**record) for name, record in fields["files"].items()}
+            manifest = Manifest(**{**fields, "files": files})
+        except (TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{type(error).__name__}: {error}") from error
+        if TENSORS not in files:
+            raise ValueError(f"it lists no {TENSORS}")
+        if not isinstance(manifest.progress, dict) or not isinstance(manifest.scalars, dict):
+            raise ValueError("its progress or its scalars are no table")
+        if outside := [name for name in files if "/" in name]:
+            raise ValueError(f"{outside[0]!r} lies outside the checkpoint")
+        return manifest
 
 
 @dataclass(frozen=True)
@@ -109,7 +117,7 @@ def _candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
         manifest = Manifest.from_json(data)
         if (manifest.step, manifest.attempt) != (step, attempt):
             raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")
-    except (ValueError, KeyError) as error:
+    except ValueError as error:
         return Candidate(path, step, attempt, None, f"{MANIFEST} is damaged: {error}")
     return Candidate(path, step, attempt, manifest)
 
@@ -162,7 +170,7 @@ def to_keep(
 ) -> set[tuple[int, int]]:
     """(step, attempt) of what retention keeps: the newest, the best, and the multiples, whichever applies."""
     by_step = sorted(manifests, key=lambda m: (m.step, m.attempt), reverse=True)
-    measured = [m for m in by_step if m.metric is not None]
+    measured = [m for m in by_step if m.metric is not None and not math.isnan(m.metric)]
     best = sorted(measured, key=lambda m: (m.metric or 0.0) * (-1 if maximise else 1))
     kept = [*by_step[:keep_last], *best[:keep_best]]
     if keep_every is not None:
