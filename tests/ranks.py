@@ -144,7 +144,8 @@ def train(world: int, root: Path, *overrides: str, run: str = "toy", before: Cal
             before(rank)
         given = [text for text in overrides if text.startswith("experiment=")] or ["experiment=toy"]
         rest = [text for text in overrides if not text.startswith("experiment=")]
-        return attempt(["--config-dir", str(TESTS / "conf"), *given, f"run_root={root}", f"run={run}", *rest], stop)
+        where = [] if any(text.startswith("run_root=") for text in rest) else [f"run_root={root}"]
+        return attempt(["--config-dir", str(TESTS / "conf"), *given, *where, f"run={run}", *rest], stop)
 
     return start(world, work, root / f"{run}.log", **options)
 
@@ -155,6 +156,7 @@ def record_samples(folder: Path, rank: int) -> None:
 
     def noting(self: Stepper, batches: Sequence[Any]) -> None:
         slots = {batch.index: batch.ids.tolist() for batch in batches if batch.real}
+        folder.mkdir(exist_ok=True)
         with (folder / "ledger.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.state.progress.step + 1, "slots": slots}) + "\n")
         original(self, batches)
