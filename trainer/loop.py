@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import Nonfinite, RunConfig
 from trainer.data.feed import Feed
+from trainer.data.loader import Microbatch
 from trainer.errors import DivergedError, ShortOfMemoryError
 from trainer.evaluate import Evaluator, keep_score
 from trainer.journal import Hook, Journal
@@ -46,18 +47,16 @@ def train(run: RunConfig, parts: Parts) -> Ending:
         finished = at >= run.steps or _out_of_patience(run, state)
         improved = False
         if not stopping and parts.evaluate.due(at, last=finished):
-            _collect(run, parts)
             stopping, improved = _evaluate(run, parts)
             finished = finished or _out_of_patience(run, state)
         if checkpoints.due(at) or (improved and run.checkpoint.keep_best) or ((finished or stopping) and at):
-            _save(run, parts)
+            _save(parts)
         if stopping:
             return Ending(Outcome.preempted, at, parts.step.stop.reason or "another rank was asked to stop")
         if finished:
             return Ending(Outcome.done, run.steps, "" if at >= run.steps else f"no better metric since step {at}")
         try:
-            parts.step(next(batches))
-            infos = parts.step.results()
+            infos = _step(run, parts, batches)
         except torch.OutOfMemoryError as error:
             _halve(parts, error)
             batches = parts.feed.steps(at)
@@ -92,9 +91,15 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
     return bad
 
 
-def _collect(run: RunConfig, parts: Parts) -> None:
-    """Wait for all outstanding results, so that progress is that of the weights."""
-    _note(run, parts, parts.step.results(all_of_them=True))
+def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:
+    """One step, and the results that are due; all of them where something is to be done with the weights next."""
+    parts.step(next(batches))
+    at = parts.state.progress.step
+    pausing = at >= run.steps or parts.checkpoints.due(at) or parts.evaluate.due(at, last=False)
+    infos = parts.step.results(all_of_them=pausing)
+    if any(info.stop for info in infos):
+        infos += parts.step.results(all_of_them=True)
+    return infos
 
 
 def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
@@ -112,8 +117,7 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     return False, best
 
 
-def _save(run: RunConfig, parts: Parts) -> None:
-    _collect(run, parts)
+def _save(parts: Parts) -> None:
     step = parts.state.progress.step
     if parts.checkpoints.saved_step != step:
         start = time.perf_counter()
