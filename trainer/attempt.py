@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -63,10 +64,11 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         try:
             ending = _run(run, folder, assignment, place, store, stop)
         except BaseException as error:
-            ending = _ending_of(error)
-            _tell(error, place)
-        if place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
-            folder.end(assignment.attempt, ending)
+            ending = dataclasses.replace(_ending_of(error), rank=place.rank)
+            _fail(error, ending, folder, assignment.attempt)
+        else:
+            if place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
+                folder.end(assignment.attempt, ending)
     stopped = ending.outcome is Outcome.preempted and place.under_torchrun
     return _leave(place, 0 if stopped else ending.outcome.exit_code)
 
@@ -179,18 +181,32 @@ def _ending_of(error: BaseException) -> Ending:
     return Ending(Outcome.crashed, reason=reason)
 
 
-def _refuse(error: EverstepError, place: Place) -> int:
-    _tell(error, place)
-    return error.exit_code
-
-
-def _tell(error: BaseException, place: Place) -> None:
-    """One line for the user's own errors, the traceback for ours (and for all with EVERSTEP_TRACEBACK=1)."""
+def _fail(error: BaseException, ending: Ending, folder: RunFolder, attempt: int) -> None:
+    """Log the error, and show it if it is the first of all ranks: the others fail alike, or because of it."""
     LOG.error("%s", "".join(traceback.format_exception(error)))
     if isinstance(error, EverstepError) and error.told:
         return
+    try:
+        first = folder.end(attempt, ending)
+    except (EverstepError, OSError) as second:
+        LOG.error("cannot write down how this ended: %s", second)
+        first = True
+    if first:
+        _show(error, ending.rank)
+
+
+def _refuse(error: EverstepError, place: Place) -> int:
+    if not error.told:
+        _show(error, place.rank)
+    return error.exit_code
+
+
+def _show(error: BaseException, rank: int) -> None:
+    """One line for the user's own errors, the traceback for ours (and for all with EVERSTEP_TRACEBACK=1)."""
     if isinstance(error, EverstepError) and os.environ.get("EVERSTEP_TRACEBACK") != "1":
-        print(f"error: {error}" if place.rank == 0 else f"error on rank {place.rank}: {error}", file=sys.stderr)
+        # A config is the same on all ranks; what else goes wrong may be one rank's alone.
+        where = "" if rank == 0 or isinstance(error, ConfigError) else f" (rank {rank})"
+        print(f"error: {error}{where}", file=sys.stderr)
     else:
         traceback.print_exception(error)
 

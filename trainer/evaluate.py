@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
+import numpy as np
 import torch
 
 from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
@@ -40,6 +41,21 @@ class Evaluator:
             return False
         every = self.run.evaluate.every
         return last or (every is not None and step % every == 0)
+
+    def check_metric(self) -> None:
+        """See that the task measures `evaluate.metric`, by one sample: a slip should not wait for the first evaluation."""
+        if self.data is None or self.run.evaluate.metric == "loss":
+            return
+        device = self.spread.mesh.device
+        batch = {name: value.to(device) for name, value in self.data.take(np.arange(1)).items()}
+        cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
+        module = self.spread.module
+        module.eval()
+        try:
+            with torch.no_grad(), self.spread.autocast():
+                _check(self.run.evaluate, ["loss", *self.task.evaluate(module, inputs(batch, cast)).metrics])
+        finally:
+            module.train()
 
     def __call__(self) -> dict[str, float] | None:
         """The metrics, each a mean over all held-out items; None when a rank was asked to stop meanwhile."""
@@ -90,10 +106,7 @@ class Evaluator:
 
 def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, float]) -> bool:
     """Note an evaluation in `progress`; True when its metric is the best so far."""
-    if config.metric not in metrics:
-        raise ConfigError(
-            f"evaluate.metric={config.metric!r}: the task measures {', '.join(metrics)}; change evaluate.metric"
-        )
+    _check(config, metrics)
     value = metrics[config.metric]
     gain = (
         (progress.best - value if config.goal is Goal.min else value - progress.best)
@@ -106,3 +119,10 @@ def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, fl
     if better:
         progress.best, progress.best_step = value, progress.step
     return better
+
+
+def _check(config: EvaluateConfig, measured: Collection[str]) -> None:
+    if config.metric not in measured:
+        raise ConfigError(
+            f"evaluate.metric={config.metric!r}: the task measures {', '.join(measured)}; change evaluate.metric"
+        )
