@@ -6,11 +6,11 @@ PINS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
 
-.PHONY: help demo test check bench
+.PHONY: help demo test check bench bench-peers
 .DEFAULT_GOAL := help
 
 help:  ## this page
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and list its checkpoints
 	$(BIN)/everstep run $(DEMO)
@@ -27,6 +27,10 @@ check: $(VENV)/test.stamp  ## style, types and the direction of imports
 
 bench: $(VENV)/test.stamp  ## measure; ARGS= goes to the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
+
+bench-peers:  ## the peers that Everstep is measured beside, in an environment of their own
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

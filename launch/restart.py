@@ -66,5 +66,5 @@ def _what(ending: Ending | None) -> str:
 
 
 def back_off_s(restarts: int) -> float:
-    """Seconds to wait before the next start: a store or a driver that is unwell gets a moment."""
-    return 0.0 if restarts == 0 else float(min(10.0, 0.5 * 2 ** (restarts - 1)))
+    """Seconds to wait before the next start: at first none, then a store or a driver that is unwell gets a moment."""
+    return 0.0 if restarts <= 1 else float(min(10.0, 0.5 * 2 ** (restarts - 2)))

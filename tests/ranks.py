@@ -65,7 +65,7 @@ def start(world: int, work: Callable[[int], int], log: Path, *, all_die: bool = 
                 for left in set(pids) - codes.keys():
                     os.kill(left, signal.SIGABRT)  # faulthandler writes the stacks
                     os.waitpid(left, 0)
-                raise TimeoutError(f"ranks still run after {TIMEOUT_S} s: {log.read_text()[begin:]}")
+                raise TimeoutError(f"ranks still run after {TIMEOUT_S} s: {_since(log, begin)}")
             else:
                 time.sleep(0.005)
     finally:
@@ -74,11 +74,15 @@ def start(world: int, work: Callable[[int], int], log: Path, *, all_die: bool = 
         for pid in left:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, 0)
-    return Ranks([codes[pid] for pid in pids], log.read_text()[begin:])
+    return Ranks([codes[pid] for pid in pids], _since(log, begin))
+
+
+def _since(log: Path, begin: int) -> str:
+    return log.read_bytes()[begin:].decode() if log.exists() else ""
 
 
 def _host_store() -> tuple[int, int]:
-    """A process that hosts the store, and its port. Not this one: a fork beside the store's thread can inherit a lock."""
+    """A process that hosts the store, and its port. Not this one: a fork beside its thread may inherit a lock."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -140,7 +144,8 @@ def train(world: int, root: Path, *overrides: str, run: str = "toy", before: Cal
             before(rank)
         given = [text for text in overrides if text.startswith("experiment=")] or ["experiment=toy"]
         rest = [text for text in overrides if not text.startswith("experiment=")]
-        return attempt(["--config-dir", str(TESTS / "conf"), *given, f"run_root={root}", f"run={run}", *rest], stop)
+        where = [] if any(text.startswith("run_root=") for text in rest) else [f"run_root={root}"]
+        return attempt(["--config-dir", str(TESTS / "conf"), *given, *where, f"run={run}", *rest], stop)
 
     return start(world, work, root / f"{run}.log", **options)
 
@@ -151,6 +156,7 @@ def record_samples(folder: Path, rank: int) -> None:
 
     def noting(self: Stepper, batches: Sequence[Any]) -> None:
         slots = {batch.index: batch.ids.tolist() for batch in batches if batch.real}
+        folder.mkdir(exist_ok=True)
         with (folder / "ledger.jsonl").open("a") as file:
             file.write(json.dumps({"step": self.state.progress.step + 1, "slots": slots}) + "\n")
         original(self, batches)

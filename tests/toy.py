@@ -15,20 +15,20 @@ WIDTH = 6
 
 
 class Block(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, dropout: float) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(WIDTH)
         self.linear = nn.Linear(WIDTH, WIDTH)
-        self.drop = nn.Dropout(0.3)
+        self.drop = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.drop(F.gelu(self.linear(self.norm(x))))
 
 
 class ToyModel(nn.Module):
-    def __init__(self, depth: int = 2) -> None:
+    def __init__(self, depth: int, dropout: float) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(Block() for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(dropout) for _ in range(depth))
         self.head = nn.Linear(WIDTH, 1)
         self.register_buffer("shift", torch.full((1,), 0.25), persistent=False)
 
@@ -39,17 +39,20 @@ class ToyModel(nn.Module):
 
 
 class ToyTask:
-    """Regression; `max_batch` and `nan_from` make it fail as hardware does."""
+    """Regression; `max_batch` and `nan_value` make it fail as hardware does."""
 
     unit = "samples"
 
-    def __init__(self, depth: int = 2, max_batch: int | None = None, nan_value: float | None = None) -> None:
+    def __init__(
+        self, depth: int = 2, dropout: float = 0.3, max_batch: int | None = None, nan_value: float | None = None
+    ) -> None:
         self.depth = depth
+        self.dropout = dropout
         self.max_batch = max_batch
         self.nan_value = nan_value
 
     def model(self) -> nn.Module:
-        return ToyModel(self.depth)
+        return ToyModel(self.depth, self.dropout)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         if self.max_batch is not None and len(batch["y"]) > self.max_batch:
@@ -84,3 +87,9 @@ def toy_data(samples: int = 41, seed: int = 0) -> Splits:
     train, held_out = ({name: column[part] for name, column in columns.items()}
                        for part in (slice(0, samples), slice(samples, None)))  # fmt: skip
     return Splits(ArrayDataset(train), ArrayDataset(held_out), jitter)
+
+
+def plain_data(samples: int = 41, seed: int = 0) -> Splits:
+    """Without augmentation."""
+    splits = toy_data(samples, seed)
+    return Splits(splits.train, splits.validation)

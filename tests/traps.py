@@ -89,8 +89,8 @@ def in_retention(number: int) -> None:
 
 
 def in_evaluation(number: int) -> None:
-    before(Evaluator, "_measure", count_to(number))
+    before(Evaluator, "__call__", count_to(number))
 
 
 def after_evaluation(number: int) -> None:
-    after(Evaluator, "_measure", count_to(number))
+    after(Evaluator, "__call__", count_to(number))

@@ -19,11 +19,13 @@ from trainer.errors import ConfigError, DivergedError, EverstepError, ShortOfMem
 from trainer.place import Place, die_with_parent
 from trainer.provenance import record
 from trainer.ranklog import RankLog
-from trainer.run_folder import CONFIG, Ending, Outcome, RunFolder
+from trainer.run_folder import CONFIG, STOP_MARKER, Ending, Outcome, RunFolder
 from trainer.stop import Stop
 
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
+
+    from trainer.loop import Parts
 
 LOG = logging.getLogger("everstep")
 
@@ -61,14 +63,13 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         return 0
     folder = RunFolder(assignment.url)
     with RankLog(folder, assignment.attempt, place.rank):
-        try:
-            ending = _run(run, folder, assignment, place, store, stop)
-        except BaseException as error:
-            ending = dataclasses.replace(_ending_of(error), rank=place.rank)
-            _fail(error, ending, folder, assignment.attempt)
-        else:
-            if place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
-                folder.end(assignment.attempt, ending)
+        ending, failure = _run(run, folder, assignment, place, store, stop)
+        if failure is not None:
+            _fail(failure, ending, folder, assignment.attempt)
+        elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
+            folder.end(assignment.attempt, ending)
+    if place.rank == 0 and ending.outcome is Outcome.preempted:
+        folder.storage.delete(STOP_MARKER)  # it has done its work, and would stop the next start too
     stopped = ending.outcome is Outcome.preempted and place.under_torchrun
     return _leave(place, 0 if stopped else ending.outcome.exit_code)
 
@@ -145,40 +146,50 @@ def _composed(options: argparse.Namespace, place: Place) -> tuple[RunConfig, Run
 
 def _run(
     run: RunConfig, folder: RunFolder, assignment: Assignment, place: Place, store: Store | None, stop: Stop
-) -> Ending:
+) -> tuple[Ending, BaseException | None]:
+    """Build and train; the ending, and the error that it came from."""
     from trainer.build import Start, build
     from trainer.loop import train
     from trainer.mesh import form, part
 
-    stop.watch(run.stop, folder if place.rank == 0 else None)
-    mesh = form(place, store, run.parallel, run.group_timeout_s)
-    parts = build(run, Start(folder, assignment.attempt, assignment.micro_batch), mesh, stop)
+    parts = None
     try:
+        stop.watch(run.stop, folder if place.rank == 0 else None)
+        mesh = form(place, store, run.parallel, run.group_timeout_s)
+        parts = build(run, Start(folder, assignment.attempt, assignment.micro_batch), mesh, stop)
         ending = train(run, parts)
-        preview = getattr(parts.step.task, "preview", None)
-        if ending.outcome is Outcome.done and preview is not None:
-            text = preview(parts.step.spread.module)
-            parts.journal.event("preview", text)
-        parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
+        _close(parts, ending)
+        part()
+    except BaseException as error:
+        ending = _ending_of(error, parts.state.progress.step if parts is not None else 0)
+        return dataclasses.replace(ending, rank=place.rank), error
     finally:
-        parts.feed.close()
-        parts.journal.close()
         stop.close()
-    part()
-    return ending
+        if parts is not None:
+            parts.feed.close()
+            parts.journal.close()
+    return ending, None
 
 
-def _ending_of(error: BaseException) -> Ending:
+def _close(parts: Parts, ending: Ending) -> None:
+    preview = getattr(parts.step.task, "preview", None)
+    if ending.outcome is Outcome.done and preview is not None:
+        text = preview(parts.step.spread.module)
+        parts.journal.event("preview", f"a sample of what it has learnt:\n{text}")
+    parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
+
+
+def _ending_of(error: BaseException, step: int) -> Ending:
     reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
     if isinstance(error, ShortOfMemoryError):
-        return Ending(Outcome.out_of_memory, reason=str(error), micro_batch=error.micro_batch)
+        return Ending(Outcome.out_of_memory, step, str(error), error.micro_batch)
     if isinstance(error, SupersededError):
-        return Ending(Outcome.superseded, reason=str(error))
+        return Ending(Outcome.superseded, step, str(error))
     if isinstance(error, DivergedError):
-        return Ending(Outcome.diverged, reason=str(error))
+        return Ending(Outcome.diverged, step, str(error))
     if isinstance(error, EverstepError):
-        return Ending(Outcome.config_error, reason=str(error))
-    return Ending(Outcome.crashed, reason=reason)
+        return Ending(Outcome.config_error, step, str(error))
+    return Ending(Outcome.crashed, step, reason)
 
 
 def _fail(error: BaseException, ending: Ending, folder: RunFolder, attempt: int) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from torch import nn
 
 from trainer.checkpoint.checkpointer import Checkpointer, Restored, load_weights
@@ -22,7 +23,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Evaluator
 from trainer.flops import count_flops, peak_flops
 from trainer.journal import Hook, Journal
-from trainer.loop import Parts
+from trainer.loop import Parts, short_of_memory
 from trainer.mesh import Mesh
 from trainer.metrics import JsonLines, Sink, open_sinks
 from trainer.optim import Average, build_optimizer
@@ -70,7 +71,6 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
     _rehearse(run, parts, splits.train)
-    evaluate.check_metric()
     _announce(run, parts, restored)
     return parts
 
@@ -176,11 +176,15 @@ def _rehearse(run: RunConfig, parts: Parts, data: Dataset) -> None:
     size = min(parts.feed.micro_batch, len(data))
     batch = {name: value.to(parts.feed.device) for name, value in data.take(np.arange(size)).items()}
     items: list[int] = []
-    if parts.journal.peak and run.parallel.compile is None:
-        flops = count_flops(lambda: items.append(parts.step.rehearse(batch)))
-        parts.journal.flops_per_item = flops / max(1, items[0])
-    elif parts.step.spread.mesh.world > 1:
-        parts.step.rehearse(batch)
+    try:
+        if parts.journal.peak and run.parallel.compile is None:
+            flops = count_flops(lambda: items.append(parts.step.rehearse(batch)))
+            parts.journal.flops_per_item = flops / max(1, items[0])
+        elif parts.step.spread.mesh.world > 1:
+            parts.step.rehearse(batch)
+        parts.evaluate.rehearse()
+    except torch.OutOfMemoryError as error:
+        raise short_of_memory(parts) from error
 
 
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:

@@ -70,17 +70,19 @@ class Bar:
 
     def __init__(self) -> None:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as RichProgress
+        from rich.table import Column
+
+        def whole() -> Column:
+            return Column(no_wrap=True, overflow="ignore")
 
         self.console = Console(highlight=False)
         self.bar = RichProgress(
-            TextColumn("[bold]step"),
-            MofNCompleteColumn(),
-            BarColumn(bar_width=None),
-            TextColumn("{task.fields[info]}"),
-            TextColumn("eta"),
-            TimeRemainingColumn(compact=True),
+            TextColumn("step [bold]{task.completed}[/]/{task.total}", table_column=whole()),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            TextColumn("{task.fields[info]}", table_column=whole()),
+            TimeRemainingColumn(compact=True, table_column=whole()),
             console=self.console,
             expand=True,
         )

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-import numpy as np
 import torch
 
 from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
@@ -42,21 +41,6 @@ class Evaluator:
         every = self.run.evaluate.every
         return last or (every is not None and step % every == 0)
 
-    def check_metric(self) -> None:
-        """See that the task measures `evaluate.metric`, by one sample: a slip should not wait for the first evaluation."""
-        if self.data is None or self.run.evaluate.metric == "loss":
-            return
-        device = self.spread.mesh.device
-        batch = {name: value.to(device) for name, value in self.data.take(np.arange(1)).items()}
-        cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
-        module = self.spread.module
-        module.eval()
-        try:
-            with torch.no_grad(), self.spread.autocast():
-                _check(self.run.evaluate, ["loss", *self.task.evaluate(module, inputs(batch, cast)).metrics])
-        finally:
-            module.train()
-
     def __call__(self) -> dict[str, float] | None:
         """The metrics, each a mean over all held-out items; None when a rank was asked to stop meanwhile."""
         module = self.spread.module
@@ -67,13 +51,26 @@ class Evaluator:
         finally:
             module.train()
 
-    def _measure(self) -> dict[str, float] | None:
+    def rehearse(self) -> None:
+        """Evaluate one microbatch and forget it: a metric that the task does not measure is an error now, not later."""
+        if self.data is not None:
+            self.spread.module.eval()
+            with torch.no_grad():
+                metrics = self._measure(limit=self._batch() * self.spread.mesh.world)
+            self.spread.module.train()
+            if metrics is not None:
+                check_metric(self.run.evaluate, metrics)
+
+    def _batch(self) -> int:
+        return min(self.run.evaluate.batch or self.run.micro_batch, self.state.progress.micro_batch)
+
+    def _measure(self, limit: int | None = None) -> dict[str, float] | None:
         mesh, names, sums = self.spread.mesh, ["loss"], torch.zeros(0)
         if self.data is None:
             raise ConfigError("data has no validation split; set evaluate.every=null")
         config = self.run.evaluate
-        batch = min(config.batch or self.run.micro_batch, self.state.progress.micro_batch or self.run.micro_batch)
-        batches = evaluation_batches(self.data, batch, mesh.rank, mesh.world, mesh.device, config.limit)
+        samples = limit if limit is not None else config.limit
+        batches = evaluation_batches(self.data, self._batch(), mesh.rank, mesh.world, mesh.device, samples)
         cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
@@ -106,7 +103,7 @@ class Evaluator:
 
 def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, float]) -> bool:
     """Note an evaluation in `progress`; True when its metric is the best so far."""
-    _check(config, metrics)
+    check_metric(config, metrics)
     value = metrics[config.metric]
     gain = (
         (progress.best - value if config.goal is Goal.min else value - progress.best)
@@ -121,8 +118,6 @@ def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, fl
     return better
 
 
-def _check(config: EvaluateConfig, measured: Collection[str]) -> None:
-    if config.metric not in measured:
-        raise ConfigError(
-            f"evaluate.metric={config.metric!r}: the task measures {', '.join(measured)}; change evaluate.metric"
-        )
+def check_metric(config: EvaluateConfig, metrics: dict[str, float]) -> None:
+    if config.metric not in metrics:
+        raise ConfigError(f"evaluate.metric={config.metric!r}: the task measures {', '.join(metrics)}; choose one")

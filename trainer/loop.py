@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,7 @@ import torch
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import Nonfinite, RunConfig
 from trainer.data.feed import Feed
+from trainer.data.loader import Microbatch
 from trainer.errors import DivergedError, ShortOfMemoryError
 from trainer.evaluate import Evaluator, keep_score
 from trainer.journal import Hook, Journal
@@ -46,18 +47,16 @@ def train(run: RunConfig, parts: Parts) -> Ending:
         finished = at >= run.steps or _out_of_patience(run, state)
         improved = False
         if not stopping and parts.evaluate.due(at, last=finished):
-            _collect(run, parts)
             stopping, improved = _evaluate(run, parts)
             finished = finished or _out_of_patience(run, state)
         if checkpoints.due(at) or (improved and run.checkpoint.keep_best) or ((finished or stopping) and at):
-            _save(run, parts)
+            _save(parts)
         if stopping:
             return Ending(Outcome.preempted, at, parts.step.stop.reason or "another rank was asked to stop")
         if finished:
             return Ending(Outcome.done, run.steps, "" if at >= run.steps else f"no better metric since step {at}")
         try:
-            parts.step(next(batches))
-            infos = parts.step.results()
+            infos = _step(run, parts, batches)
         except torch.OutOfMemoryError as error:
             _halve(parts, error)
             batches = parts.feed.steps(at)
@@ -92,15 +91,24 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
     return bad
 
 
-def _collect(run: RunConfig, parts: Parts) -> None:
-    """Wait for all outstanding results, so that progress is that of the weights."""
-    _note(run, parts, parts.step.results(all_of_them=True))
+def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:
+    """One step, and the results that are due; all of them where something is to be done with the weights next."""
+    parts.step(next(batches))
+    at = parts.state.progress.step
+    pausing = at >= run.steps or parts.checkpoints.due(at) or parts.evaluate.due(at, last=False)
+    infos = parts.step.results(all_of_them=pausing)
+    if any(info.stop for info in infos):
+        infos += parts.step.results(all_of_them=True)
+    return infos
 
 
 def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     """Evaluate; returns (whether a stop was agreed meanwhile, whether the metric is the best so far)."""
     start = time.perf_counter()
-    metrics = parts.evaluate()
+    try:
+        metrics = parts.evaluate()
+    except torch.OutOfMemoryError as error:
+        raise short_of_memory(parts) from error
     parts.journal.pause(time.perf_counter() - start)
     if metrics is None:
         return True, False
@@ -109,8 +117,7 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     return False, best
 
 
-def _save(run: RunConfig, parts: Parts) -> None:
-    _collect(run, parts)
+def _save(parts: Parts) -> None:
     step = parts.state.progress.step
     if parts.checkpoints.saved_step != step:
         start = time.perf_counter()
@@ -140,12 +147,16 @@ def _roll_back(parts: Parts) -> None:
 
 def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
     """Go on with half the microbatch; with other ranks about, the whole start has to begin again with it."""
-    mesh, size = parts.step.spread.mesh, parts.feed.micro_batch
-    smaller = size // 2
-    if mesh.world > 1 or smaller < 1:
-        raise ShortOfMemoryError(
-            f"rank {mesh.rank} ran out of memory with micro_batch={size}", smaller or None
-        ) from error
+    short = short_of_memory(parts)
+    if parts.step.spread.mesh.world > 1 or short.micro_batch is None:
+        raise short from error
     parts.state.optimizer.zero_grad(set_to_none=True)
-    parts.state.progress.micro_batch = parts.feed.micro_batch = smaller
-    parts.journal.event("out_of_memory", f"out of memory: going on with micro_batch={smaller}", micro_batch=smaller)
+    parts.state.progress.micro_batch = parts.feed.micro_batch = short.micro_batch
+    parts.journal.event("out_of_memory", f"{short}; going on with half of it", micro_batch=short.micro_batch)
+
+
+def short_of_memory(parts: Parts) -> ShortOfMemoryError:
+    """The error that ends an attempt whose microbatch does not fit; the next start takes half of it."""
+    size = parts.feed.micro_batch
+    message = f"rank {parts.step.spread.mesh.rank} ran out of memory with micro_batch={size}"
+    return ShortOfMemoryError(message, size // 2 or None)

@@ -23,6 +23,8 @@ LARGEST_DIFF = 256 * 1024
 
 def record(folder: RunFolder, config: RunConfig, command: Sequence[str]) -> None:
     """Write it once: a run that goes on later keeps what it began with."""
+    if folder.storage.exists(PROVENANCE):
+        return
     text = json.dumps(facts(config, command), indent=1, sort_keys=True) + "\n"
     folder.storage.create(PROVENANCE, text.encode())
 
@@ -46,7 +48,8 @@ def packages() -> dict[str, str]:
     """Every installed distribution with its version, without importing any."""
     from importlib.metadata import distributions
 
-    return {str(found.name).lower(): found.version for found in distributions() if found.name}
+    every = [found.metadata for found in distributions()]  # each `metadata` reads a file and parses it anew
+    return {str(one["Name"]).lower(): one["Version"] for one in every if one["Name"]}
 
 
 def code(folder: str = ".") -> dict[str, Any] | None:

@@ -69,6 +69,8 @@ class RunFolder:
 
     url: str
     storage: Storage = field(init=False)
+    _starts: dict[int, int] = field(init=False, default_factory=dict)
+    """For attempts that have restored: from which step. Written once, so read once."""
 
     def __post_init__(self) -> None:
         self.storage = open_storage(self.url)
@@ -136,10 +138,13 @@ class RunFolder:
         A writer that was cut off may still commit after its successor has started. Such a checkpoint is not part
         of the run's line, because the run has gone on from an earlier one.
         """
-        starts = {number: step for number in self.attempts() if (step := self._restored(number)) is not None}
+        attempts = self.attempts()
+        for number in attempts:
+            if number not in self._starts and (step := self._restored(number)) is not None:
+                self._starts[number] = step
         return {
-            number: min((step for later, step in starts.items() if later > number), default=2**62)
-            for number in self.attempts()
+            number: min((step for later, step in self._starts.items() if later > number), default=2**62)
+            for number in attempts
         }
 
     def _restored(self, attempt: int) -> int | None:

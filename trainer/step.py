@@ -23,7 +23,6 @@ from trainer.state import TrainState
 from trainer.stop import Stop
 from trainer.task import Task
 
-LOSS, ITEMS, ASKED = 0, 1, 2
 MASK = 2**64 - 1
 
 
@@ -84,6 +83,8 @@ class Stepper:
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
         self.masks = on_cuda and any(group.get("fused") for group in state.optimizer.param_groups)
         """Whether the optimizer itself leaves the weights alone after NaN or Inf; else the host looks."""
+        self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
+        """Gradient of each loss sum: it holds gradients small until the items of the whole batch are counted."""
         self._pending: deque[Pending] = deque()
 
     def __call__(self, batches: Sequence[Microbatch]) -> None:
@@ -106,8 +107,8 @@ class Stepper:
         with self.spread.reduce_on(True):
             with self.spread.autocast():
                 loss = self.task.loss(self.spread.module, inputs(batch, self.cast))
-            (loss.sum * 0.0).backward()  # type: ignore[no-untyped-call]
-        self.state.optimizer.zero_grad(set_to_none=True)
+            loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
+        self.spread.drop_gradients()
         return int(loss.count)
 
     def forget(self) -> None:
@@ -117,10 +118,10 @@ class Stepper:
     def _backward(self, step: int, batches: Sequence[Microbatch]) -> Tensor:
         """Gradients of the loss sum over `global_batch`; returns [loss sum, items, asked] over all ranks, float64."""
         sums = torch.zeros(3, dtype=torch.float64, device=self.device)
+        loss_sum, items, asked = sums.unbind()
         if self.stop.asked:
-            sums[ASKED] = 1.0
-        weight = 1.0 / self.run.global_batch
-        scale = weight if self.state.scale is None else self.state.scale.scale * weight
+            asked.fill_(1.0)
+        weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
@@ -129,12 +130,12 @@ class Stepper:
                 with self.spread.autocast():
                     loss = self.task.loss(self.spread.module, inputs(microbatch.batch, self.cast))
                 if microbatch.real:
-                    sums[LOSS] += loss.sum.detach()
-                    sums[ITEMS] += loss.count
+                    loss_sum += loss.sum.detach()
+                    items += loss.count
                 if last and self.spread.mesh.world > 1:
                     # Under way while the last backward pass computes.
                     work = dist.all_reduce(sums, async_op=True)
-                (loss.sum * (scale if microbatch.real else 0.0)).backward()  # type: ignore[no-untyped-call]
+                loss.sum.backward(weight if microbatch.real else weight * 0.0)  # type: ignore[no-untyped-call]
         if work is not None:
             work.wait()
         return sums
@@ -144,11 +145,13 @@ class Stepper:
         """Normalise, clip and apply the gradients; returns (norm, bad)."""
         scale = self.state.scale
         gradients = self.spread.gradients()
-        inverse = self.spread.ranks * self.run.global_batch / sums[ITEMS]
+        loss_sum, items, _ = sums.unbind()
+        inverse = self.spread.ranks * self.run.global_batch / items
         if scale is not None:
             inverse = inverse / scale.scale
         norm = self.spread.norm(gradients) * inverse
-        bad = 1.0 - torch.isfinite(norm + sums[LOSS]).float()
+        total = norm + loss_sum
+        bad = (total - total != 0.0).float()  # NaN and Inf are what does not cancel
         if self.run.clip is not None:
             inverse = inverse * torch.clamp(self.run.clip / (norm + 1e-6), max=1.0)
         if gradients:
@@ -158,7 +161,7 @@ class Stepper:
             scale.update(bad)
         if self.state.average is not None:
             self.state.average.update()
-        self.state.optimizer.zero_grad(set_to_none=True)
+        self.spread.drop_gradients()
         return norm, bad
 
     def _apply(self, bad: Tensor) -> None:

@@ -31,8 +31,9 @@ class Loss:
 class Task(Protocol):
     """The plug-in. `examples/` holds one of 30 lines; `trainer/tasks/` holds ours.
 
-    A task may also have `preview(model) -> str`: it is called on all ranks when training is done, and
-    rank 0 shows what it returns (a generated text, say).
+    A task may also have `unit`, the name of the items that `Loss.count` counts ("tokens"), and
+    `preview(model) -> str`: it is called on all ranks when training is done, and rank 0 shows what it
+    returns (a generated text, say).
     """
 
     def model(self) -> nn.Module:

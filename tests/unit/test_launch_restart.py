@@ -68,5 +68,5 @@ def test_nothing_is_started_again_once_somebody_asked_to_stop(ending: Ending | N
 def test_waits_grow_and_stay_short() -> None:
     waits = [back_off_s(restarts) for restarts in range(10)]
     assert waits == sorted(waits)
-    assert waits[:3] == [0.0, 0.5, 1.0]
+    assert waits[:4] == [0.0, 0.0, 0.5, 1.0]
     assert waits[-1] == 10.0

@@ -47,7 +47,7 @@ def test_an_older_attempt_may_not_commit_any_more(folder: RunFolder) -> None:
     folder.check_newest(first)
     second = folder.claim({})
     folder.check_newest(second)
-    with pytest.raises(SupersededError, match="attempt 2 has taken over .*demo; attempt 1 stops and commits nothing"):
+    with pytest.raises(SupersededError, match=r"attempt 2 has taken over .*demo; attempt 1 stops and commits nothing"):
         folder.check_newest(first)
 
 

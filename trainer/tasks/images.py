@@ -13,6 +13,8 @@ from trainer.tasks.classification import classification_loss, with_accuracy
 class ImageClassifier:
     """Batches hold `image`: float32 [n, channels, h, w], and `label`: int64 [n]."""
 
+    unit = "images"
+
     def __init__(self, model: Callable[[], nn.Module]) -> None:
         self._build = model
 

@@ -19,6 +19,8 @@ PROMPT = "def read(path: str) -> str:\n    "
 class LanguageModel:
     """Batches hold `tokens`: integers [n, block + 1], of which the last is only ever a target."""
 
+    unit = "tokens"
+
     def __init__(
         self,
         model: ModelFactory,

@@ -13,6 +13,8 @@ from trainer.tasks.classification import classification_loss, with_accuracy
 class TabularClassifier:
     """Batches hold `features`: float32 [n, features], and `target`: int64 [n]."""
 
+    unit = "rows"
+
     def __init__(self, model: Callable[[], nn.Module]) -> None:
         self._build = model
 

@@ -1,0 +1,43 @@
+"""The three experiments that come with Everstep learn what they are there to learn, on real data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ranks import folder, train
+
+from trainer.data.arrow import ArrowDataset
+from trainer.metrics import read_metrics
+
+pytestmark = pytest.mark.dist
+
+
+def last(root: Path, metric: str) -> float:
+    return float(list(read_metrics(folder(root), "evaluate").values())[-1][metric])
+
+
+@pytest.mark.parametrize(("experiment", "least"), [("digits", 0.97), ("breast_cancer", 0.95)])
+def test_classifiers_reach_their_accuracy_on_held_out_data(tmp_path: Path, experiment: str, least: float) -> None:
+    ended = train(1, tmp_path, f"experiment={experiment}")
+    assert ended.codes == [0], ended.printed
+    assert last(tmp_path, "accuracy") >= least
+
+
+def bigram_bits(data: Path) -> float:
+    """Bits per byte on held-out files of a table of byte pairs counted on the training files (add-one smoothed)."""
+    counts = np.ones((256, 256))
+    train_set, held_out = (ArrowDataset(str(data / part)) for part in ("train", "validation"))
+    for dataset, into in ((train_set, counts),):
+        blocks = dataset.take(np.arange(len(dataset)))["tokens"].numpy()
+        np.add.at(into, (blocks[:, :-1].ravel(), blocks[:, 1:].ravel()), 1)
+    blocks = held_out.take(np.arange(len(held_out)))["tokens"].numpy()
+    chances = counts / counts.sum(axis=1, keepdims=True)
+    return float(-np.log2(chances[blocks[:, :-1], blocks[:, 1:]]).mean())
+
+
+def test_the_language_model_beats_a_bigram_table_on_held_out_files(tmp_path: Path) -> None:
+    ended = train(2, tmp_path, "experiment=gpt_stdlib", "parallel=fsdp", "steps=300", "evaluate.every=300")
+    assert ended.codes == [0, 0], ended.printed
+    assert last(tmp_path, "bits_per_byte") < bigram_bits(tmp_path / "datasets/stdlib") < 3.6

@@ -1,0 +1,89 @@
+"""What the README promises a newcomer: the example project trains, and the commands in the pages are sound."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ranks import TESTS, folder
+
+from trainer.compose import compose
+from trainer.metrics import read_metrics
+
+pytestmark = pytest.mark.process
+ROOT = TESTS.parent
+PAGES = ["README.md", "examples/quickstart/README.md"]
+
+
+def environment(*path: Path) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, path)), "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example project as pip installs it, in a folder of its own."""
+    target = tmp_path_factory.mktemp("site")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-build-isolation",
+         "--target", str(target), str(ROOT / "examples/quickstart")],
+        check=True,
+    )  # fmt: skip
+    return target
+
+
+def test_the_example_project_installs_trains_and_learns(installed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch", "run", "--config-dir", str(ROOT / "examples/quickstart/conf"),
+               "experiment=quickstart", "plugins=[quickstart]", "run=toy", f"run_root={tmp_path}"]  # fmt: skip
+    done = subprocess.run(command, env=environment(ROOT, installed), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert list(read_metrics(folder(tmp_path), "evaluate").values())[-1]["accuracy"] > 0.9
+
+
+def test_a_package_that_was_not_named_is_refused(installed: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "launch", "run", "--config-dir", str(ROOT / "examples/quickstart/conf"),
+               "experiment=quickstart", "run=toy", f"run_root={tmp_path}"]  # fmt: skip
+    done = subprocess.run(command, env=environment(ROOT, installed), cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "plugins=[quickstart]" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def commands(page: str) -> list[list[str]]:
+    """The everstep and torchrun commands in the indented or fenced blocks of a page, without their comments."""
+    found = re.findall(r"^(?:    |)((?:everstep|torchrun) .*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in found]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_run_command_in_the_pages_composes(page: str) -> None:
+    for words in commands(page):
+        overrides = [word for word in words if re.match(r"^[a-z_.]+=", word)]
+        if "run" in words[1:2] or "trainer" in words:
+            own = [str(ROOT / "examples/quickstart/conf")] if "--config-dir" in words else []
+            assert compose(overrides, own).run.steps > 0, words
+
+
+def test_the_readme_shows_the_tree_as_it_is() -> None:
+    text = (ROOT / "README.md").read_text()
+    tree = re.search(r"## The tree.*?```\n(.*?)```", text, flags=re.DOTALL)
+    assert tree is not None
+    folder = ""
+    for line in tree.group(1).splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name if name.endswith("/") else ""
+            assert (ROOT / name).exists(), line
+        else:
+            assert (ROOT / folder / name).exists(), line
+
+
+def test_the_links_in_the_pages_lead_somewhere() -> None:
+    pages = [*PAGES, "CONTRIBUTING.md", *(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
+            assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
