@@ -326,7 +326,7 @@ def _make_folder(folder: Path) -> None:
     except FileExistsError as error:
         raise StorageError(f"cannot write below {folder}: it is a file, not a folder") from error
     except OSError as error:
-        raise StorageError(f"cannot make the folder {folder}: {error.strerror}") from error
+        raise StorageError(f"cannot write below {folder}: {error.strerror}") from error
 
 
 def _sync_folder(folder: Path) -> None:
