@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from trainer.run_folder import Ending, Outcome
 
+SAID = (Outcome.config_error, Outcome.diverged)
+"""The trainer itself has told the user why; it need not be said twice."""
 LAST_WORDS = {
     Outcome.done: "done",
     Outcome.preempted: "stopped and saved; the same command goes on from there",
@@ -41,7 +43,7 @@ def decide(
         stopped: the signal by which somebody has asked the launcher to stop.
     """
     if ending is not None and ending.outcome in LAST_WORDS:
-        detail = f": {ending.reason}" if ending.reason else ""
+        detail = f": {ending.reason}" if ending.reason and ending.outcome not in SAID else ""
         return Decision(False, f"{LAST_WORDS[ending.outcome]} (step {ending.step}{detail})", restarts)
     what, spent = _what(ending), 0 if progressed else restarts
     if stopped is not None:

@@ -40,6 +40,8 @@ def run(arguments: Sequence[str]) -> int:
     if options.cfg:
         print(freeze(composed.run) + "job:\n" + "".join(f"  {line}\n" for line in job_yaml(job).splitlines()), end="")
         return 0
+    nproc = _processes(composed.run, job)
+    composed.run.parallel.check_world(nproc)
     config = with_name(composed, datetime.datetime.now())
     folder = RunFolder.of(config.run_root, str(config.run))
     for change in settle(config, folder):
@@ -48,15 +50,13 @@ def run(arguments: Sequence[str]) -> int:
     if last is not None and last.outcome is Outcome.done and last.step >= config.steps:
         say(f"run {config.run} is done: step {last.step} of {config.steps} in {folder.url}")
         return 0
-    return start(config, job, folder)
+    return start(config, job, nproc, folder)
 
 
-def start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
+def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> int:
     """Write down what is started, and start it."""
     from trainer.provenance import record
 
-    single = job.nproc == "auto" and config.parallel.kind is ParallelKind.single
-    nproc = 1 if single else processes(job)
     share = threads(job, nproc)
     folder.storage.write(JOB, job_yaml(dataclasses.replace(job, nproc=nproc, threads=share)).encode())
     record(folder, config, ["everstep", *sys.argv[1:]])
@@ -67,6 +67,11 @@ def start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
         return Supervisor(folder, local, job.max_restarts, starter).run(lambda: local.run(argv, env))
+
+
+def _processes(config: RunConfig, job: JobConfig) -> int:
+    single = job.nproc == "auto" and config.parallel.kind is ParallelKind.single
+    return 1 if single else processes(job)
 
 
 def _parser() -> argparse.ArgumentParser:

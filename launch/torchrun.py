@@ -22,7 +22,7 @@ def command(url: str, nproc: int, grace_s: int, plugins: Sequence[str] = (), res
     return [
         sys.executable,
         "-m",
-        "torch.distributed.run",
+        "trainer.agent",  # torchrun itself, less noisy when a worker fails
         "--nnodes=1",
         f"--nproc-per-node={nproc}",
         "--rdzv-backend=c10d",

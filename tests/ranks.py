@@ -29,7 +29,7 @@ from trainer.stop import Stop
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
-TIMEOUT_S = 60.0
+TIMEOUT_S = 150.0
 
 
 @dataclass(frozen=True)

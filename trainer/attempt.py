@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import logging
 import os
@@ -64,8 +65,8 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
     with RankLog(folder, assignment.attempt, place.rank):
         ending, failure = _run(run, folder, assignment, place, store, stop)
         if failure is not None:
-            _tell(failure, place)
-        if place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
+            _fail(failure, ending, folder, assignment.attempt)
+        elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
             folder.end(assignment.attempt, ending)
     if place.rank == 0 and ending.outcome is Outcome.preempted:
         folder.storage.delete(STOP_MARKER)  # it has done its work, and would stop the next start too
@@ -160,7 +161,8 @@ def _run(
         _close(parts, ending)
         part()
     except BaseException as error:
-        return _ending_of(error, parts.state.progress.step if parts is not None else 0), error
+        ending = _ending_of(error, parts.state.progress.step if parts is not None else 0)
+        return dataclasses.replace(ending, rank=place.rank), error
     finally:
         stop.close()
         if parts is not None:
@@ -190,18 +192,32 @@ def _ending_of(error: BaseException, step: int) -> Ending:
     return Ending(Outcome.crashed, step, reason)
 
 
-def _refuse(error: EverstepError, place: Place) -> int:
-    _tell(error, place)
-    return error.exit_code
-
-
-def _tell(error: BaseException, place: Place) -> None:
-    """One line for the user's own errors, the traceback for ours (and for all with EVERSTEP_TRACEBACK=1)."""
+def _fail(error: BaseException, ending: Ending, folder: RunFolder, attempt: int) -> None:
+    """Log the error, and show it if it is the first of all ranks: the others fail alike, or because of it."""
     LOG.error("%s", "".join(traceback.format_exception(error)))
     if isinstance(error, EverstepError) and error.told:
         return
+    try:
+        first = folder.end(attempt, ending)
+    except (EverstepError, OSError) as second:
+        LOG.error("cannot write down how this ended: %s", second)
+        first = True
+    if first:
+        _show(error, ending.rank)
+
+
+def _refuse(error: EverstepError, place: Place) -> int:
+    if not error.told:
+        _show(error, place.rank)
+    return error.exit_code
+
+
+def _show(error: BaseException, rank: int) -> None:
+    """One line for the user's own errors, the traceback for ours (and for all with EVERSTEP_TRACEBACK=1)."""
     if isinstance(error, EverstepError) and os.environ.get("EVERSTEP_TRACEBACK") != "1":
-        print(f"error: {error}" if place.rank == 0 else f"error on rank {place.rank}: {error}", file=sys.stderr)
+        # A config is the same on all ranks; what else goes wrong may be one rank's alone.
+        where = "" if rank == 0 or isinstance(error, ConfigError) else f" (rank {rank})"
+        print(f"error: {error}{where}", file=sys.stderr)
     else:
         traceback.print_exception(error)
 

@@ -13,9 +13,9 @@ from trainer.errors import ConfigError, EverstepError
 def verb(arguments: Sequence[str]) -> int:
     """Run `check`, `checkpoint …` or `data …`; exit code 2 and one line for what the user got wrong."""
     try:
-        options = (
-            _parser().parse_intermixed_args(arguments) if arguments[0] == "check" else _parser().parse_args(arguments)
-        )
+        if arguments[0] == "check":
+            return _check(_check_parser().parse_intermixed_args(arguments[1:]))
+        options = _parser().parse_args(arguments)
         code: int = options.run(options)
         return code
     except EverstepError as error:
@@ -23,15 +23,18 @@ def verb(arguments: Sequence[str]) -> int:
         return error.exit_code
 
 
+def _check_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="everstep check", description="Compose a config and build its parts.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    return parser
+
+
 def _parser() -> argparse.ArgumentParser:
     from trainer.data import command as data
 
     parser = argparse.ArgumentParser(prog="everstep")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    check = verbs.add_parser("check", help="compose a config and build its plug-ins, without training")
-    check.add_argument("overrides", nargs="*", metavar="key=value")
-    check.add_argument("--config-dir", action="append", default=[], metavar="DIR")
-    check.set_defaults(run=_check)
     checkpoint = verbs.add_parser("checkpoint", help="list and compare checkpoints").add_subparsers(
         required=True, metavar="VERB"
     )

@@ -10,6 +10,8 @@ import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainer.errors import ConfigError
+
 Node = dict[str, Any]
 """A plug-in: `_target_` names a class or function, the other keys are its arguments."""
 
@@ -99,6 +101,17 @@ class ParallelConfig:
                 f"only hsdp has it, parallel.kind is {self.kind.value}")  # fmt: skip
         require(self.checkpoint_blocks >= 0, "parallel.checkpoint_blocks", self.checkpoint_blocks, "must be ≥ 0")
         require(self.bucket_mb >= 1, "parallel.bucket_mb", self.bucket_mb, "must be ≥ 1")
+
+    def check_world(self, world: int) -> None:
+        """ConfigError where the model cannot be spread over so many processes as is asked."""
+        if self.kind is ParallelKind.single and world > 1:
+            raise ConfigError(
+                f"parallel=single on {world} processes: it trains on one; use parallel=ddp, or job.nproc=1"
+            )
+        if self.shard is not None and (self.shard > world or world % self.shard):
+            raise ConfigError(
+                f"parallel.shard={self.shard} does not divide the {world} processes; change parallel.shard or job.nproc"
+            )
 
 
 @dataclass(kw_only=True)

@@ -80,7 +80,7 @@ class Bar:
         self.console = Console(highlight=False)
         self.bar = RichProgress(
             TextColumn("step [bold]{task.completed}[/]/{task.total}", table_column=whole()),
-            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+            BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=SHORTEST_BAR)),
             TextColumn("{task.fields[info]}", table_column=whole()),
             TimeRemainingColumn(compact=True, table_column=whole()),
             console=self.console,
@@ -104,7 +104,7 @@ class Bar:
     def _fitting(self, shown: Mapping[str, str]) -> str:
         """The first of the columns, as many as leave room for the steps, a piece of the bar and the time left."""
         total = len(f"{self.bar.tasks[self.task].total:.0f}")
-        room, texts = self.console.width - len("step  / ") - 2 * total - len(" eta 00:00:00") - SHORTEST_BAR, []
+        room, texts = self.console.width - len("step /  ") - 2 * total - len("  00:00:00") - SHORTEST_BAR, []
         for name, value in shown.items():
             room -= len(f"{name} {value} · ")
             if room + len(" · ") < 0:

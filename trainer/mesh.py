@@ -139,7 +139,7 @@ class ToldError(EverstepError):
 
 def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s: float) -> Mesh:
     """Join the group and lay the grid of devices out as `parallel` asks."""
-    _check(parallel, place.world)
+    parallel.check_world(place.world)
     device = _device(place)
     if store is not None:
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -147,15 +147,6 @@ def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s:
             backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
         )
     return Mesh(place, device, _grid(parallel, place.world, device) if store is not None else None)
-
-
-def _check(parallel: ParallelConfig, world: int) -> None:
-    if parallel.kind is ParallelKind.single and world > 1:
-        raise ConfigError(f"parallel=single on {world} processes: it trains on one; use parallel=ddp, or job.nproc=1")
-    if parallel.shard is not None and (parallel.shard > world or world % parallel.shard):
-        raise ConfigError(
-            f"parallel.shard={parallel.shard} does not divide the {world} processes; change parallel.shard or job.nproc"
-        )
 
 
 def _device(place: Place) -> torch.device:

@@ -51,6 +51,8 @@ class Ending:
     reason: str = ""
     micro_batch: int | None = None
     """After out_of_memory: the size that the next attempt should use."""
+    rank: int = 0
+    """Who says so."""
 
     def to_json(self) -> bytes:
         return _json({**asdict(self), "outcome": self.outcome.value})
@@ -99,7 +101,7 @@ class RunFolder:
             number += 1
 
     def attempts(self) -> list[int]:
-        return [int(name) for name in self.storage.names(ATTEMPTS) if name.isdigit()]
+        return sorted(int(name) for name in self.storage.names(ATTEMPTS) if name.isdigit())
 
     def claim(self, facts: dict[str, Any]) -> int:
         """Take the next attempt number: create-only, so of two starters each gets its own."""
@@ -153,14 +155,18 @@ class RunFolder:
         except (ValueError, KeyError) as error:
             raise CheckpointError(f"{self.url}/{self.attempt(attempt, 'restored.json')} is damaged: {error}") from error
 
-    def end(self, attempt: int, ending: Ending) -> None:
-        """Write the outcome; the first word stands, since a rank that fails later fails because of it."""
-        self.storage.create(self.attempt(attempt, "outcome.json"), ending.to_json())
+    def end(self, attempt: int, ending: Ending) -> bool:
+        """Write the outcome; the first word stands, since a rank that fails later fails because of it.
+
+        Returns whether this was the first.
+        """
+        return self.storage.create(self.attempt(attempt, "outcome.json"), ending.to_json())
 
     def ending(self, attempt: int) -> Ending | None:
+        """How an attempt ended; None when it has not, or when its word cannot be read: then it counts as killed."""
         try:
             return Ending.from_json(self.storage.read(self.attempt(attempt, "outcome.json")))
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
     def last_ending(self) -> Ending | None:

@@ -325,6 +325,8 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
         raise StorageError(f"cannot write below {folder}: it is a file, not a folder") from error
+    except OSError as error:
+        raise StorageError(f"cannot write below {folder}: {error.strerror}") from error
 
 
 def _sync_folder(folder: Path) -> None:

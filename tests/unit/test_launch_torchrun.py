@@ -13,7 +13,7 @@ def test_one_process_needs_no_torchrun() -> None:
 
 def test_many_processes_go_through_torchrun_with_settings_that_notice_a_lost_peer_soon() -> None:
     argv = command("s3://bucket/runs/demo", nproc=4, grace_s=90)
-    assert argv[1:3] == ["-m", "torch.distributed.run"]
+    assert argv[1:3] == ["-m", "trainer.agent"]
     assert argv[-4:] == ["-m", "trainer", "--frozen", "s3://bucket/runs/demo"]
     assert {
         "--nproc-per-node=4",

@@ -20,7 +20,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     data = subparsers.add_parser("data", help="prepare, inspect and verify datasets")
     verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
     make = verbs.add_parser("prepare", help="turn files into a dataset of byte blocks")
-    make.add_argument("--src", required=True, metavar="GLOB", help="files to read; ** goes into folders")
+    make.add_argument("--src", required=True, nargs="+", metavar="GLOB", help="files to read; ** goes into folders")
     make.add_argument("--dst", required=True, help="folder to write; it must not exist")
     make.add_argument("--block", type=int, default=128, metavar="N", help="bytes a sample (default 128)")
     make.add_argument(
@@ -56,11 +56,12 @@ def _prepare(args: argparse.Namespace) -> int:
     return _inspect(args)
 
 
-def _files(pattern: str) -> Iterator[tuple[str, bytes]]:
-    names = sorted(name for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+def _files(patterns: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Name and bytes of the files, each once, in the order of names; the shell may have spread the patterns already."""
+    names = {name for pattern in patterns for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)}
     if not names:
-        raise DataError(f"--src {pattern} matches no file; quote it so that the shell leaves it alone")
-    for name in names:
+        raise DataError(f"--src {' '.join(patterns)} matches no file")
+    for name in sorted(names):
         with open(name, "rb") as file:
             yield name, file.read()
 

@@ -1,0 +1,52 @@
+"""The verbs beside training, from the command line as a user types them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainer.command import verb
+
+
+def test_check_builds_the_parts_of_a_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb(["check", "experiment=digits", "model.width=32"]) == 0
+    assert "parameters" in capsys.readouterr().out
+
+
+def test_check_takes_options_between_overrides(tmp_path: Path) -> None:
+    (tmp_path / "experiment").mkdir()
+    assert verb(["check", "experiment=digits", "--config-dir", str(tmp_path), "steps=3"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        (["check", "experiment=digits", "model.widht=3"], "did you mean 'width'"),
+        (["check", "experiment=digits", "optimizer.lr=-1"], "optimizer (torch.optim.AdamW)"),
+        (["checkpoint", "ls", "nowhere"], "nowhere holds no checkpoint"),
+        (["checkpoint", "diff", "one", "other"], "no checkpoint that can be read"),
+        (["data", "inspect", "nowhere"], "is no dataset"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    typed: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert verb(typed) == 2
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert printed.count("\n") == 1
+
+
+def test_data_is_prepared_inspected_and_verified_where_the_shell_has_spread_the_pattern(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        (tmp_path / f"{number}.txt").write_text(f"text {number} " * 50)
+    files = [str(tmp_path / f"{number}.txt") for number in range(3)]
+    dst = str(tmp_path / "set")
+    made = verb(["data", "prepare", "--src", *files, "--dst", dst, "--block", "16", "--validation-every", "3"])
+    assert made == 0
+    assert verb(["data", "verify", f"{dst}/train"]) == 0
+    assert "whole" in capsys.readouterr().out

@@ -1,0 +1,239 @@
+"""What a run writes down: its own lines, always; W&B and TensorBoard on request; and no sink stops training."""
+
+from __future__ import annotations
+
+import json
+import logging
+import struct
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+import pytest
+from process_helpers import until
+
+from trainer.config import LogConfig, RunConfig, WandbConfig
+from trainer.errors import ConfigError, StorageError
+from trainer.metrics import Guarded, JsonLines, TensorBoardSink, WandbSink, open_sinks, read_lines, read_metrics
+from trainer.run_folder import RunFolder
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run") if request.param == "local" else f"memory://{uuid.uuid4().hex}/run")
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run"))
+
+
+def train(step: int, loss: float) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "loss": loss}
+
+
+def write(folder: RunFolder, attempt: int, records: list[dict[str, Any]]) -> None:
+    lines = JsonLines(folder.storage, folder.attempt(attempt, "metrics.jsonl"))
+    for record in records:
+        lines.log(record)
+    lines.close()
+
+
+def test_a_step_that_was_replayed_supersedes_its_earlier_record(folder: RunFolder) -> None:
+    write(folder, 1, [train(1, 1.0), train(2, 0.9), {"kind": "evaluate", "step": 2, "loss": 5.0}, train(3, 0.8)])
+    write(folder, 2, [train(2, 0.7), train(4, 0.6)])
+    assert {step: r["loss"] for step, r in read_metrics(folder).items()} == {1: 1.0, 2: 0.7, 3: 0.8, 4: 0.6}
+    assert list(read_metrics(folder)) == [1, 2, 3, 4]
+    assert {step: r["loss"] for step, r in read_metrics(folder, "evaluate").items()} == {2: 5.0}
+
+
+def test_nan_and_infinity_come_back(folder: RunFolder) -> None:
+    write(folder, 1, [train(1, float("nan")), train(2, float("inf"))])
+    losses = [r["loss"] for r in read_metrics(folder).values()]
+    assert losses[0] != losses[0]
+    assert losses[1] == float("inf")
+
+
+def test_local_lines_are_there_at_once_and_a_second_writer_appends(local: RunFolder) -> None:
+    lines = JsonLines(local.storage, local.attempt(1, "metrics.jsonl"))
+    lines.log(train(1, 0.5))
+    assert list(read_metrics(local)) == [1]
+    write(local, 1, [train(2, 0.4)])
+    assert list(read_metrics(local)) == [1, 2]
+    lines.close()
+
+
+def test_a_line_that_a_kill_cut_short_is_left_out(local: RunFolder) -> None:
+    write(local, 1, [train(1, 0.5), train(2, 0.4)])
+    file = local.storage.path(local.attempt(1, "metrics.jsonl"))
+    assert file is not None
+    whole = file.read_bytes()
+    for cut in range(len(whole) - 2, whole.index(b"\n") + 1, -7):
+        file.write_bytes(whole[:cut])
+        assert list(read_metrics(local)) == [1]
+
+
+def test_a_store_that_cannot_append_gets_parts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(f"memory://{uuid.uuid4().hex}/run")
+    monkeypatch.setattr("trainer.metrics.PART_EVERY_S", -1.0)
+    write(folder, 1, [train(step, 1.0 / step) for step in range(1, 13)])
+    monkeypatch.setattr("trainer.metrics.PART_EVERY_S", 1000.0)
+    write(folder, 2, [train(12, 7.0), train(13, 1.0)])
+    assert folder.storage.names(folder.attempt(1)) == [f"metrics-{n:05d}.jsonl" for n in range(12)]
+    assert folder.storage.names(folder.attempt(2)) == ["metrics-00000.jsonl"]
+    assert [r["step"] for r in read_lines(folder, "metrics.jsonl")] == [*range(1, 13), 12, 13]
+    assert read_metrics(folder)[12]["loss"] == 7.0
+
+
+def test_a_store_that_is_down_for_a_while_loses_no_record(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = RunFolder(f"memory://{uuid.uuid4().hex}/run")
+    monkeypatch.setattr("trainer.metrics.PART_EVERY_S", -1.0)
+    lines = JsonLines(folder.storage, folder.attempt(1, "metrics.jsonl"))
+
+    def down(*_: object) -> None:
+        raise StorageError("the store is down")
+
+    with monkeypatch.context() as patched, caplog.at_level(logging.WARNING, "everstep"):
+        patched.setattr(folder.storage, "write", down)
+        for step in (1, 2, 3):
+            lines.log(train(step, 1.0))
+    assert "metrics.jsonl is behind, training goes on: the store is down" in caplog.text
+    lines.log(train(4, 1.0))
+    lines.close()
+    folder.claim({})
+    assert list(read_metrics(folder)) == [1, 2, 3, 4]
+
+
+class Fragile:
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def log(self, record: object) -> None:
+        self.calls += 1
+        raise OSError("no space left")
+
+    def close(self) -> None:
+        raise RuntimeError("never")
+
+
+def test_a_sink_that_fails_is_switched_off_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+    fragile = Fragile()
+    sink = Guarded("W&B", fragile)
+    with caplog.at_level(logging.WARNING, "everstep"):
+        for step in range(3):
+            sink.log(train(step, 1.0))
+        sink.close()
+    assert fragile.calls == 1
+    assert caplog.messages == ["W&B failed and is switched off, training goes on: OSError: no space left"]
+
+
+def test_a_sink_that_fails_as_it_closes_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING, "everstep"):
+        Guarded("W&B", Fragile()).close()
+    assert len(caplog.messages) == 1
+
+
+def asking(**log: Any) -> RunConfig:
+    return RunConfig(run="demo", log=LogConfig(**log))
+
+
+@pytest.mark.parametrize(
+    ("log", "name", "package", "extra"),
+    [
+        ({"wandb": WandbConfig(enabled=True)}, "W&B", "wandb", "wandb"),
+        ({"tensorboard": True}, "TensorBoard", "torch.utils.tensorboard", "tensorboard"),
+    ],
+)
+def test_a_package_that_is_not_installed_is_said_with_how_to_get_it(
+    local: RunFolder, monkeypatch: pytest.MonkeyPatch, log: dict[str, Any], name: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ConfigError, match=rf"log asks for {name}.*pip install 'everstep\[{extra}\]'"):
+        open_sinks(asking(**log), local, 1, {})
+
+
+def test_a_sink_that_cannot_be_opened_is_left_out(
+    local: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unreachable(*_: object) -> None:
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr("trainer.metrics.TensorBoardSink", unreachable)
+    with caplog.at_level(logging.WARNING, "everstep"):
+        sinks = open_sinks(asking(tensorboard=True), local, 1, {})
+    assert len(sinks) == 1
+    assert "TensorBoard cannot be used, training goes on without: ConnectionError: no network" in caplog.text
+
+
+def test_nothing_but_the_runs_own_lines_is_opened_unasked(local: RunFolder) -> None:
+    (own,) = open_sinks(RunConfig(run="demo"), local, 1, {})
+    own.log(train(1, 0.5))
+    own.close()
+    assert list(read_metrics(local)) == [1]
+
+
+def test_tensorboard_reads_what_was_logged_and_a_replayed_step_again(local: RunFolder) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    for records in ([train(1, 1.0), train(2, 0.9)], [{**train(2, 0.5), "unit": "tokens"}, train(3, 0.25)]):
+        sink = TensorBoardSink(local)
+        for record in records:
+            sink.log(record)
+        sink.close()
+    events = EventAccumulator(str(local.storage.path("tensorboard"))).Reload()
+    assert events.Tags()["scalars"] == ["train/loss"]
+    last = {event.step: event.value for event in events.Scalars("train/loss")}
+    assert last == {1: 1.0, 2: 0.5, 3: 0.25}
+
+
+def logged(file: Path) -> list[dict[str, Any]]:
+    """The records in one of W&B's own files: protocol buffers in LevelDB's log format (blocks of 32 KiB)."""
+    from wandb.proto import wandb_internal_pb2
+
+    data, place, whole, found = file.read_bytes(), 7, b"", []
+    while place + 7 <= len(data):
+        if (left := 32768 - place % 32768) < 7:
+            place += left
+            continue
+        _, length, part = struct.unpack_from("<IHB", data, place)
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if part in (1, 4):  # a full record, or the last part of one
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(whole)
+            whole = b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                named = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
+                found.append({name: value for name, value in named.items() if name[0] != "_"})
+    return found
+
+
+@pytest.mark.process
+def test_two_starts_of_a_run_are_one_run_of_wandb(local: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    for name in ("WANDB_DIR", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_PROJECT"):
+        monkeypatch.delenv(name, raising=False)
+    run = asking(wandb=WandbConfig(enabled=True, mode="offline", project="tests"))
+    seen = []
+    for records in ([train(10, 1.0), train(20, 0.5)], [train(20, 0.25), {"kind": "evaluate", "step": 20, "mae": 3.0}]):
+        sink = WandbSink(run, local, {"steps": 30})
+        for record in records:
+            sink.log(record)
+        sink.close()
+        new = set(Path(local.url).rglob("*.wandb")) - {file for file, _ in seen}
+        assert len(new) == 1
+        seen.append((new.pop(), records))
+    identity = json.loads(local.storage.read("wandb.json"))["id"]
+    for file, records in seen:
+        assert file.name == f"run-{identity}.wandb"
+        wanted = [
+            {"step": r["step"], **{f"{r['kind']}/{k}": v for k, v in r.items() if k not in ("kind", "step")}}
+            for r in records
+        ]
+        # W&B's own process writes the file, within a second or so.
+        until(lambda file=file, wanted=wanted: logged(file) == wanted)  # type: ignore[misc]
