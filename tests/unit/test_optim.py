@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from toy import EmptyTask, ToyModel
+from toy import EmptyTask, ToyTask
 
 from trainer.config import ScheduleConfig, Shape
 from trainer.errors import ConfigError
@@ -75,7 +75,7 @@ def test_every_curve_is_continuous_and_between_its_ends(
 
 
 def test_setting_the_rate_scales_each_groups_own() -> None:
-    optimizer = build_optimizer(SGD, ToyModel(), ())
+    optimizer = build_optimizer(SGD, ToyTask().model(), ())
     optimizer.param_groups[0]["peak_lr"] = 2.0
     set_lr(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.5, 0.125]
@@ -83,7 +83,7 @@ def test_setting_the_rate_scales_each_groups_own() -> None:
 
 @pytest.mark.parametrize("node", [ADAMW, {"_target_": "torch.optim.AdamW"}], ids=["said", "left to torch"])
 def test_norms_and_biases_do_not_decay_and_matrices_do(node: dict[str, object]) -> None:
-    model = ToyModel()
+    model = ToyTask().model()
     decays = {id(p): group["weight_decay"] for group in build_optimizer(node, model, ()).param_groups
               for p in group["params"]}  # fmt: skip
     for name, parameter in model.named_parameters():
@@ -91,7 +91,7 @@ def test_norms_and_biases_do_not_decay_and_matrices_do(node: dict[str, object]) 
 
 
 def test_what_is_frozen_is_left_out() -> None:
-    model = ToyModel()
+    model = ToyTask().model()
     model.head.requires_grad_(False)
     groups = build_optimizer(ADAMW, model, ()).param_groups
     assert not {id(p) for p in model.head.parameters()} & {id(p) for group in groups for p in group["params"]}
@@ -110,7 +110,7 @@ def test_what_is_frozen_is_left_out() -> None:
 def test_an_optimizer_is_fused_where_it_can_be_and_the_user_does_not_say_no(
     node: dict[str, object], fused: bool | None
 ) -> None:
-    assert build_optimizer(node, ToyModel(), ()).defaults.get("fused") is fused
+    assert build_optimizer(node, ToyTask().model(), ()).defaults.get("fused") is fused
 
 
 @pytest.mark.parametrize(("task", "optimizer"), [(EmptyTask(), ADAMW), (EmptyTask(), SGD)])
@@ -135,7 +135,7 @@ def test_a_model_that_is_wholly_frozen_is_refused() -> None:
 )
 def test_a_wrong_optimizer_is_said_in_one_line(node: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError) as error:
-        build_optimizer(node, ToyModel(), ())
+        build_optimizer(node, ToyTask().model(), ())
     assert said in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -152,14 +152,14 @@ def test_the_average_moves_by_its_formula() -> None:
 
 
 def test_the_average_leaves_out_what_is_frozen() -> None:
-    model = ToyModel()
+    model = ToyTask().model()
     model.head.weight.requires_grad_(False)
     assert "head.weight" not in Average(model, 0.5).shadow
 
 
 def test_swapping_twice_puts_weights_and_average_back_to_the_bit() -> None:
     torch.manual_seed(0)
-    model = ToyModel()
+    model = ToyTask().model()
     average = Average(model, 0.9)
     with torch.no_grad():
         for parameter in model.parameters():
