@@ -1,13 +1,22 @@
 """Makes the helpers beside the tests importable, and the numbers of every run the same."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 
+from hypothesis import settings
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).parent))
+# A shell starts background jobs with SIGINT ignored, and children would inherit that; these tests send it to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from servers import s3, s3_server  # noqa: F401  (fixtures)
+# The same examples every time, and no deadline: how long one takes says more of the machine than of the code.
+settings.register_profile("everstep", deadline=None, derandomize=True)
+settings.load_profile("everstep")
+
+from servers import s3, s3_server  # noqa: E402, F401  (fixtures)
 
 
 def pytest_collection_modifyitems(items: list) -> None:  # type: ignore[type-arg]

@@ -25,7 +25,7 @@ from trainer.flops import count_flops, peak_flops
 from trainer.journal import Hook, Journal
 from trainer.loop import Parts, short_of_memory
 from trainer.mesh import Mesh
-from trainer.metrics import JsonLines, Sink, open_sinks
+from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
 from trainer.optim import Average, build_optimizer
 from trainer.parallel import Spread, spread
 from trainer.plugins import check_allowed, instantiate
@@ -161,7 +161,8 @@ def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
     mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run))))
     if not mesh.is_main:
         return Journal(run, start.folder, display, (), None)
-    events = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, "events.jsonl"))
+    file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, "events.jsonl"))
+    events = Guarded("events.jsonl", file)
     journal = Journal(run, start.folder, display, sinks, events)
     journal.world, journal.device, journal.peak = mesh.world, mesh.device, peak_flops(mesh.device)
     return journal

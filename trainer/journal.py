@@ -13,7 +13,8 @@ import torch
 
 from trainer.config import RunConfig
 from trainer.console import Display
-from trainer.metrics import JsonLines, Sink
+from trainer.errors import StorageError
+from trainer.metrics import Sink
 from trainer.run_folder import RunFolder
 from trainer.step import StepInfo
 
@@ -38,7 +39,7 @@ class Journal:
     """Writes on rank 0 only; the other ranks have one that keeps silent."""
 
     def __init__(
-        self, run: RunConfig, folder: RunFolder, display: Display, sinks: Sequence[Sink], events: JsonLines | None
+        self, run: RunConfig, folder: RunFolder, display: Display, sinks: Sequence[Sink], events: Sink | None
     ) -> None:
         self.run = run
         self.folder = folder
@@ -143,7 +144,10 @@ class Journal:
             "checkpoint_step": self.checkpoint_step,
             "time": time.time(),
         }
-        self.folder.write_progress(facts)
+        try:
+            self.folder.write_progress(facts)
+        except (OSError, StorageError) as error:
+            LOG.warning("progress.json could not be written: %s", error)
 
 
 def memory_mb(device: torch.device) -> float:
