@@ -51,8 +51,8 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks overhead", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=1500, help="steps that are measured")
-    parser.add_argument("--warmup", type=int, default=200, help="steps before them")
+    parser.add_argument("--steps", type=int, default=600, help="steps that are measured")
+    parser.add_argument("--warmup", type=int, default=100, help="steps before them")
     parser.add_argument("--processes", type=int, default=1, help="more than one: DDP over gloo, under torchrun")
     parser.add_argument("--only", default="", metavar="A,B", help="contestants; plain is needed for ratios")
     return parser
