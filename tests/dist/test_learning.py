@@ -40,4 +40,4 @@ def bigram_bits(data: Path) -> float:
 def test_the_language_model_beats_a_bigram_table_on_held_out_files(tmp_path: Path) -> None:
     ended = train(2, tmp_path, "experiment=gpt_stdlib", "parallel=fsdp", "steps=300", "evaluate.every=300")
     assert ended.codes == [0, 0], ended.printed
-    assert last(tmp_path, "bits_per_byte") < bigram_bits(tmp_path / "data/stdlib") < 3.6
+    assert last(tmp_path, "bits_per_byte") < min(3.48, bigram_bits(tmp_path / "data/stdlib"))
