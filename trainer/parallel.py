@@ -167,6 +167,8 @@ def _replicate(model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> nn.Mod
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("the model has no parameters to train; change model or task")
     # Buffers are functions of the weights or constants: nothing to broadcast. Running statistics would differ per rank.
+    # Two layouts of one memory, for a convolution with one input channel: nothing that a user could mend.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
         # The argument that replaces broadcast_buffers is not in the oldest torch that we support.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
