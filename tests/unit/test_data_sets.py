@@ -15,8 +15,9 @@ from trainer.data.arrow import ArrowDataset
 from trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
 from trainer.data.index import ShardIndex
 from trainer.data.scikit import breast_cancer, digits, shifted, split_ids
-from trainer.data.shards import column_of, write_shard
+from trainer.data.shards import columns_of, table_of, write_shard
 from trainer.errors import ConfigError, DataError
+from trainer.storage import open_storage
 
 
 def write_dataset(folder: Path, shards: int = 3, rows: int = 5) -> dict[str, np.ndarray]:
@@ -29,13 +30,13 @@ def write_dataset(folder: Path, shards: int = 3, rows: int = 5) -> dict[str, np.
     }
     parts = [
         write_shard(
-            str(folder),
+            open_storage(str(folder)),
             f"shard-{n}.arrow",
-            {name: array[n * rows : (n + 1) * rows] for name, array in columns.items()},
+            table_of({name: array[n * rows : (n + 1) * rows] for name, array in columns.items()}),
         )
         for n in range(shards)
     ]
-    ShardIndex({name: column_of(array) for name, array in columns.items()}, tuple(parts)).write(str(folder))
+    ShardIndex(columns_of(table_of(columns).schema), tuple(parts)).write(str(folder))
     return columns
 
 

@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.index import Shard, ShardIndex, is_remote, local_path
+from trainer.data.index import Shard, ShardIndex, is_remote
 from trainer.data.order import Ids
-from trainer.data.shards import file_digest, read_pieces
+from trainer.data.shards import file_parts, map_shard
 from trainer.errors import DataError
+from trainer.storage import open_storage
 
-Piece = dict[str, NDArray[Any]]
+Piece = dict[str, Any]
 
 
 class ArrowDataset:
@@ -48,9 +48,9 @@ class ArrowDataset:
             return {name: torch.from_numpy(array[ids]) for name, array in self._shard(0).items()}
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
         rows = ids - self._starts[numbers]
-        batch = {
-            name: np.empty((len(ids), *column.shape), dtype=column.type) for name, column in self.index.columns.items()
-        }
+        batch: Piece = {}
+        for name, column in self.index.columns.items():
+            batch[name] = np.empty((len(ids), *(size or 0 for size in column.shape)), dtype=column.type)
         for number in np.unique(numbers).tolist():
             here = numbers == number
             for name, array in self._shard(number).items():
@@ -64,14 +64,13 @@ class ArrowDataset:
         return opened
 
     def _open(self, shard: Shard) -> Piece:
-        path = self._fetched(shard) if is_remote(self.path) else os.path.join(local_path(self.path), shard.file)
+        path = self._fetched(shard) if is_remote(self.path) else str(open_storage(self.path).path(shard.file))
         if os.path.exists(path) and os.path.getsize(path) != shard.bytes:
             raise DataError(
                 f"shard {path} is {os.path.getsize(path)} bytes where the index says {shard.bytes}; "
                 "copy it back or prepare the dataset again"
             )
-        pieces = read_pieces(path, self.index.columns)
-        rows = sum(len(array) for piece in pieces for array in list(piece.values())[:1])
+        rows, pieces, _ = map_shard(path, self.index.columns)
         if rows != shard.rows:
             raise DataError(f"shard {path} has {rows} rows where the index says {shard.rows}; prepare it again")
         if len(pieces) == 1:
@@ -79,12 +78,9 @@ class ArrowDataset:
         # Our own shards are one piece; one of many, from another tool, costs its size in memory.
         return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.index.columns}
 
-    def _local(self, shard: Shard) -> str:
-        return os.path.join(local_path(self.path), shard.file)
-
     def _fetched(self, shard: Shard) -> str:
         """Path of the local copy of a remote shard; its digest is checked before it gets its name."""
-        target = os.path.join(self._cache, "shards", f"{shard.sha256}.arrow")
+        target = os.path.join(self._cache, "shards", f"{shard.digest}.arrow")
         if os.path.exists(target):
             return target
         import fsspec
@@ -98,7 +94,7 @@ class ArrowDataset:
                 filesystem.get_file(name, part)
             except FileNotFoundError:
                 raise DataError(f"shard {url} is missing; copy it back or prepare it again") from None
-            if file_digest(part) != shard.sha256:
+            if file_parts(part) != shard.parts:
                 raise DataError(f"shard {url} is damaged: its digest is not that of the index; upload it again")
             os.replace(part, target)
         return target

@@ -11,8 +11,9 @@ from contextlib import contextmanager
 import numpy as np
 
 from trainer.data.index import INDEX, Column, Shard, ShardIndex
-from trainer.data.shards import file_digest, write_shard
+from trainer.data.shards import file_parts, table_of, write_shard
 from trainer.errors import ConfigError, DataError
+from trainer.storage import open_storage
 
 SEPARATOR = b"\0"
 SHARD_BYTES = 64 << 20
@@ -83,7 +84,7 @@ class BlockWriter:
         tokens = np.frombuffer(bytes(self._pending[:size]), dtype=np.uint8).reshape(-1, self._width)
         del self._pending[:size]
         name = f"shard-{len(self._shards):05d}.arrow"
-        self._shards.append(write_shard(self._folder, name, {"tokens": tokens}))
+        self._shards.append(write_shard(open_storage(self._folder), name, table_of({"tokens": tokens})))
 
 
 def prepared(dst: str) -> bool:
@@ -107,8 +108,8 @@ def _damage(folder: str, shard: Shard) -> Iterator[str]:
         yield f"{path} is missing"
     elif os.path.getsize(path) != shard.bytes:
         yield f"{path} is {os.path.getsize(path)} bytes where the index says {shard.bytes}"
-    elif file_digest(path) != shard.sha256:
-        yield f"{path} is damaged: its SHA-256 is not the one in the index"
+    elif file_parts(path) != shard.parts:
+        yield f"{path} is damaged: its digests are not those in the index"
 
 
 @contextmanager

@@ -1,0 +1,54 @@
+"""Samples of different lengths in one batch: their values end to end, and where each begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Sample i is `values[offsets[i]:offsets[i + 1]]`, as in Arrow and in torch's jagged nested tensors."""
+
+    values: Tensor
+    """All samples end to end; bytes and text are uint8."""
+    offsets: Tensor
+    """int64 [samples + 1] on the CPU."""
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, index: int) -> Tensor:
+        """The values of one sample, a view."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"sample {index} of {len(self)}")
+        start, stop = self.offsets[index : index + 2].tolist()
+        return self.values[start:stop]
+
+    def bytes(self, index: int) -> bytes:
+        """One sample of a column of bytes or text."""
+        return self[index].numpy().tobytes()
+
+    @property
+    def lengths(self) -> Tensor:
+        """int64 [samples]."""
+        return self.offsets.diff()
+
+    def slice(self, start: int, stop: int) -> Ragged:
+        """Samples [start, stop), a view."""
+        offsets = self.offsets[start : stop + 1]
+        first, last = int(offsets[0]), int(offsets[-1])
+        return Ragged(self.values[first:last], offsets - first)
+
+    def to(self, *args: Any, **kwargs: Any) -> Ragged:
+        """The values elsewhere or of another type, like `Tensor.to`; the offsets stay on the CPU."""
+        return Ragged(self.values.to(*args, **kwargs), self.offsets)
+
+    @classmethod
+    def of(cls, samples: list[Tensor]) -> Ragged:
+        """One-dimensional tensors end to end."""
+        lengths = torch.tensor([0, *(len(sample) for sample in samples)])
+        return cls(torch.cat(samples) if samples else torch.empty(0), lengths.cumsum(0))
