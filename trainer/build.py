@@ -16,8 +16,12 @@ from trainer.checkpoint.manifest import candidates
 from trainer.compose import plain
 from trainer.config import Dtype, Node, RunConfig
 from trainer.console import open_display, short
-from trainer.data.dataset import Dataset, Splits
+from trainer.data.dataset import Dataset, MapDataset, Splits
+from trainer.data.exclusion import Exclusion
 from trainer.data.feed import Feed
+from trainer.data.gather import Gather, Request
+from trainer.data.mixture import sources_of
+from trainer.data.node import node_cache
 from trainer.data.order import SampleOrder, microbatches
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Evaluator
@@ -61,16 +65,17 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     restored = checkpoints.restore()
     wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
     state.progress.micro_batch = min(size for size in wanted if size)
-    order = SampleOrder(len(splits.train), run.global_batch, run.seed)
-    feed = Feed(splits, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
+    train, held_out = gathers(run, splits)
+    order = order_of(run, splits.train)
+    feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
     step = Stepper(run, state, model, task, stop)
-    evaluate = Evaluator(run, state, model, task, splits.validation, stop)
+    evaluate = Evaluator(run, state, model, task, held_out, stop)
     journal = open_journal(run, start, mesh)
     journal.unit = getattr(task, "unit", "items")
     journal.checkpoint_step = restored.step if restored else 0
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
-    _rehearse(run, parts, splits.train)
+    _rehearse(run, parts)
     _announce(run, parts, restored)
     return parts
 
@@ -100,10 +105,41 @@ def load_data(run: RunConfig, mesh: Mesh) -> Splits:
 
 def _splits(run: RunConfig) -> Splits:
     node = _needed(run.data, "data")
-    splits = instantiate(node, "data", run.plugins)
-    if not isinstance(splits, Splits):
-        raise ConfigError(f"data._target_={node['_target_']!r} gives a {type(splits).__name__}, not trainer's Splits")
-    return splits
+    found = instantiate(node, "data", run.plugins, cache=lambda: node_cache(run.loader))
+    if isinstance(found, Splits):
+        return found
+    if hasattr(found, "take"):
+        return Splits(found)
+    if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
+        return Splits(MapDataset(found))
+    raise ConfigError(
+        f"data._target_={node['_target_']!r} gives a {type(found).__name__}: no Splits, and no map-style dataset either, "
+        "which has __len__ and __getitem__"
+    )
+
+
+def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, Gather | None]:
+    """What makes the batches of training and of evaluation."""
+    train = Gather(
+        splits.train, run.seed, splits.decode, splits.collate, splits.augment, run.bad_samples, Exclusion(run.exclude)
+    )
+    if splits.validation is None:
+        return train, None
+    return train, Gather(splits.validation, run.seed, splits.decode, splits.collate, None, run.bad_samples)
+
+
+def order_of(run: RunConfig, dataset: Dataset) -> SampleOrder:
+    """The order in which a run uses the samples of its training set."""
+    order = run.order
+    return SampleOrder(
+        sources_of(dataset),
+        run.global_batch,
+        run.seed,
+        order.shuffle,
+        window=order.window,
+        lanes=order.lanes,
+        lane_width=run.micro_batch,
+    )
 
 
 def digest_of(splits: Splits) -> str:
@@ -168,14 +204,15 @@ def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
     return journal
 
 
-def _rehearse(run: RunConfig, parts: Parts, data: Dataset) -> None:
+def _rehearse(run: RunConfig, parts: Parts) -> None:
     """One pass that changes nothing, before the first step of a start.
 
     DDP orders its buckets by what it saw in its first backward pass. A run that goes on must sum gradients in the order
     of a run that never stopped, so that order has to be settled before the first step of either.
     """
-    size = min(parts.feed.micro_batch, len(data))
-    batch = {name: value.to(parts.feed.device) for name, value in data.take(np.arange(size)).items()}
+    ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
+    found = parts.feed.gather(Request(ids, np.zeros_like(ids), 0))
+    batch = {name: value.to(parts.feed.device) for name, value in found.batch.items()}
     items: list[int] = []
     try:
         if parts.journal.peak and run.parallel.compile is None:
@@ -192,12 +229,12 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
     mesh, feed = parts.step.spread.mesh, parts.feed
     parameters = sum(p.numel() for p in parts.state.model.parameters())
     slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
-    epochs = run.steps * run.global_batch / len(feed.splits.train)
+    epochs = run.steps * run.global_batch / feed.order.samples
     facts = {
         "parameters": short(parameters),
         "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
         "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
-        "data": f"{short(len(feed.splits.train))} samples, {epochs:.3g} epochs in {run.steps} steps",
+        "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }
