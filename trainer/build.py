@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -105,7 +106,7 @@ def load_data(run: RunConfig, mesh: Mesh) -> Splits:
 
 def _splits(run: RunConfig) -> Splits:
     node = _needed(run.data, "data")
-    found = instantiate(node, "data", run.plugins, cache=lambda: node_cache(run.loader))
+    found = instantiate(node, "data", run.plugins, cache=partial(node_cache, run.loader))
     if isinstance(found, Splits):
         return found
     if hasattr(found, "take"):
@@ -113,7 +114,7 @@ def _splits(run: RunConfig) -> Splits:
     if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
         return Splits(MapDataset(found))
     raise ConfigError(
-        f"data._target_={node['_target_']!r} gives a {type(found).__name__}: no Splits, and no map-style dataset either, "
+        f"data._target_={node['_target_']!r} gives a {type(found).__name__}: no Splits, and no map-style dataset, "
         "which has __len__ and __getitem__"
     )
 

@@ -359,8 +359,9 @@ class RunConfig:
         require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")
         require(self.evaluate.weights is Weights.model or self.ema is not None, "evaluate.weights",
                 self.evaluate.weights.value, "there is no moving average to evaluate while ema is null")  # fmt: skip
-        require(self.global_batch % (self.order.lanes * self.micro_batch) == 0 or self.order.lanes == 1, "order.lanes",
-                self.order.lanes, f"lanes × micro_batch={self.micro_batch} must divide global_batch={self.global_batch}")
+        turn = self.order.lanes * self.micro_batch
+        require(self.order.lanes == 1 or self.global_batch % turn == 0, "order.lanes", self.order.lanes,
+                f"times micro_batch={self.micro_batch} it must divide global_batch={self.global_batch}")  # fmt: skip
         require(self.run is None or _is_name(self.run), "run", self.run,
                 "a name has letters, digits, '.', '_' and '-', and starts with a letter or digit")  # fmt: skip
 

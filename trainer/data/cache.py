@@ -77,6 +77,11 @@ class ShardCache:
         return replace(self.crew.stats, evictions=self._folder.evictions)
 
     @property
+    def limit_bytes(self) -> int:
+        """Bytes of shards that may lie in the folder."""
+        return self._folder.limit_bytes
+
+    @property
     def folder(self) -> CacheFolder:
         return self._folder
 

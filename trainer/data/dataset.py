@@ -36,9 +36,9 @@ generator, so that a sample is augmented alike on every rank and after every res
 class Dataset(Protocol):
     """Samples with ids 0 to len - 1.
 
-    It may have more: `shard_rows`, the samples of each of its shards, for the order to keep together; `bulk`, true where
-    one large `take` costs less than several small ones; `sample_bytes`; `place(id)`, where a sample lies, for people;
-    `want(ids)`, which begins to fetch samples ahead of need.
+    It may have more: `shard_rows`, the samples of each of its shards, for the order to keep together; `bulk`, true
+    where one large `take` costs less than several small ones; `sample_bytes`; `place(id)`, where a sample lies, for
+    people; `want(ids)`, which begins to fetch samples ahead of need.
     """
 
     @property

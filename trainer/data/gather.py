@@ -88,8 +88,8 @@ class Gather:
                 told = [f"{place_of(self.dataset, int(request.ids[row]))}: {why}" for row, why in bad.errors.items()]
                 if self.on_bad is BadSample.stop:
                     raise DataError(
-                        f"{len(told)} samples cannot be decoded, the first is {told[0]}; mend it, or leave such samples "
-                        "out with bad_samples=skip"
+                        f"{len(told)} samples cannot be decoded, the first is {told[0]}; mend it, or leave such "
+                        "samples out with bad_samples=skip"
                     ) from bad
                 skipped += told
                 good = np.delete(np.arange(len(request.ids)), list(bad.errors))
@@ -126,7 +126,7 @@ def _tensors(columns: Columns) -> dict[str, Tensor]:
     for name, column in columns.items():
         if not isinstance(column, Tensor):
             raise DataError(
-                f"the samples of column {name!r} differ in length: give data.collate (trainer.data.collate.Pad, Bucket "
-                "or Pack) or data.decode, or choose other columns with data.columns"
+                f"the samples of column {name!r} differ in length: give data.collate (trainer.data.collate.Pad, "
+                "Bucket or Pack) or data.decode, or choose other columns with data.columns"
             )
     return columns  # type: ignore[return-value]

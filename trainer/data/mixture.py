@@ -1,4 +1,4 @@
-"""Several datasets as one: ids of the second begin where the first's end. How often each comes is the order's business."""
+"""Several datasets as one: ids of the second begin where the first's end. How often each comes is up to the order."""
 
 from __future__ import annotations
 
