@@ -79,28 +79,30 @@ class CacheFolder:
         """Write and mark a verified part, after others had to go if need be."""
 
         def write() -> None:
-            self._reserve(len(data))
-            files.write(part, data)
+            # Counted and written under one lock, or those who count meanwhile would not see what is on its way.
+            with self._locked() as lock:
+                self._make_room(lock, len(data))
+                files.write(part, data)
 
         self.with_room(write)
 
     def adopt(self, files: ShardFiles, whole: str) -> None:
         """Make the file `whole` the shard of `files`."""
-        self._reserve(os.path.getsize(whole))
-        with self._locked():
-            files.replace(whole)
-
-    def _reserve(self, count: int) -> None:
-        """Make room for `count` bytes that are about to be written."""
         with self._locked() as lock:
-            counted = os.pread(lock, _USED.size, 0)
-            used = count + (_USED.unpack(counted)[0] if len(counted) == _USED.size else 0)
-            if used > max(self.limit_bytes, self._look_at) or self._look_at == 0:
-                used = count + self._evict(self.limit_bytes - count, self.limit_bytes // SLACK)
-                # When all that is left is open, it is not looked for again before much more has come.
-                self._look_at = max(self.limit_bytes, used + self.limit_bytes // SLACK)
-                self._warn(used)
-            os.pwrite(lock, _USED.pack(used), 0)
+            files.replace(whole)
+            self._look_at = 0
+            self._make_room(lock, 0)
+
+    def _make_room(self, lock: int, count: int) -> None:
+        """Evict if `count` bytes more would be too many."""
+        counted = os.pread(lock, _USED.size, 0)
+        used = count + (_USED.unpack(counted)[0] if len(counted) == _USED.size else 0)
+        if used > max(self.limit_bytes, self._look_at) or self._look_at == 0:
+            used = count + self._evict(self.limit_bytes - count, self.limit_bytes // SLACK)
+            # When all that is left is open, it is not looked for again before much more has come.
+            self._look_at = max(self.limit_bytes, used + self.limit_bytes // SLACK)
+            self._warn(used)
+        os.pwrite(lock, _USED.pack(used), 0)
 
     def _warn(self, used: int) -> None:
         if used > self.limit_bytes and not self._warned:
