@@ -17,13 +17,14 @@ from trainer.checkpoint.manifest import candidates
 from trainer.compose import plain
 from trainer.config import Dtype, Node, RunConfig
 from trainer.console import open_display, short
-from trainer.data.dataset import Dataset, MapDataset, Splits
+from trainer.data.dataset import MapDataset, Splits
 from trainer.data.exclusion import Exclusion
 from trainer.data.feed import Feed
 from trainer.data.gather import Gather, Request
-from trainer.data.mixture import sources_of
+from trainer.data.mixture import records_of
 from trainer.data.node import node_cache
 from trainer.data.order import SampleOrder, microbatches
+from trainer.data.record import order_sources, write_record
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Evaluator
 from trainer.flops import count_flops, peak_flops
@@ -67,7 +68,9 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
     state.progress.micro_batch = min(size for size in wanted if size)
     train, held_out = gathers(run, splits)
-    order = order_of(run, splits.train)
+    records = records_of(splits.train)
+    order = SampleOrder.of_run(run, order_sources(records))
+    mesh.decide(lambda: write_record(start.folder, records))
     feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
     step = Stepper(run, state, model, task, stop)
     evaluate = Evaluator(run, state, model, task, held_out, stop)
@@ -127,20 +130,6 @@ def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, Gather | None]:
     if splits.validation is None:
         return train, None
     return train, Gather(splits.validation, run.seed, splits.decode, splits.collate, None, run.bad_samples)
-
-
-def order_of(run: RunConfig, dataset: Dataset) -> SampleOrder:
-    """The order in which a run uses the samples of its training set."""
-    order = run.order
-    return SampleOrder(
-        sources_of(dataset),
-        run.global_batch,
-        run.seed,
-        order.shuffle,
-        window=order.window,
-        lanes=order.lanes,
-        lane_width=run.micro_batch,
-    )
 
 
 def digest_of(splits: Splits) -> str:
@@ -212,7 +201,7 @@ def _rehearse(run: RunConfig, parts: Parts) -> None:
     of a run that never stopped, so that order has to be settled before the first step of either.
     """
     ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
-    found = parts.feed.gather(Request(ids, np.zeros_like(ids), 0))
+    found = parts.feed.gather(Request(ids, np.zeros_like(ids), run.steps))
     batch = {name: value.to(parts.feed.device) for name, value in found.batch.items()}
     items: list[int] = []
     try:
@@ -224,6 +213,20 @@ def _rehearse(run: RunConfig, parts: Parts) -> None:
         parts.evaluate.rehearse()
     except torch.OutOfMemoryError as error:
         raise short_of_memory(parts) from error
+
+
+def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
+    """Why the node's cache will fetch shards again and again, if it will."""
+    dataset, shards = feed.gather.dataset, sum(len(source.rows) for source in feed.order.sources)
+    room, size = getattr(dataset, "room_bytes", None), getattr(dataset, "sample_bytes", 0.0) * len(feed.gather.dataset)
+    window = min(run.order.window or shards, shards)
+    if room is None or window * size / shards <= room:
+        return None
+    fitting, enough_gb = int(room * shards / size), 2 * window * size / shards / 1e9
+    return (
+        f"half of the cache holds {fitting} shards, order.window={window} needs as many at hand: shards will be "
+        f"fetched again and again; give loader.cache_gb={enough_gb:.3g}, or a new run order.window={fitting}"
+    )
 
 
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
@@ -241,6 +244,8 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
     }
     if restored is None and run.init_from is not None:
         facts["starts from"] = f"the weights of {run.init_from}"
+    if (small := _too_small_a_cache(run, feed)) is not None:
+        parts.journal.event("small_cache", small)
     for passed in restored.walked_past if restored else ():
         parts.journal.event("walked_past", f"damaged checkpoint set aside: {passed}")
     if any("running_mean" in name for name, _ in parts.state.model.named_buffers()) and mesh.world > 1:

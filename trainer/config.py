@@ -7,6 +7,7 @@ optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -268,13 +269,13 @@ class OrderConfig:
 
 @dataclass(kw_only=True)
 class ExcludeConfig:
-    from_step: int = 0
-    """The first step (from 0) that does without the samples; on resume not before the step that was reached."""
+    from_step: int = 1
+    """The first step that does without the samples, as the log counts steps; on resume it lies after the checkpoint."""
     samples: list[int] = field(default_factory=list)
     """Ids, as `everstep data trace` prints them."""
 
     def __post_init__(self) -> None:
-        require(self.from_step >= 0, "exclude.from_step", self.from_step, "must be ≥ 0")
+        require(self.from_step >= 1, "exclude.from_step", self.from_step, "must be ≥ 1")
         require(all(sample >= 0 for sample in self.samples), "exclude.samples", self.samples, "must be ≥ 0")
 
 
@@ -369,6 +370,15 @@ class RunConfig:
 def _is_name(name: str) -> bool:
     plain = name.replace("-", "").replace("_", "").replace(".", "")
     return plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 128
+
+
+def first_steps_without(excludes: Iterable[ExcludeConfig]) -> dict[int, int]:
+    """For each excluded sample the first step that does without it."""
+    first: dict[int, int] = {}
+    for exclude in excludes:
+        for sample in exclude.samples:
+            first[sample] = min(exclude.from_step, first.get(sample, exclude.from_step))
+    return first
 
 
 OPEN_NODES = ("task", "model", "data", "optimizer")

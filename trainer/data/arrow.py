@@ -54,6 +54,7 @@ class ArrowDataset:
         self.digest = self.index.digest
         self.columns = _chosen(path, self.index, columns)
         self.shard_rows = [shard.rows for shard in self.index.shards]
+        self.shard_files = [shard.file for shard in self.index.shards]
         self._cast = {name: _torch_type(path, self.columns, name, kind) for name, kind in (cast or {}).items()}
         self._starts = np.cumsum([0, *self.shard_rows])
         self._opener = (cache or node_cache, verify)
@@ -78,6 +79,11 @@ class ArrowDataset:
     def sample_bytes(self) -> float:
         """Mean size of a sample as it is stored."""
         return self.index.bytes / max(1, len(self))
+
+    @property
+    def room_bytes(self) -> int:
+        """How much of it can be at hand at once."""
+        return self._shards.room_bytes
 
     def take(self, ids: Ids) -> dict[str, Tensor | Ragged]:
         """One gather a column, whatever number of shards the ids touch. Row i is sample `ids[i]`."""

@@ -27,7 +27,7 @@ class Request(NamedTuple):
     ids: Ids
     epochs: Ids
     step: int
-    """The step that uses them, counted from 0."""
+    """The step that uses them, as the log counts steps: the first is 1."""
 
 
 class Gathered(NamedTuple):

@@ -7,6 +7,7 @@ in it, so `prefetch` and `workers` are free to differ from one start of a run to
 from __future__ import annotations
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -152,9 +153,11 @@ class Loader:
     def _look_ahead(self, first_step: int) -> Lookahead | None:
         dataset = self._gather.dataset
         want = getattr(dataset, "want", None)
-        ahead = int(self._ahead_mb * 1e6 / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
-        if want is None or not ahead:
+        if want is None or not self._ahead_mb:
             return None
+        # What is fetched ahead must not push out of the cache what is needed before it.
+        ahead_bytes = min(self._ahead_mb * 1e6, getattr(dataset, "room_bytes", sys.maxsize) / 2)
+        ahead = 1 + int(ahead_bytes / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
         ids = (np.concatenate([request.ids for request in several]) for several in self._chunks(first_step, ahead))
         lookahead = Lookahead(want, ids, ahead)
         self._open.append(lookahead)
@@ -178,7 +181,7 @@ class Loader:
             epochs, ids = self.order.at(step * batch, steps)
             for row in range(count):
                 for start, stop in pairwise(bounds):
-                    yield Request(ids[row, start:stop], epochs[row, start:stop], step + row)
+                    yield Request(ids[row, start:stop], epochs[row, start:stop], step + row + 1)
             step += count
             count = CHUNK
 

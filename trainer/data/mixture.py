@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,8 +14,9 @@ from torch import Tensor
 
 from trainer.data.bad import BadSamples
 from trainer.data.dataset import Columns, Dataset, place_of
-from trainer.data.order import Ids, Source
+from trainer.data.order import Ids
 from trainer.data.ragged import Ragged
+from trainer.data.record import DataRecord
 from trainer.errors import DataError
 
 
@@ -44,6 +45,11 @@ class Mixture:
     def sample_bytes(self) -> float:
         """Mean size of a sample of the largest kind."""
         return max(float(getattr(dataset, "sample_bytes", 0)) for dataset in self.datasets)
+
+    @property
+    def room_bytes(self) -> int:
+        """How much can be at hand at once, of the dataset that has the least room."""
+        return min(int(getattr(dataset, "room_bytes", sys.maxsize)) for dataset in self.datasets)
 
     def take(self, ids: Ids) -> Columns:
         """The samples of each dataset in one gather, put in the order of `ids`."""
@@ -103,14 +109,15 @@ def _together(parts: list[Tensor | Ragged], back: Tensor) -> Tensor | Ragged:
     return Ragged.of([values[row] for row in back.tolist()])
 
 
-def sources_of(dataset: Dataset) -> list[Source]:
-    """A dataset as the order sees it."""
+def records_of(dataset: Dataset) -> list[DataRecord]:
+    """The sources of a dataset, as the order and the run folder know them."""
     if isinstance(dataset, Mixture):
         parts = zip(dataset.datasets, dataset.shares, strict=True)
-        return [Source(_rows(part), share) for part, share in parts]
-    return [Source(_rows(dataset))]
+        return [_record(part, share) for part, share in parts]
+    return [_record(dataset, Fraction(1))]
 
 
-def _rows(dataset: Any) -> Sequence[int]:
+def _record(dataset: Dataset, share: Fraction) -> DataRecord:
     rows: Sequence[int] | None = getattr(dataset, "shard_rows", None)
-    return rows if rows is not None else [len(dataset)]
+    place, files = getattr(dataset, "path", type(dataset).__name__), getattr(dataset, "shard_files", ())
+    return DataRecord(place, dataset.digest, str(share), rows if rows is not None else [len(dataset)], files)

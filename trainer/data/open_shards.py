@@ -54,7 +54,8 @@ class OpenShards:
         self._compressed = index.attributes.get("compression", "none") != "none"
         self.cache = cache() if self._compressed or self._storage.path() is None else None
         """The node's cache, where the shards have to go through one."""
-        self._bounded = self.cache is not None and index.bytes > self.cache.limit_bytes
+        self.room_bytes = self.cache.limit_bytes // 2 if self.cache is not None else index.bytes
+        """What this process keeps open: half of the cache, so that there is room for what comes next."""
         self.kept: frozenset[int] = frozenset()
         """Shards that stay open because somebody waits for parts of them."""
         self._open: dict[int, OpenShard] = {}
@@ -70,9 +71,10 @@ class OpenShards:
             self._open[number] = found[number] = shard  # to the end: the first is the one not used for longest
             if number in self._incomplete and (shard.cached is None or shard.cached.complete):
                 self._incomplete.discard(number)
-        if self._bounded:
+        if self._bytes > self.room_bytes:
             self._make_room(found)
-        self.settled = not self._bounded and not self._incomplete and len(self._open) == len(self._index.shards)
+        fits = self._index.bytes <= self.room_bytes
+        self.settled = fits and not self._incomplete and len(self._open) == len(self._index.shards)
         return found
 
     def parts(self, number: int, shard: OpenShard, rows: Ints) -> Ints:
@@ -88,9 +90,8 @@ class OpenShards:
         return np.unique(np.minimum(np.concatenate(found), len(self._index.shards[number].parts) - 1))
 
     def _make_room(self, used: Mapping[int, OpenShard]) -> None:
-        limit = self.cache.limit_bytes if self.cache is not None else 0
         for number in [number for number in self._open if number not in used and number not in self.kept]:
-            if self._bytes <= limit:
+            if self._bytes <= self.room_bytes:
                 return
             shard = self._open.pop(number)
             self._bytes -= shard.bytes

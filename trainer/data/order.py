@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.config import RunConfig
 from trainer.data.interleave import Interleave, crossed, mix_pattern
 from trainer.data.permutation import GOLDEN, MASK, Words, mix, mix_int
 from trainer.data.source_order import SourceOrder, Stretch
@@ -87,6 +88,19 @@ class SampleOrder:
         self._mix = Interleave(mixture, len(self.sources))
         self._lanes = Interleave(crossed(mixture, lanes, lane_width), len(self.sources) * lanes) if lanes > 1 else None
         self._stretches = lru_cache(maxsize=64)(self._find_stretches)
+
+    @classmethod
+    def of_run(cls, run: RunConfig, sources: Sequence[Source]) -> SampleOrder:
+        """The order in which a run uses the samples of these sources."""
+        return cls(
+            sources,
+            run.global_batch,
+            run.seed,
+            run.order.shuffle,
+            window=run.order.window,
+            lanes=run.order.lanes,
+            lane_width=run.micro_batch,
+        )
 
     @property
     def samples(self) -> int:
