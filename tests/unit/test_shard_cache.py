@@ -371,8 +371,7 @@ def test_a_limit_below_what_is_open_is_passed_with_one_warning(
         cached.need(every(shard))
     assert all(right(cached, shard) for cached, shard in zip(opened, shards, strict=True))
     assert [record.getMessage() for record in caplog.records] == [
-        f"the cache {folder} holds 0.0168 GB, over its limit of 0.0126 GB, and all of that is open; "
-        "raise loader.cache_gb"
+        f"the cache {folder} holds 0.0168 GB, over its limit of 0.0126 GB, and all are open; raise loader.cache_gb"
     ]
 
 

@@ -177,22 +177,24 @@ class Part:
         except FileNotFoundError:
             raise DataError(f"shard {self._url} is missing; copy it back or prepare the dataset again") from None
         except StorageError as error:
-            self._raise_if_short(error)
+            if "range" in str(error).lower():  # InvalidRange and the like; a store that is down is not asked again
+                self._check_size()
             raise
         if len(data) != stop - start:
+            self._check_size()
             raise DamagedError(f"{len(data)} bytes came in place of {stop - start}")
         if part_digest(data) != self._shard.parts[self._part]:
             raise DamagedError("its digest is not that of the index")
         return data
 
-    def _raise_if_short(self, error: StorageError) -> None:
-        """Stores refuse a range beyond the end of an object."""
+    def _check_size(self) -> None:
+        """Stores refuse a range beyond the end of an object, or give less."""
         size = self._storage.size(self._shard.file)
         if size != self._shard.bytes:
             raise DataError(
                 f"shard {self._url} is {size} bytes where the index says {self._shard.bytes}; "
                 "copy it back or prepare the dataset again"
-            ) from error
+            )
 
     def keep(self, data: bytes) -> None:
         self._folder.write(self.files, self._part, data)

@@ -109,7 +109,6 @@ class Crew:
         with self._changed:
             futures = [self._enter(piece, urgent) for piece in pieces]
             self._staff()
-            self._changed.notify_all()
         return futures
 
     def _enter(self, piece: Piece, urgent: bool) -> Future[None]:
@@ -133,6 +132,7 @@ class Crew:
     def _push(self, job: _Job, first: bool = False) -> None:
         number = next(self._order)
         heapq.heappush(self._queue, (not (job.urgent or first), -number if first else number, job))
+        self._changed.notify_all()
 
     def _staff(self) -> None:
         """Start the threads that are missing for what there is to do."""
