@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -186,6 +187,24 @@ def test_closing_leaves_out_what_was_wanted_and_has_not_begun(store: Store, fold
         cached.need(every(shard))
 
 
+def test_closing_by_one_does_not_disturb_another_who_needs_the_same(store: Store, folder: str) -> None:
+    shard, gate = store.shard("a", 4), threading.Event()
+    store.on_range = lambda part, data: data if gate.wait(20) else b""
+    cache = ShardCache(folder, LARGE, parallel=1)
+    first, second = cache.open(store, shard), cache.open(store, shard)
+    first.want(every(shard))
+    until(lambda: store.parts == [0])
+    thread = threading.Thread(target=second.need, args=(every(shard),))
+    thread.start()
+    until(lambda: all(job.urgent for job in cache.crew._jobs.values()))
+    first.close()
+    gate.set()
+    thread.join(20)
+    assert second.complete
+    assert right(second, shard)
+    assert sorted(store.parts) == [0, 1, 2, 3]
+
+
 def test_a_forked_child_goes_on_with_threads_of_its_own(store: Store, folder: str) -> None:
     shard = store.shard("a", 4)
     cached = ShardCache(folder, LARGE).open(store, shard)
@@ -285,6 +304,23 @@ def test_of_a_slow_request_and_a_second_one_the_first_answer_counts(
     assert store.parts.count(0) == 3
     gate.set()
     until(lambda: not cache.crew._requests)
+    assert right(cached, shard)
+
+
+def test_a_slow_line_is_not_filled_with_second_requests(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "FIRST_HEDGE_S", 0.01)
+    shard, gate, cache = store.shard("a", 8), threading.Event(), ShardCache(folder, LARGE)
+    store.on_range = lambda part, data: data if gate.wait(20) else b""
+    cached = cache.open(store, shard)
+    cached.want(every(shard))
+    until(lambda: cache.stats.hedges >= 2)
+    began = time.monotonic()
+    until(lambda: time.monotonic() - began > 0.3)
+    assert cache.stats.hedges == 2
+    gate.set()
+    cached.need(every(shard))
     assert right(cached, shard)
 
 

@@ -142,7 +142,10 @@ class CachedShard:
     def close(self) -> None:
         """Allow it to be evicted once nobody has it open; a memory map that was taken remains whole."""
         files, self._files = self._files, None
-        if files is not None and not self._complete:
+        if files is None:
+            return
+        files.touch()
+        if not self._complete:
             self._cache.crew.forget(lambda piece: isinstance(piece, Part) and piece.files is files)
 
 
@@ -170,12 +173,16 @@ class Part:
         self._folder.release(self._shard.digest, self._part)
 
     def download(self) -> bytes:
+        try:
+            return self._verified()
+        except FileNotFoundError:
+            raise DataError(f"shard {self._url} is missing; copy it back or prepare the dataset again") from None
+
+    def _verified(self) -> bytes:
         start = self._part * PART_BYTES
         stop = min(start + PART_BYTES, self._shard.bytes)
         try:
             data = self._storage.read_range(self._shard.file, start, stop)
-        except FileNotFoundError:
-            raise DataError(f"shard {self._url} is missing; copy it back or prepare the dataset again") from None
         except StorageError as error:
             if "range" in str(error).lower():  # InvalidRange and the like; a store that is down is not asked again
                 self._check_size()
