@@ -484,6 +484,27 @@ def test_a_file_that_was_deleted_by_hand_is_begun_anew(store: Store, folder: str
     assert part_digest(content[:PART_BYTES].data) == shard.parts[0]
 
 
+def test_a_file_that_is_not_the_one_of_its_map_is_begun_anew(store: Store, folder: str) -> None:
+    shard, cache = store.shard("a", 2), ShardCache(folder, LARGE)
+    inflated, plain = cache.inflated(store, shard, twice), cache.open(store, shard)
+    plain.need(np.array([0]))
+    content = np.memmap(plain.path, np.uint8, "r")
+    for cached in (plain, inflated):
+        # As a kill leaves it between the file's new name and the map's stamp.
+        other = Path(f"{cached.path}.other")
+        other.write_bytes(bytes(os.path.getsize(cached.path)))
+        other.replace(cached.path)
+    again = cache.open(store, shard)
+    assert again.absent(every(shard)).tolist() == [0, 1]
+    assert plain.absent(every(shard)).tolist() == [1]
+    plain.need(np.array([1]))  # who has the old file open goes on with that
+    assert part_digest(content[PART_BYTES:].data) == shard.parts[1]
+    assert again.absent(every(shard)).tolist() == [0, 1]
+    again.need(every(shard))
+    assert right(again, shard)
+    assert Path(cache.inflated(store, shard, twice).path).read_bytes() == store.read("a") * 2
+
+
 @pytest.mark.parametrize("cut", [0, 1, 5])
 def test_a_map_that_was_not_written_to_its_end_is_begun_anew(store: Store, folder: str, cut: int) -> None:
     shard = store.shard("a", 2)
