@@ -8,6 +8,7 @@ import os
 import pickle
 import random
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
@@ -186,6 +187,24 @@ def test_closing_leaves_out_what_was_wanted_and_has_not_begun(store: Store, fold
         cached.need(every(shard))
 
 
+def test_closing_by_one_does_not_disturb_another_who_needs_the_same(store: Store, folder: str) -> None:
+    shard, gate = store.shard("a", 4), threading.Event()
+    store.on_range = lambda part, data: data if gate.wait(20) else b""
+    cache = ShardCache(folder, LARGE, parallel=1)
+    first, second = cache.open(store, shard), cache.open(store, shard)
+    first.want(every(shard))
+    until(lambda: store.parts == [0])
+    thread = threading.Thread(target=second.need, args=(every(shard),))
+    thread.start()
+    until(lambda: all(job.urgent for job in cache.crew._jobs.values()))
+    first.close()
+    gate.set()
+    thread.join(20)
+    assert second.complete
+    assert right(second, shard)
+    assert sorted(store.parts) == [0, 1, 2, 3]
+
+
 def test_a_forked_child_goes_on_with_threads_of_its_own(store: Store, folder: str) -> None:
     shard = store.shard("a", 4)
     cached = ShardCache(folder, LARGE).open(store, shard)
@@ -288,6 +307,23 @@ def test_of_a_slow_request_and_a_second_one_the_first_answer_counts(
     assert right(cached, shard)
 
 
+def test_a_slow_line_is_not_filled_with_second_requests(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "FIRST_HEDGE_S", 0.01)
+    shard, gate, cache = store.shard("a", 8), threading.Event(), ShardCache(folder, LARGE)
+    store.on_range = lambda part, data: data if gate.wait(20) else b""
+    cached = cache.open(store, shard)
+    cached.want(every(shard))
+    until(lambda: cache.stats.hedges >= 2)
+    began = time.monotonic()
+    until(lambda: time.monotonic() - began > 0.3)
+    assert cache.stats.hedges == 2
+    gate.set()
+    cached.need(every(shard))
+    assert right(cached, shard)
+
+
 def test_an_error_of_one_request_waits_for_the_other(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -371,8 +407,7 @@ def test_a_limit_below_what_is_open_is_passed_with_one_warning(
         cached.need(every(shard))
     assert all(right(cached, shard) for cached, shard in zip(opened, shards, strict=True))
     assert [record.getMessage() for record in caplog.records] == [
-        f"the cache {folder} holds 0.0168 GB, over its limit of 0.0126 GB, and all of that is open; "
-        "raise loader.cache_gb"
+        f"the cache {folder} holds 0.0168 GB, over its limit of 0.0126 GB, and all are open; raise loader.cache_gb"
     ]
 
 
@@ -447,6 +482,27 @@ def test_a_file_that_was_deleted_by_hand_is_begun_anew(store: Store, folder: str
     after.need(every(shard))
     assert right(after, shard)
     assert part_digest(content[:PART_BYTES].data) == shard.parts[0]
+
+
+def test_a_file_that_is_not_the_one_of_its_map_is_begun_anew(store: Store, folder: str) -> None:
+    shard, cache = store.shard("a", 2), ShardCache(folder, LARGE)
+    inflated, plain = cache.inflated(store, shard, twice), cache.open(store, shard)
+    plain.need(np.array([0]))
+    content = np.memmap(plain.path, np.uint8, "r")
+    for cached in (plain, inflated):
+        # As a kill leaves it between the file's new name and the map's stamp.
+        other = Path(f"{cached.path}.other")
+        other.write_bytes(bytes(os.path.getsize(cached.path)))
+        other.replace(cached.path)
+    again = cache.open(store, shard)
+    assert again.absent(every(shard)).tolist() == [0, 1]
+    assert plain.absent(every(shard)).tolist() == [1]
+    plain.need(np.array([1]))  # who has the old file open goes on with that
+    assert part_digest(content[PART_BYTES:].data) == shard.parts[1]
+    assert again.absent(every(shard)).tolist() == [0, 1]
+    again.need(every(shard))
+    assert right(again, shard)
+    assert Path(cache.inflated(store, shard, twice).path).read_bytes() == store.read("a") * 2
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5])

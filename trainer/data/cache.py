@@ -147,7 +147,10 @@ class CachedShard:
     def close(self) -> None:
         """Allow it to be evicted once nobody has it open; a memory map that was taken remains whole."""
         files, self._files = self._files, None
-        if files is not None and not self._complete:
+        if files is None:
+            return
+        files.touch()
+        if not self._complete:
             self._cache.crew.forget(lambda piece: isinstance(piece, Part) and piece.files is files)
 
 
@@ -175,29 +178,35 @@ class Part:
         self._folder.release(self._shard.digest, self._part)
 
     def download(self) -> bytes:
+        try:
+            return self._verified()
+        except FileNotFoundError:
+            raise DataError(f"shard {self._url} is missing; copy it back or prepare the dataset again") from None
+
+    def _verified(self) -> bytes:
         start = self._part * PART_BYTES
         stop = min(start + PART_BYTES, self._shard.bytes)
         try:
             data = self._storage.read_range(self._shard.file, start, stop)
-        except FileNotFoundError:
-            raise DataError(f"shard {self._url} is missing; copy it back or prepare the dataset again") from None
         except StorageError as error:
-            self._raise_if_short(error)
+            if "range" in str(error).lower():  # InvalidRange and the like; a store that is down is not asked again
+                self._check_size()
             raise
         if len(data) != stop - start:
+            self._check_size()
             raise DamagedError(f"{len(data)} bytes came in place of {stop - start}")
         if part_digest(data) != self._shard.parts[self._part]:
             raise DamagedError("its digest is not that of the index")
         return data
 
-    def _raise_if_short(self, error: StorageError) -> None:
-        """Stores refuse a range beyond the end of an object."""
+    def _check_size(self) -> None:
+        """Stores refuse a range beyond the end of an object, or give less."""
         size = self._storage.size(self._shard.file)
         if size != self._shard.bytes:
             raise DataError(
                 f"shard {self._url} is {size} bytes where the index says {self._shard.bytes}; "
                 "copy it back or prepare the dataset again"
-            ) from error
+            )
 
     def keep(self, data: bytes) -> None:
         self._folder.write(self.files, self._part, data)

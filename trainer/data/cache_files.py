@@ -55,13 +55,17 @@ class ShardFiles:
         self._void()
 
     def pin(self) -> None:
-        """Keep the files from eviction, the most recently used of all, and follow what is marked in them."""
+        """Keep the files from eviction, and follow what is marked in them."""
         fcntl.flock(self._have, fcntl.LOCK_SH)
         if os.pread(self._have, _STAMP_BYTES, self._parts) != self._stamp():
             self._void()
-        os.utime(self._data)
+        self.touch()
         view = mmap.mmap(self._have, self._parts + _STAMP_BYTES, access=mmap.ACCESS_READ)
         self.marks = np.frombuffer(view, np.bool_, count=self._parts)
+
+    def touch(self) -> None:
+        """Make it the most recently used, the last that is evicted."""
+        os.utime(self._data)
 
     def _void(self) -> None:
         # Bytes and not a hole, so that a mark which is set later needs no room on the disk.

@@ -43,7 +43,7 @@ class CacheFolder:
         self._shards = os.path.join(self.folder, "shards")
         self._claims = Claims(os.path.join(self.folder, "claims"))
         self._look_at = 0  # bytes beyond which the folder is counted again; 0: at the first download
-        self._warned = False
+        self._warned: set[str] = set()
 
     def stem(self, name: str) -> str:
         """Path of a shard's files, without the ending."""
@@ -101,16 +101,17 @@ class CacheFolder:
             used = count + self._evict(self.limit_bytes - count, self.limit_bytes // SLACK)
             # When all that is left is open, it is not looked for again before much more has come.
             self._look_at = max(self.limit_bytes, used + self.limit_bytes // SLACK)
-            self._warn(used)
+            if used > self.limit_bytes:
+                over = f"holds {used / 1e9:.3g} GB, over its limit of {self.limit_bytes / 1e9:.3g} GB, and all are open"
+                self._warn(f"{over}; raise loader.cache_gb")
         os.pwrite(lock, _USED.pack(used), 0)
 
-    def _warn(self, used: int) -> None:
-        if used > self.limit_bytes and not self._warned:
-            self._warned = True
-            LOG.warning(
-                "the cache %s holds %.3g GB, over its limit of %.3g GB, and all of that is open; raise loader.cache_gb",
-                self.folder, used / 1e9, self.limit_bytes / 1e9,
-            )  # fmt: skip
+    def _warn(self, what: str) -> None:
+        """Once, whatever the sizes."""
+        kind = what.rpartition(";")[2]
+        if kind not in self._warned:
+            self._warned.add(kind)
+            LOG.warning("the cache %s %s", self.folder, what)
 
     def with_room(self, write: Callable[[], T]) -> T:
         """Do `write`; when the disk is full, once more after shards have gone. StorageError in one line otherwise."""
@@ -120,7 +121,7 @@ class CacheFolder:
             except OSError as error:
                 if error.errno not in FULL or not self._shrink():
                     raise
-                LOG.warning("the disk of the cache %s is full below the limit; lower loader.cache_gb", self.folder)
+                self._warn("has a disk that is full below its limit; lower loader.cache_gb")
             return write()
         except OSError as error:
             where = "with more room" if error.errno in FULL else "that you may write to"

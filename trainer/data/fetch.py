@@ -109,7 +109,6 @@ class Crew:
         with self._changed:
             futures = [self._enter(piece, urgent) for piece in pieces]
             self._staff()
-            self._changed.notify_all()
         return futures
 
     def _enter(self, piece: Piece, urgent: bool) -> Future[None]:
@@ -133,6 +132,7 @@ class Crew:
     def _push(self, job: _Job, first: bool = False) -> None:
         number = next(self._order)
         heapq.heappush(self._queue, (not (job.urgent or first), -number if first else number, job))
+        self._changed.notify_all()
 
     def _staff(self) -> None:
         """Start the threads that are missing for what there is to do."""
@@ -267,8 +267,11 @@ class Crew:
     def _double(self, request: _Request, slow: float) -> None:
         """Ask a second time for what is slow to come, by a thread in place of the one that waits."""
         job, waited = request.job, time.monotonic() - request.since
-        spare = sum(request.doubled for request in self._requests) < self._parallel
-        if request.doubled or job.future.done() or waited < slow * 2**job.hedges or job.hedges == HEDGES or not spare:
+        if request.doubled or job.future.done() or waited < slow * 2**job.hedges or job.hedges == HEDGES:
+            return
+        doubled = [request.job.future.done() for request in self._requests if request.doubled]
+        # When many are slow at once it is the line, which more requests would only fill.
+        if doubled.count(False) >= max(1, self._parallel // 4) or len(doubled) >= self._parallel:
             return
         request.doubled = True
         self._threads -= 1
