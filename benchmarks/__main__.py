@@ -1,11 +1,11 @@
-"""`python -m benchmarks overhead | startup | order | restart [options]`: prints a Markdown table."""
+"""`python -m benchmarks overhead | startup | order | restart | data [options]`: prints a Markdown table."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("overhead", "startup", "order", "restart")
+NAMES = ("overhead", "startup", "order", "restart", "data")
 
 
 def main() -> int:
