@@ -11,6 +11,7 @@ import os
 import pickle
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -73,6 +74,9 @@ def _write(reader: type[Reader]) -> dict[str, Any]:
     source = load(_kind(), Path(os.environ["BENCH_SOURCE"]))
     source.values.max()
     folder = _folder()
+    with tempfile.TemporaryDirectory() as elsewhere:
+        # What a format imports at its first use says nothing of its rate.
+        reader.write(source.first(64), Path(elsewhere))
     start = time.perf_counter()
     reader.write(source, folder)
     files = [file for file in folder.rglob("*") if file.is_file()]
@@ -101,14 +105,18 @@ def _read(reader: type[Reader]) -> dict[str, Any]:
 
 
 def _stop(reader: type[Reader]) -> dict[str, Any]:
-    """Save the position at 40 %, and say which samples come after it."""
-    samples, taken = int(STOP_AT * int(os.environ["BENCH_SAMPLES"])), 0
+    """Save the position at 40 %; say which samples come after it, and how far apart neighbours were on the way."""
+    samples = int(os.environ["BENCH_SAMPLES"])
     opened = reader(_folder(), _kind(), _batch(), None)
     batches = iter(opened)
-    while taken < samples:
-        taken += _size(next(batches))
+    seen: list[int] = []
+    while len(seen) < int(STOP_AT * samples):
+        seen += ids_of(next(batches))
     Path(os.environ["BENCH_STATE"]).write_bytes(pickle.dumps(opened.state()))
-    return {"following": [ids_of(batch) for batch in islice(batches, COMPARED)]}
+    if len(set(seen)) < len(seen):
+        raise ValueError(f"{len(seen) - len(set(seen))} of {len(seen)} samples came twice")
+    jump = float(np.abs(np.diff(seen)).mean()) / samples
+    return {"jump": jump, "following": [ids_of(batch) for batch in islice(batches, COMPARED)]}
 
 
 def _resume(reader: type[Reader]) -> dict[str, Any]:

@@ -1,12 +1,13 @@
 """Reading: samples a second, the first batch of an epoch, and the first one after a resume at 40 % of it.
 
 Datasets are written once, then each round runs every contestant in a fresh process, one after the other. Ratios are to
-`memmap` of the same round. The page cache is warm; files are read once before the clock starts.
+`memmap` of the same round. The page cache is warm; files are read once before the clock starts. `shuffle` is the mean
+distance of samples that follow one another, as they are stored, over their number: 0.333 where any may come next.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from benchmarks.table import figures, machine, markdown, ratios, spread
 BATCHES = {"tokens": (8, 32), "bytes": (32,)}
 BASE = "memmap"
 HEAD = ("contestant", "n", "samples/s", "CPU, µs a sample", "first batch, s", "after resume, s", "resumes exactly",
-        "max RSS, MB", "write, MB/s", "samples/s / memmap")  # fmt: skip
+        "shuffle", "max RSS, MB", "write, MB/s", "samples/s / memmap")  # fmt: skip
 FIGURES = ("samples_per_s", "cpu_us", "first_s", "resume_s")
 
 Seen = Mapping[str, Mapping[str, Any]]
@@ -42,9 +43,9 @@ def measure(kind: str, size_mb: int, rounds: int, only: str, folder: Path, secon
             seen.append({name: {**resumed[name], **one} for name, one in read.items() if name in resumed})
             told = "  ".join(f"{name} {one['samples_per_s']:.0f}" for name, one in seen[-1].items())
             print(f"round {number + 1}: {told}", flush=True)
-        exact = {name: _same(stopped[name], [one[name] for one in seen if name in one]) for name in stopped}
+        order = {name: _order(one, [each[name] for each in seen if name in each]) for name, one in stopped.items()}
         print(f"\n{kind}, {field.samples:,} samples of {size_mb} MB, batches of {batch}; {machine()}\n")
-        print(markdown(HEAD, [_row(c.name, field, seen, written, exact) for c in contestants]) + "\n", flush=True)
+        print(markdown(HEAD, [_row(c.name, field, seen, written, order) for c in contestants]) + "\n", flush=True)
     for name, why in field.absent.items():
         print(f"{name}: {why}\n")
 
@@ -53,13 +54,13 @@ def _writers(names: list[str]) -> set[str]:
     return {WRITTEN_BY.get(name, name) for name in names}
 
 
-def _same(stopped: Mapping[str, Any], resumed: list[Mapping[str, Any]]) -> str:
-    """Whether the batches after the resume are those that would have come without it."""
+def _order(stopped: Mapping[str, Any], resumed: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Whether the batches after the resume are those that would have come without it; how far the shuffle reaches."""
     same = [one["following"] == stopped["following"] for one in resumed]
-    return "yes" if all(same) else "no"
+    return ["yes" if all(same) else "no", f"{stopped['jump']:.3f}"]
 
 
-def _row(name: str, field: Field, seen: list[Seen], written: Seen, exact: Mapping[str, str]) -> list[str]:
+def _row(name: str, field: Field, seen: Sequence[Seen], written: Seen, order: Mapping[str, list[str]]) -> list[str]:
     if name in field.absent:
         return [name, "0", f"not measured: {field.absent[name].splitlines()[-1][:80]}", *["–"] * (len(HEAD) - 3)]
     columns = {key: [{n: one[key] for n, one in each.items()} for each in seen] for key in (*FIGURES, "rss_mb")}
@@ -68,7 +69,7 @@ def _row(name: str, field: Field, seen: list[Seen], written: Seen, exact: Mappin
         name,
         str(len(figures(columns["samples_per_s"], name))),
         *(spread(figures(columns[key], name), 4) for key in FIGURES),
-        exact.get(name, "–"),
+        *order[name],
         spread(figures(columns["rss_mb"], name), 4),
         f"{speed['write_mb_s']:.0f}" if speed and name not in WRITTEN_BY else "–",
         spread(ratios(columns["samples_per_s"], name, BASE)),

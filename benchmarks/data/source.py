@@ -42,6 +42,10 @@ class Source:
         start, stop = self.offsets[number : number + 2].tolist()
         return self.values[start:stop]
 
+    def first(self, count: int) -> Source:
+        offsets = self.offsets[: count + 1]
+        return Source(self.kind, self.values[: offsets[-1]], offsets)
+
     def pieces(self) -> list[tuple[int, int]]:
         """Ranges of samples of about SHARD_BYTES each."""
         size = self.offsets * self.values.itemsize
