@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -16,9 +17,14 @@ from trainer.checkpoint.manifest import candidates
 from trainer.compose import plain
 from trainer.config import Dtype, Node, RunConfig
 from trainer.console import open_display, short
-from trainer.data.dataset import Dataset, Splits
+from trainer.data.dataset import MapDataset, Splits
+from trainer.data.exclusion import Exclusion
 from trainer.data.feed import Feed
+from trainer.data.gather import Gather, Request
+from trainer.data.mixture import records_of
+from trainer.data.node import node_cache
 from trainer.data.order import SampleOrder, microbatches
+from trainer.data.record import order_sources, write_record
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Evaluator
 from trainer.flops import count_flops, peak_flops
@@ -61,16 +67,19 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     restored = checkpoints.restore()
     wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
     state.progress.micro_batch = min(size for size in wanted if size)
-    order = SampleOrder(len(splits.train), run.global_batch, run.seed)
-    feed = Feed(splits, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
+    train, held_out = gathers(run, splits)
+    records = records_of(splits.train)
+    order = SampleOrder.of_run(run, order_sources(records))
+    mesh.decide(lambda: write_record(start.folder, records))
+    feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
     step = Stepper(run, state, model, task, stop)
-    evaluate = Evaluator(run, state, model, task, splits.validation, stop)
+    evaluate = Evaluator(run, state, model, task, held_out, stop)
     journal = open_journal(run, start, mesh)
     journal.unit = getattr(task, "unit", "items")
     journal.checkpoint_step = restored.step if restored else 0
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
-    _rehearse(run, parts, splits.train)
+    _rehearse(run, parts)
     _announce(run, parts, restored)
     return parts
 
@@ -100,10 +109,27 @@ def load_data(run: RunConfig, mesh: Mesh) -> Splits:
 
 def _splits(run: RunConfig) -> Splits:
     node = _needed(run.data, "data")
-    splits = instantiate(node, "data", run.plugins)
-    if not isinstance(splits, Splits):
-        raise ConfigError(f"data._target_={node['_target_']!r} gives a {type(splits).__name__}, not trainer's Splits")
-    return splits
+    found = instantiate(node, "data", run.plugins, cache=partial(node_cache, run.loader))
+    if isinstance(found, Splits):
+        return found
+    if hasattr(found, "take"):
+        return Splits(found)
+    if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
+        return Splits(MapDataset(found))
+    raise ConfigError(
+        f"data._target_={node['_target_']!r} gives a {type(found).__name__}: no Splits, and no map-style dataset, "
+        "which has __len__ and __getitem__"
+    )
+
+
+def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, Gather | None]:
+    """What makes the batches of training and of evaluation."""
+    train = Gather(
+        splits.train, run.seed, splits.decode, splits.collate, splits.augment, run.bad_samples, Exclusion(run.exclude)
+    )
+    if splits.validation is None:
+        return train, None
+    return train, Gather(splits.validation, run.seed, splits.decode, splits.collate, None, run.bad_samples)
 
 
 def digest_of(splits: Splits) -> str:
@@ -168,14 +194,15 @@ def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
     return journal
 
 
-def _rehearse(run: RunConfig, parts: Parts, data: Dataset) -> None:
+def _rehearse(run: RunConfig, parts: Parts) -> None:
     """One pass that changes nothing, before the first step of a start.
 
     DDP orders its buckets by what it saw in its first backward pass. A run that goes on must sum gradients in the order
     of a run that never stopped, so that order has to be settled before the first step of either.
     """
-    size = min(parts.feed.micro_batch, len(data))
-    batch = {name: value.to(parts.feed.device) for name, value in data.take(np.arange(size)).items()}
+    ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
+    found = parts.feed.gather(Request(ids, np.zeros_like(ids), run.steps))
+    batch = {name: value.to(parts.feed.device) for name, value in found.batch.items()}
     items: list[int] = []
     try:
         if parts.journal.peak and run.parallel.compile is None:
@@ -188,21 +215,37 @@ def _rehearse(run: RunConfig, parts: Parts, data: Dataset) -> None:
         raise short_of_memory(parts) from error
 
 
+def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
+    """Why the node's cache will fetch shards again and again, if it will."""
+    dataset, shards = feed.gather.dataset, sum(len(source.rows) for source in feed.order.sources)
+    room, size = getattr(dataset, "room_bytes", None), getattr(dataset, "sample_bytes", 0.0) * len(feed.gather.dataset)
+    window = min(run.order.window or shards, shards)
+    if room is None or window * size / shards <= room:
+        return None
+    fitting, enough_gb = int(room * shards / size), 2 * window * size / shards / 1e9
+    return (
+        f"half of the cache holds {fitting} shards, order.window={window} needs as many at hand: shards will be "
+        f"fetched again and again; give loader.cache_gb={enough_gb:.3g}, or a new run order.window={fitting}"
+    )
+
+
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
     mesh, feed = parts.step.spread.mesh, parts.feed
     parameters = sum(p.numel() for p in parts.state.model.parameters())
     slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
-    epochs = run.steps * run.global_batch / len(feed.splits.train)
+    epochs = run.steps * run.global_batch / feed.order.samples
     facts = {
         "parameters": short(parameters),
         "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
         "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
-        "data": f"{short(len(feed.splits.train))} samples, {epochs:.3g} epochs in {run.steps} steps",
+        "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }
     if restored is None and run.init_from is not None:
         facts["starts from"] = f"the weights of {run.init_from}"
+    if (small := _too_small_a_cache(run, feed)) is not None:
+        parts.journal.event("small_cache", small)
     for passed in restored.walked_past if restored else ():
         parts.journal.event("walked_past", f"damaged checkpoint set aside: {passed}")
     if any("running_mean" in name for name, _ in parts.state.model.named_buffers()) and mesh.world > 1:

@@ -19,7 +19,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig
+from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig, first_steps_without
 from trainer.errors import ConfigError, nearest
 from trainer.run_folder import CONFIG, RunFolder
 
@@ -147,10 +147,31 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     text = freeze(config).encode()
     if folder.storage.create(CONFIG, text):
         return []
-    found = refuse_changes(thaw(folder.storage.read(CONFIG).decode()), config)
+    old = thaw(folder.storage.read(CONFIG).decode())
+    found = refuse_changes(old, config)
+    if any(change.key.split(".")[0] == "exclude" for change in found):
+        _refuse_rewriting(old, config, folder.newest_step() or 0)
     if found:
         folder.storage.write(CONFIG, text)
     return found
+
+
+def _refuse_rewriting(old: RunConfig, new: RunConfig, reached: int) -> None:
+    """ConfigError when `exclude` would change what steps have used that the run has behind it."""
+    before, after = first_steps_without(old.exclude), first_steps_without(new.exclude)
+    past = ({sample: first for sample, first in found.items() if first <= reached} for found in (before, after))
+    was, will_be = past
+    if was != will_be:
+        sample = min(was.items() ^ will_be.items())[0]
+        raise ConfigError(
+            f"exclude would change steps that run {new.run!r} has behind it (it has reached step {reached}): sample "
+            f"{sample} was {_use(was, sample)} and would be {_use(will_be, sample)}; set exclude.from_step to "
+            f"{reached + 1} or later"
+        )
+
+
+def _use(first: dict[int, int], sample: int) -> str:
+    return f"left out from step {first[sample]} on" if sample in first else "used"
 
 
 def _to_object(tree: Any, kind: type[T]) -> T:

@@ -7,6 +7,7 @@ optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,6 +54,13 @@ class Nonfinite(enum.Enum):
 
     skip = "skip"
     rollback = "rollback"
+
+
+class BadSample(enum.Enum):
+    """What to do with a sample that cannot be decoded."""
+
+    stop = "stop"
+    skip = "skip"
 
 
 class Progress(enum.Enum):
@@ -244,15 +252,52 @@ class LogConfig:
 
 
 @dataclass(kw_only=True)
+class OrderConfig:
+    shuffle: bool = True
+    """false: each dataset in its stored order, epoch after epoch."""
+    window: int | None = 64
+    """Shards whose samples are mixed at a time; null mixes all. Each node needs about this many at hand."""
+    lanes: int = 1
+    """Streams with shards of their own, that a batch deals its microbatches to in turn: with as many as there are
+    processes, or a multiple of it, a node reads only its share of the shards. The samples of a lane stay in it for an
+    epoch."""
+
+    def __post_init__(self) -> None:
+        require(self.window is None or self.window >= 1, "order.window", self.window, "must be ≥ 1 shard or null")
+        require(self.lanes >= 1, "order.lanes", self.lanes, "must be ≥ 1")
+
+
+@dataclass(kw_only=True)
+class ExcludeConfig:
+    from_step: int = 1
+    """The first step that does without the samples, as the log counts steps; on resume it lies after the checkpoint."""
+    samples: list[int] = field(default_factory=list)
+    """Ids, as `everstep data trace` prints them."""
+
+    def __post_init__(self) -> None:
+        require(self.from_step >= 1, "exclude.from_step", self.from_step, "must be ≥ 1")
+        require(all(sample >= 0 for sample in self.samples), "exclude.samples", self.samples, "must be ≥ 0")
+
+
+@dataclass(kw_only=True)
 class LoaderConfig:
     prefetch: int = 2
-    """Steps of data that are made ready ahead of need; 0 reads when the step asks."""
+    """Steps of data that are made ready ahead of need; 0 reads when the step asks, small samples some steps at once."""
     workers: int = 0
     """Processes per rank that read and transform; 0 reads in a thread of the trainer."""
+    ahead_mb: int = 256
+    """MB of remote data that are fetched ahead of need; 0 fetches when a batch asks."""
+    cache: str | None = None
+    """Folder on the node's own disk where remote shards are kept, shared by all its processes; null is
+    $EVERSTEP_CACHE or ~/.cache/everstep."""
+    cache_gb: float | None = None
+    """Size of that folder in GB, above which the shards not used for longest go; null is half of what the disk has."""
 
     def __post_init__(self) -> None:
         require(self.prefetch >= 0, "loader.prefetch", self.prefetch, "must be ≥ 0")
         require(self.workers >= 0, "loader.workers", self.workers, "must be ≥ 0")
+        require(self.ahead_mb >= 0, "loader.ahead_mb", self.ahead_mb, "must be ≥ 0")
+        require(self.cache_gb is None or self.cache_gb > 0, "loader.cache_gb", self.cache_gb, "must be > 0 or null")
 
 
 @dataclass(kw_only=True)
@@ -290,6 +335,11 @@ class RunConfig:
     plugins: list[str] = field(default_factory=list)
     """Packages of yours whose classes and functions `_target_` may name."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    exclude: list[ExcludeConfig] = field(default_factory=list)
+    """Samples to leave out, each from some step on; the places of all others in the order stay the same."""
+    bad_samples: BadSample = BadSample.stop
+    """stop: a sample that cannot be decoded ends the run with its place. skip: it is left out, and reported."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -310,6 +360,9 @@ class RunConfig:
         require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")
         require(self.evaluate.weights is Weights.model or self.ema is not None, "evaluate.weights",
                 self.evaluate.weights.value, "there is no moving average to evaluate while ema is null")  # fmt: skip
+        turn = self.order.lanes * self.micro_batch
+        require(self.order.lanes == 1 or self.global_batch % turn == 0, "order.lanes", self.order.lanes,
+                f"times micro_batch={self.micro_batch} it must divide global_batch={self.global_batch}")  # fmt: skip
         require(self.run is None or _is_name(self.run), "run", self.run,
                 "a name has letters, digits, '.', '_' and '-', and starts with a letter or digit")  # fmt: skip
 
@@ -319,11 +372,20 @@ def _is_name(name: str) -> bool:
     return plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 128
 
 
+def first_steps_without(excludes: Iterable[ExcludeConfig]) -> dict[int, int]:
+    """For each excluded sample the first step that does without it."""
+    first: dict[int, int] = {}
+    for exclude in excludes:
+        for sample in exclude.samples:
+            first[sample] = min(exclude.from_step, first.get(sample, exclude.from_step))
+    return first
+
+
 OPEN_NODES = ("task", "model", "data", "optimizer")
 """Keys whose children belong to a plug-in: its constructor, not this file, says which exist."""
 
 FREE_ON_RESUME = (
     "steps", "run_root", "parallel", "checkpoint", "evaluate.every", "evaluate.batch", "stop", "log", "loader",
-    "resume", "group_timeout_s", "hooks", "plugins",
+    "resume", "group_timeout_s", "hooks", "plugins", "exclude",
 )  # fmt: skip
 """Keys that may change when a run goes on: they touch neither samples, order, randomness nor the maths of a step."""

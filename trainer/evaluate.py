@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch
 
 from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
-from trainer.data.dataset import Dataset
+from trainer.data.gather import Gather
 from trainer.data.loader import evaluation_batches
 from trainer.errors import ConfigError
 from trainer.parallel import Spread
@@ -25,7 +25,7 @@ class Evaluator:
     """Evaluates the state when it is due, and keeps the score in its progress."""
 
     def __init__(
-        self, run: RunConfig, state: TrainState, spread: Spread, task: Task, data: Dataset | None, stop: Stop
+        self, run: RunConfig, state: TrainState, spread: Spread, task: Task, data: Gather | None, stop: Stop
     ) -> None:
         self.run = run
         self.state = state

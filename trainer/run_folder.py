@@ -16,6 +16,7 @@ from trainer.storage import Storage, join_url, open_storage
 CONFIG = "config.yaml"
 JOB = "job.yaml"
 PROVENANCE = "provenance.json"
+DATA = "data.json"
 PROGRESS = "progress.json"
 STOP_MARKER = "stop"
 ATTEMPTS = "attempts"

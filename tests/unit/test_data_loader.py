@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.data.dataset import ArrayDataset
+from trainer.data.gather import Gather
 from trainer.data.loader import Loader, Microbatch, evaluation_batches
 from trainer.data.order import SampleOrder, uniform
 from trainer.data.permutation import Words
@@ -28,6 +29,7 @@ from trainer.data.prefetch import Prefetcher
 from trainer.errors import ConfigError, DataError
 
 SAMPLES = 37
+SEED = 5
 
 
 def numbers(samples: int = SAMPLES) -> ArrayDataset:
@@ -56,8 +58,8 @@ def as_values(steps: list[list[Microbatch]]) -> list[object]:
 @pytest.mark.parametrize(("prefetch", "workers"), [(1, 0), (4, 0), (0, 2), (3, 2)])
 def test_prefetch_and_workers_do_not_change_a_single_value(prefetch: int, workers: int) -> None:
     order = SampleOrder(SAMPLES, 10, seed=4)
-    inline = Loader(numbers(), order, 4, 0, 2, "cpu", augment=noisy, prefetch=0)
-    other = Loader(numbers(), order, 4, 0, 2, "cpu", augment=noisy, prefetch=prefetch, workers=workers)
+    inline = Loader(Gather(numbers(), SEED, augment=noisy), order, 4, 0, 2, "cpu", prefetch=0)
+    other = Loader(Gather(numbers(), SEED, augment=noisy), order, 4, 0, 2, "cpu", prefetch=prefetch, workers=workers)
     assert as_values(taken(other, 3, 12)) == as_values(taken(inline, 3, 12))
 
 
@@ -75,10 +77,10 @@ def test_the_ranks_of_any_world_together_load_the_global_batches_of_the_order(
     order = SampleOrder(samples, batch, seed=1)
     data = numbers(samples)
     ranks = [
-        taken(Loader(data, order, micro, rank, world, "cpu", augment=noisy, prefetch=0), first_step, 2)
+        taken(Loader(Gather(data, SEED, augment=noisy), order, micro, rank, world, "cpu", prefetch=0), first_step, 2)
         for rank in range(world)
     ]
-    single = taken(Loader(data, order, micro, 0, 1, "cpu", augment=noisy, prefetch=0), first_step, 2)
+    single = taken(Loader(Gather(data, SEED, augment=noisy), order, micro, 0, 1, "cpu", prefetch=0), first_step, 2)
     for step in range(2):
         real = sorted((m for rank in ranks for m in rank[step] if m.real), key=lambda m: m.index)
         assert as_values([real]) == as_values([single[step]])
@@ -89,8 +91,8 @@ def test_the_ranks_of_any_world_together_load_the_global_batches_of_the_order(
 
 def test_entering_at_a_step_continues_what_a_run_from_the_start_would_have_seen() -> None:
     order = SampleOrder(SAMPLES, 5, seed=9)
-    whole = taken(Loader(numbers(), order, 2, 0, 1, "cpu", prefetch=0), 0, 30)
-    rest = taken(Loader(numbers(), order, 2, 0, 1, "cpu", prefetch=2), 17, 13)
+    whole = taken(Loader(Gather(numbers(), SEED), order, 2, 0, 1, "cpu", prefetch=0), 0, 30)
+    rest = taken(Loader(Gather(numbers(), SEED), order, 2, 0, 1, "cpu", prefetch=2), 17, 13)
     assert as_values(rest) == as_values(whole[17:])
 
 
@@ -99,7 +101,7 @@ def test_an_augmented_sample_depends_on_its_epoch_but_not_on_its_place_in_the_ba
     seen: dict[tuple[int, int], float] = {}
     for batch in (5, 37):
         order = SampleOrder(SAMPLES, batch, seed=2)
-        steps = taken(Loader(data, order, batch, 0, 1, "cpu", augment=noisy, prefetch=0), 0, 74 // batch)
+        steps = taken(Loader(Gather(data, SEED, augment=noisy), order, batch, 0, 1, "cpu", prefetch=0), 0, 74 // batch)
         for position, (sample, value) in enumerate(
             (int(i), float(x)) for [m] in steps for i, x in zip(m.ids, m.batch["x"], strict=True)
         ):
@@ -109,7 +111,7 @@ def test_an_augmented_sample_depends_on_its_epoch_but_not_on_its_place_in_the_ba
 
 def test_an_inline_step_costs_little() -> None:
     data = ArrayDataset({"tokens": np.zeros((5000, 65), dtype=np.uint8)})
-    steps = Loader(data, SampleOrder(5000, 32, 0), 32, 0, 1, "cpu", prefetch=0).steps(0)
+    steps = Loader(Gather(data, SEED), SampleOrder(5000, 32, 0), 32, 0, 1, "cpu", prefetch=0).steps(0)
     next(steps)
     best = min(_seconds(steps, 200) for _ in range(5))
     assert best / 200 < 200e-6  # about 15 µs on an idle machine
@@ -136,7 +138,7 @@ class Failing:
 
 def test_an_error_of_the_prefetch_thread_is_raised_in_its_turn_with_its_own_traceback() -> None:
     order = SampleOrder(SAMPLES, 1, seed=0, shuffle=False)
-    loader = Loader(Failing(), order, 1, 0, 1, "cpu", prefetch=4)
+    loader = Loader(Gather(Failing(), SEED), order, 1, 0, 1, "cpu", prefetch=4)
     steps = loader.steps(0)
     assert [int(m.ids[0]) for [m] in islice(steps, 11)] == list(range(11))
     with pytest.raises(OSError, match="on fire") as caught:
@@ -146,7 +148,7 @@ def test_an_error_of_the_prefetch_thread_is_raised_in_its_turn_with_its_own_trac
 
 
 def test_close_returns_at_once_while_the_thread_waits_for_room() -> None:
-    loader = Loader(numbers(), SampleOrder(SAMPLES, 4, 0), 4, 0, 1, "cpu", prefetch=1)
+    loader = Loader(Gather(numbers(), SEED), SampleOrder(SAMPLES, 4, 0), 4, 0, 1, "cpu", prefetch=1)
     next(loader.steps(0))
     start = time.perf_counter()
     loader.close()
@@ -157,13 +159,13 @@ def test_close_returns_at_once_while_the_thread_waits_for_room() -> None:
 @pytest.mark.parametrize(("prefetch", "workers"), [(2, 0), (0, 1)])
 def test_an_iterator_ends_when_the_loader_is_closed_and_another_may_follow(prefetch: int, workers: int) -> None:
     order = SampleOrder(SAMPLES, 4, 0)
-    loader = Loader(numbers(), order, 4, 0, 1, "cpu", prefetch=prefetch, workers=workers)
+    loader = Loader(Gather(numbers(), SEED), order, 4, 0, 1, "cpu", prefetch=prefetch, workers=workers)
     first = loader.steps(0)
     next(first)
     loader.close()
     assert next(first, None) is None
     assert as_values(taken(loader, 5, 2)) == as_values(
-        taken(Loader(numbers(), order, 4, 0, 1, "cpu", prefetch=0), 5, 2)
+        taken(Loader(Gather(numbers(), SEED), order, 4, 0, 1, "cpu", prefetch=0), 5, 2)
     )
 
 
@@ -210,7 +212,7 @@ def test_the_time_spent_waiting_is_counted() -> None:
             time.sleep(0.002)
             return {"x": torch.from_numpy(ids)}
 
-    loader = Loader(Slow(), SampleOrder(SAMPLES, 1, 0), 1, 0, 1, "cpu", prefetch=0)
+    loader = Loader(Gather(Slow(), SEED), SampleOrder(SAMPLES, 1, 0), 1, 0, 1, "cpu", prefetch=0)
     taken(loader, 0, 5)
     assert loader.wait_s >= 0.01
 
@@ -219,11 +221,12 @@ WORKER_SCRIPT = """
     import os, signal, sys, time
     import numpy as np
     from trainer.data.dataset import ArrayDataset
+    from trainer.data.gather import Gather
     from trainer.data.loader import Loader
     from trainer.data.order import SampleOrder
 
     data = ArrayDataset({"x": np.arange(64)})
-    loader = Loader(data, SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)
+    loader = Loader(Gather(data, 5), SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)
     steps = loader.steps(0)
     next(steps)
     pids = [process.pid for process in loader._open[0]._processes]
@@ -264,7 +267,7 @@ def test_evaluation_visits_each_held_out_sample_once_and_gives_each_rank_as_many
     samples: int, batch: int, world: int, limit: int
 ) -> None:
     data = numbers(samples)
-    ranks = [list(evaluation_batches(data, batch, rank, world, "cpu", limit)) for rank in range(world)]
+    ranks = [list(evaluation_batches(Gather(data, SEED), batch, rank, world, "cpu", limit)) for rank in range(world)]
     assert len({len(batches) for batches in ranks}) == 1
     seen = [int(i) for batches in ranks for m in batches if m.real for i in m.batch["id"]]
     assert sorted(seen) == list(range(min(samples, limit)))
@@ -273,12 +276,12 @@ def test_evaluation_visits_each_held_out_sample_once_and_gives_each_rank_as_many
 def test_wrong_sizes_are_refused_with_their_key() -> None:
     order = SampleOrder(SAMPLES, 4, 0)
     with pytest.raises(ConfigError, match="micro_batch=0"):
-        Loader(numbers(), order, 0, 0, 1, "cpu")
+        Loader(Gather(numbers(), SEED), order, 0, 0, 1, "cpu")
     with pytest.raises(ConfigError, match=r"loader\.workers=-1"):
-        Loader(numbers(), order, 2, 0, 1, "cpu", workers=-1)
+        Loader(Gather(numbers(), SEED), order, 2, 0, 1, "cpu", workers=-1)
     with pytest.raises(DataError, match="37 samples"):
-        Loader(numbers(36), order, 2, 0, 1, "cpu")
+        Loader(Gather(numbers(36), SEED), order, 2, 0, 1, "cpu")
     with pytest.raises(DataError, match="nothing to evaluate"):
-        evaluation_batches(numbers(0), 2, 0, 1, "cpu", None)
+        evaluation_batches(Gather(numbers(0), SEED), 2, 0, 1, "cpu", None)
     with pytest.raises(ConfigError, match=r"evaluate\.batch=0"):
-        evaluation_batches(numbers(), 0, 0, 1, "cpu", None)
+        evaluation_batches(Gather(numbers(), SEED), 0, 0, 1, "cpu", None)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.arrow import ArrowDataset
+from trainer.data.cache import ShardCache
 from trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
 from trainer.data.index import ShardIndex
 from trainer.data.scikit import breast_cancer, digits, shifted, split_ids
@@ -71,13 +72,13 @@ def test_a_remote_dataset_is_fetched_through_the_cache_and_checked(tmp_path: Pat
     store = fsspec.filesystem("memory")
     store.put(str(tmp_path / "set"), "/sets/one", recursive=True)
     cache = tmp_path / "cache"
-    data = ArrowDataset("memory://sets/one", cache=str(cache))
+    data = ArrowDataset("memory://sets/one", cache=lambda: ShardCache(str(cache), 10**9))
     assert np.array_equal(data.take(np.array([14, 0]))["label"].numpy(), columns["label"][[14, 0]])
     assert len(list(cache.rglob("*.arrow"))) == 2
     damaged = bytearray(store.cat("/sets/one/shard-1.arrow"))
     damaged[-200] ^= 1
     store.pipe("/sets/one/shard-1.arrow", bytes(damaged))
-    with pytest.raises(DataError, match=r"shard-1\.arrow is damaged"):
+    with pytest.raises(DataError, match=r"part 0 of shard memory://sets/one/shard-1\.arrow is damaged"):
         data.take(np.array([7]))
     store.rm("/sets/one", recursive=True)
 

@@ -1,100 +1,161 @@
-"""A dataset of Arrow IPC shards, read from a folder by memory map or from a store through a local cache."""
+"""A dataset of Arrow IPC shards, gathered from memory maps of local files or of a node's cache of remote ones."""
 
 from __future__ import annotations
 
-import os
-import tempfile
-from typing import Any
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.index import Shard, ShardIndex, is_remote
+from trainer.data.index import BYTES, TEXT, Column, ShardIndex
+from trainer.data.memory import gather_ragged, gather_rows, numbers_at
+from trainer.data.node import node_cache
+from trainer.data.open_shards import OpenShards, row_bytes
 from trainer.data.order import Ids
-from trainer.data.shards import file_parts, map_shard
-from trainer.errors import DataError
-from trainer.storage import open_storage
+from trainer.data.ragged import Ragged
+from trainer.errors import ConfigError, DataError
 
-Piece = dict[str, Any]
+if TYPE_CHECKING:
+    from concurrent.futures import Future
+
+    from trainer.data.cache import ShardCache
 
 
 class ArrowDataset:
     """The samples of a prepared dataset folder or fsspec URL; shards are opened when first needed.
 
-    A remote shard is fetched whole into `cache` (default `$EVERSTEP_CACHE` or ~/.cache/everstep) under the
-    name of its digest, so that datasets share it and a damaged download is never used.
+    Shards of a store, and compressed ones of any place, go through a cache on the node's own disk.
     """
 
-    def __init__(self, path: str, cache: str | None = None) -> None:
+    bulk = True
+    """One large `take` costs less than several small ones."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        columns: Sequence[str] | None = None,
+        cast: Mapping[str, str] | None = None,
+        verify: bool = False,
+        cache: Callable[[], ShardCache] | None = None,
+    ) -> None:
+        """
+        Args:
+            columns: names of those to read; None reads all.
+            cast: a torch type by column, such as {"tokens": "int64"}.
+            verify: check the digests of local shards as they are opened; those that come from a store always are.
+            cache: makes the cache of remote and compressed shards; None is that of this user on this node.
+        """
         self.path = path
         self.index = ShardIndex.read(path)
         self.digest = self.index.digest
-        default = os.environ.get("EVERSTEP_CACHE", os.path.join("~", ".cache", "everstep"))
-        self._cache = os.path.expanduser(cache or default)
-        self._starts = np.cumsum([0, *(shard.rows for shard in self.index.shards)])
-        self._shards: dict[int, Piece] = {}
+        self.columns = _chosen(path, self.index, columns)
+        self.shard_rows = [shard.rows for shard in self.index.shards]
+        self.shard_files = [shard.file for shard in self.index.shards]
+        self._cast = {name: _torch_type(path, self.columns, name, kind) for name, kind in (cast or {}).items()}
+        self._starts = np.cumsum([0, *self.shard_rows])
+        self._opener = (cache or node_cache, verify)
+        self._shards = self._unopened()
 
     def __len__(self) -> int:
         return self.index.rows
 
     def __getstate__(self) -> dict[str, Any]:
-        # A map cannot be pickled and need not be: another process opens its own.
-        return {**self.__dict__, "_shards": {}}
+        # Maps and locks cannot be pickled and need not be: another process opens its own.
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock")}
 
-    def take(self, ids: Ids) -> dict[str, Tensor]:
-        """One gather for each column and each shard that the ids touch."""
-        if len(self.index.shards) == 1:
-            return {name: torch.from_numpy(array[ids]) for name, array in self._shard(0).items()}
-        numbers = np.searchsorted(self._starts, ids, side="right") - 1
-        rows = ids - self._starts[numbers]
-        batch: Piece = {}
-        for name, column in self.index.columns.items():
-            batch[name] = np.empty((len(ids), *(size or 0 for size in column.shape)), dtype=column.type)
-        for number in np.unique(numbers).tolist():
-            here = numbers == number
-            for name, array in self._shard(number).items():
-                batch[name][here] = array[rows[here]]
-        return {name: torch.from_numpy(array) for name, array in batch.items()}
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._shards = self._unopened()
 
-    def _shard(self, number: int) -> Piece:
-        opened = self._shards.get(number)
-        if opened is None:
-            opened = self._shards[number] = self._open(self.index.shards[number])
-        return opened
+    def _unopened(self) -> OpenShards:
+        self._lock = threading.Lock()
+        return OpenShards(self.path, self.index, self.columns, *self._opener)
 
-    def _open(self, shard: Shard) -> Piece:
-        path = self._fetched(shard) if is_remote(self.path) else str(open_storage(self.path).path(shard.file))
-        if os.path.exists(path) and os.path.getsize(path) != shard.bytes:
-            raise DataError(
-                f"shard {path} is {os.path.getsize(path)} bytes where the index says {shard.bytes}; "
-                "copy it back or prepare the dataset again"
-            )
-        rows, pieces, _ = map_shard(path, self.index.columns)
-        if rows != shard.rows:
-            raise DataError(f"shard {path} has {rows} rows where the index says {shard.rows}; prepare it again")
-        if len(pieces) == 1:
-            return pieces[0]
-        # Our own shards are one piece; one of many, from another tool, costs its size in memory.
-        return {name: np.concatenate([piece[name] for piece in pieces]) for name in self.index.columns}
+    @property
+    def sample_bytes(self) -> float:
+        """Mean size of a sample as it is stored."""
+        return self.index.bytes / max(1, len(self))
 
-    def _fetched(self, shard: Shard) -> str:
-        """Path of the local copy of a remote shard; its digest is checked before it gets its name."""
-        target = os.path.join(self._cache, "shards", f"{shard.digest}.arrow")
-        if os.path.exists(target):
-            return target
-        import fsspec
+    @property
+    def room_bytes(self) -> int:
+        """How much of it can be at hand at once."""
+        return self._shards.room_bytes
 
-        os.makedirs(os.path.dirname(target), exist_ok=True)
-        url = f"{self.path.rstrip('/')}/{shard.file}"
-        with tempfile.TemporaryDirectory(dir=os.path.dirname(target)) as folder:
-            part = os.path.join(folder, "part")
-            filesystem, name = fsspec.url_to_fs(url)
-            try:
-                filesystem.get_file(name, part)
-            except FileNotFoundError:
-                raise DataError(f"shard {url} is missing; copy it back or prepare it again") from None
-            if file_parts(part) != shard.parts:
-                raise DataError(f"shard {url} is damaged: its digest is not that of the index; upload it again")
-            os.replace(part, target)
-        return target
+    def take(self, ids: Ids) -> dict[str, Tensor | Ragged]:
+        """One gather a column, whatever number of shards the ids touch. Row i is sample `ids[i]`."""
+        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < len(self)):
+            raise IndexError(f"{self.path} has samples 0 to {len(self) - 1}, not {ids.min()} to {ids.max()}")
+        shards, rows = self._located(ids)
+        while True:
+            with self._lock:
+                missing = [] if self._shards.settled else self._missing(shards, rows)
+                self._shards.kept = frozenset(shards.tolist()) if missing else frozenset()
+                if not missing:
+                    return {name: self._gather(name, column, shards, rows) for name, column in self.columns.items()}
+            # Without the lock, so that others go on asking for what comes later.
+            for cached, parts in missing:
+                cached.need(parts)
+
+    def want(self, ids: Ids) -> list[Future[None]]:
+        """Begin to fetch what these samples need; nothing where the dataset is on this machine's disks."""
+        if self._shards.cache is None or self._shards.settled:
+            return []
+        with self._lock:
+            missing = self._missing(*self._located(ids))
+        return [future for cached, parts in missing for future in cached.want(parts)]
+
+    def place(self, sample: int) -> str:
+        """Where a sample lies, for people: dataset, shard and row."""
+        number = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return f"{self.path}, {self.index.shards[number].file}, row {sample - self._starts[number]}"
+
+    def _located(self, ids: Ids) -> tuple[Ids, Ids]:
+        shards = np.searchsorted(self._starts, ids, side="right") - 1
+        return shards, ids - self._starts[shards]
+
+    def _missing(self, shards: Ids, rows: Ids) -> list[tuple[Any, Ids]]:
+        """Opens the shards of these rows; returns what of them is not here yet: (cached shard, its parts)."""
+        found = []
+        for number, shard in self._shards.use(shards).items():
+            if shard.cached is not None and not shard.cached.complete:
+                parts = shard.cached.absent(self._shards.parts(number, shard, rows[shards == number]))
+                if parts.size:
+                    found.append((shard.cached, parts))
+        return found
+
+    def _gather(self, name: str, column: Column, shards: Ids, rows: Ids) -> Tensor | Ragged:
+        values, offsets = self._shards.bases[name]
+        if not column.ragged:
+            shape = tuple(size or 0 for size in column.shape)
+            found = gather_rows(values[shards] + rows * row_bytes(column), column.type, shape)
+            return self._typed(name, torch.from_numpy(found))
+        kind = "uint8" if column.type in (TEXT, BYTES) else column.type
+        at = offsets[shards] + rows * 8
+        starts = numbers_at(at)
+        addresses = values[shards] + starts * np.dtype(kind).itemsize
+        together, bounds = gather_ragged(addresses, numbers_at(at + 8) - starts, kind)
+        return Ragged(self._typed(name, torch.from_numpy(together)), torch.from_numpy(bounds))
+
+    def _typed(self, name: str, values: Tensor) -> Tensor:
+        kind = self._cast.get(name)
+        return values if kind is None else values.to(kind)
+
+
+def _chosen(path: str, index: ShardIndex, names: Sequence[str] | None) -> Mapping[str, Column]:
+    for name in names or ():
+        if name not in index.columns:
+            raise ConfigError(f"data.columns: {path} has no column {name!r}; it has {', '.join(index.columns)}")
+    return index.columns if names is None else {name: index.columns[name] for name in names}
+
+
+def _torch_type(path: str, columns: Mapping[str, Column], name: str, kind: str) -> torch.dtype:
+    found = getattr(torch, kind, None)
+    if name not in columns:
+        raise DataError(f"data.cast: {path} has no column {name!r}; it has {', '.join(columns)}")
+    if not isinstance(found, torch.dtype):
+        raise ConfigError(f"data.cast.{name}={kind!r} is no type of torch; write int64, float32 or the like")
+    return found

@@ -14,20 +14,32 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from trainer.data.bad import BadSamples
 from trainer.data.order import Ids
 from trainer.data.permutation import Words
+from trainer.data.ragged import Ragged
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Columns = dict[str, Tensor | Ragged]
+Decode = Callable[[Columns], Columns]
+"""Turns stored bytes into tensors; samples that do not decode are told by `BadSamples`."""
+Collate = Callable[[Columns], dict[str, Tensor]]
+"""Makes tensors of columns whose samples differ in length: see trainer/data/collate.py."""
 Augment = Callable[[dict[str, Tensor], Words], dict[str, Tensor]]
 """(batch, one uint64 key a sample) -> batch; every random draw comes from the keys, nothing from a global
 generator, so that a sample is augmented alike on every rank and after every restart."""
 
 
 class Dataset(Protocol):
-    """Samples with ids 0 to len - 1."""
+    """Samples with ids 0 to len - 1.
+
+    It may have more: `shard_rows`, the samples of each of its shards, for the order to keep together; `bulk`, true
+    where one large `take` costs less than several small ones; `sample_bytes`; `place(id)`, where a sample lies, for
+    people; `want(ids)`, which begins to fetch samples ahead of need.
+    """
 
     @property
     def digest(self) -> str:
@@ -36,8 +48,8 @@ class Dataset(Protocol):
 
     def __len__(self) -> int: ...
 
-    def take(self, ids: Ids) -> dict[str, Tensor]:
-        """The named columns of these samples; row i of each is sample `ids[i]`. CPU tensors."""
+    def take(self, ids: Ids) -> Columns:
+        """The named columns of these samples; row i of each is sample `ids[i]`. On the CPU; `BadSamples` names rows."""
         ...
 
 
@@ -49,6 +61,8 @@ class Splits:
     validation: Dataset | None = None
     augment: Augment | None = None
     """Applied to batches of `train` only."""
+    decode: Decode | None = None
+    collate: Collate | None = None
 
 
 class ArrayDataset:
@@ -81,7 +95,13 @@ class ArrayDataset:
         first = next(iter(self.columns.values()))
         return len(first) if first.ndim else 0
 
-    def take(self, ids: Ids) -> dict[str, Tensor]:
+    bulk = True
+
+    @property
+    def sample_bytes(self) -> float:
+        return sum(array.nbytes for array in self.columns.values()) / max(1, len(self))
+
+    def take(self, ids: Ids) -> Columns:
         """One gather a column, of the column's own type."""
         return {name: torch.from_numpy(array[ids]) for name, array in self.columns.items()}
 
@@ -142,9 +162,9 @@ class MapDataset:
     def __len__(self) -> int:
         return len(self.source)
 
-    def take(self, ids: Ids) -> dict[str, Tensor]:
+    def take(self, ids: Ids) -> Columns:
         """Sample by sample, because that is all a map-style dataset offers; `workers` spread the cost."""
-        batch = default_collate([self.source[index] for index in ids.tolist()])
+        batch = default_collate(self._samples(ids))
         if isinstance(batch, Mapping):
             return dict(batch)
         items = [batch] if isinstance(batch, Tensor) else list(batch)
@@ -154,6 +174,17 @@ class MapDataset:
                 f"pass columns=[…] with {len(items)} names, or return dicts"
             )
         return dict(zip(self._columns, items, strict=True))
+
+    def _samples(self, ids: Ids) -> list[Any]:
+        samples, errors = [], {}
+        for row, index in enumerate(ids.tolist()):
+            try:
+                samples.append(self.source[index])
+            except Exception as error:
+                cause, errors[row] = error, f"{type(error).__name__}: {error}"
+        if errors:
+            raise BadSamples(errors) from cause
+        return samples
 
 
 class Subset:
@@ -173,6 +204,15 @@ class Subset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, ids: Ids) -> dict[str, Tensor]:
+    def take(self, ids: Ids) -> Columns:
         """Rows `self.ids[ids]` of the whole dataset."""
         return self.dataset.take(self.ids[ids])
+
+    def place(self, sample: int) -> str:
+        return place_of(self.dataset, int(self.ids[sample]))
+
+
+def place_of(dataset: Dataset, sample: int) -> str:
+    """Where a sample lies, for people."""
+    place: Callable[[int], str] | None = getattr(dataset, "place", None)
+    return place(sample) if place is not None else f"sample {sample}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from trainer.config import LoaderConfig
-from trainer.data.dataset import Splits
+from trainer.data.gather import Gather
 from trainer.data.loader import Loader, Microbatch
 from trainer.data.order import SampleOrder
 
@@ -17,7 +17,7 @@ class Feed:
 
     def __init__(
         self,
-        splits: Splits,
+        gather: Gather,
         order: SampleOrder,
         loader: LoaderConfig,
         micro_batch: int,
@@ -25,7 +25,7 @@ class Feed:
         world: int,
         device: torch.device,
     ) -> None:
-        self.splits = splits
+        self.gather = gather
         self.order = order
         self.loader = loader
         self.micro_batch = micro_batch
@@ -40,15 +40,15 @@ class Feed:
         """The local microbatches of each step after the first `done`."""
         self.close()
         self._open = Loader(
-            self.splits.train,
+            self.gather,
             self.order,
             self.micro_batch,
             self.rank,
             self.world,
             self.device,
-            augment=self.splits.augment,
             prefetch=self.loader.prefetch,
             workers=self.loader.workers,
+            ahead_mb=self.loader.ahead_mb,
         )
         return self._open.steps(done)
 

@@ -1,18 +1,25 @@
-"""Which sample comes when: pure functions of (dataset size, seed, position), the same on every world.
+"""Which sample comes when: pure functions of (sizes of shards, seed, position), the same on every world.
 
-Step s consumes the positions [s * global_batch, (s + 1) * global_batch). Position p is entry p % samples
-of epoch p // samples; a batch may straddle epochs, and nothing is padded or dropped.
+Step s consumes the positions [s * global_batch, (s + 1) * global_batch). Of one dataset, position p is entry
+p % samples of epoch p // samples; a batch may straddle epochs, and nothing is padded or dropped. A mixture deals its
+positions to its datasets in a fixed pattern, and each goes through epochs of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.permutation import GOLDEN, MASK, KeyedPermutation, Words, mix, mix_int
+from trainer.config import RunConfig
+from trainer.data.interleave import Interleave, crossed, mix_pattern
+from trainer.data.permutation import GOLDEN, MASK, Words, mix, mix_int
+from trainer.data.source_order import SourceOrder, Stretch
 from trainer.errors import ConfigError
 
 Ids = NDArray[np.int64]
@@ -20,29 +27,92 @@ Ids = NDArray[np.int64]
 _ORDER_STREAM, _SAMPLE_STREAM = 0x6F72646572, 0x73616D706C65
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
+class Source:
+    """A dataset as the order sees it."""
+
+    rows: Sequence[int]
+    """Samples of each shard, in stored order; one number where there are no shards."""
+    share: Fraction = Fraction(1)
+    """Of all samples that a run uses; the shares of a run's sources sum to 1."""
+
+
 class SampleOrder:
-    """The order of a run: from a position to its sample and back, in constant time at any position."""
+    """The order of a run: from a position to its sample and back, in constant time at any position.
 
-    samples: int
-    """Samples in the training set."""
-    global_batch: int
-    """Samples a step."""
-    seed: int
-    shuffle: bool = True
-    """False: every epoch goes through the samples in their stored order."""
+    Samples of several sources have ids one after the other: those of the second begin where the first's end.
+    """
 
-    def __post_init__(self) -> None:
-        if self.samples < 1:
-            raise ConfigError("data holds 0 training samples; choose a dataset with at least 1")
-        _at_least_one("global_batch", self.global_batch)
+    def __init__(
+        self,
+        sources: int | Sequence[Source],
+        global_batch: int,
+        seed: int,
+        shuffle: bool = True,
+        *,
+        window: int | None = None,
+        lanes: int = 1,
+        lane_width: int = 1,
+    ) -> None:
+        """
+        Args:
+            sources: what is read, or the number of samples of the one source.
+            global_batch: samples a step.
+            shuffle: False goes through each source in its stored order, epoch after epoch.
+            window: shards whose samples are mixed at a time, over all lanes; None mixes all.
+            lanes: streams, each with shards of its own, that take turns of `lane_width` samples within a batch.
+        """
+        if isinstance(sources, int):
+            sources = [Source([sources])]
+        for key, value in (("global_batch", global_batch), ("order.lanes", lanes), ("lane_width", lane_width)):
+            _at_least_one(key, value)
+        if window is not None:
+            _at_least_one("order.window", window, "shard")
+        self.sources = tuple(sources)
+        self.global_batch = global_batch
+        self.seed = seed
+        self.shuffle = shuffle
+        self.lanes = lanes
+        base = mix_int(seed * GOLDEN + _ORDER_STREAM)
+        self._orders = [
+            SourceOrder(source.rows, base ^ mix_int(number * GOLDEN), window, lanes, shuffle)
+            for number, source in enumerate(self.sources)
+        ]
+        self.starts = np.cumsum([0, *(order.samples for order in self._orders)])
+        """The first id of each source, and the number of all ids."""
+        for number, order in enumerate(self._orders):
+            if order.samples < 1:
+                which = f" in source {number} of data.mix" if len(self.sources) > 1 else ""
+                raise ConfigError(f"data holds 0 training samples{which}; choose a dataset with at least 1")
+        mixture = mix_pattern([source.share for source in self.sources])
+        self._mix = Interleave(mixture, len(self.sources))
+        self._lanes = Interleave(crossed(mixture, lanes, lane_width), len(self.sources) * lanes) if lanes > 1 else None
+        self._stretches = lru_cache(maxsize=64)(self._find_stretches)
+
+    @classmethod
+    def of_run(cls, run: RunConfig, sources: Sequence[Source]) -> SampleOrder:
+        """The order in which a run uses the samples of these sources."""
+        return cls(
+            sources,
+            run.global_batch,
+            run.seed,
+            run.order.shuffle,
+            window=run.order.window,
+            lanes=run.order.lanes,
+            lane_width=run.micro_batch,
+        )
+
+    @property
+    def samples(self) -> int:
+        """Samples in all sources."""
+        return int(self.starts[-1])
 
     def ids(self, position: int, count: int) -> Ids:
         """The sample ids at positions [position, position + count): int64 [count]."""
         return self.at(position, np.arange(count))[1]
 
     def epochs(self, position: int, count: int) -> Ids:
-        """The epochs of the same positions: int64 [count]."""
+        """The epochs of the same positions, each of its own source: int64 [count]."""
         return self.at(position, np.arange(count))[0]
 
     def at(self, position: int, offsets: NDArray[np.integer]) -> tuple[Ids, Ids]:
@@ -52,38 +122,90 @@ class SampleOrder:
         """
         if position < 0:
             raise ValueError(f"a position is 0 or more, not {position}")
-        first, entry = divmod(position, self.samples)
-        turns, entries = np.divmod(offsets + np.int64(entry), np.int64(self.samples))
-        epochs = turns + np.int64(first)
-        if not self.shuffle or not entries.size:
-            return epochs, entries
-        if turns.min() == turns.max():
-            keys: int | Words = self._epoch_key(first + int(turns.flat[0]))
+        flat = offsets.ravel().astype(np.int64, copy=False)
+        if len(self.sources) == 1:
+            epochs, ids = self._of_source(0, position, flat, position, flat)
         else:
-            keys = self._epoch_keys(epochs.ravel())
-        ids = KeyedPermutation(self.samples, keys).forward(entries.ravel())
-        return epochs, ids.reshape(offsets.shape)
+            epochs, ids = self._of_mixture(position, flat)
+        return epochs.reshape(offsets.shape), ids.reshape(offsets.shape)
+
+    def _of_mixture(self, position: int, offsets: Ids) -> tuple[Ids, Ids]:
+        mix = self._mix
+        turn, rest = divmod(position, mix.period)
+        turns, residues = np.divmod(offsets + np.int64(rest), np.int64(mix.period))
+        sources = mix.pattern[residues]
+        epochs, ids = np.empty_like(offsets), np.empty_like(offsets)
+        for number in np.unique(sources).tolist():
+            here = sources == number
+            count = mix.counts[number]
+            indices = turns[here] * np.int64(count) + mix.ranks[residues[here]]
+            epochs[here], found = self._of_source(number, turn * count, indices, position, offsets[here])
+            ids[here] = found + self.starts[number]
+        return epochs, ids
+
+    def _of_source(self, number: int, first: int, indices: Ids, position: int, offsets: Ids) -> tuple[Ids, Ids]:
+        """Epochs and samples of one source: its samples number `first + indices`, at `position + offsets`."""
+        order = self._orders[number]
+        epoch, entry = divmod(first, order.samples)
+        turns, entries = np.divmod(indices + np.int64(entry), np.int64(order.samples))
+        epochs = turns + np.int64(epoch)
+        if self._lanes is None and (order.whole or not order.shuffle):
+            return epochs, order.anywhere(epochs, entries)
+        ids = np.empty_like(entries)
+        for turn in np.unique(epochs).tolist():
+            here = epochs == turn
+            if self._lanes is None:
+                ids[here] = order.ids(turn, Stretch(0, 0, order.samples), entries[here])
+            else:
+                ids[here] = self._in_lanes(self._lanes, number, turn, position, offsets[here])
+        return epochs, ids
+
+    def _in_lanes(self, lanes: Interleave, number: int, epoch: int, position: int, offsets: Ids) -> Ids:
+        turn, rest = divmod(position, lanes.period)
+        turns, residues = np.divmod(offsets + np.int64(rest), np.int64(lanes.period))
+        streams = lanes.pattern[residues]
+        ids = np.empty_like(offsets)
+        for stream in np.unique(streams).tolist():
+            here = streams == stream
+            count = lanes.counts[stream]
+            stretch, before = self._stretches(number, epoch)[stream % self.lanes]
+            entries = turns[here] * np.int64(count) + lanes.ranks[residues[here]] + np.int64(turn * count - before)
+            ids[here] = self._orders[number].ids(epoch, stretch, entries)
+        return ids
+
+    def _find_stretches(self, number: int, epoch: int) -> list[tuple[Stretch, int]]:
+        """For each lane its stretch of a source's epoch, and how many of the lane's samples came before that epoch."""
+        lanes, samples = self._lanes, self._orders[number].samples
+        if lanes is None:
+            return [(Stretch(0, 0, samples), epoch * samples)]
+        first, end = (self._mix.position(number, (epoch + turn) * samples) for turn in (0, 1))
+        found, start = [], 0
+        for lane in range(self.lanes):
+            stream = number * self.lanes + lane
+            before = lanes.before(stream, first)
+            length = lanes.before(stream, end) - before
+            found.append((Stretch(lane, start, length), before))
+            start += length
+        return found
 
     def position_of(self, sample: int, epoch: int) -> int:
-        """The one position at which `epoch` visits `sample`."""
+        """The one position at which the sample's source visits it for the `epoch`-th time, counted from 0."""
         if not 0 <= sample < self.samples:
             raise ValueError(f"a sample is 0 to {self.samples - 1}, not {sample}")
-        entry = sample
-        if self.shuffle:
-            permutation = KeyedPermutation(self.samples, self._epoch_key(epoch))
-            entry = int(permutation.inverse(np.array([sample]))[0])
-        return epoch * self.samples + entry
+        number = int(np.searchsorted(self.starts, sample, side="right")) - 1
+        order = self._orders[number]
+        place = order.place(sample - int(self.starts[number]), epoch)
+        stretches = self._stretches(number, epoch)
+        starts = [stretch.start + stretch.length for stretch, _ in stretches]
+        stretch, before = stretches[int(np.searchsorted(starts, place, side="right"))]
+        index = before + order.entry(place, epoch, stretch)
+        if self._lanes is None:
+            return self._mix.position(number, index)
+        return self._lanes.position(number * self.lanes + stretch.lane, index)
 
     def step_of(self, sample: int, epoch: int) -> int:
         """The step (from 0) that consumes `sample` in `epoch`."""
         return self.position_of(sample, epoch) // self.global_batch
-
-    def _epoch_key(self, epoch: int) -> int:
-        return mix_int(mix_int(self.seed * GOLDEN + _ORDER_STREAM) + epoch * GOLDEN)
-
-    def _epoch_keys(self, epochs: Ids) -> Words:
-        base = np.uint64(mix_int(self.seed * GOLDEN + _ORDER_STREAM))
-        return mix(epochs.astype(np.uint64) * np.uint64(GOLDEN) + base)
 
 
 def sample_keys(seed: int, epochs: Ids, ids: Ids) -> Words:
@@ -128,6 +250,6 @@ def microbatches(global_batch: int, micro_batch: int, rank: int, world: int) -> 
     return slots
 
 
-def _at_least_one(key: str, value: int) -> None:
+def _at_least_one(key: str, value: int, what: str = "sample") -> None:
     if value < 1:
-        raise ConfigError(f"{key}={value} must be at least 1 sample")
+        raise ConfigError(f"{key}={value} must be at least 1 {what}")

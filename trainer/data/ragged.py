@@ -43,6 +43,11 @@ class Ragged:
         first, last = int(offsets[0]), int(offsets[-1])
         return Ragged(self.values[first:last], offsets - first)
 
+    def select(self, rows: Tensor) -> Ragged:
+        """The samples with these numbers, int64 [n], copied in this order."""
+        kept = [self[row] for row in rows.tolist()]
+        return Ragged.of(kept) if kept else Ragged(self.values[:0], self.offsets[:1] * 0)
+
     def to(self, *args: Any, **kwargs: Any) -> Ragged:
         """The values elsewhere or of another type, like `Tensor.to`; the offsets stay on the CPU."""
         return Ragged(self.values.to(*args, **kwargs), self.offsets)

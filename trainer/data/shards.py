@@ -173,6 +173,37 @@ class Mapped(NamedTuple):
     base: int
     """Address of the first byte of the map: where in the file an array lies is its own address less this."""
 
+    @property
+    def copied(self) -> bool:
+        """Whether columns had to be read to be shown: booleans, which Arrow packs in bits, and several batches."""
+        return len(self.columns) != 1 or any(array[0].dtype == bool for array in self.columns[0].values() if len(array))
+
+    def joined(self) -> dict[str, Stored]:
+        """The columns as one array each. A shard of several record batches, from another tool, is copied to memory."""
+        if len(self.columns) == 1:
+            return self.columns[0]
+        names = self.columns[0] if self.columns else ()
+        return {name: _join([batch[name] for batch in self.columns]) for name in names}
+
+
+def _join(pieces: list[Stored]) -> Stored:
+    if not isinstance(pieces[0], RaggedArray):
+        return np.concatenate(pieces)
+    bounds = [piece.offsets[[0, -1]] for piece in pieces if isinstance(piece, RaggedArray)]
+    values = [piece[0][first:last] for piece, (first, last) in zip(pieces, bounds, strict=True)]
+    starts = np.cumsum([0, *(len(part) for part in values)])
+    offsets = [piece[1][:-1] - first + start for piece, (first, _), start in zip(pieces, bounds, starts, strict=False)]
+    return RaggedArray(np.concatenate(values), np.concatenate([*offsets, starts[-1:]]))
+
+
+def inflate(path: str, to: str) -> None:
+    """Write a compressed shard again as one that can be mapped."""
+    with pa.memory_map(path) as source, pa.OSFile(to, "wb") as target:
+        reader = pa.ipc.open_file(source)
+        with pa.ipc.new_file(target, reader.schema) as writer:
+            for number in range(reader.num_record_batches):
+                writer.write_batch(reader.get_batch(number))
+
 
 def map_shard(path: str, columns: Mapping[str, Column]) -> Mapped:
     """Open a shard without reading its rows; DataError in one line where it is missing or damaged."""

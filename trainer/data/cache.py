@@ -1,0 +1,213 @@
+"""A node's cache of remote shards: parts are downloaded when needed, verified, and shared by all its processes."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.cache_files import ShardFiles
+from trainer.data.cache_folder import CacheFolder
+from trainer.data.fetch import ELSEWHERE_S, Crew, DamagedError, Stats
+from trainer.data.index import PART_BYTES, Shard, part_digest
+from trainer.errors import DataError, StorageError
+from trainer.storage import Storage, join_url
+
+Parts = NDArray[np.int64]
+_NONE = np.empty(0, np.int64)
+INFLATED = ".inflated"
+"""Ending of the name of a shard that was compressed; it is one part, as long as it may be."""
+_INFLATING = (1 << 20) - 1  # the claim of who inflates, where no part has its claim
+
+
+class ShardCache:
+    """Shards of any datasets in the folder of a node, at most `limit_bytes` of them as far as they are not open.
+
+    Any number of processes and jobs share a folder; each downloads with up to `parallel` threads of its own, which
+    a forked child starts anew. It can be pickled.
+    """
+
+    def __init__(self, folder: str, limit_bytes: int, *, parallel: int = 8) -> None:
+        self._folder = CacheFolder(folder, limit_bytes)
+        self._parallel = parallel
+        self._crews: dict[int, Crew] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_crews": {}}
+
+    def open(self, storage: Storage, shard: Shard) -> CachedShard:
+        """The shard's local file, with whatever of it is here; it is not evicted before it is closed."""
+        return CachedShard(self, self._folder.open(shard.digest, shard.bytes, len(shard.parts)), storage, shard)
+
+    def inflated(self, storage: Storage, shard: Shard, inflate: Callable[[str, str], None]) -> CachedShard:
+        """The shard as `inflate(path, to)` makes it of the whole download, done once per node; all of it is here."""
+        name = shard.digest + INFLATED
+        while True:
+            files = self._folder.open(name, None, 1)
+            if files.marks.all():
+                return CachedShard(self, files, storage, shard)
+            if self._folder.claim(shard.digest, _INFLATING):
+                try:
+                    self._inflate(storage, shard, inflate, files)
+                finally:
+                    self._folder.release(shard.digest, _INFLATING)
+            else:
+                time.sleep(ELSEWHERE_S)
+
+    def _inflate(self, storage: Storage, shard: Shard, inflate: Callable[[str, str], None], files: ShardFiles) -> None:
+        whole = f"{self._folder.stem(shard.digest + INFLATED)}.tmp"
+        source = self.open(storage, shard)
+        try:
+            source.need(np.arange(len(shard.parts)))
+            self._folder.with_room(lambda: inflate(source.path, whole))
+        finally:
+            source.close()
+        self._folder.adopt(files, whole)
+        self._folder.drop(shard.digest)
+
+    @property
+    def stats(self) -> Stats:
+        """What this process has downloaded so far."""
+        return replace(self.crew.stats, evictions=self._folder.evictions)
+
+    @property
+    def limit_bytes(self) -> int:
+        """Bytes of shards that may lie in the folder."""
+        return self._folder.limit_bytes
+
+    @property
+    def folder(self) -> CacheFolder:
+        return self._folder
+
+    @property
+    def crew(self) -> Crew:
+        """This process's threads; those of a parent, and its locks, are not there after a fork."""
+        pid = os.getpid()
+        if pid not in self._crews:
+            self._crews.setdefault(pid, Crew(self._parallel))
+            for parent in self._crews.keys() - {pid}:
+                self._crews.pop(parent, None)
+        return self._crews[pid]
+
+
+class CachedShard:
+    """One shard of which some parts are here. `path` is a file of the full size, to be memory-mapped at once."""
+
+    def __init__(self, cache: ShardCache, files: ShardFiles, storage: Storage, shard: Shard) -> None:
+        self.path = files.path
+        self._cache, self._storage, self._shard = cache, storage, shard
+        self._files: ShardFiles | None = files
+        self._complete = bool(files.marks.all())
+
+    @property
+    def complete(self) -> bool:
+        """Whether every part is here."""
+        if not self._complete:
+            self._complete = bool(self._open().marks.all())
+        return self._complete
+
+    def absent(self, parts: Parts) -> Parts:
+        """Those of `parts` that are not here yet."""
+        if self._complete:
+            return _NONE
+        missing = parts[~self._open().marks[parts]]
+        if not missing.size:
+            _ = self.complete  # so that the next look costs nothing
+        return missing
+
+    def want(self, parts: Parts) -> list[Future[None]]:
+        """Begin to download those that are not here, and do not wait for them."""
+        return self._fetch(self.absent(parts), urgent=False)
+
+    def need(self, parts: Parts) -> None:
+        """Return when all are here. DataError where the store's bytes are not the index's, StorageError if it fails."""
+        while (missing := self.absent(parts)).size:
+            for future in self._fetch(missing, urgent=True):
+                try:
+                    future.result()
+                except CancelledError:  # another user of the shard has closed it meanwhile
+                    continue
+
+    def _fetch(self, missing: Parts, urgent: bool) -> list[Future[None]]:
+        files = self._open()
+        pieces = [Part(self._cache.folder, files, self._storage, self._shard, part) for part in missing.tolist()]
+        return self._cache.crew.fetch(pieces, urgent) if pieces else []
+
+    def _open(self) -> ShardFiles:
+        if self._files is None:
+            raise ValueError(f"shard {self.path} of the cache was closed")
+        return self._files
+
+    def close(self) -> None:
+        """Allow it to be evicted once nobody has it open; a memory map that was taken remains whole."""
+        files, self._files = self._files, None
+        if files is not None and not self._complete:
+            self._cache.crew.forget(lambda piece: isinstance(piece, Part) and piece.files is files)
+
+
+class Part:
+    """One part on its way from the store to the cache."""
+
+    def __init__(self, folder: CacheFolder, files: ShardFiles, storage: Storage, shard: Shard, part: int) -> None:
+        self.key = (files.identity, part)
+        self.files = files
+        self._folder, self._storage, self._shard, self._part = folder, storage, shard, part
+
+    def here(self) -> bool:
+        """Whether another process has brought it, or its bytes were left by one killed before it marked them."""
+        files, part = self.files, self._part
+        if files.marks[part]:
+            return True
+        if files.has_bytes(part) and part_digest(files.read(part)) == self._shard.parts[part]:
+            files.mark(part)
+        return bool(files.marks[part])
+
+    def claim(self) -> bool:
+        return self._folder.claim(self._shard.digest, self._part)
+
+    def release(self) -> None:
+        self._folder.release(self._shard.digest, self._part)
+
+    def download(self) -> bytes:
+        start = self._part * PART_BYTES
+        stop = min(start + PART_BYTES, self._shard.bytes)
+        try:
+            data = self._storage.read_range(self._shard.file, start, stop)
+        except FileNotFoundError:
+            raise DataError(f"shard {self._url} is missing; copy it back or prepare the dataset again") from None
+        except StorageError as error:
+            self._raise_if_short(error)
+            raise
+        if len(data) != stop - start:
+            raise DamagedError(f"{len(data)} bytes came in place of {stop - start}")
+        if part_digest(data) != self._shard.parts[self._part]:
+            raise DamagedError("its digest is not that of the index")
+        return data
+
+    def _raise_if_short(self, error: StorageError) -> None:
+        """Stores refuse a range beyond the end of an object."""
+        size = self._storage.size(self._shard.file)
+        if size != self._shard.bytes:
+            raise DataError(
+                f"shard {self._url} is {size} bytes where the index says {self._shard.bytes}; "
+                "copy it back or prepare the dataset again"
+            ) from error
+
+    def keep(self, data: bytes) -> None:
+        self._folder.write(self.files, self._part, data)
+
+    def damaged(self, why: str) -> DataError:
+        return DataError(
+            f"part {self._part} of shard {self._url} is damaged: {why}, however often it is downloaded; "
+            f"`everstep data verify {self._storage.url}` tells which shards to upload again"
+        )
+
+    @property
+    def _url(self) -> str:
+        return join_url(self._storage.url, self._shard.file)

@@ -1,0 +1,201 @@
+"""The folder of a node that holds parts of remote shards: shared by processes and jobs, bounded, safe against kills.
+
+FOLDER/lock                  who changes the folder; holds how many bytes lie in it, as last counted
+FOLDER/claims                who downloads what
+FOLDER/shards/STEM.arrow     a shard, STEM.have which of its parts are here, STEM.tmp what is growing to be one
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import logging
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from trainer.data.cache_files import Claims, ShardFiles
+from trainer.data.index import PART_BYTES
+from trainer.errors import ConfigError, StorageError
+
+LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SLACK = 16
+"""Eviction leaves limit / SLACK bytes free, so that most downloads need no look at the whole folder."""
+PARTS_LIMIT = 1 << 20
+"""Parts of a shard: a claim is a byte of a file, 40 bits of its place are the shard's digest and these the part."""
+_USED = struct.Struct("<q")
+
+
+class CacheFolder:
+    """What lies in the folder, who has it open, and how much it may be."""
+
+    def __init__(self, folder: str, limit_bytes: int) -> None:
+        if limit_bytes <= 0:
+            raise ConfigError(f"a cache of {limit_bytes} bytes holds nothing; loader.cache_gb must be > 0")
+        self.folder = os.path.realpath(os.path.expanduser(folder))
+        self.limit_bytes = limit_bytes
+        self.evictions = 0
+        self._shards = os.path.join(self.folder, "shards")
+        self._claims = Claims(os.path.join(self.folder, "claims"))
+        self._look_at = 0  # bytes beyond which the folder is counted again; 0: at the first download
+        self._warned = False
+
+    def stem(self, name: str) -> str:
+        """Path of a shard's files, without the ending."""
+        return os.path.join(self._shards, name)
+
+    def open(self, name: str, size: int | None, parts: int) -> ShardFiles:
+        """A shard's files, new ones where there are none that fit; a `size` of None takes any."""
+        if parts >= PARTS_LIMIT:
+            raise StorageError(f"a shard of {parts} parts is over the cache's limit of {PARTS_LIMIT}; use more shards")
+        return self.with_room(lambda: self._open(self.stem(name), size, parts))
+
+    def _open(self, stem: str, size: int | None, parts: int) -> ShardFiles:
+        with self._locked():
+            files = ShardFiles(stem, parts)
+            if not files.fit(size):
+                # A process that has the old ones open keeps them, complete in themselves.
+                _unlink(stem)
+                files = ShardFiles(stem, parts)
+                files.clear(size or 0)
+            files.pin()
+        return files
+
+    def claim(self, digest: str, part: int) -> bool:
+        """Whether this caller is now the one of the node who downloads the part."""
+        return self._claims.take(int(digest[:10], 16) * PARTS_LIMIT + part)
+
+    def release(self, digest: str, part: int) -> None:
+        self._claims.release(int(digest[:10], 16) * PARTS_LIMIT + part)
+
+    # ---------------------------------------------------------------------------------------------- the limit
+
+    def write(self, files: ShardFiles, part: int, data: bytes) -> None:
+        """Write and mark a verified part, after others had to go if need be."""
+
+        def write() -> None:
+            # Counted and written under one lock, or those who count meanwhile would not see what is on its way.
+            with self._locked() as lock:
+                self._make_room(lock, len(data))
+                files.write(part, data)
+
+        self.with_room(write)
+
+    def adopt(self, files: ShardFiles, whole: str) -> None:
+        """Make the file `whole` the shard of `files`."""
+        with self._locked() as lock:
+            files.replace(whole)
+            self._look_at = 0
+            self._make_room(lock, 0)
+
+    def _make_room(self, lock: int, count: int) -> None:
+        """Evict if `count` bytes more would be too many."""
+        counted = os.pread(lock, _USED.size, 0)
+        used = count + (_USED.unpack(counted)[0] if len(counted) == _USED.size else 0)
+        if used > max(self.limit_bytes, self._look_at) or self._look_at == 0:
+            used = count + self._evict(self.limit_bytes - count, self.limit_bytes // SLACK)
+            # When all that is left is open, it is not looked for again before much more has come.
+            self._look_at = max(self.limit_bytes, used + self.limit_bytes // SLACK)
+            self._warn(used)
+        os.pwrite(lock, _USED.pack(used), 0)
+
+    def _warn(self, used: int) -> None:
+        if used > self.limit_bytes and not self._warned:
+            self._warned = True
+            LOG.warning(
+                "the cache %s holds %.3g GB, over its limit of %.3g GB, and all of that is open; raise loader.cache_gb",
+                self.folder, used / 1e9, self.limit_bytes / 1e9,
+            )  # fmt: skip
+
+    def with_room(self, write: Callable[[], T]) -> T:
+        """Do `write`; when the disk is full, once more after shards have gone. StorageError in one line otherwise."""
+        try:
+            try:
+                return write()
+            except OSError as error:
+                if error.errno not in FULL or not self._shrink():
+                    raise
+                LOG.warning("the disk of the cache %s is full below the limit; lower loader.cache_gb", self.folder)
+            return write()
+        except OSError as error:
+            where = "with more room" if error.errno in FULL else "that you may write to"
+            raise StorageError(
+                f"cannot write to the cache {self.folder}: {error.strerror or error}; "
+                f"set loader.cache to a folder {where}"
+            ) from error
+
+    def _shrink(self) -> bool:
+        """Evict below the limit, since the disk is smaller; whether anything went."""
+        before = self.evictions
+        with self._locked() as lock:
+            used = sum(count for _, count, _ in self._entries())
+            os.pwrite(lock, _USED.pack(self._evict(used - max(used // SLACK, 2 * PART_BYTES), 0)), 0)
+        return self.evictions > before
+
+    def _evict(self, goal: int, slack: int) -> int:
+        """Where over `goal` bytes lie, drop the least recently used until `slack` less do; how many then lie there."""
+        entries = sorted(self._entries())
+        used = sum(count for _, count, _ in entries)
+        if used <= goal:
+            return used
+        for _, count, stem in entries:
+            if used <= goal - slack:
+                break
+            if self._drop(stem):
+                used -= count
+                self.evictions += 1
+        return used
+
+    def _entries(self) -> Iterator[tuple[int, int, str]]:
+        """When last used, bytes on the disk and stem of all that lies here."""
+        with os.scandir(self._shards) as found:
+            for entry in found:
+                if not entry.name.endswith(".have"):
+                    with contextlib.suppress(FileNotFoundError):  # what grows may have got its name meanwhile
+                        status = entry.stat()
+                        yield status.st_mtime_ns, status.st_blocks * 512, entry.path.rpartition(".")[0]
+
+    def drop(self, name: str) -> None:
+        """Remove a shard that will not be needed again, unless some process has it open."""
+        with self._locked():
+            self._drop(self.stem(name))
+
+    def _drop(self, stem: str) -> bool:
+        try:
+            have = os.open(f"{stem}.have", os.O_RDWR)
+        except FileNotFoundError:  # so nobody has it open
+            _unlink(stem)
+            return True
+        try:
+            fcntl.flock(have, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _unlink(stem)
+        except BlockingIOError:
+            return False
+        finally:
+            os.close(have)
+        return True
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[int]:
+        """Alone among all threads and processes; gives the lock's file."""
+        os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        os.makedirs(self._shards, mode=0o700, exist_ok=True)
+        lock = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield lock
+        finally:
+            # Said and not left to the close: a child that was forked meanwhile has inherited the lock.
+            fcntl.flock(lock, fcntl.LOCK_UN)
+            os.close(lock)
+
+
+def _unlink(stem: str) -> None:
+    # The map first: what has none holds nothing, so a kill in between does no harm.
+    for ending in ("have", "arrow", "tmp"):
+        Path(f"{stem}.{ending}").unlink(missing_ok=True)

@@ -1,0 +1,28 @@
+"""Samples that a run must not use any more, from some step on: their places in the order stay empty."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.config import ExcludeConfig, first_steps_without
+from trainer.data.order import Ids
+
+
+class Exclusion:
+    """Which samples are left out at which step. The order of all others does not change."""
+
+    def __init__(self, excludes: Sequence[ExcludeConfig] = ()) -> None:
+        first = first_steps_without(excludes)
+        self._ids = np.array(sorted(first), dtype=np.int64)
+        self._first = np.array([first[sample] for sample in sorted(first)], dtype=np.int64)
+
+    def kept(self, ids: Ids, step: int) -> NDArray[np.bool_] | None:
+        """Which of the ids a step uses; None for all of them."""
+        if not self._ids.size:
+            return None
+        found = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        gone: NDArray[np.bool_] = (self._ids[found] == ids) & (self._first[found] <= step)
+        return ~gone if gone.any() else None

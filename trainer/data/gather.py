@@ -1,0 +1,132 @@
+"""From the ids of a microbatch to its tensors: gathered, decoded, collated, augmented, without the samples left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from trainer.config import BadSample
+from trainer.data.bad import BadSamples
+from trainer.data.dataset import Augment, Collate, Columns, Dataset, Decode, place_of
+from trainer.data.exclusion import Exclusion
+from trainer.data.order import Ids, sample_keys
+from trainer.data.ragged import Ragged
+from trainer.errors import DataError
+
+STAND_INS = 1000
+"""Samples that are tried for a microbatch of which nothing is left."""
+
+
+class Request(NamedTuple):
+    """The samples of one slot, and the epoch in which each is visited."""
+
+    ids: Ids
+    epochs: Ids
+    step: int
+    """The step that uses them, as the log counts steps: the first is 1."""
+
+
+class Gathered(NamedTuple):
+    """A microbatch on the CPU."""
+
+    ids: Ids
+    """Of the rows of `batch`."""
+    batch: dict[str, Tensor]
+    real: bool
+    """False where nothing of the request could be used: the batch is another sample, to be passed with weight zero."""
+    skipped: list[str]
+    """Place and reason of samples that do not decode."""
+
+
+@dataclass(frozen=True)
+class Gather:
+    """Fetches the samples of requests; it is what workers run.
+
+    What is left out, excluded or undecodable, depends on the samples alone, and so is the same on every world.
+    """
+
+    dataset: Dataset
+    seed: int
+    decode: Decode | None = None
+    collate: Collate | None = None
+    augment: Augment | None = None
+    on_bad: BadSample = BadSample.stop
+    excluded: Exclusion = field(default_factory=Exclusion)
+
+    def __call__(self, request: Request) -> Gathered:
+        return self._finished(self._kept(request), None)
+
+    def together(self, requests: Sequence[Request]) -> Iterator[Gathered]:
+        """Several requests by one large gather; what fails is gathered again alone, so that it fails at its place."""
+        kept = [self._kept(request) for request in requests]
+        try:
+            columns = self.dataset.take(np.concatenate([request.ids for request in kept]))
+        except DataError:
+            yield from (self._finished(request, None) for request in kept)
+            return
+        start = 0
+        for request in kept:
+            stop = start + len(request.ids)
+            yield self._finished(request, {name: _part(column, start, stop) for name, column in columns.items()})
+            start = stop
+
+    def _kept(self, request: Request) -> Request:
+        keep = self.excluded.kept(request.ids, request.step)
+        return request if keep is None else Request(request.ids[keep], request.epochs[keep], request.step)
+
+    def _finished(self, request: Request, columns: Columns | None) -> Gathered:
+        skipped: list[str] = []
+        while request.ids.size:
+            try:
+                columns = self.dataset.take(request.ids) if columns is None else columns
+                return Gathered(request.ids, self._batch(request, columns), True, skipped)
+            except BadSamples as bad:
+                told = [f"{place_of(self.dataset, int(request.ids[row]))}: {why}" for row, why in bad.errors.items()]
+                if self.on_bad is BadSample.stop:
+                    raise DataError(
+                        f"{len(told)} samples cannot be decoded, the first is {told[0]}; mend it, or leave such "
+                        "samples out with bad_samples=skip"
+                    ) from bad
+                skipped += told
+                good = np.delete(np.arange(len(request.ids)), list(bad.errors))
+                request, columns = Request(request.ids[good], request.epochs[good], request.step), None
+        stand_in = self._stand_in(request)
+        return Gathered(stand_in.ids, self._batch(stand_in, self.dataset.take(stand_in.ids)), False, skipped)
+
+    def _batch(self, request: Request, columns: Columns) -> dict[str, Tensor]:
+        if self.decode is not None:
+            columns = self.decode(columns)
+        batch = self.collate(columns) if self.collate is not None else _tensors(columns)
+        if self.augment is not None:
+            batch = self.augment(batch, sample_keys(self.seed, request.epochs, request.ids))
+        return batch
+
+    def _stand_in(self, request: Request) -> Request:
+        """Any sample that is neither excluded nor bad: collectives need a pass also where there is nothing to learn."""
+        for sample in range(min(STAND_INS, len(self.dataset))):
+            one = self._kept(Request(np.array([sample]), np.array([0]), request.step))
+            try:
+                if one.ids.size:
+                    self._batch(one, self.dataset.take(one.ids))
+                    return one
+            except BadSamples:
+                continue
+        raise DataError(f"the first {STAND_INS} samples are all excluded or cannot be decoded; check the dataset")
+
+
+def _part(column: Tensor | Ragged, start: int, stop: int) -> Tensor | Ragged:
+    return column[start:stop] if isinstance(column, Tensor) else column.slice(start, stop)
+
+
+def _tensors(columns: Columns) -> dict[str, Tensor]:
+    for name, column in columns.items():
+        if not isinstance(column, Tensor):
+            raise DataError(
+                f"the samples of column {name!r} differ in length: give data.collate (trainer.data.collate.Pad, "
+                "Bucket or Pack) or data.decode, or choose other columns with data.columns"
+            )
+    return columns  # type: ignore[return-value]

@@ -1,0 +1,123 @@
+"""Several datasets as one: ids of the second begin where the first's end. How often each comes is up to the order."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Sequence
+from concurrent.futures import Future
+from fractions import Fraction
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainer.data.bad import BadSamples
+from trainer.data.dataset import Columns, Dataset, place_of
+from trainer.data.order import Ids
+from trainer.data.ragged import Ragged
+from trainer.data.record import DataRecord
+from trainer.errors import DataError
+
+
+class Mixture:
+    """Datasets with the same columns, each with its share of the samples that a run uses."""
+
+    def __init__(self, datasets: Sequence[Dataset], shares: Sequence[Fraction]) -> None:
+        """The shares sum to 1; see `trainer.data.interleave.shares`."""
+        if not datasets or len(datasets) != len(shares):
+            raise DataError(f"a mixture of {len(datasets)} datasets has {len(shares)} shares; give one for each")
+        self.datasets = list(datasets)
+        self.shares = list(shares)
+        self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+        self.bulk = all(getattr(dataset, "bulk", False) for dataset in datasets)
+
+    @property
+    def digest(self) -> str:
+        """Of the datasets' digests and shares, in order."""
+        content = "/".join(f"{d.digest} {share}" for d, share in zip(self.datasets, self.shares, strict=True))
+        return hashlib.sha256(content.encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    @property
+    def sample_bytes(self) -> float:
+        """Mean size of a sample of the largest kind."""
+        return max(float(getattr(dataset, "sample_bytes", 0)) for dataset in self.datasets)
+
+    @property
+    def room_bytes(self) -> int:
+        """How much can be at hand at once, of the dataset that has the least room."""
+        return min(int(getattr(dataset, "room_bytes", sys.maxsize)) for dataset in self.datasets)
+
+    def take(self, ids: Ids) -> Columns:
+        """The samples of each dataset in one gather, put in the order of `ids`."""
+        numbers = np.searchsorted(self._starts, ids, side="right") - 1
+        rows: list[Ids] = []
+        parts: list[Columns] = []
+        errors: dict[int, str] = {}
+        for number in np.unique(numbers).tolist():
+            here = np.flatnonzero(numbers == number)
+            try:
+                parts.append(self.datasets[number].take(ids[here] - self._starts[number]))
+            except BadSamples as bad:
+                errors |= {int(here[row]): why for row, why in bad.errors.items()}
+            rows.append(here)
+        if errors:
+            raise BadSamples(errors)
+        if len(parts) == 1:
+            return parts[0]
+        back = torch.from_numpy(np.argsort(np.concatenate(rows)))
+        return {name: _together([part[name] for part in parts], back) for name in self._names(parts)}
+
+    def want(self, ids: Ids) -> list[Future[None]]:
+        """Begin to fetch the samples of those datasets that can."""
+        numbers = np.searchsorted(self._starts, ids, side="right") - 1
+        found: list[Future[None]] = []
+        for number, dataset in enumerate(self.datasets):
+            want = getattr(dataset, "want", None)
+            if want is not None:
+                found += want(ids[numbers == number] - self._starts[number])
+        return found
+
+    def place(self, sample: int) -> str:
+        number = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        return place_of(self.datasets[number], sample - int(self._starts[number]))
+
+    def _names(self, parts: Sequence[Columns]) -> list[str]:
+        names = list(parts[0])
+        for part in parts[1:]:
+            if set(part) != set(names):
+                raise DataError(
+                    f"data.mix: the datasets have different columns, {', '.join(sorted(names))} and "
+                    f"{', '.join(sorted(part))}; choose common ones with data.columns"
+                )
+        return names
+
+
+def _together(parts: list[Tensor | Ragged], back: Tensor) -> Tensor | Ragged:
+    """The parts end to end, then row i from place `back[i]`."""
+    tensors = [part for part in parts if isinstance(part, Tensor)]
+    if len(tensors) == len(parts):
+        if len({(part.dtype, part.shape[1:]) for part in tensors}) > 1:
+            kinds = " and ".join(sorted({f"{part.dtype} {list(part.shape[1:])}" for part in tensors}))
+            raise DataError(f"data.mix: the datasets store a column as {kinds}; prepare them alike, or use data.cast")
+        return torch.cat(tensors)[back]
+    ragged = [part if isinstance(part, Ragged) else Ragged.of(list(part)) for part in parts]
+    values = [part[row] for part in ragged for row in range(len(part))]
+    return Ragged.of([values[row] for row in back.tolist()])
+
+
+def records_of(dataset: Dataset) -> list[DataRecord]:
+    """The sources of a dataset, as the order and the run folder know them."""
+    if isinstance(dataset, Mixture):
+        parts = zip(dataset.datasets, dataset.shares, strict=True)
+        return [_record(part, share) for part, share in parts]
+    return [_record(dataset, Fraction(1))]
+
+
+def _record(dataset: Dataset, share: Fraction) -> DataRecord:
+    rows: Sequence[int] | None = getattr(dataset, "shard_rows", None)
+    place, files = getattr(dataset, "path", type(dataset).__name__), getattr(dataset, "shard_files", ())
+    return DataRecord(place, dataset.digest, str(share), rows if rows is not None else [len(dataset)], files)

@@ -1,0 +1,146 @@
+"""The shards of a dataset that this process has mapped, and at which address each column of each begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.index import PART_BYTES, Column, Shard, ShardIndex
+from trainer.data.memory import address_of
+from trainer.data.shards import RaggedArray, Stored, file_parts, inflate, map_shard
+from trainer.errors import DataError
+from trainer.storage import open_storage
+
+if TYPE_CHECKING:
+    from trainer.data.cache import CachedShard, ShardCache
+
+Ints = NDArray[np.int64]
+FOOTER_BYTES = 64 << 10
+"""At the end of a shard stands what says where its columns are; that is far less than this."""
+
+
+class OpenShard(NamedTuple):
+    """One mapped shard."""
+
+    arrays: Mapping[str, Stored]
+    file_start: int
+    """Address of the first byte of the map."""
+    bytes: int
+    cached: CachedShard | None
+    """Its place in the node's cache; None for one that is mapped where it lies."""
+
+
+class OpenShards:
+    """Maps shards as they are needed, and lets go of cached ones that were not used for longest.
+
+    Not safe among threads: the dataset holds a lock around it.
+    """
+
+    def __init__(
+        self, path: str, index: ShardIndex, columns: Mapping[str, Column], cache: Callable[[], ShardCache], verify: bool
+    ) -> None:
+        self.bases = {name: np.zeros((2, len(index.shards)), np.int64) for name in columns}
+        """For each column the addresses of values and offsets in each shard; they hold while the shard is open."""
+        self.settled = False
+        """Whether every shard is open for good and complete, so that nothing need be asked any more."""
+        self._storage = open_storage(path)
+        self._index = index
+        self._columns = columns
+        self._verify = verify
+        self._compressed = index.attributes.get("compression", "none") != "none"
+        self.cache = cache() if self._compressed or self._storage.path() is None else None
+        """The node's cache, where the shards have to go through one."""
+        self.room_bytes = self.cache.limit_bytes // 2 if self.cache is not None else index.bytes
+        """What this process keeps open: half of the cache, so that there is room for what comes next."""
+        self.kept: frozenset[int] = frozenset()
+        """Shards that stay open because somebody waits for parts of them."""
+        self._open: dict[int, OpenShard] = {}
+        self._incomplete: set[int] = set()
+        self._bytes = 0
+
+    def use(self, shards: Ints) -> dict[int, OpenShard]:
+        """The shards with these numbers, open; all others may have been closed."""
+        wanted = np.unique(shards).tolist()
+        found = {}
+        for number in wanted:
+            shard = self._open.pop(number, None) or self._map(number)
+            self._open[number] = found[number] = shard  # to the end: the first is the one not used for longest
+            if number in self._incomplete and (shard.cached is None or shard.cached.complete):
+                self._incomplete.discard(number)
+        if self._bytes > self.room_bytes:
+            self._make_room(found)
+        fits = self._index.bytes <= self.room_bytes
+        self.settled = fits and not self._incomplete and len(self._open) == len(self._index.shards)
+        return found
+
+    def parts(self, number: int, shard: OpenShard, rows: Ints) -> Ints:
+        """The parts of the file in which these rows lie; of samples that differ in length, all."""
+        found = []
+        for name, column in self._columns.items():
+            if column.ragged:
+                return np.arange(len(self._index.shards[number].parts))
+            size = row_bytes(column)
+            starts = self.bases[name][0, number] - shard.file_start + rows * size
+            first, last = starts // PART_BYTES, (starts + size - 1) // PART_BYTES
+            found += [first + step for step in range(int((last - first).max(initial=0)) + 1)]
+        return np.unique(np.minimum(np.concatenate(found), len(self._index.shards[number].parts) - 1))
+
+    def _make_room(self, used: Mapping[int, OpenShard]) -> None:
+        for number in [number for number in self._open if number not in used and number not in self.kept]:
+            if self._bytes <= self.room_bytes:
+                return
+            shard = self._open.pop(number)
+            self._bytes -= shard.bytes
+            self._incomplete.discard(number)
+            if shard.cached is not None:
+                shard.cached.close()
+
+    def _map(self, number: int) -> OpenShard:
+        shard = self._index.shards[number]
+        cached = self._fetched(shard)
+        path = cached.path if cached is not None else self._checked(shard)
+        mapped = map_shard(path, self._columns)
+        if cached is not None and not cached.complete and mapped.copied:
+            cached.need(np.arange(len(shard.parts)))
+            mapped = map_shard(path, self._columns)
+        if mapped.rows != shard.rows:
+            raise DataError(f"shard {path} has {mapped.rows} rows where the index says {shard.rows}; prepare it again")
+        opened = OpenShard(mapped.joined(), mapped.base, shard.bytes, cached)
+        for name, array in opened.arrays.items():
+            values, offsets = array if isinstance(array, RaggedArray) else (array, None)
+            self.bases[name][:, number] = address_of(values), 0 if offsets is None else address_of(offsets)
+        self._bytes += shard.bytes
+        if cached is not None and not cached.complete:
+            self._incomplete.add(number)
+        return opened
+
+    def _fetched(self, shard: Shard) -> CachedShard | None:
+        """The shard's place in the cache, with at least those parts that tell where its columns are."""
+        if self.cache is None:
+            return None
+        if self._compressed:
+            return self.cache.inflated(self._storage, shard, inflate)
+        cached = self.cache.open(self._storage, shard)
+        last = len(shard.parts) - 1
+        cached.need(np.unique([0, max(0, shard.bytes - FOOTER_BYTES) // PART_BYTES, last]))
+        return cached
+
+    def _checked(self, shard: Shard) -> str:
+        path = str(self._storage.path(shard.file))
+        if os.path.exists(path) and os.path.getsize(path) != shard.bytes:
+            raise DataError(
+                f"shard {path} is {os.path.getsize(path)} bytes where the index says {shard.bytes}; "
+                "copy it back or prepare the dataset again"
+            )
+        if self._verify and os.path.exists(path) and file_parts(path) != shard.parts:
+            raise DataError(f"shard {path} is damaged: its digests are not the index's; copy it back")
+        return path
+
+
+def row_bytes(column: Column) -> int:
+    """Size of one sample of a column whose samples are all alike."""
+    return int(np.prod([size or 0 for size in column.shape], dtype=np.int64)) * np.dtype(column.type).itemsize

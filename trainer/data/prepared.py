@@ -1,0 +1,83 @@
+"""Prepared datasets as the `data` of a run: one, or a mixture of several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from trainer.data.arrow import ArrowDataset
+from trainer.data.cache import ShardCache
+from trainer.data.dataset import Augment, Collate, Dataset, Decode, Splits
+from trainer.data.index import INDEX
+from trainer.data.interleave import shares
+from trainer.data.mixture import Mixture
+from trainer.errors import ConfigError, DataError
+from trainer.storage import join_url, open_storage
+
+TRAIN, VALIDATION = "train", "validation"
+
+
+def dataset(
+    path: str,
+    *,
+    columns: Sequence[str] | None = None,
+    cast: Mapping[str, str] | None = None,
+    verify: bool = False,
+    decode: Decode | None = None,
+    collate: Collate | None = None,
+    augment: Augment | None = None,
+    cache: Callable[[], ShardCache] | None = None,
+) -> Splits:
+    """What `everstep data prepare` made of a source: `path`/train and `path`/validation, or `path` as a whole.
+
+    Args:
+        path: a folder or any fsspec URL.
+        columns: names of those to read; None reads all.
+        cast: a torch type by column, such as {"tokens": "int64"}.
+        verify: check the digests of local shards as they are opened; those from a store always are.
+        decode, collate, augment: what happens to the batches, in this order; the last on training data only.
+    """
+    opened = [ArrowDataset(url, columns=columns, cast=cast, verify=verify, cache=cache) for url in _folders(path)]
+    return Splits(opened[0], opened[1] if len(opened) > 1 else None, augment, decode, collate)
+
+
+def mixture(
+    mix: Sequence[Mapping[str, Any]],
+    *,
+    columns: Sequence[str] | None = None,
+    cast: Mapping[str, str] | None = None,
+    verify: bool = False,
+    decode: Decode | None = None,
+    collate: Collate | None = None,
+    augment: Augment | None = None,
+    cache: Callable[[], ShardCache] | None = None,
+) -> Splits:
+    """Several prepared datasets, each `{path: …, weight: …}`, with the arguments of `dataset`.
+
+    At every point of the run each has had its share of the samples, to less than one; small ones repeat. Held out are
+    the validation sets of all that have one, each sample once.
+    """
+    if not mix:
+        raise ConfigError("data.mix=[]: name at least one dataset as {path: …, weight: …}")
+    weights = []
+    train: list[Dataset] = []
+    held_out: list[Dataset] = []
+    for number, entry in enumerate(mix):
+        if set(entry) != {"path", "weight"}:
+            raise ConfigError(f"data.mix[{number}] has the keys {', '.join(map(str, entry))}; give path and weight")
+        splits = dataset(str(entry["path"]), columns=columns, cast=cast, verify=verify, cache=cache)
+        weights.append(entry["weight"])
+        train.append(splits.train)
+        held_out += [splits.validation] if splits.validation is not None else []
+    validation = Mixture(held_out, shares([1] * len(held_out))) if held_out else None
+    return Splits(Mixture(train, shares(weights)), validation, augment, decode, collate)
+
+
+def _folders(path: str) -> list[str]:
+    storage = open_storage(path)
+    if storage.exists(INDEX):
+        return [path]
+    folders = [join_url(path, name) for name in (TRAIN, VALIDATION) if storage.exists(f"{name}/{INDEX}")]
+    if not folders or not folders[0].endswith(TRAIN):
+        raise DataError(f"{path} is no dataset: it has no {INDEX}; prepare it with `everstep data prepare`")
+    return folders

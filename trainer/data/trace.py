@@ -1,0 +1,96 @@
+"""Which step used which sample: from the run folder alone, by the order and its inverse, without the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.checkpoint.manifest import candidates
+from trainer.compose import thaw
+from trainer.config import RunConfig, first_steps_without
+from trainer.data.order import SampleOrder
+from trainer.data.record import Places, order_sources, read_record
+from trainer.errors import ConfigError
+from trainer.run_folder import CONFIG, RunFolder
+
+
+@dataclass(frozen=True)
+class Visit:
+    """One sample at its place in one step."""
+
+    sample: int
+    step: int
+    """As the log counts steps: the first is 1."""
+    epoch: int
+    """Of the sample's own dataset, from 0."""
+    place: int
+    """In the global batch, from 0."""
+    microbatch: int
+    source: str
+    shard: str
+    row: int
+    state: str
+    """trained, to come, excluded, or passed over (by a rollback)."""
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Trace:
+    """The samples of a run by step, and its steps by sample."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        try:
+            self.run: RunConfig = thaw(folder.storage.read(CONFIG).decode())
+        except FileNotFoundError:
+            raise ConfigError(f"{folder.url} is not a run folder: it has no {CONFIG}") from None
+        records = read_record(folder)
+        self.order = SampleOrder.of_run(self.run, order_sources(records))
+        self.places = Places(records, self.order)
+        manifest = next((found.manifest for found in candidates(folder) if found.manifest is not None), None)
+        self.reached = manifest.step if manifest is not None else 0
+        """The step of the newest checkpoint."""
+        self._passed_over = manifest.progress.get("passed_over", []) if manifest is not None else []
+        self._excluded = first_steps_without(self.run.exclude)
+
+    def step(self, number: int) -> list[Visit]:
+        """The samples of a step, in the order of the batch."""
+        if not 1 <= number <= self.run.steps:
+            raise ConfigError(f"--step {number}: the run has steps 1 to {self.run.steps}")
+        batch = self.run.global_batch
+        epochs, ids = self.order.at((number - 1) * batch, np.arange(batch))
+        pairs = zip(ids.tolist(), epochs.tolist(), strict=True)
+        return [self._visit(sample, number, epoch, place) for place, (sample, epoch) in enumerate(pairs)]
+
+    def visits(self, sample: int) -> Iterator[Visit]:
+        """Every step up to the run's last that visits a sample."""
+        if not 0 <= sample < self.order.samples:
+            raise ConfigError(f"--sample {sample}: the run has samples 0 to {self.order.samples - 1}")
+        end, epoch = self.run.steps * self.run.global_batch, 0
+        while (position := self.order.position_of(sample, epoch)) < end:
+            step, place = divmod(position, self.run.global_batch)
+            yield self._visit(sample, step + 1, epoch, place)
+            epoch += 1
+
+    def sample(self, text: str) -> int:
+        """The id that `text` means: an id, or `FILE:ROW` of a shard."""
+        if text.isdecimal():
+            return int(text)
+        file, _, row = text.rpartition(":")
+        if not file or not row.isdecimal():
+            raise ConfigError(f"--sample {text!r} is neither an id nor FILE:ROW, such as shard-00000.arrow:17")
+        return self.places.sample(file, int(row))
+
+    def _visit(self, sample: int, step: int, epoch: int, place: int) -> Visit:
+        microbatch = place // self.run.micro_batch
+        return Visit(sample, step, epoch, place, microbatch, *self.places.of(sample), self._state(sample, step))
+
+    def _state(self, sample: int, step: int) -> str:
+        if step >= self._excluded.get(sample, step + 1):
+            return "excluded"
+        if any(first <= step <= last for first, last in self._passed_over):
+            return "passed over"
+        return "trained" if step <= self.reached else "to come"
