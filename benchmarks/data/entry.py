@@ -77,6 +77,7 @@ def _everstep(samples: int, step: int) -> float:
     import torch
     from torch import Tensor
 
+    from trainer.data.gather import Gather
     from trainer.data.loader import Loader
     from trainer.data.order import Ids, SampleOrder
 
@@ -90,7 +91,7 @@ def _everstep(samples: int, step: int) -> float:
             return {"x": torch.from_numpy(ids)}
 
     start = time.perf_counter()
-    loader = Loader(Synthetic(), SampleOrder(samples, BATCH, seed=0), BATCH, 0, 1, "cpu", prefetch=0)
+    loader = Loader(Gather(Synthetic(), seed=0), SampleOrder(samples, BATCH, seed=0), BATCH, 0, 1, "cpu", prefetch=0)
     next(loader.steps(step))
     return time.perf_counter() - start
 

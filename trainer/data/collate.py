@@ -17,8 +17,8 @@ from trainer.data.bits import bit_pattern, bits_of, counted_from_zero, values_of
 from trainer.data.ragged import Ragged
 from trainer.errors import ConfigError, DataError
 
-Collate = Callable[[dict[str, Tensor | Ragged]], dict[str, Tensor]]
 Columns = Mapping[str, Tensor | Ragged]
+"""What the loader gathered; the classes here are `trainer.data.dataset.Collate`."""
 
 
 class Pad:

@@ -20,7 +20,7 @@ from trainer.data.ragged import Ragged
 from trainer.errors import ConfigError, DataError
 
 Columns = Mapping[str, Tensor | Ragged]
-Decode = Callable[[dict[str, Tensor | Ragged]], dict[str, Tensor | Ragged]]
+"""What the loader gathered; the classes here are `trainer.data.dataset.Decode`."""
 
 CHANNELS = {"RGB": 3, "L": 1}
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}

@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from torch import Tensor
 
 from benchmarks.data.reader import Batch, Joined, serve
 from benchmarks.data.source import Source
 from trainer.data.arrow import ArrowDataset
+from trainer.data.dataset import Columns
+from trainer.data.gather import Gather
 from trainer.data.index import ShardIndex
 from trainer.data.loader import Loader
 from trainer.data.order import SampleOrder
@@ -24,17 +27,18 @@ NAME = "sample"
 
 class Everstep:
     def __init__(self, folder: Path, kind: str, batch: int, state: Any) -> None:
-        dataset = ArrowDataset(str(folder))
-        self.loader = Loader(dataset, SampleOrder(len(dataset), batch, seed=0), batch, 0, 1, "cpu", prefetch=0)
-        self.step, self.last, self.kind = state or 0, len(dataset) // batch, kind
+        tokens = kind == "tokens"
+        dataset = ArrowDataset(str(folder), cast={NAME: "int64"} if tokens else None)
+        gather = Gather(dataset, seed=0, collate=None if tokens else joined)
+        self.loader = Loader(gather, SampleOrder(len(dataset), batch, seed=0), batch, 0, 1, "cpu", prefetch=0)
+        self.step, self.last, self.tokens = state or 0, len(dataset) // batch, tokens
 
     def __iter__(self) -> Iterator[Batch]:
-        tokens = self.kind == "tokens"
         # A run has no epochs: batches go on for ever, also across the end of one.
         for (microbatch,) in islice(self.loader.steps(self.step), self.last - self.step):
             self.step += 1
-            column: Any = microbatch.batch[NAME]
-            yield column.long() if tokens else _joined(column)
+            batch = microbatch.batch
+            yield batch[NAME] if self.tokens else Joined(batch["values"].numpy(), batch["offsets"].numpy())
 
     def state(self) -> Any:
         return self.step
@@ -49,8 +53,12 @@ class Everstep:
         ShardIndex(columns_of(table.schema), tuple(shards)).write(str(folder))
 
 
-def _joined(column: Ragged) -> Joined:
-    return Joined(column.values.numpy(), column.offsets.numpy())
+def joined(columns: Columns) -> dict[str, Tensor]:
+    """Bytes as they come out of the gather: one buffer and where each sample begins."""
+    column = columns[NAME]
+    if not isinstance(column, Ragged):
+        raise TypeError(f"{NAME} is not ragged")
+    return {"values": column.values, "offsets": column.offsets}
 
 
 def as_table(source: Source, start: int, stop: int) -> pa.Table:
