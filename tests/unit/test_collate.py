@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,9 +12,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from shard_sets import write_dataset
 from torch import Tensor
 
+from trainer.data.arrow import ArrowDataset
 from trainer.data.collate import Bucket, Pack, Pad, Segments
+from trainer.data.gather import Gather
+from trainer.data.loader import Loader
+from trainer.data.order import SampleOrder
 from trainer.data.ragged import Ragged
 from trainer.errors import ConfigError, DataError
 from trainer.plugins import instantiate
@@ -250,3 +257,29 @@ def test_an_empty_batch_and_empty_samples_have_shapes_too() -> None:
     assert Pad()({"x": ragged([0, 0])})["x"].shape == (2, 1)
     assert Pack(4)({"tokens": ragged([0, 0])})["segments"].shape == (0, 4)
     assert np.prod(Bucket([8])({"x": ragged([0])})["x"].shape) == 8
+
+
+def microbatches_of(
+    rank: int, world: int, collate: Any, data: ArrowDataset
+) -> dict[tuple[int, int], dict[str, Tensor]]:
+    """(step, microbatch) → batch, of three steps as one rank sees them."""
+    loader = Loader(Gather(data, 7, collate=collate), SampleOrder(len(data), 9, seed=7), 2, rank, world, "cpu")
+    try:
+        steps = islice(loader.steps(0), 3)
+        return {(step, m.index): m.batch for step, found in enumerate(steps) for m in found if m.real}
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("collate", [Pad(), Bucket([8, 30]), Pack(16)], ids=lambda one: type(one).__name__)
+def test_a_microbatch_has_the_same_tensors_however_many_ranks_there_are(collate: Any, tmp_path: Path) -> None:
+    samples = [[number] * (number * 7 % 23) for number in range(31)]
+    write_dataset(tmp_path / "set", [10, 21], {"tokens": samples})
+    data = ArrowDataset(str(tmp_path / "set"))
+    alone = microbatches_of(0, 1, collate, data)
+    together = [microbatches_of(rank, 3, collate, data) for rank in range(3)]
+    assert len(alone) == sum(map(len, together)) == 3 * 5
+    for found in together:
+        for place, batch in found.items():
+            assert batch.keys() == alone[place].keys()
+            assert all(torch.equal(batch[name], alone[place][name]) for name in batch)

@@ -7,6 +7,7 @@ import pickle
 import struct
 import zlib
 from io import BytesIO
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from shard_sets import write_dataset
 
+from trainer.config import BadSample
+from trainer.data.arrow import ArrowDataset
 from trainer.data.bad import BadSamples
 from trainer.data.decode import Each, Images
+from trainer.data.gather import Gather, Request
 from trainer.data.ragged import Ragged
 from trainer.errors import ConfigError, DataError
 
@@ -167,3 +172,16 @@ def test_without_pillow_the_extra_to_install_is_named(monkeypatch: pytest.Monkey
     monkeypatch.setattr(importlib, "import_module", missing)
     with pytest.raises(ConfigError, match=r"decoding images needs PIL: pip install 'everstep\[images\]'"):
         Images()
+
+
+def test_a_run_leaves_out_the_images_that_do_not_decode_and_names_them_where_it_stops(tmp_path: Path) -> None:
+    files = [png(pixels(seed=seed)) for seed in range(6)]
+    files[1] = files[4] = b"no image"
+    write_dataset(tmp_path / "set", [2, 4], {"image": files, "id": np.arange(6)})
+    data = ArrowDataset(str(tmp_path / "set"))
+    request = Request(np.array([4, 0, 5, 1]), np.zeros(4, np.int64), 1)
+    kept = Gather(data, 0, Images(dtype="uint8"), on_bad=BadSample.skip)(request)
+    assert kept.ids.tolist() == kept.batch["id"].tolist() == [0, 5]
+    assert np.array_equal(kept.batch["image"][1].permute(1, 2, 0).numpy(), pixels(seed=5))
+    with pytest.raises(DataError, match=r"shard-1.arrow, row 2: ValueError: is no PNG or JPEG"):
+        Gather(data, 0, Images())(request)
