@@ -71,6 +71,7 @@ def test_a_maximal_length_cuts_the_ends_of_longer_samples(lengths: list[int], lo
     column = ragged(lengths)
     batch = Pad(max_length=longest, value=-7)({"x": column})
     assert unpad(batch["x"], batch["lengths"]) == [sample[:longest] for sample in listed(column)]
+    assert batch["lengths"].tolist() == [min(length, longest) for length in lengths]
     assert batch["x"].shape[1] <= longest
 
 
