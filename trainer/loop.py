@@ -11,7 +11,7 @@ import torch
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.config import Nonfinite, RunConfig
 from trainer.data.feed import Feed
-from trainer.data.loader import Microbatch
+from trainer.data.gather import Microbatch
 from trainer.errors import DivergedError, ShortOfMemoryError
 from trainer.evaluate import Evaluator, keep_score
 from trainer.journal import Hook, Journal

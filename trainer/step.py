@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from trainer.config import Dtype, RunConfig
-from trainer.data.loader import Microbatch
+from trainer.data.gather import Microbatch
 from trainer.optim import lr_factor, set_lr
 from trainer.parallel import Spread
 from trainer.state import TrainState

@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from trainer.data.dataset import ArrayDataset
-from trainer.data.gather import Gather
-from trainer.data.loader import Loader, Microbatch, evaluation_batches
+from trainer.data.gather import Gather, Microbatch
+from trainer.data.loader import Loader, evaluation_batches
 from trainer.data.order import SampleOrder, uniform
 from trainer.data.permutation import Words
 from trainer.data.prefetch import Prefetcher

@@ -81,9 +81,9 @@ class ArrowDataset:
         return self.index.bytes / max(1, len(self))
 
     @property
-    def room_bytes(self) -> int:
-        """How much of it can be at hand at once."""
-        return self._shards.room_bytes
+    def room_bytes(self) -> int | None:
+        """How much of it can be at hand at once; None where nothing has to be fetched."""
+        return self._shards.room_bytes if self._shards.cache is not None else None
 
     def take(self, ids: Ids) -> dict[str, Tensor | Ragged]:
         """One gather a column, whatever number of shards the ids touch. Row i is sample `ids[i]`."""

@@ -38,7 +38,7 @@ class Dataset(Protocol):
 
     It may have more: `shard_rows`, the samples of each of its shards, for the order to keep together; `bulk`, true
     where one large `take` costs less than several small ones; `sample_bytes`; `place(id)`, where a sample lies, for
-    people; `want(ids)`, which begins to fetch samples ahead of need.
+    people; `want(ids)`, which begins to fetch samples ahead of need, and `room_bytes`, how much of them may be at hand.
     """
 
     @property

@@ -19,6 +19,9 @@ class Exclusion:
         self._ids = np.array(sorted(first), dtype=np.int64)
         self._first = np.array([first[sample] for sample in sorted(first)], dtype=np.int64)
 
+    def __bool__(self) -> bool:
+        return bool(self._ids.size)
+
     def kept(self, ids: Ids, step: int) -> NDArray[np.bool_] | None:
         """Which of the ids a step uses; None for all of them."""
         if not self._ids.size:

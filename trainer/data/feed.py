@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 
 from trainer.config import LoaderConfig
-from trainer.data.gather import Gather
-from trainer.data.loader import Loader, Microbatch
+from trainer.data.gather import Gather, Microbatch
+from trainer.data.loader import Loader
 from trainer.data.order import SampleOrder
 
 

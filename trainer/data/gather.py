@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import BadSample
@@ -28,18 +31,29 @@ class Request(NamedTuple):
     epochs: Ids
     step: int
     """The step that uses them, as the log counts steps: the first is 1."""
+    index: int = 0  # type: ignore[assignment]  # the field's word hides tuple.index, as in Slot
+    """Number of the microbatch in the global batch."""
+    real: bool = True
+    """False where it repeats another rank's, to be passed with weight zero."""
+
+    def only(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Request:
+        """The same with these rows of it."""
+        return self._replace(ids=self.ids[rows], epochs=self.epochs[rows])
 
 
-class Gathered(NamedTuple):
-    """A microbatch on the CPU."""
+@dataclass(slots=True)
+class Microbatch:
+    """What one rank passes through the model at once."""
 
-    ids: Ids
-    """Of the rows of `batch`."""
-    batch: dict[str, Tensor]
+    index: int
+    """Its number in the global batch."""
     real: bool
-    """False where nothing of the request could be used: the batch is another sample, to be passed with weight zero."""
-    skipped: list[str]
-    """Place and reason of samples that do not decode."""
+    """False: passed with weight zero, so that collectives match on ranks with nothing left to do."""
+    ids: Ids
+    batch: dict[str, Tensor]
+    """Named columns; row i is sample `ids[i]`."""
+    skipped: Sequence[str] = ()
+    """Place and reason of samples that do not decode and were left out."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +71,40 @@ class Gather:
     on_bad: BadSample = BadSample.stop
     excluded: Exclusion = field(default_factory=Exclusion)
 
-    def __call__(self, request: Request) -> Gathered:
+    def __call__(self, request: Request) -> Microbatch:
         return self._finished(self._kept(request), None)
 
-    def together(self, requests: Sequence[Request]) -> Iterator[Gathered]:
+    def together(self, requests: Sequence[Request]) -> Iterator[Microbatch]:
         """Several requests by one large gather; what fails is gathered again alone, so that it fails at its place."""
-        kept = [self._kept(request) for request in requests]
+        kept = [self._kept(request) for request in requests] if self.excluded else requests
         try:
             columns = self.dataset.take(np.concatenate([request.ids for request in kept]))
         except DataError:
             yield from (self._finished(request, None) for request in kept)
             return
-        start = 0
-        for request in kept:
-            stop = start + len(request.ids)
-            yield self._finished(request, {name: _part(column, start, stop) for name, column in columns.items()})
-            start = stop
+        sizes = [len(request.ids) for request in kept]
+        parts = zip(*(_split(column, sizes) for column in columns.values()), strict=True)
+        names, plain = list(columns), self._plain and all(sizes)
+        for request, values in zip(kept, parts, strict=True):
+            if plain and (batch := _tensors(dict(zip(names, values, strict=True)))):
+                yield Microbatch(request.index, request.real, request.ids, batch)
+            else:
+                yield self._finished(request, dict(zip(names, values, strict=True)))
+
+    @property
+    def _plain(self) -> bool:
+        return self.decode is None and self.collate is None and self.augment is None
 
     def _kept(self, request: Request) -> Request:
         keep = self.excluded.kept(request.ids, request.step)
-        return request if keep is None else Request(request.ids[keep], request.epochs[keep], request.step)
+        return request if keep is None else request.only(keep)
 
-    def _finished(self, request: Request, columns: Columns | None) -> Gathered:
+    def _finished(self, request: Request, columns: Columns | None) -> Microbatch:
         skipped: list[str] = []
         while request.ids.size:
             try:
                 columns = self.dataset.take(request.ids) if columns is None else columns
-                return Gathered(request.ids, self._batch(request, columns), True, skipped)
+                return Microbatch(request.index, request.real, request.ids, self._batch(request, columns), skipped)
             except BadSamples as bad:
                 told = [f"{place_of(self.dataset, int(request.ids[row]))}: {why}" for row, why in bad.errors.items()]
                 if self.on_bad is BadSample.stop:
@@ -93,9 +114,10 @@ class Gather:
                     ) from bad
                 skipped += told
                 good = np.delete(np.arange(len(request.ids)), list(bad.errors))
-                request, columns = Request(request.ids[good], request.epochs[good], request.step), None
+                request, columns = request.only(good), None
         stand_in = self._stand_in(request)
-        return Gathered(stand_in.ids, self._batch(stand_in, self.dataset.take(stand_in.ids)), False, skipped)
+        batch = self._batch(stand_in, self.dataset.take(stand_in.ids))
+        return Microbatch(request.index, False, stand_in.ids, batch, skipped)
 
     def _batch(self, request: Request, columns: Columns) -> dict[str, Tensor]:
         if self.decode is not None:
@@ -118,8 +140,12 @@ class Gather:
         raise DataError(f"the first {STAND_INS} samples are all excluded or cannot be decoded; check the dataset")
 
 
-def _part(column: Tensor | Ragged, start: int, stop: int) -> Tensor | Ragged:
-    return column[start:stop] if isinstance(column, Tensor) else column.slice(start, stop)
+def _split(column: Tensor | Ragged, sizes: list[int]) -> Sequence[Tensor | Ragged]:
+    """Views of the column's rows, so many each."""
+    if isinstance(column, Tensor):
+        return torch.split(column, sizes)
+    bounds = np.cumsum([0, *sizes]).tolist()
+    return [column.slice(start, stop) for start, stop in pairwise(bounds)]
 
 
 def _tensors(columns: Columns) -> dict[str, Tensor]:

@@ -7,43 +7,28 @@ in it, so `prefetch` and `workers` are free to differ from one start of a run to
 from __future__ import annotations
 
 import logging
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice, pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.gather import Gather, Gathered, Request
+from trainer.data.gather import Gather, Microbatch, Request
 from trainer.data.lookahead import Lookahead
-from trainer.data.order import Ids, SampleOrder, Slot, microbatches
+from trainer.data.order import SampleOrder, Slot, microbatches
 from trainer.data.prefetch import Prefetcher
 from trainer.data.workers import Workers
 from trainer.errors import ConfigError, DataError
 
 LOG = logging.getLogger("everstep")
-CHUNK = 1 << 14
+CHUNK = 1 << 13
 """Sample ids computed at a time: enough to make their cost vanish, few enough to stay in the cache."""
 FIRST_CHUNK = 1 << 10
 """The same at the start of an iteration, whose first batch somebody waits for."""
-GROUP, GROUP_BYTES = 256, 2 << 20
+GROUP, GROUP_BYTES = 384, 2 << 20
 """Samples, and bytes of them, that are gathered at a time from a dataset that is best at many."""
-
-
-@dataclass(slots=True)
-class Microbatch:
-    """What one rank passes through the model at once."""
-
-    index: int
-    """Its number in the global batch."""
-    real: bool
-    """False: passed with weight zero, so that collectives match on ranks with nothing left to do."""
-    ids: Ids
-    batch: dict[str, Tensor]
-    """Named columns on the rank's device; row i is sample `ids[i]`."""
 
 
 class Loader:
@@ -80,7 +65,7 @@ class Loader:
         self._prefetch = prefetch
         self._workers = workers
         self._ahead_mb = ahead_mb
-        self._open: list[Prefetcher[list[Microbatch]] | Workers[Request, Gathered] | Lookahead] = []
+        self._open: list[Prefetcher[list[Microbatch]] | Workers[Request, Microbatch] | Lookahead] = []
 
     def steps(self, first_step: int) -> Iterator[list[Microbatch]]:
         """The local microbatches of step `first_step` and of every one after it, without end.
@@ -117,21 +102,22 @@ class Loader:
             self.wait_s += time.perf_counter() - start
             yield step
 
-    def _steps(self, gathered: Iterator[Gathered]) -> Iterator[list[Microbatch]]:
+    def _steps(self, gathered: Iterator[Microbatch]) -> Iterator[list[Microbatch]]:
         pin = self.device.type == "cuda"
         while True:
             step = []
-            for slot in self.slots:
-                found = next(gathered, None)
-                if found is None:  # closed
+            for _ in self.slots:
+                microbatch = next(gathered, None)
+                if microbatch is None:  # closed
                     return
-                for sample in found.skipped:
+                for sample in microbatch.skipped:
                     LOG.warning("left out, since it cannot be decoded: %s", sample)
-                batch = _pinned(found.batch) if pin else found.batch
-                step.append(Microbatch(slot.index, slot.real and found.real, found.ids, batch))
+                if pin:
+                    microbatch.batch = _pinned(microbatch.batch)
+                step.append(microbatch)
             yield step
 
-    def _gathered(self, first_step: int) -> Iterator[Gathered]:
+    def _gathered(self, first_step: int) -> Iterator[Microbatch]:
         """The local slots in turn: by workers, or here, as many at a time as make one good gather."""
         requests = self._requests(first_step)
         if self._workers:
@@ -146,17 +132,17 @@ class Loader:
         largest = max(slot.stop - slot.start for slot in self.slots)
         return self._grouped(requests, fitting // largest) if fitting >= 2 * largest else map(self._gather, requests)
 
-    def _grouped(self, requests: Iterator[Request], count: int) -> Iterator[Gathered]:
+    def _grouped(self, requests: Iterator[Request], count: int) -> Iterator[Microbatch]:
         while True:
             yield from self._gather.together(list(islice(requests, count)))
 
     def _look_ahead(self, first_step: int) -> Lookahead | None:
         dataset = self._gather.dataset
-        want = getattr(dataset, "want", None)
-        if want is None or not self._ahead_mb:
+        want, room = getattr(dataset, "want", None), getattr(dataset, "room_bytes", None)
+        if want is None or room is None or not self._ahead_mb:
             return None
         # What is fetched ahead must not push out of the cache what is needed before it.
-        ahead_bytes = min(self._ahead_mb * 1e6, getattr(dataset, "room_bytes", sys.maxsize) / 2)
+        ahead_bytes = min(self._ahead_mb * 1e6, room / 2)
         ahead = 1 + int(ahead_bytes / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
         ids = (np.concatenate([request.ids for request in several]) for several in self._chunks(first_step, ahead))
         lookahead = Lookahead(want, ids, ahead)
@@ -172,6 +158,7 @@ class Loader:
         """The slots of each step in turn; only this rank's samples are computed, many steps at a time."""
         offsets = np.concatenate([np.arange(slot.start, slot.stop) for slot in self.slots])
         bounds = np.cumsum([0, *(slot.stop - slot.start for slot in self.slots)]).tolist()
+        cuts = [(*cut, slot.index, slot.real) for cut, slot in zip(pairwise(bounds), self.slots, strict=True)]
         batch = self.order.global_batch
         count = FIRST_CHUNK
         step = first_step
@@ -180,8 +167,8 @@ class Loader:
             steps = (np.arange(count) * batch)[:, None] + offsets
             epochs, ids = self.order.at(step * batch, steps)
             for row in range(count):
-                for start, stop in pairwise(bounds):
-                    yield Request(ids[row, start:stop], epochs[row, start:stop], step + row + 1)
+                for start, stop, index, real in cuts:
+                    yield Request(ids[row, start:stop], epochs[row, start:stop], step + row + 1, index, real)
             step += count
             count = CHUNK
 
@@ -204,11 +191,12 @@ def evaluation_batches(
 def _in_order(gather: Gather, slots: list[Slot], device: torch.device) -> Iterator[Microbatch]:
     for slot in slots:
         ids = np.arange(slot.start, slot.stop)
-        found = gather(Request(ids, np.zeros_like(ids), 0))
-        columns = found.batch
+        microbatch = gather(Request(ids, np.zeros_like(ids), 0, slot.index, slot.real))
+        if device.type == "cuda":
+            microbatch.batch = _pinned(microbatch.batch)
         if device.type != "cpu":
-            columns = _moved(_pinned(columns) if device.type == "cuda" else columns, device)
-        yield Microbatch(slot.index, slot.real and found.real, found.ids, columns)
+            microbatch.batch = _moved(microbatch.batch, device)
+        yield microbatch
 
 
 def _pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:

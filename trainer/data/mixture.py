@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections.abc import Sequence
 from concurrent.futures import Future
 from fractions import Fraction
@@ -47,9 +46,10 @@ class Mixture:
         return max(float(getattr(dataset, "sample_bytes", 0)) for dataset in self.datasets)
 
     @property
-    def room_bytes(self) -> int:
-        """How much can be at hand at once, of the dataset that has the least room."""
-        return min(int(getattr(dataset, "room_bytes", sys.maxsize)) for dataset in self.datasets)
+    def room_bytes(self) -> int | None:
+        """How much can be at hand at once, of the dataset that has the least room; None where none is fetched."""
+        rooms = (getattr(dataset, "room_bytes", None) for dataset in self.datasets)
+        return min((room for room in rooms if room is not None), default=None)
 
     def take(self, ids: Ids) -> Columns:
         """The samples of each dataset in one gather, put in the order of `ids`."""
