@@ -6,7 +6,7 @@ PINS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
 
-.PHONY: help demo test check bench bench-peers
+.PHONY: help demo test check bench bench-peers bench-peers-data
 .DEFAULT_GOAL := help
 
 help:  ## this page
@@ -31,6 +31,11 @@ bench: $(VENV)/test.stamp  ## measure; ARGS= goes to the benchmarks
 bench-peers:  ## the peers that Everstep is measured beside, in an environment of their own
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/requirements.txt
+
+bench-peers-data:  ## those that read and write datasets
+	$(PYTHON) -m venv .venv-peers-data
+	.venv-peers-data/bin/python -m pip install --quiet --disable-pip-version-check -r benchmarks/peers/data.txt
+	.venv-peers-data/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers/data-alone.txt
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

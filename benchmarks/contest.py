@@ -28,14 +28,16 @@ class FailedError(Exception):
 
 @dataclass(frozen=True)
 class Contestant:
-    """A script under benchmarks/contestants/, and the package that it needs in the peers' environment."""
+    """A script, and the package that it needs in the peers' environment."""
 
     name: str
     package: str | None = None
+    folder: str = "benchmarks.contestants"
+    peers: str = PEERS_PYTHON
 
     @property
     def python(self) -> str:
-        return sys.executable if self.package is None else PEERS_PYTHON
+        return sys.executable if self.package is None else self.peers
 
     def check(self) -> None:
         """MissingError unless its package is there."""
@@ -48,7 +50,7 @@ class Contestant:
             raise MissingError(f"{self.package} is not installed")
 
     def argv(self, processes: int) -> list[str]:
-        script = ["-m", f"benchmarks.contestants.{self.name}"]
+        script = ["-m", f"{self.folder}.{self.name}"]
         if processes == 1:
             return [self.python, *script]
         return [*torchrun(self.python, processes), *script]
@@ -67,9 +69,9 @@ CONTESTANTS = (
 )
 
 
-def chosen(only: str, default: Sequence[str]) -> list[Contestant]:
+def chosen(only: str, default: Sequence[str], among: Sequence[Contestant] = CONTESTANTS) -> list[Contestant]:
     names = only.split(",") if only else default
-    known = {contestant.name: contestant for contestant in CONTESTANTS}
+    known = {contestant.name: contestant for contestant in among}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise SystemExit(f"no contestant {unknown[0]!r}; there are {', '.join(known)}")

@@ -10,6 +10,8 @@ import torch
 import yaml
 from torch import nn
 
+from trainer.data.collate import Pack, Pad
+from trainer.data.ragged import Ragged
 from trainer.models.convnet import ConvNet
 from trainer.models.gpt import GPT
 from trainer.models.mlp import MLP
@@ -147,3 +149,48 @@ def test_every_plug_in_of_conf_can_be_imported_and_takes_its_keys(file: Path) ->
     assert module.startswith(("trainer.tasks.", "trainer.models.", "trainer.data."))
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     assert set(node) <= set(parameters)
+
+
+def mean_loss(task: LanguageModel, model: nn.Module, batch: Batch) -> tuple[float, int]:
+    loss = task.loss(model, batch)
+    return loss.sum.item(), int(loss.count)
+
+
+def test_only_tokens_that_follow_on_one_of_their_own_document_are_targets() -> None:
+    torch.manual_seed(0)
+    task, model = LanguageModel(tiny_gpt), tiny_gpt().eval()
+    tokens = some_text(2)["tokens"]
+    segments = torch.tensor([[1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 0, 0, 0], [3] * 13], dtype=torch.int32)
+    counted = torch.tensor([[1, 1, 1, 0, 1, 1, 1, 1, 1, 0, 0, 0], [1] * 12], dtype=torch.bool)
+    logits = model(tokens.long()[:, :-1])
+    each = nn.functional.cross_entropy(logits.flatten(0, 1), tokens.long()[:, 1:].flatten(), reduction="none")
+    loss = task.evaluate(model, {"tokens": tokens, "segments": segments})
+    assert int(loss.count) == int(counted.sum()) == 20
+    torch.testing.assert_close(loss.sum, each[counted.flatten()].sum())
+    torch.testing.assert_close(loss.metrics["bits_per_byte"] * math.log(2), loss.sum)
+
+
+def test_segments_of_one_document_change_nothing_and_padding_alone_counts_nothing() -> None:
+    task, model, batch = LanguageModel(tiny_gpt), tiny_gpt().eval(), some_text()
+    ones = torch.ones(batch["tokens"].shape, dtype=torch.int32)
+    assert mean_loss(task, model, {**batch, "segments": ones}) == mean_loss(task, model, batch)
+    nothing = task.loss(model, {**batch, "segments": 0 * ones})
+    assert (nothing.sum.item(), int(nothing.count)) == (0.0, 0)
+    nothing.sum.backward()
+    assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
+
+
+def test_padding_adds_neither_loss_nor_targets_whatever_it_is_filled_with() -> None:
+    task, model = LanguageModel(tiny_gpt), tiny_gpt().eval()
+    column = Ragged.of([torch.arange(3), torch.arange(13) + 60, torch.arange(1), torch.arange(0)])
+    singly = [mean_loss(task, model, {"tokens": column[row][None]}) for row in (0, 1)]
+    for value in (0, 255):
+        total, count = mean_loss(task, model, Pad(value=value)({"tokens": column}))
+        assert count == 2 + 12 == sum(n for _, n in singly)
+        assert total == pytest.approx(sum(one for one, _ in singly), rel=1e-5)
+
+
+def test_packing_documents_counts_all_their_targets_but_the_first_of_each() -> None:
+    column = Ragged.of([torch.arange(5), torch.arange(7), torch.arange(13), torch.arange(2)])
+    _, count = mean_loss(LanguageModel(tiny_gpt), tiny_gpt(), Pack(13)({"tokens": column}))
+    assert count == 4 + 6 + 12 + 1

@@ -13,11 +13,17 @@ from trainer.task import Batch, Loss
 
 ModelFactory = Callable[[], nn.Module]
 
+IGNORED = -100
+"""A target that no token has: cross entropy leaves it out."""
 PROMPT = "def read(path: str) -> str:\n    "
 
 
 class LanguageModel:
-    """Batches hold `tokens`: integers [n, block + 1], of which the last is only ever a target."""
+    """Batches hold `tokens`: integers [n, block + 1], of which the last is only ever a target.
+
+    Of documents in one row (`segments` [n, block + 1], 0 is padding, from `trainer.data.collate.Pack` or `Segments`) or
+    padded rows (`lengths` [n], from `Pad` or `Bucket`), only tokens that follow on one of their own document count.
+    """
 
     unit = "tokens"
 
@@ -39,12 +45,15 @@ class LanguageModel:
         return self._build()
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """Cross entropy in nats, summed over all predicted bytes."""
+        """Cross entropy in nats, summed over all predicted tokens that count."""
         tokens = batch["tokens"].long()
         logits = model(tokens[:, :-1])
         targets = tokens[:, 1:]
-        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-        return Loss(total, targets.numel())
+        counted = _counted(batch, targets.shape[1])
+        if counted is not None:
+            targets = targets.masked_fill(~counted, IGNORED)
+        total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+        return Loss(total, targets.numel() if counted is None else counted.sum())
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
         """The same with `bits_per_byte`, the usual measure: 8 is knowing nothing."""
@@ -81,3 +90,14 @@ class LanguageModel:
         # A diverged model has no distribution; the preview must not end the run for that.
         weights = torch.nan_to_num(weights).clamp(min=1e-12)
         return int(torch.multinomial(weights, 1, generator=generator))
+
+
+def _counted(batch: Batch, targets: int) -> Tensor | None:
+    """Which of the targets [n, targets] count; None: all of them."""
+    segments, lengths = batch.get("segments"), batch.get("lengths")
+    if segments is not None:
+        # The first token of a document has nothing of its own before it that it could be told from.
+        return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
+    if lengths is not None:
+        return torch.arange(1, targets + 1, device=lengths.device) < lengths[:, None]
+    return None

@@ -1,0 +1,74 @@
+"""Everstep: Arrow shards, a shuffle of the whole dataset, and the loader without a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from torch import Tensor
+
+from benchmarks.data.reader import Batch, Joined, serve
+from benchmarks.data.source import Source
+from trainer.data.arrow import ArrowDataset
+from trainer.data.dataset import Columns
+from trainer.data.gather import Gather
+from trainer.data.index import ShardIndex
+from trainer.data.loader import Loader
+from trainer.data.order import SampleOrder
+from trainer.data.ragged import Ragged
+from trainer.data.shards import columns_of, stored, table_of, write_shard
+from trainer.storage import open_storage
+
+NAME = "sample"
+
+
+class Everstep:
+    def __init__(self, folder: Path, kind: str, batch: int, state: Any) -> None:
+        tokens = kind == "tokens"
+        dataset = ArrowDataset(str(folder), cast={NAME: "int64"} if tokens else None)
+        gather = Gather(dataset, seed=0, collate=None if tokens else joined)
+        self.loader = Loader(gather, SampleOrder(len(dataset), batch, seed=0), batch, 0, 1, "cpu", prefetch=0)
+        self.step, self.last, self.tokens = state or 0, len(dataset) // batch, tokens
+
+    def __iter__(self) -> Iterator[Batch]:
+        # A run has no epochs: batches go on for ever, also across the end of one.
+        for (microbatch,) in islice(self.loader.steps(self.step), self.last - self.step):
+            self.step += 1
+            batch = microbatch.batch
+            yield batch[NAME] if self.tokens else Joined(batch["values"].numpy(), batch["offsets"].numpy())
+
+    def state(self) -> Any:
+        return self.step
+
+    @staticmethod
+    def write(source: Source, folder: Path) -> None:
+        # The writers of trainer.data alone: `everstep data prepare` adds the reading of a user's format to this.
+        storage, shards = open_storage(str(folder)), []
+        for start, stop in source.pieces():
+            table = as_table(source, start, stop)
+            shards.append(write_shard(storage, f"shard-{len(shards):05d}.arrow", table))
+        ShardIndex(columns_of(table.schema), tuple(shards)).write(str(folder))
+
+
+def joined(columns: Columns) -> dict[str, Tensor]:
+    """Bytes as they come out of the gather: one buffer and where each sample begins."""
+    column = columns[NAME]
+    if not isinstance(column, Ragged):
+        raise TypeError(f"{NAME} is not ragged")
+    return {"values": column.values, "offsets": column.offsets}
+
+
+def as_table(source: Source, start: int, stop: int) -> pa.Table:
+    if source.kind == "tokens":
+        return table_of({NAME: source.blocks[start:stop]})
+    offsets = source.offsets[start : stop + 1]
+    values = source.values[offsets[0] : offsets[-1]]
+    buffers = [None, pa.py_buffer(offsets - offsets[0]), pa.py_buffer(values)]
+    return pa.table({NAME: pa.Array.from_buffers(stored(pa.binary()), stop - start, buffers)})
+
+
+if __name__ == "__main__":
+    serve(Everstep)
