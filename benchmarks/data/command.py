@@ -1,4 +1,4 @@
-"""`python -m benchmarks data`: reading, by default; `--prepare` writing only; `--entry` the time to the first batch."""
+"""`python -m benchmarks data`: reading, by default; `--prepare` writing, `--entry` the first batch, `--remote` a store."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks.data import entry, reading, writing
+from benchmarks.data import entry, reading, remote, writing
 from benchmarks.data.contest import CONTESTANTS
 from benchmarks.data.source import KINDS
 
@@ -19,6 +19,9 @@ def main(arguments: Sequence[str]) -> int:
         entry.measure(options.rounds)
         return 0
     with _folder(options.folder) as folder:
+        if options.remote:
+            remote.measure(options.size_mb, options.rounds, options.delay_ms, options.step_ms, folder)
+            return 0
         for kind in options.kinds.split(","):
             if kind not in KINDS:
                 raise SystemExit(f"no kind {kind!r}; there are {', '.join(KINDS)}")
@@ -42,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--prepare", action="store_true", help="measure writing only")
     parser.add_argument("--entry", action="store_true", help="measure the first batch of an epoch and of its middle")
+    parser.add_argument("--remote", action="store_true", help="measure reading from a store with latency")
+    parser.add_argument("--delay-ms", type=float, default=20.0, help="latency of each request, for --remote")
+    parser.add_argument("--step-ms", type=float, default=0.0, help="of a device that computes, for --remote")
     return parser
 
 

@@ -12,12 +12,14 @@ from torch import Tensor
 
 from benchmarks.data.reader import Batch, Joined, serve
 from benchmarks.data.source import Source
+from trainer.config import OrderConfig
 from trainer.data.arrow import ArrowDataset
 from trainer.data.dataset import Columns
 from trainer.data.gather import Gather
 from trainer.data.index import ShardIndex
 from trainer.data.loader import Loader
 from trainer.data.order import SampleOrder
+from trainer.data.order import Source as Shards
 from trainer.data.ragged import Ragged
 from trainer.data.shards import columns_of, stored, table_of, write_shard
 from trainer.storage import open_storage
@@ -30,7 +32,8 @@ class Everstep:
         tokens = kind == "tokens"
         dataset = ArrowDataset(str(folder), cast={NAME: "int64"} if tokens else None)
         gather = Gather(dataset, seed=0, collate=None if tokens else joined)
-        self.loader = Loader(gather, SampleOrder(len(dataset), batch, seed=0), batch, 0, 1, "cpu", prefetch=0)
+        order = SampleOrder([Shards(dataset.shard_rows)], batch, seed=0, window=OrderConfig().window)
+        self.loader = Loader(gather, order, batch, 0, 1, "cpu", prefetch=0)
         self.step, self.last, self.tokens = state or 0, len(dataset) // batch, tokens
 
     def __iter__(self) -> Iterator[Batch]:

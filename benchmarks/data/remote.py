@@ -1,0 +1,146 @@
+"""Reading from an S3 server on this machine with latency added, beside reading the same shards from the disk.
+
+The server (moto's), the proxy that adds the latency and the reader share this machine's cores. A step of `--step-ms`
+stands for a device that computes while the host waits; with 0 the figures are of the loader alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.contest import FailedError, run
+from benchmarks.data.source import BLOCK, VOCABULARY
+from benchmarks.table import machine, markdown, spread
+
+BUCKET, DATASET = "bench", "tokens"
+ROWS = 2048
+"""Samples a shard, of 4 MiB: small, since moto reads a whole object for each range of it."""
+WINDOW, BATCH = 8, 32
+CASES = ("local", "cold", "bounded", "warm")
+"""Of the disk; of the store with an empty cache, with one of a fifth of the dataset, and with one that has all."""
+HEAD = ("reading", "n", "step, ms", "samples/s", "/ local", "/ cold", "first batch, ms", "downloaded, MB")
+
+
+def measure(size_mb: int, rounds: int, delay_ms: float, step_ms: float, folder: Path) -> None:
+    """Print one table."""
+    shards = size_mb * 2**20 // (ROWS * BLOCK * 2)
+    local = folder / "remote" / f"{size_mb}"
+    _write(str(local), shards)
+    seen: dict[str, list[dict[str, float]]] = {case: [] for case in CASES}
+    with _store(delay_ms / 1e3) as environment:
+        os.environ.update(environment)
+        _write(f"s3://{BUCKET}/{DATASET}", shards)
+        for number in range(rounds):
+            cache = folder / f"cache-{number}"
+            for case in CASES:
+                seen[case].append(_once(case, local, cache, size_mb, step_ms))
+            print(f"round {number + 1} of {rounds}", flush=True)
+    print(f"\n{shards} shards of 4 MiB, window {WINDOW}, batches of {BATCH}, one epoch; {delay_ms:g} ms; {machine()}\n")
+    print(markdown(HEAD, [_row(case, seen, step_ms) for case in CASES]))
+
+
+def _row(case: str, seen: dict[str, list[dict[str, float]]], step_ms: float) -> list[str]:
+    def ratios(to: str) -> list[float]:
+        return [one["rate"] / other["rate"] for one, other in zip(seen[case], seen[to], strict=True)]
+
+    ones = seen[case]
+    return [
+        case, str(len(ones)), f"{step_ms:g}", spread([one["rate"] for one in ones]), spread(ratios("local")),
+        spread(ratios("cold")), spread([1e3 * one["first_s"] for one in ones]),
+        spread([one["downloaded"] / 1e6 for one in ones]),
+    ]  # fmt: skip
+
+
+def _once(case: str, local: Path, cache: Path, size_mb: int, step_ms: float) -> dict[str, float]:
+    bound = size_mb / 5 if case == "bounded" else 10 * size_mb
+    settings = {
+        "URL": local if case == "local" else f"s3://{BUCKET}/{DATASET}",
+        "CACHE": f"{cache}-bounded" if case == "bounded" else cache,
+        "CACHE_BYTES": int(bound * 2**20),
+        "STEP_S": step_ms / 1e3,
+    }
+    try:
+        return run([sys.executable, "-m", "benchmarks.data.remote"], settings)
+    except FailedError as error:
+        raise SystemExit(f"{case}: {error}") from error
+
+
+def _write(url: str, shards: int) -> None:
+    from trainer.data.index import INDEX, ShardIndex
+    from trainer.data.shards import columns_of, table_of, write_shard
+    from trainer.storage import open_storage
+
+    storage, written = open_storage(url), []
+    if storage.exists(INDEX):
+        return
+    for number in range(shards):
+        tokens = np.random.default_rng(number).integers(0, VOCABULARY, (ROWS, BLOCK), dtype=np.uint16)
+        table = table_of({"tokens": tokens})
+        written.append(write_shard(storage, f"shard-{number:05d}.arrow", table))
+    ShardIndex(columns_of(table.schema), tuple(written)).write(url)
+
+
+@contextlib.contextmanager
+def _store(delay_s: float) -> Iterator[dict[str, str]]:
+    """A server with an empty bucket behind the tests' proxy; the environment that leads there."""
+    from tests.fault_proxy import fault_proxy
+
+    server = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-p0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        lines = iter(server.stdout or ())
+        url = next(word for line in lines for word in line.split() if word.startswith("http://127.0.0.1:"))
+        urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=20).close()
+        with open(os.devnull, "w") as nowhere, fault_proxy(int(url.rsplit(":", 1)[1])) as proxy:
+            # The server blocks when nobody reads what it says.
+            drain = subprocess.Popen(["cat"], stdin=server.stdout, stdout=nowhere)
+            proxy.delay_s = delay_s
+            yield {"AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+            drain.kill()
+            drain.wait()
+    finally:
+        server.kill()
+        server.wait()
+
+
+def _child() -> None:
+    from trainer.data.arrow import ArrowDataset
+    from trainer.data.cache import ShardCache
+    from trainer.data.gather import Gather
+    from trainer.data.loader import Loader
+    from trainer.data.order import SampleOrder, Source
+
+    settings = {name: os.environ[f"BENCH_{name}"] for name in ("URL", "CACHE", "CACHE_BYTES", "STEP_S")}
+    step_s = float(settings["STEP_S"])
+    cache = ShardCache(settings["CACHE"], int(settings["CACHE_BYTES"]))
+    start = time.perf_counter()
+    dataset = ArrowDataset(settings["URL"], cast={"tokens": "int64"}, cache=lambda: cache)
+    order = SampleOrder([Source(dataset.shard_rows)], BATCH, seed=0, window=WINDOW)
+    loader = Loader(Gather(dataset, 0), order, BATCH, 0, 1, "cpu", prefetch=2)
+    steps = loader.steps(0)
+    next(steps)
+    first = time.perf_counter()
+    count = len(dataset) // BATCH - 1
+    for _ in islice(steps, count):
+        time.sleep(step_s)
+    seen: dict[str, Any] = {"first_s": first - start, "rate": count * BATCH / (time.perf_counter() - first)}
+    seen["downloaded"] = cache.stats.bytes
+    Path(os.environ["BENCH_OUT"]).write_text(json.dumps(seen))
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    _child()
