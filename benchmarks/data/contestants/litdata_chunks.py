@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,9 @@ class Chunks:
     @staticmethod
     def write(source: Source, folder: Path) -> None:
         tokens = source.kind == "tokens"
+        for name in ("CACHE", "DATA_CACHE"):
+            # Folders that it would leave in /tmp.
+            os.environ[f"DATA_OPTIMIZER_{name}_FOLDER"] = os.path.join(os.environ["BENCH_SCRATCH"], name)
         litdata.optimize(
             fn=Sample(source), inputs=list(range(len(source))), output_dir=str(folder), num_workers=1, verbose=False,
             chunk_bytes="64MB", item_loader=TokensLoader(block_size=BLOCK) if tokens else None,
