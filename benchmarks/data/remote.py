@@ -25,8 +25,8 @@ from benchmarks.data.source import BLOCK, VOCABULARY
 from benchmarks.table import machine, markdown, spread
 
 BUCKET, DATASET = "bench", "tokens"
-ROWS = 2048
-"""Samples a shard, of 4 MiB: small, since moto reads a whole object for each range of it."""
+ROWS = 2000
+"""Samples a shard, of a little less than 4 MiB: small, since moto reads a whole object for each range of it."""
 WINDOW, BATCH = 8, 32
 CASES = ("local", "cold", "bounded", "warm")
 """Of the disk; of the store with an empty cache, with one of a fifth of the dataset, and with one that has all."""

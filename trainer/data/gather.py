@@ -124,6 +124,12 @@ class Gather:
             columns = self.decode(columns)
         batch = self.collate(columns) if self.collate is not None else _tensors(columns)
         if self.augment is not None:
+            for name, column in batch.items():
+                if len(column) != len(request.ids):
+                    raise DataError(
+                        f"augment wants a row of {name!r} for each sample, and collate made {len(column)} rows of "
+                        f"{len(request.ids)} samples; augment in collate, or leave one of them out"
+                    )
             batch = self.augment(batch, sample_keys(self.seed, request.epochs, request.ids))
         return batch
 
