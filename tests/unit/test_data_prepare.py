@@ -182,5 +182,3 @@ def test_the_parser_needs_neither_numpy_nor_pyarrow_and_preparing_no_torch() -> 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-
-

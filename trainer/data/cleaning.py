@@ -84,7 +84,7 @@ def _cast(name: str, column: pa.Array, via: pa.DataType, to: pa.DataType, most: 
         return part.cast(via).cast(to) if part.type != to else part
 
     try:
-        wrong = misfits(column, build, most)
+        wrong = misfits(column, via, build, most)
         if wrong:
             return column, wrong
         converted = build(column)
@@ -97,8 +97,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
-def misfits(values: Any, build: Callable[[Any], object], most: int = 1 << 60) -> dict[int, str]:
-    """Which of the values `build` refuses, and why; found by halving, so that one in a million costs 20 builds.
+def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most: int = 1 << 60) -> dict[int, str]:
+    """Which of the values `build` refuses to make a `kind`, and why; found by halving, so that one in a million costs 20 builds.
 
     Ends early when more than `most` are found.
     """
@@ -110,7 +110,8 @@ def misfits(values: Any, build: Callable[[Any], object], most: int = 1 << 60) ->
             build(values[start:stop])
         except (TypeError, ValueError, OverflowError) as error:
             if stop - start == 1:
-                found[start] = str(error).splitlines()[0]
+                # Not the library's words, which quote the value: what is in the data stays there.
+                found[start] = "is not UTF-8" if "UTF8" in str(error) else f"does not fit {kind}"
             else:
                 middle = (start + stop) // 2
                 parts += [(middle, stop), (start, middle)]

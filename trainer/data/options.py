@@ -60,7 +60,7 @@ class PrepareOptions:
             if value not in allowed:
                 choices = [choice for choice in allowed if choice]
                 raise ConfigError(f"{name}={value} is none of {', '.join(choices)}{nearest(str(value), choices)}")
-        least: dict[str, float] = {"pack": 1, "processes": 1, "shard_mib": 1e-6, "max_bad": 0, "validation": 0}
+        least: dict[str, float] = {"pack": 1, "processes": 1, "shard_mib": 2**-20, "max_bad": 0, "validation": 0}
         for name, limit in least.items():
             value = getattr(self, name)
             if value is not None and value < limit:

@@ -88,7 +88,7 @@ def _parsed(block: bytes, schema: pa.Schema, place: Callable[[int], str]) -> Chu
 def _line_by_line(block: bytes, schema: pa.Schema, place: Callable[[int], str]) -> Chunk:
     rows: list[dict[str, Any]] = []
     lines: list[int] = []
-    bad: list[Bad] = []
+    bad: dict[int, str] = {}
     for number, line in enumerate(block.split(b"\n")):
         if not line.strip():
             continue
@@ -97,15 +97,16 @@ def _line_by_line(block: bytes, schema: pa.Schema, place: Callable[[int], str]) 
             rows.append(value)
             lines.append(number)
         else:
-            bad.append(Bad(place(number), value if isinstance(value, str) else "is no JSON object"))
+            bad[number] = value
     for column in schema:
         values = [row.get(column.name) for row in rows]
-        wrong = misfits(values, lambda part, kind=column.type: pa.array(part, kind))  # type: ignore[misc]
+        wrong = misfits(values, column.type, lambda part, kind=column.type: pa.array(part, kind))  # type: ignore[misc]
         for row, reason in sorted(wrong.items(), reverse=True):
-            bad.append(Bad(place(lines[row]), f"column {column.name!r}: {reason}"))
+            bad[lines[row]] = f"column {column.name!r}: {reason}"
             del rows[row], lines[row]
     columns = {c.name: pa.array([row.get(c.name) for row in rows], c.type) for c in schema}
-    return Chunk(pa.table(columns), lambda row: place(lines[row]), bad)
+    told = [Bad(place(number), bad[number]) for number in sorted(bad)]
+    return Chunk(pa.table(columns), lambda row: place(lines[row]), told)
 
 
 def _loaded(line: bytes) -> Any:

@@ -13,6 +13,8 @@ from trainer.storage import retry
 
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
 """What stores call the time or tag that changes with a file's content; the first that is there counts."""
+AHEAD = 8 << 20
+"""Bytes that are fetched at a time from a store."""
 
 
 def list_files(sources: Sequence[str]) -> list[File]:
@@ -40,7 +42,8 @@ def open_file(file: File) -> IO[bytes]:
             return open(file.url, "rb")
         import fsspec
 
-        return cast(IO[bytes], fsspec.open(file.url, "rb", block_size=8 << 20).open())
+        filesystem, path = fsspec.url_to_fs(file.url)
+        return cast(IO[bytes], filesystem.open(path, "rb", block_size=AHEAD))
     except FileNotFoundError:
         raise DataError(f"{file.url} is gone since the files were listed; start again") from None
     except PermissionError as error:

@@ -130,6 +130,8 @@ def _one_by_one(rows: list[Row], schema: pa.Schema, file: File, done: int) -> tu
             tables.append(table_of_rows([row], schema.names).cast(schema))
             good.append(number)
         except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
-            reason = f"has no column {error}" if isinstance(error, KeyError) else str(error).splitlines()[0]
+            reason = (
+                f"has no column {error}" if isinstance(error, KeyError) else "does not fit the columns of the first"
+            )
             bad.append(Bad(f"{file.url}: row {done + number + 1}", reason))
     return pa.concat_tables(tables) if tables else schema.empty_table(), good, bad
