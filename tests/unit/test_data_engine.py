@@ -191,11 +191,11 @@ def test_append_refuses_what_does_not_go_together(tmp_path: Path) -> None:
 
 
 class Stopped(Exception):
-    pass
+    """What breaks a preparation here."""
 
 
-def stop_after(monkeypatch: pytest.MonkeyPatch, units: int) -> None:
-    """The preparation breaks when that many units have been begun."""
+def broken_after(units: int, options: PrepareOptions) -> None:
+    """A preparation that breaks when that many units are done."""
     whole, begun = unit.write_unit, iter(range(10**6))
 
     def breaks(*args: Any) -> Any:
@@ -203,15 +203,16 @@ def stop_after(monkeypatch: pytest.MonkeyPatch, units: int) -> None:
             raise Stopped
         return whole(*args)
 
-    monkeypatch.setattr("trainer.data.prepare.write_unit", breaks)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.data.prepare.write_unit", breaks)
+        with pytest.raises(Stopped):
+            prepare(options)
 
 
-def test_a_restart_does_only_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_restart_does_only_what_is_left(tmp_path: Path) -> None:
     lines(tmp_path / "source")
     options = PrepareOptions(src=[str(tmp_path / "source")], dst=str(tmp_path / "set"), processes=1, **SMALL)
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_after(patch, 3)
-        prepare(options)
+    broken_after(3, options)
     done = sorted((tmp_path / "set").glob("shard-*"))
     times = [path.stat().st_mtime_ns for path in done]
     assert len({path.name[:12] for path in done}) == 3
@@ -221,13 +222,11 @@ def test_a_restart_does_only_what_is_left(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.parametrize("change", ["source", "options"])
 def test_a_restart_after_a_change_starts_the_changed_units_anew_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], change: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
 ) -> None:
     texts = lines(tmp_path / "source")
     options: dict[str, Any] = {"src": [str(tmp_path / "source")], "dst": str(tmp_path / "set"), "processes": 1}
-    with monkeypatch.context() as patch, pytest.raises(Stopped):
-        stop_after(patch, 3)
-        prepare(PrepareOptions(**options, **SMALL))
+    broken_after(3, PrepareOptions(**options, **SMALL))
     if change == "source":
         (tmp_path / "source" / "0.txt").write_text("changed\n")
         texts[: len(texts) // 3] = ["changed"]
@@ -288,9 +287,8 @@ def test_rows_that_do_not_fit_the_first_are_bad(tmp_path: Path) -> None:
     prepare_rows(rows, str(tmp_path / "set"), max_bad=2)
     assert read(tmp_path / "set")["n"].to_pylist() == list(range(2001))
     assert "SECRET" not in (tmp_path / "set" / "bad.jsonl").read_text()
-    assert [json.loads(line)["place"] for line in open(tmp_path / "set" / "bad.jsonl")] == [
-        "the rows: row 2001", "the rows: row 2002",
-    ]  # fmt: skip
+    bad = (tmp_path / "set" / "bad.jsonl").read_text().splitlines()
+    assert [json.loads(line)["place"] for line in bad] == ["the rows: row 2001", "the rows: row 2002"]
 
 
 def test_words_become_typed_options() -> None:

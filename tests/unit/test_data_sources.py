@@ -149,7 +149,9 @@ def test_images_have_their_folder_as_label_and_an_undecodable_one_is_named(tmp_p
     assert rows["label"] == [0, 1]
     assert index.attributes["classes"] == ["cat", "dog"]
     assert image.open(io.BytesIO(rows["image"][1])).getpixel((0, 0)) == (0, 0, 0)
-    assert [json.loads(line)["place"] for line in open(tmp_path / "set" / "bad.jsonl")] == [str(broken)]
+    assert [json.loads(line)["place"] for line in (tmp_path / "set" / "bad.jsonl").read_text().splitlines()] == [
+        str(broken)
+    ]
 
 
 def test_webdataset_gives_a_column_for_each_extension(tmp_path: Path) -> None:

@@ -98,9 +98,9 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most: int = 1 << 60) -> dict[int, str]:
-    """Which of the values `build` refuses to make a `kind`, and why; found by halving, so that one in a million costs 20 builds.
+    """Which of the values `build` refuses to make a `kind`, and why.
 
-    Ends early when more than `most` are found.
+    Found by halving, so that one in a million costs 20 builds; ends early when more than `most` are found.
     """
     found: dict[int, str] = {}
     parts = [(0, len(values))]

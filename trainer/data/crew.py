@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, cast
 
@@ -27,7 +27,7 @@ Call = tuple[Any, ...]
 
 def in_parallel(
     function: Callable[..., Any], calls: Sequence[Call], many: int, say: Say, threads: bool = False
-) -> Iterator[tuple[int, Any]]:
+) -> Generator[tuple[int, Any], None, None]:
     """(number of the call, its result), as they are done; the first error ends all and is raised."""
     many = min(many, len(calls))
     if many <= 1:

@@ -14,14 +14,16 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 from trainer.data.index import INDEX, ShardIndex
 from trainer.data.unit import TRAIN, VALIDATION, Record
-from trainer.errors import DataError, EverstepError
+from trainer.errors import DataError, EverstepError, StorageError
 from trainer.storage import STAGED, join_url, open_storage
 
 FOLDER = ".prepare"
+LOCK = "lock"
 BAD = "bad.jsonl"
 SHARD = re.compile(r"shard-(\d+)(-\d+)?\.arrow")
 SPLITS = ("", TRAIN, VALIDATION)
@@ -37,17 +39,16 @@ class Ledger:
     @contextlib.contextmanager
     def held(self, say: Callable[[str], None]) -> Iterator[None]:
         """Keep other processes of this machine (or of a shared disk) from preparing the same folder meanwhile."""
-        path = self._storage.path(f"{FOLDER}/lock")
+        path = self._storage.path(f"{FOLDER}/{LOCK}")
         if path is None:  # an object store has no lock: two that prepare at once write the same bytes twice
             yield
             return
         while True:
             # Another one may have removed the folder when it was done, and with it the file that was locked.
-            with contextlib.suppress(FileNotFoundError):
-                path.parent.mkdir(parents=True, exist_ok=True)
-                with path.open("w") as lock:
+            with _opened(path) as lock:
+                if lock is not None:
                     _take(lock.fileno(), lambda: say(f"waits for another process that prepares {self.dst}"))
-                    if path.exists() and os.path.samestat(os.fstat(lock.fileno()), path.stat()):
+                    if _is_still(path, lock.fileno()):
                         yield
                         return
 
@@ -63,18 +64,29 @@ class Ledger:
             yield
         except EverstepError:
             if not any(name.startswith(("unit", "digests")) for name in self._records()):
-                self._storage.delete(FOLDER)
+                self.forget()
                 path = self._storage.path()
                 if path is not None and path.is_dir() and not any(path.iterdir()):
                     path.rmdir()
             raise
 
-    def settle(self) -> dict[str, ShardIndex]:
-        """Clear up beside a dataset that is complete; its indexes."""
+    def indexes(self) -> dict[str, ShardIndex]:
+        """The datasets that are complete."""
         splits = [split for split in SPLITS if self._storage.exists(join_path(split, INDEX))]
-        found = {split: ShardIndex.read(folder_of(self.dst, split)) for split in splits}
-        self.end({split: {shard.file for shard in index.shards} for split, index in found.items()})
-        return found
+        return {split: ShardIndex.read(folder_of(self.dst, split)) for split in splits}
+
+    def clear_up(self) -> None:
+        """Remove what a preparation left beside the datasets that it had completed."""
+        self.end({split: {shard.file for shard in index.shards} for split, index in self.indexes().items()})
+
+    def forget(self) -> None:
+        """Remove the records."""
+        try:
+            self._storage.delete(FOLDER)
+        except StorageError:
+            # One that waits has made the lock anew meanwhile; it finds the dataset and does the same.
+            if self._records() not in ([], [LOCK]):
+                raise
 
     def noted(self) -> list[int]:
         """Units with a record."""
@@ -183,6 +195,28 @@ def unit_of(file: str) -> int:
 
 def _is_ours(name: str) -> bool:
     return SHARD.fullmatch(name) is not None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[IO[str] | None]:
+    """The lock file, made if need be; None when its folder went in between."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except FileNotFoundError:
+        yield None
+        return
+    except OSError as error:
+        raise StorageError(f"cannot write {path.parent}: {error.strerror}") from error
+    with lock:
+        yield lock
+
+
+def _is_still(path: Path, lock: int) -> bool:
+    try:
+        return os.path.samestat(os.fstat(lock), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _take(lock: int, on_wait: Callable[[], None]) -> None:

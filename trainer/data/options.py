@@ -65,6 +65,8 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and value < limit:
                 raise ConfigError(f"{name}={value} must be at least {limit:g}")
+        if self.columns is not None and len(set(self.columns)) < len(self.columns):
+            raise ConfigError(f"columns=[{','.join(self.columns)}] names a column twice")
         if self.validation >= 1:
             raise ConfigError(f"validation={self.validation:g} must be below 1, or nothing is left to train on")
         if self.pack is not None and self.tokenizer is None:

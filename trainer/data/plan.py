@@ -53,7 +53,6 @@ def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: 
     if text is not None:
         kind = pa.large_binary() if options.tokenizer == BYTES else pa.large_string()
         target = target.set(target.get_field_index(text), pa.field(text, kind))
-        source = source.set(source.get_field_index(text), pa.field(text, kind))
     output = _output(options, target, kept, text, tokenizer)
     job = Job(options, reader, source, target, output, text, every)
     size = sum(file.size for file in files)

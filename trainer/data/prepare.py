@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -42,18 +43,26 @@ def prepare_frame(frame: Any, dst: str, **options: Any) -> Indexes:
     """Prepare a pandas, Polars or Arrow table from memory; keywords as in PrepareOptions."""
     import pyarrow as pa
 
-    if type(frame).__module__.startswith("pandas"):
-        table = pa.Table.from_pandas(frame, preserve_index=False)
-    else:
-        table = frame if isinstance(frame, pa.Table) else pa.table(frame)
+    try:
+        if type(frame).__module__.startswith("pandas"):
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+        else:
+            table = frame if isinstance(frame, pa.Table) else pa.table(frame)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"the frame cannot become Arrow columns: {str(error).splitlines()[0]}") from error
     return _from_memory(Table(table), "the frame", table.nbytes, dst, options)
 
 
 def prepare_arrays(arrays: dict[str, NDArray[Any]], dst: str, **options: Any) -> Indexes:
     """Prepare NumPy arrays [samples, …] from memory, nothing copied; keywords as in PrepareOptions."""
+    import pyarrow as pa
+
     from trainer.data.shards import table_of
 
-    table = table_of(arrays)
+    try:
+        table = table_of(arrays)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"the arrays cannot become Arrow columns: {str(error).splitlines()[0]}") from error
     return _from_memory(Table(table), "the arrays", table.nbytes, dst, options)
 
 
@@ -113,21 +122,26 @@ def _prepare(
         ledger.sweep_staged()
         todo = based(plan(options, *source(), every), ledger)
         with Progress("prepare", todo.size * (2 if options.dedup else 1), show) as progress:
-            records = _records(todo, ledger, progress)
+            try:
+                records = _records(todo, ledger, progress)
+            except TooManyBadError as error:
+                ledger.write_bad([one._asdict() for one in error.bad], options.append)
+                raise
         return publish(todo, records, ledger, progress.line)
 
 
 def _ready(ledger: Ledger, is_fine: bool, planned: Callable[[], Plan]) -> Indexes:
     """The dataset that is there, where nobody asked for another one."""
     begun = ledger.under_way()
-    if begun is not None and not is_fine:
+    if begun is None:
+        ledger.forget()
+    elif not begun["append"]:
         # Killed after the index and before all was cleared up: the same command is done then.
-        todo = planned()
-        is_fine = (begun["options"], begun["source"]) == (todo.made_by, todo.made_of)
-    indexes = ledger.settle()
+        is_fine = is_fine or (begun["options"], begun["source"]) == (planned().made_by, planned().made_of)
+        ledger.clear_up()
     if not is_fine:
         raise DataError(f"{ledger.dst} is a dataset already; choose another dst, append=true, or remove it")
-    return indexes
+    return ledger.indexes()
 
 
 def _records(todo: Plan, ledger: Ledger, progress: Progress) -> list[Record]:
@@ -136,26 +150,23 @@ def _records(todo: Plan, ledger: Ledger, progress: Progress) -> list[Record]:
     masks = _masks(todo, ledger, progress) if options.dedup else [None] * len(todo.units)
     made_of = [
         {
-            "options": todo.made_by,
+            "options": f"{todo.made_by}-{todo.job.base}",
             "source": unit_digest(unit) + (part_digest(mask.tobytes()) if mask is not None else ""),
         }
         for unit, mask in zip(todo.units, masks, strict=True)
     ]
     records = _finished(made_of, ledger, progress)
     left = [unit for unit in todo.units if unit.number not in records]
-    progress.add(0, sum(unit.size for unit in todo.units if unit.number in records))
+    progress.skip(sum(unit.size for unit in todo.units if unit.number in records))
     calls = [(todo.job, unit, masks[unit.number]) for unit in left]
     bad = [bad for record in records.values() for bad in record.bad]
-    try:
-        for call, record in in_parallel(write_unit, calls, _many(options), progress.add, todo.job.reader.stays):
+    with closing(in_parallel(write_unit, calls, _many(options), progress.add, todo.job.reader.stays)) as done:
+        for call, record in done:
             number = left[call].number
             bad += record.bad
             refuse_bad(bad, options.max_bad, options.dst)
             ledger.note(number, made_of[number], record)
             records[number] = record
-    except TooManyBadError as error:
-        ledger.write_bad([one._asdict() for one in error.bad], options.append)
-        raise
     return [records[unit.number] for unit in todo.units]
 
 
@@ -188,14 +199,17 @@ def _masks(todo: Plan, ledger: Ledger, progress: Progress) -> list[NDArray[np.bo
         noted = ledger.digests(name)
         if noted is not None:
             found[unit.number] = np.frombuffer(noted, np.uint64).reshape(-1, 2)
-            progress.add(0, unit.size)
+            progress.skip(unit.size)
     left = [unit for unit in todo.units if unit.number not in found]
     calls = [(todo.job, unit) for unit in left]
-    for call, digests in in_parallel(
-        digest_unit, calls, _many(todo.job.options), lambda _, size: progress.add(0, size), todo.job.reader.stays
-    ):
-        ledger.note_digests(names[left[call].number], digests.tobytes())
-        found[left[call].number] = digests
+
+    def say(rows: int, size: int) -> None:
+        progress.add(0, size)  # the rows count when they are written
+
+    with closing(in_parallel(digest_unit, calls, _many(todo.job.options), say, todo.job.reader.stays)) as done:
+        for call, digests in done:
+            ledger.note_digests(names[left[call].number], digests.tobytes())
+            found[left[call].number] = digests
     return first_ones([found[unit.number] for unit in todo.units])
 
 

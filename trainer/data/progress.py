@@ -15,7 +15,7 @@ class Progress:
     """Rows and bytes of the source that are done; told from several threads."""
 
     def __init__(self, what: str, total: int, shown: bool) -> None:
-        self.rows = self.bytes = 0
+        self.rows = self.bytes = self._skipped = 0
         self._what, self._total, self._shown = what, max(1, total), shown
         self._lock = threading.Lock()
         self._start = self._said = time.monotonic()
@@ -49,6 +49,11 @@ class Progress:
                 self._said = time.monotonic()
                 self.line(f"{self._what}: {self._rate()}, {self._left()}")
 
+    def skip(self, size: int) -> None:
+        """Bytes that were done before, and say nothing of the speed."""
+        self._skipped += size
+        self.add(0, size)
+
     def line(self, text: str) -> None:
         """One line beside the bar; none when nothing is shown."""
         if self._bar is not None:
@@ -58,8 +63,11 @@ class Progress:
 
     def _rate(self) -> str:
         seconds = max(1e-3, time.monotonic() - self._start)
-        return f"{self.rows:,} rows, {self.bytes / 1e6 / seconds:,.0f} MB/s"
+        return f"{self.rows:,} rows, {(self.bytes - self._skipped) / 1e6 / seconds:,.0f} MB/s"
 
     def _left(self) -> str:
-        seconds = (time.monotonic() - self._start) * (self._total - self.bytes) / max(1, self.bytes)
+        if self.bytes > self._total:  # a generator does not tell how much will come
+            return "going on"
+        done = max(1, self.bytes - self._skipped)
+        seconds = (time.monotonic() - self._start) * (self._total - self.bytes) / done
         return f"{100 * self.bytes / self._total:.0f} %, {seconds:,.0f} s left"

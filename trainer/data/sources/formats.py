@@ -10,7 +10,7 @@ from trainer.data.sources.files import IMAGES
 from trainer.data.sources.lines import CODECS
 from trainer.data.sources.listing import list_files
 from trainer.data.sources.source import File, Reader
-from trainer.errors import DataError
+from trainer.errors import ConfigError, DataError
 
 SUFFIXES = {
     ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv", ".tsv": "csv",
@@ -24,10 +24,15 @@ def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
     if options.format == "generator":
         from trainer.data.sources.memory import Generator, imported, in_memory
 
-        for name in options.src:
-            imported(name)
+        if len(options.src) != 1:
+            raise ConfigError(f"src=[{','.join(options.src)}]: with format=generator give one package.module:function")
+        imported(options.src[0])
         return Generator(options.src[0]), [in_memory(options.src[0])]
     files = [file for file in list_files(options.src) if not _is_marker(file)]
+    inside = f"{os.path.abspath(os.path.expanduser(options.dst))}/"
+    for file in files:
+        if os.path.abspath(file.url).startswith(inside):
+            raise ConfigError(f"src holds {file.url}, which lies in dst={options.dst}; choose another dst")
     reader = reader_of(options.format or format_of(files))
     return reader, reader.choose(files)
 

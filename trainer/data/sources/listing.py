@@ -89,7 +89,10 @@ def _local(source: str) -> Iterator[File]:
         root = source[: min((source.index(c) for c in "*?[" if c in source), default=0)].rpartition("/")[0]
         names = (name for name in glob.iglob(source, recursive=True) if os.path.isfile(name))
     for name in names:
-        facts = os.stat(name)
+        try:
+            facts = os.stat(name)
+        except OSError as error:
+            raise DataError(f"{name} of src={source} cannot be read: {error.strerror}") from error
         yield File(name, facts.st_size, str(facts.st_mtime_ns), os.path.relpath(name, root or None))
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainer.data.sources.listing import open_file
+from trainer.data.sources.listing import is_url, open_file
 from trainer.data.sources.source import CHUNK_BYTES, Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
 from trainer.errors import DataError
 
@@ -55,6 +55,7 @@ def _opened(file: File) -> Any:
     import pyarrow.parquet as pq
 
     try:
-        return pq.ParquetFile(open_file(file))
+        # By its own hands PyArrow reads a local file a third faster than through Python's.
+        return pq.ParquetFile(open_file(file) if is_url(file.url) else pa.memory_map(file.url))
     except (pa.ArrowInvalid, OSError) as error:
         raise DataError(f"{file.url} is no Parquet file ({str(error).splitlines()[0]}); set format=") from error
