@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from test_data_sources import read
 from trainer.data import unit
 from trainer.data.cleaning import first_ones, row_digests
 from trainer.data.index import ShardIndex
-from trainer.data.options import KEYS, PrepareOptions, parse
+from trainer.data.options import FORMATS, KEYS, PrepareOptions, parse
 from trainer.data.packing import Packer
 from trainer.data.prepare import prepare, prepare_arrays, prepare_rows
 from trainer.data.tokenizers import Tokens, open_tokenizer
@@ -176,7 +179,7 @@ def test_append_leaves_old_shards_as_they_are_and_adds_new_samples(tmp_path: Pat
 def test_append_refuses_what_does_not_go_together(tmp_path: Path) -> None:
     lines(tmp_path / "source")
     src, dst = [str(tmp_path / "source")], str(tmp_path / "set")
-    with pytest.raises(DataError, match="append=true: .* is no dataset yet"):
+    with pytest.raises(DataError, match=r"append=true: .* is no dataset yet"):
         prepare(PrepareOptions(src=src, dst=dst, append=True))
     prepare(PrepareOptions(src=src, dst=dst, tokenizer="bytes", pack=16))
     for other, said in (
@@ -326,3 +329,29 @@ def test_what_is_mistyped_is_one_line_with_the_key_to_change(
         prepare(parse(words))
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_the_page_on_data_knows_every_key_and_its_commands_are_read() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
+    for name in (*KEYS, *FORMATS):
+        assert f"`{name}`" in page, name
+    commands = [line.split("#")[0] for line in page.splitlines() if line.startswith("    everstep data prepare")]
+    assert len(commands) > 4
+    for command in commands:
+        parse(shlex.split(command)[3:])
+
+
+@pytest.mark.process
+def test_a_source_larger_than_the_memory_allowed_streams_through(tmp_path: Path) -> None:
+    script = (
+        "import resource, sys; import numpy as np; from trainer.data.prepare import prepare_rows\n"
+        "prepare_rows(lambda: ({'n': n} for n in range(3)), sys.argv[1] + '/warm')\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "row = np.zeros(1 << 20, np.uint8)\n"
+        "prepare_rows(lambda: ({'x': row} for n in range(400)), sys.argv[1] + '/set', shard_mib=16)\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 200
+    assert ShardIndex.read(str(tmp_path / "set")).rows == 400

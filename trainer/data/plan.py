@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +14,8 @@ from blake3 import blake3
 from trainer.data.cleaning import select, stored_schema
 from trainer.data.options import PrepareOptions
 from trainer.data.packing import TOKENS
-from trainer.data.sources.source import File, Reader, Unit, units
+from trainer.data.sources.listing import is_url
+from trainer.data.sources.source import File, Piece, Reader, Unit, units
 from trainer.data.tokenizers import BYTES, Tokenizer, open_tokenizer, token_type
 from trainer.data.unit import Job
 from trainer.errors import DataError
@@ -57,12 +59,19 @@ def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: 
     job = Job(options, reader, source, target, output, text, every)
     size = sum(file.size for file in files)
     unit_bytes = min(4 * options.shard_bytes, max(options.shard_bytes, size // 64))
-    pieces = (piece for file in files for piece in reader.cut(file, unit_bytes))
+    pieces = _pieces(reader, files, unit_bytes)
     made_by = _digest([LAYOUT, options.lasting(), every, str(source), str(output), type(reader).__name__])
     attributes = {**_attributes(options, tokenizer), **reader.attributes(), **_provenance(options, files)}
     if every:
         attributes["validation_every"] = every
     return Plan(job, units(pieces, unit_bytes), size, attributes, made_by)
+
+
+def _pieces(reader: Reader, files: Sequence[File], size: int) -> Iterator[Piece]:
+    """The files in order, cut; in a store several are looked at together, since each costs a round trip."""
+    with ThreadPoolExecutor(16 if files and is_url(files[0].url) else 1) as pool:
+        for found in pool.map(lambda file: reader.cut(file, size), files):
+            yield from found
 
 
 def unit_digest(unit: Unit) -> str:

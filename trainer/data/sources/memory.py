@@ -6,7 +6,7 @@ import importlib
 import itertools
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +15,7 @@ from trainer.data.shards import table_of
 from trainer.data.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, row_of
 from trainer.errors import ConfigError, DataError
 
+T = TypeVar("T")
 Row = Mapping[str, Any]
 ROWS_AT_A_TIME = 1024
 
@@ -59,7 +60,7 @@ class Documents(WholeFiles):
         return pa.schema({"bytes": pa.large_binary(), "name": pa.string()})
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        while gathered := list(itertools.islice(self._documents, ROWS_AT_A_TIME)):
+        while gathered := _gathered(self._documents, lambda document: len(document[1])):
             names, contents = zip(*gathered, strict=True)
             rows = pa.table({"bytes": pa.array(contents, pa.large_binary()), "name": pa.array(names, pa.string())})
             yield Chunk(rows, lambda row, names=names: str(names[row]))  # type: ignore[misc]
@@ -73,14 +74,14 @@ class Generator(WholeFiles):
         self.stays = callable(function)
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        first = list(itertools.islice(self._rows(), ROWS_AT_A_TIME))
+        first = _gathered(self._rows(), _size)
         if not first:
             raise DataError(f"src={files[0].url} gives no rows")
         return table_of_rows(first, list(first[0])).schema
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        rows, done, count = self._rows(), 0, ROWS_AT_A_TIME
-        while gathered := list(itertools.islice(rows, count)):
+        rows, done = self._rows(), 0
+        while gathered := _gathered(rows, _size):
             try:
                 table = table_of_rows(gathered, schema.names)
                 bad: list[Bad] = []
@@ -90,11 +91,30 @@ class Generator(WholeFiles):
             places = row_of(piece.file, done)
             yield Chunk(table, lambda row, places=places, good=good: places(good[row]), bad)  # type: ignore[misc]
             done += len(gathered)
-            count = max(1, min(1 << 16, len(gathered) * CHUNK_BYTES // max(1, table.nbytes)))
 
     def _rows(self) -> Iterator[Row]:
         function = self._function
         return iter(function() if callable(function) else imported(function)())
+
+
+def _gathered(rows: Iterator[T], size: Callable[[T], int]) -> list[T]:
+    """The next rows: a thousand, or fewer that are large."""
+    found: list[T] = []
+    total = 0
+    for row in itertools.islice(rows, ROWS_AT_A_TIME):
+        found.append(row)
+        total += size(row)
+        if total >= CHUNK_BYTES:
+            break
+    return found
+
+
+def _size(row: Row) -> int:
+    """About how many bytes the values of a row take."""
+    return sum(
+        value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, str | bytes) else 8
+        for value in row.values()
+    )
 
 
 def imported(name: str) -> Callable[[], Iterable[Row]]:
