@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +37,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(source: Path, dst: str, words: list[str]) -> subprocess.Popen[bytes]:
     given = [f"src={source}", f"dst={dst}", "shard_mib=0.02", *words]
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "data", "prepare", *given], stdout=subprocess.DEVNULL, start_new_session=True
-    )
+        [sys.executable, "-m", "trainer", "data", "prepare", *given],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
 
 
 def digests(dst: Path) -> list[str]:
@@ -95,6 +97,34 @@ def test_what_was_killed_between_two_units_begins_with_the_next(tmp_path: Path, 
     assert not (dst / "index.json").exists()
     assert start(source, str(dst), ["processes=2", "tokenizer=bytes", "pack=100"]).wait() == 0
     assert {name: (dst / name).stat().st_mtime_ns for name in shards} == shards
+    assert verify(str(dst)) == []
+
+
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(tmp_path: Path, source: Path) -> None:
+    dst = tmp_path / "set"
+    process = start(source, str(dst), ["processes=2"])
+    until(lambda: len(list(dst.glob(".prepare/unit-*.json"))) >= 3, 60)
+    workers = children(process.pid)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait() == 130
+    assert not any(map(alive, workers))
+    assert process.stderr is not None
+    assert process.stderr.read() == b"stopped; give the same command again to go on\n"
+    again = start(source, str(dst), ["processes=2"])
+    assert again.wait() == 0
+    assert again.stderr is not None
+    assert again.stderr.read().startswith(b"goes on: ")
+
+
+def test_a_worker_that_is_killed_ends_the_preparation_and_the_next_goes_on(tmp_path: Path, source: Path) -> None:
+    dst = tmp_path / "set"
+    process = start(source, str(dst), ["processes=2"])
+    until(lambda: len(list(dst.glob(".prepare/unit-*.json"))) >= 3, 60)
+    os.kill(children(process.pid)[0], signal.SIGKILL)
+    assert process.wait() == 2
+    assert process.stderr is not None
+    assert b"error: a worker process ended with code -9" in process.stderr.read()
+    assert start(source, str(dst), ["processes=2"]).wait() == 0
     assert verify(str(dst)) == []
 
 

@@ -100,6 +100,23 @@ def test_of_equal_contents_the_first_in_source_order_stays(units: list[list[int]
     assert kept == list(dict.fromkeys(value for values in units for value in values))
 
 
+ANY_ROWS = st.lists(st.tuples(st.integers(-5, 5), st.binary(max_size=5), st.lists(st.integers(0, 9), max_size=3)))
+
+
+@given(ANY_ROWS, st.data())
+def test_a_digest_is_that_of_the_content_wherever_it_lies(rows: list[tuple[int, bytes, list[int]]], data: Any) -> None:
+    columns = list(zip(*rows, strict=True)) or [(), (), ()]
+    kinds = (pa.int64(), pa.large_binary(), pa.large_list(pa.int64()))
+    table = pa.table({str(n): pa.array(c, k) for n, (c, k) in enumerate(zip(columns, kinds, strict=True))})
+    start = data.draw(st.integers(0, len(rows)))
+    for names in (["0"], ["1"], ["2"], ["0", "1", "2"]):
+        whole, part = row_digests(table, names), row_digests(table.slice(start), names)
+        assert (whole[start:] == part).all()
+        values = table.select(names).to_pylist()
+        same = [[a == b for a in values] for b in values]
+        assert same == [[(a == b).all() for a in whole] for b in whole]
+
+
 def test_dedup_looks_at_all_units_and_at_documents_when_they_are_tokenised(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     texts = [f"text {n % 150}" for n in range(400)]
@@ -142,7 +159,34 @@ def test_tails_of_units_are_packed_together_so_that_less_than_a_block_is_left_ou
     assert sorted(bytes(blocks.to_pylist()).split(b"\0"))[-1] in stream.encode()
 
 
-def test_tiktoken_names_what_it_needs_or_gives_its_tokens(tmp_path: Path) -> None:
+MINE = """
+def mine():
+    ranks = {bytes([n]): n for n in range(256)} | {b"ab": 256, b"abab": 257}
+    return {"name": "mine", "pat_str": r".+", "mergeable_ranks": ranks, "special_tokens": {"<|endoftext|>": 258}}
+ENCODING_CONSTRUCTORS = {"mine": mine}
+"""
+
+
+@pytest.mark.process
+def test_an_encoding_of_tiktoken_gives_its_tokens_and_its_end_of_text(tmp_path: Path) -> None:
+    pytest.importorskip("tiktoken", reason="tiktoken: tokenizers need the package tiktoken, and it is not installed")
+    (tmp_path / "tiktoken_ext").mkdir()
+    (tmp_path / "tiktoken_ext" / "mine.py").write_text(MINE)  # how tiktoken finds encodings of others
+    (tmp_path / "x.txt").write_text("ababab\nc\n")
+    words = ["src=x.txt", "dst=set", "tokenizer=tiktoken:mine", "pack=3"]
+    root = str(Path(__file__).parents[2])
+    subprocess.run(
+        [sys.executable, "-m", "trainer", "data", "prepare", *words],
+        cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}, check=True, timeout=60,
+    )  # fmt: skip
+    assert read(tmp_path / "set")["tokens"].to_pylist() == [[257, 256, 258, ord("c")]]
+    index = ShardIndex.read(str(tmp_path / "set"))
+    assert index.columns["tokens"].type == "uint16"
+    assert (index.attributes["separator"], index.attributes["left_out_tokens"]) == (258, 1)
+
+
+def test_an_unknown_encoding_of_tiktoken_is_one_line() -> None:
+    pytest.importorskip("tiktoken", reason="tiktoken: tokenizers need the package tiktoken, and it is not installed")
     with pytest.raises(ConfigError, match=r"tokenizer=tiktoken:nope: there is no such encoding; there are .*gpt2"):
         open_tokenizer("tiktoken:nope", None)
 
@@ -221,6 +265,42 @@ def test_a_restart_does_only_what_is_left(tmp_path: Path) -> None:
     assert len({path.name[:12] for path in done}) == 3
     prepare(options)
     assert [path.stat().st_mtime_ns for path in done] == times
+
+
+@pytest.mark.parametrize("validation", [0, 0.3])
+@pytest.mark.parametrize("append", [False, True])
+@pytest.mark.parametrize("where", ["before the last index", "before the records go"])
+def test_what_broke_at_its_very_end_is_completed_once(
+    tmp_path: Path, where: str, append: bool, validation: float
+) -> None:
+    lines(tmp_path / "source")
+    source, sets = str(tmp_path / "source"), (tmp_path / "broken", tmp_path / "whole")
+    for dst in sets if append else ():
+        prepare(PrepareOptions(src=[f"{source}/0.txt"], dst=str(dst), validation=validation, **SMALL))
+    broken, whole = (
+        PrepareOptions(src=[f"{source}/[12].txt"], dst=str(dst), validation=validation, append=append, **SMALL)
+        for dst in sets
+    )
+    prepare(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "before the records go":
+            patch.setattr("trainer.data.ledger.Ledger.end", stop)
+        else:
+            patch.setattr(ShardIndex, "write", stop_at(2 if validation else 1, ShardIndex.write))
+        with pytest.raises(Stopped):
+            prepare(broken)
+    prepare(broken)
+    assert contents(sets[0]) == contents(sets[1])
+    assert not (sets[0] / ".prepare").exists()
+
+
+def stop(*args: Any) -> None:
+    raise Stopped
+
+
+def stop_at(number: int, work: Any) -> Any:
+    calls = iter(range(1, 100))
+    return lambda *args: stop() if next(calls) == number else work(*args)
 
 
 @pytest.mark.parametrize("change", ["source", "options"])

@@ -6,6 +6,7 @@ PyArrow is imported by the verb that needs it, so that the parser costs nothing.
 from __future__ import annotations
 
 import argparse
+import sys
 
 from trainer.errors import DataError
 
@@ -49,7 +50,11 @@ def _prepare(args: argparse.Namespace) -> int:
     from trainer.data.prepare import prepare
 
     options = parse(args.words)
-    prepare(options, show=True)
+    try:
+        prepare(options, show=True)
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on", file=sys.stderr)
+        return 130
     args.dst = options.dst
     return _inspect(args)
 
@@ -64,7 +69,8 @@ def _inspect(args: argparse.Namespace) -> int:
     console = Console()
     for folder in datasets(args.dst):
         index = ShardIndex.read(folder)
-        table = Table(box=None, show_header=False, title=folder, title_justify="left")
+        table = Table("", "", box=None, show_header=False, title=folder, title_justify="left")
+        table.columns[1].overflow = "fold"
         columns = ", ".join(f"{name} {column.type}{_shape(column.shape)}" for name, column in index.columns.items())
         size = f"{index.bytes / 1e6:,.1f}"
         for name, value in (("samples", f"{index.rows:,}"), ("shards", f"{len(index.shards):,}"), ("MB", size)):

@@ -83,6 +83,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "trainer.data.crew", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the one who called; it closes the pipe
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"},
         )
@@ -138,8 +139,4 @@ def _serve(pipe: pipes.Connection) -> None:
 
 
 if __name__ == "__main__":
-    import signal
-
-    # Ctrl-C reaches the whole group; the process that called decides, and closing the pipe tells.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _serve(cast(Any, pipes.Connection)(int(sys.argv[1])))

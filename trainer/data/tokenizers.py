@@ -86,8 +86,9 @@ class TikToken:
             known = ", ".join(tiktoken.list_encoding_names())
             raise ConfigError(f"tokenizer=tiktoken:{name}: there is no such encoding; there are {known}") from error
         except OSError as error:
+            reason = type(error).__name__
             raise ConfigError(
-                f"tokenizer=tiktoken:{name} cannot be fetched: {error}; set TIKTOKEN_CACHE_DIR"
+                f"tokenizer=tiktoken:{name} cannot be fetched ({reason}); set TIKTOKEN_CACHE_DIR to where it lies"
             ) from error
         self.vocab: int = self._encoding.n_vocab
         self.separator: int = self._encoding.eot_token if separator is None else self._single(separator)
