@@ -191,6 +191,12 @@ def test_a_frame_arrays_and_a_generator_come_from_memory(tmp_path: Path) -> None
     assert read_back["x"][-1] == [[2499.0] * 2] * 2
 
 
+def test_a_dataset_is_a_source_too(tmp_path: Path) -> None:
+    prepare_frame(pd.DataFrame(ROWS), str(tmp_path / "set"), shard_mib=0.0005)
+    prepare(PrepareOptions(src=[str(tmp_path / "set")], dst=str(tmp_path / "again"), columns=["b"]))
+    assert read(tmp_path / "again").to_pydict() == {"b": ROWS["b"]}
+
+
 def test_a_generator_is_named_by_its_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "rows_of_mine.py").write_text("def rows():\n    for n in range(5):\n        yield {'n': n}\n")
     monkeypatch.syspath_prepend(str(tmp_path))

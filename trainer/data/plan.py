@@ -89,7 +89,10 @@ def _digest(content: Any) -> str:
 
 def _text_column(options: PrepareOptions, there: pa.Schema) -> str:
     if options.text is not None:
-        return str(select(there, [options.text]).names[0])
+        field = select(there, [options.text]).field(0)
+        if not _is_text(field.type):
+            raise DataError(f"text={options.text} is a column of {field.type}, not of text or bytes")
+        return options.text
     found = [str(field.name) for field in there if _is_text(field.type)]
     for name in ("text", "bytes"):
         if name in found:

@@ -71,6 +71,7 @@ def publish(todo: Plan, records: Sequence[Record], ledger: Ledger, say: Callable
         attributes |= {"left_out_tokens": left_out} if job.options.pack else {}
         indexes[split] = ShardIndex(columns_of(job.output), (*before, *shards), attributes)
         if not shards:
+            ledger.end({})
             raise DataError(_nothing(todo, split))
     bad = [one._asdict() for record in records for one in record.bad]
     ledger.write_bad(bad, job.options.append)

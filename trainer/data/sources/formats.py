@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
+from trainer.data.index import INDEX
 from trainer.data.options import PrepareOptions
 from trainer.data.sources.files import IMAGES
 from trainer.data.sources.lines import CODECS
@@ -29,6 +30,8 @@ def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
         imported(options.src[0])
         return Generator(options.src[0]), [in_memory(options.src[0])]
     files = [file for file in list_files(options.src) if not _is_marker(file)]
+    if any(_suffix(file) == ".arrow" for file in files):  # a dataset may be prepared again, in another way
+        files = [file for file in files if os.path.basename(file.url) != INDEX]
     inside = f"{os.path.abspath(os.path.expanduser(options.dst))}/"
     for file in files:
         if os.path.abspath(file.url).startswith(inside):

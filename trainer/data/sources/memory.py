@@ -93,8 +93,11 @@ class Generator(WholeFiles):
             done += len(gathered)
 
     def _rows(self) -> Iterator[Row]:
-        function = self._function
-        return iter(function() if callable(function) else imported(function)())
+        function = self._function if callable(self._function) else imported(self._function)
+        for row in function():
+            if not isinstance(row, Mapping):
+                raise DataError(f"the generator yields {type(row).__name__}, not a mapping of column to value")
+            yield row
 
 
 def _gathered(rows: Iterator[T], size: Callable[[T], int]) -> list[T]:
