@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.data.options import FORMATS, KEYS, PrepareOptions, parse
+from trainer.data.plan import bare
 from trainer.data.prepare import prepare
 from trainer.errors import ConfigError
 
@@ -58,3 +59,17 @@ def test_the_page_on_data_knows_every_key_and_its_commands_are_read() -> None:
     assert len(commands) > 4
     for command in commands:
         parse(shlex.split(command)[3:])
+
+
+def test_credentials_in_a_url_do_not_get_into_the_index(tmp_path: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe_file("/host/x.txt", b"line\n")
+    index = prepare(PrepareOptions(src=["memory://host/x.txt"], dst=str(tmp_path / "set")))[""]
+    assert index.attributes["src"] == ["memory://host/x.txt"]
+    for typed, told in (
+        ("s3://key:SECRET@bucket/a/*.csv", "s3://bucket/a/*.csv"),
+        ("https://host/x.csv?sig=SECRET", "https://host/x.csv"),
+        ("a/b@c.csv", "a/b@c.csv"),
+    ):
+        assert bare(typed) == told

@@ -53,13 +53,12 @@ def test_the_same_documents_give_the_same_digest_and_one_changed_byte_another(tm
 
 def test_of_two_that_prepare_at_once_the_second_waits_and_finds_it_ready(tmp_path: Path) -> None:
     dst = str(tmp_path / "set")
-    begun, errors = threading.Event(), []
+    errors: list[BaseException] = []
     read: list[str] = []
 
     def prepare(who: str) -> None:
         def told() -> Iterator[tuple[str, bytes]]:
             read.append(who)
-            begun.set()
             yield from documents()
 
         try:

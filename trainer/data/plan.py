@@ -144,10 +144,11 @@ def _attributes(options: PrepareOptions, tokenizer: Tokenizer | None) -> dict[st
 
 def _provenance(options: PrepareOptions, files: Sequence[File]) -> dict[str, Any]:
     """Where the samples came from; credentials that stand in a URL are left out."""
-    return {"src": [_bare(source) for source in options.src], "files": len(files)}
+    return {"src": [bare(source) for source in options.src], "files": len(files)}
 
 
-def _bare(source: str) -> str:
+def bare(source: str) -> str:
+    """A URL without user, password and query."""
     scheme, colon, rest = source.partition("://")
     if not colon:
         return source
