@@ -27,6 +27,9 @@ def test_check_takes_options_between_overrides(tmp_path: Path) -> None:
         (["checkpoint", "ls", "nowhere"], "nowhere holds no checkpoint"),
         (["checkpoint", "diff", "one", "other"], "no checkpoint that can be read"),
         (["data", "inspect", "nowhere"], "is no dataset"),
+        (["data", "verify", "nowhere"], "is no dataset"),
+        (["data", "prepare", "src=nowhere", "dst=D"], "src=nowhere matches no file"),
+        (["data", "prepare", "src=nowhere", "dst=D", "blok=3"], "no key 'blok'"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -39,14 +42,16 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert printed.count("\n") == 1
 
 
-def test_data_is_prepared_inspected_and_verified_where_the_shell_has_spread_the_pattern(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for number in range(3):
+def test_data_is_prepared_inspected_and_verified(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(30):
         (tmp_path / f"{number}.txt").write_text(f"text {number} " * 50)
-    files = [str(tmp_path / f"{number}.txt") for number in range(3)]
     dst = str(tmp_path / "set")
-    made = verb(["data", "prepare", "--src", *files, "--dst", dst, "--block", "16", "--validation-every", "3"])
-    assert made == 0
-    assert verb(["data", "verify", f"{dst}/train"]) == 0
-    assert "whole" in capsys.readouterr().out
+    words = [f"src={tmp_path}/*.txt", f"dst={dst}", "format=files", "tokenizer=bytes", "pack=16", "validation=0.3"]
+    assert verb(["data", "prepare", *words]) == 0
+    assert verb(["data", "inspect", f"{dst}/train"]) == 0
+    assert verb(["data", "verify", dst]) == 0
+    printed = capsys.readouterr().out
+    assert "tokens uint8[17]" in printed
+    assert "is whole: 2 shards" in printed or "is whole: 4 shards" in printed
+    assert verb(["data", "prepare", *words]) == 2
+    assert "is a dataset already" in capsys.readouterr().err

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from trainer.data.arrow import ArrowDataset
-from trainer.data.command import add_parser, run
 from trainer.data.corpus import stdlib_corpus, stdlib_sources
 from trainer.data.index import ShardIndex
-from trainer.data.prepare import prepare_blocks, verify
+from trainer.data.prepare import prepare_blocks
+from trainer.data.verify import verify
 from trainer.errors import ConfigError, DataError
 
 
@@ -39,7 +39,7 @@ def test_blocks_are_the_documents_joined_by_zero_bytes_and_held_out_by_file(tmp_
         assert tokens.shape == (len(stream) // 17, 17)
         assert tokens.tobytes() == stream[: tokens.size]
         assert len(data.index.shards) == -(-len(data) // (100 // 17))
-        assert data.index.attributes["block"] == 16
+        assert data.index.attributes["pack"] == 16
 
 
 def test_the_same_documents_give_the_same_digest_and_one_changed_byte_another(tmp_path: Path) -> None:
@@ -51,39 +51,45 @@ def test_the_same_documents_give_the_same_digest_and_one_changed_byte_another(tm
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_two_that_prepare_at_once_leave_one_whole_dataset(tmp_path: Path) -> None:
+def test_of_two_that_prepare_at_once_the_second_waits_and_finds_it_ready(tmp_path: Path) -> None:
     dst = str(tmp_path / "set")
-    barrier = threading.Barrier(2)
     errors: list[BaseException] = []
+    read: list[str] = []
 
-    def prepare() -> None:
-        def together() -> object:
-            barrier.wait()
-            return (yield from documents())
+    def prepare(who: str) -> None:
+        def told() -> Iterator[tuple[str, bytes]]:
+            read.append(who)
+            yield from documents()
 
         try:
-            prepare_blocks(together(), dst, 16, validation_every=5)  # type: ignore[arg-type]
+            prepare_blocks(told(), dst, 16, validation_every=5)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=prepare) for _ in range(2)]
+    threads = [threading.Thread(target=prepare, args=(who,)) for who in "ab"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
     assert errors == []
+    assert len(read) == 1
     assert verify(dst) == []
-    assert os.listdir(tmp_path) == ["set"]
+    assert sorted(os.listdir(dst)) == ["train", "validation"]
 
 
-def test_a_preparation_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    def broken() -> object:
+def test_a_preparation_that_fails_is_no_dataset_and_the_next_one_is_as_if_it_had_never_been(tmp_path: Path) -> None:
+    def broken() -> Iterator[tuple[str, bytes]]:
         yield from documents(3)
         raise OSError("disk full")
 
+    dst = tmp_path / "set"
     with pytest.raises(OSError, match="disk full"):
-        prepare_blocks(broken(), str(tmp_path / "set"), 16)  # type: ignore[arg-type]
-    assert os.listdir(tmp_path) == []
+        prepare_blocks(broken(), str(dst), 16, shard_bytes=17)
+    assert not list(dst.rglob("index.json"))
+    prepare_blocks(documents(), str(dst), 16, validation_every=5)
+    assert verify(str(dst)) == []
+    assert sorted(os.listdir(dst)) == ["train", "validation"]
+    assert sorted(os.listdir(dst / "train")) == ["index.json", "shard-000000-000.arrow"]
 
 
 def test_verify_names_the_damaged_the_torn_and_the_missing_shard(tmp_path: Path) -> None:
@@ -97,7 +103,7 @@ def test_verify_names_the_damaged_the_torn_and_the_missing_shard(tmp_path: Path)
     shards[3].write_bytes(shards[3].read_bytes()[:-1])
     shards[4].unlink()
     found = verify(str(dst))
-    assert [line.split()[0] for line in found] == [str(shards[n]) for n in (1, 3, 4)]
+    assert [str(line).split()[0] for line in found] == [str(shards[n]) for n in (1, 3, 4)]
     assert verify(str(dst / "validation")) == []
 
 
@@ -141,7 +147,7 @@ def test_an_index_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 
 def test_too_little_to_hold_anything_out_says_what_to_change(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="3 documents give no validation block of 17 bytes"):
+    with pytest.raises(DataError, match="no validation block of 17 tokens"):
         prepare_blocks(documents(3), str(tmp_path / "set"), 16)
     with pytest.raises(ConfigError, match="block=0"):
         prepare_blocks(documents(), str(tmp_path / "set"), 0)
@@ -175,24 +181,3 @@ def test_the_parser_needs_neither_numpy_nor_pyarrow_and_preparing_no_torch() -> 
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
-
-
-def command(*words: str) -> int:
-    parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    return run(parser.parse_args(["data", *words]))
-
-
-def test_the_command_prepares_inspects_and_verifies(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, content in documents():
-        (tmp_path / f"{name}.txt").write_bytes(content)
-    source, dst = str(tmp_path / "*.txt"), str(tmp_path / "set")
-    assert command("prepare", "--src", source, "--dst", dst, "--block", "16", "--validation-every", "5") == 0
-    assert command("inspect", f"{dst}/train") == 0
-    assert command("verify", dst) == 0
-    assert "2 shards match their digests" in capsys.readouterr().out
-    assert command("prepare", "--src", source, "--dst", dst) == 2
-    assert command("prepare", "--src", "/nope/*", "--dst", f"{dst}2") == 2
-    (tmp_path / "set" / "train" / "shard-00000.arrow").write_bytes(b"")
-    assert command("verify", dst) == 2
-    assert "shard-00000.arrow is 0 bytes" in capsys.readouterr().err

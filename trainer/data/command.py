@@ -6,92 +6,110 @@ PyArrow is imported by the verb that needs it, so that the parser costs nothing.
 from __future__ import annotations
 
 import argparse
-import glob
-import os
 import sys
-from collections.abc import Iterator
 
-from trainer.data.index import ShardIndex
-from trainer.errors import DataError, EverstepError
+from trainer.errors import DataError
+
+EPILOG = """\
+everstep data prepare src='s3://lake/events/*.parquet' dst=s3://bucket/events columns=[a,b]
+everstep data prepare src=docs/ dst=data/docs tokenizer=bytes pack=1024 validation=0.05
+"""
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb `data` with its own verbs; the parsed namespace goes to `run`."""
     data = subparsers.add_parser("data", help="prepare, inspect and verify datasets")
     verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
-    make = verbs.add_parser("prepare", help="turn files into a dataset of byte blocks")
-    make.add_argument("--src", required=True, nargs="+", metavar="GLOB", help="files to read; ** goes into folders")
-    make.add_argument("--dst", required=True, help="folder to write; it must not exist")
-    make.add_argument("--block", type=int, default=128, metavar="N", help="bytes a sample (default 128)")
-    make.add_argument(
-        "--validation-every", type=int, default=20, metavar="N", help="hold out every N-th file (default 20)"
+    make = verbs.add_parser(
+        "prepare",
+        help="turn any source into a dataset of Arrow shards; goes on where it was killed",
+        epilog=f"{EPILOG}\nkeys: {', '.join(_keys())} (docs/data.md)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    make.add_argument("--shard-mib", type=int, default=64, metavar="N", help="MiB a shard (default 64)")
-    for verb, text in (("inspect", "what a dataset holds"), ("verify", "check every shard's digest")):
-        verbs.add_parser(verb, help=text).add_argument("dst", metavar="DST")
+    make.add_argument("words", nargs="*", metavar="key=value")
+    verbs.add_parser("inspect", help="what a dataset holds").add_argument("dst", metavar="DST")
+    check = verbs.add_parser("verify", help="check every part of every shard against its digest")
+    check.add_argument("dst", metavar="DST")
+    check.add_argument("--repair-from", metavar="SRC", help="another copy of the dataset, to take good shards from")
+
+
+def _keys() -> tuple[str, ...]:
+    from trainer.data.options import KEYS
+
+    return KEYS
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code: 0, or 2 after one clear line on stderr."""
+    """Exit code; an EverstepError is for the caller to show."""
     verbs = {"prepare": _prepare, "inspect": _inspect, "verify": _verify}
-    try:
-        return verbs[args.data_verb](args)
-    except EverstepError as error:
-        print(f"everstep: {error}", file=sys.stderr)
-        return error.exit_code
+    return verbs[args.data_verb](args)
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from trainer.data.prepare import prepare_blocks, prepared
+    from trainer.data.options import parse
+    from trainer.data.prepare import prepare
 
-    if prepared(args.dst):
-        raise DataError(f"{args.dst} is a dataset already; choose another --dst or remove it")
-    prepare_blocks(
-        _files(args.src),
-        args.dst,
-        args.block,
-        validation_every=args.validation_every,
-        shard_bytes=max(1, args.shard_mib) << 20,
-    )
+    options = parse(args.words)
+    try:
+        prepare(options, show=True)
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on", file=sys.stderr)
+        return 130
+    args.dst = options.dst
     return _inspect(args)
-
-
-def _files(patterns: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of the files, each once, in the order of names; the shell may have spread the patterns already."""
-    names = {name for pattern in patterns for name in glob.glob(pattern, recursive=True) if os.path.isfile(name)}
-    if not names:
-        raise DataError(f"--src {' '.join(patterns)} matches no file")
-    for name in sorted(names):
-        with open(name, "rb") as file:
-            yield name, file.read()
 
 
 def _inspect(args: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("dataset", "samples", "shards", "MB", "columns", "digest")
-    for folder in _datasets(args.dst):
+    from trainer.data.index import ShardIndex
+    from trainer.data.verify import datasets
+
+    console = Console()
+    for folder in datasets(args.dst):
         index = ShardIndex.read(folder)
-        columns = ", ".join(f"{name} {column.type}{list(column.shape)}" for name, column in index.columns.items())
+        table = Table("", "", box=None, show_header=False, title=folder, title_justify="left")
+        table.columns[1].overflow = "fold"
+        columns = ", ".join(f"{name} {column.type}{_shape(column.shape)}" for name, column in index.columns.items())
         size = f"{index.bytes / 1e6:,.1f}"
-        table.add_row(folder, f"{index.rows:,}", str(len(index.shards)), size, columns, index.digest[:16])
-    Console().print(table)
+        for name, value in (("samples", f"{index.rows:,}"), ("shards", f"{len(index.shards):,}"), ("MB", size)):
+            table.add_row(name, value)
+        table.add_row("columns", columns)
+        table.add_row("digest", index.digest)
+        for name, value in index.attributes.items():
+            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        console.print(table)
     return 0
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "" if not shape else "×".join("?" if size is None else str(size) for size in shape).join("[]")
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from trainer.data.prepare import verify
+    from trainer.data.index import ShardIndex
+    from trainer.data.progress import Progress
+    from trainer.data.verify import datasets, repair, verify
 
-    damage = verify(args.dst)
-    if damage:
-        raise DataError("; ".join(damage) + "; copy the shard back or prepare the dataset again")
-    shards = sum(len(ShardIndex.read(folder).shards) for folder in _datasets(args.dst))
-    print(f"{args.dst} is whole: {shards} shards match their digests")
+    indexes = [ShardIndex.read(folder) for folder in datasets(args.dst)]
+    shards = sum(len(index.shards) for index in indexes)
+    with Progress("verify", sum(index.bytes for index in indexes), True) as progress:
+        damages = verify(args.dst, lambda size: progress.add(0, size))
+    if not damages:
+        print(f"{args.dst} is whole: {shards} shards match their digests")
+        return 0
+    if args.repair_from is None:
+        listed = "; ".join(map(str, damages))
+        raise DataError(
+            f"{len(damages)} of {shards} shards are bad: {listed}; mend them with --repair-from and the path or URL "
+            "of a copy, or prepare the dataset again"
+        )
+    left = 0
+    for damage, why in repair(damages, args.dst, args.repair_from):
+        left += bool(why)
+        print(f"{damage}: {f'not mended, {why}' if why else 'mended'}")
+    if left:
+        raise DataError(f"{left} of {shards} shards are still bad; give another copy with --repair-from")
+    print(f"{args.dst} is whole again: {len(damages)} of {shards} shards came from {args.repair_from}")
     return 0
-
-
-def _datasets(dst: str) -> list[str]:
-    from trainer.data.prepare import TRAIN, VALIDATION, prepared
-
-    return [os.path.join(dst, split) for split in (TRAIN, VALIDATION)] if prepared(dst) else [dst]

@@ -23,9 +23,11 @@ def stdlib_corpus(path: str, block: int = 128) -> Splits:
     if not prepared(path):
         prepare_blocks(stdlib_sources(), path, block)
     train, validation = (ArrowDataset(os.path.join(path, split)) for split in (TRAIN, VALIDATION))
-    there = train.index.attributes.get("block")
-    if there != block:
-        raise DataError(f"{path} was prepared with block={there}, not {block}; set data.path to another folder")
+    there = train.index.columns["tokens"].shape[0]
+    if there != block + 1:
+        raise DataError(
+            f"{path} was prepared with block={(there or 1) - 1}, not {block}; set data.path to another folder"
+        )
     return Splits(train, validation)
 
 

@@ -1,23 +1,74 @@
-"""From documents to a dataset: byte tokens, cut into blocks, split by file, written as Arrow shards."""
+"""From any source to a dataset of Arrow shards: the same bytes from any number of processes, however often killed.
+
+The work is cut into units; each leaves a record when its shards are durable; the index is written last.
+"""
 
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from contextlib import closing
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from trainer.data.index import INDEX, Column, Shard, ShardIndex
-from trainer.data.shards import file_parts, table_of, write_shard
+from trainer.data.cleaning import Digests, first_ones
+from trainer.data.crew import in_parallel
+from trainer.data.index import ShardIndex, part_digest
+from trainer.data.ledger import Ledger
+from trainer.data.options import PrepareOptions
+from trainer.data.plan import Plan, plan, unit_digest
+from trainer.data.progress import Progress
+from trainer.data.publish import based, publish
+from trainer.data.sources.formats import open_source
+from trainer.data.sources.memory import Documents, Generator, Row, Table, in_memory
+from trainer.data.sources.source import File, Reader
+from trainer.data.unit import TRAIN, VALIDATION, Record, TooManyBadError, digest_unit, refuse_bad, write_unit
 from trainer.errors import ConfigError, DataError
-from trainer.storage import open_storage
 
-SEPARATOR = b"\0"
-SHARD_BYTES = 64 << 20
-TRAIN, VALIDATION = "train", "validation"
+__all__ = ["TRAIN", "VALIDATION", "prepare", "prepare_arrays", "prepare_blocks", "prepare_frame", "prepare_rows"]
+
+Indexes = dict[str, ShardIndex]
+"""Split → index; the split is "" when nothing is held out."""
+Open = Callable[[], tuple[Reader, list[File]]]
+
+
+def prepare(options: PrepareOptions, *, show: bool = False) -> Indexes:
+    """Prepare files into `options.dst`; a preparation that was killed goes on where it was."""
+    return _prepare(options, lambda: open_source(options), show=show)
+
+
+def prepare_frame(frame: Any, dst: str, **options: Any) -> Indexes:
+    """Prepare a pandas, Polars or Arrow table from memory; keywords as in PrepareOptions."""
+    import pyarrow as pa
+
+    try:
+        if type(frame).__module__.startswith("pandas"):
+            table = pa.Table.from_pandas(frame, preserve_index=False)
+        else:
+            table = frame if isinstance(frame, pa.Table) else pa.table(frame)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"the frame cannot become Arrow columns: {str(error).splitlines()[0]}") from error
+    return _from_memory(Table(table), "the frame", table.nbytes, dst, options)
+
+
+def prepare_arrays(arrays: dict[str, NDArray[Any]], dst: str, **options: Any) -> Indexes:
+    """Prepare NumPy arrays [samples, …] from memory, nothing copied; keywords as in PrepareOptions."""
+    import pyarrow as pa
+
+    from trainer.data.shards import table_of
+
+    try:
+        table = table_of(arrays)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise DataError(f"the arrays cannot become Arrow columns: {str(error).splitlines()[0]}") from error
+    return _from_memory(Table(table), "the arrays", table.nbytes, dst, options)
+
+
+def prepare_rows(function: Callable[[], Iterable[Row]], dst: str, **options: Any) -> Indexes:
+    """Prepare the mappings of column to value that `function` gives; it is called once more to look at the first."""
+    return _from_memory(Generator(function), "the rows", 0, dst, options)
 
 
 def prepare_blocks(
@@ -26,107 +77,141 @@ def prepare_blocks(
     block: int,
     *,
     validation_every: int = 20,
-    shard_bytes: int = SHARD_BYTES,
+    shard_bytes: int = 64 << 20,
 ) -> None:
     """Write `dst`/train and `dst`/validation, datasets of one column `tokens`: uint8 [block + 1].
 
-    Documents (name, content) are joined with a zero byte between them and cut into blocks of `block` + 1
-    bytes, the last of which is only ever a target. Every `validation_every`-th document is held out. What
-    is left at the end, less than a block, is not used. `dst` appears as a whole or not at all; when two
-    processes prepare it at once, the first to finish wins and the other one's work is dropped.
+    Documents (name, content) are joined with a zero byte after each and cut into blocks of `block` + 1 bytes.
+    Every `validation_every`-th document is held out. Of two processes that do this at once, the second waits
+    and finds the dataset ready.
     """
     if block < 1:
         raise ConfigError(f"block={block} must be at least 1 byte")
     if validation_every < 2:
         raise ConfigError(f"validation_every={validation_every} must be at least 2, or nothing is left to train on")
-    with _appearing_whole(dst) as folder:
-        splits = {split: BlockWriter(os.path.join(folder, split), block, shard_bytes) for split in (TRAIN, VALIDATION)}
-        count = 0
-        for count, (_, content) in enumerate(documents, start=1):
-            splits[TRAIN if count % validation_every else VALIDATION].add(content)
-        for split, writer in splits.items():
-            if not writer.finish({"block": block, "validation_every": validation_every, "split": split}):
-                raise DataError(
-                    f"{count} documents give no {split} block of {block + 1} bytes; add documents, or choose "
-                    f"a smaller block or another validation_every (now {validation_every})"
-                )
-
-
-class BlockWriter:
-    """Collects documents and writes one dataset folder of byte blocks, shard by shard."""
-
-    def __init__(self, folder: str, block: int, shard_bytes: int) -> None:
-        os.makedirs(folder)
-        self._folder = folder
-        self._width = block + 1
-        self._shard_size = max(1, shard_bytes // self._width) * self._width
-        self._pending = bytearray()
-        self._shards: list[Shard] = []
-
-    def add(self, content: bytes) -> None:
-        """Append one document, and write the shards that it fills."""
-        self._pending += content
-        self._pending += SEPARATOR
-        while len(self._pending) >= self._shard_size:
-            self._write(self._shard_size)
-
-    def finish(self, attributes: dict[str, object]) -> int:
-        """Write the rest and the index; returns the number of blocks in all."""
-        rest = len(self._pending) // self._width * self._width
-        if rest:
-            self._write(rest)
-        columns = {"tokens": Column("uint8", (self._width,))}
-        index = ShardIndex(columns, tuple(self._shards), attributes)
-        index.write(self._folder)
-        return index.rows
-
-    def _write(self, size: int) -> None:
-        tokens = np.frombuffer(bytes(self._pending[:size]), dtype=np.uint8).reshape(-1, self._width)
-        del self._pending[:size]
-        name = f"shard-{len(self._shards):05d}.arrow"
-        self._shards.append(write_shard(open_storage(self._folder), name, table_of({"tokens": tokens})))
+    options = PrepareOptions(dst=dst, tokenizer="bytes", pack=block, shard_mib=shard_bytes / 2**20)
+    files = [in_memory("the documents")]
+    _prepare(options, lambda: (Documents(documents), files), every=validation_every, ready_is_fine=True)
 
 
 def prepared(dst: str) -> bool:
     """Whether `dst` holds both splits of a prepared dataset."""
-    return all(os.path.exists(os.path.join(dst, split, INDEX)) for split in (TRAIN, VALIDATION))
+    return all(os.path.exists(os.path.join(dst, split, "index.json")) for split in (TRAIN, VALIDATION))
 
 
-def verify(path: str) -> list[str]:
-    """Check every shard of the dataset in folder `path` against its index; one line for each bad one.
-
-    A folder with train and validation in it is checked as both. DataError where there is no dataset.
-    """
-    if prepared(path):
-        return [line for split in (TRAIN, VALIDATION) for line in verify(os.path.join(path, split))]
-    return [line for shard in ShardIndex.read(path).shards for line in _damage(path, shard)]
+def _from_memory(reader: Reader, name: str, size: int, dst: str, options: dict[str, Any]) -> Indexes:
+    typed = PrepareOptions(**{**options, "dst": dst})
+    return _prepare(typed, lambda: (reader, [in_memory(name, size)]))
 
 
-def _damage(folder: str, shard: Shard) -> Iterator[str]:
-    path = os.path.join(folder, shard.file)
-    if not os.path.exists(path):
-        yield f"{path} is missing"
-    elif os.path.getsize(path) != shard.bytes:
-        yield f"{path} is {os.path.getsize(path)} bytes where the index says {shard.bytes}"
-    elif file_parts(path) != shard.parts:
-        yield f"{path} is damaged: its digests are not those in the index"
+def _prepare(
+    options: PrepareOptions, source: Open, *, every: int = 0, ready_is_fine: bool = False, show: bool = False
+) -> Indexes:
+    progress = Progress("prepare", 1, show)
+    ledger = Ledger(options.dst)
+    waited: list[str] = []
 
+    def waits(text: str) -> None:
+        waited.append(text)
+        progress.line(text)
 
-@contextmanager
-def _appearing_whole(dst: str) -> Iterator[str]:
-    """A folder beside `dst` that takes its name at the end, unless another process was first."""
-    if os.path.lexists(dst) and not prepared(dst) and not (os.path.isdir(dst) and not os.listdir(dst)):
-        raise DataError(f"{dst} exists and is no prepared dataset; choose another folder or remove it")
-    parent, name = os.path.split(os.path.abspath(dst))
-    os.makedirs(parent, exist_ok=True)
-    folder = tempfile.mkdtemp(prefix=f".{name}.", dir=parent)
-    try:
-        yield folder
-        os.chmod(folder, 0o755)
-        try:
-            os.rename(folder, dst)
-        except OSError:
-            if not prepared(dst):
+    ledger.refuse_foreign()
+    with ledger.held(waits), ledger.untouched_by_mistakes():
+        if ledger.complete() and not options.append:
+            return _ready(ledger, bool(waited) or ready_is_fine, lambda: plan(options, *source(), every))
+        ledger.sweep_staged()
+        todo = based(plan(options, *source(), every), ledger)
+        with Progress("prepare", todo.size * (2 if options.dedup else 1), show) as progress:
+            try:
+                records = _records(todo, ledger, progress)
+            except TooManyBadError as error:
+                ledger.write_bad([one._asdict() for one in error.bad], options.append)
                 raise
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        return publish(todo, records, ledger, progress.line)
+
+
+def _ready(ledger: Ledger, is_fine: bool, planned: Callable[[], Plan]) -> Indexes:
+    """The dataset that is there, where nobody asked for another one."""
+    begun = ledger.under_way()
+    if begun is None:
+        ledger.forget()
+    elif not begun["append"]:
+        # Killed after the index and before all was cleared up: the same command is done then.
+        is_fine = is_fine or (begun["options"], begun["source"]) == (planned().made_by, planned().made_of)
+        ledger.clear_up()
+    if not is_fine:
+        raise DataError(f"{ledger.dst} is a dataset already; choose another dst, append=true, or remove it")
+    return ledger.indexes()
+
+
+def _records(todo: Plan, ledger: Ledger, progress: Progress) -> list[Record]:
+    """Do the units that are not done yet; the records of all, in order."""
+    options = todo.job.options
+    masks = _masks(todo, ledger, progress) if options.dedup else [None] * len(todo.units)
+    made_of = [
+        {
+            "options": f"{todo.made_by}-{todo.job.base}",
+            "source": unit_digest(unit) + (part_digest(mask.tobytes()) if mask is not None else ""),
+        }
+        for unit, mask in zip(todo.units, masks, strict=True)
+    ]
+    records = _finished(made_of, ledger, progress)
+    left = [unit for unit in todo.units if unit.number not in records]
+    progress.skip(sum(unit.size for unit in todo.units if unit.number in records))
+    calls = [(todo.job, unit, masks[unit.number]) for unit in left]
+    bad = [bad for record in records.values() for bad in record.bad]
+    with closing(in_parallel(write_unit, calls, _many(options), progress.add, todo.job.reader.stays)) as done:
+        for call, record in done:
+            number = left[call].number
+            bad += record.bad
+            refuse_bad(bad, options.max_bad, options.dst)
+            ledger.note(number, made_of[number], record)
+            records[number] = record
+    return [records[unit.number] for unit in todo.units]
+
+
+def _finished(made_of: list[dict[str, str]], ledger: Ledger, progress: Progress) -> dict[int, Record]:
+    """Records of units that are done and made of the same; one line says when others have to start anew."""
+    found: dict[int, Record] = {}
+    changed: dict[str, int] = {}
+    for number in ledger.noted():
+        note = ledger.record(number)
+        if note is None:
+            continue
+        now = made_of[number] if number < len(made_of) else {}
+        other = next((name for name in ("options", "source") if note[name] != now.get(name)), None)
+        if other is None:
+            found[number] = Record.from_json(note["record"])
+        else:
+            changed[other] = changed.get(other, 0) + 1
+    if found:
+        progress.line(f"goes on: {len(found)} of {len(made_of)} units are done")
+    for what, count in changed.items():
+        progress.line(f"the {what} changed since: {count} units that were done start anew")
+    return found
+
+
+def _masks(todo: Plan, ledger: Ledger, progress: Progress) -> list[NDArray[np.bool_]]:
+    """Which rows of each unit are the first with their content, over all units in order."""
+    names = [f"digests-{unit.number:06d}-{todo.made_by}-{unit_digest(unit)}" for unit in todo.units]
+    found: dict[int, Digests] = {}
+    for unit, name in zip(todo.units, names, strict=True):
+        noted = ledger.digests(name)
+        if noted is not None:
+            found[unit.number] = np.frombuffer(noted, np.uint64).reshape(-1, 2)
+            progress.skip(unit.size)
+    left = [unit for unit in todo.units if unit.number not in found]
+    calls = [(todo.job, unit) for unit in left]
+
+    def say(rows: int, size: int) -> None:
+        progress.add(0, size)  # the rows count when they are written
+
+    with closing(in_parallel(digest_unit, calls, _many(todo.job.options), say, todo.job.reader.stays)) as done:
+        for call, digests in done:
+            ledger.note_digests(names[left[call].number], digests.tobytes())
+            found[left[call].number] = digests
+    return first_ones([found[unit.number] for unit in todo.units])
+
+
+def _many(options: PrepareOptions) -> int:
+    return options.processes or len(os.sched_getaffinity(0))

@@ -1,0 +1,80 @@
+"""Which reader a source needs: by format=, or by the suffix of its files."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from trainer.data.index import INDEX
+from trainer.data.options import PrepareOptions
+from trainer.data.sources.files import IMAGES
+from trainer.data.sources.lines import CODECS
+from trainer.data.sources.listing import list_files
+from trainer.data.sources.source import File, Reader
+from trainer.errors import ConfigError, DataError
+
+SUFFIXES = {
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv", ".tsv": "csv",
+    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".tar": "webdataset", ".npy": "npy",
+    ".npz": "npy", **dict.fromkeys(IMAGES, "images"),
+}  # fmt: skip
+
+
+def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
+    """The reader and the files it reads."""
+    if options.format == "generator":
+        from trainer.data.sources.memory import Generator, imported, in_memory
+
+        if len(options.src) != 1:
+            raise ConfigError(f"src=[{','.join(options.src)}]: with format=generator give one package.module:function")
+        imported(options.src[0])
+        return Generator(options.src[0]), [in_memory(options.src[0])]
+    files = [file for file in list_files(options.src) if not _is_marker(file)]
+    if any(_suffix(file) == ".arrow" for file in files):  # a dataset may be prepared again, in another way
+        files = [file for file in files if os.path.basename(file.url) != INDEX]
+    inside = f"{os.path.abspath(os.path.expanduser(options.dst))}/"
+    for file in files:
+        if os.path.abspath(file.url).startswith(inside):
+            raise ConfigError(f"src holds {file.url}, which lies in dst={options.dst}; choose another dst")
+    reader = reader_of(options.format or format_of(files))
+    return reader, reader.choose(files)
+
+
+def format_of(files: Sequence[File]) -> str:
+    """The format that all files have by their suffix; DataError where they differ."""
+    names = {os.path.basename(file.url) for file in files}
+    if {"state.json", "dataset_info.json"} <= names:
+        return "hf"
+    found: dict[str, File] = {}
+    for file in files:
+        found.setdefault(SUFFIXES.get(_suffix(file), "files"), file)
+    if len(found) > 1:
+        listed = ", ".join(f"{file.url} ({name})" for name, file in sorted(found.items()))
+        raise DataError(f"src holds files of several formats: {listed}; set format= or a narrower src=")
+    if not found:
+        raise DataError("src holds no file with samples; set src=")
+    return next(iter(found))
+
+
+def reader_of(name: str) -> Reader:
+    """A reader of the format `name`; imported only now, since a run needs one of them."""
+    from trainer.data.sources import arrow, csv, files, jsonl, npy, parquet, text, webdataset
+
+    readers: dict[str, type[Reader]] = {
+        "parquet": parquet.Parquet, "arrow": arrow.Arrow, "hf": arrow.HuggingFace, "csv": csv.Csv,
+        "jsonl": jsonl.JsonLines, "text": text.Text, "files": files.Files, "images": files.Images,
+        "webdataset": webdataset.WebDataset, "npy": npy.NumPy,
+    }  # fmt: skip
+    return readers[name]()
+
+
+def _suffix(file: File) -> str:
+    """The last suffix, that of a compression left out."""
+    stem, suffix = os.path.splitext(file.url.lower())
+    return os.path.splitext(stem)[1] if suffix in CODECS and suffix != "" else suffix
+
+
+def _is_marker(file: File) -> bool:
+    """Files such as _SUCCESS and _metadata, which engines leave beside the data."""
+    name = os.path.basename(file.url)
+    return name.startswith("_") and "." not in name
