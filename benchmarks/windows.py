@@ -1,4 +1,4 @@
-"""What windows and lanes cost in shuffling and save in reading: strength of the shuffle, shards at hand, share per node.
+"""What windows and lanes cost in shuffling and save in reading: strength, shards at hand, share of them per node.
 
 1,024 shards of 512 samples, read by 16 processes; figures are of the order alone and the same on every machine.
 """

@@ -1,4 +1,4 @@
-"""`python -m benchmarks data`: reading, by default; `--prepare` writing, `--entry` the first batch, `--remote` a store."""
+"""`python -m benchmarks data`: reading; with `--prepare` writing, `--entry` the first batch, `--remote` a store."""
 
 from __future__ import annotations
 

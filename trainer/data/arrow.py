@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,9 +13,9 @@ import torch
 from torch import Tensor
 
 from trainer.data.index import BYTES, TEXT, Column, ShardIndex
-from trainer.data.memory import gather_ragged, gather_rows, numbers_at
+from trainer.data.memory import Buffers, gather_ragged, gather_rows, numbers_at
 from trainer.data.node import node_cache
-from trainer.data.open_shards import OpenShards, row_bytes
+from trainer.data.open_shards import OpenShards
 from trainer.data.order import Ids
 from trainer.data.ragged import Ragged
 from trainer.errors import ConfigError, DataError
@@ -21,7 +23,7 @@ from trainer.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from trainer.data.cache import ShardCache
+    from trainer.data.cache import CachedShard, ShardCache
 
 
 class ArrowDataset:
@@ -57,6 +59,7 @@ class ArrowDataset:
         self.shard_files = [shard.file for shard in self.index.shards]
         self._cast = {name: _torch_type(path, self.columns, name, kind) for name, kind in (cast or {}).items()}
         self._starts = np.cumsum([0, *self.shard_rows])
+        self._rows = len(self)
         self._opener = (cache or node_cache, verify)
         self._shards = self._unopened()
 
@@ -65,7 +68,7 @@ class ArrowDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps and locks cannot be pickled and need not be: another process opens its own.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock", "_buffers")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -73,6 +76,7 @@ class ArrowDataset:
 
     def _unopened(self) -> OpenShards:
         self._lock = threading.Lock()
+        self._buffers = Buffers()
         return OpenShards(self.path, self.index, self.columns, *self._opener)
 
     @property
@@ -87,15 +91,16 @@ class ArrowDataset:
 
     def take(self, ids: Ids) -> dict[str, Tensor | Ragged]:
         """One gather a column, whatever number of shards the ids touch. Row i is sample `ids[i]`."""
-        if ids.size and not (int(ids.min()) >= 0 and int(ids.max()) < len(self)):
-            raise IndexError(f"{self.path} has samples 0 to {len(self) - 1}, not {ids.min()} to {ids.max()}")
-        shards, rows = self._located(ids)
+        # Seen as unsigned, what is negative is too large as well.
+        if ids.size and int(ids.view(np.uint64).max()) >= self._rows:
+            raise IndexError(f"{self.path} has samples 0 to {self._rows - 1}, not {ids.min()} to {ids.max()}")
+        shards = self._starts.searchsorted(ids, side="right") - 1
         while True:
             with self._lock:
-                missing = [] if self._shards.settled else self._missing(shards, rows)
+                missing = [] if self._shards.settled else self._missing(ids, shards)
                 self._shards.kept = frozenset(shards.tolist()) if missing else frozenset()
                 if not missing:
-                    return {name: self._gather(name, column, shards, rows) for name, column in self.columns.items()}
+                    return {name: self._gather(name, column, ids, shards) for name, column in self.columns.items()}
             # Without the lock, so that others go on asking for what comes later.
             for cached, parts in missing:
                 cached.need(parts)
@@ -105,7 +110,7 @@ class ArrowDataset:
         if self._shards.cache is None or self._shards.settled:
             return []
         with self._lock:
-            missing = self._missing(*self._located(ids))
+            missing = self._missing(ids, self._starts.searchsorted(ids, side="right") - 1)
         return [future for cached, parts in missing for future in cached.want(parts)]
 
     def place(self, sample: int) -> str:
@@ -113,36 +118,38 @@ class ArrowDataset:
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return f"{self.path}, {self.index.shards[number].file}, row {sample - self._starts[number]}"
 
-    def _located(self, ids: Ids) -> tuple[Ids, Ids]:
-        shards = np.searchsorted(self._starts, ids, side="right") - 1
-        return shards, ids - self._starts[shards]
-
-    def _missing(self, shards: Ids, rows: Ids) -> list[tuple[Any, Ids]]:
-        """Opens the shards of these rows; returns what of them is not here yet: (cached shard, its parts)."""
+    def _missing(self, ids: Ids, shards: Ids) -> list[tuple[CachedShard, Ids]]:
+        """Opens the shards of these samples; returns what of them is not here yet: (cached shard, its parts)."""
         found = []
         for number, shard in self._shards.use(shards).items():
             if shard.cached is not None and not shard.cached.complete:
-                parts = shard.cached.absent(self._shards.parts(number, shard, rows[shards == number]))
+                rows = ids[shards == number] - self._starts[number]
+                parts = shard.cached.absent(self._shards.parts(number, shard, rows))
                 if parts.size:
                     found.append((shard.cached, parts))
         return found
 
-    def _gather(self, name: str, column: Column, shards: Ids, rows: Ids) -> Tensor | Ragged:
-        values, offsets = self._shards.bases[name]
+    def _gather(self, name: str, column: Column, ids: Ids, shards: Ids) -> Tensor | Ragged:
         if not column.ragged:
             shape = tuple(size or 0 for size in column.shape)
-            found = gather_rows(values[shards] + rows * row_bytes(column), column.type, shape)
-            return self._typed(name, torch.from_numpy(found))
+            found = self._buffers.empty((len(ids), *shape), self._cast.get(name, torch_type(column.type)))
+            gather_rows(self._shards.origins[name][shards] + ids * math.prod(shape), column.type, shape, found)
+            return found
+        values, offsets = self._shards.bases[name]
         kind = "uint8" if column.type in (TEXT, BYTES) else column.type
-        at = offsets[shards] + rows * 8
+        at = offsets[shards] + (ids - self._starts[shards]) * 8
         starts = numbers_at(at)
-        addresses = values[shards] + starts * np.dtype(kind).itemsize
-        together, bounds = gather_ragged(addresses, numbers_at(at + 8) - starts, kind)
-        return Ragged(self._typed(name, torch.from_numpy(together)), torch.from_numpy(bounds))
+        lengths = numbers_at(at + 8) - starts
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        together = self._buffers.empty((int(bounds[-1]),), torch_type(kind))
+        gather_ragged(values[shards] + starts * together.itemsize, lengths, together)
+        return Ragged(together.to(self._cast.get(name, together.dtype)), torch.from_numpy(bounds))
 
-    def _typed(self, name: str, values: Tensor) -> Tensor:
-        kind = self._cast.get(name)
-        return values if kind is None else values.to(kind)
+
+@cache
+def torch_type(name: str) -> torch.dtype:
+    """The type of torch for NumPy's name of it."""
+    return torch.from_numpy(np.empty(0, name)).dtype
 
 
 def _chosen(path: str, index: ShardIndex, names: Sequence[str] | None) -> Mapping[str, Column]:

@@ -1,4 +1,4 @@
-"""`everstep data prepare | inspect | verify`: datasets, from the command line.
+"""`everstep data prepare | inspect | verify | trace`: datasets, from the command line.
 
 PyArrow is imported by the verb that needs it, so that the parser costs nothing.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from trainer.data import trace_command
 from trainer.errors import DataError
 
 EPILOG = """\
@@ -18,7 +19,7 @@ everstep data prepare src=docs/ dst=data/docs tokenizer=bytes pack=1024 validati
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb `data` with its own verbs; the parsed namespace goes to `run`."""
-    data = subparsers.add_parser("data", help="prepare, inspect and verify datasets")
+    data = subparsers.add_parser("data", help="prepare, inspect and verify datasets, trace samples")
     verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
     make = verbs.add_parser(
         "prepare",
@@ -31,6 +32,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check = verbs.add_parser("verify", help="check every part of every shard against its digest")
     check.add_argument("dst", metavar="DST")
     check.add_argument("--repair-from", metavar="SRC", help="another copy of the dataset, to take good shards from")
+    trace_command.add_parser(verbs)
 
 
 def _keys() -> tuple[str, ...]:
@@ -41,7 +43,7 @@ def _keys() -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Exit code; an EverstepError is for the caller to show."""
-    verbs = {"prepare": _prepare, "inspect": _inspect, "verify": _verify}
+    verbs = {"prepare": _prepare, "inspect": _inspect, "verify": _verify, "trace": trace_command.run}
     return verbs[args.data_verb](args)
 
 

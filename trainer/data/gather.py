@@ -41,6 +41,31 @@ class Request(NamedTuple):
         return self._replace(ids=self.ids[rows], epochs=self.epochs[rows])
 
 
+class Cut(NamedTuple):
+    """Where one request lies in a span."""
+
+    start: int
+    stop: int
+    step: int
+    """Counted from the span's first."""
+    index: int  # type: ignore[assignment]
+    real: bool
+
+
+class Span(NamedTuple):
+    """The requests of one rank for several steps, end to end."""
+
+    first_step: int
+    """As the log counts steps."""
+    ids: Ids
+    epochs: Ids
+    cuts: Sequence[Cut]
+
+    def requests(self) -> Iterator[Request]:
+        for start, stop, step, index, real in self.cuts:
+            yield Request(self.ids[start:stop], self.epochs[start:stop], self.first_step + step, index, real)
+
+
 @dataclass(slots=True)
 class Microbatch:
     """What one rank passes through the model at once."""
@@ -74,26 +99,25 @@ class Gather:
     def __call__(self, request: Request) -> Microbatch:
         return self._finished(self._kept(request), None)
 
-    def together(self, requests: Sequence[Request]) -> Iterator[Microbatch]:
-        """Several requests by one large gather; what fails is gathered again alone, so that it fails at its place."""
-        kept = [self._kept(request) for request in requests] if self.excluded else requests
+    def together(self, span: Span) -> Iterator[Microbatch]:
+        """All requests by one large gather; what fails is gathered again alone, so that it fails at its place."""
+        if self.excluded:
+            return map(self, span.requests())
         try:
-            columns = self.dataset.take(np.concatenate([request.ids for request in kept]))
+            columns = self.dataset.take(span.ids)
         except DataError:
-            yield from (self._finished(request, None) for request in kept)
-            return
-        sizes = [len(request.ids) for request in kept]
+            return map(self, span.requests())
+        names, sizes = list(columns), [stop - start for start, stop, *_ in span.cuts]
         parts = zip(*(_split(column, sizes) for column in columns.values()), strict=True)
-        names, plain = list(columns), self._plain and all(sizes)
-        for request, values in zip(kept, parts, strict=True):
-            if plain and (batch := _tensors(dict(zip(names, values, strict=True)))):
-                yield Microbatch(request.index, request.real, request.ids, batch)
-            else:
-                yield self._finished(request, dict(zip(names, values, strict=True)))
-
-    @property
-    def _plain(self) -> bool:
-        return self.decode is None and self.collate is None and self.augment is None
+        if self.decode is None and self.collate is None and self.augment is None:
+            _tensors(columns)
+            # Small batches are made in a few microseconds; nothing is done for each that was not asked for.
+            return (
+                Microbatch(index, real, span.ids[start:stop], dict(zip(names, values, strict=True)))
+                for (start, stop, _, index, real), values in zip(span.cuts, parts, strict=True)
+            )
+        whole = (dict(zip(names, values, strict=True)) for values in parts)
+        return map(self._finished, span.requests(), whole)
 
     def _kept(self, request: Request) -> Request:
         keep = self.excluded.kept(request.ids, request.step)

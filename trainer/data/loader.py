@@ -9,13 +9,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise, repeat
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.gather import Gather, Microbatch, Request
+from trainer.config import BadSample
+from trainer.data.gather import Cut, Gather, Microbatch, Request, Span
 from trainer.data.lookahead import Lookahead
 from trainer.data.order import SampleOrder, Slot, microbatches
 from trainer.data.prefetch import Prefetcher
@@ -103,38 +104,33 @@ class Loader:
             yield step
 
     def _steps(self, gathered: Iterator[Microbatch]) -> Iterator[list[Microbatch]]:
-        pin = self.device.type == "cuda"
-        while True:
-            step = []
-            for _ in self.slots:
-                microbatch = next(gathered, None)
-                if microbatch is None:  # closed
-                    return
-                for sample in microbatch.skipped:
+        count, pin, tell = len(self.slots), self.device.type == "cuda", self._gather.on_bad is BadSample.skip
+        while len(step := list(islice(gathered, count))) == count:  # fewer: closed
+            if tell:
+                for sample in (sample for microbatch in step for sample in microbatch.skipped):
                     LOG.warning("left out, since it cannot be decoded: %s", sample)
-                if pin:
+            if pin:
+                for microbatch in step:
                     microbatch.batch = _pinned(microbatch.batch)
-                step.append(microbatch)
             yield step
 
     def _gathered(self, first_step: int) -> Iterator[Microbatch]:
         """The local slots in turn: by workers, or here, as many at a time as make one good gather."""
-        requests = self._requests(first_step)
+        dataset = self._gather.dataset
         if self._workers:
             ahead = max(1, self._prefetch) * len(self.slots)
-            workers = Workers(self._gather, requests, self._workers, ahead)
+            workers = Workers(self._gather, self._requests(first_step), self._workers, ahead)
             self._open.append(workers)
             return workers
-        dataset = self._gather.dataset
-        if not getattr(dataset, "bulk", False):
-            return map(self._gather, requests)
-        fitting = min(GROUP, int(GROUP_BYTES / max(1.0, getattr(dataset, "sample_bytes", 1.0))))
-        largest = max(slot.stop - slot.start for slot in self.slots)
-        return self._grouped(requests, fitting // largest) if fitting >= 2 * largest else map(self._gather, requests)
+        if getattr(dataset, "bulk", False):
+            fitting = min(GROUP, int(GROUP_BYTES / max(1.0, getattr(dataset, "sample_bytes", 1.0))))
+            steps = fitting // sum(slot.stop - slot.start for slot in self.slots)
+            if steps * len(self.slots) > 1:
+                return chain.from_iterable(map(self._gather.together, self._spans(first_step, steps)))
+        return map(self._gather, self._requests(first_step))
 
-    def _grouped(self, requests: Iterator[Request], count: int) -> Iterator[Microbatch]:
-        while True:
-            yield from self._gather.together(list(islice(requests, count)))
+    def _requests(self, first_step: int) -> Iterator[Request]:
+        return chain.from_iterable(span.requests() for span in self._spans(first_step, 1))
 
     def _look_ahead(self, first_step: int) -> Lookahead | None:
         dataset = self._gather.dataset
@@ -144,33 +140,28 @@ class Loader:
         # What is fetched ahead must not push out of the cache what is needed before it.
         ahead_bytes = min(self._ahead_mb * 1e6, room / 2)
         ahead = 1 + int(ahead_bytes / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
-        ids = (np.concatenate([request.ids for request in several]) for several in self._chunks(first_step, ahead))
-        lookahead = Lookahead(want, ids, ahead)
+        spans = self._spans(first_step, 1 + ahead // 16 // sum(slot.stop - slot.start for slot in self.slots))
+        lookahead = Lookahead(want, (span.ids for span in spans), ahead)
         self._open.append(lookahead)
         return lookahead
 
-    def _chunks(self, first_step: int, ahead: int) -> Iterator[list[Request]]:
-        requests = self._requests(first_step)
-        while True:
-            yield list(islice(requests, max(1, ahead // 16 // max(1, self.slots[0].stop - self.slots[0].start))))
-
-    def _requests(self, first_step: int) -> Iterator[Request]:
-        """The slots of each step in turn; only this rank's samples are computed, many steps at a time."""
+    def _spans(self, first_step: int, steps: int) -> Iterator[Span]:
+        """`steps` steps at a time; only this rank's samples are computed, of many steps at once."""
         offsets = np.concatenate([np.arange(slot.start, slot.stop) for slot in self.slots])
-        bounds = np.cumsum([0, *(slot.stop - slot.start for slot in self.slots)]).tolist()
-        cuts = [(*cut, slot.index, slot.real) for cut, slot in zip(pairwise(bounds), self.slots, strict=True)]
-        batch = self.order.global_batch
-        count = FIRST_CHUNK
-        step = first_step
-        while True:
-            count = max(1, min(count, CHUNK) // len(offsets))
-            steps = (np.arange(count) * batch)[:, None] + offsets
-            epochs, ids = self.order.at(step * batch, steps)
-            for row in range(count):
-                for start, stop, index, real in cuts:
-                    yield Request(ids[row, start:stop], epochs[row, start:stop], step + row + 1, index, real)
+        sizes = [slot.stop - slot.start for slot in self.slots] * steps
+        bounds, slots = np.cumsum([0, *sizes]).tolist(), self.slots * steps
+        cuts = [
+            Cut(start, stop, turn // len(self.slots), slot.index, slot.real)
+            for turn, ((start, stop), slot) in enumerate(zip(pairwise(bounds), slots, strict=True))
+        ]
+        batch, width, step = self.order.global_batch, steps * len(offsets), first_step
+        for chunk in chain([FIRST_CHUNK], repeat(CHUNK)):
+            count = max(1, chunk // width) * steps
+            epochs, ids = self.order.at(step * batch, ((np.arange(count) * batch)[:, None] + offsets).reshape(-1))
+            for start in range(0, count * len(offsets), width):
+                done = step + start // len(offsets)
+                yield Span(done + 1, ids[start : start + width], epochs[start : start + width], cuts)
             step += count
-            count = CHUNK
 
 
 def evaluation_batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.index import PART_BYTES, Column, Shard, ShardIndex
-from trainer.data.memory import address_of
+from trainer.data.memory import address_of, element_of
 from trainer.data.shards import RaggedArray, Stored, file_parts, inflate, map_shard
 from trainer.errors import DataError
 from trainer.storage import open_storage
@@ -45,6 +46,9 @@ class OpenShards:
     ) -> None:
         self.bases = {name: np.zeros((2, len(index.shards)), np.int64) for name in columns}
         """For each column the addresses of values and offsets in each shard; they hold while the shard is open."""
+        self.origins = {name: np.zeros(len(index.shards), np.int64) for name in columns}
+        """Where sample 0 of the dataset would lie (`element_of`), did the shard go on back to it."""
+        self._starts = np.cumsum([0, *(shard.rows for shard in index.shards)]).tolist()
         self.settled = False
         """Whether every shard is open for good and complete, so that nothing need be asked any more."""
         self._storage = open_storage(path)
@@ -64,9 +68,8 @@ class OpenShards:
 
     def use(self, shards: Ints) -> dict[int, OpenShard]:
         """The shards with these numbers, open; all others may have been closed."""
-        wanted = np.unique(shards).tolist()
         found = {}
-        for number in wanted:
+        for number in sorted(set(shards.tolist())):  # np.unique imports numpy.ma, a tenth of a second
             shard = self._open.pop(number, None) or self._map(number)
             self._open[number] = found[number] = shard  # to the end: the first is the one not used for longest
             if number in self._incomplete and (shard.cached is None or shard.cached.complete):
@@ -113,6 +116,7 @@ class OpenShards:
         for name, array in opened.arrays.items():
             values, offsets = array if isinstance(array, RaggedArray) else (array, None)
             self.bases[name][:, number] = address_of(values), 0 if offsets is None else address_of(offsets)
+            self.origins[name][number] = element_of(values) - self._starts[number] * math.prod(values.shape[1:])
         self._bytes += shard.bytes
         if cached is not None and not cached.complete:
             self._incomplete.add(number)
@@ -143,4 +147,4 @@ class OpenShards:
 
 def row_bytes(column: Column) -> int:
     """Size of one sample of a column whose samples are all alike."""
-    return int(np.prod([size or 0 for size in column.shape], dtype=np.int64)) * np.dtype(column.type).itemsize
+    return math.prod(size or 0 for size in column.shape) * np.dtype(column.type).itemsize

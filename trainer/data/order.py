@@ -147,8 +147,12 @@ class SampleOrder:
         """Epochs and samples of one source: its samples number `first + indices`, at `position + offsets`."""
         order = self._orders[number]
         epoch, entry = divmod(first, order.samples)
-        turns, entries = np.divmod(indices + np.int64(entry), np.int64(order.samples))
-        epochs = turns + np.int64(epoch)
+        entries = indices + np.int64(entry)
+        if not entries.size or int(entries.max()) < order.samples:
+            epochs = np.full(len(entries), epoch)
+        else:
+            turns, entries = np.divmod(entries, np.int64(order.samples))
+            epochs = turns + np.int64(epoch)
         if self._lanes is None and (order.whole or not order.shuffle):
             return epochs, order.anywhere(epochs, entries)
         ids = np.empty_like(entries)

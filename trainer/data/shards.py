@@ -233,7 +233,8 @@ def _view(path: str, name: str, batch: pa.RecordBatch, column: Column) -> Stored
     if column.ragged:
         return _ragged_view(path, name, values, column)
     while pa.types.is_fixed_size_list(values.type):
-        values = values.flatten()
+        size = values.type.list_size
+        values = values.values.slice(values.offset * size, len(values) * size)  # flatten() imports pyarrow.compute
     return _checked(path, name, values, column).reshape(batch.num_rows, *column.shape)
 
 

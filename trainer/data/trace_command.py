@@ -17,14 +17,13 @@ SHOWN = 40
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb `trace`; it sets `run` in the parsed namespace."""
+    """Add the verb `trace`; the parsed namespace goes to `run`."""
     trace = verbs.add_parser("trace", help="which steps of a run used a sample, or which samples a step used")
     trace.add_argument("run_url", metavar="RUN", help="a run folder, as a path or URL")
     what = trace.add_mutually_exclusive_group(required=True)
     what.add_argument("--sample", metavar="ID", help="a sample's id, or FILE:ROW of a shard")
     what.add_argument("--step", type=int, metavar="N", help="a step, as the log counts them")
     trace.add_argument("--json", action="store_true", help="one JSON object a line, all of them")
-    trace.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
