@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 
+from trainer.process import keep_freed_memory
 from trainer.stop import Stop
 
 VERBS = ("check", "checkpoint", "data")
@@ -23,6 +24,7 @@ def main() -> int:
     # Before anything heavy is imported: a signal that comes meanwhile must not be lost.
     stop = Stop()
     stop.listen()
+    keep_freed_memory()
     from trainer.attempt import attempt
 
     return attempt(arguments, stop)

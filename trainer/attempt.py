@@ -17,6 +17,7 @@ from trainer import compose
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, DivergedError, EverstepError, ShortOfMemoryError, SupersededError
 from trainer.place import Place, die_with_parent
+from trainer.process import spare_what_lives
 from trainer.provenance import record
 from trainer.ranklog import RankLog
 from trainer.run_folder import CONFIG, STOP_MARKER, Ending, Outcome, RunFolder
@@ -157,6 +158,7 @@ def _run(
         stop.watch(run.stop, folder if place.rank == 0 else None)
         mesh = form(place, store, run.parallel, run.group_timeout_s)
         parts = build(run, Start(folder, assignment.attempt, assignment.micro_batch), mesh, stop)
+        spare_what_lives()
         ending = train(run, parts)
         _close(parts, ending)
         part()

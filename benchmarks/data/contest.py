@@ -16,6 +16,7 @@ from benchmarks.data import source
 PEERS_PYTHON = os.environ.get("BENCH_DATA_PEERS_PYTHON", str(ROOT / ".venv-peers-data/bin/python"))
 NAMES = (
     ("memmap", None),
+    ("memmap_plain", None),
     ("everstep", None),
     ("stateful", "torchdata"),
     ("stateful_batched", "torchdata"),
@@ -28,7 +29,7 @@ NAMES = (
 )
 CONTESTANTS = tuple(Contestant(name, package, "benchmarks.data.contestants", PEERS_PYTHON) for name, package in NAMES)
 WRITES_ALONE = ("arrow_file",)
-WRITTEN_BY = {"stateful": "memmap", "stateful_batched": "memmap", "hf_iter": "hf_map"}
+WRITTEN_BY = {"memmap_plain": "memmap", "stateful": "memmap", "stateful_batched": "memmap", "hf_iter": "hf_map"}
 """Contestants that read what another one stores."""
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.index import BYTES, TEXT, Column, ShardIndex
-from trainer.data.memory import Buffers, gather_ragged, gather_rows, numbers_at
+from trainer.data.memory import gather_ragged, gather_rows
 from trainer.data.node import node_cache
 from trainer.data.open_shards import OpenShards
 from trainer.data.order import Ids
@@ -68,7 +68,7 @@ class ArrowDataset:
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps and locks cannot be pickled and need not be: another process opens its own.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock", "_buffers")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -76,7 +76,6 @@ class ArrowDataset:
 
     def _unopened(self) -> OpenShards:
         self._lock = threading.Lock()
-        self._buffers = Buffers()
         return OpenShards(self.path, self.index, self.columns, *self._opener)
 
     @property
@@ -132,18 +131,13 @@ class ArrowDataset:
     def _gather(self, name: str, column: Column, ids: Ids, shards: Ids) -> Tensor | Ragged:
         if not column.ragged:
             shape = tuple(size or 0 for size in column.shape)
-            found = self._buffers.empty((len(ids), *shape), self._cast.get(name, torch_type(column.type)))
+            found = torch.empty((len(ids), *shape), dtype=self._cast.get(name, torch_type(column.type)))
             gather_rows(self._shards.origins[name][shards] + ids * math.prod(shape), column.type, shape, found)
             return found
-        values, offsets = self._shards.bases[name]
-        kind = "uint8" if column.type in (TEXT, BYTES) else column.type
-        at = offsets[shards] + (ids - self._starts[shards]) * 8
-        starts = numbers_at(at)
-        lengths = numbers_at(at + 8) - starts
-        bounds = np.concatenate([[0], np.cumsum(lengths)])
-        together = self._buffers.empty((int(bounds[-1]),), torch_type(kind))
-        gather_ragged(values[shards] + starts * together.itemsize, lengths, together)
-        return Ragged(together.to(self._cast.get(name, together.dtype)), torch.from_numpy(bounds))
+        kind = torch_type("uint8" if column.type in (TEXT, BYTES) else column.type)
+        origins, values = self._shards.origins[name], self._shards.values[name]
+        found, bounds = gather_ragged(origins[shards] + ids, values[shards], kind)
+        return Ragged(found.to(self._cast.get(name, kind)), torch.from_numpy(bounds))
 
 
 @cache

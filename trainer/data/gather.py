@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -174,8 +173,7 @@ def _split(column: Tensor | Ragged, sizes: list[int]) -> Sequence[Tensor | Ragge
     """Views of the column's rows, so many each."""
     if isinstance(column, Tensor):
         return torch.split(column, sizes)
-    bounds = np.cumsum([0, *sizes]).tolist()
-    return [column.slice(start, stop) for start, stop in pairwise(bounds)]
+    return column.split(sizes)
 
 
 def _tensors(columns: Columns) -> dict[str, Tensor]:

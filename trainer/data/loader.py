@@ -28,7 +28,7 @@ CHUNK = 1 << 13
 """Sample ids computed at a time: enough to make their cost vanish, few enough to stay in the cache."""
 FIRST_CHUNK = 1 << 10
 """The same at the start of an iteration, whose first batch somebody waits for."""
-GROUP, GROUP_BYTES = 384, 2 << 20
+GROUP, GROUP_BYTES = 384, 1536 << 10
 """Samples, and bytes of them, that are gathered at a time from a dataset that is best at many."""
 
 

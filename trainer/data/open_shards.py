@@ -44,10 +44,11 @@ class OpenShards:
     def __init__(
         self, path: str, index: ShardIndex, columns: Mapping[str, Column], cache: Callable[[], ShardCache], verify: bool
     ) -> None:
-        self.bases = {name: np.zeros((2, len(index.shards)), np.int64) for name in columns}
-        """For each column the addresses of values and offsets in each shard; they hold while the shard is open."""
+        self.values = {name: np.zeros(len(index.shards), np.int64) for name in columns}
+        """For each column the address of its values in each shard; it holds while the shard is open."""
         self.origins = {name: np.zeros(len(index.shards), np.int64) for name in columns}
-        """Where sample 0 of the dataset would lie (`element_of`), did the shard go on back to it."""
+        """Where sample 0 of the dataset, or its offset if samples differ in length, would lie (`element_of`), did the
+        shard go on back to it."""
         self._starts = np.cumsum([0, *(shard.rows for shard in index.shards)]).tolist()
         self.settled = False
         """Whether every shard is open for good and complete, so that nothing need be asked any more."""
@@ -87,7 +88,7 @@ class OpenShards:
             if column.ragged:
                 return np.arange(len(self._index.shards[number].parts))
             size = row_bytes(column)
-            starts = self.bases[name][0, number] - shard.file_start + rows * size
+            starts = self.values[name][number] - shard.file_start + rows * size
             first, last = starts // PART_BYTES, (starts + size - 1) // PART_BYTES
             found += [first + step for step in range(int((last - first).max(initial=0)) + 1)]
         return np.unique(np.minimum(np.concatenate(found), len(self._index.shards[number].parts) - 1))
@@ -114,9 +115,9 @@ class OpenShards:
             raise DataError(f"shard {path} has {mapped.rows} rows where the index says {shard.rows}; prepare it again")
         opened = OpenShard(mapped.joined(), mapped.base, shard.bytes, cached)
         for name, array in opened.arrays.items():
-            values, offsets = array if isinstance(array, RaggedArray) else (array, None)
-            self.bases[name][:, number] = address_of(values), 0 if offsets is None else address_of(offsets)
-            self.origins[name][number] = element_of(values) - self._starts[number] * math.prod(values.shape[1:])
+            values, rows = array if isinstance(array, RaggedArray) else (array, array)
+            self.values[name][number] = address_of(values)
+            self.origins[name][number] = element_of(rows) - self._starts[number] * math.prod(rows.shape[1:])
         self._bytes += shard.bytes
         if cached is not None and not cached.complete:
             self._incomplete.add(number)

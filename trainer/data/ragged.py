@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Ragged:
     """Sample i is `values[offsets[i]:offsets[i + 1]]`, as in Arrow and in torch's jagged nested tensors."""
 
@@ -42,6 +43,16 @@ class Ragged:
         offsets = self.offsets[start : stop + 1]
         first, last = int(offsets[0]), int(offsets[-1])
         return Ragged(self.values[first:last], offsets - first)
+
+    def split(self, sizes: list[int]) -> list[Ragged]:
+        """So many samples each, as views."""
+        bounds = [0, *accumulate(sizes)]
+        marks = self.offsets[bounds].tolist()
+        pieces = zip(pairwise(bounds), pairwise(marks), strict=True)
+        return [
+            Ragged(self.values[first:last], self.offsets[start : stop + 1] - first)
+            for (start, stop), (first, last) in pieces
+        ]
 
     def select(self, rows: Tensor) -> Ragged:
         """The samples with these numbers, int64 [n], copied in this order."""
