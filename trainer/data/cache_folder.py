@@ -21,7 +21,7 @@ from trainer.data.cache_files import Claims, ShardFiles
 from trainer.data.index import PART_BYTES
 from trainer.errors import ConfigError, StorageError
 
-LOG = logging.getLogger(__name__)
+LOG = logging.getLogger("everstep")
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 SLACK = 16
