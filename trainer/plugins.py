@@ -15,10 +15,14 @@ from typing import Any
 from trainer.errors import ConfigError, EverstepError, nearest
 
 ALLOWED = (
-    "trainer.tasks.", "trainer.models.", "trainer.data.", "trainer.hooks.",
+    "trainer.tasks.", "trainer.models.", "trainer.hooks.",
+    *(f"trainer.data.{name}." for name in (
+        "arrow", "collate", "corpus", "dataset", "decode", "mixture", "prepared", "scikit",
+    )),
     "torch.nn.", "torch.optim.",
 )  # fmt: skip
-"""Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes."""
+"""Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes. Not all
+of `trainer.data.`: to prepare a dataset may call any function, and to gather by address may read any memory."""
 TARGET = "_target_"
 PARTIAL = "_partial_"
 

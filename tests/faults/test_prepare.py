@@ -14,7 +14,7 @@ from process_helpers import alive, until
 
 from trainer.data.index import ShardIndex
 from trainer.data.prepare import prepare_blocks
-from trainer.data.verify import verify
+from trainer.data.prepare.verify import verify
 
 pytestmark = pytest.mark.process
 KINDS = {

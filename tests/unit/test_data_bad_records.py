@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 from dataset_helpers import read
 
-from trainer.data.options import PrepareOptions
 from trainer.data.prepare import prepare, prepare_rows
+from trainer.data.prepare.options import PrepareOptions
 from trainer.errors import DataError
 
 BAD_LINES = ['{"a": 1, "b": "x"}', "{oops", '{"a": "x", "b": "y"}', "[1]", "", '{"a": 2}', '{"a": 3, "b": "z"}']

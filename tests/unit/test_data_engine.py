@@ -15,10 +15,10 @@ from dataset_helpers import SMALL, contents, lines, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.cleaning import first_ones, row_digests
 from trainer.data.index import ShardIndex
-from trainer.data.options import PrepareOptions
 from trainer.data.prepare import prepare, prepare_arrays
+from trainer.data.prepare.cleaning import first_ones, row_digests
+from trainer.data.prepare.options import PrepareOptions
 from trainer.errors import DataError
 
 
@@ -107,7 +107,7 @@ def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(str(tmp_path))
     import deadly  # type: ignore[import-not-found]
 
-    from trainer.data.crew import in_parallel
+    from trainer.data.prepare.crew import in_parallel
 
     with pytest.raises(DataError, match="a worker process ended with code 9"):
         list(in_parallel(deadly.die, [(1,), (2,)], 2, lambda rows, size: None))

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.options import FORMATS, KEYS, PrepareOptions, parse
-from trainer.data.plan import bare
 from trainer.data.prepare import prepare
+from trainer.data.prepare.options import FORMATS, KEYS, PrepareOptions, parse
+from trainer.data.prepare.plan import bare
 from trainer.errors import ConfigError
 
 

@@ -17,7 +17,7 @@ from trainer.data.arrow import ArrowDataset
 from trainer.data.corpus import stdlib_corpus, stdlib_sources
 from trainer.data.index import ShardIndex
 from trainer.data.prepare import prepare_blocks
-from trainer.data.verify import verify
+from trainer.data.prepare.verify import verify
 from trainer.errors import ConfigError, DataError
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 from dataset_helpers import SMALL, contents, lines, read
 
-from trainer.data import unit
 from trainer.data.index import ShardIndex
-from trainer.data.options import PrepareOptions
-from trainer.data.prepare import prepare
-from trainer.data.verify import verify
+from trainer.data.prepare import prepare, unit
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.verify import verify
 from trainer.errors import DataError
 
 
@@ -60,7 +59,7 @@ def broken_after(units: int, options: PrepareOptions) -> None:
         return whole(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.data.prepare.write_unit", breaks)
+        patch.setattr("trainer.data.prepare.dataset.write_unit", breaks)
         with pytest.raises(Stopped):
             prepare(options)
 
@@ -93,7 +92,7 @@ def test_what_broke_at_its_very_end_is_completed_once(
     prepare(whole)
     with pytest.MonkeyPatch.context() as patch:
         if where == "before the records go":
-            patch.setattr("trainer.data.ledger.Ledger.end", stop)
+            patch.setattr("trainer.data.prepare.ledger.Ledger.end", stop)
         else:
             patch.setattr(ShardIndex, "write", stop_at(2 if validation else 1, ShardIndex.write))
         with pytest.raises(Stopped):

@@ -20,10 +20,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.index import Column, ShardIndex
-from trainer.data.options import PrepareOptions
 from trainer.data.prepare import prepare, prepare_arrays, prepare_frame, prepare_rows
-from trainer.data.sources.lines import cut_lines, line_blocks
-from trainer.data.sources.source import File
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.sources.lines import cut_lines, line_blocks
+from trainer.data.prepare.sources.source import File
 from trainer.errors import DataError
 
 ROWS = {

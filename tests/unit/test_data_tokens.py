@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trainer.data.index import ShardIndex
-from trainer.data.options import PrepareOptions
-from trainer.data.packing import Packer
 from trainer.data.prepare import prepare
-from trainer.data.tokenizers import Tokens, open_tokenizer
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.packing import Packer
+from trainer.data.prepare.tokenizers import Tokens, open_tokenizer
 from trainer.errors import ConfigError
 
 

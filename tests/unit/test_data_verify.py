@@ -11,7 +11,7 @@ import pytest
 from trainer.command import verb
 from trainer.data.index import ShardIndex
 from trainer.data.prepare import prepare_arrays
-from trainer.data.verify import verify
+from trainer.data.prepare.verify import verify
 
 SHARD_MIB = 10
 

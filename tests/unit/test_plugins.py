@@ -66,6 +66,7 @@ def refused(node: Any, plugins: tuple[str, ...] = ()) -> str:
 OUTSIDE = [
     "os.system", "builtins.open", "builtins.exec", "subprocess.Popen", "pickle.loads", "torch.load", "torch.hub.load",
     "torch.os.system", "trainer.storage.retry", "trainer.attempt.os.system", "trainer.dataset.x", "torch.nnx.Linear",
+    "trainer.data.prepare.prepare_rows", "trainer.data.memory.gather_rows", "trainer.data.command.run",
     "torch.utils.data.datapipes.utils.decoder.basichandlers", "shop.Thing", "shopping.Thing", "nodots", "", "torch.nn",
 ]  # fmt: skip
 

@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 from process_helpers import until
 
-from trainer.data import cache_files, fetch
-from trainer.data.cache import CachedShard, ShardCache
+from trainer.data.cache import CachedShard, ShardCache, fetch, files
 from trainer.data.index import PART_BYTES, Shard, part_digest
 from trainer.errors import ConfigError, DataError, StorageError
 from trainer.storage import LocalStorage
@@ -527,7 +526,7 @@ def test_after_a_power_cut_what_is_on_the_disk_is_verified_again(
         file.seek(PART_BYTES)
         file.write(bytes(PART_BYTES))
     cached.close()
-    monkeypatch.setattr(cache_files, "_boot", lambda: "another boot")
+    monkeypatch.setattr(files, "_boot", lambda: "another boot")
     again = ShardCache(folder, LARGE).open(store, shard)
     assert again.absent(every(shard)).tolist() == [0, 1, 2, 3]
     store.ranges.clear()

@@ -36,7 +36,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
 
 
 def _keys() -> tuple[str, ...]:
-    from trainer.data.options import KEYS
+    from trainer.data.prepare.options import KEYS
 
     return KEYS
 
@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
-    from trainer.data.options import parse
     from trainer.data.prepare import prepare
+    from trainer.data.prepare.options import parse
 
     options = parse(args.words)
     try:
@@ -66,7 +66,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from trainer.data.index import ShardIndex
-    from trainer.data.verify import datasets
+    from trainer.data.prepare.verify import datasets
 
     console = Console()
     for folder in datasets(args.dst):
@@ -74,7 +74,7 @@ def _inspect(args: argparse.Namespace) -> int:
         table = Table("", "", box=None, show_header=False, title=folder, title_justify="left")
         table.columns[1].overflow = "fold"
         columns = ", ".join(f"{name} {column.type}{_shape(column.shape)}" for name, column in index.columns.items())
-        size = f"{index.bytes / 1e6:,.1f}"
+        size = f"{index.bytes / 1e6:,.3g}" if index.bytes < 1e8 else f"{index.bytes / 1e6:,.0f}"
         for name, value in (("samples", f"{index.rows:,}"), ("shards", f"{len(index.shards):,}"), ("MB", size)):
             table.add_row(name, value)
         table.add_row("columns", columns)
@@ -91,8 +91,8 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 
 def _verify(args: argparse.Namespace) -> int:
     from trainer.data.index import ShardIndex
-    from trainer.data.progress import Progress
-    from trainer.data.verify import datasets, repair, verify
+    from trainer.data.prepare.progress import Progress
+    from trainer.data.prepare.verify import datasets, repair, verify
 
     indexes = [ShardIndex.read(folder) for folder in datasets(args.dst)]
     shards = sum(len(index.shards) for index in indexes)

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from trainer.data.arrow import ArrowDataset
 from trainer.data.dataset import Splits
-from trainer.data.prepare import TRAIN, VALIDATION, prepare_blocks, prepared
+from trainer.data.index import TRAIN, VALIDATION
+from trainer.data.prepare import prepare_blocks, prepared
 from trainer.errors import DataError
 
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}

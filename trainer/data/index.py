@@ -18,6 +18,8 @@ from trainer.errors import DataError
 from trainer.storage import join_url, open_storage
 
 INDEX = "index.json"
+TRAIN, VALIDATION = "train", "validation"
+"""Folders of the datasets in a folder that holds both."""
 FORMAT = 2
 PART_BYTES = 4 << 20
 """What is fetched and verified at a time: a shard's digests are those of its parts of this size."""

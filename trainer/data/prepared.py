@@ -8,13 +8,11 @@ from typing import Any
 from trainer.data.arrow import ArrowDataset
 from trainer.data.cache import ShardCache
 from trainer.data.dataset import Augment, Collate, Dataset, Decode, Splits
-from trainer.data.index import INDEX
+from trainer.data.index import INDEX, TRAIN, VALIDATION
 from trainer.data.interleave import shares
 from trainer.data.mixture import Mixture
 from trainer.errors import ConfigError, DataError
 from trainer.storage import join_url, open_storage
-
-TRAIN, VALIDATION = "train", "validation"
 
 
 def dataset(

@@ -81,7 +81,7 @@ class Trace:
             return int(text)
         file, _, row = text.rpartition(":")
         if not file or not row.isdecimal():
-            raise ConfigError(f"--sample {text!r} is neither an id nor FILE:ROW, such as shard-00000.arrow:17")
+            raise ConfigError(f"--sample {text!r} is neither an id nor FILE:ROW, such as shard-000003-000.arrow:17")
         return self.places.sample(file, int(row))
 
     def _visit(self, sample: int, step: int, epoch: int, place: int) -> Visit:

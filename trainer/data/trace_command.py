@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 SHOWN = 40
 """Lines of a table for people; --json prints all."""
+WIDTH = 140
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -48,6 +49,7 @@ def _print_table(found: Sequence[Visit]) -> None:
     table = Table(*found[0].to_json(), box=None, header_style="dim")
     for visit in found[:SHOWN]:
         table.add_row(*(str(value) for value in visit.to_json().values()))
-    Console().print(table)
+    # Names of shards must not be cut short: they are what one looks for.
+    Console(width=max(Console().width, WIDTH)).print(table)
     if len(found) > SHOWN:
         print(f"and {len(found) - SHOWN:,} more; --json prints all")

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from trainer.data.index import INDEX, ShardIndex
-from trainer.data.unit import TRAIN, VALIDATION, Record
+from trainer.data.index import INDEX, TRAIN, VALIDATION, ShardIndex
+from trainer.data.prepare.unit import Record
 from trainer.errors import DataError, EverstepError, StorageError
 from trainer.storage import STAGED, join_url, open_storage
 

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.data.cleaning import row_bytes
+from trainer.data.prepare.cleaning import row_bytes
 from trainer.errors import ConfigError
 
 INSTALL = "pip install 'everstep[tokenizers]'"

@@ -11,13 +11,13 @@ from typing import Any
 import pyarrow as pa
 from blake3 import blake3
 
-from trainer.data.cleaning import select, stored_schema
-from trainer.data.options import PrepareOptions
-from trainer.data.packing import TOKENS
-from trainer.data.sources.listing import is_url
-from trainer.data.sources.source import File, Piece, Reader, Unit, units
-from trainer.data.tokenizers import BYTES, Tokenizer, open_tokenizer, token_type
-from trainer.data.unit import Job
+from trainer.data.prepare.cleaning import select, stored_schema
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.packing import TOKENS
+from trainer.data.prepare.sources.listing import is_url
+from trainer.data.prepare.sources.source import File, Piece, Reader, Unit, units
+from trainer.data.prepare.tokenizers import BYTES, Tokenizer, open_tokenizer, token_type
+from trainer.data.prepare.unit import Job
 from trainer.errors import DataError
 
 LAYOUT = 1

@@ -10,8 +10,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainer.data.sources.listing import read_files
-from trainer.data.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles
+from trainer.data.prepare.sources.listing import read_files
+from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles
 from trainer.errors import DataError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")

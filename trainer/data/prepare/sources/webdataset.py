@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 
-from trainer.data.sources.listing import open_file
-from trainer.data.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles
+from trainer.data.prepare.sources.listing import open_file
+from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles
 from trainer.errors import DataError
 
 Sample = dict[str, bytes]

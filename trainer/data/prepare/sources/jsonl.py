@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainer.data.cleaning import misfits
-from trainer.data.sources.lines import cut_lines, head_lines, line_at, line_blocks
-from trainer.data.sources.source import Bad, Chunk, File, Piece, WholeFiles, spread
+from trainer.data.prepare.cleaning import misfits
+from trainer.data.prepare.sources.lines import cut_lines, head_lines, line_at, line_blocks
+from trainer.data.prepare.sources.source import Bad, Chunk, File, Piece, WholeFiles, spread
 from trainer.errors import DataError
 
 

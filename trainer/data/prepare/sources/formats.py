@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 
 from trainer.data.index import INDEX
-from trainer.data.options import PrepareOptions
-from trainer.data.sources.files import IMAGES
-from trainer.data.sources.lines import CODECS
-from trainer.data.sources.listing import list_files
-from trainer.data.sources.source import File, Reader
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.sources.files import IMAGES
+from trainer.data.prepare.sources.lines import CODECS
+from trainer.data.prepare.sources.listing import list_files
+from trainer.data.prepare.sources.source import File, Reader
 from trainer.errors import ConfigError, DataError
 
 SUFFIXES = {
@@ -23,7 +23,7 @@ SUFFIXES = {
 def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
     """The reader and the files it reads."""
     if options.format == "generator":
-        from trainer.data.sources.memory import Generator, imported, in_memory
+        from trainer.data.prepare.sources.memory import Generator, imported, in_memory
 
         if len(options.src) != 1:
             raise ConfigError(f"src=[{','.join(options.src)}]: with format=generator give one package.module:function")
@@ -58,7 +58,7 @@ def format_of(files: Sequence[File]) -> str:
 
 def reader_of(name: str) -> Reader:
     """A reader of the format `name`; imported only now, since a run needs one of them."""
-    from trainer.data.sources import arrow, csv, files, jsonl, npy, parquet, text, webdataset
+    from trainer.data.prepare.sources import arrow, csv, files, jsonl, npy, parquet, text, webdataset
 
     readers: dict[str, type[Reader]] = {
         "parquet": parquet.Parquet, "arrow": arrow.Arrow, "hf": arrow.HuggingFace, "csv": csv.Csv,

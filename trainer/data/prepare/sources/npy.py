@@ -10,9 +10,18 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trainer.data.prepare.sources.listing import is_url, open_file, read_file
+from trainer.data.prepare.sources.source import (
+    CHUNK_BYTES,
+    Chunk,
+    File,
+    Piece,
+    WholeFiles,
+    row_of,
+    same_columns,
+    spread,
+)
 from trainer.data.shards import table_of
-from trainer.data.sources.listing import is_url, open_file, read_file
-from trainer.data.sources.source import CHUNK_BYTES, Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
 from trainer.errors import DataError
 
 HEAD = 1 << 16

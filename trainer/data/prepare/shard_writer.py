@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import pyarrow as pa
 
 from trainer.data.index import Shard
-from trainer.data.options import PrepareOptions
+from trainer.data.prepare.options import PrepareOptions
 from trainer.data.shards import write_shard
 from trainer.storage import open_storage
 

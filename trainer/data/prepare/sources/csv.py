@@ -7,8 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainer.data.sources.lines import head_lines, open_text
-from trainer.data.sources.source import Bad, Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
+from trainer.data.prepare.sources.lines import head_lines, open_text
+from trainer.data.prepare.sources.source import Bad, Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
 from trainer.errors import DataError
 
 BLOCK = 8 << 20

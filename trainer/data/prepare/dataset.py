@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.cleaning import Digests, first_ones
-from trainer.data.crew import in_parallel
-from trainer.data.index import ShardIndex, part_digest
-from trainer.data.ledger import Ledger
-from trainer.data.options import PrepareOptions
-from trainer.data.plan import Plan, plan, unit_digest
-from trainer.data.progress import Progress
-from trainer.data.publish import based, publish
-from trainer.data.sources.formats import open_source
-from trainer.data.sources.memory import Documents, Generator, Row, Table, in_memory
-from trainer.data.sources.source import File, Reader
-from trainer.data.unit import TRAIN, VALIDATION, Record, TooManyBadError, digest_unit, refuse_bad, write_unit
+from trainer.data.index import TRAIN, VALIDATION, ShardIndex, part_digest
+from trainer.data.prepare.cleaning import Digests, first_ones
+from trainer.data.prepare.crew import in_parallel
+from trainer.data.prepare.ledger import Ledger
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.plan import Plan, plan, unit_digest
+from trainer.data.prepare.progress import Progress
+from trainer.data.prepare.publish import based, publish
+from trainer.data.prepare.sources.formats import open_source
+from trainer.data.prepare.sources.memory import Documents, Generator, Row, Table, in_memory
+from trainer.data.prepare.sources.source import File, Reader
+from trainer.data.prepare.unit import Record, TooManyBadError, digest_unit, refuse_bad, write_unit
 from trainer.errors import ConfigError, DataError
 
-__all__ = ["TRAIN", "VALIDATION", "prepare", "prepare_arrays", "prepare_blocks", "prepare_frame", "prepare_rows"]
+__all__ = ["prepare", "prepare_arrays", "prepare_blocks", "prepare_frame", "prepare_rows"]
 
 Indexes = dict[str, ShardIndex]
 """Split → index; the split is "" when nothing is held out."""

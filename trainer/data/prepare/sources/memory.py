@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, row_of
 from trainer.data.shards import table_of
-from trainer.data.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, row_of
 from trainer.errors import ConfigError, DataError
 
 T = TypeVar("T")

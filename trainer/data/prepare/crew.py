@@ -81,7 +81,7 @@ class _Worker:
         self._pipe, theirs = pipes.Pipe()
         paths = [path or os.getcwd() for path in sys.path]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.data.crew", str(theirs.fileno())],
+            [sys.executable, "-m", "trainer.data.prepare.crew", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the one who called; it closes the pipe
             pass_fds=[theirs.fileno()],

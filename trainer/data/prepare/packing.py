@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from trainer.data.prepare.tokenizers import Tokens
 from trainer.data.shards import table_of
-from trainer.data.tokenizers import Tokens
 
 TOKENS = "tokens"
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from trainer.data.sources.listing import is_url, open_file, read_file
-from trainer.data.sources.source import Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
+from trainer.data.prepare.sources.listing import is_url, open_file, read_file
+from trainer.data.prepare.sources.source import Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
 from trainer.errors import DataError
 
 MAGIC = b"ARROW1"

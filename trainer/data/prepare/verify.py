@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from trainer.data.index import PART_BYTES, Shard, ShardIndex, part_digest
-from trainer.data.ledger import Ledger, folder_of
-from trainer.data.unit import TRAIN, VALIDATION
+from trainer.data.index import PART_BYTES, TRAIN, VALIDATION, Shard, ShardIndex, part_digest
+from trainer.data.prepare.ledger import Ledger, folder_of
 from trainer.errors import DataError
 from trainer.storage import Storage, join_url, open_storage
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from trainer.data.cache_files import Claims, ShardFiles
+from trainer.data.cache.files import Claims, ShardFiles
 from trainer.data.index import PART_BYTES
 from trainer.errors import ConfigError, StorageError
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.cache_files import ShardFiles
-from trainer.data.cache_folder import CacheFolder
-from trainer.data.fetch import ELSEWHERE_S, Crew, DamagedError, Stats
+from trainer.data.cache.fetch import ELSEWHERE_S, Crew, DamagedError, Stats
+from trainer.data.cache.files import ShardFiles
+from trainer.data.cache.folder import CacheFolder
 from trainer.data.index import PART_BYTES, Shard, part_digest
 from trainer.errors import DataError, StorageError
 from trainer.storage import Storage, join_url

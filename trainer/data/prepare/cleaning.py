@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from trainer.data.prepare.sources.source import Bad, Chunk
 from trainer.data.shards import stored
-from trainer.data.sources.source import Bad, Chunk
 from trainer.errors import DataError, nearest
 
 Digests = NDArray[np.uint64]

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.sources.lines import cut_lines, line_at, line_blocks
-from trainer.data.sources.source import Chunk, File, Piece, WholeFiles
+from trainer.data.prepare.sources.lines import cut_lines, line_at, line_blocks
+from trainer.data.prepare.sources.source import Chunk, File, Piece, WholeFiles
 
 
 class Text(WholeFiles):

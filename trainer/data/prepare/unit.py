@@ -11,17 +11,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.data.cleaning import Digests, clean, held_out, row_digests
-from trainer.data.index import Shard
-from trainer.data.options import PrepareOptions
-from trainer.data.packing import TOKENS, Packer, ragged
-from trainer.data.shard_writer import ShardWriter
-from trainer.data.sources.source import Bad, Chunk, Reader, Unit
-from trainer.data.tokenizers import open_tokenizer, token_type
+from trainer.data.index import TRAIN, VALIDATION, Shard
+from trainer.data.prepare.cleaning import Digests, clean, held_out, row_digests
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.packing import TOKENS, Packer, ragged
+from trainer.data.prepare.shard_writer import ShardWriter
+from trainer.data.prepare.sources.source import Bad, Chunk, Reader, Unit
+from trainer.data.prepare.tokenizers import open_tokenizer, token_type
 from trainer.errors import DataError
 from trainer.storage import join_url
 
-TRAIN, VALIDATION = "train", "validation"
 Say = Callable[[int, int], None]
 """Told the rows and bytes that are done."""
 

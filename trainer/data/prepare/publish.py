@@ -10,12 +10,12 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.data.index import Shard, ShardIndex
-from trainer.data.ledger import Ledger, folder_of, unit_of
-from trainer.data.packing import Packer
-from trainer.data.plan import Plan
-from trainer.data.shard_writer import ShardWriter
+from trainer.data.prepare.ledger import Ledger, folder_of, unit_of
+from trainer.data.prepare.packing import Packer
+from trainer.data.prepare.plan import Plan
+from trainer.data.prepare.shard_writer import ShardWriter
+from trainer.data.prepare.unit import Record
 from trainer.data.shards import columns_of
-from trainer.data.unit import Record
 from trainer.errors import DataError
 
 MUST_AGREE = ("tokenizer", "separator", "vocab", "pack", "classes")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
-from trainer.data.sources.source import File
+from trainer.data.prepare.sources.source import File
 from trainer.errors import DataError, StorageError
 from trainer.storage import retry
 

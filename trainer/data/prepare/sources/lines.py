@@ -7,8 +7,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from trainer.data.sources.listing import open_file
-from trainer.data.sources.source import File, Piece
+from trainer.data.prepare.sources.listing import open_file
+from trainer.data.prepare.sources.source import File, Piece
 from trainer.errors import DataError
 
 BLOCK = 8 << 20
