@@ -63,6 +63,13 @@ class BadSample(enum.Enum):
     skip = "skip"
 
 
+class Worker(enum.Enum):
+    """What reads and transforms data beside training."""
+
+    process = "process"
+    thread = "thread"
+
+
 class Progress(enum.Enum):
     """How the run shows itself on rank 0's terminal."""
 
@@ -284,7 +291,9 @@ class LoaderConfig:
     prefetch: int = 2
     """Steps of data that are made ready ahead of need; 0 reads when the step asks, small samples some steps at once."""
     workers: int = 0
-    """Processes per rank that read and transform; 0 reads in a thread of the trainer."""
+    """Processes or threads per rank that read and transform; 0 reads in one thread of the trainer."""
+    worker: Worker = Worker.process
+    """thread: less memory and no copy between processes, where the work waits for disks or leaves Python's lock."""
     ahead_mb: int = 256
     """MB of remote data that are fetched ahead of need; 0 fetches when a batch asks."""
     cache: str | None = None

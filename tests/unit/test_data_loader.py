@@ -12,18 +12,24 @@ import time
 import traceback
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_sets import numbered, write_dataset
 from torch import Tensor
 
-from trainer.data.dataset import ArrayDataset
+from trainer.config import Worker
+from trainer.data.arrow import ArrowDataset
+from trainer.data.cache import ShardCache
+from trainer.data.collate import Pad
+from trainer.data.dataset import ArrayDataset, Columns
 from trainer.data.gather import Gather, Microbatch
 from trainer.data.loader import Loader, evaluation_batches
-from trainer.data.order import SampleOrder, uniform
+from trainer.data.order import Ids, SampleOrder, Source, uniform
 from trainer.data.permutation import Words
 from trainer.data.prefetch import Prefetcher
 from trainer.errors import ConfigError, DataError
@@ -55,11 +61,13 @@ def as_values(steps: list[list[Microbatch]]) -> list[object]:
     ]
 
 
-@pytest.mark.parametrize(("prefetch", "workers"), [(1, 0), (4, 0), (0, 2), (3, 2)])
-def test_prefetch_and_workers_do_not_change_a_single_value(prefetch: int, workers: int) -> None:
+@pytest.mark.parametrize("worker", Worker)
+@pytest.mark.parametrize(("prefetch", "workers"), [(1, 0), (4, 0), (0, 2), (3, 2), (2, 4)])
+def test_prefetch_and_workers_do_not_change_a_single_value(prefetch: int, workers: int, worker: Worker) -> None:
     order = SampleOrder(SAMPLES, 10, seed=4)
     inline = Loader(Gather(numbers(), SEED, augment=noisy), order, 4, 0, 2, "cpu", prefetch=0)
-    other = Loader(Gather(numbers(), SEED, augment=noisy), order, 4, 0, 2, "cpu", prefetch=prefetch, workers=workers)
+    other = Loader(Gather(numbers(), SEED, augment=noisy), order, 4, 0, 2, "cpu", prefetch=prefetch, workers=workers,
+                   worker=worker)  # fmt: skip
     assert as_values(taken(other, 3, 12)) == as_values(taken(inline, 3, 12))
 
 
@@ -285,3 +293,41 @@ def test_wrong_sizes_are_refused_with_their_key() -> None:
         evaluation_batches(Gather(numbers(0), SEED), 2, 0, 1, "cpu", None)
     with pytest.raises(ConfigError, match=r"evaluate\.batch=0"):
         evaluation_batches(Gather(numbers(), SEED), 0, 0, 1, "cpu", None)
+
+
+class Broken(ArrayDataset):
+    def take(self, ids: Ids) -> Columns:
+        if 7 in ids.tolist():
+            raise DataError("sample 7 is gone")
+        return super().take(ids)
+
+
+def test_an_error_in_a_thread_comes_at_its_place_and_close_ends_the_threads() -> None:
+    broken = Broken({"x": np.arange(SAMPLES)})
+    order = SampleOrder(SAMPLES, 1, 0, shuffle=False)
+    loader = Loader(Gather(broken, SEED), order, 1, 0, 1, "cpu", workers=3, worker=Worker.thread)
+    steps = loader.steps(0)
+    assert [next(steps)[0].ids.tolist() for _ in range(7)] == [[n] for n in range(7)]
+    with pytest.raises(DataError, match="sample 7 is gone"):
+        next(steps)
+    loader.close()
+    deadline = time.monotonic() + 20
+    while any(thread.name.startswith("everstep-worker") for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("gb", [4e-6, 1.0])
+@pytest.mark.parametrize(("prefetch", "workers"), [(0, 0), (2, 0), (2, 3)])
+def test_no_cache_size_changes_what_is_read_from_a_store(
+    tmp_path: Path, gb: float, prefetch: int, workers: int
+) -> None:
+    columns = {**numbered(60), "text": ["x" * (n % 5) for n in range(60)]}
+    url = f"memory://cached/{tmp_path.name}"
+    write_dataset(tmp_path / "local", [7, 20, 1, 12, 20], columns)
+    write_dataset(url, [7, 20, 1, 12, 20], columns)
+    local = ArrowDataset(str(tmp_path / "local"))
+    remote = ArrowDataset(url, cache=lambda: ShardCache(str(tmp_path / "cache"), int(gb * 1e9)))
+    order = SampleOrder([Source(local.shard_rows)], 6, seed=2, window=2)
+    expected = taken(Loader(Gather(local, SEED, collate=Pad()), order, 2, 1, 3, "cpu", prefetch=0), 4, 25)
+    loader = Loader(Gather(remote, SEED, collate=Pad()), order, 2, 1, 3, "cpu", prefetch=prefetch, workers=workers)
+    assert as_values(taken(loader, 4, 25)) == as_values(expected)

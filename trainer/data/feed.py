@@ -48,6 +48,7 @@ class Feed:
             self.device,
             prefetch=self.loader.prefetch,
             workers=self.loader.workers,
+            worker=self.loader.worker,
             ahead_mb=self.loader.ahead_mb,
         )
         return self._open.steps(done)

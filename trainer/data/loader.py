@@ -10,16 +10,18 @@ import logging
 import time
 from collections.abc import Iterator
 from itertools import chain, islice, pairwise, repeat
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config import BadSample
+from trainer.config import BadSample, Worker
 from trainer.data.gather import Cut, Gather, Microbatch, Request, Span
 from trainer.data.lookahead import Lookahead
 from trainer.data.order import SampleOrder, Slot, microbatches
 from trainer.data.prefetch import Prefetcher
+from trainer.data.threads import Threads
 from trainer.data.workers import Workers
 from trainer.errors import ConfigError, DataError
 
@@ -32,11 +34,17 @@ GROUP, GROUP_BYTES = 384, 1536 << 10
 """Samples, and bytes of them, that are gathered at a time from a dataset that is best at many."""
 
 
+class Closable(Protocol):
+    """Threads or processes that work for a loader."""
+
+    def close(self) -> None: ...
+
+
 class Loader:
     """The microbatches of one rank, step after step, from any step on.
 
     `prefetch` steps are kept ready by a thread (0: each is gathered when asked for, the fastest way for
-    small data in memory); `workers` processes gather in parallel where reading or augmenting is slow.
+    small data in memory); `workers` processes or threads gather in parallel where reading or augmenting is slow.
     """
 
     def __init__(
@@ -50,6 +58,7 @@ class Loader:
         *,
         prefetch: int = 2,
         workers: int = 0,
+        worker: Worker = Worker.process,
         ahead_mb: int = 256,
     ) -> None:
         if len(gather.dataset) != order.samples:
@@ -65,8 +74,9 @@ class Loader:
         self._gather = gather
         self._prefetch = prefetch
         self._workers = workers
+        self._worker = worker
         self._ahead_mb = ahead_mb
-        self._open: list[Prefetcher[list[Microbatch]] | Workers[Request, Microbatch] | Lookahead] = []
+        self._open: list[Closable] = []
 
     def steps(self, first_step: int) -> Iterator[list[Microbatch]]:
         """The local microbatches of step `first_step` and of every one after it, without end.
@@ -119,7 +129,8 @@ class Loader:
         dataset = self._gather.dataset
         if self._workers:
             ahead = max(1, self._prefetch) * len(self.slots)
-            workers = Workers(self._gather, self._requests(first_step), self._workers, ahead)
+            kind = Workers if self._worker is Worker.process else Threads
+            workers = kind(self._gather, self._requests(first_step), self._workers, ahead)
             self._open.append(workers)
             return workers
         if getattr(dataset, "bulk", False):
