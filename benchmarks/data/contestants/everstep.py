@@ -16,13 +16,12 @@ from trainer.config import OrderConfig
 from trainer.data.arrow import ArrowDataset
 from trainer.data.dataset import Columns
 from trainer.data.gather import Gather
-from trainer.data.index import ShardIndex
 from trainer.data.loader import Loader
 from trainer.data.order import SampleOrder
 from trainer.data.order import Source as Shards
+from trainer.data.prepare import prepare_frame
 from trainer.data.ragged import Ragged
-from trainer.data.shards import columns_of, stored, table_of, write_shard
-from trainer.storage import open_storage
+from trainer.data.shards import stored, table_of
 
 NAME = "sample"
 
@@ -48,12 +47,8 @@ class Everstep:
 
     @staticmethod
     def write(source: Source, folder: Path) -> None:
-        # The writers of trainer.data alone: `everstep data prepare` adds the reading of a user's format to this.
-        storage, shards = open_storage(str(folder)), []
-        for start, stop in source.pieces():
-            table = as_table(source, start, stop)
-            shards.append(write_shard(storage, f"shard-{len(shards):05d}.arrow", table))
-        ShardIndex(columns_of(table.schema), tuple(shards)).write(str(folder))
+        # From memory, as the others are given it: reading a user's format would come on top.
+        prepare_frame(as_table(source, 0, len(source)), str(folder), processes=2)
 
 
 def joined(columns: Columns) -> dict[str, Tensor]:
