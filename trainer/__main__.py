@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from trainer.process import keep_freed_memory
+from trainer.process import keep_freed_memory, raise_file_limit
 from trainer.stop import Stop
 
 VERBS = ("check", "checkpoint", "data")
@@ -25,6 +25,7 @@ def main() -> int:
     stop = Stop()
     stop.listen()
     keep_freed_memory()
+    raise_file_limit()
     from trainer.attempt import attempt
 
     return attempt(arguments, stop)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import shard_sets
 import torch
 from torch import Tensor
 
@@ -200,3 +202,18 @@ def test_the_scikit_sets_hold_out_a_part_that_never_trains() -> None:
     assert torch.allclose(features.mean(0), torch.zeros(30), atol=1e-5)
     with pytest.raises(ConfigError, match=r"data\.held_out=1\.0"):
         digits(held_out=1.0)
+
+
+def test_a_process_that_may_open_few_files_reads_many_shards_of_a_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import trainer.data.open_shards as module
+
+    monkeypatch.setattr(module, "_file_limit", lambda: 200)
+    url = f"memory://many/{tmp_path.name}"
+    shard_sets.write_dataset(url, [2] * 80, shard_sets.numbered(160))
+    data = ArrowDataset(url, cache=lambda: ShardCache(str(tmp_path / "cache"), 10**9))
+    before = len(os.listdir("/proc/self/fd"))
+    for start in range(0, 160, 8):
+        assert data.take(np.arange(start, start + 8))["id"].tolist() == list(range(start, start + 8))  # type: ignore[union-attr]
+    assert len(os.listdir("/proc/self/fd")) - before < 3 * 25 + 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import resource
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from trainer.data.cache import CachedShard, ShardCache
 
 Ints = NDArray[np.int64]
+MOST_MAPS = 8192
+"""Shards that are open at once: Linux gives a process 65,530 maps. A cached one also holds three of its files."""
 FOOTER_BYTES = 64 << 10
 """At the end of a shard stands what says where its columns are; that is far less than this."""
 
@@ -61,6 +64,7 @@ class OpenShards:
         """The node's cache, where the shards have to go through one."""
         self.room_bytes = self.cache.limit_bytes // 2 if self.cache is not None else index.bytes
         """What this process keeps open: half of the cache, so that there is room for what comes next."""
+        self._most_open = MOST_MAPS if self.cache is None else min(MOST_MAPS, max(16, _file_limit() // 8))
         self.kept: frozenset[int] = frozenset()
         """Shards that stay open because somebody waits for parts of them."""
         self._open: dict[int, OpenShard] = {}
@@ -75,9 +79,9 @@ class OpenShards:
             self._open[number] = found[number] = shard  # to the end: the first is the one not used for longest
             if number in self._incomplete and (shard.cached is None or shard.cached.complete):
                 self._incomplete.discard(number)
-        if self._bytes > self.room_bytes:
+        if self._bytes > self.room_bytes or len(self._open) > self._most_open:
             self._make_room(found)
-        fits = self._index.bytes <= self.room_bytes
+        fits = self._index.bytes <= self.room_bytes and len(self._index.shards) <= self._most_open
         self.settled = fits and not self._incomplete and len(self._open) == len(self._index.shards)
         return found
 
@@ -95,7 +99,7 @@ class OpenShards:
 
     def _make_room(self, used: Mapping[int, OpenShard]) -> None:
         for number in [number for number in self._open if number not in used and number not in self.kept]:
-            if self._bytes <= self.room_bytes:
+            if self._bytes <= self.room_bytes and len(self._open) <= self._most_open:
                 return
             shard = self._open.pop(number)
             self._bytes -= shard.bytes
@@ -144,6 +148,11 @@ class OpenShards:
         if self._verify and os.path.exists(path) and file_parts(path) != shard.parts:
             raise DataError(f"shard {path} is damaged: its digests are not the index's; copy it back")
         return path
+
+
+def _file_limit() -> int:
+    """How many files this process may have open."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def row_bytes(column: Column) -> int:
