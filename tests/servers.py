@@ -33,8 +33,12 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture
 def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The server's bucket as this process sees it: `s3://bucket`."""
+    import s3fs
+
     for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": s3_server}.items():
         monkeypatch.setenv(name, value)
+    # fsspec keeps the clients that it made, whatever has become of the endpoint in the environment.
+    s3fs.S3FileSystem.clear_instance_cache()
     return f"s3://{BUCKET}"
 
 

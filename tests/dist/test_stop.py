@@ -74,7 +74,7 @@ def test_a_signal_to_any_rank_stops_all_with_a_checkpoint(undisturbed: Path, tmp
         (Checkpointer, "save", 2),
         (Checkpointer, "restore", 1),
         (Stepper, "rehearse", 1),
-        (Loader, "_requests", 1),
+        (Loader, "_spans", 1),
     ],
     ids=["evaluation", "save", "restore", "first pass (compilation)", "data"],
 )

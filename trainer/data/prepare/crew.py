@@ -81,7 +81,7 @@ class _Worker:
         self._pipe, theirs = pipes.Pipe()
         paths = [path or os.getcwd() for path in sys.path]
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "trainer.data.prepare.crew", str(theirs.fileno())],
+            [sys.executable, "-c", "from trainer.data.prepare.crew import work; work()", str(theirs.fileno())],
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the one who called; it closes the pipe
             pass_fds=[theirs.fileno()],
@@ -138,5 +138,6 @@ def _serve(pipe: pipes.Connection) -> None:
         pipe.send(answer)
 
 
-if __name__ == "__main__":
+def work() -> None:
+    """What a worker's process does: its pipe is the file descriptor that its one argument names."""
     _serve(cast(Any, pipes.Connection)(int(sys.argv[1])))
