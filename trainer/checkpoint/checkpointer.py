@@ -21,6 +21,7 @@ from trainer.checkpoint.manifest import (
     FileRecord,
     Manifest,
     candidates,
+    check_format,
     damage,
     folders,
     newest,
@@ -87,6 +88,7 @@ class Checkpointer:
         """
         bad: list[tuple[Candidate, str]] = []
         for candidate in self.mesh.decide(lambda: list(candidates(self.folder))):
+            check_format(self.folder, candidate)
             fault = candidate.damage or self._damage(candidate)
             if not fault and candidate.manifest is not None:
                 self._load(candidate.path, candidate.manifest)
@@ -226,8 +228,10 @@ def locate(url: str) -> tuple[RunFolder, str]:
     head, _, name = url.rstrip("/").rpartition("/checkpoints/")
     run = RunFolder(head or url)
     for candidate in candidates(run) if head else []:
-        if candidate.path.endswith(f"/{name}") and candidate.manifest is not None:
-            fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
+        if candidate.path.endswith(f"/{name}"):
+            fault = candidate.damage
+            if candidate.manifest is not None:
+                fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
             if fault:
                 raise CheckpointError(f"{url}: {fault}")
             return run, candidate.path

@@ -7,7 +7,6 @@ which says where each chunk of each tensor lies. Nothing in a checkpoint is ever
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import math
 import os
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.planner import (
@@ -77,7 +77,7 @@ class Writer(StorageWriter):
         return done
 
     def _write(self, plan: SavePlan, planner: SavePlanner) -> list[WriteResult]:
-        digest, position, written = hashlib.sha256(), 0, []
+        digest, position, written = blake3(), 0, []
         with self.storage.writer(f"{self.folder}/{self.file}") as file:
             for item in plan.items:
                 tensor = _tensor(item, planner)
@@ -94,7 +94,7 @@ class Writer(StorageWriter):
         self.files = {chunk.file: chunk.record for chunk in chunks.values() if chunk.record is not None}
         text = json.dumps(_describe(metadata, chunks), sort_keys=True).encode()
         self.storage.write(f"{self.folder}/{TENSORS}", text)
-        self.files[TENSORS] = FileRecord(len(text), hashlib.sha256(text).hexdigest())
+        self.files[TENSORS] = FileRecord(len(text), blake3(text).hexdigest())
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: str | os.PathLike[str]) -> bool:
