@@ -29,6 +29,7 @@ from trainer.checkpoint.manifest import (
     to_keep,
     was_set_aside,
 )  # fmt: skip
+from trainer.checkpoint.survey import split_url
 from trainer.compose import digest
 from trainer.config import Goal, RunConfig
 from trainer.errors import CheckpointError, DataError, EverstepError
@@ -225,9 +226,9 @@ def load_weights(url: str, model_tensors: dict[str, torch.Tensor], mesh: Mesh) -
 
 def locate(url: str) -> tuple[RunFolder, str]:
     """(run folder, path in it) of a verified checkpoint: the one that the URL names, or the newest of the run."""
-    head, _, name = url.rstrip("/").rpartition("/checkpoints/")
-    run = RunFolder(head or url)
-    for candidate in candidates(run) if head else []:
+    head, name = split_url(url)
+    run = RunFolder(head)
+    for candidate in candidates(run) if name else []:
         if candidate.path.endswith(f"/{name}"):
             fault = candidate.damage
             if candidate.manifest is not None:
@@ -235,7 +236,7 @@ def locate(url: str) -> tuple[RunFolder, str]:
             if fault:
                 raise CheckpointError(f"{url}: {fault}")
             return run, candidate.path
-    if head:
+    if name:
         raise CheckpointError(f"{url} is not a checkpoint: it has no manifest that can be read")
     return run, newest(run).path
 

@@ -71,11 +71,27 @@ class Manifest:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if TENSORS not in files:
             raise ValueError(f"it lists no {TENSORS}")
-        if not isinstance(manifest.progress, dict) or not isinstance(manifest.scalars, dict):
-            raise ValueError("its progress or its scalars are no table")
-        if outside := [name for name in files if "/" in name]:
+        for key, kind in _KINDS.items():
+            if not isinstance(getattr(manifest, key), kind):
+                raise ValueError(f"its {key} is {type(getattr(manifest, key)).__name__}")
+        if outside := [name for name in files if not is_plain(name)]:
             raise ValueError(f"{outside[0]!r} lies outside the checkpoint")
         return manifest
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "attempt", "samples", "world"), (int,)),
+    **dict.fromkeys(("progress", "scalars"), (dict,)),
+    **dict.fromkeys(("parallel", "config_digest", "data_digest"), (str,)),
+    "time": (int, float),
+    "metric": (int, float, type(None)),
+}
+"""What a manifest's fields have to be, so that whoever reads one may rely on it."""
+
+
+def is_plain(name: object) -> bool:
+    """Whether this can be the name of a file in a checkpoint's own folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"} & set(name)
 
 
 class OtherFormatError(ValueError):
@@ -126,10 +142,11 @@ def candidates(run: RunFolder) -> Iterator[Candidate]:
             data = run.storage.read(f"{path}/{MANIFEST}")
         except FileNotFoundError:
             continue
-        yield _candidate(path, step, attempt, data)
+        yield read_candidate(path, step, attempt, data)
 
 
-def _candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
+def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
+    """The checkpoint of a folder's manifest; what is wrong with the manifest stands in `damage`."""
     try:
         manifest = Manifest.from_json(data)
         if (manifest.step, manifest.attempt) != (step, attempt):
@@ -166,6 +183,14 @@ def check_format(run: RunFolder, candidate: Candidate) -> None:
     """Raise CheckpointError for another version's checkpoint: to walk past it would lose what was trained since."""
     if candidate.other_format:
         raise CheckpointError(f"{run.url}/{candidate.path}: {candidate.damage}")
+
+
+def leads_out(storage: Storage, folder: str, name: str) -> bool:
+    """Whether an entry of a local folder is a link to somewhere outside of that folder."""
+    inside, entry = storage.path(folder), storage.path(f"{folder}/{name}")
+    if inside is None or entry is None or not entry.is_symlink():
+        return False
+    return not entry.resolve().is_relative_to(inside.resolve())
 
 
 def set_aside(run: RunFolder, candidate: Candidate) -> None:
