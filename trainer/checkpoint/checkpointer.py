@@ -23,12 +23,11 @@ from trainer.checkpoint.manifest import (
     candidates,
     check_format,
     damage,
-    folders,
     newest,
     set_aside,
-    to_keep,
     was_set_aside,
 )  # fmt: skip
+from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.survey import split_url
 from trainer.compose import digest
 from trainer.config import Goal, RunConfig
@@ -60,6 +59,7 @@ class Checkpointer:
         self.mesh = mesh
         self.state = state
         self.data_digest = data_digest
+        self.retention = Retention(folder, attempt, run.checkpoint, run.evaluate.goal is Goal.max)
         self.saved_step = -1
         """The step of the newest checkpoint that this attempt restored or wrote."""
         self.seconds = 0.0
@@ -88,12 +88,13 @@ class Checkpointer:
         touched, and CheckpointError says what is wrong with each.
         """
         bad: list[tuple[Candidate, str]] = []
-        for candidate in self.mesh.decide(lambda: list(candidates(self.folder))):
+        found = self.mesh.decide(lambda: list(candidates(self.folder)))
+        for place, candidate in enumerate(found):
             check_format(self.folder, candidate)
             fault = candidate.damage or self._damage(candidate)
             if not fault and candidate.manifest is not None:
                 self._load(candidate.path, candidate.manifest)
-                self.mesh.decide(functools.partial(self._accept, candidate, bad))
+                self.mesh.decide(functools.partial(self._accept, found[place:], bad))
                 walked = tuple(f"{c.path}: {why}" for c, why in bad)
                 why = "the newest" if not bad else f"the newest that verifies; {len(bad)} damaged"
                 return Restored(candidate.step, candidate.attempt, why, walked)
@@ -108,10 +109,12 @@ class Checkpointer:
             self._load(candidate.path, candidate.manifest)
         return candidate.step
 
-    def _accept(self, candidate: Candidate, bad: list[tuple[Candidate, str]]) -> None:
+    def _accept(self, good: list[Candidate], bad: list[tuple[Candidate, str]]) -> None:
+        """Args: good: the restored one and all before it; bad: what was walked past."""
         for damaged, _ in bad:
             set_aside(self.folder, damaged)
-        self.folder.record_restored(self.attempt, candidate.step, candidate.attempt)
+        self.folder.record_restored(self.attempt, good[0].step, good[0].attempt)
+        self.retention.found(good)
 
     def _check_new(self, bad: list[tuple[Candidate, str]]) -> None:
         """Make sure that a run without a good checkpoint never had one, before it starts from nothing."""
@@ -164,7 +167,7 @@ class Checkpointer:
         manifest = self._manifest(files)
         if not self.folder.storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(f"{self.folder.url}/{path} was committed by another process")
-        self._retain()
+        self.retention.committed(path, manifest)
 
     def _manifest(self, files: dict[str, FileRecord]) -> Manifest:
         progress = self.state.progress
@@ -182,28 +185,6 @@ class Checkpointer:
             metric=progress.metric if progress.evaluated == progress.step else None,
             files=files,
         )
-
-    def _retain(self) -> None:
-        """Remove what retention does not keep, manifest first, and what older attempts left half-written."""
-        storage, config = self.folder.storage, self.run.checkpoint
-        committed = {}
-        for candidate in candidates(self.folder):
-            if candidate.manifest is not None:
-                committed[(candidate.step, candidate.attempt)] = candidate
-        keep = to_keep(
-            [c.manifest for c in committed.values() if c.manifest is not None],
-            keep_last=config.keep_last,
-            keep_best=config.keep_best,
-            keep_every=config.keep_every,
-            maximise=self.run.evaluate.goal is Goal.max,
-        )
-        for key, candidate in committed.items():
-            if key not in keep:
-                storage.delete(f"{candidate.path}/{MANIFEST}")
-                storage.delete(candidate.path)
-        for _, attempt, path in folders(self.folder):
-            if attempt < self.attempt and not [n for n in storage.names(path) if n.startswith("manifest")]:
-                storage.delete(path)
 
 
 def load_weights(url: str, model_tensors: dict[str, torch.Tensor], mesh: Mesh) -> str:
