@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saved_checkpoint import reseal, saved
 
-from trainer.checkpoint.checkpointer import Checkpointer, load_weights, locate
+from trainer.checkpoint.checkpointer import load_weights, locate
 from trainer.checkpoint.dcp_io import read_metadata, read_whole
 from trainer.checkpoint.diff import differences
 from trainer.checkpoint.manifest import (
@@ -32,13 +32,8 @@ from trainer.checkpoint.manifest import (
     to_keep,
     was_set_aside,
 )
-from trainer.config import RunConfig
 from trainer.errors import CheckpointError, DataError
-from trainer.mesh import Mesh
-from trainer.optim import build_optimizer
-from trainer.place import Place
 from trainer.run_folder import MANIFEST, RunFolder
-from trainer.state import Progress, TrainState
 
 
 def manifest(step: int = 4, attempt: int = 1, metric: float | None = None) -> Manifest:
@@ -238,29 +233,6 @@ def test_what_is_set_aside_is_no_checkpoint_any_more_but_still_there(run: RunFol
 
 
 # ------------------------------------------------------------------------------------------- a real one, and hostile
-
-
-def saved(run: RunFolder) -> tuple[Checkpointer, str]:
-    """A small model with its optimizer, saved at step 4 by one process; with the checkpoint's path."""
-    torch.manual_seed(0)
-    model = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer({"_target_": "torch.optim.AdamW", "lr": 0.1}, model, ())
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    state = TrainState(model, optimizer, Progress(step=4))
-    attempt = run.claim({})
-    checkpoints = Checkpointer(RunConfig(), run, attempt, Mesh(Place(), torch.device("cpu")), state, "data")
-    checkpoints.save()
-    return checkpoints, run.checkpoint(4, attempt)
-
-
-def reseal(run: RunFolder, path: str) -> None:
-    """Make the manifest fit what the files now are, as somebody hostile would."""
-    tree = json.loads(run.storage.read(f"{path}/{MANIFEST}"))
-    for name in tree["files"]:
-        data = run.storage.read(f"{path}/{name}")
-        tree["files"][name] = {"bytes": len(data), "blake3": blake3(data).hexdigest()}
-    run.storage.write(f"{path}/{MANIFEST}", json.dumps(tree).encode())
 
 
 def test_a_checkpoint_restores_to_the_bit(run: RunFolder) -> None:

@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
-from trainer.checkpoint.manifest import TENSORS, FileRecord
+from trainer.checkpoint.manifest import TENSORS, FileRecord, is_plain, leads_out
 from trainer.errors import CheckpointError
 from trainer.storage import Storage
 
@@ -169,8 +169,10 @@ def decode(data: bytes, chunk: Chunk) -> Tensor:
 def read_metadata(storage: Storage, folder: str) -> dcp.Metadata:
     """Shapes, types and places of all tensors of a checkpoint; CheckpointError when the file is not sound."""
     try:
-        described = json.loads(storage.read(f"{folder}/{TENSORS}"))
-        return _parse(described)
+        _check_links(storage, folder, {TENSORS})
+        metadata = _parse(json.loads(storage.read(f"{folder}/{TENSORS}")))
+        _check_links(storage, folder, {chunk.file for chunk in metadata.storage_data.values()})
+        return metadata
     except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise CheckpointError(f"{folder}/{TENSORS} is damaged: {type(error).__name__}: {error}") from error
     except FileNotFoundError as error:
@@ -235,8 +237,15 @@ def _parse(described: Mapping[str, Any]) -> dcp.Metadata:
     return dcp.Metadata(entries, storage_data=chunks)
 
 
+def _check_links(storage: Storage, folder: str, files: set[str]) -> None:
+    """A file that the manifest does not list has been held to nothing yet, so this does not rest on the manifest."""
+    for name in sorted(files):
+        if leads_out(storage, folder, name):
+            raise ValueError(f"{name} is a link out of the checkpoint")
+
+
 def _check_chunk(name: str, shape: torch.Size, offsets: torch.Size, chunk: Chunk) -> None:
-    if "/" in chunk.file:
+    if not is_plain(chunk.file):
         raise ValueError(f"{chunk.file!r} lies outside the checkpoint")
     inside = all(o >= 0 and n >= 0 and o + n <= d for o, n, d in zip(offsets, chunk.sizes, shape, strict=True))
     if not inside or chunk.start < 0 or chunk.length != math.prod(chunk.sizes) * chunk.dtype.itemsize:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -139,15 +141,22 @@ def candidates(run: RunFolder) -> Iterator[Candidate]:
         if step > limits.get(attempt, 2**62):
             continue
         try:
-            data = run.storage.read(f"{path}/{MANIFEST}")
+            data = read_manifest(run.storage, path)
         except FileNotFoundError:
             continue
         yield read_candidate(path, step, attempt, data)
 
 
+def read_manifest(storage: Storage, path: str) -> bytes:
+    """A manifest's bytes, none when it is a link to somewhere else; FileNotFoundError when there is no manifest."""
+    return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
+
+
 def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
     """The checkpoint of a folder's manifest; what is wrong with the manifest stands in `damage`."""
     try:
+        if not data:
+            raise ValueError("it is empty, or a link out of its folder")
         manifest = Manifest.from_json(data)
         if (manifest.step, manifest.attempt) != (step, attempt):
             raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")
@@ -161,6 +170,8 @@ def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate
 def damage(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
     """Why one of these files of a checkpoint is not what was written; an empty string when all are."""
     for name, record in files:
+        if leads_out(storage, path, name):
+            return f"{name} is a link out of the checkpoint"
         try:
             size = storage.size(f"{path}/{name}")
             if size != record.bytes:
@@ -186,11 +197,11 @@ def check_format(run: RunFolder, candidate: Candidate) -> None:
 
 
 def leads_out(storage: Storage, folder: str, name: str) -> bool:
-    """Whether an entry of a local folder is a link to somewhere outside of that folder."""
+    """Whether an entry of a local folder is a link to somewhere outside of that folder, or to nothing."""
     inside, entry = storage.path(folder), storage.path(f"{folder}/{name}")
     if inside is None or entry is None or not entry.is_symlink():
         return False
-    return not entry.resolve().is_relative_to(inside.resolve())
+    return not entry.exists() or not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(inside))
 
 
 def set_aside(run: RunFolder, candidate: Candidate) -> None:

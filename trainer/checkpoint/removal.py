@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 
 from trainer.checkpoint.manifest import candidates, check_format
@@ -73,7 +74,13 @@ def check_removable(run: RunFolder, doomed: list[Found], even_the_newest: bool) 
 
 
 def size(run: RunFolder, found: Found) -> int:
-    return sum(run.storage.size(f"{found.path}/{name}") for name in run.storage.names(found.path))
+    """Bytes that its removal gives back."""
+    total = 0
+    for name in run.storage.names(found.path):
+        # A file that retention removed since it was listed takes no room, nor does a link to nothing.
+        with contextlib.suppress(FileNotFoundError):
+            total += run.storage.size(f"{found.path}/{name}")
+    return total
 
 
 def remove(run: RunFolder, found: Found) -> None:

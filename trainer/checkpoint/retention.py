@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from trainer.checkpoint.manifest import Candidate, Manifest, folders, read_candidate, to_keep
+from trainer.checkpoint.manifest import Candidate, Manifest, folders, read_candidate, read_manifest, to_keep
 from trainer.config import CheckpointConfig
 from trainer.run_folder import MANIFEST, RunFolder
 
@@ -53,7 +53,7 @@ class Retention:
         limits = self.folder.limits() if unknown else {}
         for step, attempt, path in unknown:
             try:
-                data = self.folder.storage.read(f"{path}/{MANIFEST}")
+                data = read_manifest(self.folder.storage, path)
             except FileNotFoundError:
                 if [name for name in self.folder.storage.names(path) if name.startswith("manifest")]:
                     self._known[path] = None

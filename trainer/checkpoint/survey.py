@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from trainer.checkpoint.manifest import SET_ASIDE, Candidate, damage, folders, parse_name, read_candidate
+from trainer.checkpoint.manifest import SET_ASIDE, Candidate, damage, folders, parse_name, read_candidate, read_manifest
 from trainer.errors import CheckpointError, StorageError
 from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 
@@ -50,7 +50,7 @@ def survey(run: RunFolder) -> list[Found]:
     found = []
     for step, attempt, path in folders(run):
         try:
-            data = run.storage.read(f"{path}/{MANIFEST}")
+            data = read_manifest(run.storage, path)
         except FileNotFoundError:
             kind = Kind.set_aside if run.storage.exists(f"{path}/{SET_ASIDE}") else Kind.orphan
             found.append(Found(path, step, attempt, kind))
