@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -75,7 +74,7 @@ class Checkpointer:
         path = self.folder.checkpoint(step, self.attempt)
         self.mesh.decide(lambda: self.folder.check_newest(self.attempt))
         writer = Writer(self.folder.storage, path, self.mesh.rank)
-        with _plain_errors(f"{self.folder.url}/{path}"):
+        with plain_errors(f"{self.folder.url}/{path}"):
             save(self.state.tensors(), storage_writer=writer, no_dist=self.mesh.world == 1)
         self.mesh.decide(lambda: self._commit(path, writer.files))
         self.saved_step = step
@@ -153,7 +152,7 @@ class Checkpointer:
             raise CheckpointError(f"{self.folder.url}/{path}: progress is not this version's: {error}") from error
         storage = self.folder.storage
         tensors = self.state.prepare(read_metadata(storage, path), manifest.scalars)
-        with _plain_errors(f"{self.folder.url}/{path}"):
+        with plain_errors(f"{self.folder.url}/{path}"):
             load(tensors, storage_reader=Reader(storage, path), no_dist=self.mesh.world == 1)
         self.state.progress = progress
         self.saved_step = manifest.step
@@ -187,24 +186,6 @@ class Checkpointer:
         )
 
 
-def load_weights(url: str, model_tensors: dict[str, torch.Tensor], mesh: Mesh) -> str:
-    """Fill a model's tensors (`model.…`) from a checkpoint or the newest of a run; returns the checkpoint's URL.
-
-    Raises:
-        CheckpointError: nothing there verifies, or names and shapes differ.
-    """
-    folder, path = mesh.decide(lambda: locate(url))
-    metadata = read_metadata(folder.storage, path)
-    for name, tensor in model_tensors.items():
-        entry = metadata.state_dict_metadata.get(name)
-        if entry is None or getattr(entry, "size", None) != tensor.shape:
-            size = "is missing" if entry is None else f"is {list(getattr(entry, 'size', []))}"
-            raise CheckpointError(f"init_from={url}: {name} {size} there, {list(tensor.shape)} in the model")
-    with _plain_errors(f"init_from={url}"):
-        load(model_tensors, storage_reader=Reader(folder.storage, path), no_dist=mesh.world == 1)
-    return f"{folder.url}/{path}"
-
-
 def locate(url: str) -> tuple[RunFolder, str]:
     """(run folder, path in it) of a verified checkpoint: the one that the URL names, or the newest of the run."""
     head, name = split_url(url)
@@ -223,7 +204,7 @@ def locate(url: str) -> tuple[RunFolder, str]:
 
 
 @contextlib.contextmanager
-def _plain_errors(where: str) -> Iterator[None]:
+def plain_errors(where: str) -> Iterator[None]:
     """DCP wraps what failed on each rank, with tracebacks; a user wants the first failure in one line."""
     try:
         with warnings.catch_warnings():
