@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.checkpoint.checkpointer import Checkpointer, Restored, load_weights
+from trainer.checkpoint.checkpointer import Checkpointer, Restored
 from trainer.checkpoint.manifest import candidates
+from trainer.checkpoint.weights import load_weights
 from trainer.compose import plain
 from trainer.config import Dtype, Node, RunConfig
 from trainer.console import open_display, short
@@ -169,7 +170,7 @@ def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool) -> TrainState
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
     if fresh and run.init_from is not None:
         weights = {f"model.{name}": value for name, value in model.model.state_dict().items()}
-        LOG.info("weights from %s", load_weights(run.init_from, weights, mesh))
+        LOG.info("weights from %s", load_weights(run.init_from, weights, mesh, run.init_match))
     precision = run.precision
     scale = LossScale(precision.init_scale, precision.growth_interval, mesh.device)
     return TrainState(

@@ -334,6 +334,8 @@ class RunConfig:
     """Decay per step of the moving average of the weights; null keeps none."""
     init_from: str | None = None
     """URL of a checkpoint, or of a run, whose weights a new run starts from."""
+    init_match: list[str] = field(default_factory=lambda: ["*"])
+    """Patterns (`encoder.*`) of the weights to take from there; the others begin as they would without it."""
     group_timeout_s: float = 600.0
     """Seconds that a collective may wait for another process before the run counts it as lost."""
     task: Node | None = None
@@ -366,6 +368,9 @@ class RunConfig:
         require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2⁶³)")
         require(self.clip is None or self.clip > 0, "clip", self.clip, "must be > 0 or null")
         require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "must be in (0, 1) or null")
+        require(bool(self.init_match), "init_match", self.init_match, "must name at least one pattern; [*] takes all")
+        require(self.init_from is not None or self.init_match == ["*"], "init_match", self.init_match,
+                "there is nothing to take while init_from is null")  # fmt: skip
         require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")
         require(self.evaluate.weights is Weights.model or self.ema is not None, "evaluate.weights",
                 self.evaluate.weights.value, "there is no moving average to evaluate while ema is null")  # fmt: skip

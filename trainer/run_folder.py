@@ -115,11 +115,18 @@ class RunFolder:
 
     def starter(self, attempt: int) -> str | None:
         """Who started an attempt; None when it is not known (yet)."""
+        return self._claimed(attempt, "starter")
+
+    def host(self, attempt: int) -> str | None:
+        """The machine that claimed an attempt; None when it is not known."""
+        return self._claimed(attempt, "host")
+
+    def _claimed(self, attempt: int, key: str) -> str | None:
         try:
-            starter = json.loads(self.storage.read(self.attempt(attempt, "claim.json"))).get("starter")
+            value = json.loads(self.storage.read(self.attempt(attempt, "claim.json"))).get(key)
         except FileNotFoundError:
             return None
-        return None if starter is None else str(starter)
+        return None if value is None else str(value)
 
     def check_newest(self, attempt: int) -> None:
         """Raise SupersededError when a later attempt has claimed the run: an older one may not commit."""

@@ -232,7 +232,7 @@ HELD = [
     "seed=1", "global_batch=2", "micro_batch=2", "clip=null", "ema=0.5", "optimizer.lr=1", "optimizer=sgd",
     "model.width=64", "data.held_out=0.3", "task.extra=1", "schedule=wsd", "schedule.warmup_steps=1",
     "precision=bf16", "evaluate.goal=min", "evaluate.metric=loss", "evaluate.limit=3", "nonfinite.policy=rollback",
-    "init_from=elsewhere", "steps=5 seed=3",
+    "init_from=elsewhere", "init_from=x init_match=[a]", "steps=5 seed=3",
 ]  # fmt: skip
 
 

@@ -14,8 +14,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from saved_checkpoint import reseal, saved
 
-from trainer.checkpoint.checkpointer import Checkpointer, load_weights, locate
+from trainer.checkpoint.checkpointer import locate
 from trainer.checkpoint.dcp_io import read_metadata, read_whole
 from trainer.checkpoint.diff import differences
 from trainer.checkpoint.manifest import (
@@ -31,13 +32,9 @@ from trainer.checkpoint.manifest import (
     to_keep,
     was_set_aside,
 )
-from trainer.config import RunConfig
+from trainer.checkpoint.weights import load_weights
 from trainer.errors import CheckpointError, DataError
-from trainer.mesh import Mesh
-from trainer.optim import build_optimizer
-from trainer.place import Place
 from trainer.run_folder import MANIFEST, RunFolder
-from trainer.state import Progress, TrainState
 
 
 def manifest(step: int = 4, attempt: int = 1, metric: float | None = None) -> Manifest:
@@ -170,10 +167,11 @@ def altered(**fields: Any) -> bytes:
 
 DAMAGED = [
     b"", b"{", b"null", b"[]", b"{}", b'"text"', b"\xff\xfe", manifest().to_json()[:-20], b"[" * 100_000,
-    altered(format=2), altered(files=...), altered(files=[]), altered(files={TENSORS: 3}), altered(step=...),
-    altered(files={TENSORS: {"bytes": 1}}), altered(files={TENSORS: {"bytes": 1, "sha256": "", "more": 1}}),
+    altered(format="2"), altered(format=...), altered(format=True),
+    altered(files=...), altered(files=[]), altered(files={TENSORS: 3}), altered(step=...),
+    altered(files={TENSORS: {"bytes": 1}}), altered(files={TENSORS: {"bytes": 1, "blake3": "", "more": 1}}),
     altered(unknown=1), altered(step=5), altered(attempt=2), altered(files={}), altered(files={"../x": {}}),
-    altered(files={TENSORS: {"bytes": 1, "sha256": ""}, "../../secret": {"bytes": 1, "sha256": ""}}),
+    altered(files={TENSORS: {"bytes": 1, "blake3": ""}, "../../secret": {"bytes": 1, "blake3": ""}}),
 ]  # fmt: skip
 
 
@@ -193,14 +191,30 @@ def test_a_damaged_manifest_is_a_candidate_that_says_so_and_the_older_one_is_new
     assert newest(run).step == 3
 
 
-EMPTY = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+@pytest.mark.parametrize(("version", "step"), [(1, "start a new run"), (3, "install a newer one")])
+def test_a_manifest_of_another_version_is_not_walked_past_nor_set_aside(
+    run: RunFolder, version: int, step: str
+) -> None:
+    checkpoints, _ = saved(run)
+    path = commit(run, 9, 1, altered(format=version, step=9))
+    said = rf"step-00000009.*has format {version}, this everstep reads format 2; .* or {step}"
+    for work in (checkpoints.restore, lambda: newest(run), lambda: locate(f"{run.url}/{path}")):
+        with pytest.raises(CheckpointError, match=said) as caught:
+            work()
+        assert "\n" not in str(caught.value)
+    assert was_set_aside(run) == []
+    assert (run.storage.path(path) / MANIFEST).exists()  # type: ignore[operator]
+
+
+EMPTY = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
+"""What `b3sum` prints for no bytes."""
 
 
 @pytest.mark.parametrize(
     ("record", "said"),
     [
         (FileRecord(2, EMPTY), "file has 0 bytes, not 2"),
-        (FileRecord(0, "0" * 64), "file does not match its SHA-256"),
+        (FileRecord(0, "0" * 64), "file does not match its BLAKE3"),
         (FileRecord(0, EMPTY), ""),
     ],
 )
@@ -220,31 +234,6 @@ def test_what_is_set_aside_is_no_checkpoint_any_more_but_still_there(run: RunFol
 
 
 # ------------------------------------------------------------------------------------------- a real one, and hostile
-
-
-def saved(run: RunFolder) -> tuple[Checkpointer, str]:
-    """A small model with its optimizer, saved at step 4 by one process; with the checkpoint's path."""
-    torch.manual_seed(0)
-    model = torch.nn.Linear(3, 2)
-    optimizer = build_optimizer({"_target_": "torch.optim.AdamW", "lr": 0.1}, model, ())
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    state = TrainState(model, optimizer, Progress(step=4))
-    attempt = run.claim({})
-    checkpoints = Checkpointer(RunConfig(), run, attempt, Mesh(Place(), torch.device("cpu")), state, "data")
-    checkpoints.save()
-    return checkpoints, run.checkpoint(4, attempt)
-
-
-def reseal(run: RunFolder, path: str) -> None:
-    """Make the manifest fit what the files now are, as somebody hostile would."""
-    import hashlib
-
-    tree = json.loads(run.storage.read(f"{path}/{MANIFEST}"))
-    for name in tree["files"]:
-        data = run.storage.read(f"{path}/{name}")
-        tree["files"][name] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-    run.storage.write(f"{path}/{MANIFEST}", json.dumps(tree).encode())
 
 
 def test_a_checkpoint_restores_to_the_bit(run: RunFolder) -> None:
@@ -368,7 +357,7 @@ def test_a_checkpoint_of_another_dataset_or_model_is_said_so(run: RunFolder) -> 
             with pytest.raises(CheckpointError, match=said):
                 load_weights(run.url, weights, checkpoints.mesh)
         else:
-            assert load_weights(run.url, weights, checkpoints.mesh).endswith(run.checkpoint(4, 1))
+            assert run.checkpoint(4, 1) in load_weights(run.url, weights, checkpoints.mesh)
 
 
 def test_a_url_may_name_one_checkpoint(run: RunFolder) -> None:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import torch
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -21,13 +20,14 @@ from trainer.checkpoint.manifest import (
     FileRecord,
     Manifest,
     candidates,
+    check_format,
     damage,
-    folders,
     newest,
     set_aside,
-    to_keep,
     was_set_aside,
 )  # fmt: skip
+from trainer.checkpoint.retention import Retention
+from trainer.checkpoint.survey import split_url
 from trainer.compose import digest
 from trainer.config import Goal, RunConfig
 from trainer.errors import CheckpointError, DataError, EverstepError
@@ -58,6 +58,7 @@ class Checkpointer:
         self.mesh = mesh
         self.state = state
         self.data_digest = data_digest
+        self.retention = Retention(folder, attempt, run.checkpoint, run.evaluate.goal is Goal.max)
         self.saved_step = -1
         """The step of the newest checkpoint that this attempt restored or wrote."""
         self.seconds = 0.0
@@ -73,7 +74,7 @@ class Checkpointer:
         path = self.folder.checkpoint(step, self.attempt)
         self.mesh.decide(lambda: self.folder.check_newest(self.attempt))
         writer = Writer(self.folder.storage, path, self.mesh.rank)
-        with _plain_errors(f"{self.folder.url}/{path}"):
+        with plain_errors(f"{self.folder.url}/{path}"):
             save(self.state.tensors(), storage_writer=writer, no_dist=self.mesh.world == 1)
         self.mesh.decide(lambda: self._commit(path, writer.files))
         self.saved_step = step
@@ -86,11 +87,13 @@ class Checkpointer:
         touched, and CheckpointError says what is wrong with each.
         """
         bad: list[tuple[Candidate, str]] = []
-        for candidate in self.mesh.decide(lambda: list(candidates(self.folder))):
+        found = self.mesh.decide(lambda: list(candidates(self.folder)))
+        for place, candidate in enumerate(found):
+            check_format(self.folder, candidate)
             fault = candidate.damage or self._damage(candidate)
             if not fault and candidate.manifest is not None:
                 self._load(candidate.path, candidate.manifest)
-                self.mesh.decide(functools.partial(self._accept, candidate, bad))
+                self.mesh.decide(functools.partial(self._accept, found[place:], bad))
                 walked = tuple(f"{c.path}: {why}" for c, why in bad)
                 why = "the newest" if not bad else f"the newest that verifies; {len(bad)} damaged"
                 return Restored(candidate.step, candidate.attempt, why, walked)
@@ -105,10 +108,12 @@ class Checkpointer:
             self._load(candidate.path, candidate.manifest)
         return candidate.step
 
-    def _accept(self, candidate: Candidate, bad: list[tuple[Candidate, str]]) -> None:
+    def _accept(self, good: list[Candidate], bad: list[tuple[Candidate, str]]) -> None:
+        """Args: good: the restored one and all before it; bad: what was walked past."""
         for damaged, _ in bad:
             set_aside(self.folder, damaged)
-        self.folder.record_restored(self.attempt, candidate.step, candidate.attempt)
+        self.folder.record_restored(self.attempt, good[0].step, good[0].attempt)
+        self.retention.found(good)
 
     def _check_new(self, bad: list[tuple[Candidate, str]]) -> None:
         """Make sure that a run without a good checkpoint never had one, before it starts from nothing."""
@@ -147,7 +152,7 @@ class Checkpointer:
             raise CheckpointError(f"{self.folder.url}/{path}: progress is not this version's: {error}") from error
         storage = self.folder.storage
         tensors = self.state.prepare(read_metadata(storage, path), manifest.scalars)
-        with _plain_errors(f"{self.folder.url}/{path}"):
+        with plain_errors(f"{self.folder.url}/{path}"):
             load(tensors, storage_reader=Reader(storage, path), no_dist=self.mesh.world == 1)
         self.state.progress = progress
         self.saved_step = manifest.step
@@ -161,7 +166,7 @@ class Checkpointer:
         manifest = self._manifest(files)
         if not self.folder.storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(f"{self.folder.url}/{path} was committed by another process")
-        self._retain()
+        self.retention.committed(path, manifest)
 
     def _manifest(self, files: dict[str, FileRecord]) -> Manifest:
         progress = self.state.progress
@@ -180,64 +185,26 @@ class Checkpointer:
             files=files,
         )
 
-    def _retain(self) -> None:
-        """Remove what retention does not keep, manifest first, and what older attempts left half-written."""
-        storage, config = self.folder.storage, self.run.checkpoint
-        committed = {}
-        for candidate in candidates(self.folder):
-            if candidate.manifest is not None:
-                committed[(candidate.step, candidate.attempt)] = candidate
-        keep = to_keep(
-            [c.manifest for c in committed.values() if c.manifest is not None],
-            keep_last=config.keep_last,
-            keep_best=config.keep_best,
-            keep_every=config.keep_every,
-            maximise=self.run.evaluate.goal is Goal.max,
-        )
-        for key, candidate in committed.items():
-            if key not in keep:
-                storage.delete(f"{candidate.path}/{MANIFEST}")
-                storage.delete(candidate.path)
-        for _, attempt, path in folders(self.folder):
-            if attempt < self.attempt and not [n for n in storage.names(path) if n.startswith("manifest")]:
-                storage.delete(path)
-
-
-def load_weights(url: str, model_tensors: dict[str, torch.Tensor], mesh: Mesh) -> str:
-    """Fill a model's tensors (`model.…`) from a checkpoint or the newest of a run; returns the checkpoint's URL.
-
-    Raises:
-        CheckpointError: nothing there verifies, or names and shapes differ.
-    """
-    folder, path = mesh.decide(lambda: locate(url))
-    metadata = read_metadata(folder.storage, path)
-    for name, tensor in model_tensors.items():
-        entry = metadata.state_dict_metadata.get(name)
-        if entry is None or getattr(entry, "size", None) != tensor.shape:
-            size = "is missing" if entry is None else f"is {list(getattr(entry, 'size', []))}"
-            raise CheckpointError(f"init_from={url}: {name} {size} there, {list(tensor.shape)} in the model")
-    with _plain_errors(f"init_from={url}"):
-        load(model_tensors, storage_reader=Reader(folder.storage, path), no_dist=mesh.world == 1)
-    return f"{folder.url}/{path}"
-
 
 def locate(url: str) -> tuple[RunFolder, str]:
     """(run folder, path in it) of a verified checkpoint: the one that the URL names, or the newest of the run."""
-    head, _, name = url.rstrip("/").rpartition("/checkpoints/")
-    run = RunFolder(head or url)
-    for candidate in candidates(run) if head else []:
-        if candidate.path.endswith(f"/{name}") and candidate.manifest is not None:
-            fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
+    head, name = split_url(url)
+    run = RunFolder(head)
+    for candidate in candidates(run) if name else []:
+        if candidate.path.endswith(f"/{name}"):
+            fault = candidate.damage
+            if candidate.manifest is not None:
+                fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
             if fault:
                 raise CheckpointError(f"{url}: {fault}")
             return run, candidate.path
-    if head:
+    if name:
         raise CheckpointError(f"{url} is not a checkpoint: it has no manifest that can be read")
     return run, newest(run).path
 
 
 @contextlib.contextmanager
-def _plain_errors(where: str) -> Iterator[None]:
+def plain_errors(where: str) -> Iterator[None]:
     """DCP wraps what failed on each rank, with tracebacks; a user wants the first failure in one line."""
     try:
         with warnings.catch_warnings():

@@ -6,12 +6,15 @@ size and digest, so that what was damaged since is seen before anything is parse
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
+
+from blake3 import blake3
 
 from trainer.errors import CheckpointError
 from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder
@@ -19,16 +22,17 @@ from trainer.storage import Storage
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
-FORMAT = 1
+FORMAT = 2
+"""1 had SHA-256, which cost as much time as the disk."""
 READ_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
 class FileRecord:
-    """Size in bytes and SHA-256 of one file of a checkpoint."""
+    """Size in bytes and BLAKE3 (256 bits, as `b3sum` prints it) of one file of a checkpoint."""
 
     bytes: int
-    sha256: str
+    blake3: str
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,51 @@ class Manifest:
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
-        """The manifest; ValueError when the bytes are not one."""
+        """The manifest; OtherFormatError when another version's, ValueError when the bytes are not one."""
         try:
             fields = json.loads(data)
-            if not isinstance(fields, dict) or fields.get("format") != FORMAT:
-                raise ValueError("not a manifest of this format")
+            if not isinstance(fields, dict) or type(fields.get("format")) is not int:
+                raise ValueError("not a manifest")
+            if fields["format"] != FORMAT:
+                raise OtherFormatError(fields["format"])
             files = {name: FileRecord(**record) for name, record in fields["files"].items()}
             manifest = Manifest(**{**fields, "files": files})
         except (TypeError, KeyError, AttributeError, RecursionError) as error:
             raise ValueError(f"{type(error).__name__}: {error}") from error
         if TENSORS not in files:
             raise ValueError(f"it lists no {TENSORS}")
-        if not isinstance(manifest.progress, dict) or not isinstance(manifest.scalars, dict):
-            raise ValueError("its progress or its scalars are no table")
-        if outside := [name for name in files if "/" in name]:
+        for key, kind in _KINDS.items():
+            if not isinstance(getattr(manifest, key), kind):
+                raise ValueError(f"its {key} is {type(getattr(manifest, key)).__name__}")
+        if outside := [name for name in files if not is_plain(name)]:
             raise ValueError(f"{outside[0]!r} lies outside the checkpoint")
         return manifest
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("step", "attempt", "samples", "world"), (int,)),
+    **dict.fromkeys(("progress", "scalars"), (dict,)),
+    **dict.fromkeys(("parallel", "config_digest", "data_digest"), (str,)),
+    "time": (int, float),
+    "metric": (int, float, type(None)),
+}
+"""What a manifest's fields have to be, so that whoever reads one may rely on it."""
+
+
+def is_plain(name: object) -> bool:
+    """Whether this can be the name of a file in a checkpoint's own folder."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"} & set(name)
+
+
+class OtherFormatError(ValueError):
+    """A manifest that another version of everstep wrote: not damaged, but not to be read here either."""
+
+    def __init__(self, found: int) -> None:
+        step = "start a new run" if found < FORMAT else "install a newer one"
+        super().__init__(
+            f"{MANIFEST} has format {found}, this everstep reads format {FORMAT}; "
+            f"go on with the everstep that wrote it, or {step}"
+        )
 
 
 @dataclass(frozen=True)
@@ -83,6 +116,8 @@ class Candidate:
     attempt: int
     manifest: Manifest | None
     damage: str = ""
+    other_format: bool = False
+    """Whether another version of everstep could read it: then it is neither walked past nor set aside."""
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
@@ -106,17 +141,27 @@ def candidates(run: RunFolder) -> Iterator[Candidate]:
         if step > limits.get(attempt, 2**62):
             continue
         try:
-            data = run.storage.read(f"{path}/{MANIFEST}")
+            data = read_manifest(run.storage, path)
         except FileNotFoundError:
             continue
-        yield _candidate(path, step, attempt, data)
+        yield read_candidate(path, step, attempt, data)
 
 
-def _candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
+def read_manifest(storage: Storage, path: str) -> bytes:
+    """A manifest's bytes, none when it is a link to somewhere else; FileNotFoundError when there is no manifest."""
+    return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
+
+
+def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
+    """The checkpoint of a folder's manifest; what is wrong with the manifest stands in `damage`."""
     try:
+        if not data:
+            raise ValueError("it is empty, or a link out of its folder")
         manifest = Manifest.from_json(data)
         if (manifest.step, manifest.attempt) != (step, attempt):
             raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")
+    except OtherFormatError as error:
+        return Candidate(path, step, attempt, None, str(error), other_format=True)
     except ValueError as error:
         return Candidate(path, step, attempt, None, f"{MANIFEST} is damaged: {error}")
     return Candidate(path, step, attempt, manifest)
@@ -125,22 +170,38 @@ def _candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
 def damage(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
     """Why one of these files of a checkpoint is not what was written; an empty string when all are."""
     for name, record in files:
+        if leads_out(storage, path, name):
+            return f"{name} is a link out of the checkpoint"
         try:
             size = storage.size(f"{path}/{name}")
             if size != record.bytes:
                 return f"{name} has {size} bytes, not {record.bytes}"
-            if file_digest(storage, f"{path}/{name}", size) != record.sha256:
-                return f"{name} does not match its SHA-256"
+            if file_digest(storage, f"{path}/{name}", size) != record.blake3:
+                return f"{name} does not match its BLAKE3"
         except FileNotFoundError:
             return f"{name} is missing"
     return ""
 
 
 def file_digest(storage: Storage, path: str, size: int) -> str:
-    digest = hashlib.sha256()
+    digest = blake3()
     for start in range(0, size, READ_BYTES):
         digest.update(storage.read_range(path, start, min(size, start + READ_BYTES)))
     return digest.hexdigest()
+
+
+def check_format(run: RunFolder, candidate: Candidate) -> None:
+    """Raise CheckpointError for another version's checkpoint: to walk past it would lose what was trained since."""
+    if candidate.other_format:
+        raise CheckpointError(f"{run.url}/{candidate.path}: {candidate.damage}")
+
+
+def leads_out(storage: Storage, folder: str, name: str) -> bool:
+    """Whether an entry of a local folder is a link to somewhere outside of that folder, or to nothing."""
+    inside, entry = storage.path(folder), storage.path(f"{folder}/{name}")
+    if inside is None or entry is None or not entry.is_symlink():
+        return False
+    return not entry.exists() or not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(inside))
 
 
 def set_aside(run: RunFolder, candidate: Candidate) -> None:
@@ -156,6 +217,7 @@ def newest(run: RunFolder) -> Candidate:
     """The newest checkpoint whose files all verify; CheckpointError when there is none."""
     found = []
     for candidate in candidates(run):
+        check_format(run, candidate)
         fault = candidate.damage
         if candidate.manifest is not None:
             fault = damage(run.storage, candidate.path, candidate.manifest.files.items())

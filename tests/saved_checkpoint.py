@@ -1,0 +1,39 @@
+"""A small checkpoint of one process, for tests that look at it, damage it or make it hostile."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+from blake3 import blake3
+
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.config import RunConfig
+from trainer.mesh import Mesh
+from trainer.optim import build_optimizer
+from trainer.place import Place
+from trainer.run_folder import MANIFEST, RunFolder
+from trainer.state import Progress, TrainState
+
+
+def saved(run: RunFolder) -> tuple[Checkpointer, str]:
+    """A small model with its optimizer, saved at step 4 by one process; with the checkpoint's path."""
+    torch.manual_seed(0)
+    model = torch.nn.Linear(3, 2)
+    optimizer = build_optimizer({"_target_": "torch.optim.AdamW", "lr": 0.1}, model, ())
+    model(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    state = TrainState(model, optimizer, Progress(step=4))
+    attempt = run.claim({})
+    checkpoints = Checkpointer(RunConfig(), run, attempt, Mesh(Place(), torch.device("cpu")), state, "data")
+    checkpoints.save()
+    return checkpoints, run.checkpoint(4, attempt)
+
+
+def reseal(run: RunFolder, path: str) -> None:
+    """Make the manifest fit what the files now are, as somebody hostile would."""
+    tree = json.loads(run.storage.read(f"{path}/{MANIFEST}"))
+    for name in tree["files"]:
+        data = run.storage.read(f"{path}/{name}")
+        tree["files"][name] = {"bytes": len(data), "blake3": blake3(data).hexdigest()}
+    run.storage.write(f"{path}/{MANIFEST}", json.dumps(tree).encode())

@@ -1,0 +1,69 @@
+"""The weights of another run for a new one: all of them or those that patterns name, and nothing by guess."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch.distributed.checkpoint import metadata as dcp
+from torch.distributed.checkpoint.state_dict_loader import load
+
+from trainer.checkpoint.checkpointer import locate, plain_errors
+from trainer.checkpoint.dcp_io import Reader, read_metadata
+from trainer.errors import CheckpointError, ConfigError
+from trainer.mesh import Mesh
+
+PREFIX = "model."
+SHOWN = 3
+"""Names that a line lists before it says how many more there are."""
+
+
+def load_weights(url: str, tensors: dict[str, torch.Tensor], mesh: Mesh, match: Sequence[str] = ("*",)) -> str:
+    """Fill those of a model's tensors (`model.…`) that a pattern names from a checkpoint, or the newest of a run.
+
+    Returns one line: from which checkpoint, how many, what began anew and what was left there.
+
+    Raises:
+        ConfigError: a pattern names none of the model's weights.
+        CheckpointError: nothing there verifies, or names and shapes differ.
+    """
+    wanted = _wanted(tensors, match)
+    folder, path = mesh.decide(lambda: locate(url))
+    metadata = read_metadata(folder.storage, path)
+    _check_fit(url, wanted, metadata)
+    with plain_errors(f"init_from={url}"):
+        load(wanted, storage_reader=Reader(folder.storage, path), no_dist=mesh.world == 1)
+    there = {name for name in metadata.state_dict_metadata if name.startswith(PREFIX)}
+    new, left = tensors.keys() - wanted.keys(), there - wanted.keys()
+    line = f"{folder.url}/{path}: {len(wanted)} of {len(tensors)} weights"
+    return line + (f"; not taken: {_some(new)}" if new else "") + (f"; left there: {_some(left)}" if left else "")
+
+
+def _wanted(tensors: dict[str, torch.Tensor], match: Sequence[str]) -> dict[str, torch.Tensor]:
+    names = [name.removeprefix(PREFIX) for name in tensors]
+    for pattern in match:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise ConfigError(f"init_match: {pattern!r} matches no weight of the model, which has {_some(tensors)}")
+    return {
+        f"{PREFIX}{name}": tensors[f"{PREFIX}{name}"]
+        for name in names
+        if any(fnmatchcase(name, pattern) for pattern in match)
+    }
+
+
+def _check_fit(url: str, wanted: dict[str, torch.Tensor], metadata: dcp.Metadata) -> None:
+    for name, tensor in wanted.items():
+        entry = metadata.state_dict_metadata.get(name)
+        if entry is None or getattr(entry, "size", None) != tensor.shape:
+            size = "is missing" if entry is None else f"is {list(getattr(entry, 'size', []))}"
+            raise CheckpointError(
+                f"init_from={url}: {name} {size} there, {list(tensor.shape)} in the model; "
+                "name the weights to take with init_match"
+            )
+
+
+def _some(names: Iterable[str]) -> str:
+    plain = sorted(name.removeprefix(PREFIX) for name in names)
+    more = f" and {len(plain) - SHOWN} more" if len(plain) > SHOWN else ""
+    return ", ".join(plain[:SHOWN]) + more
