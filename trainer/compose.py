@@ -1,6 +1,6 @@
 """From a command line to a RunConfig, once; then to the run folder's config.yaml and back.
 
-Hydra composes (groups in conf/, the user's folders beside them), the dataclasses in config.py check. Workers read the
+Hydra composes (groups in conf/, the user's folders beside them), the dataclasses in config check. Workers read the
 frozen file, so restart 7 runs what start 1 ran, whatever has happened to the checkout.
 """
 
