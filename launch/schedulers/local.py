@@ -178,10 +178,12 @@ def _descendants(pid: int) -> list[int]:
 
 
 def _children() -> dict[int, list[int]]:
-    """The children of every process; empty where there is no /proc."""
+    """The children of every process that have not ended; empty where there is no /proc."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             # The name, in parentheses, may hold anything; the parent is the second word after it.
-            children.setdefault(int(entry.read_text().rsplit(")", 1)[1].split()[1]), []).append(int(entry.parent.name))
+            state, parent = entry.read_text().rsplit(")", 1)[1].split()[:2]
+            if state != "Z":
+                children.setdefault(int(parent), []).append(int(entry.parent.name))
     return children
