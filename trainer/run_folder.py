@@ -23,6 +23,8 @@ ATTEMPTS = "attempts"
 CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 RESTARTS = "restarts"
+SUBMISSIONS = "submissions"
+"""NNNN.json says that a job is about to be submitted, NNNN.handle.json which job it became."""
 STARTER = "EVERSTEP_STARTER"
 """Environment variable: who started this process. It stands in the claim, so a launcher knows its own attempts."""
 

@@ -1,0 +1,60 @@
+"""What a cluster has to be able to do, and nothing of how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from launch.config import JobConfig
+from launch.job import JobHandle, JobStatus
+
+
+@dataclass(frozen=True)
+class Program:
+    """What each node's torchrun starts, and the run folder that it belongs to."""
+
+    name: str
+    """The run's name; also the job's."""
+    folder: str
+    """URL of the run folder."""
+    argv: tuple[str, ...]
+    """After `torchrun`'s own flags: `-m trainer --frozen URL`, or a script with its flags."""
+    token: str
+    """Names this submission once and for all; the scheduler keeps it with the job, so the job can be found again."""
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """All that would be handed over: nothing is read, written or asked to make it."""
+
+    argv: tuple[str, ...]
+    """The command that submits."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Texts that go along, by name."""
+
+
+class Scheduler(Protocol):
+    """One cluster. Errors of the user are ConfigError in one line; a controller that is away is retried, then ditto."""
+
+    def render(self, job: JobConfig, program: Program) -> Rendered:
+        """Pure: the same job gives the same text."""
+        ...
+
+    def problems(self, job: JobConfig) -> list[str]:
+        """What the cluster would refuse or never start, one line each with the key to change."""
+        ...
+
+    def submit(self, rendered: Rendered) -> JobHandle: ...
+
+    def find(self, token: str) -> JobHandle | None:
+        """The job that was submitted with this token, running or ended; None when there is none."""
+        ...
+
+    def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+        """All of them by one query; what the scheduler does not know is JobState.unknown."""
+        ...
+
+    def cancel(self, handles: Sequence[JobHandle]) -> None:
+        """Stop them for good; those that are over are left as they are."""
+        ...
