@@ -26,7 +26,8 @@ def saved(run: RunFolder) -> tuple[Checkpointer, str]:
     state = TrainState(model, optimizer, Progress(step=4))
     attempt = run.claim({})
     checkpoints = Checkpointer(RunConfig(), run, attempt, Mesh(Place(), torch.device("cpu")), state, "data")
-    checkpoints.save()
+    assert checkpoints.save()
+    assert checkpoints.finish()
     return checkpoints, run.checkpoint(4, attempt)
 
 

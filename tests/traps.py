@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import IO, Any
 
-from trainer.checkpoint.dcp_io import Writer
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.manifest import TENSORS
+from trainer.checkpoint.meeting import Meeting
+from trainer.checkpoint.staging import Staging
 from trainer.evaluate import Evaluator
 from trainer.run_folder import MANIFEST
 from trainer.step import Stepper
@@ -60,14 +64,69 @@ def in_step(step: int) -> None:
     before(Stepper, "_update", lambda self, _: self.state.progress.step + 1 == step)
 
 
-def in_save(number: int) -> None:
-    """As the bytes of the `number`-th checkpoint are about to be written."""
-    before(Writer, "_write", count_to(number))
+# ------------------------------------------------------- from "save called" to "old one removed", in this order
+
+
+def before_save(number: int) -> None:
+    before(Checkpointer, "save", count_to(number))
+
+
+def before_copy(number: int) -> None:
+    before(Staging, "fill", count_to(number))
+
+
+def after_copy(number: int) -> None:
+    """The state is copied, nothing of it is written."""
+    after(Staging, "fill", count_to(number))
+
+
+def before_write(number: int) -> None:
+    """Beside training, as the bytes of the `number`-th checkpoint are about to be written."""
+    before(Checkpointer, "_write", count_to(number))
+
+
+def in_write(number: int) -> None:
+    """Some of the bytes are written."""
+    original, count = LocalStorage.writer, count_to(number)
+
+    @contextlib.contextmanager
+    def trapped(self: LocalStorage, path: str) -> Iterator[Any]:
+        with original(self, path) as file:
+            yield Torn(file) if path.endswith(".tensors") and count() else file
+
+    LocalStorage.writer = trapped  # type: ignore[method-assign]
+
+
+class Torn:
+    """A file that takes half of the bytes."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.file = file
+
+    def write(self, data: memoryview) -> None:
+        self.file.write(data[: len(data) // 2])
+        self.file.flush()
+        die()
 
 
 def after_write(number: int) -> None:
     """The bytes are there, the other ranks do not know it yet."""
-    after(Writer, "_write", count_to(number))
+    after(Checkpointer, "_write", count_to(number))
+
+
+def after_word(number: int) -> None:
+    """Rank 0 can know that this rank's bytes are there."""
+    after(Meeting, "say", count_to(number))
+
+
+def after_hearing(number: int) -> None:
+    """Rank 0 knows that all bytes are there."""
+    after(Meeting, "hear", count_to(number))
+
+
+def after_table(number: int) -> None:
+    count = count_to(number)
+    after(LocalStorage, "write", lambda self, path, data: path.endswith(TENSORS) and count())
 
 
 def before_commit(number: int) -> None:
@@ -85,7 +144,48 @@ def _manifests(number: int) -> Callable[..., bool]:
 
 def in_retention(number: int) -> None:
     """A manifest was removed, its files are still there."""
-    after(LocalStorage, "delete", count_to(number))
+    count = count_to(number)
+    after(LocalStorage, "delete", lambda self, path: path.endswith(MANIFEST) and count())
+
+
+def after_retention(number: int) -> None:
+    count = count_to(number)
+    after(LocalStorage, "delete", lambda self, path: "checkpoints/step" in path and "." not in path and count())
+
+
+def before_telling(number: int) -> None:
+    """It is committed, the other ranks do not know it yet."""
+    before(Meeting, "tell", count_to(number))
+
+
+def after_telling(number: int) -> None:
+    after(Meeting, "tell", count_to(number))
+
+
+def after_listening(number: int) -> None:
+    after(Meeting, "listen", count_to(number))
+
+
+SAVE_POINTS: dict[str, tuple[Callable[[int], None], int, tuple[int, ...]]] = {
+    # name: how to die there, how often a run of three checkpoints comes by, which of two ranks come by
+    "as a save is called": (before_save, 3, (0, 1)),
+    "before the copy": (before_copy, 3, (0, 1)),
+    "after the copy": (after_copy, 3, (0, 1)),
+    "before the bytes are written": (before_write, 3, (0, 1)),
+    "with half of the bytes written": (in_write, 3, (0, 1)),
+    "with its bytes written": (after_write, 3, (0, 1)),
+    "when rank 0 could know": (after_word, 3, (0, 1)),
+    "when rank 0 knows of all": (after_hearing, 3, (0,)),
+    "with the table written": (after_table, 3, (0,)),
+    "before the commit": (before_commit, 3, (0,)),
+    "after the commit": (after_commit, 3, (0,)),
+    "with an old manifest removed": (in_retention, 1, (0,)),
+    "with an old one removed": (after_retention, 1, (0,)),
+    "before the others know": (before_telling, 3, (0,)),
+    "when the others could know": (after_telling, 3, (0,)),
+    "when another knows": (after_listening, 3, (1,)),
+}
+"""Every point of a save at which something has changed for whoever comes after."""
 
 
 def in_evaluation(number: int) -> None:

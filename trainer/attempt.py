@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from trainer.loop import Parts
 
 LOG = logging.getLogger("everstep")
+LAST_SAVE_S = 60.0
+"""Seconds that a rank which has failed gives the save that is under way, so that its steps need not be done again."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ def _run(
     """Build and train; the ending, and the error that it came from."""
     from trainer.build import Start, build
     from trainer.loop import train
-    from trainer.mesh import form, part
+    from trainer.mesh import form, lost_peer, part
 
     parts = None
     try:
@@ -163,6 +165,8 @@ def _run(
         _close(parts, ending)
         part()
     except BaseException as error:
+        if parts is not None and not lost_peer(error):
+            parts.checkpoints.drain(LAST_SAVE_S)
         ending = _ending_of(error, parts.state.progress.step if parts is not None else 0)
         return dataclasses.replace(ending, rank=place.rank), error
     finally:
@@ -174,6 +178,8 @@ def _run(
 
 
 def _close(parts: Parts, ending: Ending) -> None:
+    if ending.outcome is Outcome.done:
+        parts.checkpoints.close()
     preview = getattr(parts.step.task, "preview", None)
     if ending.outcome is Outcome.done and preview is not None:
         text = preview(parts.step.spread.module)

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from trainer.checkpoint.checkpointer import Checkpointer, Restored
+from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.manifest import candidates
+from trainer.checkpoint.restoring import Restored
 from trainer.checkpoint.weights import load_weights
 from trainer.compose import plain
 from trainer.config import Dtype, Node, RunConfig
@@ -73,7 +74,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     order = SampleOrder.of_run(run, order_sources(records))
     mesh.decide(lambda: write_record(start.folder, records))
     feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
-    step = Stepper(run, state, model, task, stop)
+    step = Stepper(run, state, model, task, stop, checkpoints.poll)
     evaluate = Evaluator(run, state, model, task, held_out, stop)
     journal = open_journal(run, start, mesh)
     journal.unit = getattr(task, "unit", "items")

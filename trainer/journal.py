@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from trainer.checkpoint.checkpointer import Landed
 from trainer.config import RunConfig
 from trainer.console import Display
 from trainer.errors import StorageError
@@ -52,6 +53,7 @@ class Journal:
         self.world = 1
         self.device = torch.device("cpu")
         self._speed = Speed(time.perf_counter(), 0)
+        self._step = 0
         self._progress_at = float("-inf")
         self.checkpoint_step = 0
 
@@ -74,6 +76,7 @@ class Journal:
     def step(self, info: StepInfo, waited_s: float) -> None:
         """Note a step; every `log.every` of them make a record. `waited_s`: seconds waited for data so far in all."""
         self._speed.items += info.items
+        self._step = info.step
         if self.writes and (info.step % self.run.log.every == 0 or info.step == self.run.steps):
             record = self._record(info, waited_s)
             for sink in self.sinks:
@@ -92,12 +95,21 @@ class Journal:
         """Leave out of the rates what was spent beside training."""
         self._speed.since += seconds
 
-    def saved(self, step: int, seconds: float) -> None:
-        self.pause(seconds)
-        self.checkpoint_step = step
-        self.event("saved", step=step, seconds=round(seconds, 4))
-        self._progress_at = float("-inf")
-        self._write_progress({"step": step})
+    def landed(self, saves: list[Landed]) -> None:
+        """Note, and take off the list, the saves that have ended."""
+        while saves:
+            save = saves.pop(0)
+            where = " on the nodes" if save.local else ""
+            if save.error:
+                self.event("save_failed", f"the save of step {save.step}{where} failed: {save.error}", step=save.step)
+                continue
+            if save.local:
+                self.event("saved_locally", step=save.step, seconds=round(save.stall_s, 4))
+                continue
+            self.checkpoint_step = save.step
+            self.event("saved", step=save.step, seconds=round(save.stall_s, 4), durable_s=round(save.seconds, 4))
+            self._progress_at = float("-inf")
+            self._write_progress({"step": max(save.step, self._step)})
 
     def close(self) -> None:
         self.display.close()

@@ -41,7 +41,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     """
     state, checkpoints = parts.state, parts.checkpoints
     batches = parts.feed.steps(state.progress.step)
-    stopping = False
+    stopping = unsaved = False
     while True:
         at = state.progress.step
         finished = at >= run.steps or _out_of_patience(run, state)
@@ -49,8 +49,10 @@ def train(run: RunConfig, parts: Parts) -> Ending:
         if not stopping and parts.evaluate.due(at, last=finished):
             stopping, improved = _evaluate(run, parts)
             finished = finished or _out_of_patience(run, state)
-        if checkpoints.due(at) or (improved and run.checkpoint.keep_best) or ((finished or stopping) and at):
-            _save(parts)
+        last = finished or stopping
+        due = checkpoints.due(at) or unsaved or (improved and run.checkpoint.keep_best > 0) or (last and at > 0)
+        if due or checkpoints.due_locally(at):
+            _save(parts, last, local=not due or (stopping and _short_of_time(parts)))
         if stopping:
             return Ending(Outcome.preempted, at, parts.step.stop.reason or "another rank was asked to stop")
         if finished:
@@ -61,7 +63,8 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             _halve(parts, error)
             batches = parts.feed.steps(at)
             continue
-        stopping = any(info.stop for info in infos)
+        checkpoints.get_ready()
+        stopping, unsaved = any(info.stop for info in infos), any(info.unsaved for info in infos)
         if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
             _roll_back(parts)
             batches = parts.feed.steps(state.progress.step)
@@ -70,6 +73,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
 def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
     """Account for finished steps; True when one of them was not finite."""
     progress, bad = parts.state.progress, False
+    parts.journal.landed(parts.checkpoints.landed)
     for info in infos:
         progress.items += info.items
         parts.journal.step(info, parts.feed.wait_s)
@@ -95,7 +99,8 @@ def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> 
     """One step, and the results that are due; all of them where something is to be done with the weights next."""
     parts.step(next(batches))
     at = parts.state.progress.step
-    pausing = at >= run.steps or parts.checkpoints.due(at) or parts.evaluate.due(at, last=False)
+    saving = parts.checkpoints.due(at) or parts.checkpoints.due_locally(at)
+    pausing = at >= run.steps or saving or parts.evaluate.due(at, last=False)
     infos = parts.step.results(all_of_them=pausing)
     if any(info.stop for info in infos):
         infos += parts.step.results(all_of_them=True)
@@ -117,12 +122,37 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     return False, best
 
 
-def _save(parts: Parts) -> None:
-    step = parts.state.progress.step
-    if parts.checkpoints.saved_step != step:
-        start = time.perf_counter()
-        parts.checkpoints.save()
-        parts.journal.saved(step, time.perf_counter() - start)
+def _save(parts: Parts, last: bool, local: bool) -> None:
+    """Start a save of this step if there is none yet; the last one has to be there before the run ends."""
+    checkpoints, step, done = parts.checkpoints, parts.state.progress.step, False
+    start = time.perf_counter()
+    while not done:
+        if checkpoints.saved_step != step and not checkpoints.save(local):
+            parts.journal.event("save_skipped", step=step)
+        done = not last or checkpoints.finish()
+        parts.journal.landed(checkpoints.landed)
+        if not done and not local:
+            time.sleep(checkpoints.retry_s)
+        local = False
+    parts.journal.pause(time.perf_counter() - start)
+
+
+def _short_of_time(parts: Parts) -> bool:
+    """Whether the grace is too short for a save to the run folder, and the nodes' own tier has to do."""
+    checkpoints = parts.checkpoints
+    left_s, needed_s = checkpoints.time_to_save(parts.step.stop.left_s())
+    if left_s is None or not needed_s:
+        return False
+    short = checkpoints.has_local_tier and needed_s > left_s
+    parts.journal.event(
+        "last_save",
+        f"{left_s:.0f} s are left to save, it takes about {needed_s:.1f} s"
+        + (": saving on the nodes' own disks" if short else ""),
+        left_s=left_s,
+        needed_s=needed_s,
+        local=short,
+    )
+    return short
 
 
 def _out_of_patience(run: RunConfig, state: TrainState) -> bool:

@@ -25,6 +25,7 @@ from trainer.errors import ConfigError, EverstepError
 from trainer.place import Place
 
 T = TypeVar("T")
+U = TypeVar("U")
 POLL_S = 0.005
 
 
@@ -35,6 +36,8 @@ class Mesh:
     place: Place
     device: torch.device
     grid: DeviceMesh | None = None
+    store: Store | None = None
+    """What the processes of this start, and nobody else, can write to and read."""
 
     @property
     def rank(self) -> int:
@@ -66,6 +69,34 @@ class Mesh:
         decided: T = value
         return decided
 
+    def exchange(self, value: T, answer: Callable[[list[T]], list[U]]) -> U:
+        """Rank 0 sees each rank's value and gives each rank its answer; an EverstepError there is raised on all."""
+        if self.world == 1:
+            return answer([value])[0]
+        values: list[Any] | None = [None] * self.world if self.is_main else None
+        dist.gather_object(value, values, dst=0)
+        answers: list[Any] = []
+        self.decide(lambda: answers.extend(answer(values or [])))
+        mine: list[Any] = [None]
+        dist.scatter_object_list(mine, answers if self.is_main else None, src=0)
+        given: U = mine[0]
+        return given
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What each rank's `work` gave, on all ranks; the first EverstepError that one of them met is raised on all."""
+        if self.world == 1:
+            return [work()]
+        try:
+            mine: tuple[T | None, EverstepError | None] = (work(), None)
+        except EverstepError as error:
+            mine = (None, error)
+        found = self.gather(mine)
+        for rank, (_, failed) in enumerate(found):
+            if failed is not None:
+                failed.told = rank != self.rank
+                raise failed
+        return [value for value, _ in found]  # type: ignore[misc]
+
     def gather(self, value: T) -> list[T]:
         """Each rank's value, on all ranks."""
         if self.world == 1:
@@ -73,6 +104,14 @@ class Mesh:
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def all(self, fact: bool) -> bool:
+        """Whether it is so on every rank."""
+        if self.world == 1:
+            return fact
+        agreed = torch.tensor(float(fact))
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return bool(agreed.item())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """The tensor summed over all ranks, in place."""
@@ -146,7 +185,7 @@ def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s:
         dist.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
         )
-    return Mesh(place, device, _grid(parallel, place.world, device) if store is not None else None)
+    return Mesh(place, device, _grid(parallel, place.world, device) if store is not None else None, store)
 
 
 def _device(place: Place) -> torch.device:
@@ -169,6 +208,11 @@ def _grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceM
         shape = (world // parallel.shard, parallel.shard)
         return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
     return None
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether another rank's end is what this one met, in a collective. gloo has no type of its own for that."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
 def part() -> None:

@@ -21,6 +21,8 @@ class Place:
     world: int = 1
     local_rank: int = 0
     nodes: int = 1
+    node: int = 0
+    """Which of the nodes this is."""
     under_torchrun: bool = False
 
     @staticmethod
@@ -32,6 +34,7 @@ class Place:
             int(env.get("WORLD_SIZE", "1")),
             int(env.get("LOCAL_RANK", "0")),
             int(env.get("GROUP_WORLD_SIZE", "1")),
+            int(env.get("GROUP_RANK", "0")),
             "TORCHELASTIC_RUN_ID" in env,
         )
 

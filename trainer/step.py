@@ -8,7 +8,7 @@ a step measured is read later, from `Pending`.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,7 @@ class StepInfo:
         norm: 2-norm of the gradient before clipping.
         finite: False when NaN or Inf made the step change nothing.
         stop: whether any rank was asked to stop.
+        unsaved: whether a save came to nothing and should be tried again now.
     """
 
     step: int
@@ -46,11 +47,12 @@ class StepInfo:
     lr: float
     finite: bool
     stop: bool
+    unsaved: bool = False
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A step's results while they are still on the device: loss sum, items, asked, norm, bad."""
+    """A step's results while they are still on the device: loss sum, items, asked, unsaved, norm, bad."""
 
     step: int
     lr: float
@@ -61,21 +63,37 @@ class Pending:
         """Waits, on CUDA, until the device has come to the end of this step."""
         if self.ready is not None:
             self.ready.synchronize()
-        loss, items, asked, norm, bad = self.packed.tolist()
+        loss, items, asked, unsaved, norm, bad = self.packed.tolist()
         return StepInfo(
-            self.step, loss / items if items else float("nan"), int(items), norm, self.lr, not bad, asked > 0
+            self.step,
+            loss / items if items else float("nan"),
+            int(items),
+            norm,
+            self.lr,
+            not bad,
+            asked > 0,
+            unsaved > 0,
         )
 
 
 class Stepper:
     """Calls add one step each to the state; `results` gives what they measured, on CUDA some steps later."""
 
-    def __init__(self, run: RunConfig, state: TrainState, spread: Spread, task: Task, stop: Stop) -> None:
+    def __init__(
+        self,
+        run: RunConfig,
+        state: TrainState,
+        spread: Spread,
+        task: Task,
+        stop: Stop,
+        unsaved: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.run = run
         self.state = state
         self.spread = spread
         self.task = task
         self.stop = stop
+        self.unsaved = unsaved
         self.device = spread.mesh.device
         self.cast = torch.float64 if run.precision.dtype is Dtype.fp64 else None
         on_cuda = self.device.type == "cuda"
@@ -116,11 +134,13 @@ class Stepper:
         self._pending.clear()
 
     def _backward(self, step: int, batches: Sequence[Microbatch]) -> Tensor:
-        """Gradients of the loss sum over `global_batch`; returns [loss sum, items, asked] over all ranks, float64."""
-        sums = torch.zeros(3, dtype=torch.float64, device=self.device)
-        loss_sum, items, asked = sums.unbind()
+        """Gradients of the loss sum over `global_batch`; returns loss sum, items, asked, unsaved of all (float64)."""
+        sums = torch.zeros(4, dtype=torch.float64, device=self.device)
+        loss_sum, items, asked, unsaved = sums.unbind()
         if self.stop.asked:
             asked.fill_(1.0)
+        if self.unsaved():
+            unsaved.fill_(1.0)
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
         for number, microbatch in enumerate(batches):
@@ -145,7 +165,7 @@ class Stepper:
         """Normalise, clip and apply the gradients; returns (norm, bad)."""
         scale = self.state.scale
         gradients = self.spread.gradients()
-        loss_sum, items, _ = sums.unbind()
+        loss_sum, items, _, _ = sums.unbind()
         inverse = self.spread.ranks * self.run.global_batch / items
         if scale is not None:
             inverse = inverse / scale.scale

@@ -23,6 +23,8 @@ class Stop:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.grace_s: float | None = None
+        self._asked_at: float | None = None
         self.started = time.monotonic()
         self._deadline = float("inf")
         self._closed = threading.Event()
@@ -30,6 +32,12 @@ class Stop:
     @property
     def asked(self) -> bool:
         return bool(self.reason) or self._out_of_time()
+
+    def left_s(self) -> float | None:
+        """Seconds until this process will be killed; None when it was not asked to stop, or nobody knows."""
+        if self._asked_at is None or self.grace_s is None:
+            return None
+        return max(0.0, self._asked_at + self.grace_s - time.monotonic())
 
     def _out_of_time(self) -> bool:
         if time.monotonic() < self._deadline:
@@ -45,10 +53,16 @@ class Stop:
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason == signal.Signals(number).name:
             os._exit(130)
-        self.reason = self.reason or signal.Signals(number).name
+        self._ask(signal.Signals(number).name)
+
+    def _ask(self, reason: str) -> None:
+        self._asked_at = self._asked_at or time.monotonic()
+        self.reason = self.reason or reason
 
     def watch(self, config: StopConfig, folder: RunFolder | None) -> None:
         """Start the clock, and on the rank that is given the folder look there for the marker."""
+        said = os.environ.get("EVERSTEP_GRACE_S", "")
+        self.grace_s = config.grace_s if config.grace_s is not None else float(said) if said else None
         if config.wall_time_s is not None:
             self._deadline = self.started + config.wall_time_s
         if folder is not None:
@@ -57,7 +71,7 @@ class Stop:
     def _poll(self, poll_s: float, folder: RunFolder) -> None:
         while not self._closed.wait(poll_s):
             if folder.storage.exists(STOP_MARKER):
-                self.reason = self.reason or "stop marker in the run folder"
+                self._ask("stop marker in the run folder")
                 return
 
     def close(self) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.checkpointer import locate
+from trainer.checkpoint.restoring import locate
 from trainer.checkpoint.diff import differences
-from trainer.checkpoint.dcp_io import read_metadata, read_whole
+from trainer.checkpoint.table import read_metadata, read_whole
 from trainer.metrics import read_metrics
 
 pytestmark = pytest.mark.dist

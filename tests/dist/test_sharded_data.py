@@ -13,7 +13,7 @@ from ranks import environment, folder, ledger, train
 from shard_sets import write_dataset
 from toy import WIDTH
 
-from trainer.checkpoint.checkpointer import locate
+from trainer.checkpoint.restoring import locate
 from trainer.checkpoint.diff import differences
 from trainer.data.trace import Trace
 from trainer.metrics import read_metrics

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.checkpointer import Checkpointer, locate
+from trainer.checkpoint.checkpointer import Checkpointer
+from trainer.checkpoint.restoring import locate
 from trainer.checkpoint.diff import differences
 from trainer.data.loader import Loader
 from trainer.evaluate import Evaluator

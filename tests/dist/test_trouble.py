@@ -47,7 +47,7 @@ def test_a_step_with_nan_changes_nothing_and_the_run_goes_on(
                   "steps=4", "checkpoint.every=1", "checkpoint.keep_last=9", "ema=null", "log.progress=lines")  # fmt: skip
     assert ended.codes == [0] * world, ended.printed
     assert "step 3 gave NaN" in ended.printed
-    from trainer.checkpoint.checkpointer import locate
+    from trainer.checkpoint.restoring import locate
     from trainer.checkpoint.diff import differences
 
     url = folder(tmp_path).url

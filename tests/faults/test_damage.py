@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.checkpointer import locate
 from trainer.checkpoint.diff import differences
+from trainer.checkpoint.restoring import locate
 from trainer.metrics import read_lines
 
 pytestmark = pytest.mark.dist

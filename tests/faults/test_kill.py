@@ -10,8 +10,8 @@ import pytest
 import traps
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.checkpointer import locate
 from trainer.checkpoint.diff import differences
+from trainer.checkpoint.restoring import locate
 
 pytestmark = pytest.mark.dist
 WORLD = 2
@@ -20,11 +20,7 @@ POINTS: dict[str, tuple[Callable[[int], None], int, tuple[int, ...]]] = {
     # name: how to die there, how often a run of 12 steps comes by, which ranks come by
     "at a step": (traps.at_step, STEPS, (0, 1)),
     "between gradient and update": (traps.in_step, STEPS, (0, 1)),
-    "as a checkpoint is written": (traps.in_save, 3, (0, 1)),
-    "when its bytes are written": (traps.after_write, 3, (0, 1)),
-    "before the commit": (traps.before_commit, 3, (0,)),
-    "after the commit": (traps.after_commit, 3, (0,)),
-    "while old ones are removed": (traps.in_retention, 2, (0,)),
+    **traps.SAVE_POINTS,
     "in an evaluation": (traps.in_evaluation, 2, (0, 1)),
     "after an evaluation": (traps.after_evaluation, 2, (0, 1)),
 }
@@ -37,7 +33,6 @@ def cases() -> list[tuple[str, int, int, bool]]:
         (point, draws.randint(1, often), rank, draws.random() < 0.4)
         for point, (_, often, ranks) in POINTS.items()
         for rank in ranks
-        for _ in range(2)
     ]
 
 

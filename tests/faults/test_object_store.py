@@ -8,8 +8,8 @@ import pytest
 import traps
 from ranks import ledger, train
 
-from trainer.checkpoint.checkpointer import locate
 from trainer.checkpoint.diff import differences
+from trainer.checkpoint.restoring import locate
 from trainer.metrics import read_metrics
 from trainer.run_folder import Outcome, RunFolder
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from ranks import TESTS, folder
 
-from trainer.checkpoint.checkpointer import locate
 from trainer.checkpoint.diff import differences
+from trainer.checkpoint.restoring import locate
 from trainer.metrics import read_metrics
 from trainer.run_folder import Outcome
 

@@ -15,10 +15,11 @@ import pytest
 from blake3 import blake3
 from saved_checkpoint import reseal, saved
 
-from trainer.checkpoint.checkpointer import Checkpointer, locate
-from trainer.checkpoint.dcp_io import read_metadata
+from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.diff import differences
 from trainer.checkpoint.manifest import TENSORS
+from trainer.checkpoint.restoring import locate
+from trainer.checkpoint.table import read_metadata
 from trainer.checkpoint.weights import load_weights
 from trainer.command import verb
 from trainer.errors import CheckpointError

@@ -16,8 +16,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_checkpoint import reseal, saved
 
-from trainer.checkpoint.checkpointer import locate
-from trainer.checkpoint.dcp_io import read_metadata, read_whole
 from trainer.checkpoint.diff import differences
 from trainer.checkpoint.manifest import (
     TENSORS,
@@ -32,6 +30,8 @@ from trainer.checkpoint.manifest import (
     to_keep,
     was_set_aside,
 )
+from trainer.checkpoint.restoring import locate
+from trainer.checkpoint.table import read_metadata, read_whole
 from trainer.checkpoint.weights import load_weights
 from trainer.errors import CheckpointError, DataError
 from trainer.run_folder import MANIFEST, RunFolder

@@ -1,49 +1,59 @@
-"""Save and restore the state of a run: rank 0 decides, all ranks move bytes, the manifest commits."""
+"""Save and restore the state of a run: rank 0 decides, all ranks move bytes, the manifest commits.
+
+Training stands still for one copy of the state into a buffer. The rest goes on beside it (see flight.py), one save at a
+time; what became of it is agreed by all ranks, and what failed is tried again.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import functools
-import json
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
-
-from trainer.checkpoint.dcp_io import Reader, Writer, read_metadata
-from trainer.checkpoint.manifest import (
-    Candidate,
-    FileRecord,
-    Manifest,
-    candidates,
-    check_format,
-    damage,
-    newest,
-    set_aside,
-    was_set_aside,
-)  # fmt: skip
+from trainer.checkpoint.flight import Files, Flight, record_of, write_file
+from trainer.checkpoint.layout import Layout, key_of, lay_out
+from trainer.checkpoint.local_tier import LocalTier, without_replicas
+from trainer.checkpoint.manifest import TENSORS, Manifest
+from trainer.checkpoint.meeting import Meeting
+from trainer.checkpoint.restoring import Restored, Restorer
 from trainer.checkpoint.retention import Retention
-from trainer.checkpoint.survey import split_url
+from trainer.checkpoint.staging import Staging
 from trainer.compose import digest
-from trainer.config import Goal, RunConfig
-from trainer.errors import CheckpointError, DataError, EverstepError
+from trainer.config import Busy, Goal, RunConfig
+from trainer.errors import CheckpointError, SupersededError
 from trainer.mesh import Mesh
-from trainer.run_folder import MANIFEST, PROGRESS, RunFolder
-from trainer.state import Progress, TrainState
+from trainer.run_folder import MANIFEST, RunFolder
+from trainer.state import TrainState
+
+FIRST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.25
+"""Seconds between looks at a save that is waited for."""
+MARGIN = 1.25
+"""Of a save's time, when there is a deadline."""
+RETRY_S = 10.0
+"""Until a failed save is tried again; twice as long after each further failure."""
 
 
 @dataclass(frozen=True)
-class Restored:
-    """What a start goes on from, and why that one."""
+class Landed:
+    """What became of one save. `stall_s`: how long training stood still; `seconds`: until it was durable, or failed."""
 
     step: int
-    attempt: int
-    why: str
-    walked_past: tuple[str, ...] = ()
+    bytes: int
+    stall_s: float
+    seconds: float
+    error: str = ""
+    local: bool = False
+    """To the nodes' own tier."""
+
+
+@dataclass
+class Save:
+    """A save that is under way."""
+
+    step: int
+    bytes: int
+    stall_s: float
+    flight: Flight
+    local: bool
 
 
 class Checkpointer:
@@ -60,115 +70,204 @@ class Checkpointer:
         self.data_digest = data_digest
         self.retention = Retention(folder, attempt, run.checkpoint, run.evaluate.goal is Goal.max)
         self.saved_step = -1
-        """The step of the newest checkpoint that this attempt restored or wrote."""
-        self.seconds = 0.0
-        """Time that training stood still for checkpoints."""
+        """The step of the newest checkpoint that this attempt restored, wrote or is writing."""
+        self.landed: list[Landed] = []
+        """Saves that have ended, for whoever keeps the journal to take."""
+        local = run.checkpoint.local
+        self._tier = LocalTier(local, folder.url, mesh) if local.every is not None else None
+        self._restorer = Restorer(folder, attempt, mesh, state, data_digest, self._tier)
+        self._layout: Layout | None = None
+        self._staging = Staging(mesh.device)
+        self._meeting = Meeting(mesh.store, mesh.rank, mesh.world)
+        self._save: Save | None = None
+        self._local_step = -1
+        self._stands = True
+        self._failures = 0
+        self._seconds = 0.0
+        """How long the last save to the run folder took until it was durable."""
+        self._retry_at = float("inf")
+
+    # ------------------------------------------------------------------------------------------------- saving
 
     def due(self, step: int) -> bool:
         return step > 0 and step % self.run.checkpoint.every == 0 and step != self.saved_step
 
-    def save(self) -> None:
-        """Write and commit the state; SupersededError when a newer attempt owns the run."""
-        start = time.perf_counter()
-        step = self.state.progress.step
-        path = self.folder.checkpoint(step, self.attempt)
-        self.mesh.decide(lambda: self.folder.check_newest(self.attempt))
-        writer = Writer(self.folder.storage, path, self.mesh.rank)
-        with plain_errors(f"{self.folder.url}/{path}"):
-            save(self.state.tensors(), storage_writer=writer, no_dist=self.mesh.world == 1)
-        self.mesh.decide(lambda: self._commit(path, writer.files))
-        self.saved_step = step
-        self.seconds += time.perf_counter() - start
+    def due_locally(self, step: int) -> bool:
+        """Whether the nodes' own tier is to have this step; one that the run folder gets it need not have."""
+        return self._tier is not None and self._tier.due(step) and step not in (self.saved_step, self._local_step)
 
-    def restore(self) -> Restored | None:
-        """Load the newest checkpoint of the run that verifies; None when the run has none yet.
+    def get_ready(self) -> None:
+        """Plan, and make room for the copy, before the first save has to wait for that. Once is enough."""
+        if self._layout is None:
+            self._layout = lay_out(self.state.tensors(), self.mesh)
+            self._staging.make_room(self._layout.bytes)
 
-        Damaged ones are walked past and, once a good one is loaded, set aside. With none left good nothing is
-        touched, and CheckpointError says what is wrong with each.
+    def save(self, local: bool = False) -> bool:
+        """Start to save the state as it is now; whether it did, since a save that is under way may go first.
+
+        Args:
+            local: to the nodes' own tier, and not to the run folder.
         """
-        bad: list[tuple[Candidate, str]] = []
-        found = self.mesh.decide(lambda: list(candidates(self.folder)))
-        for place, candidate in enumerate(found):
-            check_format(self.folder, candidate)
-            fault = candidate.damage or self._damage(candidate)
-            if not fault and candidate.manifest is not None:
-                self._load(candidate.path, candidate.manifest)
-                self.mesh.decide(functools.partial(self._accept, found[place:], bad))
-                walked = tuple(f"{c.path}: {why}" for c, why in bad)
-                why = "the newest" if not bad else f"the newest that verifies; {len(bad)} damaged"
-                return Restored(candidate.step, candidate.attempt, why, walked)
-            bad.append((candidate, fault))
-        self.mesh.decide(lambda: self._check_new(bad))
-        return None
-
-    def reload(self) -> int:
-        """Go back to the newest checkpoint of this attempt's line; returns its step (rollback)."""
-        candidate = self.mesh.decide(lambda: newest(self.folder))
-        if candidate.manifest is not None:
-            self._load(candidate.path, candidate.manifest)
-        return candidate.step
-
-    def _accept(self, good: list[Candidate], bad: list[tuple[Candidate, str]]) -> None:
-        """Args: good: the restored one and all before it; bad: what was walked past."""
-        for damaged, _ in bad:
-            set_aside(self.folder, damaged)
-        self.folder.record_restored(self.attempt, good[0].step, good[0].attempt)
-        self.retention.found(good)
-
-    def _check_new(self, bad: list[tuple[Candidate, str]]) -> None:
-        """Make sure that a run without a good checkpoint never had one, before it starts from nothing."""
-        found = [f"{candidate.path}: {why}" for candidate, why in bad]
-        found += [f"{path}: set aside" for path in was_set_aside(self.folder)]
-        if found or self._was_saved():
-            raise CheckpointError(
-                f"{self.folder.url} had checkpoints, but none can be restored ({'; '.join(found) or 'all are gone'}); "
-                "nothing was deleted; start another run, from 'init_from' if you like"
-            )
-        self.folder.record_restored(self.attempt, 0, 0)
-
-    def _was_saved(self) -> bool:
-        try:
-            return bool(json.loads(self.folder.storage.read(PROGRESS)).get("checkpoint_step"))
-        except (FileNotFoundError, ValueError):
+        start = time.perf_counter()
+        # Ranks hear of a commit at different times, so rank 0 is asked even where there seems to be no save any more.
+        if self.run.checkpoint.busy is Busy.skip and self.mesh.decide(self._is_busy):
             return False
+        self.finish()
+        step, layout = self.state.progress.step, self._planned()
+        self._staging.fill(layout, self.state.tensors())
+        stall_s = time.perf_counter() - start
+        flight = self._fly_local(layout, step) if local else self._fly(layout, step)
+        self._save = Save(step, layout.bytes, stall_s, flight, local)
+        if local:
+            self._local_step = step
+        else:
+            self.saved_step = step
+        return True
 
-    def _damage(self, candidate: Candidate) -> str:
-        """What is wrong with a checkpoint's files, each read by one of the ranks."""
-        if candidate.manifest is None:
-            return candidate.damage
-        files = sorted(candidate.manifest.files.items())[self.mesh.rank :: self.mesh.world]
-        faults = self.mesh.gather(damage(self.folder.storage, candidate.path, files))
-        return "; ".join(fault for fault in faults if fault)
+    def _fly(self, layout: Layout, step: int) -> Flight:
+        """To the run folder."""
+        path, manifest = self.folder.checkpoint(step, self.attempt), self._manifest()
+        return Flight(
+            lambda: self._write(layout, path),
+            lambda files: self._commit(layout, path, manifest, files),
+            lambda _: None,
+            self._meeting,
+            self.run.checkpoint.timeout_s,
+        )
 
-    def _load(self, path: str, manifest: Manifest) -> None:
-        if manifest.data_digest != self.data_digest:
-            raise DataError(
-                f"{self.folder.url}/{path} was trained on another dataset (digest {manifest.data_digest[:12]}, "
-                f"now {self.data_digest[:12]}); put the old one back, or start a new run"
+    def _fly_local(self, layout: Layout, step: int) -> Flight:
+        """To the nodes' own tier."""
+        tier, manifest = self._tier, self._manifest()
+        if tier is None:
+            raise RuntimeError("there is no local tier")
+        path = self.folder.checkpoint(step, self.attempt).rsplit("/", 1)[-1]
+
+        def commit(files: Files) -> str:
+            manifest.files.update(without_replicas(files))
+            manifest.files[TENSORS] = record_of(layout.table)
+            return manifest.to_json().decode()
+
+        return Flight(
+            lambda: tier.write(layout, path, self._staging.bytes(layout.bytes)),
+            commit,
+            lambda word: tier.seal(path, word, layout.table),
+            self._meeting,
+            self.run.checkpoint.timeout_s,
+        )
+
+    def finish(self) -> bool:
+        """Wait for the save that is under way, if one is; whether the newest save came to something.
+
+        Raises:
+            SupersededError: a newer attempt owns the run.
+            CheckpointError: `checkpoint.max_failures` saves in a row have failed.
+        """
+        pause_s = FIRST_LOOK_S
+        # A collective a look: it fails at once when a rank has died, whom the others would otherwise wait for in vain.
+        while not self.mesh.all(self._save is None or self._save.flight.wait(pause_s)):
+            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
+        if self._save is not None:
+            self._settle(self._save)
+        return self._stands
+
+    def poll(self) -> bool:
+        """Look, without waiting, how the save goes; True when all ranks should now `finish` it because it failed."""
+        if self._save is None or not self._save.flight.has_ended:
+            return False
+        if self._save.local or self._save.flight.error() is None:
+            self._settle(self._save)
+            return False
+        if isinstance(self._save.flight.error(), SupersededError):
+            return True
+        if self._retry_at == float("inf"):
+            self._retry_at = time.monotonic() + RETRY_S * 2**self._failures
+        return time.monotonic() >= self._retry_at
+
+    @property
+    def retry_s(self) -> float:
+        """How long to wait after the last failure."""
+        return float(RETRY_S * 2 ** (self._failures - 1))
+
+    def time_to_save(self, left_s: float | None) -> tuple[float | None, float]:
+        """Seconds left, by the rank that has the fewest, and those that a save to the run folder took last."""
+        known = [left for left in self.mesh.gather(left_s) if left is not None]
+        needed_s = self.mesh.decide(lambda: self._seconds * MARGIN)
+        return min(known, default=None), needed_s
+
+    @property
+    def has_local_tier(self) -> bool:
+        return self._tier is not None
+
+    def close(self) -> None:
+        """The run is done: what the nodes keep is of no use any more."""
+        if self._tier is not None:
+            self._tier.keep_newest(0)
+
+    def drain(self, timeout_s: float) -> None:
+        """Give the save that is under way a chance before the process ends; how it ends does not matter any more."""
+        if self._save is not None:
+            self._save.flight.wait(timeout_s)
+
+    def _is_busy(self) -> bool:
+        return self._save is not None and not self._save.flight.has_ended
+
+    def _settle(self, save: Save) -> None:
+        error = save.flight.error()
+        self._stands = error is None
+        self._save, self._retry_at = None, float("inf")
+        self.landed.append(
+            Landed(save.step, save.bytes, save.stall_s, save.flight.seconds, str(error or ""), save.local)
+        )
+        if save.local:  # the next one is not far, and the run folder's are what the run rests on
+            return
+        self._failures = 0 if error is None else self._failures + 1
+        if error is None:
+            self._seconds = save.flight.seconds
+            return
+        self.saved_step = -1
+        if isinstance(error, SupersededError):
+            error.told = not self.mesh.is_main
+            raise error
+        if self._failures >= self.run.checkpoint.max_failures:
+            last = CheckpointError(
+                f"{self._failures} saves in a row have failed, the last one: {error}; "
+                f"checkpoint.max_failures={self.run.checkpoint.max_failures}"
             )
-        try:
-            progress = Progress(**manifest.progress)
-        except TypeError as error:
-            raise CheckpointError(f"{self.folder.url}/{path}: progress is not this version's: {error}") from error
-        storage = self.folder.storage
-        tensors = self.state.prepare(read_metadata(storage, path), manifest.scalars)
-        with plain_errors(f"{self.folder.url}/{path}"):
-            load(tensors, storage_reader=Reader(storage, path), no_dist=self.mesh.world == 1)
-        self.state.progress = progress
-        self.saved_step = manifest.step
+            last.told = not self.mesh.is_main
+            raise last
 
-    def _commit(self, path: str, files: dict[str, FileRecord]) -> None:
-        self.folder.check_newest(self.attempt)
+    def _planned(self) -> Layout:
+        tensors = self.state.tensors()
+        if self._layout is None or self._layout.key != key_of(tensors):
+            self._layout = lay_out(tensors, self.mesh)
+        return self._layout
+
+    def _write(self, layout: Layout, path: str) -> Files:
+        """This rank's file, in the flight's thread."""
+        if self.mesh.is_main:
+            self.folder.check_newest(self.attempt)
+        if not layout.pieces:
+            return {}
+        data = self._staging.bytes(layout.bytes)
+        return {layout.file: write_file(self.folder.storage, f"{path}/{layout.file}", data)}
+
+    def _commit(self, layout: Layout, path: str, manifest: Manifest, files: Files) -> str:
+        """On rank 0, in the flight's thread, when the files of all ranks are written."""
+        storage = self.folder.storage
+        storage.write(f"{path}/{TENSORS}", layout.table)
+        files[TENSORS] = record_of(layout.table)
         for name, record in files.items():
-            size = self.folder.storage.size(f"{path}/{name}")
+            size = storage.size(f"{path}/{name}")
             if size != record.bytes:
                 raise CheckpointError(f"{self.folder.url}/{path}/{name} has {size} bytes, {record.bytes} were written")
-        manifest = self._manifest(files)
-        if not self.folder.storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
+        self.folder.check_newest(self.attempt)
+        manifest.files.update(files)
+        if not storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(f"{self.folder.url}/{path} was committed by another process")
         self.retention.committed(path, manifest)
+        return ""
 
-    def _manifest(self, files: dict[str, FileRecord]) -> Manifest:
+    def _manifest(self) -> Manifest:
         progress = self.state.progress
         return Manifest(
             step=progress.step,
@@ -182,37 +281,19 @@ class Checkpointer:
             progress=self.state.numbers(),
             scalars=self.state.scalars(),
             metric=progress.metric if progress.evaluated == progress.step else None,
-            files=files,
         )
 
+    # ---------------------------------------------------------------------------------------------- restoring
 
-def locate(url: str) -> tuple[RunFolder, str]:
-    """(run folder, path in it) of a verified checkpoint: the one that the URL names, or the newest of the run."""
-    head, name = split_url(url)
-    run = RunFolder(head)
-    for candidate in candidates(run) if name else []:
-        if candidate.path.endswith(f"/{name}"):
-            fault = candidate.damage
-            if candidate.manifest is not None:
-                fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
-            if fault:
-                raise CheckpointError(f"{url}: {fault}")
-            return run, candidate.path
-    if name:
-        raise CheckpointError(f"{url} is not a checkpoint: it has no manifest that can be read")
-    return run, newest(run).path
+    def restore(self) -> Restored | None:
+        """Load the newest checkpoint that verifies, wherever it lies; None when the run has none yet."""
+        restored, left = self._restorer.restore()
+        if restored is not None:
+            self.saved_step = restored.step if any(c.step == restored.step for c in left) else -1
+            self.mesh.decide(lambda: self.retention.found(left))
+        return restored
 
-
-@contextlib.contextmanager
-def plain_errors(where: str) -> Iterator[None]:
-    """DCP wraps what failed on each rank, with tracebacks; a user wants the first failure in one line."""
-    try:
-        with warnings.catch_warnings():
-            # One process without a group is as we want it.
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            yield
-    except CheckpointException as error:
-        rank, (cause, _) = next(iter(error.failures.items()))
-        if isinstance(cause, EverstepError):
-            raise cause from error
-        raise CheckpointError(f"{where}: rank {rank}: {type(cause).__name__}: {cause}") from error
+    def reload(self) -> int:
+        """Go back to the newest checkpoint of this attempt's line; returns its step (rollback)."""
+        self.finish()
+        return self._restorer.reload().step

@@ -127,8 +127,8 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from trainer.checkpoint.checkpointer import locate
     from trainer.checkpoint.diff import differences
+    from trainer.checkpoint.restoring import locate
 
     first, second = locate(options.first), locate(options.second)
     found = list(differences(first, second))

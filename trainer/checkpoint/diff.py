@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from trainer.checkpoint.dcp_io import encode, read_metadata, read_whole
+from trainer.checkpoint.table import read_metadata, read_whole
 from trainer.run_folder import RunFolder
 
 
@@ -32,9 +33,14 @@ def differences(first: tuple[RunFolder, str], second: tuple[RunFolder, str]) -> 
         one, other = (read_whole(storage, path, metadata, name) for storage, path, metadata in sides)
         if one.shape != other.shape or one.dtype != other.dtype:
             yield Difference(name, f"{_kind(one)} and {_kind(other)}")
-        elif bytes(encode(one)) != bytes(encode(other)):
+        elif not torch.equal(_bits(one), _bits(other)):
             apart = (one.double() - other.double()).abs()
             yield Difference(name, f"{int((apart != 0).sum())} of {one.numel()} elements", float(apart.max()))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """NaN is equal to itself here, and 0.0 is not -0.0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
 def _kind(tensor: Tensor) -> str:

@@ -7,12 +7,13 @@ from fnmatch import fnmatchcase
 
 import torch
 from torch.distributed.checkpoint import metadata as dcp
-from torch.distributed.checkpoint.state_dict_loader import load
 
-from trainer.checkpoint.checkpointer import locate, plain_errors
-from trainer.checkpoint.dcp_io import Reader, read_metadata
+from trainer.checkpoint.manifest import Candidate
+from trainer.checkpoint.reading import DamagedError, fill
+from trainer.checkpoint.restoring import choose, open_source
 from trainer.errors import CheckpointError, ConfigError
 from trainer.mesh import Mesh
+from trainer.run_folder import RunFolder
 
 PREFIX = "model."
 SHOWN = 3
@@ -29,15 +30,27 @@ def load_weights(url: str, tensors: dict[str, torch.Tensor], mesh: Mesh, match: 
         CheckpointError: nothing there verifies, or names and shapes differ.
     """
     wanted = _wanted(tensors, match)
-    folder, path = mesh.decide(lambda: locate(url))
-    metadata = read_metadata(folder.storage, path)
-    _check_fit(url, wanted, metadata)
-    with plain_errors(f"init_from={url}"):
-        load(wanted, storage_reader=Reader(folder.storage, path), no_dist=mesh.world == 1)
-    there = {name for name in metadata.state_dict_metadata if name.startswith(PREFIX)}
-    new, left = tensors.keys() - wanted.keys(), there - wanted.keys()
-    line = f"{folder.url}/{path}: {len(wanted)} of {len(tensors)} weights"
-    return line + (f"; not taken: {_some(new)}" if new else "") + (f"; left there: {_some(left)}" if left else "")
+    faults = []
+    for folder, candidate in mesh.decide(lambda: list(choose(url))):
+        try:
+            there = _take(url, folder, candidate, wanted, mesh)
+        except DamagedError as error:
+            faults.append(f"{candidate.path}: {error}")
+            continue
+        new, left = tensors.keys() - wanted.keys(), there - wanted.keys()
+        line = f"{folder.url}/{candidate.path}: {len(wanted)} of {len(tensors)} weights"
+        return line + (f"; not taken: {_some(new)}" if new else "") + (f"; left there: {_some(left)}" if left else "")
+    raise CheckpointError(
+        f"init_from={url} has no checkpoint that can be read ({'; '.join(faults) or 'none was written'})"
+    )
+
+
+def _take(url: str, folder: RunFolder, candidate: Candidate, wanted: dict[str, torch.Tensor], mesh: Mesh) -> set[str]:
+    """Fill the tensors; the names of all the weights that are there."""
+    source = open_source(folder.storage, candidate, mesh)
+    _check_fit(url, wanted, source.metadata)
+    mesh.together(lambda: fill(wanted, source, mesh.rank))
+    return {name for name in source.metadata.state_dict_metadata if name.startswith(PREFIX)}
 
 
 def _wanted(tensors: dict[str, torch.Tensor], match: Sequence[str]) -> dict[str, torch.Tensor]:

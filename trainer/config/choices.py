@@ -44,6 +44,13 @@ class Nonfinite(enum.Enum):
     rollback = "rollback"
 
 
+class Busy(enum.Enum):
+    """What to do when a checkpoint is due and the one before is still being written."""
+
+    wait = "wait"
+    skip = "skip"
+
+
 class BadSample(enum.Enum):
     """What to do with a sample that cannot be decoded."""
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from trainer.config.choices import (
+    Busy,
     Dtype,
     Goal,
     Nonfinite,
@@ -88,6 +89,19 @@ class ScheduleConfig:
 
 
 @dataclass(kw_only=True)
+class LocalTierConfig:
+    every: int | None = None
+    """Steps between checkpoints on the nodes themselves, beside those in the run folder; null makes none."""
+    path: str = "/dev/shm/everstep"
+    """A folder that each node has for itself: a RAM disk or NVMe; $NAMES of the node's environment are filled in."""
+
+    def __post_init__(self) -> None:
+        require(self.every is None or self.every >= 1, "checkpoint.local.every", self.every, "must be ≥ 1 or null")
+        require(self.path.startswith(("/", "$", "~")), "checkpoint.local.path", self.path,
+                "must be an absolute path on the node")  # fmt: skip
+
+
+@dataclass(kw_only=True)
 class CheckpointConfig:
     every: int = 100
     """Steps between checkpoints; one more is written when the run ends or is stopped."""
@@ -97,6 +111,14 @@ class CheckpointConfig:
     """Checkpoints with the best held-out metric to keep."""
     keep_every: int | None = None
     """Keep for good each checkpoint whose step is a multiple of this; null keeps none for that reason."""
+    busy: Busy = Busy.wait
+    """When the checkpoint before is still being written: wait for it, or skip this one."""
+    max_failures: int = 5
+    """Saves in a row that may fail before the run ends; each is tried again, after 10 s, 20 s, 40 s …"""
+    timeout_s: float = 1800.0
+    """Seconds after which a save that not all ranks have written counts as failed."""
+    local: LocalTierConfig = field(default_factory=LocalTierConfig)
+    """Frequent checkpoints on the nodes' own disks, each part on two nodes: `checkpoint=two_tiers`."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "checkpoint.every", self.every, "must be ≥ 1")
@@ -104,6 +126,8 @@ class CheckpointConfig:
         require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "must be ≥ 0")
         require(self.keep_every is None or self.keep_every >= 1, "checkpoint.keep_every", self.keep_every,
                 "must be ≥ 1 or null")  # fmt: skip
+        require(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "must be ≥ 1")
+        require(self.timeout_s > 0, "checkpoint.timeout_s", self.timeout_s, "must be > 0")
 
 
 @dataclass(kw_only=True)
@@ -147,10 +171,13 @@ class StopConfig:
     """Seconds since the start of the process after which the run saves and ends as preempted; null never."""
     poll_s: float = 1.0
     """Seconds between looks for the stop marker in the run folder."""
+    grace_s: float | None = None
+    """Seconds between the word to stop and the kill; null is what the launcher says (EVERSTEP_GRACE_S), or unknown."""
 
     def __post_init__(self) -> None:
         require(self.wall_time_s is None or self.wall_time_s > 0, "stop.wall_time_s", self.wall_time_s, "must be > 0")
         require(self.poll_s > 0, "stop.poll_s", self.poll_s, "must be > 0")
+        require(self.grace_s is None or self.grace_s >= 0, "stop.grace_s", self.grace_s, "must be ≥ 0 or null")
 
 
 @dataclass(kw_only=True)

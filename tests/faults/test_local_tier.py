@@ -1,0 +1,197 @@
+"""Checkpoints on the nodes' own disks: the loss of any one node loses no step that they had."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import traps
+from ranks import Ranks, folder, ledger, train
+
+from trainer.checkpoint.diff import differences
+from trainer.checkpoint.manifest import candidates
+from trainer.checkpoint.restoring import locate
+from trainer.metrics import read_lines
+from trainer.storage import LocalStorage
+
+pytestmark = pytest.mark.dist
+STEPS = 12
+TIERS = ("checkpoint=two_tiers", "checkpoint.every=6", "checkpoint.local.every=2", "checkpoint.local.path=$TEST_NODE",
+         "checkpoint.keep_best=0")  # fmt: skip
+
+
+def train_on(nodes: Sequence[int], root: Path, *overrides: str, trap: Callable[[int], None] | None = None) -> Ranks:
+    """One rank for each entry of `nodes`, which says on which node it is; every node has a disk of its own."""
+
+    def before(rank: int) -> None:
+        os.environ.update(GROUP_RANK=str(nodes[rank]), TEST_NODE=str(disk(root, nodes[rank])))
+        if trap is not None:
+            trap(rank)
+
+    return train(len(nodes), root, *TIERS, *overrides, before=before)
+
+
+def disk(root: Path, node: int) -> Path:
+    return root / f"node-{node}"
+
+
+def restored(root: Path, attempt: int) -> int:
+    return int(json.loads((root / f"toy/attempts/{attempt:04d}/restored.json").read_text())["step"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("undisturbed")
+    assert train_on([0, 1], root).codes == [0, 0]
+    return root
+
+
+def killed_in(step: int, root: Path, *overrides: str) -> None:
+    """Two nodes of one rank each, all killed in a step; what was saved locally before is complete."""
+
+    def trap(rank: int) -> None:
+        finish_each_save()
+        traps.in_step(step)
+
+    assert train_on([0, 1], root, *overrides, trap=trap).codes == [-9, -9]
+
+
+def finish_each_save() -> None:
+    """So that it is known which checkpoints are there."""
+    from trainer.checkpoint.checkpointer import Checkpointer
+
+    original = Checkpointer.save
+
+    def save(self: Checkpointer, local: bool = False) -> bool:
+        return original(self, local) and self.finish()
+
+    Checkpointer.save = save  # type: ignore[method-assign]
+
+
+def assert_same_run(root: Path, undisturbed: Path) -> None:
+    assert ledger(root) == ledger(undisturbed)
+    assert list(differences(locate(folder(root).url), locate(folder(undisturbed).url))) == []
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("lost", [None, 0, 1])
+def test_the_loss_of_one_node_loses_no_step_that_was_saved_locally(
+    undisturbed: Path, tmp_path: Path, lost: int | None, kind: str
+) -> None:
+    killed_in(12, tmp_path, f"parallel={kind}")
+    if lost is not None:
+        shutil.rmtree(disk(tmp_path, lost))
+    ended = train_on([0, 1], tmp_path, f"parallel={kind}")
+    assert ended.codes == [0, 0], ended.printed
+    assert restored(tmp_path, 2) == 10
+    if kind == "ddp":
+        assert_same_run(tmp_path, undisturbed)
+    else:
+        assert ledger(tmp_path) == ledger(undisturbed)
+
+
+@pytest.mark.parametrize("nodes", [[0], [0, 0], [1, 2, 5], [0, 0, 1, 1]])
+def test_other_nodes_and_ranks_go_on_from_the_parts_of_those_that_are_left(
+    undisturbed: Path, tmp_path: Path, nodes: list[int]
+) -> None:
+    killed_in(12, tmp_path, "parallel=fsdp")
+    if 1 not in nodes:
+        shutil.rmtree(disk(tmp_path, 1))
+    ended = train_on(nodes, tmp_path, f"parallel={'fsdp' if len(nodes) > 1 else 'single'}")
+    assert ended.codes == [0] * len(nodes), ended.printed
+    assert restored(tmp_path, 2) == 10
+    assert ledger(tmp_path) == ledger(undisturbed)
+
+
+def test_with_all_nodes_lost_the_run_folder_has_the_newest(undisturbed: Path, tmp_path: Path) -> None:
+    killed_in(12, tmp_path)
+    for node in (0, 1):
+        shutil.rmtree(disk(tmp_path, node))
+    assert train_on([0, 1], tmp_path).codes == [0, 0]
+    assert restored(tmp_path, 2) == 6
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_the_run_folder_goes_first_where_it_is_newer(undisturbed: Path, tmp_path: Path) -> None:
+    killed_in(8, tmp_path)
+    assert train_on([0, 1], tmp_path).codes == [0, 0]
+    assert restored(tmp_path, 2) == 6
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize("name", ["rank-0000.tensors", "rank-0001.tensors", "tensors.json"])
+def test_a_part_that_is_damaged_on_both_nodes_sends_the_run_back(undisturbed: Path, tmp_path: Path, name: str) -> None:
+    killed_in(12, tmp_path)
+    for path in tmp_path.glob(f"node-*/*/step-00000010-*/{name}"):
+        data = bytearray(path.read_bytes())
+        data[len(data) // 2] ^= 1
+        path.write_bytes(data)
+    ended = train_on([0, 1], tmp_path)
+    assert ended.codes == [0, 0], ended.printed
+    assert restored(tmp_path, 2) == 8
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(("point", "victim"), [
+    (traps.before_write, 1), (traps.after_word, 0), (traps.after_hearing, 0), (traps.before_telling, 0),
+    (traps.after_telling, 0), (traps.after_listening, 1),
+])  # fmt: skip
+def test_a_kill_in_the_middle_of_a_local_save_loses_nothing(
+    undisturbed: Path, tmp_path: Path, point: Callable[[int], None], victim: int
+) -> None:
+    train_on([0, 1], tmp_path, trap=lambda rank: point(2) if rank == victim else None)
+    assert train_on([0, 1], tmp_path).codes == [0, 0]
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_run_that_is_done_leaves_nothing_on_the_nodes(undisturbed: Path) -> None:
+    assert list(undisturbed.glob("node-*/*/*")) == []
+    assert [c.step for c in candidates(folder(undisturbed))] == [12, 6]
+
+
+def test_a_full_node_costs_local_checkpoints_and_nothing_else(undisturbed: Path, tmp_path: Path) -> None:
+    def trap(rank: int) -> None:
+        if rank == 1:
+            original = LocalStorage.writer
+
+            def full(self: LocalStorage, path: str):  # type: ignore[no-untyped-def]
+                if "node-" in self.url:
+                    raise OSError(28, "No space left on device")
+                return original(self, path)
+
+            LocalStorage.writer = full  # type: ignore[method-assign]
+
+    assert train_on([0, 1], tmp_path, trap=trap).codes == [0, 0]
+    failed = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "save_failed"]
+    assert failed
+    assert all("No space left" in event["line"] and "on the nodes" in event["line"] for event in failed)
+    assert_same_run(tmp_path, undisturbed)
+
+
+@pytest.mark.parametrize(("grace_s", "local"), [(0.0, True), (1000.0, False)])
+def test_a_stop_with_little_time_left_saves_on_the_nodes(
+    undisturbed: Path, tmp_path: Path, grace_s: float, local: bool
+) -> None:
+    from trainer.step import Stepper
+
+    def trap(rank: int) -> None:
+        original = Stepper.__call__
+
+        def stopping(self: Stepper, batches: Sequence[object]) -> None:
+            if self.state.progress.step == 8 and rank == 1:
+                self.stop._ask("the test")
+            original(self, batches)  # type: ignore[arg-type]
+
+        Stepper.__call__ = stopping  # type: ignore[method-assign]
+
+    assert train_on([0, 1], tmp_path, f"stop.grace_s={grace_s}", trap=trap).codes == [75, 75]
+    decided = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "last_save"]
+    assert [event["local"] for event in decided] == [local]
+    assert next(candidates(folder(tmp_path))).step == (6 if local else 9)
+    assert train_on([0, 1], tmp_path).codes == [0, 0]
+    assert restored(tmp_path, 2) == 9
+    assert_same_run(tmp_path, undisturbed)

@@ -1,0 +1,125 @@
+"""Who writes which bytes where: planned by torch.distributed.checkpoint once, and then the same for every save.
+
+A rank's file is its pieces one after the other, each at a multiple of `ALIGN`. Places follow from the plan alone, so
+all of them are known (`tensors.json`) before a byte is there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp
+from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+
+from trainer.errors import CheckpointError
+from trainer.mesh import Mesh
+
+ALIGN = 64
+"""Bytes; any type of tensor may begin there."""
+
+Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One tensor, or this rank's part of it, as bytes [start, start + length) of the rank's file."""
+
+    item: WriteItem
+    start: int
+    length: int
+    dtype: torch.dtype
+    sizes: torch.Size
+
+
+class Layout:
+    """What one rank writes, and the table of what all write."""
+
+    def __init__(
+        self, rank: int, pieces: list[Piece], planner: DefaultSavePlanner, table: bytes, sizes: list[int], key: Key
+    ) -> None:
+        self.file = file_of(rank)
+        self.pieces = pieces
+        self.table = table
+        """`tensors.json`, with the pieces of all ranks."""
+        self.sizes = sizes
+        """Bytes of each rank's file."""
+        self.key = key
+        self._planner = planner
+
+    @property
+    def bytes(self) -> int:
+        return _end(self.pieces)
+
+    def local(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
+        """What the pieces hold now, in their order."""
+        self._planner.set_up_planner(dict(tensors))
+        found = [self._planner.resolve_data(piece.item) for piece in self.pieces]
+        return [tensor.detach() for tensor in found if isinstance(tensor, Tensor)]
+
+
+def key_of(tensors: Mapping[str, Tensor]) -> Key:
+    """What a layout depends on, the same on all ranks: a DTensor says its whole shape here."""
+    return tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
+
+
+def lay_out(tensors: Mapping[str, Tensor], mesh: Mesh) -> Layout:
+    """Plan with all ranks; what several of them hold alike is shared out among them."""
+    planner = DefaultSavePlanner()
+    planner.set_up_planner(dict(tensors), None, mesh.is_main)
+    known: list[tuple[bytes, list[int]]] = []
+
+    def share_out(plans: list[SavePlan]) -> list[SavePlan]:
+        shares, metadata = planner.create_global_plan(plans)
+        placed = [place(share.items) for share in shares]
+        table = json.dumps(_describe(metadata, placed), sort_keys=True).encode()
+        known.append((table, [_end(pieces) for pieces in placed]))
+        return shares
+
+    mine = mesh.exchange(planner.create_local_plan(), share_out)
+    planner.finish_plan(mine)
+    table, sizes = mesh.decide(lambda: known[0])
+    return Layout(mesh.rank, place(mine.items), planner, table, sizes, key_of(tensors))
+
+
+def _end(pieces: list[Piece]) -> int:
+    return pieces[-1].start + pieces[-1].length if pieces else 0
+
+
+def file_of(rank: int) -> str:
+    return f"rank-{rank:04d}.tensors"
+
+
+def place(items: Iterable[WriteItem]) -> list[Piece]:
+    """The pieces of one file, in the order of their bytes."""
+    pieces, end = [], 0
+    for item in items:
+        if item.type is WriteItemType.BYTE_IO or item.tensor_data is None:
+            raise CheckpointError(f"{item.index.fqn} is not a tensor; only tensors are saved")
+        sizes, dtype = item.tensor_data.chunk.sizes, item.tensor_data.properties.dtype
+        start = -(-end // ALIGN) * ALIGN
+        pieces.append(Piece(item, start, math.prod(sizes) * dtype.itemsize, dtype, sizes))
+        end = start + pieces[-1].length
+    return pieces
+
+
+def _describe(metadata: dcp.Metadata, placed: list[list[Piece]]) -> dict[str, Any]:
+    where = {piece.item.index: (file_of(rank), piece) for rank, pieces in enumerate(placed) for piece in pieces}
+    described: dict[str, Any] = {}
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, dcp.TensorStorageMetadata):
+            raise CheckpointError(f"{name} is not a tensor; only tensors are saved")
+        chunks = []
+        for part in entry.chunks:
+            file, piece = where[dcp.MetadataIndex(name, part.offsets)]
+            chunks.append({"offsets": list(part.offsets), "sizes": list(part.sizes), "file": file,
+                           "start": piece.start, "length": piece.length})  # fmt: skip
+        dtype = str(entry.properties.dtype).removeprefix("torch.")
+        described[name] = {"dtype": dtype, "shape": list(entry.size), "chunks": chunks}
+    return described

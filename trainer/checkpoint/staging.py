@@ -1,0 +1,67 @@
+"""The one copy of a rank's state that a save is written from, so that training may go on changing the original."""
+
+from __future__ import annotations
+
+import mmap
+import threading
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from trainer.checkpoint.layout import Layout
+
+
+class Staging:
+    """A buffer that is made once and used for every save: pinned memory beside a GPU, plain pages otherwise.
+
+    A copy into memory that was touched before runs at the speed of memory; into fresh pages it is five times slower.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.buffer = torch.empty(0, dtype=torch.uint8)
+        self._copied: torch.cuda.Event | None = None
+        self._making: threading.Thread | None = None
+        self._views: tuple[Layout | None, list[Tensor]] = (None, [])
+
+    def make_room(self, size: int) -> None:
+        """Allocate and touch `size` bytes beside training; `fill` waits for it."""
+        self._making = threading.Thread(target=self._make, args=(size,), name="make room", daemon=True)
+        self._making.start()
+
+    def fill(self, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
+        """Copy this rank's pieces in; on a GPU the copies are queued, before what changes the tensors next."""
+        if self._making is not None:
+            self._making.join()
+        if len(self.buffer) < layout.bytes:
+            self._make(layout.bytes)
+        if self._views[0] is not layout:
+            self._views = (layout, self._views_of(layout))
+        if layout.pieces:
+            torch._foreach_copy_(self._views[1], layout.local(tensors), non_blocking=True)
+        if self.device.type == "cuda":
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def bytes(self, size: int) -> memoryview:
+        """The first `size` bytes, once the copies are through."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        return memoryview(self.buffer.numpy())[:size]  # type: ignore[arg-type]
+
+    def _views_of(self, layout: Layout) -> list[Tensor]:
+        return [
+            self.buffer[piece.start : piece.start + piece.length].view(piece.dtype).view(piece.sizes)
+            for piece in layout.pieces
+        ]
+
+    def _make(self, size: int) -> None:
+        if self.device.type == "cuda":
+            self.buffer = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        elif size:
+            pages = mmap.mmap(-1, size)
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                pages.madvise(mmap.MADV_HUGEPAGE)
+            self.buffer = torch.frombuffer(pages, dtype=torch.uint8)
+        self.buffer.zero_()
