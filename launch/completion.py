@@ -40,7 +40,7 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 """
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
-SUBVERBS = {"checkpoint": ["diff", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
+SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
 KEYED = ("run", "check")
 """Verbs whose words are key=value."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 VERBS = {
     "run": ("launch.run", "run", "train here and now, on all devices of this machine; go on if the run exists"),
-    "checkpoint": ("", "", "ls, verify, diff, rm: what is saved, whether it is whole or the same"),
+    "checkpoint": ("", "", "ls, verify, diff, export, rm: what is saved, whether it is whole or the same"),
     "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
     "check": ("", "", "all that can be known before a run starts"),
     "completion": ("launch.completion", "completion", "print the completion script for bash, zsh or fish"),

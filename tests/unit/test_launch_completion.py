@@ -73,7 +73,7 @@ def test_tab_takes_less_than_a_quarter_of_a_second_of_cpu() -> None:
         ("everstep ru", ["run "]),
         ("everstep run parallel=f", ["fsdp "]),
         ("everstep run job.n", ["job.nproc="]),
-        ("everstep checkpoint ", ["diff ", "ls ", "rm ", "verify "]),
+        ("everstep checkpoint ", ["diff ", "export ", "ls ", "rm ", "verify "]),
     ],
 )
 def test_bash_gets_what_readline_wants(line: str, offered: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`everstep checkpoint ls | verify | diff | rm`: what a run has saved, from the command line."""
+"""`everstep checkpoint ls | verify | diff | export | rm`: what a run has saved, from the command line."""
 
 from __future__ import annotations
 
@@ -27,6 +27,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     diff.add_argument("first", metavar="A", help="a checkpoint, or a run folder for its newest")
     diff.add_argument("second", metavar="B")
     diff.set_defaults(run=_diff)
+    export = verbs.add_parser("export", help="the model's weights as one safetensors file")
+    export.add_argument("url", metavar="CHECKPOINT", help="a checkpoint, or a run folder for its newest")
+    export.add_argument("to", metavar="FILE", help="a path on this machine, such as weights.safetensors")
+    export.add_argument("--weights", choices=("model", "ema"), default="model", help="ema: their moving average")
+    export.set_defaults(run=_export)
     _add_rm(verbs)
 
 
@@ -127,16 +132,29 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from trainer.checkpoint.diff import differences
+    from trainer.checkpoint.diff import config_changes, differences
     from trainer.checkpoint.restoring import locate
 
     first, second = locate(options.first), locate(options.second)
     found = list(differences(first, second))
     for difference in found:
-        largest = "" if difference.largest is None else f", at most {difference.largest:.3g} apart"
-        print(f"{difference.name}: {difference.what}{largest}")
+        far = "" if difference.largest is None else f", at most {difference.largest:.3g} apart"
+        far += "" if difference.cosine is None else f", cosine {difference.cosine:.9g}"
+        print(f"{difference.name}: {difference.what}{far}")
+    for change in config_changes(first[0], second[0]):
+        print(f"config: {change}")
     print(f"{len(found)} tensors differ" if found else "all tensors are equal to the last bit")
     return 1 if found else 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from trainer.checkpoint.export import export
+    from trainer.checkpoint.restoring import locate
+
+    run, path = locate(options.url)
+    count = export(run, path, options.weights, options.to)
+    print(f"{options.to}: {count} tensors of {run.url}/{path}")
+    return 0
 
 
 def _mib(size: int) -> str:

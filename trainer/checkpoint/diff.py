@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from trainer.checkpoint.table import read_metadata, read_whole
-from trainer.run_folder import RunFolder
+from trainer.compose import changes, thaw
+from trainer.run_folder import CONFIG, RunFolder
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class Difference:
     what: str
     largest: float | None = None
     """The largest absolute difference of two elements."""
+    cosine: float | None = None
+    """Of the angle between the two, all elements taken as one vector; 1.0 is the same direction."""
 
 
 def differences(first: tuple[RunFolder, str], second: tuple[RunFolder, str]) -> Iterator[Difference]:
@@ -34,8 +37,23 @@ def differences(first: tuple[RunFolder, str], second: tuple[RunFolder, str]) -> 
         if one.shape != other.shape or one.dtype != other.dtype:
             yield Difference(name, f"{_kind(one)} and {_kind(other)}")
         elif not torch.equal(_bits(one), _bits(other)):
-            apart = (one.double() - other.double()).abs()
-            yield Difference(name, f"{int((apart != 0).sum())} of {one.numel()} elements", float(apart.max()))
+            yield _apart(name, one.double().reshape(-1), other.double().reshape(-1))
+
+
+def _apart(name: str, one: Tensor, other: Tensor) -> Difference:
+    apart = (one - other).abs()
+    count = int((_bits(one).view(-1, 8) != _bits(other).view(-1, 8)).any(dim=1).sum())
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=0)
+    return Difference(name, f"{count} of {one.numel()} elements", float(apart.max()), float(cosine))
+
+
+def config_changes(first: RunFolder, second: RunFolder) -> list[str]:
+    """Keys that the configs of two runs have otherwise; none where a folder has no config."""
+    try:
+        one, other = (thaw(run.storage.read(CONFIG).decode()) for run in (first, second))
+    except FileNotFoundError:
+        return []
+    return [str(change) for change in changes(one, other)]
 
 
 def _bits(tensor: Tensor) -> Tensor:

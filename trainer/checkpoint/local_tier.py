@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from typing import IO
 
 import torch
 import torch.distributed as dist
 from blake3 import blake3
 
-from trainer.checkpoint.flight import Files, write_file
+from trainer.checkpoint.flight import Files
 from trainer.checkpoint.layout import Layout, file_of
 from trainer.checkpoint.manifest import TENSORS, FileRecord, parse_name
 from trainer.config import LocalTierConfig
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import CheckpointError, ConfigError, StorageError
 from trainer.mesh import Mesh
 from trainer.run_folder import MANIFEST
 from trainer.storage import LocalStorage
@@ -27,6 +28,41 @@ from trainer.storage import LocalStorage
 KEEP = 2
 """Checkpoints on each node: the newest, and the one before until the newest is complete everywhere."""
 BLOCK_BYTES = 16 * 2**20
+
+
+class Kept:
+    """A file of the tier as it grows; what goes wrong with it is raised at its end."""
+
+    def __init__(self, storage: LocalStorage, path: str) -> None:
+        self._digest = blake3()
+        self._bytes = 0
+        self._error: Exception | None = None
+        self._open = ExitStack()
+        self._file: IO[bytes] | None = None
+        with self._noting():
+            self._file = self._open.enter_context(storage.writer(path))
+
+    def take(self, block: memoryview) -> None:
+        if self._file is not None and self._error is None:
+            with self._noting():
+                self._file.write(block)
+            self._digest.update(block)
+            self._bytes += len(block)
+
+    def finish(self) -> FileRecord:
+        """Publish the file, unless it is not whole."""
+        if self._error is not None:
+            self._open.__exit__(type(self._error), self._error, None)
+            raise self._error
+        self._open.close()
+        return FileRecord(self._bytes, self._digest.hexdigest())
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, StorageError) as error:
+            self._error = error
 
 
 @dataclass(frozen=True)
@@ -56,35 +92,30 @@ class LocalTier:
         return self.config.every is not None and step > 0 and step % self.config.every == 0
 
     def write(self, layout: Layout, path: str, data: memoryview) -> Files:
-        """Write this rank's part here and on the next node, and keep what other ranks give."""
-        files: Files = {}
-        if layout.pieces:
-            files[layout.file] = write_file(self.storage, f"{path}/{layout.file}", data)
-        for name, record in self._replicate(path, data, layout.sizes):
-            files[f"{REPLICA}{name}"] = record
-        return files
+        """Write this rank's part here and on the next node, and keep what other ranks give.
 
-    def _replicate(self, path: str, data: memoryview, sizes: list[int]) -> Iterator[tuple[str, FileRecord]]:
-        """All pairs at once, a block at a time, so that no rank holds more than a block of what is not its own."""
+        A rank that cannot write still gives and takes: the others wait for it.
+        """
+        sizes = layout.sizes
+        own = {layout.file: Kept(self.storage, f"{path}/{layout.file}")} if layout.pieces else {}
+        kept = {p.giver: Kept(self.storage, f"{path}/{file_of(p.giver)}") for p in self.pairs
+                if p.keeper == self.mesh.rank and sizes[p.giver]}  # fmt: skip
         keepers = [pair.keeper for pair in self.pairs if pair.giver == self.mesh.rank]
-        givers = [pair.giver for pair in self.pairs if pair.keeper == self.mesh.rank]
-        mine = torch.frombuffer(data, dtype=torch.uint8) if len(data) else torch.empty(0, dtype=torch.uint8)
-        digests = {giver: blake3() for giver in givers}
-        with ExitStack() as stack:
-            files = {g: stack.enter_context(self.storage.writer(f"{path}/{file_of(g)}")) for g in givers if sizes[g]}
-            for start in range(0, max(sizes), BLOCK_BYTES):
-                sent = [dist.isend(part, keeper, group=self._group)
-                        for keeper in keepers if len(part := mine[start : start + BLOCK_BYTES])]  # fmt: skip
-                for giver, file in files.items():
-                    if sizes[giver] > start:
-                        block = torch.empty(min(BLOCK_BYTES, sizes[giver] - start), dtype=torch.uint8)
-                        dist.recv(block, giver, group=self._group)
-                        file.write(memoryview(block.numpy()))  # type: ignore[arg-type]
-                        digests[giver].update(memoryview(block.numpy()))  # type: ignore[arg-type]
-                for work in sent:
-                    if work is not None:
-                        work.wait()
-        yield from ((file_of(g), FileRecord(sizes[g], digests[g].hexdigest())) for g in files)
+        for start in range(0, max(sizes), BLOCK_BYTES):
+            block = data[start : start + BLOCK_BYTES]
+            sent = [dist.isend(_tensor(block), keeper, group=self._group) for keeper in keepers if len(block)]
+            for each in own.values() if len(block) else ():
+                each.take(block)
+            for giver, each in kept.items():
+                if sizes[giver] > start:
+                    taken = torch.empty(min(BLOCK_BYTES, sizes[giver] - start), dtype=torch.uint8)
+                    dist.recv(taken, giver, group=self._group)
+                    each.take(memoryview(taken.numpy()))  # type: ignore[arg-type]
+            for work in sent:
+                if work is not None:
+                    work.wait()
+        files = {name: each.finish() for name, each in own.items()}
+        return files | {f"{REPLICA}{file_of(giver)}": each.finish() for giver, each in kept.items()}
 
     def seal(self, path: str, manifest: str, table: bytes) -> None:
         """On each node, when all parts are written: the table and, last, the manifest; older ones are removed."""
@@ -116,6 +147,10 @@ def without_replicas(files: Files) -> Files:
         if name.startswith(REPLICA) and own.get(name.removeprefix(REPLICA)) != record:
             raise CheckpointError(f"the {name} is not what was sent")
     return own
+
+
+def _tensor(block: memoryview) -> torch.Tensor:
+    return torch.frombuffer(block, dtype=torch.uint8)
 
 
 def pair_up(nodes: list[int]) -> list[Pair]:

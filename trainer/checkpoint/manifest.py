@@ -16,6 +16,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from trainer.checkpoint.signature import mistrust, sign
 from trainer.errors import CheckpointError
 from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from trainer.storage import Storage
@@ -54,9 +55,18 @@ class Manifest:
     """The held-out metric that was last measured, for `keep_best`."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     format: int = FORMAT
+    signature: str = ""
 
     def to_json(self) -> bytes:
-        return (json.dumps(asdict(self), indent=1, sort_keys=True) + "\n").encode()
+        """Signed, where there is a key."""
+        return _lines({**asdict(self), "signature": sign(self._unsigned())})
+
+    def _unsigned(self) -> bytes:
+        return _lines({**asdict(self), "signature": ""})
+
+    def mistrust(self) -> str:
+        """Why this manifest may not be trusted; an empty string when it may."""
+        return mistrust(self._unsigned(), self.signature)
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
@@ -84,11 +94,15 @@ class Manifest:
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "attempt", "samples", "world"), (int,)),
     **dict.fromkeys(("progress", "scalars"), (dict,)),
-    **dict.fromkeys(("parallel", "config_digest", "data_digest"), (str,)),
+    **dict.fromkeys(("parallel", "config_digest", "data_digest", "signature"), (str,)),
     "time": (int, float),
     "metric": (int, float, type(None)),
 }
 """What a manifest's fields have to be, so that whoever reads one may rely on it."""
+
+
+def _lines(tree: dict[str, Any]) -> bytes:
+    return (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode()
 
 
 def is_plain(name: object) -> bool:
@@ -116,8 +130,8 @@ class Candidate:
     attempt: int
     manifest: Manifest | None
     damage: str = ""
-    other_format: bool = False
-    """Whether another version of everstep could read it: then it is neither walked past nor set aside."""
+    refused: bool = False
+    """Whether it is whole for all we know, but not for us to read: then it is neither walked past nor set aside."""
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
@@ -161,9 +175,11 @@ def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate
         if (manifest.step, manifest.attempt) != (step, attempt):
             raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")
     except OtherFormatError as error:
-        return Candidate(path, step, attempt, None, str(error), other_format=True)
+        return Candidate(path, step, attempt, None, str(error), refused=True)
     except ValueError as error:
         return Candidate(path, step, attempt, None, f"{MANIFEST} is damaged: {error}")
+    if doubt := manifest.mistrust():
+        return Candidate(path, step, attempt, None, f"{MANIFEST}: {doubt}", refused=True)
     return Candidate(path, step, attempt, manifest)
 
 
@@ -191,8 +207,8 @@ def file_digest(storage: Storage, path: str, size: int) -> str:
 
 
 def check_format(run: RunFolder, candidate: Candidate) -> None:
-    """Raise CheckpointError for another version's checkpoint: to walk past it would lose what was trained since."""
-    if candidate.other_format:
+    """CheckpointError for another version's, or another signer's: to walk past it would lose what was trained since."""
+    if candidate.refused:
         raise CheckpointError(f"{run.url}/{candidate.path}: {candidate.damage}")
 
 
