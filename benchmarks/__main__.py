@@ -1,17 +1,17 @@
-"""`python -m benchmarks overhead | startup | order | windows | restart | data [options]`: prints a Markdown table."""
+"""`python -m benchmarks NAME [options]` prints a Markdown table; the names are those in `NAMES`."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("overhead", "startup", "order", "windows", "restart", "data")
+NAMES = ("overhead", "startup", "order", "windows", "restart", "data", "checkpoint")
 
 
 def main() -> int:
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in NAMES:
-        print(__doc__, file=sys.stderr)
+        print(f"usage: python -m benchmarks {' | '.join(NAMES)} [options]", file=sys.stderr)
         return 2
     measure = importlib.import_module(f"benchmarks.{name}").main
     code: int = measure(sys.argv[2:])
