@@ -76,6 +76,7 @@ class Checkpointer:
         local = run.checkpoint.local
         self._tier = LocalTier(local, folder.url, mesh) if local.every is not None else None
         self._restorer = Restorer(folder, attempt, mesh, state, data_digest, self._tier)
+        self._config_digest = digest(run)  # 20 ms, which no save has to spare
         self._layout: Layout | None = None
         self._staging = Staging(mesh.device)
         self._meeting = Meeting(mesh.store, mesh.rank, mesh.world)
@@ -276,7 +277,7 @@ class Checkpointer:
             world=self.mesh.world,
             parallel=self.run.parallel.kind.value,
             time=time.time(),
-            config_digest=digest(self.run),
+            config_digest=self._config_digest,
             data_digest=self.data_digest,
             progress=self.state.numbers(),
             scalars=self.state.scalars(),
