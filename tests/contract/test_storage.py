@@ -14,9 +14,17 @@ import pytest
 from process_helpers import until
 from storage_suite import StorageSuite
 
-from trainer import storage as module
 from trainer.errors import StorageError
-from trainer.storage import LocalStorage, RemoteStorage, Storage, join_url, open_storage, retry
+from trainer.storage import (
+    FsspecStorage,
+    LocalStorage,
+    ObstoreStorage,
+    Storage,
+    join_url,
+    open_storage,
+    patience,
+    retry,
+)
 
 
 class TestLocal(StorageSuite):
@@ -30,14 +38,42 @@ class TestMemory(StorageSuite):
 
     @pytest.fixture
     def store(self) -> Storage:
-        return RemoteStorage(f"memory://{uuid.uuid4().hex}")
+        return FsspecStorage(f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.mark.process
 class TestS3(StorageSuite):
     @pytest.fixture
     def store(self, s3: str) -> Storage:
-        return RemoteStorage(f"{s3}/{uuid.uuid4().hex}")
+        return FsspecStorage(f"{s3}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestS3ByObstore(StorageSuite):
+    @pytest.fixture
+    def store(self, s3: str) -> Storage:
+        return ObstoreStorage(f"{s3}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestGoogle(StorageSuite):
+    @pytest.fixture
+    def store(self, gcs: str) -> Storage:
+        return FsspecStorage(f"{gcs}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestAzure(StorageSuite):
+    @pytest.fixture
+    def store(self, azure: str) -> Storage:
+        return FsspecStorage(f"{azure}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestAzureByObstore(StorageSuite):
+    @pytest.fixture
+    def store(self, azure: str) -> Storage:
+        return ObstoreStorage(f"{azure}/{uuid.uuid4().hex}")
 
 
 @pytest.mark.parametrize(
@@ -46,8 +82,8 @@ class TestS3(StorageSuite):
         ("runs", LocalStorage, str(Path("runs").absolute())),
         ("~/runs", LocalStorage, str(Path.home() / "runs")),
         ("file:///tmp/runs", LocalStorage, "/tmp/runs"),
-        ("memory://runs/", RemoteStorage, "memory://runs"),
-        ("s3://bucket/runs", RemoteStorage, "s3://bucket/runs"),
+        ("memory://runs/", FsspecStorage, "memory://runs"),
+        ("s3://bucket/runs", FsspecStorage, "s3://bucket/runs"),
     ],
 )
 def test_a_url_opens_the_storage_that_it_names(url: str, kind: type, root: str) -> None:
@@ -177,11 +213,11 @@ class Flaky:
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_DELAY_S", 0.0)
+    monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.0)
 
 
-def flaky(faults: int, fault: Exception) -> tuple[RemoteStorage, Flaky]:
-    store, fs = RemoteStorage("s3://bucket/x"), Flaky(faults, fault)
+def flaky(faults: int, fault: Exception) -> tuple[FsspecStorage, Flaky]:
+    store, fs = FsspecStorage("s3://bucket/x"), Flaky(faults, fault)
     store._opened = (os.getpid(), fs, "bucket/x")
     return store, fs
 
@@ -228,7 +264,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 
 @pytest.mark.process
 def test_a_fork_opens_a_client_of_its_own(s3: str) -> None:
-    store = RemoteStorage(f"{s3}/{uuid.uuid4().hex}")
+    store = FsspecStorage(f"{s3}/{uuid.uuid4().hex}")
     store.write("file", b"data")
     pid = os.fork()
     if pid == 0:
@@ -247,4 +283,4 @@ def test_a_fork_opens_a_client_of_its_own(s3: str) -> None:
 @pytest.mark.parametrize("verb", ["write", "create"])
 def test_a_bucket_that_is_not_there_is_one_line(s3: str, verb: str) -> None:
     with pytest.raises(StorageError, match="there is no such bucket"):
-        getattr(RemoteStorage("s3://nosuch/x"), verb)("file", b"x")
+        getattr(FsspecStorage("s3://nosuch/x"), verb)("file", b"x")
