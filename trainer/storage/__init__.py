@@ -8,9 +8,9 @@ from __future__ import annotations
 from trainer.storage.by_fsspec import FsspecStorage
 from trainer.storage.by_obstore import ObstoreStorage, serves
 from trainer.storage.local import LocalStorage
+from trainer.storage.patience import retry
 from trainer.storage.port import STAGED, Storage
 from trainer.storage.probe import probe
-from trainer.storage.patience import retry
 
 __all__ = [
     "STAGED",

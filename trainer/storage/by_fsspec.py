@@ -12,7 +12,6 @@ from typing import IO, Any, TypeVar
 
 from trainer.errors import StorageError
 from trainer.storage import credentials
-from trainer.storage.port import STAGED
 from trainer.storage.patience import (
     CONNECT_S,
     PARALLEL_PARTS,
@@ -20,10 +19,11 @@ from trainer.storage.patience import (
     QUIET_S,
     SEND_S,
     has_won,
+    is_beyond_the_end,
     one_line,
     retry,
-    status_of,
 )
+from trainer.storage.port import STAGED
 from trainer.storage.upload import uploading
 
 T = TypeVar("T")
@@ -118,7 +118,7 @@ class FsspecStorage:
             try:
                 data: bytes = self._fs.cat_file(self._at(path), start=start, end=stop)
             except Exception as error:
-                if not _is_beyond_the_end(error):
+                if not is_beyond_the_end(error):
                     raise
                 return b""
             return data
@@ -230,10 +230,6 @@ _SLOWEST_BYTES_PER_S = PARALLEL_PARTS * PART_BYTES / SEND_S
 def _send_s(count: int) -> float:
     """Seconds that so many bytes may take up a slow line."""
     return _QUICK_S + count / _SLOWEST_BYTES_PER_S
-
-
-def _is_beyond_the_end(error: Exception) -> bool:
-    return status_of(error) == 416 or "InvalidRange" in f"{error} {error.__cause__}"
 
 
 def _options(url: str, protocol: str, tries: int) -> dict[str, Any]:

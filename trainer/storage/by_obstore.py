@@ -14,8 +14,8 @@ from typing import IO, Any, TypeVar, cast
 from trainer.errors import StorageError
 from trainer.storage import clients, credentials, native
 from trainer.storage.clients import Clients
+from trainer.storage.patience import PARALLEL_PARTS, PART_BYTES, has_won, is_beyond_the_end, one_line, retry
 from trainer.storage.port import STAGED
-from trainer.storage.patience import PARALLEL_PARTS, PART_BYTES, has_won, one_line, retry, status_of
 from trainer.storage.upload import uploading
 
 T = TypeVar("T")
@@ -86,7 +86,7 @@ class ObstoreStorage:
             try:
                 return bytes(to.lib.get_range(to.reading, path, start=start, end=stop))
             except to.lib.exceptions.BaseError as error:
-                if status_of(error) != 416:
+                if not is_beyond_the_end(error):
                     raise
                 return b""
 

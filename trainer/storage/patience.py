@@ -115,10 +115,15 @@ def status_of(error: BaseException) -> int:
     """The HTTP status that an exception of any client speaks of; 0 when it speaks of none."""
     for name in ("status_code", "status", "code"):
         value = getattr(error, name, None)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and value >= 100:
             return value
     found = _STATUS.search(str(error))
     return int(found[1]) if found else 0
+
+
+def is_beyond_the_end(error: BaseException) -> bool:
+    """Whether a store refuses a range because the file is shorter."""
+    return status_of(error) == 416 or "InvalidRange" in f"{error} {error.__cause__}"
 
 
 def reason(error: BaseException) -> str:
