@@ -103,7 +103,9 @@ def lasting(error: Exception, what: str) -> Exception | None:
     status = status_of(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return StorageError(f"{what}: permission denied ({reason(error)})")
-    if status in (404, 410):
+    # obstore says by FileNotFoundError which file is missing; another 404 of it may be that of an address for keys.
+    elsewhere = type(error).__name__ == "GenericError" and not re.search("NoSuchBucket|ContainerNotFound", str(error))
+    if status in (404, 410) and not elsewhere:
         return FileNotFoundError(f"{what}: {reason(error)}")
     refused = isinstance(error, OSError) and error.errno in REFUSED
     if refused or (400 <= status < 500 and status not in PASSING):
