@@ -29,7 +29,7 @@ ADMIN = "/-/proxy"
 @dataclass
 class Fault:
     kind: str
-    """fail, reset, reset_up, truncate, corrupt, hang, slow or stale."""
+    """fail, reset, reset_up, truncate, corrupt, hang, slow, stale or lose."""
     value: float = 0
     """Status, bytes that pass, byte that is changed, or seconds."""
     times: int = 1
@@ -97,6 +97,10 @@ class Proxy:
         """Answer a list as it was when the same one was asked for last, as a store that is consistent late does."""
         self._fault("stale", 0, times, "GET", path)
 
+    def lose(self, times: int = 1, method: str = "", path: str = "") -> None:
+        """Let the request reach the store, and reset the connection in place of its answer."""
+        self._fault("lose", 0, times, method, path)
+
     @property
     def delay_s(self) -> float:
         """Latency added to every request."""
@@ -132,6 +136,11 @@ class Proxy:
     @black_hole.setter
     def black_hole(self, swallows: bool) -> None:
         self._ask(black_hole=swallows)
+
+    @property
+    def swallowed(self) -> int:
+        """Requests that have come to the black hole."""
+        return int(self._ask()["swallowed"])
 
     @property
     def strip(self) -> str:

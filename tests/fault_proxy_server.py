@@ -31,6 +31,7 @@ class Server:
     rate: float = 0.0
     rate_up: float = 0.0
     black_hole: bool = False
+    swallowed: int = 0
     strip: str = ""
     faults: list[Fault] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
@@ -53,15 +54,16 @@ class Server:
         if path == ADMIN:
             return await self._admin(reader, writer, int(fields["content-length"]))
         if self.black_hole:
+            self.swallowed += 1
             await asyncio.Event().wait()
         request = Request(method, path, fields.get("range", ""))
         fault = self._fault_for(request)
         self.requests.append(request)
+        if fields.get("expect", "").lower() == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         if fault.kind == "reset_up":
             await reader.readexactly(min(int(fault.value), int(fields.get("content-length", 0))))
             reset(writer)
-        if fields.get("expect", "").lower() == "100-continue":
-            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         body = await read_body(reader, fields, self._wait_for_line_up)
         await asyncio.sleep(self.delay_s + (fault.value if fault.kind == "slow" else 0))
         if fault.kind == "hang":
@@ -93,6 +95,8 @@ class Server:
             to_store.write(b"\r\n".join([lines[0], b"Connection: close", *lines[1:]]) + body)
             await to_store.drain()
             answer = await store.readuntil(b"\r\n\r\n")
+            if fault.kind == "lose":
+                reset(client)
             size = fields_of(answer).get("content-length")
             if fault.kind == "truncate" and size is not None:
                 size = str(min(int(size), int(fault.value)))
@@ -147,13 +151,14 @@ class Server:
         change = json.loads(await reader.readexactly(size))
         if change.pop("clear", False):
             self.delay_s = self.rate = self.rate_up = 0.0
-            self.black_hole, self.strip = False, ""
+            self.black_hole, self.swallowed, self.strip = False, 0, ""
             self.faults, self.requests, self.lists = [], [], {}
         if fault := change.pop("fault", None):
             self.faults.append(Fault(**fault))
         for name, value in change.items():
             setattr(self, name, value)
-        settings = {name: getattr(self, name) for name in ("delay_s", "rate", "rate_up", "black_hole", "strip")}
+        names = ("delay_s", "rate", "rate_up", "black_hole", "swallowed", "strip")
+        settings = {name: getattr(self, name) for name in names}
         state = json.dumps({**settings, "requests": [asdict(request) for request in self.requests]}).encode()
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(state) + state)
         await writer.drain()

@@ -1,4 +1,4 @@
-"""Keys come from what the environment names; without any an error says which to set, and no metadata address is asked."""
+"""Keys come from what the environment names; without any an error says what to set, and no cloud's address is asked."""
 
 from __future__ import annotations
 

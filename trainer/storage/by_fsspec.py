@@ -7,11 +7,12 @@ import functools
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from trainer.errors import StorageError
 from trainer.storage import credentials
+from trainer.storage.multipart import send_in_parts
 from trainer.storage.patience import (
     CONNECT_S,
     PARALLEL_PARTS,
@@ -31,8 +32,8 @@ OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
 """Protocols whose files appear when their upload is complete, and not at all when it is broken off."""
 CONNECTIONS = 32
 """To one store, of one process; s3fs would keep 10, and the 11th thread would wait."""
-PART_TRIES = 10
-"""For each part of a stream, which only the client itself can send again: about a minute of back-off."""
+QUICK_S = CONNECT_S + QUIET_S
+"""For one request whose answer is short."""
 
 
 class FsspecStorage:
@@ -42,7 +43,6 @@ class FsspecStorage:
         self.url = url.rstrip("/")
         self._protocol = url.split(":", 1)[0]
         self._opened: tuple[int, Any, str] | None = None
-        self._streaming: tuple[int, Any] | None = None
 
     def __reduce__(self) -> tuple[type[FsspecStorage], tuple[str]]:
         return type(self), (self.url,)  # clients stay where they were made
@@ -57,20 +57,11 @@ class FsspecStorage:
     def _open(self) -> tuple[Any, str]:
         # Clients of async stores do not survive a fork, so each process opens its own.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), *self._connect(tries=1))
+            self._opened = (os.getpid(), *self._connect())
         return self._opened[1], self._opened[2]
 
-    @property
-    def _stream_fs(self) -> Any:
-        """A client that repeats by itself: what it has taken of a stream nobody else could send again."""
-        if self._protocol not in ("s3", "s3a"):
-            return self._fs
-        if self._streaming is None or self._streaming[0] != os.getpid():
-            self._streaming = (os.getpid(), self._connect(PART_TRIES)[0])
-        return self._streaming[1]
-
-    def _connect(self, tries: int) -> tuple[Any, str]:
-        options = _options(self.url, self._protocol, tries)
+    def _connect(self) -> tuple[Any, str]:
+        options = _options(self.url, self._protocol)
         try:
             import fsspec
 
@@ -126,7 +117,7 @@ class FsspecStorage:
         return self._try(once)
 
     def size(self, path: str) -> int:
-        return int(self._ask("info", self._at(path), within_s=_QUICK_S)["size"])
+        return int(self._ask("info", self._at(path), within_s=QUICK_S)["size"])
 
     def write(self, path: str, data: bytes) -> None:
         with self._there():
@@ -160,20 +151,34 @@ class FsspecStorage:
                 self._stream(path, data)
         else:
             staged = f"{path}.{uuid.uuid4().hex}{STAGED}"
-            self._stream(staged, [data] if isinstance(data, bytes) else data)
+            self._stream(staged, iter([data]) if isinstance(data, bytes) else data)
             self.move(staged, path)
         self._forget(path)
 
-    def _stream(self, path: str, parts: Iterable[bytes]) -> None:
+    def _stream(self, path: str, parts: Iterator[bytes]) -> None:
         with self._there(), one_line(self.url):
-            file = self._stream_fs.open(self._at(path), "wb", block_size=PART_BYTES)
-            try:
-                for part in parts:
-                    file.write(part)
-            except BaseException:
-                self._break_off(file, None if self._protocol in OBJECT_STORES else path)
-                raise
-            file.close()
+            if self._protocol in ("s3", "s3a"):
+                send_in_parts(functools.partial(self._ask_s3, path), parts)
+            else:
+                self._write_file(path, parts)
+
+    def _ask_s3(self, path: str, method: str, **words: Any) -> dict[str, Any]:
+        """Call a method of S3 for one file."""
+        bucket, _, key = self._at(path).partition("/")
+        limit_s = _send_s(PARALLEL_PARTS * len(words.get("Body", b"")))
+        answer: dict[str, Any] = self._ask("call_s3", method, Bucket=bucket, Key=key, within_s=limit_s, **words)
+        return answer
+
+    def _write_file(self, path: str, parts: Iterator[bytes]) -> None:
+        """Through a file of the client, which uploads it in parts if it can."""
+        file = self._fs.open(self._at(path), "wb", block_size=PART_BYTES)
+        try:
+            for part in parts:
+                file.write(part)
+        except BaseException:
+            self._break_off(file, None if self._protocol in OBJECT_STORES else path)
+            raise
+        file.close()
 
     def _break_off(self, file: Any, staged: str | None) -> None:
         """Throw away what was written; to close the stream as usual would publish it."""
@@ -188,7 +193,7 @@ class FsspecStorage:
     def names(self, path: str = "") -> list[str]:
         self._forget(path)
         try:
-            found = self._ask("ls", self._at(path), detail=False, refresh=True)
+            found = self._ask("ls", self._at(path), detail=False, refresh=True, within_s=SEND_S)
         except FileNotFoundError:
             return []
         inside = {str(name).rstrip("/") for name in found} - {self._at(path)}
@@ -196,22 +201,22 @@ class FsspecStorage:
 
     def exists(self, path: str) -> bool:
         self._forget(path)
-        return bool(self._ask("exists", self._at(path), within_s=_QUICK_S))
+        return bool(self._ask("exists", self._at(path), within_s=QUICK_S))
 
     def delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):
-            self._ask("rm", self._at(path), recursive=True)
+            self._ask("rm", self._at(path), recursive=True, within_s=SEND_S)
         self._forget(path)
 
     def copy(self, path: str, to: str) -> None:
         self._forget(path)
         source, target = self._at(path), self._at(to)
-        found = self._ask("find", source)
+        found = self._ask("find", source, within_s=SEND_S)
         if not found:
             raise FileNotFoundError(f"{self.url}/{path}")
         for file in found:
             goal = f"{target}{str(file).removeprefix(source)}"
-            self._try(functools.partial(self._fs.cp_file, file, goal))
+            self._ask("cp_file", file, goal, within_s=SEND_S)
         self._forget(to)
 
     def move(self, path: str, to: str) -> None:
@@ -223,21 +228,17 @@ class FsspecStorage:
         self._fs.invalidate_cache()
 
 
-_QUICK_S = CONNECT_S + QUIET_S
-_SLOWEST_BYTES_PER_S = PARALLEL_PARTS * PART_BYTES / SEND_S
-
-
 def _send_s(count: int) -> float:
     """Seconds that so many bytes may take up a slow line."""
-    return _QUICK_S + count / _SLOWEST_BYTES_PER_S
+    return max(QUICK_S, SEND_S * count / (PARALLEL_PARTS * PART_BYTES))
 
 
-def _options(url: str, protocol: str, tries: int) -> dict[str, Any]:
+def _options(url: str, protocol: str) -> dict[str, Any]:
     """Deadlines and credentials, in the words of the client of a protocol."""
     if credentials.told_to_fsspec(protocol):
         return {}
     if protocol in ("s3", "s3a"):
-        return _s3(url, tries)
+        return _s3(url)
     if protocol in ("gs", "gcs"):
         import aiohttp
 
@@ -248,13 +249,13 @@ def _options(url: str, protocol: str, tries: int) -> dict[str, Any]:
     return {}
 
 
-def _s3(url: str, tries: int) -> dict[str, Any]:
+def _s3(url: str) -> dict[str, Any]:
     credentials.s3_profile(url)  # botocore finds by itself what there is
     config = {
         "connect_timeout": CONNECT_S,
         "read_timeout": QUIET_S,
         "max_pool_connections": CONNECTIONS,
-        "retries": {"mode": "standard", "total_max_attempts": tries},
+        "retries": {"total_max_attempts": 1},
         "connector_args": {"socket_factory": _impatient_socket},
     }
     options = {"config_kwargs": config, "default_block_size": PART_BYTES, "max_concurrency": PARALLEL_PARTS}
