@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from trainer.errors import CheckpointError, SupersededError
-from trainer.storage import Storage, join_url, open_storage
+from trainer.storage import Storage, join_url, open_storage, probe
 
 CONFIG = "config.yaml"
 JOB = "job.yaml"
@@ -107,7 +107,11 @@ class RunFolder:
         return sorted(int(name) for name in self.storage.names(ATTEMPTS) if name.isdigit())
 
     def claim(self, facts: dict[str, Any]) -> int:
-        """Take the next attempt number: create-only, so of two starters each gets its own."""
+        """Take the next attempt number: create-only, so of two starters each gets its own.
+
+        StorageError when the store does not keep to create-only writes, found out by a probe of it.
+        """
+        probe(self.storage)
         number = max(self.attempts(), default=0) + 1
         who = {"host": socket.gethostname(), "pid": os.getpid(), "starter": os.environ.get(STARTER)}
         record = {**facts, **who, "time": time.time()}

@@ -7,6 +7,7 @@ class TestMine(StorageSuite):
 
 from __future__ import annotations
 
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -40,6 +41,8 @@ class StorageSuite:
     def test_a_range_beyond_the_end_is_what_there_is(self, store: Storage) -> None:
         store.write("file", b"0123456789")
         assert store.read_range("file", 8, 20) == b"89"
+        assert store.read_range("file", 10, 20) == b""
+        assert store.read_range("file", 50, 60) == b""
 
     def test_what_is_missing_is_file_not_found(self, store: Storage) -> None:
         store.write("there/file", b"x")
@@ -91,17 +94,17 @@ class StorageSuite:
         assert won.count(True) == 1
         assert store.read("claim") == b"%d" % won.index(True)
 
-    @pytest.mark.parametrize("size", [0, 1, 7 * MIB])
+    @pytest.mark.parametrize("size", [0, 1, 7 * MIB, 40 * MIB])
     def test_a_stream_is_the_file_when_its_block_ends(self, store: Storage, size: int) -> None:
         block = bytes(range(256)) * 4096
         with store.writer("folder/file") as stream:
             for start in range(0, size, len(block)):
                 stream.write(block[: size - start])
         assert store.size("folder/file") == size
-        assert store.read("folder/file") == (block * 7)[:size]
+        assert store.read("folder/file") == (block * 40)[:size]
         assert store.names("folder") == ["file"]
 
-    @pytest.mark.parametrize("size", [1, 7 * MIB])
+    @pytest.mark.parametrize("size", [1, 7 * MIB, 40 * MIB])
     def test_a_stream_that_breaks_off_leaves_what_was_there(self, store: Storage, size: int) -> None:
         store.write("folder/file", b"old")
         for path in ("folder/file", "new/file"):
@@ -156,6 +159,36 @@ class StorageSuite:
         assert store.read("to/file") == b"y"
         assert not store.exists("a/b/1")
         assert not store.exists("file")
+
+    def test_a_copy_leaves_what_it_copies(self, store: Storage) -> None:
+        store.write("a/b/1", b"x" * 5000)
+        store.write("a/2", b"")
+        store.write("file", b"y")
+        store.write("to/file", b"old")
+        store.copy("a", "to/here")
+        store.copy("file", "to/file")
+        for folder in ("a", "to/here"):
+            assert store.read(f"{folder}/b/1") == b"x" * 5000
+            assert store.read(f"{folder}/2") == b""
+        assert store.read("to/file") == store.read("file") == b"y"
+        with pytest.raises(FileNotFoundError):
+            store.copy("nowhere", "to/nowhere")
+        assert store.names("to") == ["file", "here"]
+
+    def test_odd_names_are_kept_as_they_are(self, store: Storage) -> None:
+        names = sorted(["a b", "a+b", "a=b,c", "ä", "100%", "a%20b", "x~y", "(1)", "@", "[0]"])
+        for name in names:
+            store.write(f"odd/{name}", name.encode())
+        assert store.names("odd") == names
+        for name in names:
+            assert store.read(f"odd/{name}") == name.encode()
+            assert store.exists(f"odd/{name}")
+        store.delete("odd")
+        assert store.names() == []
+
+    def test_a_storage_can_be_sent_to_another_process(self, store: Storage) -> None:
+        store.write("file", b"x")
+        assert pickle.loads(pickle.dumps(store)).read("file") == b"x"
 
     def test_two_roots_do_not_see_each_other(self, store: Storage) -> None:
         store.write("inner/file", b"x")

@@ -14,9 +14,8 @@ import pytest
 from process_helpers import until
 from storage_suite import StorageSuite
 
-from trainer import storage as module
 from trainer.errors import StorageError
-from trainer.storage import LocalStorage, RemoteStorage, Storage, join_url, open_storage, retry
+from trainer.storage import FsspecStorage, LocalStorage, ObstoreStorage, Storage, by_obstore, join_url, open_storage
 
 
 class TestLocal(StorageSuite):
@@ -30,14 +29,42 @@ class TestMemory(StorageSuite):
 
     @pytest.fixture
     def store(self) -> Storage:
-        return RemoteStorage(f"memory://{uuid.uuid4().hex}")
+        return FsspecStorage(f"memory://{uuid.uuid4().hex}")
 
 
 @pytest.mark.process
 class TestS3(StorageSuite):
     @pytest.fixture
     def store(self, s3: str) -> Storage:
-        return RemoteStorage(f"{s3}/{uuid.uuid4().hex}")
+        return FsspecStorage(f"{s3}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestS3ByObstore(StorageSuite):
+    @pytest.fixture
+    def store(self, s3: str) -> Storage:
+        return ObstoreStorage(f"{s3}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestGoogle(StorageSuite):
+    @pytest.fixture
+    def store(self, gcs: str) -> Storage:
+        return FsspecStorage(f"{gcs}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestAzure(StorageSuite):
+    @pytest.fixture
+    def store(self, azure: str) -> Storage:
+        return FsspecStorage(f"{azure}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
+class TestAzureByObstore(StorageSuite):
+    @pytest.fixture
+    def store(self, azure: str) -> Storage:
+        return ObstoreStorage(f"{azure}/{uuid.uuid4().hex}")
 
 
 @pytest.mark.parametrize(
@@ -46,8 +73,8 @@ class TestS3(StorageSuite):
         ("runs", LocalStorage, str(Path("runs").absolute())),
         ("~/runs", LocalStorage, str(Path.home() / "runs")),
         ("file:///tmp/runs", LocalStorage, "/tmp/runs"),
-        ("memory://runs/", RemoteStorage, "memory://runs"),
-        ("s3://bucket/runs", RemoteStorage, "s3://bucket/runs"),
+        ("memory://runs/", FsspecStorage, "memory://runs"),
+        ("gs://bucket/runs", FsspecStorage, "gs://bucket/runs"),
     ],
 )
 def test_a_url_opens_the_storage_that_it_names(url: str, kind: type, root: str) -> None:
@@ -144,107 +171,59 @@ def test_what_the_disk_refuses_is_one_line(
             work()
 
 
-# ---------------------------------------------------------------------------------------------------- other stores
+@pytest.mark.process
+@pytest.mark.parametrize("verb", ["write", "create", "writer"])
+@pytest.mark.parametrize("kind", [FsspecStorage, ObstoreStorage])
+def test_a_bucket_that_is_not_there_is_one_line(s3: str, kind: type[Storage], verb: str) -> None:
+    store = kind("s3://nosuch/x")  # type: ignore[call-arg]
 
+    def work() -> None:
+        if verb == "writer":
+            with store.writer("file") as stream:
+                stream.write(b"x" * 20_000_000)
+        else:
+            getattr(store, verb)("file", b"x")
 
-class Flaky:
-    """A store whose every verb fails `faults` times before it works."""
-
-    def __init__(self, faults: int, fault: Exception) -> None:
-        self.left, self.fault, self.calls = faults, fault, 0
-        self.files: dict[str, bytes] = {}
-
-    def _maybe(self) -> None:
-        self.calls += 1
-        if self.left:
-            self.left -= 1
-            raise self.fault
-
-    def cat_file(self, path: str, **_: int) -> bytes:
-        self._maybe()
-        if path not in self.files:
-            raise FileNotFoundError(path)
-        return self.files[path]
-
-    def pipe_file(self, path: str, data: bytes, mode: str = "overwrite") -> None:
-        if mode == "create" and path in self.files:
-            raise FileExistsError(path)
-        self.files[path] = data  # the bytes arrive even when the answer gets lost
-        self._maybe()
-
-    def invalidate_cache(self) -> None: ...
-
-
-@pytest.fixture(autouse=True)
-def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_DELAY_S", 0.0)
-
-
-def flaky(faults: int, fault: Exception) -> tuple[RemoteStorage, Flaky]:
-    store, fs = RemoteStorage("s3://bucket/x"), Flaky(faults, fault)
-    store._opened = (os.getpid(), fs, "bucket/x")
-    return store, fs
-
-
-@pytest.mark.parametrize("fault", [OSError(5, "reset"), ConnectionError("gone"), TimeoutError("slow")])
-def test_a_fault_that_passes_is_tried_again(fault: Exception) -> None:
-    store, fs = flaky(module.ATTEMPTS - 1, fault)
-    fs.files["bucket/x/file"] = b"data"
-    assert store.read("file") == b"data"
-    assert fs.calls == module.ATTEMPTS
-
-
-def test_a_fault_that_stays_is_one_line() -> None:
-    store, fs = flaky(99, OSError("the store is down"))
-    with pytest.raises(StorageError, match=r"s3://bucket/x: gave up after 6 tries: the store is down"):
-        store.read("file")
-    assert fs.calls == module.ATTEMPTS
-
-
-def test_a_creator_whose_answer_got_lost_has_won_all_the_same() -> None:
-    store, _ = flaky(1, ConnectionError("gone"))
-    assert store.create("claim", b"mine")
-    assert not store.create("claim", b"another's")
-
-
-def test_permission_denied_is_one_line_at_once() -> None:
-    store, fs = flaky(99, PermissionError("Access Denied"))
-    with pytest.raises(StorageError, match=r"s3://bucket/x: permission denied \(Access Denied\)"):
-        store.read("file")
-    assert fs.calls == 1
-
-
-def test_what_is_missing_is_not_tried_again() -> None:
-    store, fs = flaky(0, OSError())
-    with pytest.raises(FileNotFoundError):
-        store.read("file")
-    assert fs.calls == 1
-
-
-def test_a_fault_of_ours_keeps_its_traceback() -> None:
-    with pytest.raises(KeyError):
-        retry(lambda: {}["x"], "s3://bucket")
+    with pytest.raises(StorageError, match=r"cannot write s3://nosuch/x: there is no such bucket") as error:
+        work()
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.process
-def test_a_fork_opens_a_client_of_its_own(s3: str) -> None:
-    store = RemoteStorage(f"{s3}/{uuid.uuid4().hex}")
-    store.write("file", b"data")
-    pid = os.fork()
-    if pid == 0:
-        os._exit(0 if store.read("file") == b"data" else 1)
-    deadline = time.monotonic() + 30
-    while (done := os.waitpid(pid, os.WNOHANG))[0] == 0:
-        if time.monotonic() > deadline:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            pytest.fail("the forked client hangs")
-        time.sleep(0.01)
-    assert done[1] == 0
+def test_both_ways_to_a_store_find_each_others_files(s3: str) -> None:
+    url = f"{s3}/{uuid.uuid4().hex}"
+    one, other = FsspecStorage(url), ObstoreStorage(url)
+    for name in ("a b/100%", "ä/x+y=z", "c"):
+        one.write(f"one/{name}", b"x")
+        other.write(f"other/{name}", b"x")
+    assert one.names() == other.names() == ["one", "other"]
+    for name in ("a b/100%", "ä/x+y=z", "c"):
+        assert one.read(f"other/{name}") == other.read(f"one/{name}") == b"x"
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("verb", ["write", "create"])
-def test_a_bucket_that_is_not_there_is_one_line(s3: str, verb: str) -> None:
-    with pytest.raises(StorageError, match="there is no such bucket"):
-        getattr(RemoteStorage("s3://nosuch/x"), verb)("file", b"x")
+def test_what_amazon_would_not_copy_by_itself_is_copied_in_parts(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(by_obstore, "COPY_LIMIT", 1000)
+    store, data = ObstoreStorage(f"{s3}/{uuid.uuid4().hex}"), bytes(range(250)) * 80_000
+    store.write("big", data)
+    store.copy("big", "to/big")
+    assert store.read("to/big") == data
+
+
+def test_obstore_serves_what_it_knows_unless_it_is_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+
+    def kinds() -> list[type]:
+        return [type(open_storage(f"{protocol}://bucket/runs")) for protocol in ("s3", "az", "gs", "memory")]
+
+    assert kinds() == [FsspecStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    assert kinds() == [ObstoreStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://other")
+    assert kinds() == [FsspecStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    monkeypatch.setenv("EVERSTEP_OBSTORE", "0")
+    assert kinds() == [FsspecStorage] * 4

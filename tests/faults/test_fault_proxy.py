@@ -99,3 +99,39 @@ def test_requests_wait_and_are_never_answered(proxy: Proxy, path: str) -> None:
         assert ask(proxy, "GET", path) == (200, BODY)
         assert time.monotonic() - began > least * 0.9
         proxy.clear()
+
+
+def test_uploads_pass_as_fast_as_was_said(proxy: Proxy, path: str) -> None:
+    proxy.rate_up = 1e6
+    began = time.monotonic()
+    assert ask(proxy, "PUT", f"{path}-slow", BODY)[0] == 200
+    assert time.monotonic() - began > 0.45
+    assert ask(proxy, "GET", f"{path}-slow") == (200, BODY)
+
+
+def test_a_black_hole_takes_connections_and_answers_none_until_it_ends(proxy: Proxy, path: str) -> None:
+    proxy.black_hole = True
+    for method in ("GET", "PUT"):
+        with pytest.raises(TimeoutError):
+            ask(proxy, method, path, b"new" if method == "PUT" else None)
+    assert proxy.requests == []
+    proxy.black_hole = False
+    assert ask(proxy, "GET", path) == (200, BODY)
+
+
+def test_a_list_is_answered_as_it_was(proxy: Proxy, path: str) -> None:
+    folder = path.removeprefix("/bucket/")
+    found = f"/bucket?list-type=2&prefix={folder}"
+    before = ask(proxy, "GET", found)
+    ask(proxy, "PUT", f"{path}-2", b"x")
+    proxy.stale(times=2)
+    assert [ask(proxy, "GET", found) for _ in range(2)] == [before, before]
+    assert ask(proxy, "GET", f"{path}-2") == (200, b"x")
+    assert f"{folder}-2".encode() in ask(proxy, "GET", found)[1]
+
+
+def test_a_field_is_kept_from_the_store(proxy: Proxy, path: str) -> None:
+    assert ask(proxy, "PUT", path, b"x", **{"If-None-Match": "*"})[0] == 412
+    proxy.strip = "If-None-Match"
+    assert ask(proxy, "PUT", path, b"x", **{"If-None-Match": "*"})[0] == 200
+    assert ask(proxy, "GET", path) == (200, b"x")

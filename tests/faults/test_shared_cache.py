@@ -235,8 +235,7 @@ def test_a_part_that_the_store_holds_damaged_is_named(remote: Remote, folder: st
 
 
 @pytest.mark.parametrize("size", [PART_BYTES + 10, 2 * PART_BYTES, 0])
-def test_a_truncated_shard_is_named(remote: Remote, folder: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.storage.FIRST_DELAY_S", 0.0)
+def test_a_truncated_shard_is_named(remote: Remote, folder: str, size: int) -> None:
     store, shard = open_storage(remote.url), remote.shards[1]
     store.write(shard.file, store.read(shard.file)[:size])
     with pytest.raises(DataError, match=f"shard {remote.url}/shard-1 is .*") as error:

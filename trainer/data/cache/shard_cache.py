@@ -16,7 +16,7 @@ from trainer.data.cache.fetch import ELSEWHERE_S, Crew, DamagedError, Stats
 from trainer.data.cache.files import ShardFiles
 from trainer.data.cache.folder import CacheFolder
 from trainer.data.index import PART_BYTES, Shard, part_digest
-from trainer.errors import DataError, StorageError
+from trainer.errors import DataError
 from trainer.storage import Storage, join_url
 
 Parts = NDArray[np.int64]
@@ -186,12 +186,7 @@ class Part:
     def _verified(self) -> bytes:
         start = self._part * PART_BYTES
         stop = min(start + PART_BYTES, self._shard.bytes)
-        try:
-            data = self._storage.read_range(self._shard.file, start, stop)
-        except StorageError as error:
-            if "range" in str(error).lower():  # InvalidRange and the like; a store that is down is not asked again
-                self._check_size()
-            raise
+        data = self._storage.read_range(self._shard.file, start, stop)
         if len(data) != stop - start:
             self._check_size()
             raise DamagedError(f"{len(data)} bytes came in place of {stop - start}")
@@ -200,7 +195,6 @@ class Part:
         return data
 
     def _check_size(self) -> None:
-        """Stores refuse a range beyond the end of an object, or give less."""
         size = self._storage.size(self._shard.file)
         if size != self._shard.bytes:
             raise DataError(

@@ -1,0 +1,159 @@
+"""Keys come from what the environment names; without any an error says what to set, and no cloud's address is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import socketserver
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from process_helpers import until
+from servers import AZURITE_KEY, S3_KEYS
+
+from trainer.errors import StorageError
+from trainer.storage import FsspecStorage, ObstoreStorage, Storage, credentials
+
+NAMES = (
+    "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE",
+    "AWS_ROLE_ARN", "AWS_CONTAINER_CREDENTIALS_RELATIVE_URI", "AWS_CONTAINER_CREDENTIALS_FULL_URI",
+    "AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE", "AWS_EC2_METADATA_DISABLED", "AWS_SKIP_SIGNATURE",
+    "AZURE_STORAGE_CONNECTION_STRING", "AZURE_STORAGE_ACCOUNT_KEY", "AZURE_STORAGE_SAS_TOKEN", "AZURE_CLIENT_ID",
+    "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "AZURE_FEDERATED_TOKEN_FILE", "AZURE_STORAGE_ACCOUNT_NAME",
+    "GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST", "CLOUDSDK_CONFIG", "EVERSTEP_INSTANCE_ROLE",
+)  # fmt: skip
+
+
+class Trap:
+    """Where the metadata addresses of all clouds have moved to; it counts who calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+        trap = self
+
+        class Answer(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                trap.calls += 1
+                self.rfile.readline()
+                self.wfile.write(b"HTTP/1.1 404 None\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+
+        self.server = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer)
+        self.address = f"127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def trap(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Trap]:
+    """Nothing but the trap is in the environment."""
+    for name in NAMES:
+        monkeypatch.delenv(name, raising=False)
+    made = Trap()
+    threading.Thread(target=made.server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "false")
+    monkeypatch.setenv("AWS_EC2_METADATA_SERVICE_ENDPOINT", f"http://{made.address}")
+    monkeypatch.setenv("AWS_METADATA_ENDPOINT", f"http://{made.address}")
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    for name in ("GCE_METADATA_HOST", "GCE_METADATA_ROOT", "GCE_METADATA_IP"):
+        monkeypatch.setenv(name, made.address)
+    monkeypatch.setenv("AZURE_POD_IDENTITY_AUTHORITY_HOST", f"http://{made.address}")
+    monkeypatch.setenv("AZURE_MSI_ENDPOINT", f"http://{made.address}/metadata/identity/oauth2/token")
+    monkeypatch.setenv("EVERSTEP_STORAGE_DEADLINE_S", "0.1")
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def stores() -> list[Storage]:
+    return [
+        FsspecStorage("s3://bucket/x"), ObstoreStorage("s3://bucket/x"), FsspecStorage("gs://bucket/x"),
+        FsspecStorage("abfs://bucket@account.dfs.core.windows.net/x"), FsspecStorage("az://bucket/x"),
+        ObstoreStorage("az://bucket/x"), ObstoreStorage("abfs://bucket@account.dfs.core.windows.net/x"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("number", range(7))
+def test_without_credentials_the_variables_are_named_and_no_metadata_address_is_asked(trap: Trap, number: int) -> None:
+    store = stores()[number]
+    names = {"s3": "AWS_ACCESS_KEY_ID", "gs": "GOOGLE_APPLICATION_CREDENTIALS"}
+    name = names.get(store.url.split(":")[0], "AZURE_STORAGE_CONNECTION_STRING")
+    for verb in (store.exists, store.read, store.names, lambda path: store.create(path, b"")):
+        with pytest.raises(StorageError, match=f"no credentials for {store.url}: set .*{name}") as error:
+            verb("file")
+        assert "EVERSTEP_INSTANCE_ROLE=1" in str(error.value)
+        assert "\n" not in str(error.value)
+    assert trap.calls == 0
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 6])
+def test_who_wants_the_role_of_the_machine_says_so(trap: Trap, number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERSTEP_INSTANCE_ROLE", "1")
+
+    def read() -> None:
+        with contextlib.suppress(StorageError):
+            stores()[number].read("file")
+
+    threading.Thread(target=read, daemon=True).start()  # some clients ask for minutes
+    until(lambda: trap.calls > 0)
+
+
+def test_a_profile_without_keys_is_no_way_to_the_metadata_address(trap: Trap, tmp_path: Path) -> None:
+    (tmp_path / ".aws").mkdir()
+    (tmp_path / ".aws" / "config").write_text("[default]\nregion = eu-west-1\n")
+    for store in stores()[:2]:
+        with pytest.raises(StorageError, match=r"no credentials for s3://bucket/x: set AWS_ACCESS_KEY_ID"):
+            store.read("file")
+    (tmp_path / ".aws" / "config").write_text(
+        "[default]\nrole_arn = arn:aws:iam::123456789012:role/x\ncredential_source = Ec2InstanceMetadata\n"
+    )
+    for store in stores()[:2]:
+        with pytest.raises(StorageError, match=r"s3://bucket/x"):
+            store.read("file")
+    assert trap.calls == 0
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", [FsspecStorage, ObstoreStorage])
+def test_keys_of_a_profile_open_the_store(s3: str, kind: type, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in S3_KEYS:
+        monkeypatch.delenv(name)
+    file = tmp_path / "keys"
+    file.write_text("[mine]\naws_access_key_id = test\naws_secret_access_key = test\n")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(file))
+    monkeypatch.setenv("AWS_PROFILE", "mine")
+    store = kind(f"{s3}/profile")
+    store.write("file", b"x")
+    assert store.read("file") == b"x"
+    monkeypatch.setenv("AWS_PROFILE", "another")
+    with pytest.raises(StorageError, match=r"another"):
+        kind(f"{s3}/profile").read("file")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("kind", [FsspecStorage, ObstoreStorage])
+def test_a_wrong_azure_key_is_permission_denied_at_once(
+    azure: str, azure_server: str, kind: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = azure_server.replace(AZURITE_KEY, "A" + AZURITE_KEY[1:])
+    monkeypatch.setenv("AZURE_STORAGE_CONNECTION_STRING", wrong)
+    with pytest.raises(StorageError, match=r"az://bucket/x: permission denied"):
+        kind(f"{azure}/x").read("file")
+
+
+def test_azure_is_opened_by_what_the_environment_names(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = "abfs://c@mine.dfs.core.windows.net/x"
+    monkeypatch.setenv("AZURE_CLIENT_ID", "id")
+    monkeypatch.setenv("AZURE_TENANT_ID", "tenant")
+    with pytest.raises(StorageError, match="no credentials"):
+        credentials.azure(url, "mine")
+    monkeypatch.setenv("AZURE_FEDERATED_TOKEN_FILE", "/token")
+    whose = {"account_name": "mine", "client_id": "id", "tenant_id": "tenant"}
+    assert credentials.azure(url, "mine") == {**whose, "federated_token_file": "/token"}
+    monkeypatch.setenv("AZURE_CLIENT_SECRET", "secret")
+    assert credentials.azure(url, "mine") == {**whose, "client_secret": "secret"}
+    monkeypatch.setenv("AZURE_STORAGE_SAS_TOKEN", "sas")
+    assert credentials.azure(url, "mine") == {"account_name": "mine", "sas_key": "sas"}
+    monkeypatch.setenv(
+        "AZURE_STORAGE_CONNECTION_STRING", "AccountName=a;AccountKey=k==;EndpointSuffix=core.windows.net"
+    )
+    assert credentials.azure(url, None) == {"account_name": "a", "account_key": "k=="}

@@ -1,0 +1,314 @@
+"""Whatever a store does, a verb ends with the right bytes or in one clear line, and never leaves half a file."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import threading
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from fault_proxy import Proxy, fault_proxy
+from process_helpers import until
+
+from trainer.errors import StorageError
+from trainer.run_folder import RunFolder
+from trainer.storage import LocalStorage, Storage, by_fsspec, clients, open_storage, patience
+
+pytestmark = pytest.mark.process
+SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000
+"""10 kB in one request, 40 MB in three parts."""
+
+
+@pytest.fixture(scope="module")
+def shared(s3_server: str) -> Iterator[Proxy]:
+    with fault_proxy(int(s3_server.rsplit(":", 1)[1])) as proxy:
+        yield proxy
+
+
+@pytest.fixture(params=["0", "1"], ids=["fsspec", "obstore"])
+def proxy(request: pytest.FixtureRequest, s3: str, shared: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Between this process, by each way to a store, and the store."""
+    shared.clear()
+    monkeypatch.setenv("EVERSTEP_OBSTORE", request.param)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", shared.url)
+    monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
+    yield shared
+    shared.clear()
+
+
+@pytest.fixture
+def store(proxy: Proxy) -> Storage:
+    return open_storage(f"s3://bucket/{uuid.uuid4().hex}")
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waits of two seconds in place of a quarter of a minute; the server needs one for a part on a busy machine."""
+    for module in (by_fsspec, clients):
+        monkeypatch.setattr(module, "QUIET_S", 2.0)
+        monkeypatch.setattr(module, "CONNECT_S", 1.0)
+        monkeypatch.setattr(module, "SEND_S", 6.0)
+    monkeypatch.setattr(by_fsspec, "QUICK_S", 4.0)
+
+
+def stream(store: Storage, path: str, data: bytes) -> None:
+    with store.writer(path) as file:
+        for start in range(0, len(data), 1 << 20):
+            file.write(data[start : start + (1 << 20)])
+
+
+WORKS: dict[str, Callable[[Storage], object]] = {
+    "write": lambda store: store.write("new", SMALL),
+    "write much": lambda store: store.write("new", BIG),
+    "create": lambda store: store.create("new", SMALL) or pytest.fail("somebody else has created it"),
+    "stream": lambda store: stream(store, "new", SMALL),
+    "stream much": lambda store: stream(store, "new", BIG),
+    "copy": lambda store: store.copy("old", "new"),
+}
+LOOKS: dict[str, Callable[[Storage], object]] = {
+    "read": lambda store: store.read("old") == SMALL,
+    "range": lambda store: store.read_range("old", 10, 20) == SMALL[10:20],
+    "size": lambda store: store.size("old") == len(SMALL),
+    "exists": lambda store: store.exists("old") and not store.exists("other"),
+    "names": lambda store: store.names() == ["old"],
+}
+
+
+def is_right(store: Storage, work: str) -> bool:
+    return store.read("new") == (BIG if "much" in work else SMALL)
+
+
+@pytest.mark.parametrize("status", [503, 500])
+@pytest.mark.parametrize("work", WORKS)
+def test_a_burst_of_errors_is_outlived_by_what_writes(proxy: Proxy, store: Storage, work: str, status: int) -> None:
+    store.write("old", SMALL)
+    proxy.fail(status=status, times=3)
+    WORKS[work](store)
+    assert [request.fault for request in proxy.requests].count("fail") == 3
+    assert is_right(store, work)
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_a_burst_of_errors_is_outlived_by_what_reads(proxy: Proxy, store: Storage, look: str) -> None:
+    store.write("old", SMALL)
+    proxy.fail(status=503, times=3)
+    assert LOOKS[look](store)
+    proxy.reset(times=2, method="GET")
+    assert LOOKS[look](store)
+
+
+def test_delete_and_move_outlive_a_burst_of_errors(proxy: Proxy, store: Storage) -> None:
+    store.write("folder/old", SMALL)
+    proxy.fail(times=2)
+    store.move("folder", "to")
+    proxy.fail(times=2)
+    store.delete("nowhere")
+    assert store.names() == ["to"]
+    assert store.read("to/old") == SMALL
+
+
+def test_connections_that_break_in_the_middle_of_a_part_are_made_up_for(proxy: Proxy, store: Storage) -> None:
+    store.write("new", SMALL)
+    proxy.reset_up(after=3_000_000, times=2, method="PUT", path="partNumber=2")
+    proxy.reset_up(after=100_000, method="PUT", path="partNumber=1")
+    stream(store, "new", BIG)
+    assert [request.fault for request in proxy.requests].count("reset_up") == 3
+    assert store.read("new") == BIG
+
+
+def test_an_answer_that_breaks_in_the_middle_is_asked_for_again(proxy: Proxy, store: Storage) -> None:
+    store.write("big", BIG)
+    proxy.reset(after=5_000_000, times=2, method="GET")
+    assert store.read("big") == BIG
+    proxy.reset(after=1000, method="GET")
+    assert store.read_range("big", 5000, 105_000) == BIG[5000:105_000]
+
+
+@pytest.mark.parametrize("work", ["write", "create", "stream"])
+def test_an_answer_that_is_lost_changes_nothing(proxy: Proxy, store: Storage, work: str) -> None:
+    proxy.lose(method="PUT")
+    WORKS[work](store)
+    assert is_right(store, work)
+    assert not store.create("new", b"another's")
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("work", WORKS)
+def test_a_request_that_hangs_is_given_up_and_made_again(proxy: Proxy, store: Storage, work: str) -> None:
+    store.write("old", SMALL)
+    proxy.hang(method="PUT")
+    WORKS[work](store)
+    assert is_right(store, work)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("work", ["write", "create", "stream much"])
+def test_an_outage_that_ends_is_outlived(proxy: Proxy, store: Storage, work: str) -> None:
+    proxy.black_hole = True
+    with ThreadPoolExecutor(1) as pool:
+        working = pool.submit(WORKS[work], store)
+        until(lambda: proxy.swallowed >= 2, 60)
+        assert not working.done()
+        proxy.black_hole = False
+        working.result(60)
+    assert is_right(store, work)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_outage_in_the_middle_of_a_stream_is_outlived(proxy: Proxy, store: Storage) -> None:
+    with store.writer("new") as file:
+        file.write(BIG[:20_000_000])
+        until(lambda: any("partNumber" in request.path for request in proxy.requests))
+        proxy.black_hole = True
+        with ThreadPoolExecutor(1) as pool:
+            working = pool.submit(file.write, BIG[20_000_000:])
+            until(lambda: proxy.swallowed >= 1, 60)
+            proxy.black_hole = False
+            working.result(60)
+    assert store.read("new") == BIG
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("work", [*WORKS, *LOOKS])
+def test_an_outage_that_does_not_end_is_one_line(
+    proxy: Proxy, store: Storage, work: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.write("old", SMALL)
+    proxy.black_hole = True
+    monkeypatch.setenv("EVERSTEP_STORAGE_DEADLINE_S", "1")
+    with pytest.raises(StorageError, match=rf"{store.url}") as error:
+        (WORKS | LOOKS)[work](open_storage(store.url))
+    assert "\n" not in str(error.value)
+    proxy.black_hole = False
+    monkeypatch.delenv("EVERSTEP_STORAGE_DEADLINE_S")
+    assert store.names() == ["old"]
+
+
+@pytest.mark.parametrize("work", ["write", "create", "stream"])
+def test_a_line_of_a_megabyte_a_second_is_waited_for(proxy: Proxy, store: Storage, work: str) -> None:
+    data = BIG[:2_000_000]
+    proxy.rate_up = proxy.rate = 1e6
+    {"write": store.write, "create": store.create}.get(work, lambda *_: stream(store, "new", data))("new", data)
+    assert store.read("new") == data
+
+
+def test_a_list_of_yesterday_gives_no_two_starts_the_same_number(proxy: Proxy, store: Storage) -> None:
+    first = RunFolder(store.url)
+    assert first.attempts() == []
+    assert first.claim({}) == 1
+    proxy.clear()
+    assert RunFolder(store.url).attempts() == [1]
+    assert RunFolder(store.url).claim({}) == 2
+    proxy.stale(times=1, path="attempts")
+    late = RunFolder(store.url)
+    assert late.claim({}) == 3
+    assert [request.fault for request in proxy.requests].count("stale") == 1
+    assert late.attempts() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("work", [*WORKS, "delete"])
+def test_a_store_that_may_only_be_read_is_one_line_at_once(proxy: Proxy, store: Storage, work: str) -> None:
+    store.write("old", SMALL)
+    for method in ("PUT", "POST", "DELETE"):
+        proxy.fail(status=403, times=100, method=method)
+    done = len(proxy.requests)
+    with pytest.raises(StorageError, match=rf"{store.url}: permission denied \(.*\)$") as error:
+        {**WORKS, "delete": lambda store: store.delete("old")}[work](store)
+    assert "\n" not in str(error.value)
+    assert len([request for request in proxy.requests[done:] if request.fault]) == 1
+    assert store.names() == ["old"]
+
+
+@pytest.mark.parametrize("work", [*WORKS, *LOOKS])
+def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, s3_server: str, work: str) -> None:
+    bucket = f"b{uuid.uuid4().hex}"
+    ask(s3_server, "PUT", bucket)
+    store = open_storage(f"s3://{bucket}/run")
+    store.write("old", SMALL)
+    store.delete("old")
+    ask(s3_server, "DELETE", bucket)
+    if work in ("names", "exists"):  # as in a folder where nothing is
+        assert store.names() == []
+        assert not store.exists("old")
+        return
+    with pytest.raises((StorageError, FileNotFoundError)) as error:
+        (WORKS | LOOKS)[work](store)
+    assert "\n" not in str(error.value) or isinstance(error.value, FileNotFoundError)
+    assert isinstance(error.value, FileNotFoundError) == (work in ("read", "range", "size", "copy"))
+
+
+def ask(server: str, method: str, path: str) -> None:
+    signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    asked = urllib.request.Request(f"{server}/{path}", method=method, headers={"Authorization": signed})
+    urllib.request.urlopen(asked, timeout=20).close()
+
+
+def test_of_a_stream_whose_writer_is_killed_nothing_appears(proxy: Proxy, store: Storage) -> None:
+    store.write("new", b"old")
+    pid = os.fork()
+    if pid == 0:
+        try:
+            with store.writer("new") as file:
+                file.write(BIG[:34_000_000])
+                threading.Event().wait(60)
+        finally:
+            os._exit(0)
+    try:
+        until(lambda: sum("partNumber" in request.path for request in proxy.requests) >= 2, 60)
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert store.read("new") == b"old"
+    assert store.names() == ["new"]
+
+
+def test_a_stream_that_fails_leaves_no_parts_in_the_store(proxy: Proxy, store: Storage, s3_server: str) -> None:
+    with pytest.raises(KeyError), store.writer("new") as file:
+        fail_after(file.write, BIG[:34_000_000])
+    assert store.url.rsplit("/", 1)[1] not in uploads(s3_server)
+
+
+def fail_after(write: Callable[[bytes], object], data: bytes) -> None:
+    write(data)
+    raise KeyError
+
+
+def uploads(server: str) -> str:
+    signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
+    asked = urllib.request.Request(f"{server}/bucket?uploads", headers={"Authorization": signed})
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        return str(answer.read())
+
+
+@pytest.fixture
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 4 MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounting = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
+    if os.geteuid() != 0 or subprocess.run(mounting, capture_output=True, check=False).returncode != 0:
+        pytest.skip("a full disk is made by mounting a small one, which this user may not")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.parametrize("work", ["write", "create", "stream"])
+def test_a_full_disk_is_one_line_and_keeps_what_was_there(little_disk: Path, work: str) -> None:
+    store = LocalStorage(str(little_disk / "run"))
+    store.write("old", SMALL)
+    works: dict[str, Callable[[], object]] = {
+        "write": lambda: store.write("old", BIG), "create": lambda: store.create("new", BIG),
+        "stream": lambda: stream(store, "old", BIG),
+    }  # fmt: skip
+    with pytest.raises(StorageError, match=rf"cannot write {little_disk}/run/\w+: No space left on device") as error:
+        works[work]()
+    assert "\n" not in str(error.value)
+    assert store.read("old") == SMALL
+    assert [path.name for path in (little_disk / "run").iterdir()] == ["old"]
+    store.write("new", SMALL)

@@ -1,0 +1,181 @@
+"""S3 and Azure by obstore's native calls: a third of fsspec's CPU a byte, and parts that go up beside the writer.
+
+Never by its fsspec interface, which overwrites what it was told to create.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar, cast
+
+from trainer.errors import StorageError
+from trainer.storage import clients, credentials, native
+from trainer.storage.clients import Clients
+from trainer.storage.patience import PARALLEL_PARTS, PART_BYTES, has_won, is_beyond_the_end, one_line, retry
+from trainer.storage.port import STAGED
+from trainer.storage.upload import uploading
+
+T = TypeVar("T")
+SWITCH = "EVERSTEP_OBSTORE"
+"""Environment variable; 0 goes by fsspec although obstore is installed."""
+SMALL_BYTES = 1 << 20
+"""Up to so many are sent within the time of a quick answer."""
+COPY_LIMIT = 5 * 10**9
+"""S3 copies files up to this size by itself."""
+
+
+def serves(url: str) -> bool:
+    """Whether a URL is opened by obstore: it is installed, knows the store, and nobody told fsspec how to reach it.
+
+    Google's store it reaches by another interface (XML) than the one that could be tried here.
+    """
+    protocol = url.split(":", 1)[0]
+    if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("obstore") is None:
+        return False
+    if credentials.told_to_fsspec(protocol):
+        return False
+    if protocol in ("s3", "s3a"):
+        # Without a region obstore asks the wrong one of Amazon's; botocore is led to the right one.
+        named = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
+        return any(os.environ.get(name) for name in named)
+    return protocol in ("az", "abfs", "abfss")
+
+
+class ObstoreStorage:
+    """A prefix in a bucket or container; faults that may pass are retried with full-jitter back-off."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._opened: tuple[int, Clients] | None = None
+
+    def __reduce__(self) -> tuple[type[ObstoreStorage], tuple[str]]:
+        return type(self), (self.url,)  # clients stay where they were made
+
+    def path(self, path: str = "") -> None:
+        return None
+
+    @property
+    def _clients(self) -> Clients:
+        if self._opened is None or self._opened[0] != os.getpid():
+            native.keep_for_ever(self._opened)
+            self._opened = (os.getpid(), clients.connect(self.url))
+        return self._opened[1]
+
+    def _try(self, work: Callable[[Clients], T]) -> T:
+        return retry(lambda: work(self._clients), self.url)
+
+    @contextlib.contextmanager
+    def _there(self) -> Iterator[None]:
+        """What is not found while writing is the bucket."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise StorageError(f"cannot write {self.url}: there is no such bucket") from error
+
+    def read(self, path: str) -> bytes:
+        return self._try(lambda to: bytes(to.lib.get(to.reading, path).bytes()))
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        if start >= stop:  # HTTP has no empty range
+            return b""
+
+        def once(to: Clients) -> bytes:
+            try:
+                return bytes(to.lib.get_range(to.reading, path, start=start, end=stop))
+            except to.lib.exceptions.BaseError as error:
+                if not is_beyond_the_end(error):
+                    raise
+                return b""
+
+        return self._try(once)
+
+    def size(self, path: str) -> int:
+        return int(self._try(lambda to: to.lib.head(to.quick, path))["size"])
+
+    def write(self, path: str, data: bytes) -> None:
+        self._put(path, data)
+
+    def _put(self, path: str, data: bytes | Iterator[bytes]) -> None:
+        """Bytes are sent again after a fault, of an iterator the client repeats its parts."""
+        with self._there():
+            if isinstance(data, bytes):
+                self._try(lambda to: self._send(to, path, data))
+            else:
+                with one_line(self.url):
+                    self._send(self._clients, path, data)
+
+    def _send(self, to: Clients, path: str, data: bytes | Iterator[bytes]) -> None:
+        small = isinstance(data, bytes) and len(data) <= SMALL_BYTES
+        client, parts = (to.quick, False) if small else (to.sending, None if isinstance(data, bytes) else True)
+        to.lib.put(client, path, data, use_multipart=parts, chunk_size=PART_BYTES, max_concurrency=PARALLEL_PARTS)
+
+    def create(self, path: str, data: bytes) -> bool:
+        def once(to: Clients) -> bool:
+            client = to.quick if len(data) <= SMALL_BYTES else to.sending
+            try:
+                # One request: of a multipart upload some stores forget the condition.
+                to.lib.put(client, path, data, mode="create", use_multipart=False)
+            except to.lib.exceptions.AlreadyExistsError:
+                return has_won(lambda: self.read(path), data)
+            return True
+
+        with self._there():
+            return self._try(once)
+
+    def writer(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        return uploading(lambda data: self._put(path, data), PART_BYTES)
+
+    def names(self, path: str = "") -> list[str]:
+        try:
+            found = self._try(lambda to: to.lib.list_with_delimiter(to.quick, path or None))
+        except FileNotFoundError:
+            return []
+        inside = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
+        names = {str(name).rstrip("/").rsplit("/", 1)[-1] for name in inside}
+        return sorted(name for name in names if not name.endswith(STAGED))
+
+    def exists(self, path: str) -> bool:
+        try:
+            self.size(path)
+        except FileNotFoundError:
+            return bool(self._below(path))
+        return True
+
+    def _below(self, path: str) -> list[dict[str, Any]]:
+        """All files in a folder."""
+        try:
+            found = self._try(lambda to: [one for part in to.lib.list(to.quick, path or None) for one in part])
+        except FileNotFoundError:
+            return []
+        return cast(list[dict[str, Any]], found)
+
+    def delete(self, path: str) -> None:
+        inside = [str(one["path"]) for one in self._below(path)]
+        if inside:
+            self._try(lambda to: to.lib.delete(to.quick, inside))
+        with contextlib.suppress(FileNotFoundError):
+            self._try(lambda to: to.lib.delete(to.quick, path))
+
+    def copy(self, path: str, to: str) -> None:
+        found = {str(one["path"]): int(one["size"]) for one in self._below(path)}
+        with contextlib.suppress(FileNotFoundError):
+            found[path] = self.size(path)
+        if not found:
+            raise FileNotFoundError(f"{self.url}/{path}")
+        for file, size in found.items():
+            self._copy_file(file, f"{to}{file.removeprefix(path)}", size)
+
+    def _copy_file(self, file: str, to: str, size: int) -> None:
+        if size <= COPY_LIMIT:
+            self._try(lambda at: at.lib.copy(at.sending, file, to))
+            return
+        with self.writer(to) as stream:
+            for start in range(0, size, PART_BYTES):
+                stream.write(self.read_range(file, start, min(start + PART_BYTES, size)))
+
+    def move(self, path: str, to: str) -> None:
+        self.copy(path, to)
+        self.delete(path)

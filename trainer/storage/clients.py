@@ -1,0 +1,84 @@
+"""obstore's clients of one store, made in the process that uses them, with deadlines and the environment's keys."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+from trainer.errors import StorageError
+from trainer.storage import credentials, native
+from trainer.storage.patience import CONNECT_S, LONGEST_DELAY_S, QUIET_S, SEND_S, deadline_s
+
+READ_S = 3600.0
+"""For the answer to one read, as long as its bytes keep coming."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """One store in one process. A client has one set of timeouts, so there is one for each kind of request."""
+
+    lib: ModuleType
+    quick: Any
+    """For what is answered at once: looks, lists, small files."""
+    reading: Any
+    """For bytes that come: given up when none come any more."""
+    sending: Any
+    """For bytes that go, in parts; it sends a part again by itself."""
+
+
+def connect(url: str) -> Clients:
+    """Clients for s3://bucket/prefix, az://container/prefix or abfs://container@account.host/prefix."""
+    lib = native.obstore()
+    parts = urlsplit(url)
+    azure = parts.scheme.startswith(("az", "abfs"))
+    bucket, _, host = parts.netloc.partition("@")
+    config = _azure(url, host.split(".", 1)[0] or None) if azure else _s3(url)
+    store = partial(lib.store.AzureStore if azure else lib.store.S3Store, bucket, prefix=parts.path.strip("/") or None)
+    http = {"allow_http": True} if str(config.get("endpoint", "")).startswith("http://") else {}
+    once = {"max_retries": 0, "retry_timeout": _seconds(1)}
+    again = {
+        "max_retries": 100,  # the time is what counts
+        "retry_timeout": _seconds(deadline_s()),
+        "backoff": {"init_backoff": _seconds(0.2), "max_backoff": _seconds(LONGEST_DELAY_S), "base": 2},
+    }
+
+    def client(retries: dict[str, Any], **timeouts: float) -> Any:
+        waits = {name: _seconds(value) for name, value in timeouts.items()}
+        options = {**http, "connect_timeout": _seconds(CONNECT_S), **waits}
+        return store(config=config, client_options=options, retry_config=retries, **_provider(url, azure))
+
+    try:
+        return Clients(
+            lib,
+            quick=client(once, timeout=CONNECT_S + QUIET_S),
+            reading=client(once, timeout=READ_S, read_timeout=QUIET_S),
+            sending=client(again, timeout=SEND_S),
+        )
+    except (lib.exceptions.BaseError, ValueError) as error:
+        raise StorageError(f"cannot open {url}: {str(error).splitlines()[0]}") from error
+
+
+def _s3(url: str) -> dict[str, Any]:
+    """obstore reads the rest of the AWS variables itself."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    return {"region": region, **({"endpoint": endpoint} if endpoint else {})}
+
+
+def _azure(url: str, account: str | None) -> dict[str, Any]:
+    return dict(credentials.azure(url, account))
+
+
+def _provider(url: str, azure: bool) -> dict[str, Any]:
+    """Keys of a profile file, which obstore cannot read."""
+    profile = None if azure else credentials.s3_profile(url)
+    return {} if profile is None else {"credential_provider": partial(credentials.s3_keys, profile)}
+
+
+def _seconds(value: float) -> timedelta:
+    return timedelta(seconds=value)
