@@ -14,9 +14,9 @@ import torch
 from trainer.checkpoint.checkpointer import Landed
 from trainer.config import RunConfig
 from trainer.console import Display
-from trainer.errors import StorageError
 from trainer.metrics import Sink
-from trainer.run_folder import RunFolder
+from trainer.outbox import Outbox
+from trainer.run_folder import PROGRESS, RunFolder, progress_json
 from trainer.step import StepInfo
 
 LOG = logging.getLogger("everstep")
@@ -54,6 +54,7 @@ class Journal:
         self.device = torch.device("cpu")
         self._speed = Speed(time.perf_counter(), 0)
         self._step = 0
+        self._outbox = Outbox(folder.storage)
         self._progress_at = float("-inf")
         self.checkpoint_step = 0
 
@@ -113,6 +114,7 @@ class Journal:
 
     def close(self) -> None:
         self.display.close()
+        self._outbox.close()
         for sink in self.sinks:
             sink.close()
         if self.events is not None:
@@ -156,10 +158,7 @@ class Journal:
             "checkpoint_step": self.checkpoint_step,
             "time": time.time(),
         }
-        try:
-            self.folder.write_progress(facts)
-        except (OSError, StorageError) as error:
-            LOG.warning("progress.json could not be written: %s", error)
+        self._outbox.put(PROGRESS, progress_json(facts))
 
 
 def memory_mb(device: torch.device) -> float:

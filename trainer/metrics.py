@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import IO, Any, Protocol
 
 from trainer.config import RunConfig
-from trainer.errors import ConfigError, StorageError
+from trainer.errors import ConfigError
+from trainer.outbox import Outbox
 from trainer.run_folder import RunFolder
 from trainer.storage import Storage
 
@@ -40,6 +41,7 @@ class JsonLines:
         self._parts = 0
         self._lines: list[str] = []
         self._written = time.monotonic()
+        self._outbox = Outbox(storage)
         self._file: IO[str] | None = None
         local = storage.path(path)
         if local is not None:
@@ -57,16 +59,12 @@ class JsonLines:
             self.flush()
 
     def flush(self) -> None:
-        """Write a part; what a store refuses goes into the next one."""
+        """Send a part on its way."""
         if self._lines:
             stem, dot, suffix = self.path.rpartition(".")
-            try:
-                self.storage.write(f"{stem}-{self._parts:05d}{dot}{suffix}", "".join(self._lines).encode())
-            except StorageError as error:
-                LOG.warning("%s is behind, training goes on: %s", self.path, error)
-            else:
-                self._parts += 1
-                self._lines = []
+            self._outbox.put(f"{stem}-{self._parts:05d}{dot}{suffix}", "".join(self._lines).encode())
+            self._parts += 1
+            self._lines = []
         self._written = time.monotonic()
 
     def close(self) -> None:
@@ -74,6 +72,7 @@ class JsonLines:
             self._file.close()
         else:
             self.flush()
+            self._outbox.close()
 
 
 def read_lines(folder: RunFolder, name: str) -> Iterator[dict[str, Any]]:

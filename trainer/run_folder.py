@@ -187,13 +187,14 @@ class RunFolder:
         numbers = self.attempts()
         return self.ending(numbers[-1]) if numbers else None
 
-    def write_progress(self, facts: dict[str, Any]) -> None:
-        self.storage.write(PROGRESS, _json(facts))
-
 
 def _is_checkpoint(name: str) -> bool:
     words = name.split("-")
     return len(words) == 4 and words[0] == "step" and words[1].isdigit()
+
+
+def progress_json(facts: dict[str, Any]) -> bytes:
+    return _json(facts)
 
 
 def _json(value: Any) -> bytes:

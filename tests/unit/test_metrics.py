@@ -100,7 +100,7 @@ def test_a_store_that_is_down_for_a_while_loses_no_record(
         patched.setattr(folder.storage, "write", down)
         for step in (1, 2, 3):
             lines.log(train(step, 1.0))
-    assert "metrics.jsonl is behind, training goes on: the store is down" in caplog.text
+        until(lambda: "is behind, training goes on: the store is down" in caplog.text)
     lines.log(train(4, 1.0))
     lines.close()
     folder.claim({})

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import SupersededError
-from trainer.run_folder import MANIFEST, PROGRESS, STARTER, Ending, Outcome, RunFolder
+from trainer.run_folder import MANIFEST, STARTER, Ending, Outcome, RunFolder
 
 
 @pytest.fixture
@@ -93,12 +93,6 @@ def test_every_outcome_has_its_exit_code_and_reads_back(outcome: str, code: int)
 def test_an_ending_that_cannot_be_read_counts_as_none(folder: RunFolder, text: bytes) -> None:
     folder.storage.write(folder.attempt(folder.claim({}), "outcome.json"), text)
     assert folder.last_ending() is None
-
-
-def test_progress_is_replaced_as_a_whole(folder: RunFolder) -> None:
-    for step in (1, 2):
-        folder.write_progress({"step": step, "steps": 9})
-    assert json.loads(folder.storage.read(PROGRESS)) == {"step": 2, "steps": 9}
 
 
 def test_the_newest_step_is_that_of_a_committed_checkpoint(folder: RunFolder) -> None:
