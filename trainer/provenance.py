@@ -34,7 +34,7 @@ def facts(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
         "everstep": __version__,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
-        "user": _user(),
+        "user": user(),
         "platform": platform.platform(),
         "python": platform.python_version(),
         "command": list(command),
@@ -77,7 +77,7 @@ def _git(folder: str, *arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container may run under a number without a name

@@ -24,6 +24,8 @@ class Stop:
     def __init__(self) -> None:
         self.reason = ""
         self.started = time.monotonic()
+        self.began = time.time()
+        """When this process began, in seconds since the epoch: it is made before anything heavy is imported."""
         self._deadline = float("inf")
         self._closed = threading.Event()
 
