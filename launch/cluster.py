@@ -22,7 +22,7 @@ def scheduler(name: str) -> Scheduler:
 
 
 def statuses(handles: Iterable[JobHandle]) -> dict[JobHandle, JobStatus]:
-    """What their schedulers say, by one query each. One that does not answer makes its jobs unknown, with the reason."""
+    """What their schedulers say, by one query each. Of one that does not answer, jobs are unknown, with the reason."""
     by_scheduler: dict[str, list[JobHandle]] = {}
     for handle in sorted(set(handles)):
         by_scheduler.setdefault(handle.scheduler, []).append(handle)

