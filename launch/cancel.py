@@ -47,7 +47,7 @@ def cancel_run(folder: RunFolder) -> str:
 def _job(folder: RunFolder, history: History) -> str:
     newest = history.submissions[-1]
     cluster = scheduler(newest.scheduler or (newest.handle.scheduler if newest.handle else ""))
-    handle = newest.handle or cluster.find(str(newest.intent.get("token", "")))
+    handle = newest.handle if newest.is_settled else cluster.find(str(newest.intent.get("token", "")))
     if handle is None:
         _keep(folder)
         return "no job is known of it yet; if its launcher is still at work, cancel again"

@@ -40,7 +40,7 @@ class Stretch:
     caught_up: float | None = None
     """When it was where the attempts before it had been; None when there was nothing to repeat."""
     job_started: float | None = None
-    """When the scheduler gave it its nodes, where that is known."""
+    """When the scheduler gave it its nodes, where that is known; it may have been for an attempt before this one."""
     pauses: Sequence[Pause] = ()
 
 

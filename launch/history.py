@@ -10,7 +10,7 @@ from typing import Any
 from launch.job import JobHandle
 from launch.runs import is_run
 from trainer.errors import ConfigError, EverstepError
-from trainer.run_folder import ATTEMPTS, PROGRESS, RESTARTS, SUBMISSIONS, Ending, RunFolder
+from trainer.run_folder import ATTEMPTS, PROGRESS, RESTARTS, STARTS, SUBMISSIONS, Ending, RunFolder
 
 READERS = 16
 """Threads that read at a time: a store answers many as fast as one."""
@@ -35,13 +35,23 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class Start:
+    """One time that a scheduler gave the run its nodes."""
+
+    at: float
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Submission:
-    """One job that was asked for; without a handle it is not known whether there is one."""
+    """One job that was asked for."""
 
     number: int
     at: float
     scheduler: str = ""
     handle: JobHandle | None = None
+    is_settled: bool = False
+    """Whether it is known what became of it; settled without a handle it became no job."""
     intent: dict[str, Any] = field(default_factory=dict)
 
 
@@ -53,6 +63,7 @@ class History:
     url: str
     attempts: tuple[Attempt, ...] = ()
     submissions: tuple[Submission, ...] = ()
+    starts: tuple[Start, ...] = ()
     decisions: tuple[dict[str, Any], ...] = ()
     """What the restart policy, or a user, decided: `reason`, `outcome`, `go_on`, `time`."""
     progress: dict[str, Any] = field(default_factory=dict)
@@ -80,6 +91,7 @@ def read(folder: RunFolder, newest_only: bool = False) -> History:
         raise NotARun(f"{folder.url} is no run folder")
     attempts = folder.attempts() if ATTEMPTS in there else []
     submissions = _numbers(folder, SUBMISSIONS) if SUBMISSIONS in there else []
+    starts = _numbers(folder, STARTS, "") if STARTS in there else []
     restarts = _numbers(folder, RESTARTS) if RESTARTS in there else []
     last = slice(-1, None) if newest_only else slice(None)
     with ThreadPoolExecutor(READERS) as pool:
@@ -88,6 +100,7 @@ def read(folder: RunFolder, newest_only: bool = False) -> History:
             folder.url,
             tuple(pool.map(lambda number: attempt(folder, number), attempts[last])),
             tuple(pool.map(lambda number: _submission(folder, number), submissions[last])),
+            tuple(pool.map(lambda number: _start(folder, number), starts[last])),
             tuple(pool.map(lambda number: folder.facts(f"{RESTARTS}/{number:04d}.json"), restarts[last])),
             folder.facts(PROGRESS) if PROGRESS in there else {},
         )
@@ -122,11 +135,18 @@ def attempt(folder: RunFolder, number: int) -> Attempt:
 
 def _submission(folder: RunFolder, number: int) -> Submission:
     intent = folder.facts(f"{SUBMISSIONS}/{number:04d}.json")
-    told = folder.facts(f"{SUBMISSIONS}/{number:04d}.handle.json").get("handle")
-    handle = JobHandle.parse(told) if told else None
-    return Submission(number, float(intent.get("time") or 0.0), str(intent.get("scheduler") or ""), handle, intent)
+    settled = folder.facts(f"{SUBMISSIONS}/{number:04d}.handle.json")
+    handle = JobHandle.parse(settled["handle"]) if settled.get("handle") else None
+    at, scheduler = float(intent.get("time") or 0.0), str(intent.get("scheduler") or "")
+    return Submission(number, at, scheduler, handle, bool(settled), intent)
 
 
-def _numbers(folder: RunFolder, where: str) -> list[int]:
+def _start(folder: RunFolder, number: int) -> Start:
+    facts = folder.facts(f"{STARTS}/{number:04d}/start.json")
+    return Start(float(facts.get("time") or 0.0), tuple(map(str, facts.get("hosts") or ())))
+
+
+def _numbers(folder: RunFolder, where: str, ending: str = ".json") -> list[int]:
     """Of 0001.json, 0001.handle.json, 0002.json …: 1, 2."""
-    return sorted(int(name[:-5]) for name in folder.storage.names(where) if name[:-5].isdigit())
+    stems = (name.removesuffix(ending) for name in folder.storage.names(where) if name.endswith(ending))
+    return sorted(int(stem) for stem in stems if stem.isdigit())

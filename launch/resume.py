@@ -10,7 +10,7 @@ from typing import Any
 
 from launch.amend import amend
 from launch.cluster import scheduler, statuses
-from launch.config import JobConfig, job_config, job_yaml, processes
+from launch.config import JobConfig, job_config, processes
 from launch.history import History, read
 from launch.ls import Line, line
 from launch.run import start
@@ -58,9 +58,13 @@ def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
         return start(config, job, nproc, folder)
     # Loaded by name, since only who submits pays for it.
     submit = importlib.import_module("launch.submission").submit
-    folder.storage.write(JOB, job_yaml(job).encode())
-    handle = submit(folder, job, program(config, folder), scheduler(job.scheduler))
-    print(f"{config.run} in {folder.url}: {handle}")
+    cluster = scheduler(job.scheduler)
+    if problems := cluster.problems(job):
+        for problem in problems[:-1]:
+            say(problem)
+        raise ConfigError(problems[-1])
+    receipt = submit(folder, job, program(config, folder), cluster)
+    print(f"{config.run} in {folder.url}: {receipt.handle}")
     return 0
 
 
@@ -109,7 +113,7 @@ def _goes_on(here: Line) -> bool:
 
 def _is_unknown_submission(history: History) -> bool:
     """A launcher died between the intent and the job: `submit` finds out what became of it."""
-    return bool(history.submissions) and history.handle is None
+    return bool(history.submissions) and not history.submissions[-1].is_settled
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -77,7 +77,7 @@ def standing(history: History, job: JobStatus | None, alive: bool | None, now: f
         return Standing(RunState.queued, job.reason)
     if job is not None and job.state is JobState.running:
         return _running(history, job)
-    if job is None and history.submissions and history.handle is None and not _cancelled(history):
+    if history.submissions and not history.submissions[-1].is_settled and not _cancelled(history):
         return Standing(RunState.queued, "submitted, but the launcher ended before it knew the job; resume finds it")
     return _at_rest(history, job, alive, now)
 

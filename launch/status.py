@@ -36,11 +36,11 @@ class Report:
     """The last lines of the log of the rank that failed."""
 
     def facts(self) -> dict[str, Any]:
-        history, job = self.line.history, self.line.job
+        history = self.line.history
         return {
             **self.line.facts(time.time()),
             "job": str(history.handle) if history.handle else None,
-            "nodes": list(job.nodes) if job is not None else ([history.last.host] if history.last else []),
+            "nodes": _nodes(self.line),
             "checkpoint_step": self.checkpoint_step,
             "attempts": [
                 {
@@ -63,6 +63,15 @@ class Report:
                 "parts_s": {part: round(seconds, 2) for part, seconds in self.goodput.parts.items()},
             },
         }
+
+
+def _nodes(line: Line) -> list[str]:
+    """Where it runs, or ran last."""
+    if line.job is not None and line.job.nodes:
+        return list(line.job.nodes)
+    if line.history.starts:
+        return list(line.history.starts[-1].hosts)
+    return [line.history.last.host] if line.history.last else []
 
 
 def status(arguments: Sequence[str]) -> int:

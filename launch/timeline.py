@@ -52,11 +52,12 @@ def timeline(folder: RunFolder, history: History, job: JobStatus | None, until: 
     last_sign = max([each.last_sign for each in accounts] + [each.at for each in history.submissions], default=0.0)
     decided = [float(each["time"]) for each in history.decisions if each.get("time")]
     end = max([last_sign, *decided]) if until is None else until
+    given = [each.at for each in history.starts] + ([job.started_at] if job is not None and job.started_at else [])
     stretches, passed, replayed = [], 0, 0
     for each in accounts:
         running = until is not None and each is accounts[-1] and each.attempt.ending is None
         ended = end if running else each.last_sign
-        stretches.append(_stretch(each, ended, passed, job))
+        stretches.append(_stretch(each, ended, passed, given))
         replayed += max(0, min(passed, each.reached) - each.start_step)
         passed = max(passed, each.reached)
     scheduled = bool(history.submissions)
@@ -72,17 +73,16 @@ def account(folder: RunFolder, attempt: Attempt) -> Account:
     return Account(attempt, events, metrics, int(restored.get("step") or 0))
 
 
-def _stretch(account: Account, ended: float, passed: int, job: JobStatus | None) -> Stretch:
+def _stretch(account: Account, ended: float, passed: int, given: Sequence[float]) -> Stretch:
     first = next((float(event["time"]) for event in account.events if event.get("event") == "first_step"), None)
     if first is None and account.steps:
         first = float(account.steps[0]["time"])
-    started = job.started_at if job is not None else None
     return Stretch(
         account.attempt.began_at,
         ended,
         first,
         _caught_up(account, first, passed, ended),
-        started if started is not None and started <= account.attempt.began_at else None,
+        max((moment for moment in given if moment <= account.attempt.began_at), default=None),
         [*_pauses(account)],
     )
 

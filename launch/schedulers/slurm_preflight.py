@@ -21,8 +21,8 @@ PARTITIONS = ("scontrol", "show", "partition", "-o")
 NODES = ("sinfo", "--json")
 NO_SUCH_NODES = "Requested node configuration is not available"
 ABOUT = {
-    "partition": "job.partition",
     "account": "job.account",
+    "partition": "job.partition",
     "qos": "job.qos",
     "time limit": "job.time",
     "feature": "job.constraint",
@@ -80,8 +80,12 @@ def ask(argv: Sequence[str]) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def problems(job: Wish, ask: Ask = ask) -> list[str]:
-    """Everything that stands against the job, one line each with the key to change; empty when it could start."""
+def problems(job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None) -> list[str]:
+    """Everything that stands against the job, one line each with the key to change; empty when it could start.
+
+    Args:
+        flags: of the sbatch that would be; None makes those that follow from `job`.
+    """
     told = ask(PARTITIONS)
     if told.code != 0:
         return [f"job.scheduler='slurm': {told.last_line}"]
@@ -94,7 +98,7 @@ def problems(job: Wish, ask: Ask = ask) -> list[str]:
     found = [_against(job, partition, nodes) for partition in wanted]
     if all(found):
         return found[0]
-    return _refusal(job, wanted, nodes, ask)
+    return _refusal(flags_of(job) if flags is None else flags, wanted, nodes, ask)
 
 
 def _wanted(job: Wish, partitions: dict[str, Partition]) -> tuple[list[Partition], list[str]]:
@@ -143,7 +147,7 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
     if not inside:  # the list of nodes could not be had: `sbatch --test-only` has the last word
         return []
     asks = {
-        _gpu_key(job): (_gpus(job, inside), "gpus", "GPUs"),
+        "job.gpus": (_gpus(job), "gpus", "GPUs"),
         "job.cpus": (job.cpus, "cpus", "CPUs"),
         "job.mem": (megabytes(job.mem), "memory_mb", "MB of memory"),
     }
@@ -153,9 +157,9 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
         if attribute == "memory_mb":
             most = min(most, partition.max_memory_mb or most)
         if wanted is not None and wanted > most:
-            found.append(
-                f"{key}={wanted}: nodes of partition {partition.name} have at most {most} {unit}; change {key}"
-            )
+            auto = " (as many as job.nproc)" if key == "job.gpus" and job.gpus == "auto" else ""
+            has = f"nodes of partition {partition.name} have at most {most} {unit}"
+            found.append(f"{key}={wanted}{auto}: {has}; change {key}")
     fewest = job.node_range[0]
     enough = [
         group for group in inside if all(getattr(group, which) >= (wanted or 0) for wanted, which, _ in asks.values())
@@ -168,15 +172,11 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
     return found
 
 
-def _gpu_key(job: Wish) -> str:
-    return "job.nproc" if job.gpus == "auto" else "job.gpus"
-
-
-def _gpus(job: Wish, inside: Sequence[Nodes]) -> int | None:
-    """GPUs that each node has to have. `auto` means one for each process, where the partition has any."""
+def _gpus(job: Wish) -> int | None:
+    """GPUs that each node has to have. `auto` is one for each process, where their number is known."""
     if isinstance(job.gpus, int):
         return job.gpus
-    return job.nproc if isinstance(job.nproc, int) and any(group.gpus for group in inside) else None
+    return job.nproc if isinstance(job.nproc, int) else None
 
 
 def megabytes(text: str | None) -> int | None:
@@ -187,9 +187,9 @@ def megabytes(text: str | None) -> int | None:
     return int(int(form[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[form[2]])
 
 
-def _refusal(job: Wish, wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask) -> list[str]:
+def _refusal(flags: Sequence[str], wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask) -> list[str]:
     """What Slurm itself says against the job, which it is shown and not given."""
-    told = ask(["sbatch", "--test-only", *flags(job), "--wrap=true"])
+    told = ask(["sbatch", "--test-only", *flags, "--wrap=true"])
     if told.code == 0:
         return []
     names = {partition.name for partition in wanted}
@@ -201,18 +201,18 @@ def _refusal(job: Wish, wanted: Sequence[Partition], nodes: Sequence[Nodes], ask
     return [f"{key}: Slurm refuses the job: {said}"]
 
 
-def flags(job: Wish) -> list[str]:
+def flags_of(job: Wish) -> list[str]:
     """What the job asks of the cluster, as sbatch says it."""
     fewest, most = job.node_range
     given = {
         "--nodes": str(fewest) if fewest == most else f"{fewest}-{most}",
-        "--time": None if job.time_s is None else str(max(1, job.time_s // 60)),
+        "--time": None if job.time_s is None else str(-(-job.time_s // 60)),
         "--partition": job.partition,
         "--account": job.account,
         "--qos": job.qos,
         "--constraint": job.constraint,
         "--exclude": ",".join(job.exclude) or None,
-        "--gpus-per-node": str(job.gpus) if isinstance(job.gpus, int) and job.gpus else None,
+        "--gpus-per-node": str(_gpus(job)) if _gpus(job) else None,
         "--cpus-per-task": None if job.cpus is None else str(job.cpus),
         "--mem": job.mem,
     }
