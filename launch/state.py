@@ -97,7 +97,8 @@ def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: f
     """What the folder says of a run whose job is over, or unknown, or never was."""
     over = OF_JOB.get(job.state) if job is not None else None
     last, decision = history.last, history.decisions[-1] if history.decisions else {}
-    asked = max((each.at for each in history.submissions[-1:]), default=0.0)
+    # A submission that became no job has changed nothing.
+    asked = max((each.at for each in history.submissions[-1:] if each.handle is not None), default=0.0)
     decided_at = float(decision.get("time") or 0.0)
     newest = decided_at > max(asked, last.claimed_at if last else 0.0)
     if _cancelled(history):
