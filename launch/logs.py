@@ -113,11 +113,12 @@ def _looks(folder: RunFolder, poll_s: float) -> Iterator[bool]:
 
 
 def _announce(folder: RunFolder, number: int) -> None:
+    """Say in a line that another attempt has begun, and why."""
     attempt = read_attempt(folder, number)
-    step = folder.facts(folder.attempt(number, "restored.json")).get("step")
     where = f" on {attempt.host}" if attempt.host and not is_here(attempt) else ""
-    start = "" if step is None else f", from step {step}"
-    _write(f"--- attempt {number}{where}{start} ---\n".encode())
+    decisions = [each for each in read(folder, newest_only=True).decisions if each.get("go_on")]
+    why = f": {decisions[-1].get('reason', '')}" if decisions and number > 1 else ""
+    _write(f"--- attempt {number}{where}{why} ---\n".encode())
 
 
 def _last(data: bytes, lines: int | None) -> bytes:

@@ -88,7 +88,10 @@ def nodes_of(text: str) -> list[Nodes]:
 
 def _node(node: dict[str, Any]) -> Nodes:
     state = node.get("state", "")
-    words = {str(word).upper() for word in [*(state if isinstance(state, list) else [state]), *(node.get("state_flags") or [])]}
+    words = {
+        str(word).upper()
+        for word in [*(state if isinstance(state, list) else [state]), *(node.get("state_flags") or [])]
+    }
     return Nodes(
         1,
         tuple(node.get("partitions") or ()),
