@@ -268,9 +268,10 @@ def _write(members: Sequence[Member], folder: Path) -> None:
                 target.chmod(member.mode)
         except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
             raise SnapshotError(f"{member.path} of the code lies in the way of another file") from error
+    top = os.path.realpath(folder)
     for member in members:
         # Links through links may lead further than each one's words say.
-        if member.link and not (folder / member.path).resolve().is_relative_to(folder.resolve()):
+        if member.link and not Path(os.path.realpath(folder / member.path)).is_relative_to(top):
             raise SnapshotError(f"{member.path} of the code is a link out of it")
 
 
