@@ -54,6 +54,7 @@ OPTIONS = {
     "cancel": ["--root"],
     "resume": ["--config-dir", "--root"],
 }
+WITH_VALUE = ("--attempt", "--config-dir", "--rank", "--root", "--tail")
 
 
 def completion(arguments: Sequence[str]) -> int:
@@ -86,13 +87,19 @@ def candidates(words: Sequence[str]) -> list[str]:
         return _starting(word, SCRIPTS)
     if verb in SUBVERBS and len(words) == 2:
         return _starting(word, SUBVERBS[verb])
-    if verb in OF_A_RUN and not word.startswith("-") and (len(words) == 2 or verb == "cancel"):
+    if verb in OF_A_RUN and not word.startswith("-") and (verb == "cancel" or not _plain(words[1:-1])):
         return _starting(word, _runs(words))
     if word.startswith("-"):
         return _starting(word, [*OPTIONS.get(verb, []), "--help"] if verb in VERBS else [])
     if verb not in KEYED:
         return []
     return _values(word, words) if "=" in word else _keys(word, words)
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    """Words that are neither options nor what belongs to one."""
+    before = ["", *words]
+    return [word for last, word in zip(before, words, strict=False) if word[:1] != "-" and last not in WITH_VALUE]
 
 
 def _verbs() -> Iterable[str]:
