@@ -50,7 +50,7 @@ OPTIONS = {
     "check": ["--config-dir", "--quick"],
     "ls": ["--json"],
     "status": ["--follow", "--json", "--root"],
-    "logs": ["--attempt", "--follow", "--rank", "--root", "--tail"],
+    "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
     "cancel": ["--root"],
     "resume": ["--config-dir", "--root"],
 }

@@ -19,6 +19,10 @@ PARTS = {
 }
 
 
+TICK_S = 1.0
+"""Schedulers count in whole seconds, so a job may seem to start before it was asked for."""
+
+
 @dataclass(frozen=True)
 class Pause:
     """Training stood still for a while, until `at` (seconds since the epoch)."""
@@ -39,8 +43,6 @@ class Stretch:
     """When its first step was done; None when none was."""
     caught_up: float | None = None
     """When it was where the attempts before it had been; None when there was nothing to repeat."""
-    job_started: float | None = None
-    """When the scheduler gave it its nodes, where that is known; it may have been for an attempt before this one."""
     pauses: Sequence[Pause] = ()
 
 
@@ -55,6 +57,8 @@ class Timeline:
     stretches: Sequence[Stretch] = ()
     asked: Sequence[float] = ()
     """When a scheduler was asked for nodes: submissions, and decisions to start again."""
+    given: Sequence[float] = ()
+    """When it gave them, where that is known."""
     replayed_steps: int = 0
 
 
@@ -104,22 +108,22 @@ def goodput(timeline: Timeline) -> Goodput:
     cuts = _Cuts(timeline.since, timeline.until)
     ordered = sorted(timeline.stretches, key=lambda stretch: stretch.began)
     for number, stretch in enumerate(ordered):
-        _wait(cuts, timeline.asked, stretch.began, stretch.job_started)
+        _wait(cuts, timeline, stretch.began)
         # A writer that was cut off may have gone on beside its successor; its time counts until then.
         successor = ordered[number + 1].began if number + 1 < len(ordered) else timeline.until
         _work(cuts, stretch, min(stretch.ended, successor))
-    _wait(cuts, timeline.asked, timeline.until, None)
+    _wait(cuts, timeline, timeline.until)
     return Goodput(cuts.parts, timeline.replayed_steps)
 
 
-def _wait(cuts: _Cuts, asked: Sequence[float], until: float, job_started: float | None) -> None:
+def _wait(cuts: _Cuts, timeline: Timeline, until: float) -> None:
     """The time between two attempts."""
-    since = next((moment for moment in sorted(asked) if cuts.at <= moment <= until), None)
+    since = next((moment for moment in sorted(timeline.asked) if cuts.at <= moment <= until), None)
     if since is None:
         cuts.cut(DOWN, until)
         return
     cuts.cut(DOWN, since)
-    cuts.cut(QUEUE, until if job_started is None else min(job_started, until))
+    cuts.cut(QUEUE, next((moment for moment in sorted(timeline.given) if since - TICK_S <= moment <= until), until))
     cuts.cut(START, until)
 
 

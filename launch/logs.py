@@ -28,18 +28,38 @@ def logs(arguments: Sequence[str]) -> int:
     """The verb."""
     options = _parser().parse_args(arguments)
     folder = find(options.run, options.root)
-    number = options.attempt or max(folder.attempts(), default=0)
     if options.attempt is not None and options.attempt not in folder.attempts():
         raise ConfigError(f"--attempt {options.attempt}: the run has {_listed(folder.attempts())}")
-    if not number and not options.follow:
-        raise ConfigError(f"{folder.url} has no attempt yet; with -f this waits for one")
     if options.follow:
-        return _follow(folder, options.rank, number, options.tail)
-    tail = Tail(folder, number, options.rank)
-    if not tail.exists():
-        raise ConfigError(f"--rank {options.rank}: attempt {number} has the logs of {_listed(ranks(folder, number))}")
-    _write(_last(tail.read(), options.tail))
+        return _follow(folder, options)
+    found = _paths(folder, options)
+    if not found:
+        raise ConfigError(
+            f"{folder.url} has no {'output of a job' if options.job else 'attempt'} yet; -f waits for one"
+        )
+    if not folder.storage.exists(found[-1].path):
+        attempt = found[-1].attempt
+        raise ConfigError(f"--rank {options.rank}: attempt {attempt} has the logs of {_listed(ranks(folder, attempt))}")
+    _write(_last(Tail(folder, found[-1].path).read(), options.tail))
     return 0
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file of a run's logs."""
+
+    path: str
+    attempt: int = 0
+    """0 where it is the output of a job, of all its attempts."""
+
+
+def _paths(folder: RunFolder, options: argparse.Namespace) -> list[Source]:
+    """Those that are asked for, the newest last."""
+    if options.job:
+        names = [name for name in folder.storage.names() if name.startswith("slurm-") and name.endswith(".out")]
+        return [Source(name) for name in sorted(names, key=lambda name: (len(name), name))]
+    attempts = folder.attempts() if options.attempt is None else [options.attempt]
+    return [Source(folder.attempt(number, f"rank-{options.rank:04d}.log"), number) for number in attempts]
 
 
 @dataclass
@@ -47,16 +67,8 @@ class Tail:
     """One log as far as it was read."""
 
     folder: RunFolder
-    attempt: int
-    rank: int
+    path: str
     read_to: int = 0
-
-    @property
-    def path(self) -> str:
-        return self.folder.attempt(self.attempt, f"rank-{self.rank:04d}.log")
-
-    def exists(self) -> bool:
-        return self.folder.storage.exists(self.path)
 
     def read(self) -> bytes:
         """What has come since the last call."""
@@ -75,20 +87,22 @@ def ranks(folder: RunFolder, attempt: int) -> list[int]:
     return [int(name[5:-4]) for name in names if name.startswith("rank-") and name.endswith(".log")]
 
 
-def _follow(folder: RunFolder, rank: int, number: int, last: int | None) -> int:
-    """All that comes, of this attempt and of those after it, until the run is over."""
+def _follow(folder: RunFolder, options: argparse.Namespace) -> int:
+    """All that comes, of the newest log and of those after it, until the run is over."""
     poll_s = POLL_S if folder.storage.path() is not None else POLL_REMOTE_S
-    tail = Tail(folder, number, rank) if number else None
+    seen = _paths(folder, options)
+    tail = Tail(folder, seen[-1].path) if seen else None
     if tail is not None:
-        _write(_last(tail.read(), last))
+        _write(_last(tail.read(), options.tail))
     for over in _looks(folder, poll_s):
         if tail is not None:
             _write(tail.read())
-        for newer in [each for each in folder.attempts() if each > (tail.attempt if tail else 0)]:
+        for source in _paths(folder, options)[len(seen) :]:
             if tail is not None:
                 _write(tail.read())  # what it wrote between the look above and its end
-            tail = Tail(folder, newer, rank)
-            _announce(folder, newer)
+            seen.append(source)
+            tail = Tail(folder, source.path)
+            _announce(folder, source)
             _write(tail.read())
         if over:
             return 0
@@ -112,13 +126,16 @@ def _looks(folder: RunFolder, poll_s: float) -> Iterator[bool]:
         time.sleep(poll_s)
 
 
-def _announce(folder: RunFolder, number: int) -> None:
-    """Say in a line that another attempt has begun, and why."""
-    attempt = read_attempt(folder, number)
+def _announce(folder: RunFolder, source: Source) -> None:
+    """Say in a line that another attempt, or job, has begun, and why."""
+    if not source.attempt:
+        _write(f"--- {source.path} ---\n".encode())
+        return
+    attempt = read_attempt(folder, source.attempt)
     where = f" on {attempt.host}" if attempt.host and not is_here(attempt) else ""
     decisions = [each for each in read(folder, newest_only=True).decisions if each.get("go_on")]
-    why = f": {decisions[-1].get('reason', '')}" if decisions and number > 1 else ""
-    _write(f"--- attempt {number}{where}{why} ---\n".encode())
+    why = f": {decisions[-1].get('reason', '')}" if decisions and source.attempt > 1 else ""
+    _write(f"--- attempt {source.attempt}{where}{why} ---\n".encode())
 
 
 def _last(data: bytes, lines: int | None) -> bytes:
@@ -142,5 +159,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, across restarts")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="whose log (0)")
     parser.add_argument("--attempt", type=int, metavar="N", help="of which attempt (the newest)")
+    parser.add_argument("--job", action="store_true", help="what a job's script and all its processes have printed")
     parser.add_argument("--tail", type=int, metavar="N", help="the last N lines only")
     return parser

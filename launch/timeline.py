@@ -52,18 +52,18 @@ def timeline(folder: RunFolder, history: History, job: JobStatus | None, until: 
     last_sign = max([each.last_sign for each in accounts] + [each.at for each in history.submissions], default=0.0)
     decided = [float(each["time"]) for each in history.decisions if each.get("time")]
     end = max([last_sign, *decided]) if until is None else until
-    given = [each.at for each in history.starts] + ([job.started_at] if job is not None and job.started_at else [])
     stretches, passed, replayed = [], 0, 0
     for each in accounts:
         running = until is not None and each is accounts[-1] and each.attempt.ending is None
         ended = end if running else each.last_sign
-        stretches.append(_stretch(each, ended, passed, given))
+        stretches.append(_stretch(each, ended, passed))
         replayed += max(0, min(passed, each.reached) - each.start_step)
         passed = max(passed, each.reached)
     scheduled = bool(history.submissions)
     restarts = [float(each["time"]) for each in history.decisions if each.get("go_on") and each.get("time")]
     asked = [each.at for each in history.submissions] + (restarts if scheduled else [])
-    return Timeline(history.started_at or end, end, stretches, asked, replayed)
+    given = [each.at for each in history.starts] + ([job.started_at] if job is not None and job.started_at else [])
+    return Timeline(history.started_at or end, end, stretches, asked, given, replayed)
 
 
 def account(folder: RunFolder, attempt: Attempt) -> Account:
@@ -73,7 +73,7 @@ def account(folder: RunFolder, attempt: Attempt) -> Account:
     return Account(attempt, events, metrics, int(restored.get("step") or 0))
 
 
-def _stretch(account: Account, ended: float, passed: int, given: Sequence[float]) -> Stretch:
+def _stretch(account: Account, ended: float, passed: int) -> Stretch:
     first = next((float(event["time"]) for event in account.events if event.get("event") == "first_step"), None)
     if first is None and account.steps:
         first = float(account.steps[0]["time"])
@@ -82,7 +82,6 @@ def _stretch(account: Account, ended: float, passed: int, given: Sequence[float]
         ended,
         first,
         _caught_up(account, first, passed, ended),
-        max((moment for moment in given if moment <= account.attempt.began_at), default=None),
         [*_pauses(account)],
     )
 

@@ -10,16 +10,15 @@ from launch.goodput import PARTS, Pause, Stretch, Timeline, goodput
 
 moments = st.floats(0, 1000, allow_nan=False)
 pauses = st.builds(Pause, st.sampled_from(["checkpoint", "evaluation", "data wait"]), moments, st.floats(0, 500))
-stretches = st.builds(
-    Stretch,
+stretches = st.builds(Stretch, moments, moments, st.none() | moments, st.none() | moments, st.lists(pauses, max_size=4))
+timelines = st.builds(
+    Timeline,
     moments,
     moments,
-    st.none() | moments,
-    st.none() | moments,
-    st.none() | moments,
-    st.lists(pauses, max_size=4),
+    st.lists(stretches, max_size=5),
+    st.lists(moments, max_size=5),
+    st.lists(moments, max_size=5),
 )
-timelines = st.builds(Timeline, moments, moments, st.lists(stretches, max_size=5), st.lists(moments, max_size=5))
 
 
 def parts(timeline: Timeline) -> dict[str, float]:
@@ -42,8 +41,8 @@ def test_one_attempt_that_is_never_interrupted() -> None:
 
 
 def test_a_job_waits_in_the_queue_and_starts_on_its_nodes() -> None:
-    attempt = Stretch(70, 100, first_step=75, job_started=60)
-    assert parts(Timeline(0, 100, [attempt], asked=[0])) == {"queue": 60, "start": 15, "productive": 25}
+    attempt = Stretch(70, 100, first_step=75)
+    assert parts(Timeline(0, 100, [attempt], asked=[0], given=[60])) == {"queue": 60, "start": 15, "productive": 25}
 
 
 def test_what_is_done_again_after_a_restart_is_not_productive() -> None:
@@ -54,8 +53,8 @@ def test_what_is_done_again_after_a_restart_is_not_productive() -> None:
 
 
 def test_between_the_failure_and_the_decision_nothing_is_asked_for() -> None:
-    first, second = Stretch(0, 50, first_step=0), Stretch(90, 100, first_step=92, job_started=88)
-    spent = parts(Timeline(0, 100, [first, second], asked=[0, 60]))
+    first, second = Stretch(0, 50, first_step=0), Stretch(90, 100, first_step=92)
+    spent = parts(Timeline(0, 100, [first, second], asked=[0, 60], given=[0, 88]))
     assert spent == {"productive": 58, "down": 10, "queue": 28, "start": 4}
 
 
@@ -76,6 +75,11 @@ def test_a_writer_that_was_cut_off_counts_until_its_successor_began() -> None:
 def test_a_run_that_waits_has_no_productive_second_yet() -> None:
     spent = goodput(Timeline(0, 30, asked=[0]))
     assert (spent.parts["queue"], spent.fraction) == (30, 0)
+
+
+def test_a_job_that_has_its_nodes_and_no_attempt_yet_is_starting() -> None:
+    assert parts(Timeline(0, 30, asked=[0.4], given=[0])) == {"down": 0.4, "start": 29.6}
+    assert parts(Timeline(0, 30, asked=[0], given=[20])) == {"queue": 20, "start": 10}
 
 
 def test_nothing_at_all_is_no_error() -> None:

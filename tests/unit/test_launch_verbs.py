@@ -268,10 +268,21 @@ def test_ctrl_c_ends_following_quietly(root: Path, tmp_path: Path) -> None:
     assert (following.returncode, said) == (130, b"")
 
 
+def test_what_a_job_printed_is_a_log_of_its_own(root: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    records = done(root, "demo")
+    assert main(["logs", "demo", "--job"]) == 2
+    assert b"has no output of a job yet" in capfdbinary.readouterr().err
+    for number in (9, 10):
+        records.folder.storage.write(f"slurm-{number}.out", f"job {number}\n".encode())
+    assert main(["logs", "demo", "--job"]) == 0
+    assert main(["logs", "demo", "--job", "-f"]) == 0
+    assert capfdbinary.readouterr().out == b"job 10\njob 10\n"
+
+
 def test_a_log_in_an_object_store_is_read_from_where_it_was_left(tmp_path: Path) -> None:
     records = Records(f"memory://logs/{tmp_path.name}")
     records.log(1, "one\n")
-    tail = logs.Tail(records.folder, 1, 0)
+    tail = logs.Tail(records.folder, "attempts/0001/rank-0000.log")
     assert tail.read() == b"one\n"
     records.log(1, "one\ntwo\n")
     assert (tail.read(), tail.read()) == (b"two\n", b"")
