@@ -84,6 +84,8 @@ def standing(history: History, job: JobStatus | None, alive: bool | None, now: f
 
 def _running(history: History, job: JobStatus) -> Standing:
     last = history.last
+    if _cancelled(history):  # it still clears its nodes
+        return Standing(RunState.cancelled, str(history.decisions[-1].get("reason", "")))
     if last is None or last.claimed_at < (job.started_at or 0.0):
         return Standing(RunState.starting, "the job runs, its processes have not claimed an attempt yet")
     if last.ending is None:

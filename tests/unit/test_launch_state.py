@@ -131,6 +131,8 @@ def test_an_intent_without_a_job_is_queued_until_it_is_known_that_there_is_none(
 def test_a_cancelled_run_stays_so_until_it_is_asked_for_again() -> None:
     cancelled = (decided(False, 10, "by me", outcome="cancelled"),)
     assert state(submitted(attempt(), decisions=cancelled)) is RunState.cancelled
+    ending = submitted(attempt(ending=ended("preempted")), decisions=cancelled)
+    assert state(ending, JobStatus(JobState.running, started_at=NOW - 150)) is RunState.cancelled
     assert state(submitted(decisions=cancelled, at=NOW - 5), JobStatus(JobState.failed)) is RunState.failed
     assert state(history(submissions=(Submission(1, NOW - 50, "slurm"),), decisions=cancelled)) is RunState.cancelled
 
