@@ -118,7 +118,7 @@ def _wanted(job: Wish, partitions: dict[str, Partition]) -> tuple[list[Partition
 
 
 def _against(job: Wish, partition: Partition, nodes: Sequence[Nodes]) -> list[str]:
-    inside = [group for group in nodes if partition.name in group.partitions and group.name not in job.exclude]
+    inside = [group for group in nodes if partition.name in group.partitions]
     return [*_limits(job, partition), *_hardware(job, partition, inside)]
 
 
@@ -162,7 +162,10 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
             found.append(f"{key}={wanted}{auto}: {has}; change {key}")
     fewest = job.node_range[0]
     enough = [
-        group for group in inside if all(getattr(group, which) >= (wanted or 0) for wanted, which, _ in asks.values())
+        group
+        for group in inside
+        if group.name not in job.exclude
+        and all(getattr(group, which) >= (wanted or 0) for wanted, which, _ in asks.values())
     ]
     count = sum(group.count for group in enough)
     if not found and fewest <= partition.nodes and count < fewest:

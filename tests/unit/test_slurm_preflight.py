@@ -87,6 +87,8 @@ def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
                                              "change job.mem"),
         (Job((3, 3), exclude=["n2"]), "job.nodes=3: only 2 nodes of partition main have what is asked of each, without "
                                       "n2; change job.nodes"),
+        (Job((1, 2), exclude=["n1", "n2", "n3"]), "job.nodes=1: only 0 nodes of partition main have what is asked of "
+                                                  "each, without n1 n2 n3; change job.nodes"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_one_line_with_the_key(job: Job, said: str) -> None:
