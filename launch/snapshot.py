@@ -10,8 +10,10 @@ import gzip
 import io
 import os
 import shutil
+import stat
 import subprocess
 import tarfile
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -116,6 +118,20 @@ def pack(members: Sequence[Member]) -> bytes:
                 info.size = len(member.data)
                 tar.addfile(info, io.BytesIO(member.data))
     return packed.getvalue()
+
+
+def node_folder() -> Path:
+    """Where this node unpacks code: on its own disk, and nobody else's to write, since what lies there is run.
+
+    Raises:
+        SnapshotError: when another user has made the folder, or may write to it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"everstep-code-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    seen = folder.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
+        raise SnapshotError(f"{folder} is not yours alone: remove it, or set TMPDIR to a folder of your own")
+    return folder
 
 
 def unpack(run: RunFolder, digest: str, into: Path) -> Path:

@@ -291,6 +291,23 @@ def test_a_snapshot_that_is_gone_says_so(run: RunFolder, tmp_path: Path) -> None
         unpack(run, "0" * 32, tmp_path)
 
 
+def test_a_node_runs_only_code_that_nobody_else_could_have_put_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = snapshot.node_folder()
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert snapshot.node_folder() == folder
+    folder.chmod(0o777)
+    with pytest.raises(SnapshotError, match="is not yours alone"):
+        snapshot.node_folder()
+    folder.rmdir()
+    (tmp_path / "others").mkdir()
+    folder.symlink_to(tmp_path / "others")
+    with pytest.raises(SnapshotError, match="is not yours alone"):
+        snapshot.node_folder()
+
+
 names = st.text("ab/.", min_size=1, max_size=6)
 
 
