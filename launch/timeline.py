@@ -101,7 +101,7 @@ def _caught_up(account: Account, first: float | None, passed: int, ended: float)
 
 
 def _pauses(account: Account) -> list[Pause]:
-    kinds = {"saved": CHECKPOINT, "evaluated": EVALUATION}
+    kinds = {"saved": CHECKPOINT, "saved_locally": CHECKPOINT, "evaluated": EVALUATION}
     pauses = [
         Pause(kinds[event["event"]], float(event["time"]), float(event.get("seconds") or 0.0))
         for event in account.events
