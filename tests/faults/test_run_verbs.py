@@ -20,14 +20,16 @@ from trainer.run_folder import EVENTS, RunFolder
 
 @pytest.mark.dist
 def test_goodput_of_a_run_that_was_killed_tells_what_was_done_twice(tmp_path: Path) -> None:
-    killed = train(2, tmp_path, before=lambda rank: traps.in_save(2), all_die=True)
+    killed = train(2, tmp_path, before=lambda rank: traps.after_evaluation(1), all_die=True)
     assert killed.codes == [-9, -9], killed.printed
     assert train(2, tmp_path).codes == [0, 0]
     facts = report(folder(tmp_path)).facts()
     assert (facts["state"], facts["step"], facts["attempt"], facts["checkpoint_step"]) == ("done", 12, 2, 12)
     spent = facts["goodput"]
-    # Killed as it saved step 6, the best so far; the checkpoint before is that of step 4.
-    assert spent["replayed_steps"] == 2
+    # Killed after the evaluation of step 6, before that step was saved.
+    again_from = folder(tmp_path).facts("attempts/0002/restored.json").get("step", 0)
+    assert again_from < 6
+    assert spent["replayed_steps"] == 6 - again_from
     assert sum(spent["parts_s"].values()) == pytest.approx(spent["wall_s"], abs=0.1)
     assert all(spent["parts_s"][part] > 0 for part in ("productive", "start", "replayed", "checkpoint", "evaluation"))
 
