@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import socket
@@ -66,7 +67,8 @@ def _processes(folder: RunFolder, here: Line) -> str:
         _keep(folder)
         return "is between two attempts: the next is told to stop by a marker in the run folder"
     if is_here(last) and last.pid is not None and has_process(last):
-        os.kill(last.pid, signal.SIGTERM)
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the marker was faster, or must do
+            os.kill(last.pid, signal.SIGTERM)
         return f"attempt {last.number} is told to stop (process {last.pid}): it saves and ends"
     return f"attempt {last.number} on {last.host} is told to stop by a marker in the run folder: it saves and ends"
 
