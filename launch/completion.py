@@ -41,8 +41,20 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
-KEYED = ("run", "check")
+KEYED = ("run", "check", "resume")
 """Verbs whose words are key=value."""
+OF_A_RUN = ("status", "logs", "cancel", "resume")
+"""Verbs whose first word is a run."""
+OPTIONS = {
+    "run": ["--cfg", "--config-dir"],
+    "check": ["--config-dir", "--quick"],
+    "ls": ["--json"],
+    "status": ["--follow", "--json", "--root"],
+    "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
+    "cancel": ["--root"],
+    "resume": ["--config-dir", "--root"],
+}
+WITH_VALUE = ("--attempt", "--config-dir", "--rank", "--root", "--tail")
 
 
 def completion(arguments: Sequence[str]) -> int:
@@ -75,11 +87,19 @@ def candidates(words: Sequence[str]) -> list[str]:
         return _starting(word, SCRIPTS)
     if verb in SUBVERBS and len(words) == 2:
         return _starting(word, SUBVERBS[verb])
+    if verb in OF_A_RUN and not word.startswith("-") and (verb == "cancel" or not _plain(words[1:-1])):
+        return _starting(word, _runs(words))
+    if word.startswith("-"):
+        return _starting(word, [*OPTIONS.get(verb, []), "--help"] if verb in VERBS else [])
     if verb not in KEYED:
         return []
-    if word.startswith("-"):
-        return _starting(word, ["--cfg", "--config-dir", "--help"] if verb == "run" else ["--help"])
     return _values(word, words) if "=" in word else _keys(word, words)
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    """Words that are neither options nor what belongs to one."""
+    before = ["", *words]
+    return [word for last, word in zip(before, words, strict=False) if word[:1] != "-" and last not in WITH_VALUE]
 
 
 def _verbs() -> Iterable[str]:
@@ -106,12 +126,20 @@ def _values(word: str, words: Sequence[str]) -> list[str]:
     key = word.split("=", 1)[0]
     options = groups(_folders(words)).get(key, [])
     if key == "run":
-        from trainer.storage import open_storage
-
-        root = next((w.removeprefix("run_root=") for w in reversed(words) if w.startswith("run_root=")), "runs")
-        # A bucket takes longer to list than anybody waits after Tab.
-        options = [] if "://" in root else [name for name in open_storage(root).names() if not name.startswith(".")]
+        options = _runs(words)
     return _starting(word, [f"{key}={option}" for option in options])
+
+
+def _runs(words: Sequence[str]) -> list[str]:
+    """Names in the folder of runs that the command line says, in either way."""
+    from launch.runs import ROOT, is_local, names
+
+    said = [word.removeprefix("run_root=") for word in words if word.startswith("run_root=")]
+    said += [word.removeprefix("--root=") for word in words if word.startswith("--root=")]
+    said += [words[n + 1] for n, word in enumerate(words[:-1]) if word == "--root"]
+    root = said[-1] if said else ROOT
+    # A bucket takes longer to list than anybody waits after Tab.
+    return names(root) if is_local(root) else []
 
 
 def _folders(words: Sequence[str]) -> list[Path]:

@@ -26,9 +26,9 @@ class Supervisor:
 
     def run(self, start: Callable[[], int]) -> int:
         restarts, smallest = 0, sys.maxsize
+        self.folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
         while True:
             before, step = self.folder.attempts(), self.folder.newest_step()
-            self.folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
             try:
                 code = start()
             except LeftAtOnce:

@@ -56,7 +56,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
     try:
         options = parse(arguments)
         store = _store(place)
-        assignment = _assignment(options, place, store)
+        assignment = _assignment(options, place, store, stop.began)
     except EverstepError as error:
         return _refuse(error, place)
     run = compose.thaw(assignment.config)
@@ -97,11 +97,11 @@ def _store(place: Place) -> Store | None:
     return join(place, timeout_s=float(os.environ.get("EVERSTEP_JOIN_TIMEOUT_S", "300")))
 
 
-def _assignment(options: argparse.Namespace, place: Place, store: Store | None) -> Assignment:
+def _assignment(options: argparse.Namespace, place: Place, store: Store | None, began: float) -> Assignment:
     """Rank 0 composes (or reads), settles and claims; the others hear of it over the store."""
 
     def decide() -> str:
-        return json.dumps(vars(_claim(options, place)))
+        return json.dumps(vars(_claim(options, place, began)))
 
     if store is None:
         return Assignment(**json.loads(decide()))
@@ -110,13 +110,13 @@ def _assignment(options: argparse.Namespace, place: Place, store: Store | None) 
     return Assignment(**json.loads(tell(store, place, decide)))
 
 
-def _claim(options: argparse.Namespace, place: Place) -> Assignment:
+def _claim(options: argparse.Namespace, place: Place, began: float) -> Assignment:
     run, folder = _frozen(options) if options.frozen else _composed(options, place)
     last = folder.last_ending()
     text = compose.freeze(run)
     if last is not None and last.outcome is Outcome.done and (last.step >= run.steps):
         return Assignment(folder.url, 0, text, done_at=last.step)
-    number = folder.claim({"world": place.world, "config_digest": compose.digest(run)})
+    number = folder.claim({"world": place.world, "config_digest": compose.digest(run), "began": began})
     return Assignment(folder.url, number, text, last.micro_batch if last is not None else None)
 
 

@@ -37,7 +37,7 @@ from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
 from trainer.optim import Average, build_optimizer
 from trainer.parallel import Spread, spread
 from trainer.plugins import check_allowed, instantiate
-from trainer.run_folder import RunFolder
+from trainer.run_folder import EVENTS, RunFolder
 from trainer.state import LossScale, Progress, TrainState
 from trainer.step import Stepper
 from trainer.stop import Stop
@@ -189,8 +189,8 @@ def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
     mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run))))
     if not mesh.is_main:
         return Journal(run, start.folder, display, (), None)
-    file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, "events.jsonl"))
-    events = Guarded("events.jsonl", file)
+    file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS))
+    events = Guarded(EVENTS, file)
     journal = Journal(run, start.folder, display, sinks, events)
     journal.world, journal.device, journal.peak = mesh.world, mesh.device, peak_flops(mesh.device)
     return journal

@@ -57,6 +57,8 @@ class Journal:
         self._outbox = Outbox(folder.storage)
         self._progress_at = float("-inf")
         self.checkpoint_step = 0
+        self._begun = False
+        self._shown: dict[str, Any] = {}
 
     @property
     def writes(self) -> bool:
@@ -76,6 +78,9 @@ class Journal:
 
     def step(self, info: StepInfo, waited_s: float) -> None:
         """Note a step; every `log.every` of them make a record. `waited_s`: seconds waited for data so far in all."""
+        if not self._begun:
+            self._begun = True
+            self.event("first_step", step=info.step)
         self._speed.items += info.items
         self._step = info.step
         if self.writes and (info.step % self.run.log.every == 0 or info.step == self.run.steps):
@@ -85,12 +90,14 @@ class Journal:
             self.display.update(info.step, record)
             self._write_progress(record)
 
-    def evaluated(self, step: int, metrics: Mapping[str, float], best: bool) -> None:
+    def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float = 0.0) -> None:
+        self._shown["metrics"] = dict(metrics)
         if self.writes:
             for sink in self.sinks:
                 sink.log({"kind": "evaluate", "step": step, "time": time.time(), **metrics})
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
-            self.event("evaluated", f"held-out at step {step}: {shown}{'  (best so far)' if best else ''}", step=step)
+            line = f"held-out at step {step}: {shown}{'  (best so far)' if best else ''}"
+            self.event("evaluated", line, step=step, seconds=round(seconds, 4))
 
     def pause(self, seconds: float) -> None:
         """Leave out of the rates what was spent beside training."""
@@ -149,12 +156,15 @@ class Journal:
         if not self.writes or (now - self._progress_at < PROGRESS_EVERY_S and record["step"] != self.run.steps):
             return
         self._progress_at = now
-        rate = record.get("steps_per_s")
+        # A save writes without a rate: then the last one stands.
+        self._shown |= {key: record[key] for key in ("steps_per_s", "loss") if key in record}
+        rate = self._shown.get("steps_per_s")
         facts = {
+            **self._shown,
             "step": record["step"],
             "steps": self.run.steps,
-            "steps_per_s": rate,
             "eta_s": (self.run.steps - record["step"]) / rate if rate else None,
+            "next_s": self.run.log.every / rate if rate else None,
             "checkpoint_step": self.checkpoint_step,
             "time": time.time(),
         }

@@ -114,11 +114,12 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
         metrics = parts.evaluate()
     except torch.OutOfMemoryError as error:
         raise short_of_memory(parts) from error
-    parts.journal.pause(time.perf_counter() - start)
+    seconds = time.perf_counter() - start
+    parts.journal.pause(seconds)
     if metrics is None:
         return True, False
     best = keep_score(parts.state.progress, run.evaluate, metrics)
-    parts.journal.evaluated(parts.state.progress.step, metrics, best)
+    parts.journal.evaluated(parts.state.progress.step, metrics, best, seconds)
     return False, best
 
 

@@ -185,7 +185,7 @@ def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s:
         dist.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
         )
-    return Mesh(place, device, _grid(parallel, place.world, device) if store is not None else None, store)
+    return Mesh(place, device, grid(parallel, place.world, device) if store is not None else None, store)
 
 
 def _device(place: Place) -> torch.device:
@@ -201,7 +201,8 @@ def _device(place: Place) -> torch.device:
     return device
 
 
-def _grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceMesh | None:
+def grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceMesh | None:
+    """How the processes are laid out to share one copy of the model; None where each has its own."""
     if parallel.kind is ParallelKind.fsdp:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     if parallel.kind is ParallelKind.hsdp and parallel.shard is not None:

@@ -17,7 +17,7 @@ from typing import IO, Any, Protocol
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.outbox import Outbox
-from trainer.run_folder import RunFolder
+from trainer.run_folder import METRICS, RunFolder
 from trainer.storage import Storage
 
 LOG = logging.getLogger("everstep")
@@ -77,20 +77,13 @@ class JsonLines:
 
 def read_lines(folder: RunFolder, name: str) -> Iterator[dict[str, Any]]:
     """The records of all attempts in the order of writing; a line that a kill cut short is left out."""
-    stem, _, suffix = name.rpartition(".")
     for attempt in folder.attempts():
-        for file in folder.storage.names(folder.attempt(attempt)):
-            if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
-                for line in folder.storage.read(folder.attempt(attempt, file)).splitlines():
-                    try:
-                        yield json.loads(line)
-                    except ValueError:
-                        continue
+        yield from folder.lines(attempt, name)
 
 
 def read_metrics(folder: RunFolder, kind: str = "train") -> dict[int, dict[str, Any]]:
     """The last record of each step, `kind` train or evaluate, in the order of steps."""
-    records = {r["step"]: r for r in read_lines(folder, "metrics.jsonl") if r.get("kind") == kind}
+    records = {r["step"]: r for r in read_lines(folder, METRICS) if r.get("kind") == kind}
     return dict(sorted(records.items()))
 
 
@@ -183,8 +176,8 @@ class Guarded:
 
 def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record) -> list[Sink]:
     """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning."""
-    own = JsonLines(folder.storage, folder.attempt(attempt, "metrics.jsonl"))
-    sinks: list[Sink] = [Guarded("metrics.jsonl", own)]
+    own = JsonLines(folder.storage, folder.attempt(attempt, METRICS))
+    sinks: list[Sink] = [Guarded(METRICS, own)]
     wanted: dict[str, tuple[bool, str, Callable[[], Sink]]] = {
         "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
         "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder)),

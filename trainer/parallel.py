@@ -98,6 +98,17 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
         _prepare_blocks(model, parallel)
         _compile(model, parallel)
         return Spread(model, _replicate(model, mesh, parallel), mesh, _autocast(mesh, precision), mesh.world)
+    model = sharded_on_meta(build, mesh, parallel, precision, seed)
+    _materialise(model, mesh)
+    if fresh:
+        _hand_out(build, model, mesh, seed, precision)
+    # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
+    return Spread(model, model, mesh, _autocast(mesh, precision), mesh.world)
+
+
+def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
+                    seed: int) -> nn.Module:  # fmt: skip
+    """The model with this rank's shards of its parameters, which have no memory yet."""
     with parameters_on_meta():
         model = _seeded(build, seed, precision)
     if not any(True for _ in model.parameters()):
@@ -105,11 +116,7 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     _check_untied(model)
     _prepare_blocks(model, parallel)
     _shard(model, mesh, parallel, precision)
-    _materialise(model, mesh)
-    if fresh:
-        _hand_out(build, model, mesh, seed, precision)
-    # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
-    return Spread(model, model, mesh, _autocast(mesh, precision), mesh.world)
+    return model
 
 
 @contextlib.contextmanager
@@ -135,7 +142,7 @@ def _seeded(build: Callable[[], nn.Module], seed: int, precision: PrecisionConfi
     return model.double() if precision.dtype is Dtype.fp64 else model
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
+def blocks_of(model: nn.Module) -> list[nn.Module]:
     """The units that are sharded and recomputed one by one: the model's `blocks`, if it has them."""
     blocks = getattr(model, "blocks", None)
     return list(blocks) if isinstance(blocks, nn.ModuleList) else []
@@ -143,11 +150,11 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
 
 def _prepare_blocks(model: nn.Module, parallel: ParallelConfig) -> None:
     every = parallel.checkpoint_blocks
-    if every and not _blocks(model):
+    if every and not blocks_of(model):
         raise ConfigError(
             f"parallel.checkpoint_blocks={every}: the model has no ModuleList named `blocks`; set it to 0"
         )
-    for number, block in enumerate(_blocks(model)):
+    for number, block in enumerate(blocks_of(model)):
         if every and number % every == 0:
             # In place of a wrapper module, which would change the names of the parameters.
             block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
@@ -192,10 +199,10 @@ def _shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, precision: Pr
     inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
     # What leaves the model is what losses are summed from, so it leaves in full precision.
     outer = MixedPrecisionPolicy(inner.param_dtype, inner.reduce_dtype, None if dtype is None else torch.float32)
-    for block in _blocks(model):
+    for block in blocks_of(model):
         _compile(block, parallel)
         fully_shard(block, mesh=mesh.grid, mp_policy=inner)
-    if not _blocks(model):
+    if not blocks_of(model):
         _compile(model, parallel)
     fully_shard(model, mesh=mesh.grid, mp_policy=outer)
 

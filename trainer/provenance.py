@@ -9,6 +9,7 @@ import json
 import platform
 import socket
 import subprocess
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,11 +22,15 @@ LARGEST_DIFF = 256 * 1024
 """Bytes of uncommitted change that are kept in full; of a larger one only size and hash."""
 
 
-def record(folder: RunFolder, config: RunConfig, command: Sequence[str]) -> None:
-    """Write it once: a run that goes on later keeps what it began with."""
+def record(folder: RunFolder, config: RunConfig, command: Sequence[str], snapshot: str | None = None) -> None:
+    """Write it once: a run that goes on later keeps what it began with.
+
+    Args:
+        snapshot: digest of the code that was kept for it.
+    """
     if folder.storage.exists(PROVENANCE):
         return
-    text = json.dumps(facts(config, command), indent=1, sort_keys=True) + "\n"
+    text = json.dumps({**facts(config, command), "snapshot": snapshot}, indent=1, sort_keys=True) + "\n"
     folder.storage.create(PROVENANCE, text.encode())
 
 
@@ -34,9 +39,10 @@ def facts(config: RunConfig, command: Sequence[str]) -> dict[str, Any]:
         "everstep": __version__,
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "host": socket.gethostname(),
-        "user": _user(),
+        "user": user(),
         "platform": platform.platform(),
         "python": platform.python_version(),
+        "interpreter": sys.executable,
         "command": list(command),
         "config_digest": digest(config),
         "code": code(),
@@ -61,10 +67,12 @@ def code(folder: str = ".") -> dict[str, Any] | None:
     if commit is None:
         return None
     diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
-    facts = {"commit": commit.decode().strip(), "changed": bool(diff)}
-    if len(diff) > LARGEST_DIFF:
-        return {**facts, "diff_bytes": len(diff), "diff_sha256": hashlib.sha256(diff).hexdigest()}
-    return {**facts, "diff": diff.decode(errors="replace")}
+    digest = hashlib.sha256(diff).hexdigest()
+    facts = {"commit": commit.decode().strip(), "changed": bool(diff), "diff_sha256": digest}
+    return {
+        **facts,
+        **({"diff_bytes": len(diff)} if len(diff) > LARGEST_DIFF else {"diff": diff.decode(errors="replace")}),
+    }
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:
@@ -77,7 +85,7 @@ def _git(folder: str, *arguments: str) -> bytes | None:
     return done.stdout if done.returncode == 0 else None
 
 
-def _user() -> str:
+def user() -> str:
     try:
         return getpass.getuser()
     except (OSError, KeyError):  # a container may run under a number without a name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import tempfile
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -12,10 +13,12 @@ from trainer.errors import StorageError
 from trainer.run_folder import RunFolder
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
+UPLOAD_EVERY_S = 10.0
+"""Seconds between looks whether a log in a store is behind: somebody may follow it, or the process be killed."""
 
 
 class RankLog:
-    """While the block lasts, the logger `everstep` writes to the folder; a remote one gets the file at the end."""
+    """While the block lasts, the logger `everstep` writes to the folder; a store gets the whole file now and then."""
 
     def __init__(self, folder: RunFolder, attempt: int, rank: int) -> None:
         self.folder = folder
@@ -23,6 +26,8 @@ class RankLog:
         local = folder.storage.path(self.name)
         self._spool = None if local is not None else tempfile.TemporaryDirectory()
         self.file = local if local is not None else Path(self._spool.name if self._spool else ".") / "rank.log"
+        self._closed = threading.Event()
+        self._uploading = threading.Thread(target=self._upload_what_comes, daemon=True)
 
     def __enter__(self) -> RankLog:
         self.file.parent.mkdir(parents=True, exist_ok=True)
@@ -31,6 +36,8 @@ class RankLog:
         logger = logging.getLogger("everstep")
         logger.setLevel(logging.INFO)
         logger.addHandler(self._handler)
+        if self._spool is not None:
+            self._uploading.start()
         return self
 
     def __exit__(
@@ -39,6 +46,18 @@ class RankLog:
         logging.getLogger("everstep").removeHandler(self._handler)
         self._handler.close()
         if self._spool is not None:
-            with contextlib.suppress(StorageError):
-                self.folder.storage.write(self.name, self.file.read_bytes())
+            self._closed.set()
+            self._uploading.join()
+            self._upload()
             self._spool.cleanup()
+
+    def _upload_what_comes(self) -> None:
+        uploaded = 0
+        while not self._closed.wait(UPLOAD_EVERY_S):
+            if (size := self.file.stat().st_size) > uploaded:
+                self._upload()
+                uploaded = size
+
+    def _upload(self) -> None:
+        with contextlib.suppress(StorageError):
+            self.folder.storage.write(self.name, self.file.read_bytes())

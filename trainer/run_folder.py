@@ -7,7 +7,8 @@ import json
 import os
 import socket
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trainer.errors import CheckpointError, SupersededError
@@ -25,6 +26,12 @@ MANIFEST = "manifest.json"
 RESTARTS = "restarts"
 SUBMISSIONS = "submissions"
 """NNNN.json says that a job is about to be submitted, NNNN.handle.json which job it became."""
+STARTS = "starts"
+"""NNNN/ is one start by a scheduler: where it ran, how its nodes fared. It holds none, one or more attempts."""
+CODE = "code"
+"""DIGEST.tar.gz: what the user's checkout held when a job was submitted."""
+METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
 STARTER = "EVERSTEP_STARTER"
 """Environment variable: who started this process. It stands in the claim, so a launcher knows its own attempts."""
 
@@ -56,6 +63,8 @@ class Ending:
     """After out_of_memory: the size that the next attempt should use."""
     rank: int = 0
     """Who says so."""
+    time: float | None = field(default=None, compare=False)
+    """When it was written down, in seconds since the epoch."""
 
     def to_json(self) -> bytes:
         return _json({**asdict(self), "outcome": self.outcome.value})
@@ -128,11 +137,31 @@ class RunFolder:
         return self._claimed(attempt, "host")
 
     def _claimed(self, attempt: int, key: str) -> str | None:
-        try:
-            value = json.loads(self.storage.read(self.attempt(attempt, "claim.json"))).get(key)
-        except FileNotFoundError:
-            return None
+        value = self.claim_of(attempt).get(key)
         return None if value is None else str(value)
+
+    def claim_of(self, attempt: int) -> dict[str, Any]:
+        """What an attempt said of itself as it began; empty when it is not known."""
+        return self.facts(self.attempt(attempt, "claim.json"))
+
+    def facts(self, path: str) -> dict[str, Any]:
+        """A JSON object of the folder for somebody who only looks; empty when it is not there or cannot be read."""
+        try:
+            found = json.loads(self.storage.read(path))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def lines(self, attempt: int, name: str) -> Iterator[dict[str, Any]]:
+        """The records of one attempt's JSON lines, or of the parts of them; what a kill cut short is left out."""
+        stem, _, suffix = name.rpartition(".")
+        for file in self.storage.names(self.attempt(attempt)):
+            if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
+                for line in self.storage.read(self.attempt(attempt, file)).splitlines():
+                    try:
+                        yield json.loads(line)
+                    except ValueError:
+                        continue
 
     def check_newest(self, attempt: int) -> None:
         """Raise SupersededError when a later attempt has claimed the run: an older one may not commit."""
@@ -174,7 +203,8 @@ class RunFolder:
 
         Returns whether this was the first.
         """
-        return self.storage.create(self.attempt(attempt, "outcome.json"), ending.to_json())
+        said = replace(ending, time=time.time())
+        return self.storage.create(self.attempt(attempt, "outcome.json"), said.to_json())
 
     def ending(self, attempt: int) -> Ending | None:
         """How an attempt ended; None when it has not, or when its word cannot be read: then it counts as killed."""

@@ -26,6 +26,8 @@ class Stop:
         self.grace_s: float | None = None
         self._asked_at: float | None = None
         self.started = time.monotonic()
+        self.began = time.time()
+        """When this process began, in seconds since the epoch: it is made before anything heavy is imported."""
         self._deadline = float("inf")
         self._closed = threading.Event()
 

@@ -44,6 +44,20 @@ def test_runs_are_offered_by_name(tmp_path: Path) -> None:
     assert candidates(["run", f"run_root={tmp_path}", "run=d"]) == ["run=demo", "run=digits-1"]
 
 
+def test_a_run_is_offered_to_the_verbs_that_take_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("demo", "digits-1", ".hidden"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for verb in ("status", "logs", "cancel", "resume"):
+        assert candidates([verb, "d"]) == ["demo", "digits-1"]
+    assert candidates(["cancel", "demo", "di"]) == ["digits-1"]
+    assert candidates(["status", "demo", "di"]) == []
+    assert candidates(["status", "--root", str(tmp_path / "runs"), "de"]) == ["demo"]
+    assert candidates(["resume", "demo", "checkpoint.ev"]) == ["checkpoint.every="]
+    assert candidates(["logs", "--t"]) == ["--tail"]
+    assert candidates(["ls", "--j"]) == ["--json"]
+
+
 def test_half_a_command_line_is_answered_with_silence(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (["run", "~"], ["run", "=x"], ["nosuch", "x"], ["run", "run_root=/nosuch", "run="]):
         assert main(["__complete", *words]) == 0

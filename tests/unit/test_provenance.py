@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,16 @@ def test_a_clean_checkout_is_its_commit(checkout: Path) -> None:
     assert code is not None
     assert len(code["commit"]) == 40
     assert code["changed"] is False
+
+
+def test_the_same_change_has_the_same_digest(checkout: Path) -> None:
+    clean = provenance.code(str(checkout))
+    (checkout / "a.py").write_text("x = 2\n")
+    changed, again = provenance.code(str(checkout)), provenance.code(str(checkout))
+    assert clean is not None
+    assert changed is not None
+    assert changed == again
+    assert clean["diff_sha256"] != changed["diff_sha256"]
 
 
 def test_an_uncommitted_change_is_kept_in_full_unless_it_is_large(
@@ -64,3 +75,10 @@ def test_a_run_that_goes_on_keeps_what_it_began_with(tmp_path: Path) -> None:
     kept = json.loads(folder.storage.read("provenance.json"))
     assert kept["command"] == ["everstep", "run", "steps=1"]
     assert kept["packages"]["numpy"]
+    assert kept["interpreter"] == sys.executable
+
+
+def test_the_snapshot_of_the_code_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    provenance.record(folder, RunConfig(), ["everstep"], snapshot="abc")
+    assert json.loads(folder.storage.read("provenance.json"))["snapshot"] == "abc"

@@ -1,0 +1,86 @@
+"""`everstep cancel RUN…`: stop runs for good, wherever they are."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Sequence
+
+from launch.alive import has_process, is_here
+from launch.cluster import scheduler, statuses
+from launch.history import History, read
+from launch.ls import Line, line
+from launch.runs import add_run, find
+from launch.state import CANCELLED
+from trainer.errors import EverstepError
+from trainer.provenance import user
+from trainer.run_folder import STOP_MARKER, RunFolder
+
+
+def cancel(arguments: Sequence[str]) -> int:
+    """The verb; each run is a line. Exit code 2 when one of them could not be cancelled, the others are."""
+    options = _parser().parse_args(arguments)
+    code = 0
+    folders = [find(word, options.root) for word in options.run]
+    for folder in folders:
+        try:
+            said = cancel_run(folder)
+        except EverstepError as error:
+            said, code = f"not cancelled: {error}", error.exit_code
+        print(f"{folder.url.rsplit('/', 1)[-1]}: {said}", flush=True)
+    return code
+
+
+def cancel_run(folder: RunFolder) -> str:
+    """Stop one run; what was done about it."""
+    history = read(folder)
+    jobs = statuses([history.handle] if history.handle is not None else [])
+    here = line(history, jobs.get(history.handle) if history.handle is not None else None)
+    state = here.standing.state
+    if state.is_over:
+        return f"is over already ({state.value})"
+    return _job(folder, history) if history.submissions else _processes(folder, here)
+
+
+def _job(folder: RunFolder, history: History) -> str:
+    newest = history.submissions[-1]
+    cluster = scheduler(newest.scheduler or (newest.handle.scheduler if newest.handle else ""))
+    handle = newest.handle if newest.is_settled else cluster.find(str(newest.intent.get("token", "")))
+    if handle is None:
+        _keep(folder)
+        return "no job is known of it yet; if its launcher is still at work, cancel again"
+    cluster.cancel([handle])
+    _keep(folder)
+    return f"{handle} is cancelled; the last checkpoint stands"
+
+
+def _processes(folder: RunFolder, here: Line) -> str:
+    """A run without a scheduler: a marker that the trainer looks for, and on this machine a signal."""
+    last = here.history.last
+    if last is None:
+        return "nothing has been started"
+    folder.storage.write(STOP_MARKER, b"cancelled")
+    if last.ending is not None:
+        _keep(folder)
+        return "is between two attempts: the next is told to stop by a marker in the run folder"
+    if is_here(last) and last.pid is not None and has_process(last):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the marker was faster, or must do
+            os.kill(last.pid, signal.SIGTERM)
+        return f"attempt {last.number} is told to stop (process {last.pid}): it saves and ends"
+    return f"attempt {last.number} on {last.host} is told to stop by a marker in the run folder: it saves and ends"
+
+
+def _keep(folder: RunFolder) -> None:
+    reason = f"cancelled by {user()} on {socket.gethostname()}"
+    folder.record_restart({"outcome": CANCELLED, "go_on": False, "reason": reason, "restarts": 0})
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everstep cancel", description="Stop runs for good; 'everstep resume' goes on from the last checkpoint."
+    )
+    add_run(parser, several=True)
+    return parser

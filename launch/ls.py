@@ -1,0 +1,133 @@
+"""`everstep ls`: all runs of a folder of runs, each in one line."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from launch import text
+from launch.alive import alive
+from launch.cluster import statuses
+from launch.history import History, NotARun, read_all
+from launch.job import JobStatus
+from launch.runs import ROOT, names
+from launch.say import say
+from launch.state import RunState, Standing, standing
+from trainer.errors import ConfigError
+from trainer.run_folder import RunFolder
+from trainer.storage import join_url, open_storage
+
+COLUMNS = ("run", "state", "step", "rate", "left", "last metric", "attempt", "where", "age")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run, as far as one look into its folder tells."""
+
+    history: History
+    job: JobStatus | None
+    standing: Standing
+
+    def facts(self, now: float) -> dict[str, Any]:
+        history, progress = self.history, self.history.progress
+        last, over = history.last, self.standing.state.is_over
+        name, value = metric(progress)
+        return {
+            "run": history.name,
+            "url": history.url,
+            "state": self.standing.state.value,
+            "why": self.standing.why,
+            "step": _step(history),
+            "steps": progress.get("steps"),
+            "steps_per_s": progress.get("steps_per_s"),
+            "eta_s": None if over else progress.get("eta_s"),
+            "metric": name,
+            "value": value,
+            "attempt": last.number if last else None,
+            "where": where(history, self.job),
+            "age_s": now - history.started_at if history.started_at else None,
+        }
+
+
+def ls(arguments: Sequence[str]) -> int:
+    """The verb."""
+    options = _parser().parse_args(arguments)
+    facts = [each.facts(time.time()) for each in lines(options.root)]
+    if options.json:
+        print(json.dumps(facts, indent=1))
+    elif not facts:
+        raise ConfigError(f"{options.root} holds no run; 'everstep ls ROOT' looks elsewhere")
+    else:
+        text.print_table(COLUMNS, [_row(each) for each in facts])
+    return 0
+
+
+def lines(root: str) -> list[Line]:
+    """Every run below `root`, the one that was asked for last at the end: one query for all jobs."""
+    store = open_storage(root)
+    folders = [RunFolder(join_url(store.url, name)) for name in names(root)]
+    histories: list[History] = []
+    for found in read_all(folders):
+        if isinstance(found, History):
+            histories.append(found)
+        elif not isinstance(found, NotARun):
+            say(f"left out: {found}")
+    jobs = statuses(each.handle for each in histories if each.handle is not None)
+    ordered = sorted(histories, key=lambda each: each.started_at or 0.0)
+    return [line(each, jobs.get(each.handle) if each.handle is not None else None) for each in ordered]
+
+
+def line(history: History, job: JobStatus | None) -> Line:
+    now = time.time()
+    return Line(history, job, standing(history, job, alive(history, now), now))
+
+
+def metric(progress: dict[str, Any]) -> tuple[str | None, float | None]:
+    """The last evaluation's first metric, or the training loss."""
+    evaluated = progress.get("metrics") or {}
+    name = next(iter(evaluated), None)
+    return ("loss", progress.get("loss")) if name is None else (name, evaluated[name])
+
+
+def where(history: History, job: JobStatus | None) -> str:
+    """Nodes and job, or the host of the last attempt."""
+    if history.handle is not None:
+        nodes = "" if job is None or not job.nodes else f" on {job.nodes[0]}"
+        more = "" if job is None or len(job.nodes) < 2 else f" +{len(job.nodes) - 1}"
+        return f"{history.handle.scheduler} {history.handle.id}{nodes}{more}"
+    return history.last.host if history.last else ""
+
+
+def _step(history: History) -> int | None:
+    last = history.last
+    if last is not None and last.ending is not None:
+        return max(last.ending.step, int(history.progress.get("step") or 0))
+    return history.progress.get("step")
+
+
+def _row(facts: dict[str, Any]) -> list[str]:
+    step = "" if facts["step"] is None else f"{facts['step']}/{facts['steps'] or '?'}"
+    shown = "" if facts["value"] is None else f"{facts['metric']} {text.number(facts['value'])}"
+    going = facts["state"] == RunState.training.value
+    return [
+        facts["run"],
+        facts["state"],
+        step,
+        text.rate(facts["steps_per_s"]) if going else "",
+        text.duration(facts["eta_s"]) if going else "",
+        shown,
+        str(facts["attempt"] or ""),
+        facts["where"],
+        text.duration(facts["age_s"]),
+    ]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="everstep ls", description="All runs of a folder of runs.")
+    parser.add_argument("root", nargs="?", default=ROOT, metavar="ROOT", help=f"a path or any URL ({ROOT})")
+    parser.add_argument("--json", action="store_true", help="a list of objects, for scripts")
+    return parser

@@ -1,0 +1,129 @@
+"""`everstep resume RUN`: go on with what the run folder says, as a job or here, whichever it was."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from launch.amend import amend
+from launch.cluster import scheduler, statuses
+from launch.config import JobConfig, job_config, processes
+from launch.history import History, read
+from launch.ls import Line, line
+from launch.run import start
+from launch.runs import add_run, find
+from launch.say import say
+from launch.schedulers.base import Program
+from launch.state import RunState
+from trainer.compose import settle, thaw
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+from trainer.run_folder import CONFIG, JOB, Outcome, RunFolder
+
+EXAMPLES = """examples:
+  everstep resume demo                      go on from the last checkpoint
+  everstep resume demo steps=2000           the run gets longer
+  everstep resume demo job.nodes=2          on other machines
+  everstep resume demo job=local            here, whatever it was started as
+  everstep resume demo plugins=[my_package] your own package is named again: a run folder's word is not enough
+"""
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """The verb; the exit code of the run, or 0 when it was submitted."""
+    options = _parser().parse_intermixed_args(arguments)
+    folder = find(options.run, options.root)
+    config, job = _changed(folder, options.overrides, options.config_dir)
+    _refuse_unnamed_plugins(config, options.overrides)
+    history = read(folder)
+    here = _standing(history)
+    if _goes_on(here) and not _is_unknown_submission(history):
+        raise ConfigError(f"run {history.name} is {here.standing.state.value} already; 'everstep cancel' stops it")
+    last = history.last.ending if history.last else None
+    if last is not None and last.outcome is Outcome.done and last.step >= config.steps:
+        say(f"run {history.name} is done: step {last.step} of {config.steps}; give a larger steps= to go on")
+        return 0
+    for change in settle(config, folder):
+        say(f"changed since the last start: {change}")
+    return _start(config, job, folder)
+
+
+def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
+    if job.scheduler == "local":
+        nproc = processes(job)
+        config.parallel.check_world(nproc)
+        return start(config, job, nproc, folder)
+    # Loaded by name, since only who submits pays for it.
+    submit = importlib.import_module("launch.submission").submit
+    cluster = scheduler(job.scheduler)
+    if problems := cluster.problems(job):
+        for problem in problems[:-1]:
+            say(problem)
+        raise ConfigError(problems[-1])
+    receipt = submit(folder, job, program(config, folder), cluster)
+    print(f"{config.run} in {folder.url}: {receipt.handle}")
+    return 0
+
+
+def program(config: RunConfig, folder: RunFolder) -> Program:
+    """What the nodes start: the trainer, with what stands in the folder."""
+    named = ["--plugins", ",".join(config.plugins)] if config.plugins else []
+    argv = ("-m", "trainer", "--frozen", folder.storage.url, *named)
+    return Program(str(config.run), folder.storage.url, argv, uuid.uuid4().hex)
+
+
+def _changed(folder: RunFolder, overrides: Sequence[str], config_dirs: Sequence[str]) -> tuple[RunConfig, JobConfig]:
+    import yaml
+
+    try:
+        config = thaw(folder.storage.read(CONFIG).decode())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder.url} has no {CONFIG}: there is nothing that could go on") from error
+    try:
+        job: Any = yaml.safe_load(folder.storage.read(JOB))
+    except FileNotFoundError:  # torchrun started it, without the launcher
+        job = {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{folder.url}/{JOB} is damaged: {str(error).splitlines()[0]}") from error
+    changed, changed_job = amend(config, job or {}, overrides, config_dirs)
+    return changed, job_config(changed_job)
+
+
+def _refuse_unnamed_plugins(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Whoever can write a run folder must not be able to run code here: packages are named on the command line."""
+    if config.plugins and not any(text.startswith("plugins=") for text in overrides):
+        raise ConfigError(
+            f"the run uses packages of its own ({', '.join(config.plugins)}); if you trust this run folder, add "
+            f"'plugins=[{','.join(config.plugins)}]'"
+        )
+
+
+def _standing(history: History) -> Line:
+    jobs = statuses([history.handle] if history.handle is not None else [])
+    return line(history, jobs.get(history.handle) if history.handle is not None else None)
+
+
+def _goes_on(here: Line) -> bool:
+    # One that is silent on another machine may be dead; if it is not, it is told by its next save.
+    return not here.standing.state.is_over and here.standing.state not in (RunState.new, RunState.silent)
+
+
+def _is_unknown_submission(history: History) -> bool:
+    """A launcher died between the intent and the job: `submit` finds out what became of it."""
+    return bool(history.submissions) and not history.submissions[-1].is_settled
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everstep resume",
+        description="Go on with a run from its last checkpoint, as its job.yaml says.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what changes; see docs/resuming.md")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    return parser

@@ -1,0 +1,139 @@
+"""What a Slurm has: partitions and nodes, from what `scontrol` and `sinfo` of any version print."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any
+
+AWAY = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "MAINT", "NOT_RESPONDING", "UNKNOWN", "ERROR"}
+"""Words for nodes that take no job now. Nodes that are switched off to save power are switched on for one."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """A queue and its limits; None is no limit, and for names that all are allowed."""
+
+    name: str
+    state: str = "UP"
+    default: bool = False
+    nodes: int = 0
+    min_nodes: int = 0
+    max_nodes: int | None = None
+    max_time_s: int | None = None
+    max_memory_mb: int | None = None
+    accounts: frozenset[str] | None = None
+    qos: frozenset[str] | None = None
+
+    @property
+    def up(self) -> bool:
+        return self.state == "UP"
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes that are alike, and what each of them has."""
+
+    count: int
+    partitions: tuple[str, ...]
+    cpus: int = 0
+    memory_mb: int = 0
+    gpus: int = 0
+    in_service: bool = True
+    name: str = ""
+    """Of a single node."""
+
+
+def partitions_of(text: str) -> dict[str, Partition]:
+    """What `scontrol show partition -o` prints, a line each; it has had this form for many versions."""
+    found = {}
+    for line in text.splitlines():
+        words = dict(word.split("=", 1) for word in line.split() if "=" in word)
+        if name := words.get("PartitionName"):
+            found[name] = Partition(
+                name,
+                words.get("State", "UP"),
+                words.get("Default") == "YES",
+                _number(words.get("TotalNodes")) or 0,
+                _number(words.get("MinNodes")) or 0,
+                _number(words.get("MaxNodes")),
+                clock_s(words.get("MaxTime", "UNLIMITED")),
+                _number(words.get("MaxMemPerNode")),
+                _names(words.get("AllowAccounts")),
+                _names(words.get("AllowQos")),
+            )
+    return found
+
+
+def clock_s(text: str) -> int | None:
+    """Seconds of 1-02:00:00, 02:00:00, 30:00 as Slurm prints them; None for UNLIMITED."""
+    form = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
+    if form is None:
+        return None
+    days, hours, minutes, seconds = (int(part or 0) for part in form.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def nodes_of(text: str) -> list[Nodes]:
+    """What `sinfo --json` prints: up to 22.05 an object for each node, since then one for each group of like nodes."""
+    try:
+        tree = json.loads(text)
+    except ValueError:
+        return []
+    if isinstance(tree.get("sinfo"), list):
+        return [_group(each) for each in tree["sinfo"]]
+    return [_node(each) for each in tree.get("nodes") or []]
+
+
+def _node(node: dict[str, Any]) -> Nodes:
+    state = node.get("state", "")
+    words = {
+        str(word).upper()
+        for word in [*(state if isinstance(state, list) else [state]), *(node.get("state_flags") or [])]
+    }
+    return Nodes(
+        1,
+        tuple(node.get("partitions") or ()),
+        plain(node.get("cpus")),
+        plain(node.get("real_memory")),
+        gpus_of(node.get("gres") or ""),
+        not words & AWAY,
+        str(node.get("name", "")),
+    )
+
+
+def _group(group: dict[str, Any]) -> Nodes:
+    partition = group.get("partition")
+    name = partition.get("name") if isinstance(partition, dict) else partition
+    names = group["nodes"].get("nodes") or []
+    words = {str(word).upper() for word in group.get("node", {}).get("state") or []}
+    return Nodes(
+        plain(group["nodes"].get("total")),
+        (str(name),),
+        plain(group.get("cpus", {}).get("maximum")),
+        plain(group.get("memory", {}).get("maximum")),
+        gpus_of(group.get("gres", {}).get("total") or ""),
+        not words & AWAY,
+        str(names[0]) if len(names) == 1 else "",
+    )
+
+
+def plain(number: Any) -> int:
+    """A number of any version: as it is, or {"set": true, "infinite": false, "number": 4}."""
+    if isinstance(number, dict):
+        return int(number["number"]) if number.get("set", True) and not number.get("infinite") else 0
+    return int(number or 0)
+
+
+def gpus_of(gres: str) -> int:
+    """GPUs in "gpu:a100:8(S:0-1),nvme:1"."""
+    return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdigit() else None
+
+
+def _names(text: str | None) -> frozenset[str] | None:
+    return None if text in (None, "ALL", "N/A", "(null)") else frozenset(str(text).split(","))

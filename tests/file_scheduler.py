@@ -1,0 +1,68 @@
+"""A small scheduler that is real as far as it goes: its jobs stand in a file, so that any process may ask for them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.config import JobConfig
+from launch.job import JobHandle, JobState, JobStatus
+from launch.schedulers.base import Program, Rendered
+from trainer.errors import ConfigError
+
+VARIABLE = "FILE_SCHEDULER"
+"""Environment variable: the file."""
+
+
+class FileScheduler:
+    """Answers to the name `slurm` in tests of what works with any scheduler."""
+
+    def __init__(self) -> None:
+        self.file = Path(os.environ[VARIABLE])
+
+    def known(self) -> dict[str, Any]:
+        return json.loads(self.file.read_text()) if self.file.exists() else {"jobs": {}, "queries": 0}
+
+    def keep(self, known: dict[str, Any]) -> None:
+        self.file.write_text(json.dumps(known))
+
+    def set(self, job: str, **facts: Any) -> JobHandle:
+        known = self.known()
+        known["jobs"][job] = {"state": "pending", **known["jobs"].get(job, {}), **facts}
+        self.keep(known)
+        return JobHandle("slurm", "file", job)
+
+    def render(self, job: JobConfig, program: Program) -> Rendered:
+        return Rendered((program.name, program.token, *program.argv))
+
+    def problems(self, job: JobConfig) -> list[str]:
+        refused: list[str] = self.known().get("problems", [])
+        return refused
+
+    def submit(self, rendered: Rendered) -> JobHandle:
+        number = str(len(self.known()["jobs"]) + 1)
+        return self.set(number, token=rendered.argv[1], argv=list(rendered.argv[2:]))
+
+    def find(self, token: str) -> JobHandle | None:
+        return next((JobHandle("slurm", "file", number) for number, job in self.known()["jobs"].items()
+                     if job.get("token") == token), None)  # fmt: skip
+
+    def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+        known = self.known()
+        if known.get("away"):
+            raise ConfigError("the controller does not answer")
+        known["queries"] += 1
+        self.keep(known)
+        return {handle: _status(known["jobs"].get(handle.id, {"state": "unknown"})) for handle in handles}
+
+    def cancel(self, handles: Sequence[JobHandle]) -> None:
+        for handle in handles:
+            self.set(handle.id, state="cancelled")
+
+
+def _status(job: dict[str, Any]) -> JobStatus:
+    nodes, started = tuple(job.get("nodes", ())), job.get("started_at")
+    return JobStatus(JobState(job["state"]), job.get("reason", ""), nodes, started_at=started)

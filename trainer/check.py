@@ -1,0 +1,127 @@
+"""`python -m trainer check`: a run's parts at the real number of processes, without training and without its memory."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+from trainer.compose import compose
+from trainer.config import ParallelKind, RunConfig
+from trainer.errors import ConfigError, EverstepError
+
+TRACEBACK = "EVERSTEP_TRACEBACK"
+
+
+@dataclass
+class Findings:
+    """What stands against the run, and what is worth knowing."""
+
+    problems: list[str] = field(default_factory=list)
+    facts: list[str] = field(default_factory=list)
+
+    @contextlib.contextmanager
+    def of(self, what: str) -> Iterator[None]:
+        """Keep the error of one part, so that the others are looked at all the same."""
+        try:
+            yield
+        except EverstepError as error:
+            self.problems.append(str(error))
+        except Exception as error:
+            if os.environ.get(TRACEBACK) == "1":
+                raise
+            said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            self.problems.append(f"{what}: {said} ({TRACEBACK}=1 shows where)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--world", type=int, default=1, metavar="N", help="processes that the run will have")
+
+
+def check(options: argparse.Namespace) -> int:
+    """Look at everything, then list what does not fit, a line each; exit code 2 when something does not."""
+    run = compose(options.overrides, options.config_dir).run
+    found = examine(run, options.world)
+    for fact in found.facts:
+        print(fact)
+    for problem in found.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    return ConfigError.exit_code if found.problems else 0
+
+
+def examine(run: RunConfig, world: int) -> Findings:
+    from trainer.build import PLUGINS
+    from trainer.plugins import check_allowed
+
+    found = Findings()
+    for key in PLUGINS:
+        with found.of(key):
+            check_allowed(getattr(run, key), key, run.plugins)
+    if found.problems:  # nothing of it may be imported
+        return found
+    with found.of("parallel"):
+        run.parallel.check_world(world)
+    if not found.problems:
+        _look_at_model(run, world, found)
+    with found.of("hooks"):
+        _build_hooks(run)
+    with found.of("data"):
+        found.facts.append(_first_batch(run))
+    found.facts += _idle(run, world)
+    return found
+
+
+def _look_at_model(run: RunConfig, world: int, found: Findings) -> None:
+    from trainer.build import build_task
+    from trainer.footprint import footprint, pretended
+
+    with found.of("task"):
+        task = build_task(run)
+        if run.optimizer is None:
+            raise ConfigError("optimizer=null: give optimizer=NAME")
+        with pretended(run.parallel, world) as mesh, found.of("model"):
+            seen = footprint(run, task.model, mesh)
+            found.facts += [
+                f"fine: {seen.parameters:,} parameters, {run.steps} steps of {run.global_batch}",
+                *seen.table(world, run.parallel.kind.value),
+            ]
+
+
+def _build_hooks(run: RunConfig) -> None:
+    from trainer.plugins import instantiate
+
+    for number, node in enumerate(run.hooks):
+        instantiate(node, f"hooks[{number}]", run.plugins)
+
+
+def _first_batch(run: RunConfig) -> str:
+    """Read one microbatch, as training would; the first use of a dataset may prepare it."""
+    import numpy as np
+    import torch
+
+    from trainer.build import gathers, load_data
+    from trainer.data.gather import Request
+    from trainer.mesh import Mesh
+    from trainer.place import Place
+
+    splits = load_data(run, Mesh(Place(), torch.device("cpu")))
+    train, _ = gathers(run, splits)
+    ids = np.arange(min(run.micro_batch, len(splits.train)))
+    batch = train(Request(ids, np.zeros_like(ids), 1)).batch
+    shapes = ", ".join(f"{name} {list(value.shape)} {str(value.dtype)[6:]}" for name, value in batch.items())
+    return f"data: {len(splits.train):,} samples; the first microbatch is {shapes}"
+
+
+def _idle(run: RunConfig, world: int) -> Sequence[str]:
+    microbatches = -(-run.global_batch // run.micro_batch)
+    if run.parallel.kind is ParallelKind.single or microbatches >= world:
+        return ()
+    return (
+        f"note: a step has {microbatches} microbatches for {world} processes, so {world - microbatches} are idle; "
+        "make global_batch larger or micro_batch smaller",
+    )
