@@ -41,8 +41,13 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 SUBVERBS = {"checkpoint": ["diff", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
-KEYED = ("run", "check")
+KEYED = ("run", "submit", "check")
 """Verbs whose words are key=value."""
+OPTIONS = {
+    "run": ["--cfg", "--config-dir", "--help"],
+    "submit": ["--config-dir", "--dry-run", "--help"],
+    "check": ["--help"],
+}
 
 
 def completion(arguments: Sequence[str]) -> int:
@@ -78,7 +83,7 @@ def candidates(words: Sequence[str]) -> list[str]:
     if verb not in KEYED:
         return []
     if word.startswith("-"):
-        return _starting(word, ["--cfg", "--config-dir", "--help"] if verb == "run" else ["--help"])
+        return _starting(word, OPTIONS[verb])
     return _values(word, words) if "=" in word else _keys(word, words)
 
 

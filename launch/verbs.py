@@ -4,6 +4,7 @@ from __future__ import annotations
 
 VERBS = {
     "run": ("launch.run", "run", "train here and now, on all devices of this machine; go on if the run exists"),
+    "submit": ("launch.submit", "submit", "queue a run on a cluster; go on if the run exists"),
     "checkpoint": ("", "", "ls, verify, diff, rm: what is saved, whether it is whole or the same"),
     "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
     "check": ("", "", "all that can be known before a run starts"),

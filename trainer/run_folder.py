@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 RESTARTS = "restarts"
 SUBMISSIONS = "submissions"
 """NNNN.json says that a job is about to be submitted, NNNN.handle.json which job it became."""
+STARTS = "starts"
+"""NNNN/ is one start by a scheduler: where it ran, how its nodes fared. It holds none, one or more attempts."""
 STARTER = "EVERSTEP_STARTER"
 """Environment variable: who started this process. It stands in the claim, so a launcher knows its own attempts."""
 

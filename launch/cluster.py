@@ -1,0 +1,35 @@
+"""The scheduler behind a name, and what all of them say of many jobs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+
+from launch.job import JobHandle, JobState, JobStatus
+from launch.schedulers.base import Scheduler
+from trainer.errors import ConfigError, EverstepError, nearest
+
+CLUSTERS = {"slurm": ("launch.schedulers.slurm", "Slurm")}
+"""Scheduler → module and class, imported when it is asked for."""
+
+
+def scheduler(name: str) -> Scheduler:
+    if name not in CLUSTERS:
+        raise ConfigError(f"there is no scheduler {name!r}{nearest(name, CLUSTERS)}; change job.scheduler")
+    module, kind = CLUSTERS[name]
+    made: Scheduler = getattr(importlib.import_module(module), kind)()
+    return made
+
+
+def statuses(handles: Iterable[JobHandle]) -> dict[JobHandle, JobStatus]:
+    """What their schedulers say, by one query each. Of one that does not answer, jobs are unknown, with the reason."""
+    by_scheduler: dict[str, list[JobHandle]] = {}
+    for handle in sorted(set(handles)):
+        by_scheduler.setdefault(handle.scheduler, []).append(handle)
+    found: dict[JobHandle, JobStatus] = {}
+    for name, group in by_scheduler.items():
+        try:
+            found |= scheduler(name).status(group)
+        except EverstepError as error:
+            found |= {handle: JobStatus(JobState.unknown, str(error)) for handle in group}
+    return found
