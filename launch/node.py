@@ -77,6 +77,10 @@ class Node:
             code = self._train(meeting, output.descriptor)
         name, line = output.cause() if code else (None, "")
         self.start.report(NodeReport(host, (), code, self.local.stopped, name, line))
+        if code and self.start.is_left_behind():
+            # srun would have the step ended that had a bad exit, by its number: the new start's has the same one.
+            say(f"node {host}: the job has started again elsewhere")
+            return 0
         return code
 
     def _train(self, meeting: torchrun.Meeting, output: int) -> int:

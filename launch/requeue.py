@@ -25,6 +25,8 @@ class Action(enum.Enum):
     """Start again at once, in the same allocation."""
     requeue = "requeue"
     """Give the nodes back and wait for others."""
+    wait = "wait"
+    """Do nothing: this is what is left on a node that was cut off, while the job has started elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class Evidence:
     is_trainer: bool = True
     """False: another program, of which nothing is known but its exit code."""
     overtaken: bool = False
-    """A later start has taken the run folder over."""
+    """Another job has taken the run folder over."""
+    left_behind: bool = False
+    """The same job has started again meanwhile, without this."""
     shrank: bool = True
     """After out_of_memory: the microbatch would get smaller."""
     spent: int = 0
@@ -70,6 +74,10 @@ class Verdict:
 def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: int) -> Verdict:
     """What to do now; the first rule that fits decides."""
     spent = 0 if evidence.progressed else evidence.spent
+    if evidence.left_behind:
+        # Whatever its script did with the job, by the job's number, it would do to the new start.
+        return Verdict(Action.wait, "the job has started again elsewhere; left behind, and waits to be ended",
+                       "superseded", spent)  # fmt: skip
     if evidence.overtaken:
         return _exit("superseded", "a later start has taken the run over", spent, Outcome.superseded.exit_code)
     if (final := _final(evidence, spent)) is not None:

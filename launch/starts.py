@@ -71,6 +71,11 @@ class Start:
         numbers = Start.numbers(folder)
         return Start(folder, numbers[-1]) if numbers else None
 
+    def is_left_behind(self) -> bool:
+        """The same job has started again since: this one is on a node that was cut off, or about to be ended."""
+        newest = Start.newest(self.folder)
+        return newest is not None and newest.number > self.number and newest.facts["job"] == self.facts["job"]
+
     def path(self, name: str) -> str:
         return f"{STARTS}/{self.number:04d}/{name}"
 

@@ -2,7 +2,7 @@
 
 python -m launch.verdict begin RUN_FOLDER                      prints the number of the start; not 0: do not start
 python -m launch.verdict end RUN_FOLDER NUMBER --code=C [--noticed]
-                                                               prints `again`, `requeue [NODES]` or `exit CODE`
+                                                               prints `again`, `requeue [NODES]`, `wait` or `exit CODE`
 """
 
 from __future__ import annotations
@@ -56,7 +56,10 @@ def begin(folder: RunFolder, allocation: Allocation) -> int:
 def end(start: Start, code: int, noticed: bool) -> int:
     """Decide, write the decision down, and print it for the batch script."""
     verdict = _judge(start, Submitted.read(start.folder), Evidence(code=code, noticed=noticed))
-    _keep(start, verdict)
+    if verdict.action is Action.wait:
+        say(verdict.reason)  # no decision about the run, so it is not kept there
+    else:
+        _keep(start, verdict)
     if verdict.action is Action.exit:
         print(f"exit {verdict.exit_code}")
     else:
@@ -78,6 +81,7 @@ def _judge(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
         reports=tuple(start.reports()),
         progressed=(folder.newest_step() or 0) > (start.facts["step"] or 0),
         is_trainer=submitted.is_trainer,
+        left_behind=start.is_left_behind(),
         overtaken=Start.numbers(folder)[-1] > start.number or (bool(ours) and attempts[-1] > ours[-1]),
         shrank=_shrank(folder, ending, ours),
         spent=earlier[-1].get("restarts", 0) if earlier else 0,
@@ -104,8 +108,9 @@ def _keep(start: Start, verdict: Verdict) -> Verdict:
     start.folder.record_restart(
         {
             **dataclasses.asdict(verdict),
+            "outcome": verdict.cause,
             "action": verdict.action.value,
-            "go_on": verdict.action is not Action.exit,
+            "go_on": verdict.action in (Action.again, Action.requeue),
             "start": start.number,
             "job": start.facts["job"],
         }

@@ -52,3 +52,15 @@ def records(ledger: Path, starter: str = "") -> list[dict[str, Any]]:
     files = sorted(ledger.glob(f"{starter}*.jsonl")) if ledger.exists() else []
     lines = [line for file in files for line in file.read_text().splitlines(keepends=True)]
     return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def last_step(ledger: Path, starter: str = "") -> int:
+    """The last step that any process has begun; only ends of files are read, since this is asked again and again."""
+    return max((_last(file) for file in ledger.glob(f"{starter}*.jsonl")), default=0)
+
+
+def _last(file: Path) -> int:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 4096))
+        whole = [line for line in stream.read().splitlines(keepends=True) if line.endswith(b"}\n")]
+    return int(json.loads(whole[-1])["step"]) if whole and whole[-1].startswith(b"{") else 0

@@ -49,6 +49,8 @@ class Cluster:
     id: int
     nodes: int = 3
     cpus: int = 2
+    apart: int = 0
+    """So many of the last nodes form the partition `apart`, and no other."""
 
     @property
     def state(self) -> Path:
@@ -86,9 +88,10 @@ class Cluster:
     # Life of the whole
 
     @staticmethod
-    def up(nodes: int = 3, cpus: int = 2, id: int | None = None) -> Cluster:
+    def up(nodes: int = 3, cpus: int = 2, apart: int = 0, id: int | None = None) -> Cluster:
         """Bring a cluster up and wait until all nodes are idle; the first free number when `id` is None."""
-        cluster = next(c for i in (range(10) if id is None else [id]) if (c := Cluster(i, nodes, cpus))._claim())
+        numbers = range(10) if id is None else [id]
+        cluster = next(found for i in numbers if (found := Cluster(i, nodes, cpus, apart))._claim())
         try:
             cluster._bring_up()
         except BaseException:
@@ -206,7 +209,7 @@ class Cluster:
         listed = ",".join(names)
 
         def idle() -> bool:
-            shown = self.output("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-n", listed, "-o", "%N")
+            shown = self.output("sinfo", "-h", "-N", "-t", "idle", "-n", listed, "-o", "%N")
             return set(shown.split()) == set(names)
 
         until(idle, f"idle nodes {listed}", seconds)
@@ -275,9 +278,19 @@ def configuration(cluster: Cluster) -> str:
     """slurm.conf: as a site has it, except that failures are noticed in seconds and not in minutes."""
     state, base = cluster.state, 18810 + 100 * cluster.id
     nodes = "\n".join(
-        f"NodeName={name} NodeAddr={cluster.address(name)} CPUs={cluster.cpus} RealMemory=4000 State=UNKNOWN"
+        f"NodeName={name} NodeAddr={cluster.address(name)} CPUs={cluster.cpus} RealMemory=4000 Weight={name[1:]} State=UNKNOWN"
         for name in cluster.names
     )
+    most = cluster.names[: cluster.nodes - cluster.apart]
+    apart = ",".join(cluster.names[len(most) :])
+    partitions = [
+        "main Default=YES PriorityTier=10 PreemptMode=OFF MaxTime=24:00:00",
+        "spot PriorityTier=1 PreemptMode=REQUEUE GraceTime=30",
+        "urgent PriorityTier=100 PreemptMode=OFF",
+    ]
+    lines = [f"PartitionName={partition} Nodes={','.join(most)} State=UP" for partition in partitions]
+    lines += [f"PartitionName=apart PreemptMode=OFF Nodes={apart} State=UP"] if apart else []
+    partition_lines = "\n".join(lines)
     return f"""\
 ClusterName=everstep{cluster.id}
 SlurmctldHost={socket.gethostname()}({cluster.address()})
@@ -321,9 +334,7 @@ SlurmctldParameters=preempt_send_user_signal
 JobCompType=jobcomp/filetxt
 JobCompLoc={state}/log/jobcomp.txt
 {nodes}
-PartitionName=main Nodes=ALL Default=YES PriorityTier=10 PreemptMode=OFF MaxTime=24:00:00 State=UP
-PartitionName=spot Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=30 MaxTime=INFINITE State=UP
-PartitionName=urgent Nodes=ALL PriorityTier=100 PreemptMode=OFF MaxTime=INFINITE State=UP
+{partition_lines}
 """
 
 

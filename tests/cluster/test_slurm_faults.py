@@ -1,0 +1,210 @@
+"""What can befall a job on a real Slurm: it always ends COMPLETED by itself, with the same samples and parameters.
+
+All jobs run at the same time, each with a fault of its own in the middle, on a cluster with enough nodes for all.
+"""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import ledger_toy
+import pytest
+from jobs import Job
+from slurm_cluster import Cluster
+
+from trainer.checkpoint.checkpointer import locate
+from trainer.checkpoint.diff import differences
+from trainer.checkpoint.manifest import candidates
+from trainer.run_folder import Outcome
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+TWO_NODES = ("job.nodes=2", "data.pause_s=0.1")
+MIDDLE = 110
+
+
+def undisturbed(job: Job) -> None:
+    job.submit("job.nodes=2")
+
+
+def power_off(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[1]
+    timeline = Timeline(job)
+    job.cluster.power_off(lost)
+    timeline.follow()
+
+
+def power_off_of_the_batch_host(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.power_off(job.nodes[0])
+
+
+def cut(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[1]
+    job.cluster.cut(lost)
+    job.until(lambda: job.step(2) > 0, "second start")
+    # What was started there is still there, and believes itself part of the run.
+    assert worker(job, lost) is not None
+    job.cluster.heal(lost)
+
+
+def cut_of_a_writer_that_needs_nobody(job: Job) -> None:
+    """Both ranks are on the node that is cut off: they train on, and reach their next save."""
+    job.submit("job.nodes=1", "job.nproc=2", "data.pause_s=0.3")
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[0]
+    job.cluster.cut(lost)
+    job.until(lambda: job.step(2) > 0, "second start")
+    overtaken = job.folder.attempts()[0]
+    job.until(lambda: job.folder.ending(overtaken) is not None, "end of the writer that was cut off")
+    job.cluster.heal(lost)
+
+
+def kill_slurmd(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[1]
+    job.cluster.kill_slurmd(lost)
+    job.until(lambda: job.restarts > 0, "requeue")
+    job.cluster.start(lost)
+
+
+def kill_worker(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    victim = job.nodes[1]
+    job.cluster.enter(victim, "kill", "-KILL", str(worker(job, victim)))
+
+
+def kill_controller(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.kill_controller()
+    reached = job.step()
+    job.until(lambda: job.step() > reached + 20, "progress without a controller")
+    job.cluster.start_controller()
+
+
+def requeue(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.run("scontrol", "requeue", job.id)
+
+
+def preempt(job: Job) -> None:
+    job.submit(*TWO_NODES, "job.partition=spot")
+    job.wait_for_step(MIDDLE)
+    urgent = ["--partition=urgent", "--exclusive", f"--nodelist={','.join(job.nodes)}", "--nodes=2", "--output=/dev/null"]
+    job.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
+    job.until(lambda: job.restarts > 0, "preemption")
+
+
+def time_limit(job: Job) -> None:
+    """The limit is brought near in the middle of the run: Slurm counts in whole minutes, and a real one would take long."""
+    job.submit("job.nodes=2", "data.pause_s=0.25")
+    job.wait_for_step(MIDDLE)
+    minutes, seconds = map(int, job.facts()["RunTime"].split(":")[-2:])
+    job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + (1 if seconds < 40 else 2)}")
+    job.until(lambda: job.restarts > 0, "requeue")
+    job.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
+
+
+FAULTS: dict[Callable[[Job], None], list[str]] = {
+    power_off: ["lost", "done"],
+    power_off_of_the_batch_host: ["lost", "done"],
+    cut: ["lost", "done"],
+    cut_of_a_writer_that_needs_nobody: ["lost", "done"],
+    kill_slurmd: ["lost", "done"],
+    kill_worker: ["peer_lost", "done"],
+    kill_controller: ["done"],
+    requeue: ["lost", "done"],
+    preempt: ["preempted", "done"],
+    time_limit: ["preempted", "done"],
+}
+"""What befalls a job → why each of its starts ended, as written down."""
+
+
+class Timeline:
+    """When a job that has lost a node got how far, in seconds since the loss."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.began = time.time()
+        self.marks: dict[str, float] = {}
+
+    def follow(self) -> None:
+        job = self.job
+        for what, reached in (
+            ("requeued by Slurm", lambda: job.restarts > 0),
+            ("waits", lambda: job.facts().get("JobState") == "PENDING"),
+            ("batch script runs again", lambda: job.facts().get("JobState") == "RUNNING"),
+            ("trains again", lambda: job.step(2) > 0),
+        ):
+            job.until(reached, what)
+            self.marks[what] = time.time() - self.began
+        first = min(record["time"] for record in ledger_toy.records(job.ledger, "start-0002-"))
+        self.marks["trains again"] = first - self.began
+        line = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.marks.items())
+        (job.root / "timeline.txt").write_text(f"node lost 0 s, {line}\n")
+
+
+def worker(job: Job, node: str) -> int | None:
+    """The process id, inside of the node, of a trainer there."""
+    found = job.cluster.enter(node, "pgrep", "-f", "-o", f"trainer --frozen {job.folder.url}$|-u -m trainer --frozen")
+    return int(found.split()[0]) if found.split() else None
+
+
+@pytest.fixture(scope="module")
+def outcomes(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future[Job]]]:
+    """For each fault the job that has gone through it; they all run at once."""
+    root = tmp_path_factory.mktemp("faults")
+
+    def go_through(fault: Callable[[Job], None]) -> Job:
+        job = Job(cluster, root, fault.__name__)
+        fault(job)
+        job.wait()
+        return job
+
+    with ThreadPoolExecutor(len(FAULTS) + 1) as pool:
+        yield {fault.__name__: pool.submit(go_through, fault) for fault in (undisturbed, *FAULTS)}
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_job_survives_and_trains_on_to_the_same_parameters(
+    outcomes: dict[str, Future[Job]], fault: Callable[[Job], None]
+) -> None:
+    job, whole = outcomes[fault.__name__].result(), outcomes["undisturbed"].result()
+    assert ledger_toy.slots(job.ledger) == ledger_toy.slots(whole.ledger)
+    assert list(differences(locate(job.folder.url), locate(whole.folder.url))) == []
+    assert job.causes() == FAULTS[fault], job.printed()
+
+
+def test_after_a_node_loss_the_time_line_is_known(outcomes: dict[str, Future[Job]], capsys: pytest.CaptureFixture[str]) -> None:
+    job = outcomes["power_off"].result()
+    with capsys.disabled():
+        print("\n" + (job.root / "timeline.txt").read_text(), end="")
+
+
+def test_a_writer_that_was_cut_off_commits_nothing_that_counts(outcomes: dict[str, Future[Job]]) -> None:
+    job = outcomes["cut_of_a_writer_that_needs_nobody"].result()
+    ending = job.folder.ending(1)
+    assert ending is not None
+    assert ending.outcome is Outcome.superseded
+    restored = ending_step(job)
+    assert all(found.attempt == 2 or found.step <= restored for found in candidates(job.folder))
+
+
+def ending_step(job: Job) -> int:
+    """From which step the second attempt went on."""
+    import json
+
+    return int(json.loads(job.folder.storage.read(job.folder.attempt(2, "restored.json")))["step"])
