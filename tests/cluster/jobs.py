@@ -37,7 +37,8 @@ class Looks:
             if time.monotonic() - self._at > 0.3:
                 shown = cluster.output("scontrol", "show", "job", "-o", "-a")
                 words = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines()]
-                self._jobs = {facts["JobId"]: facts for facts in words if "JobId" in facts}
+                # While the controller is away, what it said last stands.
+                self._jobs |= {facts["JobId"]: facts for facts in words if "JobId" in facts}
                 self._at = time.monotonic()
             return self._jobs
 
@@ -81,7 +82,7 @@ class Job:
         return str(json.loads(last.read_text())["handle"]).rsplit("/", 1)[-1]
 
     def facts(self) -> dict[str, str]:
-        """What `scontrol show job` says; nothing while the controller is away."""
+        """What `scontrol show job` says, or said last while the controller is away; nothing before that."""
         return LOOKS.facts(self.cluster).get(self.id, {})
 
     @property

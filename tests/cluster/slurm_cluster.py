@@ -217,8 +217,13 @@ class Cluster:
     # Commands
 
     def run(self, *argv: str) -> str:
-        """The output of a command of the host; an error of the command is one of ours."""
-        done = subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=60, check=False)
+        """The output of a command of the host; an error of the command is one of ours, a controller that is away not."""
+        deadline = time.monotonic() + 60
+        while True:
+            done = subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=60, check=False)
+            if "Unable to contact" not in done.stderr or time.monotonic() > deadline:
+                break
+            time.sleep(0.5)
         if done.returncode:
             raise RuntimeError(f"{' '.join(argv)}: exit code {done.returncode}: {done.stderr.strip()}")
         return done.stdout
