@@ -87,7 +87,7 @@ class Node:
         job = self.submitted.job
         nproc = processes(job)
         alone = len(self.allocation.hosts) == 1 and nproc == 1 and self.submitted.is_trainer
-        program = self._program()
+        program = self.program()
         argv = [sys.executable, *program] if alone else torchrun.agent(program, nproc, job.grace_s, meeting)
         self.local.agent = not alone
         try:
@@ -95,7 +95,7 @@ class Node:
         except LeftAtOnce:
             return 130
 
-    def _program(self) -> list[str]:
+    def program(self) -> list[str]:
         """What torchrun starts; a script of the submitted code is taken from there and not from where it was edited."""
         script, *rest = self.submitted.argv
         kept = Path(self._code() or "", script)
