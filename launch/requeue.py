@@ -194,11 +194,14 @@ def _cause(
 
 
 def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[str, ...]:
-    """Nodes that say themselves that they are broken, and those that have said nothing where others have."""
+    """Nodes that say themselves that they are broken, and those that never said a word where others have ended.
+
+    One that has begun and has not ended was killed along with the others, and is as good as they are.
+    """
     excluding = {name for name, cause in causes.items() if cause.remedy is Remedy.exclude}
     broken = {report.host for report in evidence.reports if report.cause in excluding}
-    ended = {report.host for report in evidence.reports if report.code is not None}
-    silent = set(evidence.hosts) - ended if ended else set()
+    any_ended = any(report.code is not None for report in evidence.reports)
+    silent = set(evidence.hosts) - {report.host for report in evidence.reports} if any_ended else set()
     suspects = broken | silent
     # What has befallen every node is no node's fault.
     return tuple(sorted(suspects)) if suspects < set(evidence.hosts) else ()

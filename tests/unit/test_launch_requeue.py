@@ -105,9 +105,14 @@ def test_hardware_that_complains_is_left_out() -> None:
     assert (found.action, found.exclude, found.cause) == (Action.requeue, ("n2",), "ecc")
 
 
-def test_a_node_that_says_nothing_while_others_do_is_left_out() -> None:
-    found = verdict(reports=reports(NodeReport("n1", code=1), NodeReport("n2")))
+def test_a_node_that_never_says_a_word_is_left_out() -> None:
+    found = verdict(reports=reports(NodeReport("n1", code=1)))
     assert (found.action, found.exclude) == (Action.requeue, ("n2",))
+
+
+def test_a_node_that_was_killed_because_another_failed_is_not_blamed() -> None:
+    found = verdict(reports=reports(NodeReport("n2"), NodeReport("n1", code=1)))
+    assert (found.action, found.exclude) == (Action.again, ())
 
 
 def test_an_error_of_the_user_in_the_output_stops_at_once() -> None:
