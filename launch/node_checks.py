@@ -45,7 +45,9 @@ def address(interface: str | None) -> str:
     outward = [text for text in found if not ipaddress.ip_address(text).is_loopback]
     if not outward:
         # gloo announces this address to the other nodes, and they then call themselves.
-        raise BadNode(f"/etc/hosts gives its own name {name} the address {found[0]}; set job.interface, or mend the file")
+        raise BadNode(
+            f"/etc/hosts gives its own name {name} the address {found[0]}; set job.interface, or mend the file"
+        )
     return outward[0]
 
 

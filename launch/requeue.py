@@ -63,7 +63,7 @@ class Verdict:
     reason: str
     """One line for the user."""
     cause: str
-    """One word: done, stopped, user_error, bad_node, preempted, lost, crashed, superseded, …, or a key of job.causes."""
+    """One word: done, stopped, user_error, bad_node, preempted, lost, crashed, superseded …, or a key of job.causes."""
     restarts: int = 0
     """Starts without a new checkpoint, this one counted."""
     exclude: tuple[str, ...] = field(default=())
@@ -127,7 +127,7 @@ def _first_code(evidence: Evidence) -> int:
 
 
 def _signal(evidence: Evidence) -> str | None:
-    """The signal by which every node was told to stop. One node that fails has the others told; that is another case."""
+    """The signal by which every node was told to stop; when one node fails only the others are told."""
     signals = [report.stopped for report in evidence.reports if report.code is not None]
     return signals[0] if signals and all(signals) and len(signals) == len(evidence.hosts) else None
 
@@ -178,9 +178,7 @@ def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, 
     return _limited(Verdict(action, what, name, exclude=suspects, exit_code=1), spent, max_restarts)
 
 
-def _cause(
-    evidence: Evidence, causes: Mapping[str, CauseConfig]
-) -> tuple[NodeReport, CauseConfig] | tuple[None, None]:
+def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeReport, CauseConfig] | tuple[None, None]:
     """The first cause that a node has seen. What would stop the job must be what the trainer died of, if it has said
     what: the same words may stand in a warning."""
     for report in evidence.reports:

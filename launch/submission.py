@@ -177,5 +177,7 @@ def _intend(folder: RunFolder, seen: Sequence[Submission], facts: dict[str, Any]
     number = max((submission.number for submission in seen), default=0) + 1
     intent = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
     if not folder.storage.create(f"{SUBMISSIONS}/{number:04d}.json", (json.dumps(intent) + "\n").encode()):
-        raise ConfigError(f"another launcher is submitting {folder.url} right now; see what became of it, then try again")
+        raise ConfigError(
+            f"another launcher is submitting {folder.url} right now; see what became of it, then try again"
+        )
     return Submission(folder, number)

@@ -78,7 +78,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Co
     for text in overrides:
         key = text.lstrip("+~").split("=", 1)[0]
         if key.split(".")[0] != "job" and key not in ("run", "run_root"):
-            raise ConfigError(f"{text!r} is for our trainer, and what stands after -- is another program; give it there")
+            raise ConfigError(f"{text!r} is for our trainer; give it to the program that stands after --")
     composition, _ = _compose(overrides, _folders(config_dirs))
     return ComposedJob(composition.job or {}, composition.run, composition.run_root)
 

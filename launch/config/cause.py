@@ -24,7 +24,7 @@ class CauseConfig:
     match: str = ""
     """Regular expression, searched in every line that the node's processes print."""
     remedy: Remedy = Remedy.restart
-    """stop: the user has to mend something. restart: start again. exclude: start again without the node that said it."""
+    """stop: the user must mend something. restart: start again. exclude: start again without the node that said it."""
 
     def __post_init__(self) -> None:
         try:

@@ -89,8 +89,8 @@ class JobConfig:
         if self.time is not None:
             _fits("job.time", self.time, lambda: seconds(str(self.time)))
             least = self.grace_s + NOTICE_SLACK_S
-            require(seconds(self.time) > least, "job.time", self.time,
-                    f"must be longer than job.grace_s + {NOTICE_SLACK_S} = {least} s, which a stop may take")  # fmt: skip
+            rule = f"must be longer than job.grace_s + {NOTICE_SLACK_S} = {least} s, which a stop may take"
+            require(seconds(self.time) > least, "job.time", self.time, rule)
         for flag in self.flags:
             require(flag.startswith("-"), "job.flags", flag, "must start with '-'")
         self._check_secrets()
@@ -99,8 +99,8 @@ class JobConfig:
         for name in self.env:
             # job.yaml lies in the run folder, where more people read than may know the secret; its value is not shown.
             secret = any(word in name.upper() for word in SECRET_WORDS)
-            require(not secret, f"job.env.{name}", "…", "looks like a secret; export it in the shell, and name it in "
-                    "job.secrets")  # fmt: skip
+            rule = "looks like a secret; export it in the shell, and name it in job.secrets"
+            require(not secret, f"job.env.{name}", "…", rule)
         for name in self.secrets:
             is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None
             require(is_name, "job.secrets", "…", "takes names of environment variables, never their values")

@@ -21,7 +21,7 @@ from trainer.storage import open_storage
 
 SCRIPT = "run.sbatch"
 AWAY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted", "connect failure",
-        "Connection refused", "Transport endpoint is not connected", "Slurm backup controller in standby mode")  # fmt: skip
+        "Connection refused", "Transport endpoint is not connected", "backup controller in standby mode")  # fmt: skip
 """What Slurm's commands say when it is the controller, and not the question, that is the trouble."""
 RETRY_S = 60.0
 """Seconds for which a controller that is away is asked again."""

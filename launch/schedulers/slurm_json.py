@@ -57,7 +57,9 @@ def jobs(text: str) -> list[Job]:
     try:
         return [_job(node) for node in json.loads(text)["jobs"]]
     except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"squeue --json gave an answer that cannot be read: {type(error).__name__} {error}") from error
+        raise ConfigError(
+            f"squeue --json gave an answer that cannot be read: {type(error).__name__} {error}"
+        ) from error
 
 
 def _job(node: Mapping[str, Any]) -> Job:

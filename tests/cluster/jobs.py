@@ -36,7 +36,9 @@ class Looks:
         with self._lock:
             if time.monotonic() - self._at > 0.3:
                 shown = cluster.output("scontrol", "show", "job", "-o", "-a")
-                words = [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines()]
+                words = [
+                    dict(word.split("=", 1) for word in line.split() if "=" in word) for line in shown.splitlines()
+                ]
                 # While the controller is away, what it said last stands.
                 self._jobs |= {facts["JobId"]: facts for facts in words if "JobId" in facts}
                 self._at = time.monotonic()
@@ -70,8 +72,9 @@ class Job:
         return self.everstep("submit", *toy, *keys, *words, f"run={self.name}", f"run_root={self.root}", env=env)
 
     def everstep(self, *words: str, env: dict[str, str] | None = None) -> str:
-        done = subprocess.run([sys.executable, "-m", "launch", *words], cwd=self.root, capture_output=True, text=True,
-                              env={**self.cluster.env, "PYTHONPATH": PATHS, **(env or {})}, timeout=120, check=False)  # fmt: skip
+        environment = {**self.cluster.env, "PYTHONPATH": PATHS, **(env or {})}
+        done = subprocess.run([sys.executable, "-m", "launch", *words], cwd=self.root, env=environment,
+                              capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")
         return done.stdout

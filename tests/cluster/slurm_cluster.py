@@ -217,7 +217,7 @@ class Cluster:
     # Commands
 
     def run(self, *argv: str) -> str:
-        """The output of a command of the host; an error of the command is one of ours, a controller that is away not."""
+        """The output of a command of the host, which is repeated while the controller is away; its error is one of ours."""
         deadline = time.monotonic() + 60
         while True:
             done = subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=60, check=False)
@@ -283,7 +283,8 @@ def configuration(cluster: Cluster) -> str:
     """slurm.conf: as a site has it, except that failures are noticed in seconds and not in minutes."""
     state, base = cluster.state, 18810 + 100 * cluster.id
     nodes = "\n".join(
-        f"NodeName={name} NodeAddr={cluster.address(name)} CPUs={cluster.cpus} RealMemory=4000 Weight={name[1:]} State=UNKNOWN"
+        f"NodeName={name} NodeAddr={cluster.address(name)} CPUs={cluster.cpus} RealMemory=4000 "
+        f"Weight={name[1:]} State=UNKNOWN"
         for name in cluster.names
     )
     most = cluster.names[: cluster.nodes - cluster.apart]

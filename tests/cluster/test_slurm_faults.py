@@ -101,13 +101,19 @@ def requeue(job: Job) -> None:
 def preempt(job: Job) -> None:
     job.submit(*TWO_NODES, "job.partition=spot")
     job.wait_for_step(MIDDLE)
-    urgent = ["--partition=urgent", "--exclusive", f"--nodelist={','.join(job.nodes)}", "--nodes=2", "--output=/dev/null"]
+    urgent = [
+        "--partition=urgent",
+        "--exclusive",
+        f"--nodelist={','.join(job.nodes)}",
+        "--nodes=2",
+        "--output=/dev/null",
+    ]
     job.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
     job.until(lambda: job.restarts > 0, "preemption")
 
 
 def time_limit(job: Job) -> None:
-    """The limit is brought near in the middle of the run: Slurm counts in whole minutes, and a real one would take long."""
+    """The limit is brought near in the middle of the run: Slurm counts in minutes, and a real one would take long."""
     job.submit("job.nodes=2", "data.pause_s=0.25")
     job.wait_for_step(MIDDLE)
     minutes, seconds = map(int, job.facts()["RunTime"].split(":")[-2:])

@@ -1,4 +1,4 @@
-"""Submitting to a real Slurm: once, with nothing to hide in sight, by hand too, around bad nodes and with fewer nodes."""
+"""Submitting to a real Slurm: once, with secrets kept, by hand too, around bad nodes and with fewer nodes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,14 @@ def bad_node_and_then_fewer(job: Job) -> None:
     job.wait()
 
 
-SCENARIOS = (another_program, by_hand, inside_of_salloc, mistake_of_the_user, crash_after_crash, bad_node_and_then_fewer)
+SCENARIOS = (
+    another_program,
+    by_hand,
+    inside_of_salloc,
+    mistake_of_the_user,
+    crash_after_crash,
+    bad_node_and_then_fewer,
+)
 Scenario = Callable[[Job], None]
 
 

@@ -75,7 +75,9 @@ def test_a_check_that_hangs_is_a_failure_and_does_not_hang(folder: RunFolder, mo
     assert found == ["a check did not end within job.check_s=1 s (a file server that hangs, or a device)"]
 
 
-def test_gpus_that_are_asked_for_and_not_there_are_a_failure(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_that_are_asked_for_and_not_there_are_a_failure(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert failures(JobConfig(gpus=2, nproc=2), folder, "n1", 1) == ["2 GPUs were asked for, and 0 can be seen"]
 

@@ -64,7 +64,7 @@ def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_written(
 
 
 def test_elastic_jobs_are_checked_at_every_number_of_nodes() -> None:
-    with pytest.raises(ConfigError, match="parallel.shard=4 does not divide the 6 processes"):
+    with pytest.raises(ConfigError, match=r"parallel\.shard=4 does not divide the 6 processes"):
         submit(["--dry-run", "job=slurm", "experiment=digits", "parallel=hsdp", "parallel.shard=4", "job.nodes=2:4",
                 "job.nproc=2"])  # fmt: skip
 
