@@ -23,6 +23,7 @@ from launch.schedulers.base import Program, Rendered, Scheduler
 from trainer.errors import ConfigError, EverstepError
 from trainer.run_folder import JOB, SUBMISSIONS, RunFolder
 
+BORN = time.time()
 PATIENCE_S = 180.0
 """Seconds for which an intent of another machine is left alone: its launcher may still be waiting for the scheduler."""
 
@@ -151,15 +152,18 @@ def _refuse_if_under_way(submission: Submission) -> None:
     """ConfigError while the launcher that wrote the intent may still submit it."""
     intent = submission.intent
     here = intent["host"] == socket.gethostname()
-    alive = _runs(intent["pid"]) if here else time.time() - intent["time"] < PATIENCE_S
-    if alive and intent["pid"] != os.getpid():
+    alive = _runs(intent["pid"], intent["time"]) if here else time.time() - intent["time"] < PATIENCE_S
+    if alive:
         raise ConfigError(
             f"{submission.folder.url} is being submitted by process {intent['pid']} on {intent['host']}; "
             f"try again when that has ended"
         )
 
 
-def _runs(pid: int) -> bool:
+def _runs(pid: int, at: float) -> bool:
+    """Whether the process that had this id at that time is still there."""
+    if pid == os.getpid():
+        return at >= BORN
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

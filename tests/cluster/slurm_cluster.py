@@ -217,7 +217,7 @@ class Cluster:
     # Commands
 
     def run(self, *argv: str) -> str:
-        """The output of a command of the host, which is repeated while the controller is away; its error is one of ours."""
+        """The output of a command of the host; it is repeated while the controller is away, and its error is ours."""
         deadline = time.monotonic() + 60
         while True:
             done = subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=60, check=False)
