@@ -1,11 +1,11 @@
-"""`python -m benchmarks overhead | startup | order | windows | restart | data [options]`: prints a Markdown table."""
+"""`python -m benchmarks overhead | startup | order | windows | restart | render | data …`: prints a Markdown table."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-NAMES = ("overhead", "startup", "order", "windows", "restart", "data")
+NAMES = ("overhead", "startup", "order", "windows", "restart", "render", "data")
 
 
 def main() -> int:

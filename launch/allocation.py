@@ -33,8 +33,8 @@ class Allocation:
 
 
 def _slurm(environment: Mapping[str, str]) -> Allocation:
-    # Inside of a step its own list counts: it may be smaller than the job's.
-    hosts = expand(environment.get("SLURM_STEP_NODELIST") or environment["SLURM_JOB_NODELIST"])
+    # The job's list, and not the step's: a verdict inside of a container is asked for in a step of one node.
+    hosts = expand(environment["SLURM_JOB_NODELIST"])
     return Allocation(
         "slurm",
         environment["SLURM_JOB_ID"],

@@ -1,6 +1,6 @@
 """What can befall a job on a real Slurm: it always ends COMPLETED by itself, with the same samples and parameters.
 
-All jobs run at the same time, each with a fault of its own in the middle, on a cluster with enough nodes for all.
+The jobs run at the same time, each with a fault of its own in the middle, on a cluster with enough nodes for all.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 import ledger_toy
 import pytest
@@ -98,6 +98,13 @@ def requeue(job: Job) -> None:
     job.cluster.run("scontrol", "requeue", job.id)
 
 
+def terminate(job: Job) -> None:
+    """What a preemption does where preempt_send_user_signal is not set: SIGTERM to the steps."""
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.run("scancel", "--signal=TERM", job.id)
+
+
 def preempt(job: Job) -> None:
     job.submit(*TWO_NODES, "job.partition=spot")
     job.wait_for_step(MIDDLE)
@@ -131,6 +138,7 @@ FAULTS: dict[Callable[[Job], None], list[str]] = {
     kill_worker: ["peer_lost", "done"],
     kill_controller: ["done"],
     requeue: ["lost", "done"],
+    terminate: ["preempted", "done"],
     preempt: ["preempted", "done"],
     time_limit: ["preempted", "done"],
 }
@@ -179,14 +187,21 @@ def outcomes(
     calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
     asked = [fault for fault in FAULTS if any(call.params.get("fault") is fault for call in calls)]
 
+    begun: dict[Fault, Future[Job]] = {}
+
     def go_through(fault: Fault) -> Job:
+        if fault is kill_controller:
+            # Of what was asked of it a moment before, the controller knows nothing when it is back: a fault of its own.
+            wait([future for other, future in begun.items() if other is not fault])
         job = Job(cluster, root, fault.__name__)
         fault(job)
         job.wait()
         return job
 
     with ThreadPoolExecutor(len(FAULTS) + 1) as pool:
-        yield {fault: pool.submit(go_through, fault) for fault in (undisturbed, *asked)}
+        for fault in sorted((undisturbed, *asked), key=lambda fault: fault is kill_controller):
+            begun[fault] = pool.submit(go_through, fault)
+        yield begun
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

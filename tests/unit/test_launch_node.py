@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_slurms_environment_is_read() -> None:
     assert Allocation.of(SLURM) == Allocation("slurm", "12", 2, "n2", ("n1", "n2", "n3"), 1)
-    assert Allocation.of({**SLURM, "SLURM_STEP_NODELIST": "n[2-3]"}).hosts == ("n2", "n3")
+    assert Allocation.of({**SLURM, "SLURM_STEP_NODELIST": "n1"}).hosts == ("n1", "n2", "n3")
 
 
 def test_without_a_scheduler_there_is_one_node() -> None:
