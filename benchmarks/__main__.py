@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("overhead", "startup", "order", "windows", "restart", "data", "checkpoint")
+NAMES = ("overhead", "startup", "order", "windows", "restart", "render", "data", "checkpoint")
 
 
 def main() -> int:

@@ -41,12 +41,13 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
-KEYED = ("run", "check", "resume")
+KEYED = ("run", "submit", "check", "resume")
 """Verbs whose words are key=value."""
 OF_A_RUN = ("status", "logs", "cancel", "resume")
 """Verbs whose first word is a run."""
 OPTIONS = {
     "run": ["--cfg", "--config-dir"],
+    "submit": ["--config-dir", "--dry-run"],
     "check": ["--config-dir", "--quick"],
     "ls": ["--json"],
     "status": ["--follow", "--json", "--root"],

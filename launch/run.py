@@ -17,6 +17,7 @@ from launch.schedulers.local import Local, Signals
 from launch.supervise import Supervisor, marker
 from trainer.compose import compose, freeze, settle, with_name
 from trainer.config import ParallelKind, RunConfig
+from trainer.errors import ConfigError
 from trainer.run_folder import JOB, STARTER, Outcome, RunFolder
 
 EXAMPLES = """examples:
@@ -37,6 +38,7 @@ def run(arguments: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     composed = compose(options.overrides, options.config_dir)
     job = job_config(composed.job)
+    _check_here(job)
     if options.cfg:
         print(freeze(composed.run) + "job:\n" + "".join(f"  {line}\n" for line in job_yaml(job).splitlines()), end="")
         return 0
@@ -67,6 +69,13 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
         return Supervisor(folder, local, job.max_restarts, starter).run(lambda: local.run(argv, env))
+
+
+def _check_here(job: JobConfig) -> None:
+    if job.scheduler != "local":
+        raise ConfigError(f"job={job.scheduler} is a cluster: write everstep submit, or job=local to start here")
+    if job.node_range != (1, 1):
+        raise ConfigError(f"job.nodes={job.nodes}: job=local is this one machine; choose a cluster with job=slurm")
 
 
 def _processes(config: RunConfig, job: JobConfig) -> int:

@@ -1,41 +1,76 @@
-"""The command and the environment that start the trainer on this machine; pure, so a test can read them."""
+"""The command and the environment that start a program under torchrun; pure, so a test can read them."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3,join_timeout=60"
+RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3,join_timeout={join_s}"
 """Whole seconds. torchrun's own settings let 44 s pass after a lost node before a survivor starts again, these 6."""
+JOIN_S = 60
+JOIN_NODES_S = 600
+"""Many nodes that import torch from one file server start minutes apart."""
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """Where and under what name the agents of one start meet; of one machine at a port that the store chooses."""
+
+    nodes: int = 1
+    endpoint: str = "127.0.0.1:0"
+    """Address and port of the head node. Port 0: a free one, so two jobs on one machine never meet."""
+    address: str = "127.0.0.1"
+    """Of this node, as the others reach it."""
+    is_head: bool | None = None
+    """This node keeps the store; None leaves it to torchrun, which compares names and errs where there are several."""
+    id: str = ""
+    """Changes with every start: what is left of an earlier one must not join."""
+
+
+def trainer(url: str, plugins: Sequence[str] = ()) -> list[str]:
+    """What trains as `url`/config.yaml says.
+
+    Plug-in packages stand on the command line and not in the folder, so that a run folder from elsewhere cannot run
+    code.
+    """
+    return ["-m", "trainer", "--frozen", url, *(["--plugins", ",".join(plugins)] if plugins else [])]
 
 
 def command(url: str, nproc: int, grace_s: int, plugins: Sequence[str] = (), restarts: int = 0) -> list[str]:
-    """The argv that trains what `url`/config.yaml says.
-
-    Plug-in packages stand on the command line and not in the folder, so that a run folder from elsewhere cannot run
-    code. One process needs no torchrun, which saves its start-up. `restarts` is torchrun's own budget: `everstep run`
-    leaves it at 0 and starts again itself, because torchrun would also repeat a run that must not be repeated.
-    """
-    trainer = ["-m", "trainer", "--frozen", url, *(["--plugins", ",".join(plugins)] if plugins else [])]
+    """The argv that trains on this machine alone; one process needs no torchrun, which saves its start-up."""
     if nproc == 1:
-        return [sys.executable, *trainer]
+        return [sys.executable, *trainer(url, plugins)]
+    return agent(trainer(url, plugins), nproc, grace_s, Meeting(id=url.rsplit("/", 1)[-1]), restarts)
+
+
+def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Meeting, restarts: int = 0) -> list[str]:
+    """The argv of this node's torchrun; `program` is a script, or a module after -m, with its arguments.
+
+    `restarts` is torchrun's own budget: we leave it at 0 and start again ourselves, because torchrun would also repeat
+    a run that must not be repeated.
+    """
     return [
         sys.executable,
         "-m",
         "trainer.agent",  # torchrun itself, less noisy when a worker fails
-        "--nnodes=1",
+        f"--nnodes={meeting.nodes}",
         f"--nproc-per-node={nproc}",
         "--rdzv-backend=c10d",
-        # Port 0: the store takes a free port, so two jobs on one machine never meet.
-        "--rdzv-endpoint=127.0.0.1:0",
-        f"--rdzv-id={url.rsplit('/', 1)[-1]}",
-        f"--rdzv-conf={RENDEZVOUS}",
-        "--local-addr=127.0.0.1",
+        f"--rdzv-endpoint={meeting.endpoint}",
+        f"--rdzv-id={meeting.id}",
+        f"--rdzv-conf={_settings(meeting)}",
+        f"--local-addr={meeting.address}",
         "--monitor-interval=0.1",
         f"--shutdown-timeout={grace_s}",
         f"--max-restarts={restarts}",
-        *trainer,
+        *program,
     ]
+
+
+def _settings(meeting: Meeting) -> str:
+    settings = RENDEZVOUS.format(join_s=JOIN_S if meeting.nodes == 1 else JOIN_NODES_S)
+    return settings if meeting.is_head is None else f"{settings},is_host={str(meeting.is_head).lower()}"
 
 
 def environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str]) -> dict[str, str]:

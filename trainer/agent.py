@@ -19,8 +19,9 @@ def main() -> int:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     try:
         torchrun(sys.argv[1:])
-    except ChildFailedError:
-        return 1
+    except ChildFailedError as failed:
+        _, first = failed.get_first_failure()
+        return first.exitcode if first.exitcode > 0 else 1
     except SignalException as stopped:
         return 128 + stopped.sigval
     return 0

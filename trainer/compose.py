@@ -48,25 +48,19 @@ def conf_dir() -> Path:
     return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
 
 
+@dataclass(frozen=True)
+class ComposedJob:
+    """The launcher's half alone, for a program that is not our trainer; it has a run folder all the same."""
+
+    job: Node
+    run: str | None
+    run_root: str
+
+
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     """Compose and check; ConfigError in one line for whatever the user mistyped."""
-    import hydra
-    from hydra.core.config_store import ConfigStore
-    from hydra.errors import HydraException
-
-    folders = [conf_dir(), *(_folder(name) for name in config_dirs)]
-    experiment, cleaned = _checked(overrides, folders)
-    if config_dirs:
-        cleaned.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]")
-    ConfigStore.instance().store(name="run_schema", node=Composition)
-    try:
-        with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
-            tree = hydra.compose("run", overrides=cleaned)
-        composition = _to_object(tree, Composition)
-    except AssertionError as error:  # OmegaConf's answer to a key below a plug-in that is null
-        raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
-    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(_one_line(error)) from error
+    folders = _folders(config_dirs)
+    composition, experiment = _compose(overrides, folders)
     run = RunConfig(**{f.name: getattr(composition, f.name) for f in dataclasses.fields(RunConfig)})
     if run.task is None or run.data is None:
         missing = "task" if run.task is None else "data"
@@ -77,6 +71,36 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
         if node is not None and "_target_" not in node:
             raise ConfigError(f"{name} has keys ({', '.join(node)}) but no _target_; give {name}=NAME")
     return Composed(run, composition.job or {}, experiment)
+
+
+def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ComposedJob:
+    """Compose what is said about the job, `run` and `run_root`; ConfigError for any other key."""
+    for text in overrides:
+        key = text.lstrip("+~").split("=", 1)[0]
+        if key.split(".")[0] != "job" and key not in ("run", "run_root"):
+            raise ConfigError(f"{text!r} is for our trainer; give it to the program that stands after --")
+    composition, _ = _compose(overrides, _folders(config_dirs))
+    return ComposedJob(composition.job or {}, composition.run, composition.run_root)
+
+
+def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition, str | None]:
+    """All keys as the command line sets them, and the name of the experiment."""
+    import hydra
+    from hydra.core.config_store import ConfigStore
+    from hydra.errors import HydraException
+
+    experiment, cleaned = _checked(overrides, folders)
+    if len(folders) > 1:
+        cleaned.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]")
+    ConfigStore.instance().store(name="run_schema", node=Composition)
+    try:
+        with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
+            tree = hydra.compose("run", overrides=cleaned)
+        return _to_object(tree, Composition), experiment
+    except AssertionError as error:  # OmegaConf's answer to a key below a plug-in that is null
+        raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
+    except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(_one_line(error)) from error
 
 
 def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
@@ -223,6 +247,11 @@ def _options(group: str, folders: Sequence[Path]) -> list[str]:
             for file in (folder / group).rglob("*.yaml")
         }
     )
+
+
+def _folders(config_dirs: Sequence[str]) -> list[Path]:
+    """Ours, then the user's."""
+    return [conf_dir(), *(_folder(name) for name in config_dirs)]
 
 
 def _folder(name: str) -> Path:

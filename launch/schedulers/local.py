@@ -74,23 +74,35 @@ class Local:
     """One child at a time, under one set of signals; `stopped` says by which it was told to stop.
 
     `agent`: the child is torchrun, and the processes that save are its children. They are told directly: torchrun
-    answers a SIGTERM of its own with a traceback, and with exit code 1 though all has gone well.
+    answers a SIGTERM of its own with a traceback, and with exit code 1 though all has gone well. `relay` is False where
+    the scheduler's signals reach every process by themselves.
     """
 
     def __init__(
-        self, signals: Signals, leave_marker: Callable[[str], None], grace_s: float, agent: bool = False
+        self,
+        signals: Signals,
+        leave_marker: Callable[[str], None],
+        grace_s: float,
+        agent: bool = False,
+        relay: bool = True,
     ) -> None:
         self.signals = signals
         self.leave_marker = leave_marker
         self.grace_s = grace_s
         self.agent = agent
+        self.relay = relay
         self.stopped: str | None = None
 
-    def run(self, argv: Sequence[str], env: Mapping[str, str]) -> int:
-        """Run to the end; the exit code as a shell gives it. LeftAtOnce when the user asked for that."""
+    def run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None = None) -> int:
+        """Run to the end; the exit code as a shell gives it. LeftAtOnce when the user asked for that.
+
+        `output`: a file descriptor for all that is printed; the caller's own where it is None.
+        """
         # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order.
         spared = _adopt_orphans()
-        child = subprocess.Popen(argv, env=dict(env), process_group=0, preexec_fn=_leash(os.getpid()))
+        child = subprocess.Popen(
+            argv, env=dict(env), stdout=output, stderr=output, process_group=0, preexec_fn=_leash(os.getpid())
+        )
         deadline = float("inf")
         try:
             while child.poll() is None:
@@ -126,6 +138,8 @@ class Local:
         writing = threading.Thread(target=self.leave_marker, args=(reason,), daemon=True)
         writing.start()
         writing.join(MARKER_S)
+        if not self.relay:
+            return
         # An agent that has no workers yet is told itself.
         for pid in (_children().get(child.pid) if self.agent else None) or [child.pid]:
             with contextlib.suppress(ProcessLookupError):
@@ -140,6 +154,9 @@ def _leash(parent: int) -> Callable[[], None] | None:
 
     def arm() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Slurm sends its notice to every process. torchrun would die of it and leave its workers behind; they inherit
+        # this and install a handler of their own, and until then the marker in the run folder speaks for the signal.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if os.getppid() != parent:  # it died before the leash was on
             os._exit(1)
 

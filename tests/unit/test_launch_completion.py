@@ -86,7 +86,7 @@ def test_tab_takes_less_than_a_quarter_of_a_second_of_cpu() -> None:
     [
         ("everstep ru", ["run "]),
         ("everstep run parallel=f", ["fsdp "]),
-        ("everstep run job.n", ["job.nproc="]),
+        ("everstep run job.np", ["job.nproc="]),
         ("everstep checkpoint ", ["diff ", "export ", "ls ", "rm ", "verify "]),
     ],
 )

@@ -16,6 +16,7 @@ from process_helpers import alive, until
 
 from launch import torchrun
 from launch.__main__ import main
+from launch.run import run as launch_run
 from trainer.compose import settle, thaw
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
@@ -318,3 +319,13 @@ def test_a_start_names_the_folder_by_its_full_url(bench: Bench, monkeypatch: pyt
     bench.plan({})
     bench.run("run_root=elsewhere", "job.max_restarts=0")
     assert named == [str(bench.folder / "elsewhere" / "r")]
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["job=slurm"], "job=slurm is a cluster: write everstep submit"),
+    (["job.nodes=2"], "job.nodes=2: job=local is this one machine"),
+])  # fmt: skip
+def test_a_job_of_a_cluster_is_not_started_here(words: list[str], said: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=said):
+        launch_run(["experiment=digits", f"run_root={tmp_path}", *words])
+    assert list(tmp_path.iterdir()) == []

@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", reason="building a wheel offline needs setuptools, and it is not installed")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     # A copy, since setuptools leaves build/ and egg-info beside what it builds.
-    for name in ("trainer", "launch", "conf"):
+    for name in ("trainer", "launch", "conf", "slurm"):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
@@ -49,7 +49,7 @@ def test_the_wheel_holds_every_config_and_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"trainer/conf/{name}" for name in configs(ROOT / "conf")} <= names
     assert modules("trainer", "launch") <= names
-    assert {"trainer/py.typed", "launch/py.typed"} <= names
+    assert {"trainer/py.typed", "launch/py.typed", "launch/slurm/run.sbatch"} <= names
 
 
 @pytest.mark.process
@@ -62,7 +62,8 @@ def test_the_wheel_installs_nothing_under_a_name_that_others_use(wheel: Path) ->
 def test_an_installed_wheel_composes_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
-    code = "from trainer import compose; print(compose.conf_dir()); print(sorted(compose.groups()))"
+    code = "from trainer import compose; print(compose.conf_dir()); print(sorted(compose.groups())); "
+    code += "from launch.schedulers import slurm; print(slurm.script())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={**os.environ, "PYTHONPATH": str(target)},
@@ -73,6 +74,7 @@ def test_an_installed_wheel_composes_from_another_folder(wheel: Path, tmp_path: 
     ).stdout.splitlines()
     assert found[0] == str(target / "trainer" / "conf")
     assert "'parallel'" in found[1]
+    assert found[2] == str(target / "launch" / "slurm" / "run.sbatch")
 
 
 def test_a_checkout_finds_its_own_configs() -> None:
@@ -92,7 +94,7 @@ def test_every_package_is_named_in_pyproject() -> None:
         for package in ("trainer", "launch")
         for file in (ROOT / package).rglob("__init__.py")
     }
-    assert present == named - {"trainer.conf"}
+    assert present == named - {"trainer.conf", "launch.slurm"}
 
 
 def test_constraints_pin_every_dependency_exactly_and_without_a_local_suffix() -> None:

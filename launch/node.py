@@ -1,0 +1,157 @@
+"""`python -m launch.node RUN_FOLDER`, once on every node of an allocation: check the node, meet the others, train.
+
+It knows no scheduler; `Allocation` has read what there is to know from the environment. Nor does it decide anything:
+it reports how the node fared, and exits with the code of its torchrun.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch import torchrun
+from launch.allocation import Allocation
+from launch.config import processes, threads
+from launch.node_checks import BadNode, address, failures
+from launch.output import Output
+from launch.say import say
+from launch.schedulers.local import LeftAtOnce, Local, Signals
+from launch.starts import NodeReport, Start
+from launch.submitted import Submitted
+from launch.supervise import marker
+from trainer.errors import EverstepError
+from trainer.run_folder import STARTER, RunFolder
+
+START = "EVERSTEP_START"
+"""Environment variable: the number that this start has in the run folder."""
+BAD_NODE = 78
+"""Exit code of a node that failed its checks."""
+PORTS = 20000
+"""Where the ports for the rendezvous begin, and how many there are."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    folder = RunFolder(arguments[0])
+    with Signals() as signals:  # before anything slow, so that no signal is lost
+        try:
+            return Node(folder, Allocation.of(os.environ), Submitted.read(folder), signals).run()
+        except EverstepError as error:
+            say(str(error))
+            return error.exit_code
+
+
+@dataclass
+class Node:
+    """This node in one start."""
+
+    folder: RunFolder
+    allocation: Allocation
+    submitted: Submitted
+    signals: Signals
+
+    def __post_init__(self) -> None:
+        self.start = Start(self.folder, int(os.environ[START]))
+        leave = marker(self.folder) if self.submitted.is_trainer else lambda reason: None
+        # The scheduler signals all processes of a step, so ours need not be told; the marker is for those that start.
+        self.local = Local(self.signals, leave, self.submitted.job.grace_s, relay=self.allocation.scheduler != "slurm")
+
+    def run(self) -> int:
+        """The exit code of this node's torchrun, or BAD_NODE."""
+        job, host = self.submitted.job, self.allocation.host
+        failed = failures(job, self.folder, host, len(self.allocation.hosts))
+        self.start.report(NodeReport(host, tuple(failed)))
+        for line in failed:
+            say(f"node {host}: {line}")
+        if failed:
+            return BAD_NODE
+        meeting = self._meet()
+        if meeting is None:
+            self.start.report(NodeReport(host, code=1, stopped=self.local.stopped))
+            return 1
+        output = Output(job.all_causes())
+        with output:
+            code = self._train(meeting, output.descriptor)
+        name, line = output.cause() if code else (None, "")
+        self.start.report(NodeReport(host, (), code, self.local.stopped, name, line))
+        if code and self.start.is_left_behind():
+            # srun would have the step ended that had a bad exit, by its number: the new start's has the same one.
+            say(f"node {host}: the job has started again elsewhere")
+            return 0
+        return code
+
+    def _train(self, meeting: torchrun.Meeting, output: int) -> int:
+        job = self.submitted.job
+        nproc = processes(job)
+        alone = len(self.allocation.hosts) == 1 and nproc == 1 and self.submitted.is_trainer
+        program = self.program()
+        argv = [sys.executable, *program] if alone else torchrun.agent(program, nproc, job.grace_s, meeting)
+        self.local.agent = not alone
+        try:
+            return self.local.run(argv, self.environment(threads(job, nproc)), output)
+        except LeftAtOnce:
+            return 130
+
+    def program(self) -> list[str]:
+        """What torchrun starts; a script of the submitted code is taken from there and not from where it was edited."""
+        script, *rest = self.submitted.argv
+        kept = Path(self._code() or "", script)
+        return [str(kept), *rest] if self._code() and kept.is_file() else [script, *rest]
+
+    def _code(self) -> str | None:
+        code = self.submitted.code
+        local = self.folder.storage.path(code or "")
+        return None if code is None else str(local or code)
+
+    def environment(self, share: int) -> dict[str, str]:
+        job, code = self.submitted.job, self._code()
+        extra = {**job.env, STARTER: self.start.starter}
+        if job.interface is not None:
+            extra |= {"GLOO_SOCKET_IFNAME": job.interface, "NCCL_SOCKET_IFNAME": job.interface}
+        if code is not None:
+            given = extra.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
+            extra["PYTHONPATH"] = os.pathsep.join(path for path in (code, given) if path)
+            # Else the current folder, where somebody may be editing, would come first.
+            extra["PYTHONSAFEPATH"] = "1"
+        return torchrun.environment(os.environ, share, extra)
+
+    def _meet(self) -> torchrun.Meeting | None:
+        """Where the agents of this start meet. The head finds a free port, and says so in the run folder."""
+        hosts, place = self.allocation.hosts, self.allocation.rank
+        name = f"{self.allocation.job}.{self.allocation.restart}.{self.start.number}"
+        if len(hosts) == 1:
+            return torchrun.Meeting(id=name)
+        mine = address(self.submitted.job.interface)
+        if place == 0:
+            self.start.announce(f"{mine}:{free_port(self.allocation.job, mine)}")
+        # The head is as slow as its slowest check at most.
+        endpoint = self.start.await_head(self.local.wait, self.submitted.job.check_s + 60)
+        if endpoint is None:
+            say(f"node {self.allocation.host}: heard nothing of the head node {hosts[0]}")
+            return None
+        return torchrun.Meeting(len(hosts), endpoint, mine, place == 0, name)
+
+
+def free_port(job: str, host: str) -> int:
+    """A port that nobody on this node uses: the job's own number if possible, so jobs side by side rarely try the same.
+
+    BadNode when none of many can be had.
+    """
+    first = int("".join(filter(str.isdigit, job)) or "0")
+    for offset in range(100):
+        port = PORTS + (first + 101 * offset) % PORTS
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+            return port
+    raise BadNode(f"no free port near {PORTS + first % PORTS}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,209 @@
+"""Slurm through its own commands: one sbatch for a job, one squeue for all of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import launch
+from launch.config import JobConfig
+from launch.config.job import NOTICE_SLACK_S
+from launch.job import JobHandle, JobState, JobStatus
+from launch.schedulers import slurm_json
+from launch.schedulers.base import Program, Rendered
+from trainer.errors import ConfigError
+from trainer.storage import open_storage
+
+SCRIPT = "run.sbatch"
+AWAY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted", "connect failure",
+        "Connection refused", "Transport endpoint is not connected", "backup controller in standby mode")  # fmt: skip
+"""What Slurm's commands say when it is the controller, and not the question, that is the trouble."""
+RETRY_S = 60.0
+"""Seconds for which a controller that is away is asked again."""
+TIMEOUT_S = 120.0
+
+
+def script() -> Path:
+    """Where run.sbatch lies: inside the installed package, or beside it in a checkout."""
+    package = Path(launch.__file__).parent
+    return package / "slurm" / SCRIPT if (package / "slurm").is_dir() else package.parent / "slurm" / SCRIPT
+
+
+@dataclass(frozen=True)
+class Slurm:
+    """The cluster that Slurm's commands talk to here."""
+
+    retry_s: float = RETRY_S
+
+    def render(self, job: JobConfig, program: Program) -> Rendered:
+        argv = ("sbatch", "--parsable", *_flags(job, program), str(script()), *_arguments(job, program))
+        return Rendered(argv, {SCRIPT: script().read_text()})
+
+    def problems(self, job: JobConfig) -> list[str]:
+        """What `sbatch --test-only` refuses: nothing is queued, only the nodes and limits are looked at."""
+        program = Program("everstep-check", os.devnull, (), "")
+        flags = [flag for flag in _flags(job, program) if not flag.startswith(("--output", "--comment"))]
+        done = self._ask("sbatch", "--test-only", *flags, str(script()), os.devnull)
+        if done.returncode == 0:
+            return []
+        said = _last_line(done.stderr).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
+        return [f"Slurm refuses the job: {said} ({_keys(job)})"]
+
+    def submit(self, rendered: Rendered) -> JobHandle:
+        done = self._ask(*rendered.argv)
+        if done.returncode:
+            raise ConfigError(f"sbatch refused the job: {_last_line(done.stderr)}")
+        number, _, cluster = done.stdout.strip().partition(";")
+        return JobHandle("slurm", cluster or self._cluster(), number)
+
+    def find(self, token: str) -> JobHandle | None:
+        for job in self._jobs():
+            if job.comment == token:
+                return JobHandle("slurm", job.cluster or self._cluster(), job.id)
+        return self._find_in_accounting(token)
+
+    def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+        if not handles:
+            return {}
+        known = {job.id: job.status for job in self._jobs()}
+        forgotten = [handle for handle in handles if handle.id not in known]
+        if forgotten:
+            known |= self._accounted(forgotten)
+        return {handle: known.get(handle.id, JobStatus(JobState.unknown)) for handle in handles}
+
+    def cancel(self, handles: Sequence[JobHandle]) -> None:
+        if not handles:
+            return
+        done = self._ask("scancel", *(handle.id for handle in handles))
+        # Of jobs that are over Slurm says in one of several ways that there is nothing to cancel.
+        said = [line for line in done.stderr.splitlines() if line and "Invalid job id" not in line
+                and "already complet" not in line]  # fmt: skip
+        if done.returncode and said:
+            raise ConfigError(f"scancel: {said[0]}")
+
+    def _jobs(self) -> list[slurm_json.Job]:
+        """All jobs of this user that the controller remembers, in one question."""
+        done = self._ask("squeue", "--me", "--states=all", "--json")
+        if done.returncode:
+            raise ConfigError(f"squeue does not answer: {_last_line(done.stderr)}")
+        return slurm_json.jobs(done.stdout)
+
+    def _find_in_accounting(self, token: str) -> JobHandle | None:
+        for line in self._sacct("--format=JobID,Cluster,Comment%120", "--starttime=now-30days"):
+            number, cluster, comment = [*line.split("|"), "", ""][:3]
+            if comment == token:
+                return JobHandle("slurm", cluster, number)
+        return None
+
+    def _accounted(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
+        """What accounting remembers of jobs that the controller has forgotten; nothing where it is switched off."""
+        ids = ",".join(handle.id for handle in handles)
+        rows = self._sacct(f"--jobs={ids}", f"--format={slurm_json.SACCT_FIELDS}")
+        return dict(slurm_json.accounted(row) for row in rows)
+
+    def _sacct(self, *arguments: str) -> list[str]:
+        done = self._ask("sacct", "--allocations", "--noheader", "--parsable2", *arguments)
+        return done.stdout.splitlines() if done.returncode == 0 else []
+
+    def _cluster(self) -> str:
+        """The name that Slurm has for itself; it does not change while we run."""
+        shown = self._ask("scontrol", "show", "config").stdout
+        names = [line.split("=")[1].strip() for line in shown.splitlines() if line.startswith("ClusterName")]
+        return names[0] if names else "cluster"
+
+    def _ask(self, *argv: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Slurm's commands, again with growing pauses while the controller is away."""
+        pause, deadline = 0.5, time.monotonic() + self.retry_s
+        while True:
+            try:
+                done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
+                                      stdin=subprocess.DEVNULL)  # fmt: skip
+            except FileNotFoundError as error:
+                raise ConfigError(
+                    f"job=slurm needs Slurm's commands, and there is no {argv[0]} here; submit on a login node"
+                ) from error
+            except subprocess.TimeoutExpired as error:
+                raise ConfigError(f"{argv[0]} gave no answer within {TIMEOUT_S:.0f} s") from error
+            away = done.returncode != 0 and any(words in done.stderr for words in AWAY)
+            # An sbatch that was not answered may have been accepted all the same: to repeat it could make two jobs.
+            if not away or argv[0] == "sbatch" or time.monotonic() + pause > deadline:
+                return done
+            time.sleep(pause)
+            pause = min(10.0, 2 * pause)
+
+
+def _flags(job: JobConfig, program: Program) -> list[str]:
+    fewest, most = job.node_range
+    given: list[tuple[str, object]] = [
+        ("job-name", program.name),
+        ("comment", program.token),
+        ("nodes", fewest if fewest == most else f"{fewest}-{most}"),
+        ("time", _minutes(job.time_s)),
+        ("partition", job.partition),
+        ("account", job.account),
+        ("qos", job.qos),
+        ("constraint", job.constraint),
+        ("reservation", job.reservation),
+        ("exclude", ",".join(job.exclude) or None),
+        ("gpus-per-node", _gpus(job)),
+        ("cpus-per-task", job.cpus),
+        ("mem", job.mem),
+        ("signal", f"B:USR1@{job.grace_s + NOTICE_SLACK_S}"),
+        ("output", _output(program)),
+    ]
+    return [*(f"--{name}={value}" for name, value in given if value not in (None, "")), *job.flags]
+
+
+def _arguments(job: JobConfig, program: Program) -> list[str]:
+    """What stands behind the script: the run folder, and how its Python is reached."""
+    options = [("--python", job.python or sys.executable), *(("--setup", line) for line in job.setup)]
+    if job.image is not None:
+        options += _container(job, program)
+    return [program.folder, *(word for option in options for word in option)]
+
+
+def _container(job: JobConfig, program: Program) -> list[tuple[str, str]]:
+    folders = [os.getcwd(), *([program.folder] if open_storage(program.folder).path() is not None else [])]
+    mounts = [*job.mounts, *(f"{folder}:{folder}" for folder in folders)]
+    if job.runtime == "pyxis":
+        flags = [f"--container-image={job.image}", f"--container-mounts={','.join(mounts)}",
+                 f"--container-workdir={os.getcwd()}", "--no-container-mount-home"]  # fmt: skip
+        return [("--srun", flag) for flag in flags]
+    words = ["apptainer", "exec", *(["--nv"] if job.gpus != 0 else []), "--bind", ",".join(mounts), "--pwd",
+             os.getcwd(), str(job.image)]  # fmt: skip
+    return [("--within", word) for word in words]
+
+
+def _gpus(job: JobConfig) -> int | None:
+    """None asks for none: nodes that are given as a whole bring what they have."""
+    if job.gpus == "auto":
+        return job.nproc if isinstance(job.nproc, int) else None
+    return int(job.gpus) or None
+
+
+def _minutes(time_s: int | None) -> int | None:
+    """Slurm counts in minutes, and rounds up."""
+    return None if time_s is None else -(-time_s // 60)
+
+
+def _output(program: Program) -> str:
+    """Into the run folder where nodes can write there by themselves, else where the job was submitted."""
+    folder = open_storage(program.folder).path()
+    return f"{folder}/slurm-%j.out" if folder is not None else f"{program.name}-%j.out"
+
+
+def _keys(job: JobConfig) -> str:
+    """The keys that such a refusal may be about, with their values."""
+    asked = {"nodes": job.nodes, "partition": job.partition, "time": job.time, "gpus": _gpus(job), "cpus": job.cpus,
+             "mem": job.mem, "account": job.account, "qos": job.qos, "constraint": job.constraint}  # fmt: skip
+    return "change one of " + ", ".join(f"job.{name}={value}" for name, value in asked.items() if value is not None)
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it said nothing"

@@ -1,0 +1,122 @@
+"""One start of a job by its scheduler, as the nodes and the policy of restarts write it down in the run folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from launch.allocation import Allocation
+from trainer.run_folder import RESTARTS, STARTS, RunFolder
+
+POLL_S = 0.2
+
+
+@dataclass(frozen=True)
+class NodeReport:
+    """How one node fared; written after its checks, and once more at its end."""
+
+    host: str
+    failed: tuple[str, ...] = ()
+    """Checks that failed, one line each."""
+    code: int | None = None
+    """Exit code of the node's torchrun; None while it runs, and for ever when the node is lost."""
+    stopped: str | None = None
+    """The signal by which the node was told to stop."""
+    cause: str | None = None
+    """Which of job.causes was seen in what the processes printed."""
+    line: str = ""
+    """Where it was seen."""
+    time: float = 0.0
+    """Seconds since the epoch."""
+
+
+@dataclass
+class Start:
+    """The folder starts/NNNN."""
+
+    folder: RunFolder
+    number: int
+    _facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def starter(self) -> str:
+        """What stands in the claims of the attempts of this start."""
+        return f"start-{self.number:04d}"
+
+    @staticmethod
+    def claim(folder: RunFolder, allocation: Allocation, step: int | None) -> Start:
+        """The next number, create-only, so of two starts each gets its own; `step` is that of the newest checkpoint."""
+        facts = {
+            "scheduler": allocation.scheduler,
+            "job": allocation.job,
+            "restart": allocation.restart,
+            "hosts": list(allocation.hosts),
+            "step": step,
+            "time": time.time(),
+        }
+        number = max(Start.numbers(folder), default=0) + 1
+        while not folder.storage.create(f"{STARTS}/{number:04d}/start.json", _json(facts)):
+            number += 1
+        return Start(folder, number)
+
+    @staticmethod
+    def numbers(folder: RunFolder) -> list[int]:
+        return sorted(int(name) for name in folder.storage.names(STARTS) if name.isdigit())
+
+    @staticmethod
+    def newest(folder: RunFolder) -> Start | None:
+        numbers = Start.numbers(folder)
+        return Start(folder, numbers[-1]) if numbers else None
+
+    def is_left_behind(self) -> bool:
+        """The same job has started again since: this one is on a node that was cut off, or about to be ended."""
+        newest = Start.newest(self.folder)
+        return newest is not None and newest.number > self.number and newest.facts["job"] == self.facts["job"]
+
+    def path(self, name: str) -> str:
+        return f"{STARTS}/{self.number:04d}/{name}"
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What `claim` wrote."""
+        if not self._facts:
+            self._facts = json.loads(self.folder.storage.read(self.path("start.json")))
+        return self._facts
+
+    def report(self, report: NodeReport) -> None:
+        self.folder.storage.write(self.path(f"node-{report.host}.json"), _json({**asdict(report), "time": time.time()}))
+
+    def reports(self) -> list[NodeReport]:
+        """Of all nodes that have said something, by the time of their last word."""
+        names = [name for name in self.folder.storage.names(self.path("")) if name.startswith("node-")]
+        found = [json.loads(self.folder.storage.read(self.path(name))) for name in names]
+        reports = [NodeReport(**{**facts, "failed": tuple(facts["failed"])}) for facts in found]
+        return sorted(reports, key=lambda report: report.time)
+
+    def announce(self, endpoint: str) -> None:
+        """The head node says where all meet."""
+        self.folder.storage.write(self.path("head.json"), _json({"endpoint": endpoint}))
+
+    def await_head(self, wait: Callable[[float], bool], deadline_s: float) -> str | None:
+        """Where all meet; None when the head has not said it in time, or when `wait` says that we are to stop."""
+        deadline = time.monotonic() + deadline_s
+        while time.monotonic() < deadline:
+            try:
+                endpoint: str = json.loads(self.folder.storage.read(self.path("head.json")))["endpoint"]
+                return endpoint
+            except FileNotFoundError:
+                if not wait(POLL_S):
+                    return None
+        return None
+
+
+def decisions(folder: RunFolder) -> list[dict[str, Any]]:
+    """All decisions of the policy of restarts, the oldest first."""
+    return [json.loads(folder.storage.read(f"{RESTARTS}/{name}")) for name in folder.storage.names(RESTARTS)]
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

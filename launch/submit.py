@@ -1,0 +1,175 @@
+"""`everstep submit`: compose, settle the config in the run folder, and hand a job to a cluster; returns at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from launch.cluster import scheduler
+from launch.config import JobConfig, job_config, job_yaml
+from launch.say import say
+from launch.schedulers.base import Program, Scheduler
+from launch.submission import Receipt
+from launch.submission import submit as submit_once
+from launch.torchrun import trainer
+from trainer.compose import compose, compose_job, freeze, refuse_changes, settle, thaw, with_name
+from trainer.config import RunConfig
+from trainer.errors import ConfigError
+from trainer.run_folder import CONFIG, Outcome, RunFolder
+
+EXAMPLES = """examples:
+  everstep submit job=slurm job.nodes=4 job.nproc=8 job.time=24h experiment=gpt_stdlib
+  everstep submit job=slurm job.nodes=2:4 job.time=24h experiment=mine --config-dir conf plugins=[my_package]
+  everstep submit job=slurm job.nodes=2 job.nproc=8 -- train_my_way.py --any --flags
+  everstep submit --dry-run job=slurm experiment=digits       the exact script, flags and config; nothing is written
+
+The same command again makes no second job: it names the one that is queued or running, or goes on when that is over.
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that would be submitted."""
+
+    folder: RunFolder
+    job: JobConfig
+    program: Program
+    config: RunConfig | None
+    """None: the program is not our trainer."""
+
+
+def submit(arguments: Sequence[str]) -> int:
+    """The verb; 0 when there is a job."""
+    own, other = _split(arguments)
+    options = _parser().parse_intermixed_args(own)
+    now = datetime.datetime.now()
+    plan = _other(options, other, now) if other else _training(options, now)
+    cluster = _cluster(plan.job)
+    if options.dry_run:
+        print(_shown(plan, cluster), end="")
+        return 0
+    if _is_done(plan):
+        return 0
+    if problems := cluster.problems(plan.job):
+        for problem in problems[:-1]:
+            say(problem)
+        raise ConfigError(problems[-1])
+    _settle(plan)
+    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster))
+    return 0
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and the other program that stands after `--`."""
+    words = list(arguments)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    if at + 1 == len(words):
+        raise ConfigError("nothing stands after --: give a script with its arguments, or leave out the --")
+    return words[:at], words[at + 1 :]
+
+
+def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
+    composed = compose(options.overrides, options.config_dir)
+    job = job_config(composed.job)
+    _check_worlds(composed.run, job)
+    config = with_name(composed, now)
+    folder = RunFolder.of(config.run_root, str(config.run))
+    return Plan(folder, job, _program(str(config.run), folder, trainer(folder.storage.url, config.plugins)), config)
+
+
+def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.datetime) -> Plan:
+    composed = compose_job(options.overrides, options.config_dir)
+    script = words[1] if words[0] == "-m" and len(words) > 1 else words[0]
+    if words[0] != "-m" and not Path(script).is_file():
+        raise ConfigError(f"{script}: there is no such script here; after -- stands a script, or -m and a module")
+    name = composed.run or f"{Path(script).stem.replace('.', '-')}-{now:%Y%m%d-%H%M%S}"
+    folder = RunFolder.of(composed.run_root, name)
+    return Plan(folder, job_config(composed.job), _program(name, folder, words), None)
+
+
+def _program(name: str, folder: RunFolder, argv: Sequence[str]) -> Program:
+    return Program(name, folder.storage.url, tuple(argv), f"everstep-{uuid.uuid4().hex}")
+
+
+def _check_worlds(config: RunConfig, job: JobConfig) -> None:
+    """ConfigError when the model cannot be spread over some number of nodes that the job may get."""
+    fewest, most = job.node_range
+    if isinstance(job.nproc, int):
+        for nodes in range(fewest, most + 1):
+            config.parallel.check_world(nodes * job.nproc)
+
+
+def _cluster(job: JobConfig) -> Scheduler:
+    if job.scheduler == "local":
+        raise ConfigError("job=local starts here and now: write everstep run, or choose a cluster with job=slurm")
+    if missing := [name for name in job.secrets if not os.environ.get(name)]:
+        raise ConfigError(f"job.secrets names {', '.join(missing)}, which this shell does not have; export it first")
+    return scheduler(job.scheduler)
+
+
+def _is_done(plan: Plan) -> bool:
+    last = plan.folder.last_ending()
+    if plan.config is None or last is None or last.outcome is not Outcome.done or last.step < plan.config.steps:
+        return False
+    say(f"run {plan.config.run} is done: step {last.step} of {plan.config.steps} in {plan.folder.url}")
+    return True
+
+
+def _settle(plan: Plan) -> None:
+    """Put into the run folder what the nodes will read."""
+    if plan.config is None:
+        if plan.folder.storage.exists(CONFIG):
+            raise ConfigError(f"run {plan.program.name!r} is one of our trainer's; give another run=NAME")
+        return
+    from trainer.provenance import record
+
+    for change in settle(plan.config, plan.folder):
+        say(f"changed since the last start: {change}")
+    record(plan.folder, plan.config, ["everstep", *sys.argv[1:]])
+
+
+def _tell(plan: Plan, receipt: Receipt) -> None:
+    name, url = plan.program.name, plan.folder.storage.url
+    if receipt.is_new:
+        print(f"{name} in {url}: {receipt.handle}")
+        return
+    status = receipt.status
+    state = "" if status is None else f" ({status.state.value}{f', {status.reason}' if status.reason else ''})"
+    print(f"{name} in {url}: already submitted as {receipt.handle}{state}")
+
+
+def _shown(plan: Plan, cluster: Scheduler) -> str:
+    """What would be submitted, word for word; the token is made anew at each submission."""
+    if plan.config is not None and plan.folder.storage.exists(CONFIG):
+        refuse_changes(thaw(plan.folder.storage.read(CONFIG).decode()), plan.config)
+    rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token="TOKEN"))
+    parts = {f"{plan.folder.storage.url}/job.yaml": job_yaml(plan.job), **rendered.files}
+    if plan.config is not None:
+        parts = {f"{plan.folder.storage.url}/{CONFIG}": freeze(plan.config), **parts}
+    shown = [f"# {name}\n{text.rstrip()}\n" for name, text in parts.items()]
+    started = f"# every node starts\ntorchrun … {shlex.join(plan.program.argv)}\n"
+    return "\n".join([*shown, started, f"# submitted by\n{shlex.join(rendered.argv)}\n"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everstep submit",
+        usage="everstep submit [--dry-run] [--config-dir DIR] key=value … [-- SCRIPT …]",
+        description="Queue a run on a cluster; the shell may be closed afterwards.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted; write nothing")
+    return parser

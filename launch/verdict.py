@@ -1,0 +1,134 @@
+"""What the batch script asks before and after each start of the trainer.
+
+python -m launch.verdict begin RUN_FOLDER                      prints the number of the start; not 0: do not start
+python -m launch.verdict end RUN_FOLDER NUMBER --code=C [--noticed]
+                                                               prints `again`, `requeue [NODES]`, `wait` or `exit CODE`
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+
+from launch.allocation import Allocation
+from launch.requeue import Action, Evidence, Verdict, judge
+from launch.say import say
+from launch.starts import Start, decisions
+from launch.submitted import Submitted
+from trainer.errors import EverstepError
+from trainer.run_folder import STOP_MARKER, Ending, RunFolder
+
+ALREADY_OVER = 86
+"""Exit code of `begin` when the run needs no other start; the batch script then ends well."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        folder = RunFolder(options.folder)
+        if options.what == "begin":
+            return begin(folder, Allocation.of(os.environ))
+        return end(Start(folder, options.number), options.code, options.noticed)
+    except EverstepError as error:
+        say(str(error))
+        print(f"exit {error.exit_code}")
+        return error.exit_code
+
+
+def begin(folder: RunFolder, allocation: Allocation) -> int:
+    """Claim the next start; first decide about one that the scheduler ended before its own script could."""
+    submitted = Submitted.read(folder)
+    before = Start.newest(folder)
+    if before is not None and before.facts["job"] == allocation.job and _decision(before) is None:
+        verdict = _keep(before, _judge(before, submitted, Evidence(lost=True)))
+        if verdict.action is Action.exit:
+            return verdict.exit_code or ALREADY_OVER
+    folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
+    start = Start.claim(folder, allocation, folder.newest_step())
+    say(f"start {start.number} of job {allocation.job} on {', '.join(allocation.hosts)}")
+    print(start.number)
+    return 0
+
+
+def end(start: Start, code: int, noticed: bool) -> int:
+    """Decide, write the decision down, and print it for the batch script."""
+    verdict = _judge(start, Submitted.read(start.folder), Evidence(code=code, noticed=noticed))
+    if verdict.action is Action.wait:
+        say(verdict.reason)  # no decision about the run, so it is not kept there
+    else:
+        _keep(start, verdict)
+    if verdict.action is Action.exit:
+        print(f"exit {verdict.exit_code}")
+    else:
+        print(verdict.action.value, ",".join(verdict.exclude))
+    return 0
+
+
+def _judge(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
+    folder, job = start.folder, submitted.job
+    attempts = folder.attempts()
+    ours = [number for number in attempts if folder.starter(number) == start.starter]
+    ending = folder.ending(ours[-1]) if ours else None
+    earlier = [d for d in decisions(folder) if d.get("job") == start.facts["job"]]
+    excluded = {*job.exclude, *(host for decision in earlier for host in decision.get("exclude", []))}
+    evidence = dataclasses.replace(
+        known,
+        ending=ending,
+        hosts=tuple(start.facts["hosts"]),
+        reports=tuple(start.reports()),
+        progressed=(folder.newest_step() or 0) > (start.facts["step"] or 0),
+        is_trainer=submitted.is_trainer,
+        left_behind=start.is_left_behind(),
+        overtaken=Start.numbers(folder)[-1] > start.number or (bool(ours) and attempts[-1] > ours[-1]),
+        shrank=_shrank(folder, ending, ours),
+        spent=earlier[-1].get("restarts", 0) if earlier else 0,
+    )
+    verdict = judge(evidence, job.all_causes(), job.max_restarts)
+    # The scheduler's list is set as a whole, so it has to hold those of earlier decisions too.
+    return dataclasses.replace(verdict, exclude=tuple(sorted({*excluded, *verdict.exclude})) if verdict.exclude else ())
+
+
+def _shrank(folder: RunFolder, ending: Ending | None, ours: list[int]) -> bool:
+    """After out_of_memory: whether the next microbatch would be smaller than any before."""
+    if ending is None or ending.micro_batch is None:
+        return True
+    before = [old for number in folder.attempts() if number < ours[-1] and (old := folder.ending(number)) is not None]
+    return all(old.micro_batch is None or ending.micro_batch < old.micro_batch for old in before)
+
+
+def _decision(start: Start) -> dict[str, object] | None:
+    return next((found for found in decisions(start.folder) if found.get("start") == start.number), None)
+
+
+def _keep(start: Start, verdict: Verdict) -> Verdict:
+    say(verdict.reason)
+    start.folder.record_restart(
+        {
+            **dataclasses.asdict(verdict),
+            "outcome": verdict.cause,
+            "action": verdict.action.value,
+            "go_on": verdict.action in (Action.again, Action.requeue),
+            "start": start.number,
+            "job": start.facts["job"],
+        }
+    )
+    return verdict
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m launch.verdict", description=__doc__)
+    verbs = parser.add_subparsers(dest="what", required=True)
+    verbs.add_parser("begin").add_argument("folder")
+    after = verbs.add_parser("end")
+    after.add_argument("folder")
+    after.add_argument("number", type=int)
+    after.add_argument("--code", type=int, required=True, help="exit code of the step")
+    after.add_argument("--noticed", action="store_true", help="the scheduler has given notice of an end")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,66 @@
+"""The toy with slow steps that note their samples: what the jobs on the test cluster train."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from toy import toy_data
+
+from trainer.data.dataset import Splits
+from trainer.step import Stepper
+
+
+def data(samples: int = 41, pause_s: float = 0.0, ledger: str = "") -> Splits:
+    """The toy's data; from now on every step of this process takes `pause_s` longer and is noted in `ledger`.
+
+    Each process has a file of its own, since a node that is cut off writes on beside its successor.
+    """
+    original = Stepper.__call__
+    folder = Path(ledger)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{os.environ['EVERSTEP_STARTER']}-rank-{os.environ.get('RANK', '0')}-{os.getpid()}.jsonl"
+
+    def noting(self: Stepper, batches: Sequence[Any]) -> None:
+        slots = {batch.index: batch.ids.tolist() for batch in batches if batch.real}
+        record = {"step": self.state.progress.step + 1, "slots": slots, "time": time.time()}
+        with file.open("a") as lines:
+            lines.write(json.dumps(record) + "\n")
+        time.sleep(pause_s)
+        original(self, batches)
+
+    Stepper.__call__ = noting  # type: ignore[method-assign]
+    return toy_data(samples)
+
+
+def slots(ledger: Path) -> dict[int, list[int]]:
+    """Samples of each step in the order of microbatches; a step that was replayed has to have had the same ones."""
+    found: dict[int, dict[int, list[int]]] = {}
+    for record in records(ledger):
+        for index, ids in record["slots"].items():
+            known = found.setdefault(record["step"], {}).setdefault(int(index), ids)
+            assert known == ids, f"step {record['step']} was given other samples when it was replayed"
+    return {step: [i for index in sorted(parts) for i in parts[index]] for step, parts in sorted(found.items())}
+
+
+def records(ledger: Path, starter: str = "") -> list[dict[str, Any]]:
+    """All lines of all processes, or of those of one start; a line that is being written now is left out."""
+    files = sorted(ledger.glob(f"{starter}*.jsonl")) if ledger.exists() else []
+    lines = [line for file in files for line in file.read_text().splitlines(keepends=True)]
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def last_step(ledger: Path, starter: str = "") -> int:
+    """The last step that any process has begun; only ends of files are read, since this is asked again and again."""
+    return max((_last(file) for file in ledger.glob(f"{starter}*.jsonl")), default=0)
+
+
+def _last(file: Path) -> int:
+    with file.open("rb") as stream:
+        stream.seek(max(0, file.stat().st_size - 4096))
+        whole = [line for line in stream.read().splitlines(keepends=True) if line.endswith(b"}\n")]
+    return int(json.loads(whole[-1])["step"]) if whole and whole[-1].startswith(b"{") else 0

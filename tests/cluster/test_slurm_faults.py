@@ -1,0 +1,234 @@
+"""What can befall a job on a real Slurm: it always ends COMPLETED by itself, with the same samples and parameters.
+
+The jobs run at the same time, each with a fault of its own in the middle, on a cluster with enough nodes for all.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+
+import ledger_toy
+import pytest
+from jobs import Job
+from slurm_cluster import Cluster
+
+from trainer.checkpoint.checkpointer import locate
+from trainer.checkpoint.diff import differences
+from trainer.checkpoint.manifest import candidates
+from trainer.run_folder import Outcome
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+TWO_NODES = ("job.nodes=2", "data.pause_s=0.1")
+MIDDLE = 110
+
+
+def undisturbed(job: Job) -> None:
+    job.submit("job.nodes=2")
+
+
+def power_off(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[1]
+    timeline = Timeline(job)
+    job.cluster.power_off(lost)
+    timeline.follow()
+
+
+def power_off_of_the_batch_host(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.power_off(job.nodes[0])
+
+
+def cut(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[1]
+    job.cluster.cut(lost)
+    job.until(lambda: job.step(2) > 0, "second start")
+    # What was started there is still there, and believes itself part of the run.
+    assert worker(job, lost) is not None
+    job.cluster.heal(lost)
+
+
+def cut_of_a_writer_that_needs_nobody(job: Job) -> None:
+    """Both ranks are on the node that is cut off: they train on, and reach their next save."""
+    job.submit("job.nodes=1", "job.nproc=2", "data.pause_s=0.3")
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[0]
+    job.cluster.cut(lost)
+    job.until(lambda: job.step(2) > 0, "second start")
+    overtaken = job.folder.attempts()[0]
+    job.until(lambda: job.folder.ending(overtaken) is not None, "end of the writer that was cut off")
+    job.cluster.heal(lost)
+
+
+def kill_slurmd(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    lost = job.nodes[1]
+    job.cluster.kill_slurmd(lost)
+    job.until(lambda: job.restarts > 0, "requeue")
+    job.cluster.start(lost)
+
+
+def kill_worker(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    victim = job.nodes[1]
+    job.cluster.enter(victim, "kill", "-KILL", str(worker(job, victim)))
+
+
+def kill_controller(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.kill_controller()
+    reached = job.step()
+    job.until(lambda: job.step() > reached + 20, "progress without a controller")
+    job.cluster.start_controller()
+
+
+def requeue(job: Job) -> None:
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.run("scontrol", "requeue", job.id)
+
+
+def terminate(job: Job) -> None:
+    """What a preemption does where preempt_send_user_signal is not set: SIGTERM to the steps."""
+    job.submit(*TWO_NODES)
+    job.wait_for_step(MIDDLE)
+    job.cluster.run("scancel", "--signal=TERM", job.id)
+
+
+def preempt(job: Job) -> None:
+    job.submit(*TWO_NODES, "job.partition=spot")
+    job.wait_for_step(MIDDLE)
+    urgent = [
+        "--partition=urgent",
+        "--exclusive",
+        f"--nodelist={','.join(job.nodes)}",
+        "--nodes=2",
+        "--output=/dev/null",
+    ]
+    job.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
+    job.until(lambda: job.restarts > 0, "preemption")
+
+
+def time_limit(job: Job) -> None:
+    """The limit is brought near in the middle of the run: Slurm counts in minutes, and a real one would take long."""
+    job.submit("job.nodes=2", "data.pause_s=0.25")
+    job.wait_for_step(MIDDLE)
+    minutes, seconds = map(int, job.facts()["RunTime"].split(":")[-2:])
+    job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + (1 if seconds < 40 else 2)}")
+    job.until(lambda: job.restarts > 0, "requeue")
+    job.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
+
+
+FAULTS: dict[Callable[[Job], None], list[str]] = {
+    power_off: ["lost", "done"],
+    power_off_of_the_batch_host: ["lost", "done"],
+    cut: ["lost", "done"],
+    cut_of_a_writer_that_needs_nobody: ["lost", "done"],
+    kill_slurmd: ["lost", "done"],
+    kill_worker: ["peer_lost", "done"],
+    kill_controller: ["done"],
+    requeue: ["lost", "done"],
+    terminate: ["preempted", "done"],
+    preempt: ["preempted", "done"],
+    time_limit: ["preempted", "done"],
+}
+"""What befalls a job → why each of its starts ended, as written down."""
+
+
+class Timeline:
+    """When a job that has lost a node got how far, in seconds since the loss."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.began = time.time()
+        self.marks: dict[str, float] = {}
+
+    def follow(self) -> None:
+        job = self.job
+        for what, reached in (
+            ("requeued by Slurm", lambda: job.restarts > 0),
+            ("waits", lambda: job.facts().get("JobState") == "PENDING"),
+            ("batch script runs again", lambda: job.facts().get("JobState") == "RUNNING"),
+            ("trains again", lambda: job.step(2) > 0),
+        ):
+            job.until(reached, what)
+            self.marks[what] = time.time() - self.began
+        first = min(record["time"] for record in ledger_toy.records(job.ledger, "start-0002-"))
+        self.marks["trains again"] = first - self.began
+        line = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.marks.items())
+        (job.root / "timeline.txt").write_text(f"node lost 0 s, {line}\n")
+
+
+def worker(job: Job, node: str) -> int | None:
+    """The process id, inside of the node, of a trainer there."""
+    found = job.cluster.enter(node, "pgrep", "-f", "-o", f"trainer --frozen {job.folder.url}$|-u -m trainer --frozen")
+    return int(found.split()[0]) if found.split() else None
+
+
+Fault = Callable[[Job], None]
+
+
+@pytest.fixture(scope="module")
+def outcomes(
+    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Iterator[dict[Fault, Future[Job]]]:
+    """For each fault that a selected test asks for the job that goes through it; they all run at once."""
+    root = tmp_path_factory.mktemp("faults")
+    calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
+    asked = [fault for fault in FAULTS if any(call.params.get("fault") is fault for call in calls)]
+
+    begun: dict[Fault, Future[Job]] = {}
+
+    def go_through(fault: Fault) -> Job:
+        if fault is kill_controller:
+            # Of what was asked of it a moment before, the controller knows nothing when it is back: a fault of its own.
+            wait([future for other, future in begun.items() if other is not fault])
+        job = Job(cluster, root, fault.__name__)
+        fault(job)
+        job.wait()
+        return job
+
+    with ThreadPoolExecutor(len(FAULTS) + 1) as pool:
+        for fault in sorted((undisturbed, *asked), key=lambda fault: fault is kill_controller):
+            begun[fault] = pool.submit(go_through, fault)
+        yield begun
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)
+def test_a_job_survives_and_trains_on_to_the_same_parameters(outcomes: dict[Fault, Future[Job]], fault: Fault) -> None:
+    job, whole = outcomes[fault].result(), outcomes[undisturbed].result()
+    assert ledger_toy.slots(job.ledger) == ledger_toy.slots(whole.ledger)
+    assert list(differences(locate(job.folder.url), locate(whole.folder.url))) == []
+    assert job.causes() == FAULTS[fault], job.printed()
+
+
+@pytest.mark.parametrize("fault", [power_off], ids=["power_off"])
+def test_after_a_node_loss_the_time_line_is_known(
+    outcomes: dict[Fault, Future[Job]], fault: Fault, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = (outcomes[fault].result().root / "timeline.txt").read_text()
+    assert "trains again" in line
+    with capsys.disabled():
+        print(f"\n{line}", end="")
+
+
+@pytest.mark.parametrize("fault", [cut_of_a_writer_that_needs_nobody], ids=["cut_of_a_writer_that_needs_nobody"])
+def test_a_writer_that_was_cut_off_commits_nothing_that_counts(
+    outcomes: dict[Fault, Future[Job]], fault: Fault
+) -> None:
+    folder = outcomes[fault].result().folder
+    ending = folder.ending(1)
+    assert ending is not None
+    assert ending.outcome is Outcome.superseded
+    went_on_from = json.loads(folder.storage.read(folder.attempt(2, "restored.json")))["step"]
+    assert all(found.attempt == 2 or found.step <= went_on_from for found in candidates(folder))

@@ -1,0 +1,149 @@
+"""What runs on a node: what it learns from its environment, its checks, and where it meets the others."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from launch import node_checks
+from launch.allocation import Allocation
+from launch.config import JobConfig
+from launch.node import Node, free_port
+from launch.node_checks import BadNode, address, failures, storage
+from launch.output import KEPT_LINES, Output
+from launch.schedulers.local import Signals
+from launch.starts import NodeReport, Start
+from launch.submitted import Submitted
+from launch.torchrun import Meeting, agent
+from trainer.errors import ConfigError
+from trainer.run_folder import RunFolder
+
+SLURM = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2",
+         "SLURM_NODEID": "1"}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder(str(tmp_path / "run"))
+
+
+def test_slurms_environment_is_read() -> None:
+    assert Allocation.of(SLURM) == Allocation("slurm", "12", 2, "n2", ("n1", "n2", "n3"), 1)
+    assert Allocation.of({**SLURM, "SLURM_STEP_NODELIST": "n1"}).hosts == ("n1", "n2", "n3")
+
+
+def test_without_a_scheduler_there_is_one_node() -> None:
+    here = Allocation.of({})
+    assert (here.scheduler, here.hosts, here.rank) == ("local", (socket.gethostname(),), 0)
+
+
+def test_the_interface_gives_the_address() -> None:
+    assert address("lo") == "127.0.0.1"
+
+
+def test_an_interface_that_is_not_there_is_said_with_those_that_are() -> None:
+    with pytest.raises(BadNode, match=r"no interface ib7 with an IPv4 address \(there are .*change job.interface"):
+        address("ib7")
+
+
+def test_a_name_that_leads_back_to_the_node_itself_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    local = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.1.1", 0))]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_: local)
+    with pytest.raises(BadNode, match=r"the address 127\.0\.1\.1; set job\.interface"):
+        address(None)
+
+
+def test_a_run_folder_that_cannot_be_written_is_found(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadNode, match="cannot be used"):
+        storage(RunFolder(str(tmp_path / "file/run")), "n1")
+
+
+def test_a_good_node_has_nothing_to_say_and_leaves_nothing(folder: RunFolder) -> None:
+    assert failures(JobConfig(gpus=0, interface="lo"), folder, "n1", 2) == []
+    assert folder.storage.names("starts") == []
+
+
+def test_a_check_that_hangs_is_a_failure_and_does_not_hang(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    import threading
+
+    monkeypatch.setattr(node_checks, "storage", lambda *_: threading.Event().wait())
+    found = failures(JobConfig(gpus=0, check_s=1), folder, "n1", 1)
+    assert found == ["a check did not end within job.check_s=1 s (a file server that hangs, or a device)"]
+
+
+def test_gpus_that_are_asked_for_and_not_there_are_a_failure(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert failures(JobConfig(gpus=2, nproc=2), folder, "n1", 1) == ["2 GPUs were asked for, and 0 can be seen"]
+
+
+def test_a_port_that_is_taken_is_passed_over() -> None:
+    first = free_port("12", "127.0.0.1")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", first))
+        taken.listen()
+        assert free_port("12", "127.0.0.1") != first
+    assert free_port("12", "127.0.0.1") == first
+
+
+def test_the_agents_of_a_start_meet_under_a_name_that_no_other_start_has() -> None:
+    argv = agent(["mine.py", "--lr", "1"], 8, 60, Meeting(4, "10.0.0.1:20012", "10.0.0.2", False, "12.2.5"))
+    assert {"--nnodes=4", "--rdzv-endpoint=10.0.0.1:20012", "--local-addr=10.0.0.2", "--rdzv-id=12.2.5"} <= set(argv)
+    assert any(word.endswith("join_timeout=600,is_host=false") for word in argv)
+    assert argv[-3:] == ["mine.py", "--lr", "1"]
+
+
+def test_lines_are_passed_on_and_the_last_ones_searched(capfd: pytest.CaptureFixture[str]) -> None:
+    output = Output(JobConfig().all_causes())
+    with output:
+        os.write(output.descriptor, b"ncclSystemError: long ago\n" + b"step\n" * KEPT_LINES)
+        os.write(output.descriptor, b"No space left on device\nbye")
+    assert output.cause() == ("disk_full", "No space left on device")
+    assert capfd.readouterr().out.endswith("step\nNo space left on device\nbye")
+
+
+def test_starts_are_numbered_and_know_how_their_nodes_fared(folder: RunFolder) -> None:
+    first = Start.claim(folder, Allocation.of(SLURM), step=40)
+    assert (first.number, first.facts["step"], first.facts["hosts"]) == (1, 40, ["n1", "n2", "n3"])
+    first.report(NodeReport("n2", code=1))
+    first.report(NodeReport("n1", code=3, stopped="SIGTERM"))
+    first.report(NodeReport("n2", code=0))
+    assert [(report.host, report.code) for report in first.reports()] == [("n1", 3), ("n2", 0)]
+    assert not first.is_left_behind()
+    assert Start.claim(folder, Allocation.of({**SLURM, "SLURM_JOB_ID": "13"}), None).number == 2
+    assert not first.is_left_behind()
+    Start.claim(folder, Allocation.of(SLURM), None)
+    assert first.is_left_behind()
+
+
+def test_nobody_waits_for_a_head_that_says_nothing(folder: RunFolder) -> None:
+    start = Start.claim(folder, Allocation.of(SLURM), None)
+    assert start.await_head(lambda _: False, 60) is None
+    start.announce("10.0.0.1:20012")
+    assert start.await_head(lambda _: True, 60) == "10.0.0.1:20012"
+
+
+def test_code_that_was_submitted_comes_before_what_lies_where_the_job_runs(
+    folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run/code/ab").mkdir(parents=True)
+    (tmp_path / "run/code/ab/mine.py").touch()
+    monkeypatch.setenv("EVERSTEP_START", "1")
+    job = JobConfig(env={"PYTHONPATH": "/also"}, interface="ib0")
+    with Signals() as signals:
+        node = Node(folder, Allocation.of(SLURM), Submitted(job, ("mine.py", "-v"), "code/ab"), signals)
+    env = node.environment(share=3)
+    assert env["PYTHONPATH"] == f"{tmp_path}/run/code/ab:/also"
+    assert (env["PYTHONSAFEPATH"], env["EVERSTEP_STARTER"], env["OMP_NUM_THREADS"]) == ("1", "start-0001", "3")
+    assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == ("ib0", "ib0")
+    assert node.program() == [f"{tmp_path}/run/code/ab/mine.py", "-v"]
+
+
+def test_a_folder_that_is_no_runs_is_one_line(folder: RunFolder) -> None:
+    with pytest.raises(ConfigError, match="is not a run folder; write everstep submit"):
+        Submitted.read(folder)

@@ -1,0 +1,80 @@
+"""`everstep submit` as far as it needs no cluster: what is refused, and what a dry run shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from launch.submit import submit
+from trainer.errors import ConfigError
+
+JOB = ["job=slurm", "job.nodes=2", "job.nproc=2", "experiment=digits"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def test_a_dry_run_shows_script_flags_and_config_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(["--dry-run", *JOB, "run=demo", "job.time=24:00:00"]) == 0
+    shown = capsys.readouterr().out
+    assert "steps: " in shown
+    assert "time: '24:00:00'" in shown
+    assert "#SBATCH --requeue" in shown
+    assert "--job-name=demo --comment=TOKEN --nodes=2 --time=1440 --gpus-per-node=2" in shown
+    assert f"torchrun … -m trainer --frozen {tmp_path}/runs/demo" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_another_program_is_shown_with_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("mine.py").touch()
+    assert submit(["--dry-run", "job=slurm", "run=mine", "--", "mine.py", "--lr", "1e-3", "--", "x"]) == 0
+    shown = capsys.readouterr().out
+    assert "torchrun … mine.py --lr 1e-3 -- x" in shown
+    assert "config.yaml" not in shown
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["job=slurm", "experiment=digits", "job.node=2"], "no key 'job.node'; did you mean 'job.nodes'?"),
+    (["job=slurm", "experiment=digits", "job.time=90"], "job.time='90': write 24h, 90m"),
+    (["job=slurm", "experiment=digits", "job.nodes=4:2"], "job.nodes='4:2'"),
+    (["job=slurm", "experiment=digitz"], "there is no such experiment; did you mean 'digits'?"),
+    (["job=slurm", "experiment=digits", "parallel=single", "job.nodes=2", "job.nproc=1"], "parallel=single on 2"),
+    (["experiment=digits"], "job=local starts here and now: write everstep run"),
+    (["job=slurm", "experiment=digits", "job.secrets=[NOT_EXPORTED]"], "job.secrets names NOT_EXPORTED"),
+    (["job=slurm", "--"], "nothing stands after --"),
+    (["job=slurm", "--", "absent.py"], "absent.py: there is no such script here"),
+    (["job=slurm", "steps=5", "--", "absent.py"], "'steps=5' is for our trainer"),
+])  # fmt: skip
+def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_written(
+    words: list[str], said: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        submit(words)
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_elastic_jobs_are_checked_at_every_number_of_nodes() -> None:
+    with pytest.raises(ConfigError, match=r"parallel\.shard=4 does not divide the 6 processes"):
+        submit(["--dry-run", "job=slurm", "experiment=digits", "parallel=hsdp", "parallel.shard=4", "job.nodes=2:4",
+                "job.nproc=2"])  # fmt: skip
+
+
+@pytest.mark.process
+def test_submitting_imports_no_torch(tmp_path: Path) -> None:
+    code = ("import sys; from launch.__main__ import main; main(sys.argv[1:]); "
+            "heavy = {'torch', 'wandb', 'pyarrow', 'numpy'} & set(sys.modules); assert not heavy, heavy")  # fmt: skip
+    words = ["submit", "--dry-run", *JOB, "run=demo"]
+    root = Path(__file__).parent.parent.parent
+    done = subprocess.run([sys.executable, "-c", code, *words], env={**os.environ, "PYTHONPATH": str(root)},
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stderr
