@@ -97,3 +97,46 @@ def test_the_shells_thread_count_stands_unless_the_job_says_another(monkeypatch:
     monkeypatch.setenv("OMP_NUM_THREADS", "7")
     assert threads(JobConfig(), 2) == 7
     assert threads(JobConfig(threads=5), 2) == 5
+
+
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("24h", 86400), ("90m", 5400), ("1d12h", 129600), ("1h30m", 5400), ("24:00:00", 86400), ("30:00", 1800),
+    ("1-12", 129600), ("1-12:30", 131400), ("1-12:30:05", 131405),
+])  # fmt: skip
+def test_a_time_is_said_our_way_or_slurms(text: str, seconds: int) -> None:
+    assert JobConfig(time=text).time_s == seconds
+
+
+@pytest.mark.parametrize("text", ["90", "", "soon", "1-", "1:2:3:4", "24 h", "-1h"])
+def test_any_other_time_is_refused_a_bare_number_too(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"job\.time=.*write 24h, 90m"):
+        job_config({"time": text})
+
+
+def test_a_time_that_leaves_none_to_train_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"job\.time='2m'.*must be longer than job\.grace_s \+ 30 = 150 s"):
+        job_config({"time": "2m", "grace_s": 120})
+
+
+@pytest.mark.parametrize(("nodes", "both"), [(4, (4, 4)), ("2:4", (2, 4)), ("3:3", (3, 3))])
+def test_nodes_are_a_number_or_a_range(nodes: int | str, both: tuple[int, int]) -> None:
+    assert JobConfig(nodes=nodes).node_range == both
+
+
+@pytest.mark.parametrize("nodes", [0, "4:2", "0:2", "2-4", "many"])
+def test_other_numbers_of_nodes_are_refused(nodes: int | str) -> None:
+    with pytest.raises(ConfigError, match=r"job\.nodes="):
+        job_config({"nodes": nodes})
+
+
+@pytest.mark.parametrize("cause", [{"match": "("}, {"match": ""}, {"remedy": "stop"}, {"match": "x", "remedy": "pray"}])
+def test_a_cause_needs_a_sound_pattern_and_a_known_remedy(cause: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        job_config({"causes": {"mine": cause}})
+    assert "\n" not in str(error.value)
+
+
+def test_a_secret_is_named_and_never_given() -> None:
+    with pytest.raises(ConfigError, match=r"job\.secrets") as error:
+        job_config({"secrets": ["WANDB_API_KEY=s3cret"]})
+    assert "s3cret" not in str(error.value)
