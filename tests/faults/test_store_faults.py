@@ -84,11 +84,11 @@ def is_right(store: Storage, work: str) -> bool:
     return store.read("new") == (BIG if "much" in work else SMALL)
 
 
-@pytest.mark.parametrize("status", [503, 500])
 @pytest.mark.parametrize("work", WORKS)
-def test_a_burst_of_errors_is_outlived_by_what_writes(proxy: Proxy, store: Storage, work: str, status: int) -> None:
+def test_a_burst_of_errors_is_outlived_by_what_writes(proxy: Proxy, store: Storage, work: str) -> None:
     store.write("old", SMALL)
-    proxy.fail(status=status, times=3)
+    proxy.fail(status=503, times=2)
+    proxy.fail(status=500)
     WORKS[work](store)
     assert [request.fault for request in proxy.requests].count("fail") == 3
     assert is_right(store, work)
@@ -175,7 +175,7 @@ def test_an_outage_in_the_middle_of_a_stream_is_outlived(proxy: Proxy, store: St
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("work", [*WORKS, *LOOKS])
+@pytest.mark.parametrize("work", ["write much", "create", "stream much", "copy", "read", "range", "names"])
 def test_an_outage_that_does_not_end_is_one_line(
     proxy: Proxy, store: Storage, work: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -192,8 +192,8 @@ def test_an_outage_that_does_not_end_is_one_line(
 
 @pytest.mark.parametrize("work", ["write", "create", "stream"])
 def test_a_line_of_a_megabyte_a_second_is_waited_for(proxy: Proxy, store: Storage, work: str) -> None:
-    data = BIG[:2_000_000]
     proxy.rate_up = proxy.rate = 1e6
+    data = BIG[:1_500_000]
     {"write": store.write, "create": store.create}.get(work, lambda *_: stream(store, "new", data))("new", data)
     assert store.read("new") == data
 
@@ -243,10 +243,11 @@ def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, s3_server: str, work
     assert isinstance(error.value, FileNotFoundError) == (work in ("read", "range", "size", "copy"))
 
 
-def ask(server: str, method: str, path: str) -> None:
+def ask(server: str, method: str, path: str) -> str:
     signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
     asked = urllib.request.Request(f"{server}/{path}", method=method, headers={"Authorization": signed})
-    urllib.request.urlopen(asked, timeout=20).close()
+    with urllib.request.urlopen(asked, timeout=20) as answer:
+        return str(answer.read())
 
 
 def test_of_a_stream_whose_writer_is_killed_nothing_appears(proxy: Proxy, store: Storage) -> None:
@@ -271,19 +272,12 @@ def test_of_a_stream_whose_writer_is_killed_nothing_appears(proxy: Proxy, store:
 def test_a_stream_that_fails_leaves_no_parts_in_the_store(proxy: Proxy, store: Storage, s3_server: str) -> None:
     with pytest.raises(KeyError), store.writer("new") as file:
         fail_after(file.write, BIG[:34_000_000])
-    assert store.url.rsplit("/", 1)[1] not in uploads(s3_server)
+    assert store.url.rsplit("/", 1)[1] not in ask(s3_server, "GET", "bucket?uploads")
 
 
 def fail_after(write: Callable[[bytes], object], data: bytes) -> None:
     write(data)
     raise KeyError
-
-
-def uploads(server: str) -> str:
-    signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-    asked = urllib.request.Request(f"{server}/bucket?uploads", headers={"Authorization": signed})
-    with urllib.request.urlopen(asked, timeout=20) as answer:
-        return str(answer.read())
 
 
 @pytest.fixture
