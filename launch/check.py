@@ -70,12 +70,12 @@ def check(composed: Composed, job: JobConfig) -> list[str]:
 
 def world_of(composed: Composed, job: JobConfig) -> int:
     """Processes in all, or the fewest that could be."""
-    nodes = int(getattr(job, "node_range", (1, 1))[1])
+    nodes = int(job.node_range[1])
     if isinstance(job.nproc, int):
         return nodes * job.nproc
     if job.scheduler == "local":
         return 1 if composed.run.parallel.kind is ParallelKind.single else processes(job)
-    gpus = getattr(job, "gpus", "auto")  # of the nodes: this machine may have none
+    gpus = job.gpus  # of the nodes: this machine may have none
     return nodes * (gpus if isinstance(gpus, int) and gpus else 1)
 
 
@@ -95,7 +95,7 @@ def _world(composed: Composed, job: JobConfig) -> Iterator[str]:
 
 
 def _secrets(job: JobConfig) -> Iterator[str]:
-    for name in getattr(job, "secrets", []):
+    for name in job.secrets:
         if not os.environ.get(name):
             yield f"job.secrets: {name} is not set here; export it, or take it out of job.secrets"
 

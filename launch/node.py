@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from launch import torchrun
@@ -20,11 +21,12 @@ from launch.node_checks import BadNode, address, failures
 from launch.output import Output
 from launch.say import say
 from launch.schedulers.local import LeftAtOnce, Local, Signals
+from launch.snapshot import open_code
 from launch.starts import NodeReport, Start
 from launch.submitted import Submitted
 from launch.supervise import marker
 from trainer.errors import EverstepError
-from trainer.run_folder import STARTER, RunFolder
+from trainer.run_folder import GRACE, STARTER, RunFolder
 
 START = "EVERSTEP_START"
 """Environment variable: the number that this start has in the run folder."""
@@ -98,22 +100,22 @@ class Node:
     def program(self) -> list[str]:
         """What torchrun starts; a script of the submitted code is taken from there and not from where it was edited."""
         script, *rest = self.submitted.argv
-        kept = Path(self._code() or "", script)
-        return [str(kept), *rest] if self._code() and kept.is_file() else [script, *rest]
+        kept = self.code / script if self.code is not None else Path(script)
+        return [str(kept), *rest] if self.code is not None and kept.is_file() else [script, *rest]
 
-    def _code(self) -> str | None:
-        code = self.submitted.code
-        local = self.folder.storage.path(code or "")
-        return None if code is None else str(local or code)
+    @cached_property
+    def code(self) -> Path | None:
+        """The code that was submitted, on this node's own disk; None where the nodes run what they find."""
+        return None if self.submitted.code is None else open_code(self.folder, self.submitted.code)
 
     def environment(self, share: int) -> dict[str, str]:
-        job, code = self.submitted.job, self._code()
-        extra = {**job.env, STARTER: self.start.starter}
+        job, code = self.submitted.job, self.code
+        extra = {GRACE: str(job.grace_s), **job.env, STARTER: self.start.starter}
         if job.interface is not None:
             extra |= {"GLOO_SOCKET_IFNAME": job.interface, "NCCL_SOCKET_IFNAME": job.interface}
         if code is not None:
             given = extra.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-            extra["PYTHONPATH"] = os.pathsep.join(path for path in (code, given) if path)
+            extra["PYTHONPATH"] = os.pathsep.join(path for path in (str(code), given) if path)
             # Else the current folder, where somebody may be editing, would come first.
             extra["PYTHONSAFEPATH"] = "1"
         return torchrun.environment(os.environ, share, extra)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import uuid
 from collections.abc import Sequence
 from typing import Any
@@ -18,6 +17,8 @@ from launch.runs import add_run, find
 from launch.say import say
 from launch.schedulers.base import Program
 from launch.state import RunState
+from launch.submission import submissions, submit
+from launch.submit import refuse
 from trainer.compose import settle, thaw
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
@@ -56,14 +57,12 @@ def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
         nproc = processes(job)
         config.parallel.check_world(nproc)
         return start(config, job, nproc, folder)
-    # Loaded by name, since only who submits pays for it.
-    submit = importlib.import_module("launch.submission").submit
     cluster = scheduler(job.scheduler)
-    if problems := cluster.problems(job):
-        for problem in problems[:-1]:
-            say(problem)
-        raise ConfigError(problems[-1])
-    receipt = submit(folder, job, program(config, folder), cluster)
+    refuse(cluster.problems(job))
+    seen = submissions(folder)
+    # The code that the run was started with, whatever has become of the checkout.
+    code = seen[-1].intent.get("code") if seen else None
+    receipt = submit(folder, job, program(config, folder), cluster, code)
     print(f"{config.run} in {folder.url}: {receipt.handle}")
     return 0
 

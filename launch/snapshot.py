@@ -57,6 +57,11 @@ class Snapshot:
     left_out: tuple[str, ...] = ()
     """Links that lead out of the checkout."""
 
+    @property
+    def place(self) -> str:
+        """What a submission says of it: DIGEST, or DIGEST/FOLDER."""
+        return f"{self.digest}/{self.folder}".rstrip("/")
+
 
 def take(
     run: RunFolder, where: Path, plugins: Sequence[str] = (), scripts: Sequence[str] = (), limit_mb: float = LIMIT_MB
@@ -160,6 +165,16 @@ def unpack(run: RunFolder, digest: str, into: Path) -> Path:
     if not final.is_dir():
         raise SnapshotError(f"cannot unpack code to {final}; is there room on the disk?")
     return final
+
+
+def open_code(run: RunFolder, place: str) -> Path:
+    """Where on this node the code of a submission lies, unpacked if it was not; args: place: what the submission says.
+
+    Raises:
+        SnapshotError: it is gone, damaged, or there is no room for it.
+    """
+    digest, _, folder = place.partition("/")
+    return unpack(run, digest, node_folder()) / folder
 
 
 def _checkout(where: Path) -> Path | None:

@@ -89,7 +89,7 @@ def submit(
     """The run's job: the one that is queued or running if there is one, else a new one.
 
     Args:
-        code: folder with the code to run, below the run folder or absolute; None runs what the nodes find themselves.
+        code: the snapshot to run, as `Snapshot.place` says it; None runs what the nodes find themselves.
 
     Raises:
         ConfigError: the scheduler refuses, or another launcher is at it right now.

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.check import check
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config, job_yaml
 from launch.say import say
 from launch.schedulers.base import Program, Scheduler
+from launch.snapshot import Snapshot, take
 from launch.submission import Receipt
 from launch.submission import submit as submit_once
 from launch.torchrun import trainer
-from trainer.compose import compose, compose_job, freeze, refuse_changes, settle, thaw, with_name
+from trainer.compose import Composed, compose, compose_job, freeze, refuse_changes, settle, thaw, with_name
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.run_folder import CONFIG, Outcome, RunFolder
@@ -42,8 +44,12 @@ class Plan:
     folder: RunFolder
     job: JobConfig
     program: Program
-    config: RunConfig | None
+    composed: Composed | None = None
     """None: the program is not our trainer."""
+
+    @property
+    def config(self) -> RunConfig | None:
+        return None if self.composed is None else self.composed.run
 
 
 def submit(arguments: Sequence[str]) -> int:
@@ -58,13 +64,19 @@ def submit(arguments: Sequence[str]) -> int:
         return 0
     if _is_done(plan):
         return 0
-    if problems := cluster.problems(plan.job):
-        for problem in problems[:-1]:
-            say(problem)
-        raise ConfigError(problems[-1])
+    refuse(check(plan.composed, plan.job) if plan.composed is not None else cluster.problems(plan.job))
     _settle(plan)
-    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster))
+    code = _keep_code(plan)
+    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, code.place))
     return 0
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """ConfigError when there are any; all of them are told."""
+    for problem in problems[:-1]:
+        say(problem)
+    if problems:
+        raise ConfigError(problems[-1])
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -84,7 +96,8 @@ def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
     _check_worlds(composed.run, job)
     config = with_name(composed, now)
     folder = RunFolder.of(config.run_root, str(config.run))
-    return Plan(folder, job, _program(str(config.run), folder, trainer(folder.storage.url, config.plugins)), config)
+    program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins))
+    return Plan(folder, job, program, dataclasses.replace(composed, run=config))
 
 
 def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.datetime) -> Plan:
@@ -94,7 +107,7 @@ def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.date
         raise ConfigError(f"{script}: there is no such script here; after -- stands a script, or -m and a module")
     name = composed.run or f"{Path(script).stem.replace('.', '-')}-{now:%Y%m%d-%H%M%S}"
     folder = RunFolder.of(composed.run_root, name)
-    return Plan(folder, job_config(composed.job), _program(name, folder, words), None)
+    return Plan(folder, job_config(composed.job), _program(name, folder, words))
 
 
 def _program(name: str, folder: RunFolder, argv: Sequence[str]) -> Program:
@@ -131,11 +144,22 @@ def _settle(plan: Plan) -> None:
         if plan.folder.storage.exists(CONFIG):
             raise ConfigError(f"run {plan.program.name!r} is one of our trainer's; give another run=NAME")
         return
-    from trainer.provenance import record
-
     for change in settle(plan.config, plan.folder):
         say(f"changed since the last start: {change}")
-    record(plan.folder, plan.config, ["everstep", *sys.argv[1:]])
+
+
+def _keep_code(plan: Plan) -> Snapshot:
+    """The code as it is now, in the run folder: what is queued is not touched by later edits."""
+    from trainer.provenance import record
+
+    script = [plan.program.argv[0]] if plan.config is None else []
+    plugins = plan.config.plugins if plan.config is not None else []
+    code = take(plan.folder, Path.cwd(), plugins, script, plan.job.code_mb)
+    for path in code.left_out:
+        say(f"{path} is a link out of the checkout and does not go along")
+    if plan.config is not None:
+        record(plan.folder, plan.config, ["everstep", *sys.argv[1:]], code.digest)
+    return code
 
 
 def _tell(plan: Plan, receipt: Receipt) -> None:

@@ -19,7 +19,7 @@ class Submitted:
     argv: tuple[str, ...]
     """A script, or a module after -m, with its arguments."""
     code: str | None = None
-    """Folder of the code that was submitted, below the run folder or absolute; None is what the nodes find."""
+    """The snapshot of the code that was submitted (see launch/snapshot.py); None is what the nodes find."""
 
     @property
     def is_trainer(self) -> bool:

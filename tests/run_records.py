@@ -54,7 +54,8 @@ class Records:
         self.write(PROGRESS, {"time": self.began + at, "step": step, "steps": steps, **more})
 
     def submit(self, number: int, at: float, handle: JobHandle | None, token: str = "t") -> None:
-        facts = {"name": self.folder.url, "token": token, "scheduler": "slurm", "time": self.began + at}
+        facts = {"token": token, "scheduler": "slurm", "time": self.began + at, "host": "gone", "pid": 1,
+                 "argv": [], "code": "the code of the first submission"}  # fmt: skip
         self.write(f"{SUBMISSIONS}/{number:04d}.json", facts)
         if handle is not None:
             self.write(f"{SUBMISSIONS}/{number:04d}.handle.json", {"handle": str(handle)})

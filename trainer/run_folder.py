@@ -32,6 +32,8 @@ CODE = "code"
 """DIGEST.tar.gz: what the user's checkout held when a job was submitted."""
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+GRACE = "EVERSTEP_GRACE_S"
+"""Environment variable: seconds between the word to stop and the kill, from whoever would kill."""
 STARTER = "EVERSTEP_STARTER"
 """Environment variable: who started this process. It stands in the claim, so a launcher knows its own attempts."""
 

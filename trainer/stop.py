@@ -13,7 +13,7 @@ import time
 from types import FrameType
 
 from trainer.config import StopConfig
-from trainer.run_folder import STOP_MARKER, RunFolder
+from trainer.run_folder import GRACE, STOP_MARKER, RunFolder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -63,7 +63,7 @@ class Stop:
 
     def watch(self, config: StopConfig, folder: RunFolder | None) -> None:
         """Start the clock, and on the rank that is given the folder look there for the marker."""
-        said = os.environ.get("EVERSTEP_GRACE_S", "")
+        said = os.environ.get(GRACE, "")
         self.grace_s = config.grace_s if config.grace_s is not None else float(said) if said else None
         if config.wall_time_s is not None:
             self._deadline = self.started + config.wall_time_s

@@ -40,6 +40,8 @@ class JobConfig:
     """Environment variables for the processes, on top of those that the launcher has."""
     secrets: list[str] = field(default_factory=list)
     """Names of environment variables that have to reach the processes; their values are written nowhere."""
+    code_mb: int = 100
+    """Size that the code which goes along may have, before compression: the checkout without what git ignores."""
     interface: str | None = None
     """Network interface for gloo, NCCL and the rendezvous (ib0, eth0); null is the one of the node's own name."""
     check_s: int = 60
@@ -82,6 +84,7 @@ class JobConfig:
         require(_auto_or(0, self.gpus), "job.gpus", self.gpus, "must be ≥ 0 or auto")
         require(self.max_restarts >= 0, "job.max_restarts", self.max_restarts, "must be ≥ 0")
         require(self.grace_s >= 0, "job.grace_s", self.grace_s, "must be ≥ 0")
+        require(self.code_mb >= 1, "job.code_mb", self.code_mb, "must be ≥ 1")
         require(self.check_s >= 1, "job.check_s", self.check_s, "must be ≥ 1")
         require(self.threads is None or self.threads >= 1, "job.threads", self.threads, "must be ≥ 1 or null")
         require(self.cpus is None or self.cpus >= 1, "job.cpus", self.cpus, "must be ≥ 1 or null")

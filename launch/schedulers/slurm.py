@@ -14,7 +14,7 @@ import launch
 from launch.config import JobConfig
 from launch.config.job import NOTICE_SLACK_S
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers import slurm_json
+from launch.schedulers import slurm_json, slurm_preflight
 from launch.schedulers.base import Program, Rendered
 from trainer.errors import ConfigError
 from trainer.storage import open_storage
@@ -45,14 +45,14 @@ class Slurm:
         return Rendered(argv, {SCRIPT: script().read_text()})
 
     def problems(self, job: JobConfig) -> list[str]:
-        """What `sbatch --test-only` refuses: nothing is queued, only the nodes and limits are looked at."""
+        """What the partitions and nodes say, and then what `sbatch --test-only` refuses; nothing is queued."""
         program = Program("everstep-check", os.devnull, (), "")
         flags = [flag for flag in _flags(job, program) if not flag.startswith(("--output", "--comment"))]
-        done = self._ask("sbatch", "--test-only", *flags, str(script()), os.devnull)
-        if done.returncode == 0:
-            return []
-        said = _last_line(done.stderr).removeprefix("sbatch: error: ").removeprefix("allocation failure: ")
-        return [f"Slurm refuses the job: {said} ({_keys(job)})"]
+        return slurm_preflight.problems(job, self._answer, flags)
+
+    def _answer(self, argv: Sequence[str]) -> slurm_preflight.Answer:
+        done = self._ask(*argv)
+        return slurm_preflight.Answer(done.returncode, done.stdout, done.stderr)
 
     def submit(self, rendered: Rendered) -> JobHandle:
         done = self._ask(*rendered.argv)
@@ -195,13 +195,6 @@ def _output(program: Program) -> str:
     """Into the run folder where nodes can write there by themselves, else where the job was submitted."""
     folder = open_storage(program.folder).path()
     return f"{folder}/slurm-%j.out" if folder is not None else f"{program.name}-%j.out"
-
-
-def _keys(job: JobConfig) -> str:
-    """The keys that such a refusal may be about, with their values."""
-    asked = {"nodes": job.nodes, "partition": job.partition, "time": job.time, "gpus": _gpus(job), "cpus": job.cpus,
-             "mem": job.mem, "account": job.account, "qos": job.qos, "constraint": job.constraint}  # fmt: skip
-    return "change one of " + ", ".join(f"job.{name}={value}" for name, value in asked.items() if value is not None)
 
 
 def _last_line(text: str) -> str:

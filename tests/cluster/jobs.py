@@ -71,9 +71,9 @@ class Job:
                 f"job.env.PYTHONPATH={PATHS}", "experiment=ledger_toy", f"data.ledger={self.ledger}"]  # fmt: skip
         return self.everstep("submit", *toy, *keys, *words, f"run={self.name}", f"run_root={self.root}", env=env)
 
-    def everstep(self, *words: str, env: dict[str, str] | None = None) -> str:
+    def everstep(self, *words: str, env: dict[str, str] | None = None, where: Path | None = None) -> str:
         environment = {**self.cluster.env, "PYTHONPATH": PATHS, **(env or {})}
-        done = subprocess.run([sys.executable, "-m", "launch", *words], cwd=self.root, env=environment,
+        done = subprocess.run([sys.executable, "-m", "launch", *words], cwd=where or self.root, env=environment,
                               capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")

@@ -74,7 +74,23 @@ def bad_node_and_then_fewer(job: Job) -> None:
     job.wait()
 
 
+def edited_while_it_was_queued(job: Job) -> None:
+    """A program in a folder of its own, changed between the submission and the start."""
+    folder = job.root / "project"
+    folder.mkdir()
+    (folder / "program.py").write_text("import helper; print('it says', helper.WORD)")
+    (folder / "helper.py").write_text("WORD = 'as submitted'")
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    words = [*OTHERS, "job.flags=[--exclusive,--hold]", f"run={job.name}", f"run_root={job.root}"]
+    job.everstep("submit", *words, "--", "program.py", where=folder)
+    (folder / "helper.py").write_text("WORD = 'as edited'")
+    (folder / "program.py").write_text("print('edited')")
+    job.cluster.run("scontrol", "release", job.id)
+    job.wait()
+
+
 SCENARIOS = (
+    edited_while_it_was_queued,
     another_program,
     by_hand,
     inside_of_salloc,
@@ -103,6 +119,12 @@ def test_any_script_of_torchruns_runs_on_all_nodes(jobs: dict[Scenario, Future[J
     job = jobs[another_program].result()
     assert job.printed().count(f"['--lr', '1'] sum 3.0 of 2, secret of {len(SECRET)} letters") == 2
     assert job.causes() == ["done"]
+
+
+def test_what_is_queued_is_not_touched_by_later_edits(jobs: dict[Scenario, Future[Job]]) -> None:
+    job = jobs[edited_while_it_was_queued].result()
+    assert "it says as submitted" in job.printed()
+    assert "edited" not in job.printed().replace("edited_while", "")
 
 
 def test_a_secret_reaches_the_processes_and_is_written_nowhere(jobs: dict[Scenario, Future[Job]]) -> None:

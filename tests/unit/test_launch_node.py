@@ -15,6 +15,7 @@ from launch.node import Node, free_port
 from launch.node_checks import BadNode, address, failures, storage
 from launch.output import KEPT_LINES, Output
 from launch.schedulers.local import Signals
+from launch.snapshot import node_folder, take
 from launch.starts import NodeReport, Start
 from launch.submitted import Submitted
 from launch.torchrun import Meeting, agent
@@ -131,17 +132,23 @@ def test_nobody_waits_for_a_head_that_says_nothing(folder: RunFolder) -> None:
 def test_code_that_was_submitted_comes_before_what_lies_where_the_job_runs(
     folder: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "run/code/ab").mkdir(parents=True)
-    (tmp_path / "run/code/ab/mine.py").touch()
+    edited = tmp_path / "edited"
+    edited.mkdir()
+    (edited / "mine.py").write_text("print(1)")
+    kept = take(folder, edited, scripts=["mine.py"])
+    (edited / "mine.py").write_text("print(2)")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("EVERSTEP_START", "1")
     job = JobConfig(env={"PYTHONPATH": "/also"}, interface="ib0")
     with Signals() as signals:
-        node = Node(folder, Allocation.of(SLURM), Submitted(job, ("mine.py", "-v"), "code/ab"), signals)
+        node = Node(folder, Allocation.of(SLURM), Submitted(job, ("mine.py", "-v"), kept.place), signals)
     env = node.environment(share=3)
-    assert env["PYTHONPATH"] == f"{tmp_path}/run/code/ab:/also"
+    code = node_folder() / kept.digest
+    assert env["PYTHONPATH"] == f"{code}:/also"
+    assert (code / "mine.py").read_text() == "print(1)"
     assert (env["PYTHONSAFEPATH"], env["EVERSTEP_STARTER"], env["OMP_NUM_THREADS"]) == ("1", "start-0001", "3")
     assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == ("ib0", "ib0")
-    assert node.program() == [f"{tmp_path}/run/code/ab/mine.py", "-v"]
+    assert node.program() == [f"{code}/mine.py", "-v"]
 
 
 def test_a_folder_that_is_no_runs_is_one_line(folder: RunFolder) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -124,20 +124,16 @@ def test_packages_of_the_users_are_named_again(
     assert started == [(1, 60, ["mine"])]
 
 
-@pytest.fixture
-def submissions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
-    """The arguments of each call of `submit`, with a scheduler that keeps its jobs in a file."""
+@pytest.fixture(autouse=True)
+def cluster_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs go to a scheduler that keeps them in a file."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
     monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
-    monkeypatch.setattr("launch.config.SCHEDULERS", ("local", "slurm"), raising=False)
-    calls: list[tuple[Any, ...]] = []
 
-    def submit(folder: Any, job: Any, program: Any, scheduler: Any) -> types.SimpleNamespace:
-        calls.append((folder.url, job, program))
-        return types.SimpleNamespace(handle=scheduler.submit(scheduler.render(job, program)))
 
-    monkeypatch.setitem(sys.modules, "launch.submission", types.SimpleNamespace(submit=submit))
-    return calls
+def submitted() -> list[list[str]]:
+    """What the cluster was given, beside the job that was there."""
+    return [job["argv"] for job in FileScheduler().known()["jobs"].values() if "argv" in job]
 
 
 def as_job(records: Records) -> None:
@@ -145,56 +141,47 @@ def as_job(records: Records) -> None:
     records.submit(1, 0, JobHandle("slurm", "file", "0"))
 
 
-def test_a_job_is_submitted_again(
-    stopped: Records, submissions: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_is_submitted_again(stopped: Records, capsys: pytest.CaptureFixture[str]) -> None:
     as_job(stopped)
     FileScheduler().set("0", state="succeeded")
     assert main(["resume", "demo", "steps=60", "job.nproc=4"]) == 0
-    ((_, job, program),) = submissions
-    assert (job.nproc, program.name) == (4, "demo")
-    assert program.argv == ("-m", "trainer", "--frozen", stopped.folder.storage.url)
+    assert submitted() == [["-m", "trainer", "--frozen", stopped.folder.storage.url]]
+    assert yaml.safe_load(stopped.folder.storage.read("job.yaml"))["nproc"] == 4
+    intent = json.loads(stopped.folder.storage.read("submissions/0002.json"))
+    assert intent["code"] == "the code of the first submission"
     assert config(stopped).steps == 60
     assert capsys.readouterr().out == "demo in runs/demo: slurm://file/2\n"
 
 
-def test_what_the_cluster_would_refuse_is_not_submitted(
-    stopped: Records, submissions: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_the_cluster_would_refuse_is_not_submitted(stopped: Records, capsys: pytest.CaptureFixture[str]) -> None:
     as_job(stopped)
     FileScheduler().keep({"jobs": {}, "queries": 0, "problems": ["job.time is too long", "job.nodes is too large"]})
     assert main(["resume", "demo"]) == 2
     assert capsys.readouterr().err == "everstep: job.time is too long\neverstep: job.nodes is too large\n"
-    assert submissions == []
+    assert submitted() == []
 
 
-def test_a_job_that_waits_is_not_submitted_twice(
-    stopped: Records, submissions: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_job_that_waits_is_not_submitted_twice(stopped: Records, capsys: pytest.CaptureFixture[str]) -> None:
     as_job(stopped)
     FileScheduler().set("0", state="pending")
     assert main(["resume", "demo"]) == 2
     assert "run demo is queued already" in capsys.readouterr().err
-    assert submissions == []
+    assert submitted() == []
 
 
-def test_a_launcher_that_died_between_intent_and_job_leaves_the_question_to_submit(
-    stopped: Records, submissions: list[tuple[Any, ...]]
-) -> None:
+def test_a_launcher_that_died_between_intent_and_job_leaves_the_question_to_submit(stopped: Records) -> None:
     as_job(stopped)
     stopped.submit(2, 500, None)
     assert main(["resume", "demo"]) == 0
-    assert len(submissions) == 1
+    assert len(submitted()) == 1
 
 
 @pytest.mark.process
-def test_a_job_may_go_on_here(
-    stopped: Records, submissions: list[tuple[Any, ...]], started: list[tuple[Any, ...]]
-) -> None:
+def test_a_job_may_go_on_here(stopped: Records, started: list[tuple[Any, ...]]) -> None:
     as_job(stopped)
     FileScheduler().set("0", state="failed")
     assert main(["resume", "demo", "job=local", "job.nproc=1"]) == 0
-    assert (submissions, started) == ([], [(1, 60, [])])
+    assert (submitted(), started) == ([], [(1, 60, [])])
 
 
 def test_a_choice_replaces_its_group_and_a_key_only_itself() -> None:
