@@ -115,7 +115,9 @@ class Node:
             extra |= {"GLOO_SOCKET_IFNAME": job.interface, "NCCL_SOCKET_IFNAME": job.interface}
         if code is not None:
             given = extra.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
-            extra["PYTHONPATH"] = os.pathsep.join(path for path in (str(code), given) if path)
+            script = self.program()[0]
+            beside = "" if script.startswith("-") else str(Path(script).parent)  # what Python itself would put first
+            extra["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in (beside, str(code), given) if path))
             # Else the current folder, where somebody may be editing, would come first.
             extra["PYTHONSAFEPATH"] = "1"
         return torchrun.environment(os.environ, share, extra)

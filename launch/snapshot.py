@@ -197,7 +197,7 @@ def _tracked(top: Path) -> list[str]:
 
 def _packages(where: Path, plugins: Sequence[str], scripts: Sequence[str]) -> list[str]:
     """Without git: the named packages that lie here, and the scripts; what is installed is no code of this folder."""
-    found = [name for name in scripts if (where / name).is_file()]
+    found = [name for name in scripts if not Path(name).is_absolute() and (where / name).is_file()]
     for name in plugins:
         package = name.split(".")[0]
         if (where / f"{package}.py").is_file():

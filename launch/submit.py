@@ -18,7 +18,7 @@ from launch.cluster import scheduler
 from launch.config import JobConfig, job_config, job_yaml
 from launch.say import say
 from launch.schedulers.base import Program, Scheduler
-from launch.snapshot import Snapshot, take
+from launch.snapshot import take
 from launch.submission import Receipt
 from launch.submission import submit as submit_once
 from launch.torchrun import trainer
@@ -67,7 +67,7 @@ def submit(arguments: Sequence[str]) -> int:
     refuse(check(plan.composed, plan.job) if plan.composed is not None else cluster.problems(plan.job))
     _settle(plan)
     code = _keep_code(plan)
-    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, code.place))
+    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, code))
     return 0
 
 
@@ -105,9 +105,16 @@ def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.date
     script = words[1] if words[0] == "-m" and len(words) > 1 else words[0]
     if words[0] != "-m" and not Path(script).is_file():
         raise ConfigError(f"{script}: there is no such script here; after -- stands a script, or -m and a module")
+    words = [_from_here(word) if word == script else word for word in words]
     name = composed.run or f"{Path(script).stem.replace('.', '-')}-{now:%Y%m%d-%H%M%S}"
     folder = RunFolder.of(composed.run_root, name)
     return Plan(folder, job_config(composed.job), _program(name, folder, words))
+
+
+def _from_here(script: str) -> str:
+    """The script as it is called in the folder of the submission, of which the nodes have a copy."""
+    inside = Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd())
+    return str(Path(script).relative_to(Path.cwd())) if inside else script
 
 
 def _program(name: str, folder: RunFolder, argv: Sequence[str]) -> Program:
@@ -148,8 +155,8 @@ def _settle(plan: Plan) -> None:
         say(f"changed since the last start: {change}")
 
 
-def _keep_code(plan: Plan) -> Snapshot:
-    """The code as it is now, in the run folder: what is queued is not touched by later edits."""
+def _keep_code(plan: Plan) -> str | None:
+    """The code as it is now, in the run folder: later edits do not reach what is queued. None where there is none."""
     from trainer.provenance import record
 
     script = [plan.program.argv[0]] if plan.config is None else []
@@ -159,7 +166,7 @@ def _keep_code(plan: Plan) -> Snapshot:
         say(f"{path} is a link out of the checkout and does not go along")
     if plan.config is not None:
         record(plan.folder, plan.config, ["everstep", *sys.argv[1:]], code.digest)
-    return code
+    return code.place if code.files else None
 
 
 def _tell(plan: Plan, receipt: Receipt) -> None:

@@ -128,7 +128,7 @@ def _save(parts: Parts, last: bool, local: bool) -> None:
     checkpoints, step, done = parts.checkpoints, parts.state.progress.step, False
     start = time.perf_counter()
     while not done:
-        if checkpoints.saved_step != step and not checkpoints.save(local):
+        if checkpoints.saved_step != step and not checkpoints.save(local, last):
             parts.journal.event("save_skipped", step=step)
         done = not last or checkpoints.finish()
         parts.journal.landed(checkpoints.landed)

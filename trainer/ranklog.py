@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 import tempfile
 import threading
 from pathlib import Path
@@ -15,6 +16,26 @@ from trainer.run_folder import RunFolder
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 UPLOAD_EVERY_S = 10.0
 """Seconds between looks whether a log in a store is behind: somebody may follow it, or the process be killed."""
+
+
+class LogFile(logging.FileHandler):
+    """On a disk that is full a log ends, and the run does not."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._tell(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._tell(error)
+
+    def _tell(self, error: BaseException | None) -> None:
+        if not self._told:
+            self._told = True
+            print(f"{self.baseFilename} cannot be written: {error}", file=sys.stderr)
 
 
 class RankLog:
@@ -31,7 +52,7 @@ class RankLog:
 
     def __enter__(self) -> RankLog:
         self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._handler = logging.FileHandler(self.file)
+        self._handler = LogFile(self.file)
         self._handler.setFormatter(logging.Formatter(FORMAT))
         logger = logging.getLogger("everstep")
         logger.setLevel(logging.INFO)

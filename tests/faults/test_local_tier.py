@@ -66,8 +66,8 @@ def finish_each_save() -> None:
 
     original = Checkpointer.save
 
-    def save(self: Checkpointer, local: bool = False) -> bool:
-        return original(self, local) and self.finish()
+    def save(self: Checkpointer, local: bool = False, last: bool = False) -> bool:
+        return original(self, local, last) and self.finish()
 
     Checkpointer.save = save  # type: ignore[method-assign]
 

@@ -103,15 +103,16 @@ class Checkpointer:
             self._layout = lay_out(self.state.tensors(), self.mesh)
             self._staging.make_room(self._layout.bytes)
 
-    def save(self, local: bool = False) -> bool:
+    def save(self, local: bool = False, last: bool = False) -> bool:
         """Start to save the state as it is now; whether it did, since a save that is under way may go first.
 
         Args:
             local: to the nodes' own tier, and not to the run folder.
+            last: the run ends with this one, so it is not left out.
         """
         start = time.perf_counter()
         # Ranks hear of a commit at different times, so rank 0 is asked even where there seems to be no save any more.
-        if self.run.checkpoint.busy is Busy.skip and self.mesh.decide(self._is_busy):
+        if not last and self.run.checkpoint.busy is Busy.skip and self.mesh.decide(self._is_busy):
             return False
         self.finish()
         step, layout = self.state.progress.step, self._planned()

@@ -49,13 +49,23 @@ def fill(tensors: dict[str, Tensor], source: Source, rank: int = 0) -> None:
         rank: where to begin, so that not all ranks ask for the same file at once.
     """
     planner, items = _plan(tensors, source)
-    needed: dict[str, list[Landing]] = defaultdict(list)
+    needed: dict[str, list[tuple[Chunk, ReadItem]]] = defaultdict(list)
     for item in items:
         chunk = _chunk(source, item)
-        needed[chunk.file].append(Landing(item, chunk, planner.resolve_tensor(item).detach()))
+        needed[chunk.file].append((chunk, item))
     names = sorted(needed)
     for name in names[rank % max(1, len(names)) :] + names[: rank % max(1, len(names))]:
-        _pass(source, name, sorted(needed[name], key=lambda landing: landing.chunk.start))
+        wanted = sorted(needed[name], key=lambda pair: pair[0].start)
+
+        def let_pass(name: str = name, wanted: list[tuple[Chunk, ReadItem]] = wanted) -> None:
+            _pass(source, name, [Landing(i, c, planner.resolve_tensor(i).detach()) for c, i in wanted])
+
+        try:
+            let_pass()
+        except DamagedError:
+            if source.storage.path() is not None:
+                raise
+            let_pass()  # of a store's file, the damage may be the way's: it counts when it comes twice
 
 
 def files_needed(tensors: dict[str, Tensor], source: Source) -> set[str]:
