@@ -16,7 +16,7 @@ from trainer.storage import clients, credentials, native
 from trainer.storage.clients import Clients
 from trainer.storage.patience import PARALLEL_PARTS, PART_BYTES, has_won, is_beyond_the_end, one_line, retry
 from trainer.storage.port import STAGED
-from trainer.storage.upload import uploading
+from trainer.storage.upload import Part, uploading
 
 T = TypeVar("T")
 SWITCH = "EVERSTEP_OBSTORE"
@@ -98,7 +98,7 @@ class ObstoreStorage:
     def write(self, path: str, data: bytes) -> None:
         self._put(path, data)
 
-    def _put(self, path: str, data: bytes | Iterator[bytes]) -> None:
+    def _put(self, path: str, data: bytes | Iterator[Part]) -> None:
         """Bytes are sent again after a fault, of an iterator the client repeats its parts."""
         with self._there():
             if isinstance(data, bytes):
@@ -107,7 +107,7 @@ class ObstoreStorage:
                 with one_line(self.url):
                     self._send(self._clients, path, data)
 
-    def _send(self, to: Clients, path: str, data: bytes | Iterator[bytes]) -> None:
+    def _send(self, to: Clients, path: str, data: bytes | Iterator[Part]) -> None:
         small = isinstance(data, bytes) and len(data) <= SMALL_BYTES
         client, parts = (to.quick, False) if small else (to.sending, None if isinstance(data, bytes) else True)
         to.lib.put(client, path, data, use_multipart=parts, chunk_size=PART_BYTES, max_concurrency=PARALLEL_PARTS)
