@@ -93,6 +93,14 @@ def test_sources_of_a_dataset_are_read_by_the_same_keys(trap: Trap, url: str) ->
     assert trap.calls == 0
 
 
+def test_a_damaged_file_of_keys_is_one_line(trap: Trap, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text('{"type": "none"}')
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "keys.json"))
+    with pytest.raises(StorageError, match=r"gs://bucket/x: ") as error:
+        FsspecStorage("gs://bucket/x").read("file")
+    assert "\n" not in str(error.value)
+
+
 def test_public_buckets_need_no_keys(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("AWS", "AZURE", "GOOGLE"):
         monkeypatch.setenv(f"{name}_SKIP_SIGNATURE", "true")

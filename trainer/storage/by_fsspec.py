@@ -66,14 +66,13 @@ class FsspecStorage:
         return f"{self._open()[1]}/{path}".rstrip("/")
 
     def _ask(self, verb: str, *args: Any, within_s: float | None = None, **options: Any) -> Any:
-        """Call a verb of the client, in at most so many seconds a try."""
+        """Call a verb of the client until it works, in at most so many seconds a try."""
+        return self._try(lambda: self._once(verb, *args, within_s=within_s, **options))
 
-        def once() -> Any:
-            fs = self._fs
-            limit = {"timeout": within_s} if within_s and getattr(fs, "async_impl", False) else {}
-            return getattr(fs, verb)(*args, **options, **limit)
-
-        return self._try(once)
+    def _once(self, verb: str, *args: Any, within_s: float | None, **options: Any) -> Any:
+        fs = self._fs
+        limit = {"timeout": within_s} if within_s and getattr(fs, "async_impl", False) else {}
+        return getattr(fs, verb)(*args, **options, **limit)
 
     def _try(self, work: Callable[[], T]) -> T:
         return retry(work, self.url)
@@ -115,7 +114,7 @@ class FsspecStorage:
     def create(self, path: str, data: bytes) -> bool:
         def once() -> bool:
             try:
-                self._ask_once_to_create(path, data)
+                self._once("pipe_file", self._at(path), data, mode="create", within_s=_send_s(len(data)))
             except FileExistsError:
                 return has_won(lambda: self.read(path), data)
             return True
@@ -124,10 +123,6 @@ class FsspecStorage:
             won = self._try(once)
         self._forget(path)
         return won
-
-    def _ask_once_to_create(self, path: str, data: bytes) -> None:
-        limit = {"timeout": _send_s(len(data))} if getattr(self._fs, "async_impl", False) else {}
-        self._fs.pipe_file(self._at(path), data, mode="create", **limit)
 
     def writer(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         return uploading(lambda data: self._send(path, data), PART_BYTES)
@@ -223,13 +218,14 @@ def filesystem(url: str, *, shared: bool = False) -> tuple[Any, str]:
     A shared one is made once for a process and tries again by itself; StorageError when there is none.
     """
     protocol = url.split(":", 1)[0]
-    options = _options(url, protocol, SHARED_TRIES if shared else 1)
+    alone = protocol in OBJECT_STORES and not shared
     try:
         import fsspec
 
-        # fsspec would keep a client for as long as the process lives, whatever becomes of the environment.
-        alone = protocol in OBJECT_STORES and not shared
-        fs, root = fsspec.url_to_fs(url, **options, skip_instance_cache=alone)
+        with one_line(url):
+            options = _options(url, protocol, SHARED_TRIES if shared else 1)
+            # fsspec would keep a client for as long as the process lives, whatever becomes of the environment.
+            fs, root = fsspec.url_to_fs(url, **options, skip_instance_cache=alone)
     except (ImportError, ValueError) as error:
         raise StorageError(f"cannot open {url}: {error}") from error
     if alone:

@@ -40,7 +40,7 @@ def serves(url: str) -> bool:
     if protocol in ("s3", "s3a"):
         # Without a region obstore asks the wrong one of Amazon's; botocore is led to the right one.
         named = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
-        return any(os.environ.get(name) for name in named)
+        return any(os.environ.get(name) for name in named) or importlib.util.find_spec("s3fs") is None
     return protocol in ("az", "abfs", "abfss")
 
 
@@ -60,7 +60,8 @@ class ObstoreStorage:
     @property
     def _clients(self) -> Clients:
         if self._opened is None or self._opened[0] != os.getpid():
-            native.keep_for_ever(self._opened)
+            if self._opened is not None:
+                native.keep_for_ever(self._opened)
             self._opened = (os.getpid(), clients.connect(self.url))
         return self._opened[1]
 
