@@ -1,4 +1,4 @@
-"""S3 and Azure by obstore's native calls: a third of fsspec's CPU a byte, and parts that go up beside the writer.
+"""S3 and Azure by obstore's native calls, which take about half of fsspec's CPU for a byte that goes up.
 
 Never by its fsspec interface, which overwrites what it was told to create.
 """
