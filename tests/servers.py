@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
+import fsspec
 import pytest
 from process_helpers import until
 
@@ -45,6 +46,8 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """The server's bucket as this process sees it: `s3://bucket`."""
     for name, value in {**S3_KEYS, "AWS_ENDPOINT_URL": s3_server}.items():
         monkeypatch.setenv(name, value)
+    # Sources are read by clients that live as long as the process, whatever has become of the endpoint.
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
     return f"s3://{BUCKET}"
 
 

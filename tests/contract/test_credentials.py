@@ -12,8 +12,9 @@ import pytest
 from process_helpers import until
 from servers import AZURITE_KEY, S3_KEYS
 
+from trainer.data.prepare.sources.listing import list_files
 from trainer.errors import StorageError
-from trainer.storage import FsspecStorage, ObstoreStorage, Storage, credentials
+from trainer.storage import FsspecStorage, ObstoreStorage, Storage, credentials, filesystem
 
 NAMES = (
     "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_WEB_IDENTITY_TOKEN_FILE",
@@ -82,6 +83,32 @@ def test_without_credentials_the_variables_are_named_and_no_metadata_address_is_
             verb("file")
         assert "EVERSTEP_INSTANCE_ROLE=1" in str(error.value)
         assert "\n" not in str(error.value)
+    assert trap.calls == 0
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/x", "gs://bucket/x", "az://bucket/x"])
+def test_sources_of_a_dataset_are_read_by_the_same_keys(trap: Trap, url: str) -> None:
+    with pytest.raises(StorageError, match=f"no credentials for {url}: set "):
+        list_files([url])
+    assert trap.calls == 0
+
+
+def test_a_damaged_file_of_keys_is_one_line(trap: Trap, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text('{"type": "none"}')
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "keys.json"))
+    with pytest.raises(StorageError, match=r"gs://bucket/x: ") as error:
+        FsspecStorage("gs://bucket/x").read("file")
+    assert "\n" not in str(error.value)
+
+
+def test_public_buckets_need_no_keys(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS", "AZURE", "GOOGLE"):
+        monkeypatch.setenv(f"{name}_SKIP_SIGNATURE", "true")
+    assert credentials.s3_profile("s3://bucket") is None
+    assert credentials.gcs_token("gs://bucket") == "anon"
+    assert credentials.azure("az://bucket", "mine") == {"account_name": "mine"}
+    assert filesystem("s3://bucket")[0].anon
+    assert filesystem("abfs://bucket@mine.dfs.core.windows.net/x")[0].anon
     assert trap.calls == 0
 
 

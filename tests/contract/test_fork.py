@@ -8,6 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -53,6 +54,20 @@ def test_a_fork_opens_a_client_of_its_own(store: Storage) -> None:
     assert store.size("big") == 20_000_000
     assert not store.create("claim", b"parent")
     assert in_child(lambda: in_child(lambda: in_child(lambda: store.names() == ["big", "claim", "file"])))
+
+
+def test_many_threads_of_a_child_begin_at_once(store: Storage) -> None:
+    store.write("file", b"data")
+
+    def read(_: int) -> bool:
+        return store.read("file") == b"data"
+
+    def work() -> bool:
+        with ThreadPoolExecutor(12) as pool:
+            return all(pool.map(read, range(48)))
+
+    for _ in range(3):
+        assert in_child(work)
 
 
 def test_children_of_a_parent_that_is_busy_with_the_store_do_not_wait_for_it(store: Storage) -> None:

@@ -139,7 +139,7 @@ def test_an_answer_that_is_lost_changes_nothing(proxy: Proxy, store: Storage, wo
 
 
 @pytest.mark.usefixtures("impatient")
-@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("work", ["write", "create", "stream much"])
 def test_a_request_that_hangs_is_given_up_and_made_again(proxy: Proxy, store: Storage, work: str) -> None:
     store.write("old", SMALL)
     proxy.hang(method="PUT")
@@ -190,7 +190,7 @@ def test_an_outage_that_does_not_end_is_one_line(
     assert store.names() == ["old"]
 
 
-@pytest.mark.parametrize("work", ["write", "create", "stream"])
+@pytest.mark.parametrize("work", ["create", "stream"])
 def test_a_line_of_a_megabyte_a_second_is_waited_for(proxy: Proxy, store: Storage, work: str) -> None:
     proxy.rate_up = proxy.rate = 1e6
     data = BIG[:1_500_000]

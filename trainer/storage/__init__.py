@@ -5,7 +5,7 @@ Nothing but the standard library is imported before a remote URL is used.
 
 from __future__ import annotations
 
-from trainer.storage.by_fsspec import FsspecStorage
+from trainer.storage.by_fsspec import FsspecStorage, filesystem
 from trainer.storage.by_obstore import ObstoreStorage, serves
 from trainer.storage.local import LocalStorage
 from trainer.storage.patience import retry
@@ -18,6 +18,7 @@ __all__ = [
     "LocalStorage",
     "ObstoreStorage",
     "Storage",
+    "filesystem",
     "join_url",
     "open_storage",
     "probe",

@@ -25,7 +25,7 @@ from trainer.storage.patience import (
     retry,
 )
 from trainer.storage.port import STAGED
-from trainer.storage.upload import uploading
+from trainer.storage.upload import Part, uploading
 
 T = TypeVar("T")
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
@@ -34,6 +34,8 @@ CONNECTIONS = 32
 """To one store, of one process; s3fs would keep 10, and the 11th thread would wait."""
 QUICK_S = CONNECT_S + QUIET_S
 """For one request whose answer is short."""
+SHARED_TRIES = 6
+"""Of a client whose files others read as streams, so that only it can try again."""
 
 
 class FsspecStorage:
@@ -57,34 +59,20 @@ class FsspecStorage:
     def _open(self) -> tuple[Any, str]:
         # Clients of async stores do not survive a fork, so each process opens its own.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), *self._connect())
+            self._opened = (os.getpid(), *filesystem(self.url))
         return self._opened[1], self._opened[2]
-
-    def _connect(self) -> tuple[Any, str]:
-        options = _options(self.url, self._protocol)
-        try:
-            import fsspec
-
-            # fsspec would keep a client for as long as the process lives, whatever becomes of the environment.
-            fs, root = fsspec.url_to_fs(self.url, **options, skip_instance_cache=self._protocol in OBJECT_STORES)
-        except (ImportError, ValueError) as error:
-            raise StorageError(f"cannot open {self.url}: {error}") from error
-        if self._protocol in ("s3", "s3a"):
-            fs.retries = 1
-        return fs, root
 
     def _at(self, path: str) -> str:
         return f"{self._open()[1]}/{path}".rstrip("/")
 
     def _ask(self, verb: str, *args: Any, within_s: float | None = None, **options: Any) -> Any:
-        """Call a verb of the client, in at most so many seconds a try."""
+        """Call a verb of the client until it works, in at most so many seconds a try."""
+        return self._try(lambda: self._once(verb, *args, within_s=within_s, **options))
 
-        def once() -> Any:
-            fs = self._fs
-            limit = {"timeout": within_s} if within_s and getattr(fs, "async_impl", False) else {}
-            return getattr(fs, verb)(*args, **options, **limit)
-
-        return self._try(once)
+    def _once(self, verb: str, *args: Any, within_s: float | None, **options: Any) -> Any:
+        fs = self._fs
+        limit = {"timeout": within_s} if within_s and getattr(fs, "async_impl", False) else {}
+        return getattr(fs, verb)(*args, **options, **limit)
 
     def _try(self, work: Callable[[], T]) -> T:
         return retry(work, self.url)
@@ -126,7 +114,7 @@ class FsspecStorage:
     def create(self, path: str, data: bytes) -> bool:
         def once() -> bool:
             try:
-                self._ask_once_to_create(path, data)
+                self._once("pipe_file", self._at(path), data, mode="create", within_s=_send_s(len(data)))
             except FileExistsError:
                 return has_won(lambda: self.read(path), data)
             return True
@@ -136,14 +124,10 @@ class FsspecStorage:
         self._forget(path)
         return won
 
-    def _ask_once_to_create(self, path: str, data: bytes) -> None:
-        limit = {"timeout": _send_s(len(data))} if getattr(self._fs, "async_impl", False) else {}
-        self._fs.pipe_file(self._at(path), data, mode="create", **limit)
-
     def writer(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         return uploading(lambda data: self._send(path, data), PART_BYTES)
 
-    def _send(self, path: str, data: bytes | Iterator[bytes]) -> None:
+    def _send(self, path: str, data: bytes | Iterator[Part]) -> None:
         if self._protocol in OBJECT_STORES:
             if isinstance(data, bytes):
                 self.write(path, data)
@@ -155,7 +139,7 @@ class FsspecStorage:
             self.move(staged, path)
         self._forget(path)
 
-    def _stream(self, path: str, parts: Iterator[bytes]) -> None:
+    def _stream(self, path: str, parts: Iterator[Part]) -> None:
         with self._there(), one_line(self.url):
             if self._protocol in ("s3", "s3a"):
                 send_in_parts(functools.partial(self._ask_s3, path), parts)
@@ -169,7 +153,7 @@ class FsspecStorage:
         answer: dict[str, Any] = self._ask("call_s3", method, Bucket=bucket, Key=key, within_s=limit_s, **words)
         return answer
 
-    def _write_file(self, path: str, parts: Iterator[bytes]) -> None:
+    def _write_file(self, path: str, parts: Iterator[Part]) -> None:
         """Through a file of the client, which uploads it in parts if it can."""
         file = self._fs.open(self._at(path), "wb", block_size=PART_BYTES)
         try:
@@ -228,17 +212,38 @@ class FsspecStorage:
         self._fs.invalidate_cache()
 
 
+def filesystem(url: str, *, shared: bool = False) -> tuple[Any, str]:
+    """A client with our deadlines and the environment's keys, and the path that a URL is to it.
+
+    A shared one is made once for a process and tries again by itself; StorageError when there is none.
+    """
+    protocol = url.split(":", 1)[0]
+    alone = protocol in OBJECT_STORES and not shared
+    try:
+        import fsspec
+
+        with one_line(url):
+            options = _options(url, protocol, SHARED_TRIES if shared else 1)
+            # fsspec would keep a client for as long as the process lives, whatever becomes of the environment.
+            fs, root = fsspec.url_to_fs(url, **options, skip_instance_cache=alone)
+    except (ImportError, ValueError) as error:
+        raise StorageError(f"cannot open {url}: {error}") from error
+    if alone:
+        fs.retries = 1  # s3fs's own, around those of botocore
+    return fs, root
+
+
 def _send_s(count: int) -> float:
     """Seconds that so many bytes may take up a slow line."""
     return max(QUICK_S, SEND_S * count / (PARALLEL_PARTS * PART_BYTES))
 
 
-def _options(url: str, protocol: str) -> dict[str, Any]:
+def _options(url: str, protocol: str, tries: int) -> dict[str, Any]:
     """Deadlines and credentials, in the words of the client of a protocol."""
     if credentials.told_to_fsspec(protocol):
         return {}
     if protocol in ("s3", "s3a"):
-        return _s3(url)
+        return _s3(url, tries)
     if protocol in ("gs", "gcs"):
         import aiohttp
 
@@ -249,17 +254,17 @@ def _options(url: str, protocol: str) -> dict[str, Any]:
     return {}
 
 
-def _s3(url: str) -> dict[str, Any]:
+def _s3(url: str, tries: int) -> dict[str, Any]:
     credentials.s3_profile(url)  # botocore finds by itself what there is
     config = {
         "connect_timeout": CONNECT_S,
         "read_timeout": QUIET_S,
         "max_pool_connections": CONNECTIONS,
-        "retries": {"total_max_attempts": 1},
+        "retries": {"mode": "standard", "total_max_attempts": tries},
         "connector_args": {"socket_factory": _impatient_socket},
     }
     options = {"config_kwargs": config, "default_block_size": PART_BYTES, "max_concurrency": PARALLEL_PARTS}
-    return {**options, "anon": True} if credentials.anonymous_s3() else options
+    return {**options, "anon": True} if credentials.anonymous("AWS") else options
 
 
 def _impatient_socket(address: Any) -> socket.socket:
@@ -280,6 +285,8 @@ def _azure(url: str) -> dict[str, Any]:
         from azure.identity.aio import WorkloadIdentityCredential
 
         return {**options, "account_name": found["account_name"], "credential": WorkloadIdentityCredential()}
+    if credentials.anonymous("AZURE"):
+        return {**options, **found, "anon": True}
     words = {"sas_key": "sas_token"}
     named = {words.get(name, name): value for name, value in found.items()}
     return {**options, **named, "anon": False}

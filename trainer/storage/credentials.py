@@ -43,13 +43,14 @@ def missing(url: str, names: str) -> StorageError:
     return StorageError(f"no credentials for {url}: set {names}; {INSTANCE_ROLE}=1 uses the role of the machine")
 
 
-def anonymous_s3() -> bool:
-    return os.environ.get("AWS_SKIP_SIGNATURE", "").lower() in ("1", "true")
+def anonymous(cloud: str) -> bool:
+    """Whether AWS_, AZURE_ or GOOGLE_SKIP_SIGNATURE says that the buckets are public."""
+    return os.environ.get(f"{cloud}_SKIP_SIGNATURE", "").lower() in ("1", "true")
 
 
 def s3_profile(url: str) -> Any | None:
     """botocore's credentials when they stand in a file; None when variables alone say all. StorageError with none."""
-    if by_instance_role() or anonymous_s3():
+    if by_instance_role() or anonymous("AWS"):
         return None
     os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # what the files name may lead there too
     if _set("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") or _set("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"):
@@ -91,7 +92,7 @@ def s3_keys(profile: Any) -> dict[str, Any]:
 
 def gcs_token(url: str) -> Any:
     """What gcsfs takes as `token`; StorageError with none."""
-    if os.environ.get("STORAGE_EMULATOR_HOST"):
+    if os.environ.get("STORAGE_EMULATOR_HOST") or anonymous("GOOGLE"):
         return "anon"
     if by_instance_role():
         return "cloud"
@@ -119,7 +120,7 @@ def azure(url: str, account: str | None) -> dict[str, str]:
         return {**found, "account_key": key}
     if token := os.environ.get("AZURE_STORAGE_SAS_TOKEN"):
         return {**found, "sas_key": token}
-    if by_instance_role():
+    if by_instance_role() or anonymous("AZURE"):
         return found
     prefix = "AZURE_STORAGE_" if _set("AZURE_STORAGE_CLIENT_ID", "AZURE_STORAGE_TENANT_ID") else "AZURE_"
     if not _set(f"{prefix}CLIENT_ID", f"{prefix}TENANT_ID"):

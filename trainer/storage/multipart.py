@@ -15,12 +15,13 @@ from typing import Any
 
 from trainer.errors import StorageError
 from trainer.storage.patience import PARALLEL_PARTS
+from trainer.storage.upload import Part
 
 Ask = Callable[..., dict[str, Any]]
 """Calls a method of S3 for one file, again after a fault that may pass."""
 
 
-def send_in_parts(ask: Ask, parts: Iterator[bytes]) -> None:
+def send_in_parts(ask: Ask, parts: Iterator[Part]) -> None:
     """Upload parts, PARALLEL_PARTS at a time; nothing appears, and nothing is left, when they end by an error."""
     upload = ask("create_multipart_upload")["UploadId"]
     try:
@@ -33,7 +34,7 @@ def send_in_parts(ask: Ask, parts: Iterator[bytes]) -> None:
         raise
 
 
-def _tags(pool: ThreadPoolExecutor, ask: Ask, upload: str, parts: Iterator[bytes]) -> Iterator[str]:
+def _tags(pool: ThreadPoolExecutor, ask: Ask, upload: str, parts: Iterator[Part]) -> Iterator[str]:
     sent: deque[Future[dict[str, Any]]] = deque()
     try:
         for number, part in enumerate(parts, 1):

@@ -12,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import sys
+import threading
 from types import ModuleType
 from typing import Any
 
@@ -21,11 +22,13 @@ _NATIVE = "obstore._obstore"
 _inherited: list[Any] = []
 """The parents' modules and clients. To let go of a client could wait for its threads, so nobody does."""
 _stale = False
+_loading = threading.Lock()
 
 
 def _note_fork() -> None:
-    global _stale
+    global _stale, _loading
     _stale = _stale or _NATIVE in sys.modules
+    _loading = threading.Lock()  # a thread that is not here may have held the old one
 
 
 os.register_at_fork(after_in_child=_note_fork)
@@ -34,12 +37,13 @@ os.register_at_fork(after_in_child=_note_fork)
 def obstore() -> ModuleType:
     """The package `obstore`, usable in this process; StorageError when it cannot be had after a fork."""
     global _stale
-    if _stale:
-        _load_again()
-        _stale = False
-    import obstore
+    with _loading:
+        if _stale:
+            _load_again()
+            _stale = False
+        import obstore
 
-    return obstore
+        return obstore
 
 
 def keep_for_ever(client: Any) -> None:

@@ -10,7 +10,8 @@ from typing import IO, Any, cast
 
 from trainer.errors import EverstepError
 
-Send = Callable[[bytes | Iterator[bytes]], object]
+Part = bytes | bytearray
+Send = Callable[[bytes | Iterator[Part]], object]
 
 
 class AbandonedError(EverstepError):
@@ -41,7 +42,7 @@ class Upload(io.RawIOBase):
         self._buffer = bytearray()
         self._count = 0
         self._changed = threading.Condition()
-        self._next: bytes | None = None
+        self._next: Part | None = None
         self._end: AbandonedError | StopIteration | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -89,7 +90,7 @@ class Upload(io.RawIOBase):
         self._thread.join()
 
     def _hand_over(self) -> None:
-        part, self._buffer = bytes(self._buffer), bytearray()
+        part, self._buffer = self._buffer, bytearray()
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="upload", daemon=True)
             self._thread.start()
@@ -110,7 +111,7 @@ class Upload(io.RawIOBase):
             self._failure, self._over = failure, True
             self._changed.notify_all()
 
-    def _parts(self) -> Iterator[bytes]:
+    def _parts(self) -> Iterator[Part]:
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._next is not None or self._end is not None)

@@ -9,7 +9,7 @@ from typing import IO, Any, cast
 
 from trainer.data.prepare.sources.source import File
 from trainer.errors import DataError, StorageError
-from trainer.storage import retry
+from trainer.storage import filesystem, retry
 
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
 """What stores call the time or tag that changes with a file's content; the first that is there counts."""
@@ -40,10 +40,8 @@ def open_file(file: File) -> IO[bytes]:
     try:
         if not is_url(file.url):
             return open(file.url, "rb")
-        import fsspec
-
-        filesystem, path = fsspec.url_to_fs(file.url)
-        return cast(IO[bytes], filesystem.open(path, "rb", block_size=AHEAD))
+        client, path = filesystem(file.url, shared=True)
+        return cast(IO[bytes], client.open(path, "rb", block_size=AHEAD))
     except FileNotFoundError:
         raise DataError(f"{file.url} is gone since the files were listed; start again") from None
     except PermissionError as error:
@@ -53,13 +51,11 @@ def open_file(file: File) -> IO[bytes]:
 def read_file(file: File, start: int = 0, stop: int | None = None) -> bytes:
     """Bytes [start, stop) of a file."""
     if is_url(file.url):
-        import fsspec
-
-        filesystem, path = fsspec.url_to_fs(file.url)
+        client, path = filesystem(file.url, shared=True)
         stop = file.size if stop is None else min(stop, file.size)
         if start >= stop:
             return b""
-        data: bytes = retry(lambda: filesystem.cat_file(path, start=start, end=stop), file.url)
+        data: bytes = retry(lambda: client.cat_file(path, start=start, end=stop), file.url)
         return data
     with open_file(file) as opened:
         opened.seek(start)
@@ -104,18 +100,11 @@ def _walk(folder: str) -> Iterator[str]:
 
 
 def _remote(source: str) -> Iterator[File]:
-    import fsspec
-
-    try:
-        filesystem, path = fsspec.url_to_fs(source)
-    except (ImportError, ValueError) as error:
-        raise StorageError(f"cannot open src={source}: {error}") from error
-    filesystem.invalidate_cache()
+    client, path = filesystem(source, shared=True)
+    client.invalidate_cache()
     try:
         magic = any(character in path for character in "*?[")
-        found = retry(
-            lambda: filesystem.glob(path, detail=True) if magic else filesystem.find(path, detail=True), source
-        )
+        found = retry(lambda: client.glob(path, detail=True) if magic else client.find(path, detail=True), source)
     except FileNotFoundError:
         return
     root = path[: min((path.index(c) for c in "*?[" if c in path), default=len(path))] if magic else path
@@ -123,7 +112,7 @@ def _remote(source: str) -> Iterator[File]:
     for name, facts in found.items():
         hidden = any(part.startswith(".") for part in name[len(folder) :].split("/"))
         if facts["type"] == "file" and not (hidden and not magic):
-            yield File(filesystem.unstrip_protocol(name), int(facts["size"]), _stamp(facts), name[len(folder) + 1 :])
+            yield File(client.unstrip_protocol(name), int(facts["size"]), _stamp(facts), name[len(folder) + 1 :])
 
 
 def _stamp(facts: dict[str, Any]) -> str:
