@@ -1,0 +1,169 @@
+"""Samplers that learn, by Optuna: the study lives in memory and is made anew from the records.
+
+Each question gets a sampler with a seed of its own, made of the sweep's and of the number of the question. So what is
+asked depends on what was asked and told before, and not on whether one driver did it all or five in turn.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from launch.sweep.config import Sampler, SweepConfig
+from launch.sweep.space import Axis
+from launch.sweep.story import Story, Told, Trial, Verdict, loss
+from trainer.config import Goal
+from trainer.errors import ConfigError
+
+if TYPE_CHECKING:
+    import optuna
+    from optuna.distributions import BaseDistribution
+    from optuna.samplers import BaseSampler
+
+
+class Study:
+    """Asks for values, is told what came of them."""
+
+    def __init__(self, sweep: SweepConfig, axes: Sequence[Axis], goals: Sequence[Goal]) -> None:
+        try:
+            import optuna
+        except ImportError as error:
+            raise ConfigError(
+                f"sweep.sampler={sweep.sampler.value} needs Optuna: pip install 'everstep[sweep]'; grid, random and "
+                f"qmc do without"
+            ) from error
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.sweep, self.axes, self.goals = sweep, axes, goals
+        self.distributions = {axis.key: _distribution(axis) for axis in axes}
+        with _quiet():
+            self.study = optuna.create_study(directions=["minimize"] * len(goals), sampler=self._sampler(0))
+        self._numbers: dict[int, int] = {}
+        """Trial → its number in the study."""
+        self._questions = 0
+
+    def replay(self, story: Story) -> None:
+        """Bring the study to where the story is; what lies outside of the space by now is left out."""
+        for trial in story.trials:
+            self._questions += 1
+            if self.sweep.sampler is not Sampler.cmaes or not self._ask_again(trial):
+                self._add(trial)
+        # In the order of trials: what a study makes of them does not hang on who was told first.
+        for trial in story.trials:
+            for _, told in sorted(trial.told.items()):
+                self.tell(trial, told)
+
+    def ask(self) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Values, what the sampler wants to be reminded of, and the number of the trial in the study."""
+        self._questions += 1
+        with _quiet():
+            self.study.sampler = self._sampler(self._questions)
+            asked = self.study.ask(self.distributions)
+        return self._values(asked.params), _plain(asked.system_attrs), asked.number
+
+    def know(self, trial: Trial, number: int) -> None:
+        """The trial that came of a question."""
+        self._numbers[trial.number] = number
+
+    def reject(self, number: int) -> None:
+        """A question that came to no trial."""
+        import optuna
+
+        self.study.tell(number, state=optuna.trial.TrialState.FAIL)
+
+    def tell(self, trial: Trial, told: Told) -> None:
+        """Its first result counts: at the first rung all have trained for as long."""
+        import optuna
+
+        number = self._numbers.get(trial.number)
+        if number is None or self.study.trials[number].state is not optuna.trial.TrialState.RUNNING:
+            return
+        losses = [loss(value, goal) for value, goal in zip(told.values, self.goals, strict=False)]
+        if told.verdict in (Verdict.failed, Verdict.cancelled, Verdict.rejected) or not losses:
+            self.study.tell(number, state=optuna.trial.TrialState.FAIL)
+            return
+        # What diverged is as bad as anything can be; samplers do arithmetic with it, so it is not infinite.
+        self.study.tell(number, [each if math.isfinite(each) else 1e30 for each in losses])
+
+    def _add(self, trial: Trial) -> None:
+        import optuna
+
+        params = {key: self._param(key, value) for key, value in trial.drawn.items() if key in self.distributions}
+        inside = params.keys() == self.distributions.keys() and all(
+            self._contains(key, value) for key, value in params.items()
+        )
+        if not inside:
+            return
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                params=params,
+                distributions=self.distributions,
+                system_attrs=trial.attributes,
+            )
+        )
+        self._numbers[trial.number] = len(self.study.trials) - 1
+
+    def _ask_again(self, trial: Trial) -> bool:
+        """CMA-ES keeps its state as a pickle, which is not read from a folder: it gets there by the same questions."""
+        with _quiet():
+            self.study.sampler = self._sampler(self._questions)
+            asked = self.study.ask(self.distributions)
+        if self._values(asked.params) != trial.drawn:
+            self.reject(asked.number)
+            return False
+        self._numbers[trial.number] = asked.number
+        if trial.last is not None:
+            self.tell(trial, trial.told[min(trial.told)])
+        return True
+
+    def _contains(self, key: str, value: Any) -> bool:
+        distribution = self.distributions[key]
+        try:
+            return distribution._contains(distribution.to_internal_repr(value))
+        except ValueError:
+            return False
+
+    def _param(self, key: str, value: Any) -> Any:
+        axis = next(axis for axis in self.axes if axis.key == key)
+        return value if axis.is_interval else json.dumps(value, sort_keys=True)
+
+    def _values(self, params: dict[str, Any]) -> dict[str, Any]:
+        return {axis.key: params[axis.key] if axis.is_interval else json.loads(params[axis.key]) for axis in self.axes}
+
+    def _sampler(self, question: int) -> BaseSampler:
+        from optuna import samplers
+
+        seed = (self.sweep.seed * 1_000_003 + question) % 2**31
+        with _quiet():
+            if self.sweep.sampler is Sampler.tpe:
+                return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
+            if self.sweep.sampler is Sampler.cmaes:
+                return samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False)
+            population = max(4, min(50, (self.sweep.trials or 50) // 8))
+            return samplers.NSGAIISampler(seed=seed, population_size=population)
+
+
+def _distribution(axis: Axis) -> BaseDistribution:
+    from optuna import distributions
+
+    if axis.low is None or axis.high is None:
+        return distributions.CategoricalDistribution([json.dumps(each, sort_keys=True) for each in axis.choices])
+    if axis.whole:
+        return distributions.IntDistribution(int(axis.low), int(axis.high), log=axis.log)
+    return distributions.FloatDistribution(axis.low, axis.high, log=axis.log)
+
+
+def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """What fits into a record; a pickle in hexadecimal would be read by nobody."""
+    return {key: value for key, value in attributes.items() if isinstance(value, int | float | list)}
+
+
+class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]  # noqa: N801
+    """Optuna warns of what it calls experimental each time that it is used."""
+
+    def __enter__(self) -> None:
+        super().__enter__()
+        warnings.simplefilter("ignore")
