@@ -257,9 +257,7 @@ def groups(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
     searched = [conf_dir(), *folders]
     names = {entry.name for folder in searched for entry in folder.iterdir() if entry.is_dir()}
     return {
-        name: _options(name, searched)
-        for name in sorted(names - {SWEEPS})
-        if name.isidentifier() and name[0] != "_"
+        name: _options(name, searched) for name in sorted(names - {SWEEPS}) if name.isidentifier() and name[0] != "_"
     }
 
 

@@ -34,7 +34,8 @@ class Base:
                 place = place.setdefault(part, {})
             place[last] = value
         try:
-            return self._changed(self.config, tree, "")
+            changed: RunConfig = self._changed(self.config, tree, "")
+            return changed
         except ValueError as error:
             told = ", ".join(f"{key}={value}" for key, value in values.items())
             raise ConfigError(f"trial {told}: {error}") from error

@@ -116,7 +116,7 @@ def sweep_config(node: Mapping[str, Any]) -> SweepConfig:
             raise ConfigError(f"no key 'sweep.{key}'{nearest(f'sweep.{key}', [f'sweep.{name}' for name in known])}")
     one_or_many = {key: [node[key]] for key in ("metric", "goal", "space") if isinstance(node.get(key), str)}
     try:
-        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepConfig), {**node, **one_or_many}))
+        made = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SweepConfig), dict(node) | one_or_many))
     except (OmegaConfBaseException, ValueError) as error:
         lines = [line.strip() for line in str(error).splitlines()]
         key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")

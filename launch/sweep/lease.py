@@ -84,6 +84,15 @@ def take(
     return Lease(storage, number + 1, renew_s, patience_s).keep()
 
 
+def holder(storage: Storage) -> str | None:
+    """Who drives, as far as one look tells: one on another machine may be gone. None when nobody does."""
+    number = newest(storage)
+    facts = _read(storage, number) if number else {}
+    if not facts or facts.get("released") or (facts.get("machine") == machine() and not _lives(facts)):
+        return None
+    return _holder(facts)
+
+
 def newest(storage: Storage) -> int:
     return max((int(name.removesuffix(".json")) for name in storage.names(LEASES)), default=0)
 

@@ -63,6 +63,7 @@ def axis(text: str, groups: Mapping[str, Sequence[str]], seed: int) -> Axis:
     key, value, group = override.key_or_group, override.value(), override.key_or_group in groups
     if isinstance(value, IntervalSweep):
         return _interval(key, text, value)
+    choices: list[Any]
     if isinstance(value, Glob):
         if not group:
             raise ConfigError(f"{text!r}: glob() is for config groups, and {key} is none; write choice(…)")

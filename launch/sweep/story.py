@@ -20,8 +20,6 @@ class Verdict(enum.Enum):
     pruned = "pruned"
     failed = "failed"
     cancelled = "cancelled"
-    rejected = "rejected"
-    """The constraint leaves it out."""
 
     @property
     def is_final(self) -> bool:
@@ -90,6 +88,8 @@ class Story:
     length: int = 0
     """Records so far; the next has this number."""
     identities: dict[str, Trial] = field(default_factory=dict)
+    order: list[tuple[Trial, Told | None]] = field(default_factory=list)
+    """What a sampler has to know, as it came: a trial that was asked for, or with its result."""
 
     @staticmethod
     def of(records: Iterable[Mapping[str, Any]]) -> Story:
@@ -115,11 +115,14 @@ class Story:
         )
         self.trials.append(trial)
         self.identities[trial.identity] = trial
+        self.order.append((trial, None))
 
     def _told(self, record: Mapping[str, Any]) -> None:
         trial = self.trials[record["trial"]]
         values = tuple(math.nan if value is None else float(value) for value in record.get("values", ()))
-        trial.told[record["rung"]] = Told(Verdict(record["verdict"]), values, record["step"], record.get("reason", ""))
+        told = Told(Verdict(record["verdict"]), values, record["step"], record.get("reason", ""))
+        trial.told[record["rung"]] = told
+        self.order.append((trial, told))
 
     def _promoted(self, record: Mapping[str, Any]) -> None:
         self.trials[record["trial"]].rung = record["rung"]

@@ -6,6 +6,7 @@ asked depends on what was asked and told before, and not on whether one driver d
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import warnings
@@ -19,7 +20,6 @@ from trainer.config import Goal
 from trainer.errors import ConfigError
 
 if TYPE_CHECKING:
-    import optuna
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
 
@@ -39,29 +39,28 @@ class Study:
         self.sweep, self.axes, self.goals = sweep, axes, goals
         self.distributions = {axis.key: _distribution(axis) for axis in axes}
         with _quiet():
-            self.study = optuna.create_study(directions=["minimize"] * len(goals), sampler=self._sampler(0))
+            self.study = optuna.create_study(directions=["minimize"] * len(goals), sampler=self._sampler(0, 0))
         self._numbers: dict[int, int] = {}
         """Trial → its number in the study."""
-        self._questions = 0
 
     def replay(self, story: Story) -> None:
         """Bring the study to where the story is; what lies outside of the space by now is left out."""
-        for trial in story.trials:
-            self._questions += 1
-            if self.sweep.sampler is not Sampler.cmaes or not self._ask_again(trial):
-                self._add(trial)
-        # In the order of trials: what a study makes of them does not hang on who was told first.
-        for trial in story.trials:
-            for _, told in sorted(trial.told.items()):
+        for trial, told in story.order:
+            if told is not None:
                 self.tell(trial, told)
+            elif self.sweep.sampler is not Sampler.cmaes or not self._ask_again(trial):
+                self._add(trial)
 
-    def ask(self) -> tuple[dict[str, Any], dict[str, Any], int]:
-        """Values, what the sampler wants to be reminded of, and the number of the trial in the study."""
-        self._questions += 1
+    def ask(self, trial: int, attempt: int = 0) -> tuple[dict[str, Any], dict[str, Any], int]:
+        """Values for a trial, what the sampler wants to be reminded of, and its number in the study.
+
+        Args:
+            attempt: how often what was asked for this trial came to nothing.
+        """
         with _quiet():
-            self.study.sampler = self._sampler(self._questions)
+            self.study.sampler = self._sampler(trial, attempt)
             asked = self.study.ask(self.distributions)
-        return self._values(asked.params), _plain(asked.system_attrs), asked.number
+        return self._values(asked.params), _plain(self._known(asked.number).system_attrs), asked.number
 
     def know(self, trial: Trial, number: int) -> None:
         """The trial that came of a question."""
@@ -78,14 +77,17 @@ class Study:
         import optuna
 
         number = self._numbers.get(trial.number)
-        if number is None or self.study.trials[number].state is not optuna.trial.TrialState.RUNNING:
+        if number is None or self._known(number).state is not optuna.trial.TrialState.RUNNING:
             return
         losses = [loss(value, goal) for value, goal in zip(told.values, self.goals, strict=False)]
-        if told.verdict in (Verdict.failed, Verdict.cancelled, Verdict.rejected) or not losses:
+        if told.verdict in (Verdict.failed, Verdict.cancelled) or not losses:
             self.study.tell(number, state=optuna.trial.TrialState.FAIL)
             return
         # What diverged is as bad as anything can be; samplers do arithmetic with it, so it is not infinite.
         self.study.tell(number, [each if math.isfinite(each) else 1e30 for each in losses])
+
+    def _known(self, number: int) -> optuna.trial.FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[number]
 
     def _add(self, trial: Trial) -> None:
         import optuna
@@ -104,19 +106,17 @@ class Study:
                 system_attrs=trial.attributes,
             )
         )
-        self._numbers[trial.number] = len(self.study.trials) - 1
+        self._numbers[trial.number] = len(self.study.get_trials(deepcopy=False)) - 1
 
     def _ask_again(self, trial: Trial) -> bool:
         """CMA-ES keeps its state as a pickle, which is not read from a folder: it gets there by the same questions."""
         with _quiet():
-            self.study.sampler = self._sampler(self._questions)
+            self.study.sampler = self._sampler(trial.number, 0)
             asked = self.study.ask(self.distributions)
         if self._values(asked.params) != trial.drawn:
             self.reject(asked.number)
             return False
         self._numbers[trial.number] = asked.number
-        if trial.last is not None:
-            self.tell(trial, trial.told[min(trial.told)])
         return True
 
     def _contains(self, key: str, value: Any) -> bool:
@@ -133,10 +133,12 @@ class Study:
     def _values(self, params: dict[str, Any]) -> dict[str, Any]:
         return {axis.key: params[axis.key] if axis.is_interval else json.loads(params[axis.key]) for axis in self.axes}
 
-    def _sampler(self, question: int) -> BaseSampler:
+    def _sampler(self, trial: int, attempt: int) -> BaseSampler:
         from optuna import samplers
 
-        seed = (self.sweep.seed * 1_000_003 + question) % 2**31
+        seed = (
+            int.from_bytes(hashlib.sha256(f"{self.sweep.seed}:{trial}:{attempt}".encode()).digest()[:4], "big") % 2**31
+        )
         with _quiet():
             if self.sweep.sampler is Sampler.tpe:
                 return samplers.TPESampler(seed=seed, multivariate=True, constant_liar=True)
@@ -161,7 +163,7 @@ def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attributes.items() if isinstance(value, int | float | list)}
 
 
-class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]  # noqa: N801
+class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]
     """Optuna warns of what it calls experimental each time that it is used."""
 
     def __enter__(self) -> None:

@@ -88,7 +88,7 @@ class RunConfig:
         require(self.order.lanes == 1 or self.global_batch % turn == 0, "order.lanes", self.order.lanes,
                 f"times micro_batch={self.micro_batch} it must divide global_batch={self.global_batch}")  # fmt: skip
         require(self.run is None or _is_name(self.run), "run", self.run,
-                "a name has letters, digits, '.', '_', '-', '=' and ',', and starts with a letter or digit")  # fmt: skip
+                "a name has letters, digits, '.', '_', '-', '=', ',', and starts with a letter or digit")  # fmt: skip
 
 
 def _is_name(name: str) -> bool:
