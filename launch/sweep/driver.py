@@ -158,13 +158,16 @@ class Driver:
             self._tell(trial, Told(Verdict.failed, (), 0, str(error)))
 
     def _next(self) -> Trial | None:
-        """What is left of earlier drivers, then who has earned more, then something new."""
+        """What is left of earlier drivers, then something new, then who has earned more.
+
+        The number of trials is known, so a promotion waits until all have begun: it is then held to all of them.
+        """
         limit = self.plan.sweep.max_failures
         if limit is not None and self.story.failures >= limit:
             return None
         busy = {task.trial for task in self.workers.running()}
         left = next((trial for trial in self.story.trials if trial.is_open and trial.number not in busy), None)
-        return left or self._promoted() or self._asked()
+        return left or self._asked() or self._promoted()
 
     def _promoted(self) -> Trial | None:
         if self.plan.sweep.pruner not in RUNGED:

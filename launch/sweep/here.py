@@ -39,8 +39,9 @@ class Here:
     def __init__(
         self, job: JobConfig, config: RunConfig, command: Callable[[Task], Sequence[str]] | None = None
     ) -> None:
-        self.nproc = 1 if config.parallel.kind is ParallelKind.single and job.nproc == "auto" else None
-        self.nproc = self.nproc or (job.nproc if isinstance(job.nproc, int) else 1)
+        # A trial has one device unless it is told otherwise; the others are for other trials.
+        self.nproc: int = job.nproc if isinstance(job.nproc, int) else 1
+        config.parallel.check_world(self.nproc)
         self.devices = _devices()
         fit = max(1, len(self.devices) // self.nproc)
         self.room = job.max_parallel or fit

@@ -1,7 +1,7 @@
 """Which trial may go on to a larger budget: pure, from the results at each rung.
 
 A rung is a budget. A trial trains up to its first rung; of those that have come to a rung, the best one in `eta` goes
-on from its checkpoint to the next. Nobody waits for the others (ASHA): the best so far are good enough.
+on from its checkpoint to the next. Nobody waits for those that still train (ASHA): the best so far are good enough.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from trainer.errors import ConfigError
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.samplers import BaseSampler
+    from optuna.trial import FrozenTrial
 
 
 class Study:
@@ -50,6 +51,17 @@ class Study:
                 self.tell(trial, told)
             elif self.sweep.sampler is not Sampler.cmaes or not self._ask_again(trial):
                 self._add(trial)
+        self._know_parents()
+
+    def _know_parents(self) -> None:
+        """NSGA-II looks at parents in another order once it has noted them; so they are noted where they had been."""
+        from optuna.samplers import NSGAIISampler
+
+        sampler, key = self.study.sampler, "NSGAIISampler:generation"
+        if isinstance(sampler, NSGAIISampler):
+            newest = max((each.system_attrs.get(key, 0) for each in self.study.get_trials(deepcopy=False)), default=0)
+            for generation in range(1, newest + 1):
+                sampler.get_parent_population(self.study, generation)
 
     def ask(self, trial: int, attempt: int = 0) -> tuple[dict[str, Any], dict[str, Any], int]:
         """Values for a trial, what the sampler wants to be reminded of, and its number in the study.
@@ -86,7 +98,7 @@ class Study:
         # What diverged is as bad as anything can be; samplers do arithmetic with it, so it is not infinite.
         self.study.tell(number, [each if math.isfinite(each) else 1e30 for each in losses])
 
-    def _known(self, number: int) -> optuna.trial.FrozenTrial:
+    def _known(self, number: int) -> FrozenTrial:
         return self.study.get_trials(deepcopy=False)[number]
 
     def _add(self, trial: Trial) -> None:
@@ -163,7 +175,7 @@ def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in attributes.items() if isinstance(value, int | float | list)}
 
 
-class _quiet(warnings.catch_warnings):  # type: ignore[type-arg]
+class _quiet(warnings.catch_warnings):
     """Optuna warns of what it calls experimental each time that it is used."""
 
     def __enter__(self) -> None:
