@@ -159,7 +159,8 @@ def by_metric(plan: Plan, rows: Sequence[Row], metric: str, goal: Goal) -> list[
 
 def print_rows(plan: Plan, rows: Sequence[Row], names: Sequence[str]) -> None:
     keys = short_keys(list(dict.fromkeys(key for row in rows for key in row.trial.values)))
-    columns = ("", *names, *keys.values(), "state", "steps", "goodput", "trial")
+    known = any(row.goodput is not None for row in rows)
+    columns = ("", *names, *keys.values(), "state", "steps", *(["goodput"] if known else []), "trial")
     text.print_table(columns, [
         [
             "*" if row.is_best else "",
@@ -167,7 +168,7 @@ def print_rows(plan: Plan, rows: Sequence[Row], names: Sequence[str]) -> None:
             *(text.number(row.trial.values.get(key, "")) for key in keys),
             row.state,
             str(row.step or ""),
-            "" if row.goodput is None else f"{row.goodput:.0%}",
+            *(["" if row.goodput is None else f"{row.goodput:.0%}"] if known else []),
             row.trial.name,
         ]
         for row in rows

@@ -67,8 +67,10 @@ def _value(folder: RunFolder, metrics: Sequence[str], verdict: Verdict, step: in
 
 
 def is_alive(folder: RunFolder, job: JobStatus | None = None) -> bool:
-    """Something still works on it, though its launcher is gone."""
+    """Something still works on it, though it was not started here. One that is silent elsewhere may be dead; if it is
+    not, it is told by its next save."""
     try:
-        return not line(read(folder), job).standing.state.is_over
+        state = line(read(folder), job).standing.state
     except EverstepError:
         return False
+    return not state.is_over and state not in (RunState.new, RunState.silent)

@@ -71,7 +71,8 @@ def axis(text: str, groups: Mapping[str, Sequence[str]], seed: int) -> Axis:
     elif isinstance(value, ChoiceSweep):
         choices = [_plain(each) for each in value.list]
     elif isinstance(value, RangeSweep):
-        choices = [_tidy(each) for each in value.range()]
+        # Steps that are added up may fall a hair short of the end, which a range leaves out.
+        choices = [each for each in map(_tidy, value.range()) if each != value.stop]
     else:
         raise ConfigError(f"{text!r} names one value; it belongs to the run")
     if not choices:
