@@ -30,6 +30,8 @@ class Driver:
     lease: Lease
     signals: Signals
     show: Callable[[Story, list[Task]], None] = lambda story, running: None
+    anew: frozenset[str] = frozenset()
+    """Trials that were cancelled along with the whole sweep, and go on with it."""
     asking: Asking = field(init=False)
     _fruitless: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Trial → starts in a row that made no new checkpoint, and the newest step."""
@@ -38,7 +40,7 @@ class Driver:
         self.asking = Asking(self.plan, self.story)
 
     def run(self) -> int:
-        self.workers.adopt([self._task(trial) for trial in self.story.trials if trial.is_open])
+        self._pick_up()
         while True:
             self.lease.check()
             self._collect()
@@ -56,6 +58,18 @@ class Driver:
             if not running:
                 return self._end()
             self.signals.wait(self.plan.sweep.poll_s)
+
+    def _pick_up(self) -> None:
+        """Find out what became of the trials that an earlier driver has left: some go on, some have ended meanwhile."""
+        # One that somebody has asked for again is not what its folder says of the time before.
+        left = [trial for trial in self.story.trials if trial.is_open and not trial.again
+                and trial.name not in self.anew]  # fmt: skip
+        followed = {task.trial for task in self.workers.adopt([self._task(trial) for trial in left])}
+        for trial in left:
+            if trial.number not in followed:
+                told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
+                if told is not None:
+                    self._tell(trial, told)
 
     def _stopped(self) -> str | None:
         if self.signals.take():
@@ -83,6 +97,8 @@ class Driver:
     def _note(self, ended: Ended) -> None:
         trial = self.story.trials[ended.task.trial]
         told = result(ended, self.plan.metrics, trial.cut)
+        if told is not None and told.verdict is Verdict.cancelled and self.plan.folder.is_stopped:
+            return  # along with the sweep, and goes on with it
         if told is None:
             told = self._given_up(ended)
         if told is not None:

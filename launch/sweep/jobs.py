@@ -29,15 +29,11 @@ class Jobs:
         self.tasks: dict[JobHandle, Task] = {}
 
     def adopt(self, tasks: list[Task]) -> list[Task]:
-        handles: dict[JobHandle, Task] = {}
-        for task in tasks:
-            seen = submissions(task.folder)
-            if seen and (handle := seen[-1].handle) is not None:
-                handles[handle] = task
-        found = self.scheduler.status(list(handles)) if handles else {}
-        alive = {handle for handle, status in found.items() if not _is_gone(status)}
-        self.tasks |= {handle: handles[handle] for handle in alive}
-        return [handles[handle] for handle in alive]
+        """All that have a job, which may be over: `poll` finds that out, by its one question."""
+        found = ((task, submissions(task.folder)) for task in tasks)
+        known = {seen[-1].handle: task for task, seen in found if seen}
+        self.tasks |= {handle: task for handle, task in known.items() if handle is not None}
+        return self.running()
 
     def start(self, task: Task) -> None:
         settle(task.config, task.folder)

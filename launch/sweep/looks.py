@@ -22,7 +22,6 @@ from launch.sweep.verb import drive
 from launch.text import number, print_table
 from trainer.errors import ConfigError
 from trainer.provenance import user
-from trainer.run_folder import STOP_MARKER
 
 
 def status(folder: SweepFolder, as_json: bool) -> int:
@@ -58,11 +57,12 @@ def _under_way(folder: SweepFolder, story: Story) -> list[Line]:
 
 def cancel(folder: SweepFolder) -> str:
     """Its driver starts nothing more, and all that runs is stopped; what was said of it."""
-    folder.storage.write(STOP_MARKER, f"cancelled by {user()} on {socket.gethostname()}".encode())
-    going = [each for each in _under_way(folder, folder.story()) if each.history.handle is not None]
+    by = f"{user()} on {socket.gethostname()}"
+    going = [each for each in _under_way(folder, folder.story()) if each.history.handle is not None
+             and not each.standing.state.is_over]  # fmt: skip
+    folder.stop(by, [each.history.name for each in going])
     for each in going:
-        if not each.standing.state.is_over:
-            cancel_run(folder.run(each.history.name))
+        cancel_run(folder.run(each.history.name))
     return f"is cancelled, {len(going)} of its trials had jobs; 'everstep resume {folder.url}' goes on"
 
 

@@ -67,6 +67,19 @@ class SweepFolder:
             raise SupersededError(f"another driver goes on with {self.url}; this one stops")
         story.apply(json.loads(text))
 
+    def stop(self, by: str, trials: list[str]) -> None:
+        """Leave the word that the sweep is cancelled, and which trials along with it."""
+        self.storage.write(STOP_MARKER, (json.dumps({"by": by, "trials": trials}) + "\n").encode())
+
+    def go_on(self) -> frozenset[str]:
+        """Take the word back; the trials that were cancelled by it."""
+        try:
+            found = json.loads(self.storage.read(STOP_MARKER))["trials"]
+        except FileNotFoundError:
+            return frozenset()
+        self.storage.delete(STOP_MARKER)
+        return frozenset(map(str, found))
+
     @property
     def is_stopped(self) -> bool:
         return self.storage.exists(STOP_MARKER)

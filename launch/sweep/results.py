@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from launch.history import read
+from launch.history import NotARun, read
 from launch.job import JobStatus
 from launch.ls import line
 from launch.state import RunState
@@ -32,6 +32,8 @@ def result(ended: Ended, metrics: Sequence[str], cut: str | None) -> Told | None
     folder = ended.task.folder
     try:
         history = read(folder)
+    except NotARun:
+        return None  # nobody has begun it
     except EverstepError as error:
         return Told(Verdict.failed, reason=str(error))
     here = line(history, ended.job)

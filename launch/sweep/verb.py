@@ -21,7 +21,6 @@ from launch.sweep.story import Story, Trial, Verdict
 from launch.sweep.workers import Workers
 from trainer.compose import freeze
 from trainer.errors import ConfigError
-from trainer.run_folder import STOP_MARKER
 
 EXAMPLES = """examples:
   everstep sweep experiment=digits optimizer.lr=1e-4,3e-4,1e-3 'seed=range(0,3)' job.max_parallel=4
@@ -56,12 +55,12 @@ def drive(made: Plan, again: bool = False) -> int:
     lease = take(made.folder.storage)
     try:
         story = made.folder.story()
-        made.folder.storage.delete(STOP_MARKER)
+        anew = made.folder.go_on()
         for trial in [each for each in story.trials if again and _has_failed(each)]:
             made.folder.append(story, {"event": "again", "trial": trial.number})
         say(f"sweep {made.folder.name} in {made.folder.url}: {len(story.trials)} trials so far")
         with Signals() as signals, shower(made) as show:
-            code = Driver(made, story, workers(made), lease, signals, show).run()
+            code = Driver(made, story, workers(made), lease, signals, show, anew).run()
     finally:
         lease.release()
     print_rows(made, ranked(made, story), made.metrics)
