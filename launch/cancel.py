@@ -13,7 +13,7 @@ from launch.alive import has_process, is_here
 from launch.cluster import scheduler, statuses
 from launch.history import History, read
 from launch.ls import Line, line
-from launch.runs import add_run, find
+from launch.runs import add_run, find, for_sweeps, sweep_of
 from launch.state import CANCELLED
 from trainer.errors import EverstepError
 from trainer.provenance import user
@@ -24,10 +24,10 @@ def cancel(arguments: Sequence[str]) -> int:
     """The verb; each run is a line. Exit code 2 when one of them could not be cancelled, the others are."""
     options = _parser().parse_args(arguments)
     code = 0
-    folders = [find(word, options.root) for word in options.run]
-    for folder in folders:
+    found = [sweep_of(word, options.root) or find(word, options.root) for word in options.run]
+    for folder in found:
         try:
-            said = cancel_run(folder)
+            said = cancel_run(folder) if isinstance(folder, RunFolder) else for_sweeps("cancel")(folder)
         except EverstepError as error:
             said, code = f"not cancelled: {error}", error.exit_code
         print(f"{folder.url.rsplit('/', 1)[-1]}: {said}", flush=True)

@@ -41,21 +41,23 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
-KEYED = ("run", "submit", "check", "resume")
+KEYED = ("run", "submit", "sweep", "check", "resume")
 """Verbs whose words are key=value."""
-OF_A_RUN = ("status", "logs", "cancel", "resume")
-"""Verbs whose first word is a run."""
+OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard")
+"""Verbs whose first word is a run, or a sweep."""
 OPTIONS = {
-    "run": ["--cfg", "--config-dir"],
+    "run": ["--cfg", "--config-dir", "--from"],
+    "sweep": ["--config-dir", "--dry-run"],
+    "leaderboard": ["--csv", "--goal", "--json", "--metric", "--root"],
     "submit": ["--config-dir", "--dry-run"],
     "check": ["--config-dir", "--quick"],
     "ls": ["--json"],
     "status": ["--follow", "--json", "--root"],
     "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
     "cancel": ["--root"],
-    "resume": ["--config-dir", "--root"],
+    "resume": ["--config-dir", "--failed", "--root"],
 }
-WITH_VALUE = ("--attempt", "--config-dir", "--rank", "--root", "--tail")
+WITH_VALUE = ("--attempt", "--config-dir", "--csv", "--from", "--goal", "--metric", "--rank", "--root", "--tail")
 
 
 def completion(arguments: Sequence[str]) -> int:
@@ -114,20 +116,29 @@ def _keys(word: str, words: Sequence[str]) -> list[str]:
 
     job = [f"job.{field.name}" for field in dataclasses.fields(JobConfig)]
     shown: set[str] = {f"{group}=" for group in groups(_folders(words))}
-    for key in [*keys(), *job]:
+    sweep = _sweep_keys() if words[0] == "sweep" else []
+    for key in [*keys(), *job, *sweep]:
         depth = word.count(".") + 1
         parts = key.split(".")
         shown.add(f"{key}=" if len(parts) <= depth else ".".join(parts[:depth]) + ".")
     return _starting(word, shown)
 
 
+def _sweep_keys() -> list[str]:
+    from launch.sweep.config import SweepConfig
+
+    return ["sweep", *(f"sweep.{field.name}" for field in dataclasses.fields(SweepConfig))]
+
+
 def _values(word: str, words: Sequence[str]) -> list[str]:
-    from trainer.compose import groups
+    from trainer.compose import groups, sweep_files
 
     key = word.split("=", 1)[0]
     options = groups(_folders(words)).get(key, [])
     if key == "run":
         options = _runs(words)
+    if key == "sweep":
+        options = sorted(sweep_files(_folders(words)))
     return _starting(word, [f"{key}={option}" for option in options])
 
 

@@ -13,7 +13,7 @@ from launch.config import JobConfig, job_config, processes
 from launch.history import History, read
 from launch.ls import Line, line
 from launch.run import start
-from launch.runs import add_run, find
+from launch.runs import add_run, find, for_sweeps, sweep_of
 from launch.say import say
 from launch.schedulers.base import Program
 from launch.state import RunState
@@ -36,6 +36,9 @@ EXAMPLES = """examples:
 def resume(arguments: Sequence[str]) -> int:
     """The verb; the exit code of the run, or 0 when it was submitted."""
     options = _parser().parse_intermixed_args(arguments)
+    if (sweep := sweep_of(options.run, options.root)) is not None:
+        code: int = for_sweeps("resume")(sweep, options.overrides, options.failed)
+        return code
     folder = find(options.run, options.root)
     config, job = _changed(folder, options.overrides, options.config_dir)
     _refuse_unnamed_plugins(config, options.overrides)
@@ -124,5 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what changes; see docs/resuming.md")
+    parser.add_argument("--failed", action="store_true", help="of a sweep: what has failed or was cancelled, too")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     return parser

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 from launch import torchrun
 from launch.config import JobConfig, job_config, job_yaml, processes, threads
+from launch.runs import ROOT, for_sweeps
 from launch.say import say
 from launch.schedulers.local import Local, Signals
 from launch.supervise import Supervisor, marker
@@ -26,6 +27,7 @@ EXAMPLES = """examples:
   everstep run experiment=gpt_stdlib run=demo steps=2000      the same run goes on from its last checkpoint
   everstep run experiment=digits run_root=s3://bucket/runs    the run folder in an object store
   everstep run --config-dir conf experiment=mine plugins=[my_package]
+  everstep run experiment=digits --from my_sweep/best         with the values of a sweep's winner, as a new run
   everstep run --cfg experiment=digits                        show the resolved config and start nothing
 
 Ctrl-C once saves and stops; twice leaves at once.
@@ -36,7 +38,8 @@ exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another
 def run(arguments: Sequence[str]) -> int:
     """The verb; the exit code is the run's outcome."""
     options = _parser().parse_intermixed_args(arguments)
-    composed = compose(options.overrides, options.config_dir)
+    words = [*(for_sweeps("winner")(options.winner, ROOT) if options.winner else []), *options.overrides]
+    composed = compose(words, options.config_dir)
     job = job_config(composed.job)
     _check_here(job)
     if options.cfg:
@@ -93,5 +96,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--from", dest="winner", metavar="SWEEP/best", help="with the values of a sweep's best trial")
     parser.add_argument("--cfg", action="store_true", help="print the resolved config and start nothing")
     return parser

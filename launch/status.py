@@ -15,7 +15,7 @@ from launch.cluster import statuses
 from launch.goodput import PARTS, Goodput, goodput
 from launch.history import read
 from launch.ls import Line, line
-from launch.runs import add_run, find
+from launch.runs import add_run, find, for_sweeps, sweep_of
 from launch.state import RunState
 from launch.timeline import timeline
 from trainer.run_folder import RunFolder
@@ -77,6 +77,9 @@ def _nodes(line: Line) -> list[str]:
 def status(arguments: Sequence[str]) -> int:
     """The verb; the exit code is 0 whatever the run's state is."""
     options = _parser().parse_args(arguments)
+    if (sweep := sweep_of(options.run, options.root)) is not None:
+        code: int = for_sweeps("status")(sweep, options.json)
+        return code
     folder = find(options.run, options.root)
     if options.follow:
         return _follow(folder, options.json)

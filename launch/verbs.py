@@ -5,6 +5,8 @@ from __future__ import annotations
 VERBS = {
     "run": ("launch.run", "run", "train here and now, on all devices of this machine; go on if the run exists"),
     "submit": ("launch.submit", "submit", "queue a run on a cluster; go on if the run exists"),
+    "sweep": ("launch.sweep.verb", "sweep", "many runs: every one of several values, or what a sampler chooses"),
+    "leaderboard": ("launch.sweep.leaderboard", "leaderboard", "the trials of a sweep, the best first"),
     "ls": ("launch.ls", "ls", "all runs: state, step, rate, time left, where"),
     "status": ("launch.status", "status", "where a run stands and why, and where its time went (goodput)"),
     "logs": ("launch.logs", "logs", "what a rank wrote; -f follows across restarts"),

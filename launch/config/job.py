@@ -36,6 +36,8 @@ class JobConfig:
     """Seconds that processes have to save and end once they were told to stop."""
     threads: int | None = None
     """CPU threads of each process (OMP_NUM_THREADS); null shares the cores among the processes."""
+    max_parallel: int | None = None
+    """Trials of a sweep at a time; null is what the GPUs here are enough for (one without), and 8 on a cluster."""
     env: dict[str, str] = field(default_factory=dict)
     """Environment variables for the processes, on top of those that the launcher has."""
     secrets: list[str] = field(default_factory=list)
@@ -83,6 +85,8 @@ class JobConfig:
         require(_auto_or(1, self.nproc), "job.nproc", self.nproc, "must be ≥ 1 or auto")
         require(_auto_or(0, self.gpus), "job.gpus", self.gpus, "must be ≥ 0 or auto")
         require(self.max_restarts >= 0, "job.max_restarts", self.max_restarts, "must be ≥ 0")
+        require(self.max_parallel is None or self.max_parallel >= 1, "job.max_parallel", self.max_parallel,
+                "must be ≥ 1 or null")  # fmt: skip
         require(self.grace_s >= 0, "job.grace_s", self.grace_s, "must be ≥ 0")
         require(self.code_mb >= 1, "job.code_mb", self.code_mb, "must be ≥ 1")
         require(self.check_s >= 1, "job.check_s", self.check_s, "must be ≥ 1")

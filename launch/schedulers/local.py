@@ -101,7 +101,7 @@ class Local:
         # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order.
         spared = _adopt_orphans()
         child = subprocess.Popen(
-            argv, env=dict(env), stdout=output, stderr=output, process_group=0, preexec_fn=_leash(os.getpid())
+            argv, env=dict(env), stdout=output, stderr=output, process_group=0, preexec_fn=leash(os.getpid())
         )
         deadline = float("inf")
         try:
@@ -146,7 +146,7 @@ class Local:
                 os.kill(pid, signal.SIGTERM)
 
 
-def _leash(parent: int) -> Callable[[], None] | None:
+def leash(parent: int) -> Callable[[], None] | None:
     """Code for the child between fork and exec: die when the launcher dies, by kill -9 too."""
     if sys.platform != "linux":
         return None

@@ -88,11 +88,11 @@ class RunConfig:
         require(self.order.lanes == 1 or self.global_batch % turn == 0, "order.lanes", self.order.lanes,
                 f"times micro_batch={self.micro_batch} it must divide global_batch={self.global_batch}")  # fmt: skip
         require(self.run is None or _is_name(self.run), "run", self.run,
-                "a name has letters, digits, '.', '_' and '-', and starts with a letter or digit")  # fmt: skip
+                "a name has letters, digits, '.', '_', '-', '=', ',', and starts with a letter or digit")  # fmt: skip
 
 
 def _is_name(name: str) -> bool:
-    plain = name.replace("-", "").replace("_", "").replace(".", "")
+    plain = name.translate(dict.fromkeys(map(ord, "-_.=,")))  # the last two stand in names of trials
     return plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 128
 
 

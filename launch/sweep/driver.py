@@ -1,0 +1,213 @@
+"""Asks, starts, waits and tells until nothing is left. It knows nothing that is not in the records."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from launch.say import say
+from launch.schedulers.local import Signals
+from launch.sweep.asking import Asking
+from launch.sweep.config import RUNGED
+from launch.sweep.cut import reason_to_stop
+from launch.sweep.lease import Lease
+from launch.sweep.plan import Plan
+from launch.sweep.results import curve, result
+from launch.sweep.rungs import promotion
+from launch.sweep.story import Story, Told, Trial, Verdict, loss
+from launch.sweep.workers import Ended, Task, Workers
+from trainer.errors import EverstepError, SupersededError
+from trainer.run_folder import Outcome
+
+
+@dataclass
+class Driver:
+    """One driver of one sweep; `run` returns the exit code."""
+
+    plan: Plan
+    story: Story
+    workers: Workers
+    lease: Lease
+    signals: Signals
+    show: Callable[[Story, list[Task]], None] = lambda story, running: None
+    anew: frozenset[str] = frozenset()
+    """Trials that were cancelled along with the whole sweep, and go on with it."""
+    asking: Asking = field(init=False)
+    _fruitless: dict[int, tuple[int, int]] = field(default_factory=dict)
+    """Trial → starts in a row that made no new checkpoint, and the newest step."""
+
+    def __post_init__(self) -> None:
+        self.asking = Asking(self.plan, self.story)
+
+    def run(self) -> int:
+        self._pick_up()
+        while True:
+            self.lease.check()
+            self._collect()
+            self._cut()
+            stopped = self._stopped()
+            if stopped is None:
+                self._fill()
+            running = self.workers.running()
+            self.show(self.story, running)
+            if stopped is not None:
+                say(f"{stopped}; 'everstep resume {self.plan.folder.url}' goes on")
+                self.workers.leave()
+                self._collect()
+                return Outcome.preempted.exit_code
+            if not running:
+                return self._end()
+            self.signals.wait(self.plan.sweep.poll_s)
+
+    def _pick_up(self) -> None:
+        """Find out what became of the trials that an earlier driver has left: some go on, some have ended meanwhile."""
+        # One that somebody has asked for again is not what its folder says of the time before.
+        left = [trial for trial in self.story.trials if trial.is_open and not trial.again
+                and trial.name not in self.anew]  # fmt: skip
+        followed = {task.trial for task in self.workers.adopt([self._task(trial) for trial in left])}
+        for trial in left:
+            if trial.number not in followed:
+                told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
+                if told is not None:
+                    self._tell(trial, told)
+
+    def _stopped(self) -> str | None:
+        if self.signals.take():
+            return "stopped"
+        return "the sweep is cancelled" if self.plan.folder.is_stopped else None
+
+    def _end(self) -> int:
+        limit = self.plan.sweep.max_failures
+        if limit is not None and self.story.failures >= limit:
+            say(f"{self.story.failures} trials have failed; sweep.max_failures={limit} allows no other")
+            return 1
+        return 0
+
+    # What has ended
+
+    def _collect(self) -> None:
+        try:
+            ended = self.workers.poll()
+        except EverstepError as error:
+            say(f"{error}; asking again")  # a scheduler that is away comes back
+            return
+        for each in ended:
+            self._note(each)
+
+    def _note(self, ended: Ended) -> None:
+        trial = self.story.trials[ended.task.trial]
+        told = result(ended, self.plan.metrics, trial.cut)
+        if told is not None and told.verdict is Verdict.cancelled and self.plan.folder.is_stopped:
+            return  # along with the sweep, and goes on with it
+        if told is None:
+            told = self._given_up(ended)
+        if told is not None:
+            self._tell(trial, told)
+
+    def _given_up(self, ended: Ended) -> Told | None:
+        """A trial that was lost goes on, unless it has been lost again and again without a new checkpoint."""
+        number, step = ended.task.trial, ended.task.folder.newest_step() or 0
+        starts, before = self._fruitless.get(number, (0, -1))
+        starts = starts + 1 if step <= before else 1
+        self._fruitless[number] = (starts, step)
+        limit = self.plan.job.max_restarts + 1
+        if starts <= limit or self.plan.folder.is_stopped:
+            return None
+        return Told(Verdict.failed, (), step, f"lost {starts} times in a row without a new checkpoint")
+
+    def _tell(self, trial: Trial, told: Told) -> None:
+        self.plan.folder.append(self.story, {
+            "event": "told", "trial": trial.number, "rung": trial.rung, "verdict": told.verdict.value,
+            "values": list(told.values), "step": told.step, "reason": told.reason,
+        })  # fmt: skip
+        self.asking.tell(trial, trial.told[trial.rung])
+
+    # What is cut short
+
+    def _cut(self) -> None:
+        """Look at those that run, by the pruners that stop a trial before its end."""
+        sweep = self.plan.sweep
+        if sweep.pruner in RUNGED or sweep.pruner.value == "none":
+            return
+        curves = {trial.number: self._curve(trial) for trial in self.story.trials}
+        for task in self.workers.running():
+            trial = self.story.trials[task.trial]
+            others = [curve for number, curve in curves.items() if number != trial.number]
+            why = reason_to_stop(sweep, curves[trial.number], others)
+            if trial.cut is None and why is not None and max(curves[trial.number]) < task.config.steps:
+                self.plan.folder.append(self.story, {"event": "cut", "trial": trial.number, "reason": why})
+            if trial.cut is not None:
+                self.workers.stop(task)
+
+    def _curve(self, trial: Trial) -> dict[int, float]:
+        known = self._curves.get(trial.number)
+        if known is not None:
+            return known
+        name, goal = self.plan.metrics[0], self.plan.goals[0]
+        found = {at: loss(value, goal) for at, value in curve(self.plan.folder.run(trial.name), name).items()}
+        if not trial.is_open:  # it will not change any more
+            self._curves[trial.number] = found
+        return found
+
+    _curves: dict[int, dict[int, float]] = field(default_factory=dict)
+
+    # What is started
+
+    def _fill(self) -> None:
+        while len(self.workers.running()) < self.workers.room:
+            trial = self._next()
+            if trial is None:
+                return
+            if trial.cut is not None:  # its stop was decided by a driver that did not live to see it
+                told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
+                self._tell(trial, told or Told(Verdict.pruned, (), 0, trial.cut))
+                continue
+            self._start(trial)
+
+    def _start(self, trial: Trial) -> None:
+        self.lease.check()
+        try:
+            self.workers.start(self._task(trial))
+        except SupersededError:
+            raise
+        except EverstepError as error:
+            self._tell(trial, Told(Verdict.failed, (), 0, str(error)))
+
+    def _next(self) -> Trial | None:
+        """What is left of earlier drivers, then something new, then who has earned more.
+
+        The number of trials is known, so a promotion waits until all have begun: it is then held to all of them.
+        """
+        limit = self.plan.sweep.max_failures
+        if limit is not None and self.story.failures >= limit:
+            return None
+        busy = {task.trial for task in self.workers.running()}
+        left = next((trial for trial in self.story.trials if trial.is_open and trial.number not in busy), None)
+        return left or self._asked() or self._promoted()
+
+    def _promoted(self) -> Trial | None:
+        if self.plan.sweep.pruner not in RUNGED:
+            return None
+        trials = [trial for trial in self.story.trials if trial.told]
+        losses = {trial.number: trial.losses(self.plan.goals) for trial in trials}
+        first = {trial.number: trial.first for trial in trials}
+        found = promotion(losses, self.plan.sweep.eta, self.plan.rung_count, first)
+        if found is None:
+            return None
+        self.plan.folder.append(self.story, {"event": "promoted", "trial": found.trial, "rung": found.rung})
+        return self.story.trials[found.trial]
+
+    def _asked(self) -> Trial | None:
+        found = self.asking.next(self.story)
+        if found is None:
+            return None
+        record, number = found
+        # What cannot be composed is known before it is written down.
+        self.plan.config(record["values"], record["name"], record["rung"])
+        self.plan.folder.append(self.story, record)
+        self.asking.know(self.story.trials[-1], number)
+        return self.story.trials[-1]
+
+    def _task(self, trial: Trial) -> Task:
+        config = self.plan.config(trial.values, trial.name, trial.rung)
+        return Task(trial.number, self.plan.folder.run(trial.name), config)

@@ -1,0 +1,161 @@
+"""Who drives a sweep. A lease is a file with a counter that its holder counts up.
+
+Clocks of two machines are never compared: whoever wants the lease watches the counter for a while by a clock of their
+own, and takes it over when nothing moves. The take-over is a create-only write of the next number, so one of many wins.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from trainer.errors import ConfigError, StorageError, SupersededError
+from trainer.storage import Storage
+
+LEASES = "leases"
+RENEW_S = 2.0
+PATIENCE_S = 12.0
+"""Seconds without a renewal after which a holder elsewhere counts as gone."""
+
+
+@dataclass
+class Lease:
+    """Ours, renewed in the background from `take` to `release`."""
+
+    storage: Storage
+    number: int
+    renew_s: float = RENEW_S
+    patience_s: float = PATIENCE_S
+    _counter: int = 0
+    _renewed: float = field(default_factory=time.monotonic)
+    _over: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def check(self) -> None:
+        """SupersededError when somebody has taken over: called before anything is started or written."""
+        if time.monotonic() - self._renewed > self.patience_s / 2:
+            self._renew()  # we were asleep, or the store was
+        if newest(self.storage) > self.number:
+            raise SupersededError("another driver has taken the sweep over; this one stops")
+
+    def keep(self) -> Lease:
+        self._thread = threading.Thread(target=self._keep, daemon=True)
+        self._thread.start()
+        return self
+
+    def _keep(self) -> None:
+        while not self._over.wait(self.renew_s):
+            try:
+                self._renew()
+            except (OSError, StorageError):  # the next will do; `check` says when it is too late
+                continue
+
+    def _renew(self) -> None:
+        self._counter += 1
+        self.storage.write(_file(self.number), _text(self._counter, self.renew_s))
+        self._renewed = time.monotonic()
+
+    def release(self) -> None:
+        self._over.set()
+        if self._thread is not None:
+            self._thread.join()
+        self.storage.write(_file(self.number), _text(self._counter, self.renew_s, released=True))
+
+
+def take(
+    storage: Storage,
+    renew_s: float = RENEW_S,
+    patience_s: float = PATIENCE_S,
+    wait: Callable[[float], None] = time.sleep,
+) -> Lease:
+    """The lease; ConfigError that says who has it while its holder is alive."""
+    number = newest(storage)
+    if number:
+        _await_end(storage, number, patience_s, wait)
+    if not storage.create(_file(number + 1), _text(0, renew_s)):
+        raise ConfigError(f"{_holder(_read(storage, number + 1))} has begun to drive {storage.url} this moment")
+    return Lease(storage, number + 1, renew_s, patience_s).keep()
+
+
+def holder(storage: Storage) -> str | None:
+    """Who drives, as far as one look tells: one on another machine may be gone. None when nobody does."""
+    number = newest(storage)
+    facts = _read(storage, number) if number else {}
+    if not facts or facts.get("released") or (facts.get("machine") == machine() and not _lives(facts)):
+        return None
+    return _holder(facts)
+
+
+def newest(storage: Storage) -> int:
+    return max((int(name.removesuffix(".json")) for name in storage.names(LEASES)), default=0)
+
+
+def _await_end(storage: Storage, number: int, patience_s: float, wait: Callable[[float], None]) -> None:
+    """Until it is sure that the holder is gone."""
+    seen = _read(storage, number)
+    if seen.get("released"):
+        return
+    if seen.get("machine") == machine():
+        if not _lives(seen):
+            return
+        raise ConfigError(f"{storage.url} is driven by {_holder(seen)}; 'everstep status' shows how far it is")
+    deadline = time.monotonic() + max(patience_s, 5 * float(seen.get("renew_s") or 0.0))
+    while time.monotonic() < deadline:
+        wait(min(0.5, patience_s / 10))
+        now = _read(storage, number)
+        if now.get("released"):
+            return
+        if now.get("counter") != seen.get("counter"):
+            raise ConfigError(f"{storage.url} is driven by {_holder(seen)}; 'everstep status' shows how far it is")
+
+
+def machine() -> str:
+    """One space of process numbers: a container has one of its own, though it may have its host's name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _text(counter: int, renew_s: float, released: bool = False) -> bytes:
+    facts = {"machine": machine(), "host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()),
+             "counter": counter, "renew_s": renew_s, "released": released}  # fmt: skip
+    return (json.dumps(facts) + "\n").encode()
+
+
+def _read(storage: Storage, number: int) -> dict[str, Any]:
+    try:
+        found = json.loads(storage.read(_file(number)))
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lives(facts: dict[str, Any]) -> bool:
+    """Whether the very process that wrote this is there, and not another that got its number since."""
+    return facts.get("began") is not None and _began(int(facts["pid"])) == facts["began"]
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in ticks since the machine did; None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    except (OSError, IndexError):
+        return None
+    return None if fields[0] in "ZX" else int(fields[19])
+
+
+def _holder(facts: dict[str, Any]) -> str:
+    return f"process {facts.get('pid')} on {facts.get('host')}"
+
+
+def _file(number: int) -> str:
+    return f"{LEASES}/{number:04d}.json"

@@ -1,0 +1,280 @@
+"""From a command line to a sweep that is composed and frozen, and from its folder back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import itertools
+import json
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from launch.config import JobConfig, job_config, job_yaml
+from launch.sweep import config as keys
+from launch.sweep.base import Base, check_key
+from launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
+from launch.sweep.records import SWEEP, SweepFolder
+from launch.sweep.rungs import rungs
+from launch.sweep.space import Axis, axis, is_sweep
+from launch.sweep.trial import identity
+from trainer.compose import Composed, changes, compose, digest, freeze, groups, sweep_files, thaw
+from trainer.config import Goal, RunConfig
+from trainer.errors import ConfigError, nearest
+from trainer.storage import join_url
+
+Constraint = Callable[[dict[str, Any]], dict[str, Any] | None]
+
+
+@dataclass
+class Plan:
+    """All that is to be known about a sweep before anything is started."""
+
+    folder: SweepFolder
+    sweep: SweepConfig
+    axes: tuple[Axis, ...]
+    job: JobConfig
+    bases: dict[str, Base]
+    """Choice of config groups, as JSON → what it composes to."""
+    base_digest: str
+    """Of the config without what is swept."""
+
+    @property
+    def metrics(self) -> list[str]:
+        return self.sweep.metric or [self.any_config.evaluate.metric]
+
+    @property
+    def goals(self) -> list[Goal]:
+        said = self.sweep.goal or [self.any_config.evaluate.goal]
+        return said * len(self.metrics) if len(said) == 1 else said
+
+    @property
+    def any_config(self) -> RunConfig:
+        return next(iter(self.bases.values())).config
+
+    @property
+    def rung_count(self) -> int:
+        return len(rungs(self.sweep, self.any_config))
+
+    def steps(self, config: RunConfig) -> tuple[int, ...]:
+        return rungs(self.sweep, config)
+
+    def identity(self, values: Mapping[str, Any]) -> str:
+        return identity(values, self.base_digest)
+
+    def config(self, values: Mapping[str, Any], name: str, rung: int) -> RunConfig:
+        """The run of a trial up to a rung. Its learning-rate curve spans the last rung, whichever it stops at."""
+        grouped = {axis.key for axis in self.axes if axis.is_group}
+        chosen = json.dumps({key: values[key] for key in values if key in grouped}, sort_keys=True)
+        if chosen not in self.bases:
+            raise ConfigError(f"trial {name}: the constraint gives config groups that were not swept ({chosen})")
+        made = self.bases[chosen].with_values({key: value for key, value in values.items() if key not in grouped})
+        steps = self.steps(made)
+        schedule = made.schedule
+        if self.sweep.pruner in RUNGED and schedule.over_steps is None:
+            schedule = dataclasses.replace(schedule, over_steps=steps[-1])
+        wandb = made.log.wandb
+        if wandb.group is None:
+            wandb = dataclasses.replace(wandb, group=self.folder.name)
+        log = dataclasses.replace(made.log, wandb=wandb)
+        return dataclasses.replace(made, run=name, run_root=self.folder.trials_url, steps=steps[rung],
+                                   schedule=schedule, log=log)  # fmt: skip
+
+    def constraint(self) -> Constraint:
+        """The user's function; one that changes nothing where there is none."""
+        where = self.sweep.constraint
+        if where is None:
+            return lambda values: values
+        module, _, function = where.rpartition(".")
+        if module.split(".")[0] not in [name.split(".")[0] for name in self.any_config.plugins]:
+            raise ConfigError(f"sweep.constraint={where}: its package is not in plugins; add plugins=[{module}]")
+        if "" not in sys.path:
+            sys.path.insert(0, "")
+        try:
+            found: Constraint = getattr(importlib.import_module(module), function)
+        except (ImportError, AttributeError, ValueError) as error:
+            raise ConfigError(f"sweep.constraint={where}: {error}") from error
+        return found
+
+
+def plan(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
+    """Compose a command line: once for each combination of the config groups that are swept."""
+    folders = [Path(name).expanduser() for name in config_dirs]
+    own = [word for word in words if word.split("=")[0] == "sweep" or word.startswith("sweep.")]
+    sweep = _sweep(own, sweep_files(folders))
+    rest = [word for word in words if word not in own]
+    swept = [word for word in rest if is_sweep(word)]
+    given = {word.split("=")[0] for word in swept}
+    swept += [text for text in sweep.space if text.split("=")[0] not in given | {word.split("=")[0] for word in rest}]
+    if not swept:
+        raise ConfigError("nothing is swept; give a key several values, like optimizer.lr=1e-4,3e-4 or seed=range(0,3)")
+    options = groups(folders)
+    axes = tuple(axis(text, options, sweep.seed) for text in swept)
+    for each in axes:
+        _check_axis(each, options)
+    fixed = [word for word in rest if word not in swept]
+    bases, composed = _composed(fixed, axes, config_dirs)
+    run = composed.run
+    base_digest = digest(dataclasses.replace(run, run=None, run_root=RunConfig().run_root))
+    name = run.run or _name(composed, base_digest, axes)
+    folder = SweepFolder(join_url(run.run_root, name))
+    return Plan(folder, sweep, axes, job_config(composed.job), bases, base_digest)
+
+
+def _name(composed: Composed, base_digest: str, axes: Sequence[Axis]) -> str:
+    """The same for the same command, and for one that names more values: so it goes on with what is there."""
+    what = identity({axis.key: None for axis in axes}, base_digest)
+    return f"{composed.experiment or 'run'}-sweep-{what[:6]}".replace("/", "-")
+
+
+def _sweep(words: Sequence[str], files: Mapping[str, Path]) -> SweepConfig:
+    node: dict[str, Any] = {}
+    for word in sorted(words, key=lambda word: not word.startswith("sweep=")):
+        key, _, _ = word.partition("=")
+        value = _value(word)
+        if key == "sweep":
+            if value not in files:
+                known = f"; there are {', '.join(sorted(files))}" if files else ""
+                raise ConfigError(f"sweep={value}: there is no such sweep{nearest(str(value), files) or known}")
+            node |= yaml.safe_load(files[str(value)].read_text()) or {}
+        else:
+            node[key.removeprefix("sweep.")] = value
+    return sweep_config(node)
+
+
+def _value(word: str) -> Any:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.core.override_parser.types import ChoiceSweep
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(word)
+        value = override.value()
+        # `sweep.metric=accuracy,size` names both: here nothing is swept.
+        return list(value.list) if isinstance(value, ChoiceSweep) else value
+    except HydraException as error:
+        raise ConfigError(f"cannot read {word!r}: {str(error).splitlines()[0]}; write key=value") from error
+
+
+def _check_axis(each: Axis, options: Mapping[str, Sequence[str]]) -> None:
+    if not each.is_group:
+        check_key(each.key)
+        return
+    for name in each.choices:
+        if name is None or str(name) not in options[each.key]:
+            raise ConfigError(f"{each.key}={name}: there is no such {each.key}; there are "
+                              f"{', '.join(options[each.key])}")  # fmt: skip
+
+
+def _composed(
+    fixed: Sequence[str], axes: Sequence[Axis], config_dirs: Sequence[str]
+) -> tuple[dict[str, Base], Composed]:
+    """All combinations, and the first of them."""
+    grouped = [axis for axis in axes if axis.is_group]
+    bases: dict[str, Base] = {}
+    first: Composed | None = None
+    for row in itertools.product(*(each.choices for each in grouped)):
+        chosen = dict(zip((each.key for each in grouped), row, strict=True))
+        composed = compose([*(f"{key}={name}" for key, name in chosen.items()), *fixed], config_dirs)
+        bases[json.dumps(chosen, sort_keys=True)] = Base(composed.run)
+        first = first or composed
+    if first is None:
+        raise ConfigError("nothing is swept")
+    return bases, first
+
+
+def settle(plan: Plan) -> Plan:
+    """Freeze the plan in the sweep's folder; of one that is there already, what may change is changed.
+
+    ConfigError when it is another sweep.
+    """
+    if plan.folder.storage.create(SWEEP, _text(plan).encode()):
+        return plan
+    old = load(plan.folder)
+    _refuse_other(old, plan)
+    # What was composed then stays: editing conf/ changes nothing of what is there.
+    merged = dataclasses.replace(plan, bases={**plan.bases, **old.bases}, base_digest=old.base_digest)
+    if _text(merged) != _text(old):
+        plan.folder.storage.write(SWEEP, _text(merged).encode())
+    return merged
+
+
+def _refuse_other(old: Plan, new: Plan) -> None:
+    before, after = keys.plain(old.sweep), keys.plain(new.sweep)
+    found = [f"sweep.{key}: {before[key]} → {after[key]}" for key in before if before[key] != after[key]
+             and key not in (*FREE, "space")]  # fmt: skip
+    if {axis.key for axis in old.axes} != {axis.key for axis in new.axes}:
+        was, wanted = (", ".join(sorted(axis.key for axis in each.axes)) for each in (old, new))
+        found.append(f"swept keys: {was} → {wanted}")
+    if old.base_digest != new.base_digest:
+        known = next((key for key in new.bases if key in old.bases), None)
+        differing = [] if known is None else changes(
+            *(dataclasses.replace(each.bases[known].config, run=None, run_root="") for each in (old, new)))  # fmt: skip
+        found += [str(change) for change in differing]
+    if found:
+        raise ConfigError(
+            f"sweep {old.folder.name!r} was started otherwise ({'; '.join(found) or 'another base'}); "
+            f"give another run=NAME, or go on with 'everstep resume {old.folder.url}'"
+        )
+
+
+def _text(plan: Plan) -> str:
+    tree = {
+        "sweep": keys.plain(plan.sweep),
+        "axes": [dataclasses.asdict(axis) | {"choices": list(axis.choices)} for axis in plan.axes],
+        "base_digest": plan.base_digest,
+        "job": yaml.safe_load(job_yaml(plan.job)),
+        "bases": [{"groups": json.loads(key), "config": freeze(base.config)} for key, base in plan.bases.items()],
+    }
+    return yaml.dump(tree, Dumper=_Readable, sort_keys=False, allow_unicode=True)
+
+
+class _Readable(yaml.SafeDumper):
+    """Configs within the file stay lines that can be read."""
+
+
+_Readable.add_representer(str, lambda dumper, text: dumper.represent_scalar(
+    "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))  # fmt: skip
+
+
+def load(folder: SweepFolder) -> Plan:
+    """The plan that `settle` froze. ConfigError when there is none, or a damaged one."""
+    try:
+        tree = yaml.safe_load(folder.storage.read(SWEEP))
+        axes = tuple(Axis(**{**each, "choices": tuple(each["choices"])}) for each in tree["axes"])
+        bases = {json.dumps(each["groups"], sort_keys=True): Base(thaw(each["config"])) for each in tree["bases"]}
+        return Plan(folder, sweep_config(tree["sweep"]), axes, job_config(tree["job"]), bases, tree["base_digest"])
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder.url} is no sweep: it has no {SWEEP}") from error
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder.url}/{SWEEP} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def amended(plan: Plan, words: Sequence[str]) -> Plan:
+    """The plan with what a command line changes: keys of the job, and those of the sweep that may change."""
+    sweep, job = keys.plain(plan.sweep), yaml.safe_load(job_yaml(plan.job))
+    for word in words:
+        key, value = word.partition("=")[0], _value(word)
+        if key.startswith("sweep.") and key.removeprefix("sweep.") in FREE:
+            sweep[key.removeprefix("sweep.")] = value
+        elif key.startswith("job.") and key.count(".") == 1:
+            job[key.removeprefix("job.")] = value
+        elif key != "plugins":
+            free = ", ".join(f"sweep.{name}" for name in FREE)
+            raise ConfigError(f"{word!r}: of a sweep that goes on only {free} and job.* may change; to widen its space "
+                              f"give 'everstep sweep' the whole command again")  # fmt: skip
+    return dataclasses.replace(plan, sweep=sweep_config(sweep), job=job_config(job))
+
+
+def refuse_unnamed_plugins(plan: Plan, words: Sequence[str]) -> None:
+    """Whoever can write a folder must not be able to run code here: packages are named on the command line."""
+    plugins = plan.any_config.plugins
+    if plugins and not any(word.startswith("plugins=") for word in words):
+        raise ConfigError(
+            f"the sweep uses packages of its own ({', '.join(plugins)}); if you trust this folder, add "
+            f"'plugins=[{','.join(plugins)}]'"
+        )

@@ -1,0 +1,118 @@
+"""`everstep sweep`: compose once, then drive trials until all are told; the same command goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from launch.cluster import scheduler
+from launch.config import job_yaml
+from launch.say import say
+from launch.schedulers.local import Signals
+from launch.sweep.asking import Asking
+from launch.sweep.driver import Driver
+from launch.sweep.here import Here
+from launch.sweep.jobs import Jobs
+from launch.sweep.leaderboard import print_rows, ranked
+from launch.sweep.lease import take
+from launch.sweep.plan import Plan, plan, settle
+from launch.sweep.show import shower
+from launch.sweep.story import Story, Trial, Verdict
+from launch.sweep.workers import Workers
+from trainer.compose import freeze
+from trainer.errors import ConfigError
+
+EXAMPLES = """examples:
+  everstep sweep experiment=digits optimizer.lr=1e-4,3e-4,1e-3 'seed=range(0,3)' job.max_parallel=4
+  everstep sweep job=slurm job.max_parallel=8 experiment=mine optimizer=adamw,sgd 'model.depth=choice(4,8)'
+  everstep sweep sweep.sampler=tpe sweep.pruner=asha sweep.trials=64 experiment=mine \\
+                 'optimizer.lr=tag(log,interval(1e-5,1e-2))'
+  everstep sweep sweep=NAME experiment=mine                what is too long for a line, from conf/sweep/NAME.yaml
+  everstep sweep --dry-run …                               the trials, and the config of the first; nothing is written
+
+Ctrl-C stops; the same command, or everstep resume SWEEP, goes on. Trials that were done are not done again.
+exit codes: 0 all trials are told, 1 sweep.max_failures, 2 the sweep cannot run, 4 another driver took over, 75 stopped
+"""
+SHOWN = 20
+"""Trials that a dry run lists."""
+
+
+def sweep(arguments: Sequence[str]) -> int:
+    """The verb."""
+    options = _parser().parse_intermixed_args(arguments)
+    made = plan(options.overrides, options.config_dir)
+    if options.dry_run:
+        return _dry_run(made)
+    return drive(settle(made))
+
+
+def drive(made: Plan, again: bool = False) -> int:
+    """Take the lease, and go on until nothing is left; the exit code.
+
+    Args:
+        again: what has failed or was cancelled is tried once more.
+    """
+    lease = take(made.folder.storage)
+    try:
+        story = made.folder.story()
+        anew = made.folder.go_on()
+        for trial in [each for each in story.trials if again and _has_failed(each)]:
+            made.folder.append(story, {"event": "again", "trial": trial.number})
+        say(f"sweep {made.folder.name} in {made.folder.url}: {len(story.trials)} trials so far")
+        with Signals() as signals, shower(made) as show:
+            code = Driver(made, story, workers(made), lease, signals, show, anew).run()
+    finally:
+        lease.release()
+    print_rows(made, ranked(made, story), made.metrics)
+    return code
+
+
+def _has_failed(trial: Trial) -> bool:
+    return trial.last is not None and trial.last.verdict in (Verdict.failed, Verdict.cancelled)
+
+
+def workers(made: Plan) -> Workers:
+    """Where the trials run; ConfigError for what the cluster would refuse."""
+    if made.job.scheduler == "local":
+        return Here(made.job, made.any_config)
+    cluster = scheduler(made.job.scheduler)
+    if problems := cluster.problems(made.job):
+        for problem in problems[:-1]:
+            say(problem)
+        raise ConfigError(problems[-1])
+    return Jobs(made.job, cluster)
+
+
+def _dry_run(made: Plan) -> int:
+    """What would be asked, as far as it is known before anything was told."""
+    story = Story()
+    asking = Asking(made, story)
+    while (found := asking.next(story)) is not None:
+        record, number = found
+        made.config(record["values"], record["name"], record["rung"])
+        story.apply(record)
+        asking.know(story.trials[-1], number)
+    for trial in story.trials[:SHOWN]:
+        print(trial.name)
+    more = f"… and {len(story.trials) - SHOWN} more\n" if len(story.trials) > SHOWN else ""
+    steps = sum(made.steps(made.config(trial.values, trial.name, 0))[-1] for trial in story.trials)
+    print(f"{more}{len(story.trials)} trials in {made.folder.url}, {steps:,} steps if none is cut short\n")
+    if story.trials:
+        first = story.trials[0]
+        config = freeze(made.config(first.values, first.name, first.rung))
+        print(f"# {first.name}/config.yaml\n{config}\n# job.yaml\n{job_yaml(made.job)}", end="")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="everstep sweep",
+        usage="everstep sweep [--dry-run] [--config-dir DIR] key=value key=value,value …",
+        description="Train with every one of several values, or with those that a sampler chooses.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs; several values make a sweep")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--dry-run", action="store_true", help="list the trials and start nothing")
+    return parser
