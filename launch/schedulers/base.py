@@ -22,6 +22,8 @@ class Program:
     """After `torchrun`'s own flags: `-m trainer --frozen URL`, or a script with its flags."""
     token: str
     """Names this submission once and for all; the scheduler keeps it with the job, so the job can be found again."""
+    config: str = ""
+    """Text of the frozen config.yaml, for nodes that are given it; empty for another program than our trainer."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Rendered:
     """The command that submits."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Texts that go along, by name."""
+    manifest: str = ""
+    """All of it in the form of the scheduler's own tool, which then can be given it as it is."""
 
 
 class Scheduler(Protocol):
