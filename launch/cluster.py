@@ -22,7 +22,8 @@ def scheduler(name: str, job: JobConfig | None = None) -> Scheduler:
     if name not in CLUSTERS:
         raise ConfigError(f"there is no scheduler {name!r}{nearest(name, CLUSTERS)}; change job.scheduler")
     module, kind = CLUSTERS[name]
-    made: Scheduler = getattr(importlib.import_module(module), kind)(*([job] if name == "k8s" and job is not None else []))
+    which = [job] if name == "k8s" and job is not None else []
+    made: Scheduler = getattr(importlib.import_module(module), kind)(*which)
     return made
 
 

@@ -51,9 +51,17 @@ def test_keys_that_cannot_work_together_are_said(keys: dict[str, Any], said: str
     assert any(said in line for line in found(**keys)), found(**keys)
 
 
+def rules(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = made[-1]["spec"]["podFailurePolicy"]["rules"]
+    return found
+
+
 CHANGES: list[tuple[Change, str]] = [
     (lambda made: made[-1]["spec"].update(parallelism=2), "parallelism=2 and completions=3"),
-    (lambda made: made[-1]["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"].update(values=[300]), "exit code 300"),
+    (
+        lambda made: made[-1]["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"].update(values=[300]),
+        "exit code 300",
+    ),
     (lambda made: made[-1]["spec"]["podFailurePolicy"]["rules"].reverse(), "DisruptionTarget must be the first"),
     (lambda made: pod(made).update(terminationGracePeriodSeconds=30), "must be ≥ job.grace_s + 30 = 90"),
     (lambda made: pod(made)["containers"][0].update(name="other"), "no container 'train' any more"),
@@ -67,13 +75,15 @@ CHANGES: list[tuple[Change, str]] = [
 
 @pytest.mark.parametrize(("change", "said"), CHANGES)
 def test_what_an_overlay_can_break_is_said(change: Change, said: str) -> None:
-    assert [said in line for line in found(change=change)] == [True], found(change=change)
+    assert any(said in line for line in found(change=change)), found(change=change)
 
 
 def test_a_folder_on_this_machines_disk_is_seen_by_pods_only_through_a_claim() -> None:
     program = Program("demo", "/runs/demo", (), "everstep-1")
     assert any("pods do not see this machine's disk" in line for line in found(program))
-    assert any("no volume is mounted above it (/data)" in line for line in found(program, k8s={"claims": {"c": "/data"}}))
+    assert any(
+        "no volume is mounted above it (/data)" in line for line in found(program, k8s={"claims": {"c": "/data"}})
+    )
     assert found(program, k8s={"claims": {"c": "/runs"}}) == []
 
 

@@ -128,7 +128,9 @@ def _connect(context: str | None) -> Any:
             raise ConfigError(f"job.k8s.context={context!r}: the kubeconfig has {', '.join(config.contexts) or 'none'}")
         return Kube(config=config.get(context_name=context), timeout=httpx2.Timeout(TIMEOUT_S), trust_env=False)
     except NoConfig as error:
-        raise ConfigError(f"no cluster can be reached from here ({error}); set KUBECONFIG, or job.k8s.context") from error
+        raise ConfigError(
+            f"no cluster can be reached from here ({error}); set KUBECONFIG, or job.k8s.context"
+        ) from error
 
 
 def _resource(kind: str) -> Any:

@@ -71,7 +71,7 @@ def _settings(objects: list[Plain]) -> Iterator[str]:
             continue
         size = sum(len(key.encode()) + len(value.encode()) for key, value in each["data"].items())
         if size > MOST_BYTES:
-            yield f"config.yaml and job.yaml are {size} bytes, and a ConfigMap holds {MOST_BYTES}; make the config smaller"
+            yield f"config.yaml and job.yaml have {size} bytes, a ConfigMap holds {MOST_BYTES}; make the config smaller"
         for key, value in each["data"].items():
             if LOOKS_SECRET.search(value):
                 yield f"{key} holds what looks like a secret; name it in job.secrets and keep it in a Secret"

@@ -74,7 +74,9 @@ def last_words(pod: Plain) -> str:
 def _queued(job: Plain, conditions: dict[str, Plain]) -> str:
     queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
     said = conditions.get("Suspended", {}).get("message", "")
-    return f"waits in queue {queue}{f': {said}' if said else ''}" if queue else f"suspended{f': {said}' if said else ''}"
+    return (
+        f"waits in queue {queue}{f': {said}' if said else ''}" if queue else f"suspended{f': {said}' if said else ''}"
+    )
 
 
 def _trouble(pods: Sequence[Plain], delay_s: int) -> str:
@@ -116,7 +118,7 @@ def next_delay_s(pod: Plain) -> int:
     """Seconds that Kubernetes would wait before it starts this index again: each failure doubles them, ignored ones
     too, and a long good run does not reset them."""
     failures = _failures(pod)
-    return min(FIRST_DELAY_S * 2**failures, LONGEST_DELAY_S)
+    return int(min(FIRST_DELAY_S * 2**failures, LONGEST_DELAY_S))
 
 
 def _failures(pod: Plain) -> int:
