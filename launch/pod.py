@@ -182,10 +182,10 @@ class Pod:
 
     def _judge(self, start: Start, code: int | None) -> None:
         """Decide about a start that has ended; `code` is None where its own head did not live to do it."""
-        silent = self._silent(start) if code != 0 else set()
+        silent = self._silent(start)
         reports = start.reports()
         taken = bool(silent) or any(report.stopped for report in reports) or self._replaced(start)
-        evidence = Evidence(code=code or 0, lost=code is None, noticed=taken, disrupted=taken and code != 0)
+        evidence = Evidence(code=code or 0, lost=code is None, noticed=taken, disrupted=taken)
         decided = verdict.keep(start, verdict.decide(start, self.submitted, evidence))
         if decided.action is not Action.exit:
             self.signals.wait(back_off_s(decided.restarts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -133,6 +134,7 @@ def _connect(context: str | None) -> Any:
         ) from error
 
 
+@functools.cache
 def _resource(kind: str) -> Any:
     from lightkube.generic_resource import create_namespaced_resource
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ledger_toy
 from kube_cluster import Cluster
+from process_helpers import until
 
 from trainer.run_folder import RunFolder
 
@@ -90,6 +91,11 @@ class Run:
             assert time.monotonic() < deadline, f"{self.name}: no {what}: {self.printed()}"
             assert what == "end" or self.condition() is None, f"{self.name} is over: {self.printed()}"
             time.sleep(0.05)
+
+    def until_gone(self) -> None:
+        """Nothing that the run has made is left."""
+        kinds = ("jobs", "pods", "services", "configmaps")
+        until(lambda: not any(self.cluster.store.list(kind) for kind in kinds))
 
     def printed(self) -> str:
         logs = sorted((self.cluster.folder / "nodes").glob("*/*/log"), key=lambda log: log.stat().st_mtime)

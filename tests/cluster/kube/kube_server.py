@@ -55,7 +55,7 @@ class Server:
         body = json.loads(http.rfile.read(length)) if length else None
         if self.away.is_set():
             http.close_connection = True
-            return
+            return None
         self.requests.append(f"{http.command} {urlparse(http.path).path}")
         try:
             if self.busy > 0:
