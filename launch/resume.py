@@ -58,7 +58,7 @@ def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
         return start(config, job, nproc, folder)
     # Loaded by name, since only who submits pays for it.
     submit = importlib.import_module("launch.submission").submit
-    cluster = scheduler(job.scheduler)
+    cluster = scheduler(job.scheduler, job)
     if problems := cluster.problems(job):
         for problem in problems[:-1]:
             say(problem)

@@ -58,7 +58,7 @@ def submit(arguments: Sequence[str]) -> int:
         return 0
     if _is_done(plan):
         return 0
-    if problems := cluster.problems(plan.job):
+    if problems := cluster.problems(plan.job, plan.program):
         for problem in problems[:-1]:
             say(problem)
         raise ConfigError(problems[-1])
@@ -159,7 +159,7 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
         token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
     rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
     if rendered.manifest:
-        for mistake in cluster.problems(plan.job):
+        for mistake in cluster.problems(plan.job, plan.program):
             say(mistake)
         return rendered.manifest
     parts = {f"{plan.folder.storage.url}/job.yaml": job_yaml(plan.job), **rendered.files}

@@ -45,8 +45,11 @@ class Scheduler(Protocol):
         """Pure: the same job gives the same text."""
         ...
 
-    def problems(self, job: JobConfig) -> list[str]:
-        """What the cluster would refuse or never start, one line each with the key to change."""
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
+        """What the cluster would refuse or never start, one line each with the key to change.
+
+        `program` is what would be submitted, where that is known already.
+        """
         ...
 
     def submit(self, rendered: Rendered) -> JobHandle: ...

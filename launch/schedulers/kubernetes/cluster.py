@@ -34,15 +34,13 @@ class Kubernetes:
     def render(self, job: JobConfig, program: Program) -> Rendered:
         return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(objects(job, program)))
 
-    def problems(self, job: JobConfig) -> list[str]:
-        """What the API server would accept though it cannot work; nobody is asked."""
-        # A folder that suits any job: which one it will be is known at submission, and looked at there.
-        program = Program("everstep-check", "memory://everstep-check", (), "check")
-        return mistakes(job, program, objects(job, program))
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
+        """What the API server would accept though it cannot work; nobody is asked.
 
-    def mistakes(self, job: JobConfig, program: Program) -> list[str]:
-        """The same with the real program: whether the pods can see its folder, and what its config holds."""
-        return mistakes(job, program, objects(job, program))
+        With the program, also whether the pods can see its folder, and what its config holds.
+        """
+        known = program or Program("everstep-check", "memory://everstep-check", (), "check")
+        return mistakes(job, known, objects(job, known))
 
     def submit(self, rendered: Rendered) -> JobHandle:
         """Settings and service first, so that no pod waits for them; the job owns them and takes them along."""

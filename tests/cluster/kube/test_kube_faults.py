@@ -94,7 +94,7 @@ def test_a_config_that_cannot_run_ends_the_job_at_once_and_status_says_why(clust
     run.submit(*KEYS, "data.samples=none")
     run.wait("Failed")
     assert run.cluster.job(run.job)["status"]["failed"] <= PODS
-    assert "PodFailurePolicy" in run.everstep("status", "mistaken", "--root", str(root))
+    assert "failed: the config cannot run" in run.everstep("status", "mistaken", "--root", str(root))
 
 
 def test_an_image_that_is_not_there_is_said_while_the_job_waits(cluster: Cluster, root: Path) -> None:
