@@ -22,12 +22,16 @@ class Allocation:
     hosts: tuple[str, ...]
     rank: int = 0
     """This node's place among the hosts; the first keeps the store at which all meet."""
+    address: str | None = None
+    """Of this node as its fellows reach it, where the scheduler says it."""
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> Allocation:
         """What the environment says; one node by itself where no scheduler has written into it."""
         if "SLURM_JOB_ID" in environment:
             return _slurm(environment)
+        if "EVERSTEP_JOB" in environment:
+            return _kubernetes(environment)
         host = socket.gethostname()
         return Allocation("local", "local", 0, host, (host,))
 
@@ -43,3 +47,10 @@ def _slurm(environment: Mapping[str, str]) -> Allocation:
         hosts,
         int(environment.get("SLURM_NODEID", "0")),
     )
+
+
+def _kubernetes(environment: Mapping[str, str]) -> Allocation:
+    """One pod; who its fellows are, the pods say to each other in the run folder."""
+    host = socket.gethostname()
+    index = int(environment.get("JOB_COMPLETION_INDEX", "0"))
+    return Allocation("k8s", environment["EVERSTEP_JOB"], 0, host, (host,), index, environment.get("POD_IP"))

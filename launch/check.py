@@ -95,6 +95,8 @@ def _world(composed: Composed, job: JobConfig) -> Iterator[str]:
 
 
 def _secrets(job: JobConfig) -> Iterator[str]:
+    if job.scheduler == "k8s":  # they are in a Secret of the cluster
+        return
     for name in job.secrets:
         if not os.environ.get(name):
             yield f"job.secrets: {name} is not set here; export it, or take it out of job.secrets"
@@ -157,7 +159,7 @@ def _init_from(composed: Composed) -> Iterator[str]:
 
 def _cluster(job: JobConfig) -> Iterator[str]:
     if job.scheduler != "local":
-        yield from scheduler(job.scheduler).problems(job)
+        yield from scheduler(job.scheduler, job).problems(job)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -5,19 +5,25 @@ from __future__ import annotations
 import importlib
 from collections.abc import Iterable
 
+from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
 from launch.schedulers.base import Scheduler
 from trainer.errors import ConfigError, EverstepError, nearest
 
-CLUSTERS = {"slurm": ("launch.schedulers.slurm", "Slurm")}
+CLUSTERS = {
+    "slurm": ("launch.schedulers.slurm", "Slurm"),
+    "k8s": ("launch.schedulers.kubernetes.cluster", "Kubernetes"),
+}
 """Scheduler → module and class, imported when it is asked for."""
 
 
-def scheduler(name: str) -> Scheduler:
+def scheduler(name: str, job: JobConfig | None = None) -> Scheduler:
+    """`job` says which of several clusters is meant, where the scheduler has several."""
     if name not in CLUSTERS:
         raise ConfigError(f"there is no scheduler {name!r}{nearest(name, CLUSTERS)}; change job.scheduler")
     module, kind = CLUSTERS[name]
-    made: Scheduler = getattr(importlib.import_module(module), kind)()
+    which = [job] if name == "k8s" and job is not None else []
+    made: Scheduler = getattr(importlib.import_module(module), kind)(*which)
     return made
 
 

@@ -54,9 +54,11 @@ class Node:
     allocation: Allocation
     submitted: Submitted
     signals: Signals
+    number: int | None = None
+    """Of the start; None is what the environment says."""
 
     def __post_init__(self) -> None:
-        self.start = Start(self.folder, int(os.environ[START]))
+        self.start = Start(self.folder, int(os.environ[START]) if self.number is None else self.number)
         leave = marker(self.folder) if self.submitted.is_trainer else lambda reason: None
         # The scheduler signals all processes of a step, so ours need not be told; the marker is for those that start.
         self.local = Local(self.signals, leave, self.submitted.job.grace_s, relay=self.allocation.scheduler != "slurm")
@@ -64,7 +66,9 @@ class Node:
     def run(self) -> int:
         """The exit code of this node's torchrun, or BAD_NODE."""
         job, host = self.submitted.job, self.allocation.host
-        failed = failures(job, self.folder, host, len(self.allocation.hosts))
+        # Where the scheduler has said the address, there is none to be found out.
+        fellows = 1 if self.allocation.address else len(self.allocation.hosts)
+        failed = failures(job, self.folder, host, fellows)
         self.start.report(NodeReport(host, tuple(failed)))
         for line in failed:
             say(f"node {host}: {line}")
@@ -128,7 +132,8 @@ class Node:
         name = f"{self.allocation.job}.{self.allocation.restart}.{self.start.number}"
         if len(hosts) == 1:
             return torchrun.Meeting(id=name)
-        mine = address(self.submitted.job.interface)
+        interface, told = self.submitted.job.interface, self.allocation.address
+        mine = told if told and interface is None else address(interface)
         if place == 0:
             self.start.announce(f"{mine}:{free_port(self.allocation.job, mine)}")
         # The head is as slow as its slowest check at most.

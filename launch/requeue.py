@@ -41,6 +41,8 @@ class Evidence:
     """The scheduler gave notice: the time limit is near, or another job is to have the nodes."""
     lost: bool = False
     """The scheduler ended it, batch script and all: a node was lost, or it was requeued or preempted."""
+    disrupted: bool = False
+    """A pod was taken away while the others stay: it is nobody's fault, and costs nothing of the budget."""
     hosts: tuple[str, ...] = ()
     reports: tuple[NodeReport, ...] = ()
     progressed: bool = False
@@ -84,6 +86,8 @@ def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: i
         return final
     if (bad := _failed_checks(evidence)) is not None:
         return _limited(bad, spent, max_restarts)
+    if evidence.disrupted:
+        return _disrupted(evidence, spent)
     if evidence.lost:
         lost = "ended by the scheduler, which has started it again"
         return _limited(Verdict(Action.again, lost, "lost", exit_code=1), spent, max_restarts)
@@ -156,6 +160,19 @@ def _stopped(evidence: Evidence) -> Verdict | None:
     else:
         how = f"stopped and saved at step {ending.step}"
     return Verdict(Action.requeue, f"{how} after {why}", "preempted", exit_code=Outcome.preempted.exit_code)
+
+
+def _disrupted(evidence: Evidence, spent: int) -> Verdict:
+    said = {report.host for report in evidence.reports if report.code is not None and not report.stopped}
+    gone = ", ".join(host for host in evidence.hosts if host not in said) or "a pod"
+    saved = evidence.ending is not None and evidence.ending.outcome is Outcome.preempted
+    how = (
+        f"saved at step {evidence.ending.step}"
+        if evidence.ending is not None and saved
+        else "the last checkpoint stands"
+    )
+    return Verdict(Action.again, f"{gone} was taken away, {how}; starting again when all are there",
+                   "preempted" if saved else "lost", spent)  # fmt: skip
 
 
 def _short_of_memory(evidence: Evidence, ending: Ending, max_restarts: int) -> Verdict:

@@ -60,7 +60,7 @@ def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
         nproc = processes(job)
         config.parallel.check_world(nproc)
         return start(config, job, nproc, folder)
-    cluster = scheduler(job.scheduler)
+    cluster = scheduler(job.scheduler, job)
     refuse(cluster.problems(job))
     seen = submissions(folder)
     # The code that the run was started with, whatever has become of the checkout.

@@ -64,7 +64,7 @@ def submit(arguments: Sequence[str]) -> int:
         return 0
     if _is_done(plan):
         return 0
-    refuse(check(plan.composed, plan.job) if plan.composed is not None else cluster.problems(plan.job))
+    refuse(check(plan.composed, plan.job) if plan.composed is not None else cluster.problems(plan.job, plan.program))
     _settle(plan)
     code = _keep_code(plan)
     _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, code))
@@ -97,6 +97,7 @@ def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
     config = with_name(composed, now)
     folder = RunFolder.of(config.run_root, str(config.run))
     program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins))
+    program = dataclasses.replace(program, config=freeze(config))
     return Plan(folder, job, program, dataclasses.replace(composed, run=config))
 
 
@@ -132,9 +133,10 @@ def _check_worlds(config: RunConfig, job: JobConfig) -> None:
 def _cluster(job: JobConfig) -> Scheduler:
     if job.scheduler == "local":
         raise ConfigError("job=local starts here and now: write everstep run, or choose a cluster with job=slurm")
-    if missing := [name for name in job.secrets if not os.environ.get(name)]:
+    # On Kubernetes they are in a Secret, and this shell need not know them.
+    if job.scheduler != "k8s" and (missing := [name for name in job.secrets if not os.environ.get(name)]):
         raise ConfigError(f"job.secrets names {', '.join(missing)}, which this shell does not have; export it first")
-    return scheduler(job.scheduler)
+    return scheduler(job.scheduler, job)
 
 
 def _is_done(plan: Plan) -> bool:
@@ -183,7 +185,14 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
     """What would be submitted, word for word; the token is made anew at each submission."""
     if plan.config is not None and plan.folder.storage.exists(CONFIG):
         refuse_changes(thaw(plan.folder.storage.read(CONFIG).decode()), plan.config)
-    rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token="TOKEN"))
+    token = "TOKEN"
+    if plan.job.scheduler == "k8s":  # may be applied by hand as it is, so it must name this run and no other
+        token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
+    rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
+    if rendered.manifest:
+        for mistake in cluster.problems(plan.job, plan.program):
+            say(mistake)
+        return rendered.manifest
     parts = {f"{plan.folder.storage.url}/job.yaml": job_yaml(plan.job), **rendered.files}
     if plan.config is not None:
         parts = {f"{plan.folder.storage.url}/{CONFIG}": freeze(plan.config), **parts}

@@ -42,8 +42,8 @@ def begin(folder: RunFolder, allocation: Allocation) -> int:
     """Claim the next start; first decide about one that the scheduler ended before its own script could."""
     submitted = Submitted.read(folder)
     before = Start.newest(folder)
-    if before is not None and before.facts["job"] == allocation.job and _decision(before) is None:
-        verdict = _keep(before, _judge(before, submitted, Evidence(lost=True)))
+    if before is not None and before.facts["job"] == allocation.job and decision(before) is None:
+        verdict = keep(before, decide(before, submitted, Evidence(lost=True)))
         if verdict.action is Action.exit:
             return verdict.exit_code or ALREADY_OVER
     folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
@@ -55,11 +55,11 @@ def begin(folder: RunFolder, allocation: Allocation) -> int:
 
 def end(start: Start, code: int, noticed: bool) -> int:
     """Decide, write the decision down, and print it for the batch script."""
-    verdict = _judge(start, Submitted.read(start.folder), Evidence(code=code, noticed=noticed))
+    verdict = decide(start, Submitted.read(start.folder), Evidence(code=code, noticed=noticed))
     if verdict.action is Action.wait:
         say(verdict.reason)  # no decision about the run, so it is not kept there
     else:
-        _keep(start, verdict)
+        keep(start, verdict)
     if verdict.action is Action.exit:
         print(f"exit {verdict.exit_code}")
     else:
@@ -67,13 +67,14 @@ def end(start: Start, code: int, noticed: bool) -> int:
     return 0
 
 
-def _judge(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
+def decide(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
+    """What to do after a start: what is `known` of it, and what the run folder says."""
     folder, job = start.folder, submitted.job
     attempts = folder.attempts()
     ours = [number for number in attempts if folder.starter(number) == start.starter]
     ending = folder.ending(ours[-1]) if ours else None
     earlier = [d for d in decisions(folder) if d.get("job") == start.facts["job"]]
-    excluded = {*job.exclude, *(host for decision in earlier for host in decision.get("exclude", []))}
+    excluded = {*job.exclude, *(host for kept in earlier for host in kept.get("exclude", []))}
     evidence = dataclasses.replace(
         known,
         ending=ending,
@@ -99,11 +100,13 @@ def _shrank(folder: RunFolder, ending: Ending | None, ours: list[int]) -> bool:
     return all(old.micro_batch is None or ending.micro_batch < old.micro_batch for old in before)
 
 
-def _decision(start: Start) -> dict[str, object] | None:
+def decision(start: Start) -> dict[str, object] | None:
+    """What was decided after a start; None when nothing has been."""
     return next((found for found in decisions(start.folder) if found.get("start") == start.number), None)
 
 
-def _keep(start: Start, verdict: Verdict) -> Verdict:
+def keep(start: Start, verdict: Verdict) -> Verdict:
+    """Say it and write it down; the same verdict."""
     say(verdict.reason)
     start.folder.record_restart(
         {

@@ -38,7 +38,7 @@ class FileScheduler:
     def render(self, job: JobConfig, program: Program) -> Rendered:
         return Rendered((program.name, program.token, *program.argv))
 
-    def problems(self, job: JobConfig) -> list[str]:
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
         refused: list[str] = self.known().get("problems", [])
         return refused
 

@@ -3,11 +3,13 @@
 from launch.config.cause import CauseConfig, Remedy
 from launch.config.devices import processes, threads
 from launch.config.job import JobConfig, job_config, job_yaml
+from launch.config.kubernetes import KubernetesConfig
 from launch.config.words import node_range, seconds
 
 __all__ = [
     "CauseConfig",
     "JobConfig",
+    "KubernetesConfig",
     "Remedy",
     "job_config",
     "job_yaml",

@@ -10,11 +10,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from launch.config.cause import CauseConfig, known_causes
+from launch.config.kubernetes import KubernetesConfig
 from launch.config.words import node_range, seconds
 from trainer.config import require
 from trainer.errors import ConfigError, nearest
 
-SCHEDULERS = ("local", "slurm")
+SCHEDULERS = ("local", "slurm", "k8s")
+KINDS = ("job", "jobset", "trainjob")
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 NOTICE_SLACK_S = 30
 """Seconds beyond the grace at which a scheduler is asked to give notice: killing, deciding and requeueing take some."""
@@ -79,6 +81,12 @@ class JobConfig:
     mounts: list[str] = field(default_factory=list)
     """SOURCE:TARGET pairs that the container sees; the folder of submission and a local run folder are added."""
 
+    kind: str = "job"
+    """What Kubernetes is given: job (nothing has to be installed), jobset or trainjob."""
+    queue: str | None = None
+    """Kueue's LocalQueue; the job then starts when all of its pods have a place."""
+    k8s: KubernetesConfig = field(default_factory=KubernetesConfig)
+
     def __post_init__(self) -> None:
         require(self.scheduler in SCHEDULERS, "job.scheduler", self.scheduler, f"must be {' or '.join(SCHEDULERS)}")
         _fits("job.nodes", self.nodes, lambda: node_range(self.nodes))
@@ -93,6 +101,7 @@ class JobConfig:
         require(self.threads is None or self.threads >= 1, "job.threads", self.threads, "must be ≥ 1 or null")
         require(self.cpus is None or self.cpus >= 1, "job.cpus", self.cpus, "must be ≥ 1 or null")
         require(self.runtime in ("pyxis", "apptainer"), "job.runtime", self.runtime, "must be pyxis or apptainer")
+        require(self.kind in KINDS, "job.kind", self.kind, f"must be {', '.join(KINDS)}")
         if self.time is not None:
             _fits("job.time", self.time, lambda: seconds(str(self.time)))
             least = self.grace_s + NOTICE_SLACK_S

@@ -22,6 +22,8 @@ class Program:
     """After `torchrun`'s own flags: `-m trainer --frozen URL`, or a script with its flags."""
     token: str
     """Names this submission once and for all; the scheduler keeps it with the job, so the job can be found again."""
+    config: str = ""
+    """Text of the frozen config.yaml, for nodes that are given it; empty for another program than our trainer."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Rendered:
     """The command that submits."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Texts that go along, by name."""
+    manifest: str = ""
+    """All of it in the form of the scheduler's own tool, which then can be given it as it is."""
 
 
 class Scheduler(Protocol):
@@ -41,8 +45,11 @@ class Scheduler(Protocol):
         """Pure: the same job gives the same text."""
         ...
 
-    def problems(self, job: JobConfig) -> list[str]:
-        """What the cluster would refuse or never start, one line each with the key to change."""
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
+        """What the cluster would refuse or never start, one line each with the key to change.
+
+        `program` is what would be submitted, where that is known already.
+        """
         ...
 
     def submit(self, rendered: Rendered) -> JobHandle: ...

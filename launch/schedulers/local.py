@@ -92,6 +92,8 @@ class Local:
         self.agent = agent
         self.relay = relay
         self.stopped: str | None = None
+        self.abandon: Callable[[], bool] = lambda: False
+        """True as soon as the child is of no use any more: it is killed then, without being asked."""
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None = None) -> int:
         """Run to the end; the exit code as a shell gives it. LeftAtOnce when the user asked for that.
@@ -112,7 +114,7 @@ class Local:
                     if self.stopped is None:
                         self._ask_to_stop(child, number)
                         deadline = time.monotonic() + self.grace_s + SLACK_S
-                if time.monotonic() > deadline:
+                if time.monotonic() > deadline or self.abandon():
                     _kill(child, spared)
                 self.signals.wait(min(1.0, max(0.0, deadline - time.monotonic())))
         finally:
@@ -120,13 +122,13 @@ class Local:
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def wait(self, seconds: float) -> bool:
-        """Wait between two starts; False as soon as somebody wants to stop."""
+        """Wait between two starts; False as soon as somebody wants to stop, or there is nothing to wait for."""
         deadline = time.monotonic() + seconds
-        while (left := deadline - time.monotonic()) > 0 and self.stopped is None:
+        while (left := deadline - time.monotonic()) > 0 and self.stopped is None and not self.abandon():
             self.signals.wait(left)
             self._note_stop()
         self._note_stop()
-        return self.stopped is None
+        return self.stopped is None and not self.abandon()
 
     def _note_stop(self) -> None:
         for number in self.signals.take():

@@ -44,7 +44,7 @@ class Slurm:
         argv = ("sbatch", "--parsable", *_flags(job, program), str(script()), *_arguments(job, program))
         return Rendered(argv, {SCRIPT: script().read_text()})
 
-    def problems(self, job: JobConfig) -> list[str]:
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
         """What the partitions and nodes say, and then what `sbatch --test-only` refuses; nothing is queued."""
         program = Program("everstep-check", os.devnull, (), "")
         flags = [flag for flag in _flags(job, program) if not flag.startswith(("--output", "--comment"))]

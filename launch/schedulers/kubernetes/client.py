@@ -1,0 +1,160 @@
+"""The few calls that a cluster is asked, through lightkube: loaded when the first is made, never for a dry run."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from launch.schedulers.kubernetes.names import MANAGER
+from trainer.errors import ConfigError
+
+RETRY_S = 60.0
+"""Seconds for which an API server that is away, or has too much to do, is asked again."""
+TIMEOUT_S = 20.0
+AGAIN = (429, 500, 502, 503, 504)
+KINDS = {
+    "Job": ("batch", "v1", "jobs"),
+    "Pod": ("", "v1", "pods"),
+    "Service": ("", "v1", "services"),
+    "ConfigMap": ("", "v1", "configmaps"),
+    "JobSet": ("jobset.x-k8s.io", "v1alpha2", "jobsets"),
+    "TrainJob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
+}
+Plain = dict[str, Any]
+T = TypeVar("T")
+
+
+class Refused(ConfigError):
+    """The API server has understood the question and says no; `code` is HTTP's."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class Client:
+    """One cluster and namespace. All objects are plain mappings: what an overlay says gets through unread.
+
+    Raises:
+        ConfigError: no such context, no permission, or nobody answers for `retry_s` seconds.
+    """
+
+    def __init__(self, context: str | None, namespace: str | None, retry_s: float = RETRY_S) -> None:
+        self.retry_s = retry_s
+        self._kube = _connect(context)
+        self.namespace: str = namespace or str(self._kube.namespace)
+
+    def apply(self, thing: Plain) -> Plain:
+        """Server-side apply: the same object again changes nothing, so a lost answer may be asked for again."""
+        made = _resource(thing["kind"])(thing)
+        return dict(self._ask(lambda: self._kube.apply(
+            made, namespace=self.namespace, field_manager=MANAGER, force=True)))  # fmt: skip
+
+    def get(self, kind: str, name: str) -> Plain | None:
+        try:
+            return dict(self._ask(lambda: self._kube.get(_resource(kind), name, namespace=self.namespace)))
+        except Refused as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def list(self, kind: str, labels: Mapping[str, str]) -> list[Plain]:
+        """One call for all, however many there are; of a kind that the cluster does not know there are none."""
+        wanted: Any = {key: value or _exists() for key, value in labels.items()}
+        try:
+            return self._ask(lambda: [dict(each) for each in self._kube.list(
+                _resource(kind), namespace=self.namespace, labels=wanted)])  # fmt: skip
+        except Refused as error:
+            if error.code == 404:
+                return []
+            raise
+
+    def own(self, kind: str, name: str, owner: Plain) -> None:
+        """Let `owner` take the object along when it is removed."""
+        reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"],
+                     "uid": owner["metadata"]["uid"]}  # fmt: skip
+        patch = {"metadata": {"ownerReferences": [reference]}}
+        self._ask(lambda: self._kube.patch(
+            _resource(kind), name, patch, namespace=self.namespace, patch_type=_merge()))  # fmt: skip
+
+    def delete(self, kind: str, name: str) -> None:
+        """With all that it owns; what is gone already is fine."""
+        try:
+            self._ask(lambda: self._kube.delete(
+                _resource(kind), name, namespace=self.namespace, cascade=_foreground()))  # fmt: skip
+        except Refused as error:
+            if error.code != 404:
+                raise
+
+    def _ask(self, question: Callable[[], T]) -> T:
+        """Ask again with growing pauses while the server is away, has too much to do, or somebody was faster."""
+        import httpx2
+        from lightkube import ApiError
+
+        pause, deadline = 0.5, time.monotonic() + self.retry_s
+        while True:
+            try:
+                return question()
+            except ApiError as error:
+                code = error.response.status_code
+                if code not in (*AGAIN, 409, 410) or time.monotonic() + pause > deadline:
+                    raise Refused(code, f"Kubernetes refuses it ({code}): {error}") from error
+                pause = _asked_to_wait(error.response) or pause
+            except httpx2.HTTPError as error:
+                if time.monotonic() + pause > deadline:
+                    where = f"the API server {self._kube.config.cluster.server}"
+                    raise ConfigError(f"{where} has not answered for {self.retry_s:.0f} s: {error}") from error
+            time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
+            pause = min(10.0, 2 * pause)
+
+
+def _asked_to_wait(response: Any) -> float | None:
+    text = response.headers.get("Retry-After", "")
+    return float(text) if text.isdigit() else None
+
+
+def _connect(context: str | None) -> Any:
+    try:
+        import httpx2
+        from lightkube import Client as Kube
+        from lightkube import KubeConfig
+        from lightkube.core.exceptions import ConfigError as NoConfig
+    except ImportError as error:
+        raise ConfigError("job=k8s needs lightkube; pip install 'everstep[kubernetes]'") from error
+    try:
+        config = KubeConfig.from_env()
+        if context is not None and context not in config.contexts:
+            raise ConfigError(f"job.k8s.context={context!r}: the kubeconfig has {', '.join(config.contexts) or 'none'}")
+        return Kube(config=config.get(context_name=context), timeout=httpx2.Timeout(TIMEOUT_S), trust_env=False)
+    except NoConfig as error:
+        raise ConfigError(
+            f"no cluster can be reached from here ({error}); set KUBECONFIG, or job.k8s.context"
+        ) from error
+
+
+@functools.cache
+def _resource(kind: str) -> Any:
+    from lightkube.generic_resource import create_namespaced_resource
+
+    group, version, plural = KINDS[kind]
+    return create_namespaced_resource(group, version, kind, plural)
+
+
+def _exists() -> Any:
+    from lightkube import operators
+
+    return operators.exists()
+
+
+def _merge() -> Any:
+    from lightkube.types import PatchType
+
+    return PatchType.MERGE
+
+
+def _foreground() -> Any:
+    from lightkube.types import CascadeType
+
+    return CascadeType.FOREGROUND

@@ -1,0 +1,122 @@
+"""Kubernetes as a scheduler: a job is made, found, looked at and removed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+from urllib.parse import quote, unquote
+
+from launch.config import JobConfig
+from launch.job import JobHandle, JobState, JobStatus
+from launch.schedulers.base import Program, Rendered
+from launch.schedulers.kubernetes.client import RETRY_S, Client
+from launch.schedulers.kubernetes.lint import mistakes
+from launch.schedulers.kubernetes.manifest import manifest, objects
+from launch.schedulers.kubernetes.names import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
+from launch.schedulers.kubernetes.standing import standing
+from trainer.errors import ConfigError
+
+MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
+WORKLOADS = ("Job", "JobSet", "TrainJob")
+CURRENT = "current"
+"""Stands in a handle for the kubeconfig's current context."""
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """The cluster and namespace that the job names; those of a handle, for what there is already."""
+
+    job: JobConfig = field(default_factory=lambda: JobConfig(scheduler="k8s"))
+    retry_s: float = RETRY_S
+
+    def render(self, job: JobConfig, program: Program) -> Rendered:
+        return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(objects(job, program)))
+
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
+        """What the API server would accept though it cannot work; nobody is asked.
+
+        With the program, also whether the pods can see its folder, and what its config holds.
+        """
+        known = program or Program("everstep-check", "memory://everstep-check", (), "check")
+        return mistakes(job, known, objects(job, known))
+
+    def submit(self, rendered: Rendered) -> JobHandle:
+        """Settings and service first, so that no pod waits for them; the job owns them and takes them along."""
+        import yaml
+
+        made = list(yaml.safe_load_all(rendered.manifest))
+        *before, main = made
+        for thing in before:
+            self._client.apply(thing)
+        job = self._client.apply(main)
+        for thing in before:
+            self._client.own(thing["kind"], thing["metadata"]["name"], {**main, "metadata": job["metadata"]})
+        return self._handle(main["kind"], main["metadata"]["name"])
+
+    def find(self, token: str) -> JobHandle | None:
+        for kind in WORKLOADS:
+            for each in self._client.list(kind, {TOKEN: token_label(token)}):
+                if not each["metadata"].get("ownerReferences"):  # the Job inside of a JobSet has the same labels
+                    return self._handle(kind, each["metadata"]["name"])
+        return None
+
+    def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+        """One list of the jobs and one of the pods for each namespace, however many handles there are."""
+        found: dict[JobHandle, JobStatus] = {}
+        for place, group in _by_place(handles).items():
+            client = self._client_of(place)
+            pods = client.list("Pod", MANAGED)
+            for kind in {_parts(handle)[1] for handle in group}:
+                known = {each["metadata"]["name"]: each for each in client.list(kind, MANAGED)}
+                found |= {handle: self._standing(known.get(_parts(handle)[2]), pods)
+                          for handle in group if _parts(handle)[1] == kind}  # fmt: skip
+        return found
+
+    def cancel(self, handles: Sequence[JobHandle]) -> None:
+        for handle in handles:
+            _, kind, name = _parts(handle)
+            self._client_of(_place(handle)).delete(kind, name)
+
+    def _standing(self, job: dict[str, Any] | None, pods: Sequence[dict[str, Any]]) -> JobStatus:
+        if job is None:
+            return JobStatus(JobState.unknown)
+        label = JOB_NAME if job["kind"] == "Job" else JOBSET_NAME
+        ours = [pod for pod in pods if pod["metadata"]["labels"].get(label) == job["metadata"]["name"]]
+        return standing(job, ours, self.job.k8s.restart_delay_s)
+
+    @cached_property
+    def _client(self) -> Client:
+        return Client(self.job.k8s.context, self.job.k8s.namespace, self.retry_s)
+
+    def _client_of(self, place: tuple[str | None, str]) -> Client:
+        context, namespace = place
+        if context == self.job.k8s.context and namespace == self._client.namespace:
+            return self._client
+        return Client(context, namespace, self.retry_s)
+
+    def _handle(self, kind: str, name: str) -> JobHandle:
+        context = quote(self.job.k8s.context or CURRENT, safe="")  # names of contexts may hold anything
+        return JobHandle("k8s", context, f"{self._client.namespace}/{kind.lower()}/{name}")
+
+
+def _place(handle: JobHandle) -> tuple[str | None, str]:
+    context = unquote(handle.cluster)
+    return None if context == CURRENT else context, _parts(handle)[0]
+
+
+def _parts(handle: JobHandle) -> tuple[str, str, str]:
+    """Namespace, kind and name."""
+    words = handle.id.split("/")
+    kinds = {kind.lower(): kind for kind in WORKLOADS}
+    if len(words) != 3 or words[1] not in kinds:
+        raise ConfigError(f"{handle} is not a job of Kubernetes: it should look like k8s://CONTEXT/NAMESPACE/job/NAME")
+    return words[0], kinds[words[1]], words[2]
+
+
+def _by_place(handles: Sequence[JobHandle]) -> dict[tuple[str | None, str], list[JobHandle]]:
+    found: dict[tuple[str | None, str], list[JobHandle]] = {}
+    for handle in handles:
+        found.setdefault(_place(handle), []).append(handle)
+    return found

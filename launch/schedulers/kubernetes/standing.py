@@ -1,0 +1,144 @@
+"""What a Job, its pods and their events say about how a run stands: pure, on the API server's objects."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from launch import text
+from launch.job import JobState, JobStatus
+from launch.schedulers.kubernetes.names import COMPLETION_INDEX
+
+Plain = dict[str, Any]
+IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
+COUNTED = "batch.kubernetes.io/job-index-failure-count"
+FIRST_DELAY_S = 10
+LONGEST_DELAY_S = 600
+FAILED = ("FailureTarget", "Failed")
+PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError")
+
+
+def standing(job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120) -> JobStatus:
+    """Of a Job with its pods; of a JobSet or TrainJob by their conditions."""
+    status = job.get("status") or {}
+    conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
+    state, reason = _state(job, conditions, pods, restart_delay_s)
+    lost = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
+    return JobStatus(
+        state=state,
+        reason=reason,
+        nodes=tuple(sorted({pod["spec"]["nodeName"] for pod in _living(pods) if pod["spec"].get("nodeName")})),
+        restarts=max(len(lost), sum(_failures(pod) for pod in _living(pods))),
+        submitted_at=_time(job["metadata"].get("creationTimestamp")),
+        started_at=_time(status.get("startTime")),
+        ended_at=_ended(conditions) if state.is_over else None,
+        exit_code={JobState.succeeded: 0, JobState.failed: 1}.get(state),
+    )
+
+
+def _state(job: Plain, conditions: dict[str, Plain], pods: Sequence[Plain], delay_s: int) -> tuple[JobState, str]:
+    if "Complete" in conditions or "Completed" in conditions or "SuccessCriteriaMet" in conditions:
+        return JobState.succeeded, ""
+    for kind in FAILED:
+        if kind in conditions:
+            return JobState.failed, _why_failed(conditions[kind], pods)
+    if job["metadata"].get("deletionTimestamp"):
+        return JobState.cancelled, "being removed"
+    if job.get("spec", {}).get("suspend"):
+        return JobState.pending, _queued(job, conditions)
+    living = _living(pods)
+    if any(pod["status"].get("phase") == "Running" for pod in living):
+        return JobState.running, _trouble(living, delay_s)
+    return JobState.pending, _trouble(living, delay_s) or "no pod runs yet"
+
+
+def _why_failed(condition: Plain, pods: Sequence[Plain]) -> str:
+    """The last words of the pod that ended the job; without them what Kubernetes says."""
+    words = [word for pod in pods if (word := last_words(pod))]
+    said = f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
+    return f"{words[-1]} ({said})" if words else said
+
+
+def last_words(pod: Plain) -> str:
+    """The line that the supervisor has left for a pod that must not be tried again."""
+    for container in pod.get("status", {}).get("containerStatuses", []):
+        ended = container.get("state", {}).get("terminated", {})
+        if ended.get("exitCode") not in (None, 0, 75, 143) and ended.get("message"):
+            return str(ended["message"]).strip().splitlines()[-1]
+        if ended.get("reason") == "OOMKilled":
+            return f"pod {pod['metadata']['name']} was killed for its memory; change job.mem"
+    return ""
+
+
+def _queued(job: Plain, conditions: dict[str, Plain]) -> str:
+    queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
+    said = conditions.get("Suspended", {}).get("message", "")
+    return (
+        f"waits in queue {queue}{f': {said}' if said else ''}" if queue else f"suspended{f': {said}' if said else ''}"
+    )
+
+
+def _trouble(pods: Sequence[Plain], delay_s: int) -> str:
+    """Why single pods do not run, each reason once, with the indexes that have it."""
+    reasons: dict[str, list[str]] = {}
+    for pod in pods:
+        if why := pending_reason(pod):
+            reasons.setdefault(why, []).append(index_of(pod))
+    for pod in pods:
+        if (delay := next_delay_s(pod)) > delay_s:
+            why = f"would be started again only after {text.duration(delay)}; cancel and resume make a new job"
+            reasons.setdefault(why, []).append(index_of(pod))
+    return "; ".join(f"pod {', '.join(indexes)}: {why}" for why, indexes in reasons.items())
+
+
+def pending_reason(pod: Plain) -> str:
+    """Why a pod waits, or that it hangs; empty for one that is well."""
+    status = pod.get("status", {})
+    if pod["metadata"].get("deletionTimestamp") and status.get("phase") == "Running":
+        ready = [each for each in status.get("conditions", []) if each["type"] == "Ready"]
+        if any(each["status"] != "True" for each in ready):
+            return (f"hangs in Terminating on lost node {pod['spec'].get('nodeName')}; taint the node with "
+                    "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute once it is off")  # fmt: skip
+        return "is being ended"
+    if status.get("phase") != "Pending":
+        return ""
+    for container in status.get("containerStatuses", []):
+        waiting = container.get("state", {}).get("waiting", {})
+        if waiting.get("reason") in PULL:
+            key = "job.k8s" if "Config" in waiting["reason"] else "job.image"
+            return f"{waiting['reason']}: {waiting.get('message', container.get('image', ''))}; change {key}"
+    for each in status.get("conditions", []):
+        if each["type"] == "PodScheduled" and each["status"] == "False":
+            return f"{each.get('reason', 'Unschedulable')}: {each.get('message', '')}"
+    return ""
+
+
+def next_delay_s(pod: Plain) -> int:
+    """Seconds that Kubernetes would wait before it starts this index again: each failure doubles them, ignored ones
+    too, and a long good run does not reset them."""
+    failures = _failures(pod)
+    return int(min(FIRST_DELAY_S * 2**failures, LONGEST_DELAY_S))
+
+
+def _failures(pod: Plain) -> int:
+    annotations = pod["metadata"].get("annotations") or {}
+    return sum(int(annotations.get(key, 0)) for key in (IGNORED, COUNTED))
+
+
+def index_of(pod: Plain) -> str:
+    return str((pod["metadata"].get("annotations") or {}).get(COMPLETION_INDEX, pod["metadata"]["name"]))
+
+
+def _living(pods: Iterable[Plain]) -> list[Plain]:
+    living = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Pending", "Running")]
+    return sorted(living, key=lambda pod: (len(index_of(pod)), index_of(pod)))
+
+
+def _ended(conditions: dict[str, Plain]) -> float | None:
+    times = [_time(each.get("lastTransitionTime")) for each in conditions.values()]
+    return max((time for time in times if time is not None), default=None)
+
+
+def _time(value: str | None) -> float | None:
+    return None if value is None else datetime.datetime.fromisoformat(value).timestamp()

@@ -1,0 +1,132 @@
+"""The objects of the simulated control plane, with versions and a history that can be lost, as etcd's can."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import threading
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+Plain = dict[str, Any]
+Key = tuple[str, str, str]
+"""Plural, namespace, name."""
+TRACKING = "batch.kubernetes.io/job-tracking"
+
+
+class ApiError(Exception):
+    def __init__(self, code: int, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.code, self.reason = code, reason
+
+
+def now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+class Store:
+    """Every change gets the next version; `changed` wakes those who watch."""
+
+    def __init__(self) -> None:
+        self.changed = threading.Condition(threading.RLock())
+        self.version, self.forgotten = 1, 0
+        self._objects: dict[Key, Plain] = {}
+        self._history: list[tuple[int, str, Key, Plain]] = []
+
+    def create(self, key: Key, thing: Plain) -> Plain:
+        with self.changed:
+            if key in self._objects:
+                raise ApiError(409, "AlreadyExists", f'{key[0]} "{key[2]}" already exists')
+            made = copy.deepcopy(thing)
+            made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now(), "generation": 1}
+            if key[1]:
+                made["metadata"]["namespace"] = key[1]
+            return self._keep(key, made, "ADDED")
+
+    def get(self, key: Key) -> Plain:
+        with self.changed:
+            if key not in self._objects:
+                raise ApiError(404, "NotFound", f'{key[0]} "{key[2]}" not found')
+            return copy.deepcopy(self._objects[key])
+
+    def put(self, key: Key, thing: Plain) -> Plain:
+        """Replace; 409 when the version that `thing` was read at is not the newest."""
+        with self.changed:
+            old = self.get(key)
+            read_at = thing["metadata"].get("resourceVersion")
+            if read_at not in (None, old["metadata"]["resourceVersion"]):
+                raise ApiError(
+                    409, "Conflict", f"Operation cannot be fulfilled on {key[0]} {key[2]!r}: it was modified"
+                )
+            if thing == old:
+                return old
+            if thing["metadata"].get("deletionTimestamp") and self._may_go(thing):
+                return self.remove(key)
+            return self._keep(key, copy.deepcopy(thing), "MODIFIED")
+
+    def remove(self, key: Key) -> Plain:
+        with self.changed:
+            gone = self.get(key)
+            del self._objects[key]
+            return self._note(key, gone, "DELETED")
+
+    def delete(self, key: Key, grace_s: float) -> Plain:
+        """Ask for removal: finalizers, and what runs on a node, hold it up."""
+        with self.changed:
+            thing = self.get(key)
+            meta = thing["metadata"]
+            if "deletionTimestamp" not in meta:
+                meta |= {"deletionTimestamp": now(), "deletionGracePeriodSeconds": grace_s}
+            elif grace_s < meta.get("deletionGracePeriodSeconds", 0):
+                meta["deletionGracePeriodSeconds"] = grace_s
+            runs = key[0] == "pods" and bool(thing["spec"].get("nodeName")) and grace_s > 0
+            if meta.get("finalizers") or (runs and thing["status"]["phase"] in ("Pending", "Running")):
+                return self._keep(key, thing, "MODIFIED")
+            return self.remove(key)
+
+    def list(self, plural: str, namespace: str = "", labels: Plain | None = None) -> list[Plain]:
+        with self.changed:
+            found = [
+                thing
+                for (kind, place, _), thing in sorted(self._objects.items())
+                if kind == plural and (not namespace or place == namespace) and _fits(thing, labels or {})
+            ]
+            return copy.deepcopy(found)
+
+    def since(self, version: int, plural: str, namespace: str) -> Iterator[tuple[int, str, Plain]]:
+        """Changes after a version; 410 when they have been forgotten."""
+        with self.changed:
+            if version < self.forgotten:
+                raise ApiError(410, "Expired", f"too old resource version: {version} ({self.version})")
+            found = [entry for entry in self._history if entry[0] > version]
+        for number, what, key, thing in found:
+            if key[0] == plural and (not namespace or key[1] == namespace):
+                yield number, what, thing
+
+    def forget(self) -> None:
+        """The history is gone, as after a compaction."""
+        with self.changed:
+            self._history, self.forgotten = [], self.version
+            self.changed.notify_all()
+
+    def _may_go(self, thing: Plain) -> bool:
+        meta = thing["metadata"]
+        ended = thing["kind"] != "Pod" or thing["status"]["phase"] in ("Succeeded", "Failed")
+        return not meta.get("finalizers") and ended
+
+    def _keep(self, key: Key, thing: Plain, what: str) -> Plain:
+        self._objects[key] = thing
+        return self._note(key, thing, what)
+
+    def _note(self, key: Key, thing: Plain, what: str) -> Plain:
+        self.version += 1
+        thing["metadata"]["resourceVersion"] = str(self.version)
+        self._history.append((self.version, what, key, copy.deepcopy(thing)))
+        self.changed.notify_all()
+        return copy.deepcopy(thing)
+
+
+def _fits(thing: Plain, labels: Plain) -> bool:
+    has = thing["metadata"].get("labels", {})
+    return all(key in has and value in (None, has[key]) for key, value in labels.items())

@@ -1,0 +1,180 @@
+"""submit, status and cancel on the simulated cluster; the pods are a shell that waits."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from kube_cluster import Cluster
+from kube_run import Run
+from process_helpers import until
+
+from launch.config import JobConfig, job_config
+from launch.job import JobHandle, JobState
+from launch.schedulers.base import Program, Rendered
+from launch.schedulers.kubernetes.client import Client
+from launch.schedulers.kubernetes.cluster import Kubernetes
+from trainer.errors import ConfigError
+
+pytestmark = pytest.mark.cluster
+PLANTED = "planted-value-of-a-secret"
+WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    with Cluster.up(tmp_path, 3, scale=0.02) as made:
+        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
+        yield made
+    assert made.errors == []
+
+
+def config(tmp_path: Path, shell: str = WAIT, **keys: Any) -> JobConfig:
+    patch = {"spec": {"template": {"spec": {"containers": [{"name": "train", "command": ["sh", "-c", shell]}]}}}}
+    (tmp_path / "patch.yaml").write_text(json.dumps(patch))
+    given = {"nodes": 2, "nproc": 1, "gpus": 0, "image": "i", **keys}
+    return job_config({"scheduler": "k8s", **given, "k8s": {"overlay": str(tmp_path / "patch.yaml")}})
+
+
+def rendered(job: JobConfig, token: str = "token-1") -> Rendered:
+    return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "trainer"), token, "steps: 5\n"))
+
+
+def submitted(cluster: Cluster, job: JobConfig) -> tuple[Kubernetes, JobHandle]:
+    scheduler = Kubernetes(job, retry_s=20)
+    handle = scheduler.submit(rendered(job))
+    until(lambda: len(cluster.pods(phase="Running")) == job.node_range[1])
+    return scheduler, handle
+
+
+def test_a_job_is_made_found_looked_at_and_removed_with_all_that_it_made(cluster: Cluster, tmp_path: Path) -> None:
+    scheduler, handle = submitted(cluster, config(tmp_path))
+    assert re.fullmatch(r"k8s://current/default/job/demo-[0-9a-f]{8}", str(handle))
+    assert scheduler.find("token-1") == handle
+    assert scheduler.find("token-2") is None
+    status = scheduler.status([handle])[handle]
+    assert (status.state, len(status.nodes)) == (JobState.running, 2)
+    scheduler.cancel([handle, handle])
+    until(lambda: not any(cluster.store.list(kind) for kind in ("jobs", "pods", "services", "configmaps")))
+    assert scheduler.status([handle])[handle].state is JobState.unknown
+
+
+def test_the_same_submission_again_makes_no_second_job(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path)
+    scheduler, handle = submitted(cluster, job)
+    assert scheduler.submit(rendered(job)) == handle
+    assert len(cluster.store.list("jobs")) == 1
+
+
+def test_many_jobs_are_looked_at_by_two_questions(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path, nodes=1)
+    scheduler = Kubernetes(job)
+    handles = [scheduler.submit(rendered(job, f"token-{number}")) for number in range(5)]
+    del cluster.server.requests[:]
+    assert len(scheduler.status(handles)) == 5
+    assert [request.split()[0] for request in cluster.server.requests] == ["GET", "GET"]
+
+
+def test_an_api_server_that_is_away_for_a_while_is_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    job, made = config(tmp_path), []
+    scheduler = Kubernetes(job, retry_s=30)
+    scheduler.find("warm")
+    with cluster.away():
+        thread = threading.Thread(target=lambda: made.append(scheduler.submit(rendered(job))))
+        thread.start()
+        thread.join(1.0)
+        assert made == []
+    thread.join(30)
+    assert scheduler.find("token-1") == made[0]
+
+
+def test_one_that_stays_away_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    with cluster.away(), pytest.raises(ConfigError, match=r"the API server http://\S+ has not answered for"):
+        Kubernetes(config(tmp_path), retry_s=0.6).find("token-1")
+
+
+def test_a_server_that_has_too_much_to_do_is_asked_again(cluster: Cluster, tmp_path: Path) -> None:
+    cluster.server.busy = 2
+    assert Kubernetes(config(tmp_path), retry_s=20).find("token-1") is None
+    assert cluster.server.busy == 0
+
+
+def test_what_the_server_refuses_is_one_line_and_is_not_repeated(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path)
+    wrong = dataclasses.replace(rendered(job), manifest=rendered(job).manifest.replace("Indexed", "Index"))
+    with pytest.raises(ConfigError, match="Kubernetes refuses it .422.: .*Unsupported value"):
+        Kubernetes(job).submit(wrong)
+
+
+def test_a_context_that_is_not_there_is_one_line(cluster: Cluster) -> None:
+    with pytest.raises(ConfigError, match=r"job\.k8s\.context='elsewhere': the kubeconfig has simulated"):
+        Client("elsewhere", None)
+
+
+def test_a_pod_that_fits_nowhere_is_pending_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path, nodes=1, gpus=8)
+    scheduler = Kubernetes(job)
+    handle = scheduler.submit(rendered(job))
+    until(lambda: "Insufficient" in scheduler.status([handle])[handle].reason)
+    status = scheduler.status([handle])[handle]
+    assert status.state is JobState.pending
+    assert status.reason == "pod 0: Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
+
+
+def test_a_job_in_a_queue_says_which(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path, queue="research")
+    scheduler = Kubernetes(job)
+    handle = scheduler.submit(rendered(job))
+    until(lambda: "Job suspended" in scheduler.status([handle])[handle].reason)
+    assert scheduler.status([handle])[handle].reason == "waits in queue research: Job suspended"
+
+
+def test_exit_code_78_ends_it_and_its_last_line_is_the_reason(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path, shell="echo everstep: the config cannot run; exit 78")
+    scheduler = Kubernetes(job)
+    handle = scheduler.submit(rendered(job))
+    until(lambda: scheduler.status([handle])[handle].state is JobState.failed)
+    assert scheduler.status([handle])[handle].reason.startswith("everstep: the config cannot run (PodFailurePolicy")
+
+
+def test_a_pod_on_a_lost_node_is_said_with_what_helps(cluster: Cluster, tmp_path: Path) -> None:
+    scheduler, handle = submitted(cluster, config(tmp_path))
+    cluster.nodes[cluster.pods()[0]["spec"]["nodeName"]].die()
+    until(lambda: "hangs in Terminating" in scheduler.status([handle])[handle].reason)
+    assert "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute" in scheduler.status([handle])[handle].reason
+
+
+def test_restarts_that_kubernetes_puts_off_for_long_are_said(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path, nodes=1)
+    job = dataclasses.replace(job, k8s=dataclasses.replace(job.k8s, restart_delay_s=15))
+    scheduler, handle = submitted(cluster, job)
+    cluster.evict(cluster.pods()[0])
+    until(lambda: "started again only after 20 s" in scheduler.status([handle])[handle].reason)
+    assert scheduler.status([handle])[handle].restarts == 1
+
+
+@pytest.mark.process
+def test_two_launchers_at_the_same_time_make_one_job(cluster: Cluster, tmp_path: Path) -> None:
+    run = Run(cluster, tmp_path, "twice")
+    words = run.words("job.nodes=1", "job.image=bad")
+    children = [run.start("submit", *words) for _ in range(2)]
+    printed = ["".join(child.communicate(timeout=60)) for child in children]
+    assert 0 in [child.returncode for child in children], printed
+    assert len(cluster.store.list("jobs")) == 1, printed
+
+
+@pytest.mark.process
+def test_no_secret_is_in_any_object(cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_API_KEY", PLANTED)
+    run = Run(cluster, tmp_path, "secretive")
+    run.submit("job.nodes=1", "job.image=bad", "job.secrets=[WANDB_API_KEY]", "job.k8s.secret=keys")
+    everything = json.dumps([cluster.store.list(kind) for kind in ("jobs", "pods", "services", "configmaps")])
+    assert "secretKeyRef" in everything
+    assert PLANTED not in everything
+    assert all(PLANTED not in file.read_text() for file in (tmp_path / "secretive").rglob("*") if file.is_file())
