@@ -307,5 +307,3 @@ def _change(cluster: Cluster, **spec: Any) -> None:
         thing = cluster.job("j")
         thing["spec"] |= spec
         cluster.store.put(("jobs", "default", "j"), thing)
-
-
