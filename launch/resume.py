@@ -19,7 +19,7 @@ from launch.schedulers.base import Program
 from launch.state import RunState
 from launch.submission import submissions, submit
 from launch.submit import refuse
-from trainer.compose import settle, thaw
+from trainer.compose import freeze, settle, thaw
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.run_folder import CONFIG, JOB, Outcome, RunFolder
@@ -74,7 +74,7 @@ def program(config: RunConfig, folder: RunFolder) -> Program:
     """What the nodes start: the trainer, with what stands in the folder."""
     named = ["--plugins", ",".join(config.plugins)] if config.plugins else []
     argv = ("-m", "trainer", "--frozen", folder.storage.url, *named)
-    return Program(str(config.run), folder.storage.url, argv, uuid.uuid4().hex)
+    return Program(str(config.run), folder.storage.url, argv, uuid.uuid4().hex, freeze(config))
 
 
 def _changed(folder: RunFolder, overrides: Sequence[str], config_dirs: Sequence[str]) -> tuple[RunConfig, JobConfig]:

@@ -36,7 +36,7 @@ class Cluster:
     def render(self, job: JobConfig, program: Program) -> Rendered:
         return Rendered(("sbatch", program.token))
 
-    def problems(self, job: JobConfig) -> list[str]:
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
         return []
 
     def submit(self, rendered: Rendered) -> JobHandle:

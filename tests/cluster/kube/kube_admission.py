@@ -1,4 +1,4 @@
-"""What the API server refuses: the field types by the published schemas, the rest row by row as a real 1.36 answered."""
+"""What the API server refuses: field types by the published schemas, the rest row by row as a real 1.36 answered."""
 
 from __future__ import annotations
 

@@ -42,11 +42,12 @@ class Cluster:
         self._gone: dict[str, float] = {}
         self.errors: list[str] = []
         self.kubeconfig = self.folder / "kubeconfig"
+        context = {"cluster": "c", "user": "u", "namespace": "default"}
         self.kubeconfig.write_text(json.dumps({
             "apiVersion": "v1", "kind": "Config", "current-context": "simulated",
             "clusters": [{"name": "c", "cluster": {"server": self.server.url}}],
             "users": [{"name": "u", "user": {}}],
-            "contexts": [{"name": "simulated", "context": {"cluster": "c", "user": "u", "namespace": "default"}}]}))  # fmt: skip
+            "contexts": [{"name": "simulated", "context": context}]}))  # fmt: skip
         self._threads = [threading.Thread(target=self._loop, args=(what,), daemon=True)
                          for what in (self._control, self._tend)]  # fmt: skip
 
@@ -240,9 +241,8 @@ class Cluster:
 
 def _asked(pod: Plain) -> dict[str, float]:
     resources = pod["spec"]["containers"][0].get("resources", {})
-    return {
-        key: _number(value) for key, value in {**resources.get("limits", {}), **resources.get("requests", {})}.items()
-    }
+    wanted = {**resources.get("limits", {}), **resources.get("requests", {})}
+    return {key: _number(value) for key, value in wanted.items()}
 
 
 def _number(text: str) -> float:

@@ -170,9 +170,8 @@ class Jobs:
         if any(pod["status"]["phase"] in ("Pending", "Running") for pod in mine):
             return
         last = self._ended.get(uid, {}).get(index)
-        notes: dict[str, str] = (
-            {} if last is None else {k: v for k, v in last["notes"].items() if k in (COUNTED, IGNORED)}
-        )
+        inherited = {} if last is None else last["notes"]
+        notes = {key: value for key, value in inherited.items() if key in (COUNTED, IGNORED)}
         failures = sum(int(value) for value in notes.values())
         wait_s = min(BACK_OFF_S * 2 ** (failures - 1), LONGEST_S) if failures else 0.0
         if last is not None and age_s(last["at"]) < wait_s * self.scale:
@@ -210,9 +209,8 @@ def _action(job: Plain, pod: Plain) -> tuple[str, str]:
     for number, rule in enumerate(job["spec"].get("podFailurePolicy", {}).get("rules", [])):
         for wanted in rule.get("onPodConditions", []):
             if conditions.get(wanted["type"]) == wanted.get("status", "True"):
-                return rule[
-                    "action"
-                ], f"Pod {_named(pod)} has condition {wanted['type']} matching rule at index {number}"
+                said = f"Pod {_named(pod)} has condition {wanted['type']} matching rule at index {number}"
+                return rule["action"], said
         codes = rule.get("onExitCodes")
         for container in pod["status"].get("containerStatuses", []) if codes else []:
             code = container["state"].get("terminated", {}).get("exitCode")

@@ -17,7 +17,7 @@ LAST_WORDS = 2048
 
 
 class Process:
-    """One pod on its node: started, watched, told to end, killed after its grace. No image: the command runs as it is."""
+    """One pod on its node: started, watched, told to end, killed after its grace. Images are not looked at."""
 
     def __init__(self, node: Node, pod: Plain) -> None:
         self.node, self.key = node, ("pods", pod["metadata"]["namespace"], pod["metadata"]["name"])
@@ -155,9 +155,8 @@ class Node:
         if self.silent:
             return
         self.seen = time.monotonic()
-        pods = {
-            pod["metadata"]["uid"]: pod for pod in self.store.list("pods") if pod["spec"].get("nodeName") == self.name
-        }
+        mine = [pod for pod in self.store.list("pods") if pod["spec"].get("nodeName") == self.name]
+        pods = {pod["metadata"]["uid"]: pod for pod in mine}
         for uid, pod in pods.items():
             if uid not in self.running and pod["status"]["phase"] == "Pending":
                 self._start(pod)

@@ -69,9 +69,8 @@ class Run:
 
     def pod(self, index: int) -> dict[str, Any]:
         """The newest pod of an index that runs."""
-        found = [pod for pod in self.cluster.pods(self.job, "Running")
-                 if pod["spec"]["hostname"].endswith(f"-{index}") and "deletionTimestamp" not in pod["metadata"]]  # fmt: skip
-        return found[-1]
+        alive = [pod for pod in self.cluster.pods(self.job, "Running") if "deletionTimestamp" not in pod["metadata"]]
+        return next(pod for pod in alive if pod["spec"]["hostname"].endswith(f"-{index}"))
 
     def condition(self) -> str | None:
         """Complete or Failed, once it is."""

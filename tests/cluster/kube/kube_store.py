@@ -56,9 +56,7 @@ class Store:
             old = self.get(key)
             read_at = thing["metadata"].get("resourceVersion")
             if read_at not in (None, old["metadata"]["resourceVersion"]):
-                raise ApiError(
-                    409, "Conflict", f"Operation cannot be fulfilled on {key[0]} {key[2]!r}: it was modified"
-                )
+                raise ApiError(409, "Conflict", f"Operation cannot be fulfilled on {key[2]!r}: it was modified")
             if thing == old:
                 return old
             if thing["metadata"].get("deletionTimestamp") and self._may_go(thing):

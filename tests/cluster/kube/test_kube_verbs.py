@@ -108,7 +108,7 @@ def test_a_server_that_has_too_much_to_do_is_asked_again(cluster: Cluster, tmp_p
 def test_what_the_server_refuses_is_one_line_and_is_not_repeated(cluster: Cluster, tmp_path: Path) -> None:
     job = config(tmp_path)
     wrong = dataclasses.replace(rendered(job), manifest=rendered(job).manifest.replace("Indexed", "Index"))
-    with pytest.raises(ConfigError, match="Kubernetes refuses it .422.: .*Unsupported value"):
+    with pytest.raises(ConfigError, match=r"Kubernetes refuses it .422.: .*Unsupported value"):
         Kubernetes(job).submit(wrong)
 
 
