@@ -13,7 +13,7 @@ from launch.sweep.cut import reason_to_stop
 from launch.sweep.lease import Lease
 from launch.sweep.plan import Plan
 from launch.sweep.results import curve, result
-from launch.sweep.rungs import promotion
+from launch.sweep.rungs import finalist, promotion
 from launch.sweep.story import Story, Told, Trial, Verdict, loss
 from launch.sweep.workers import Ended, Task, Workers
 from trainer.errors import EverstepError, SupersededError
@@ -191,7 +191,10 @@ class Driver:
         trials = [trial for trial in self.story.trials if trial.told]
         losses = {trial.number: trial.losses(self.plan.goals) for trial in trials}
         first = {trial.number: trial.first for trial in trials}
-        found = promotion(losses, self.plan.sweep.eta, self.plan.rung_count, first)
+        under_way = frozenset(trial.number for trial in trials if trial.is_open)
+        found = promotion(losses, self.plan.sweep.eta, self.plan.rung_count, first, under_way)
+        if found is None and not self.workers.running():
+            found = finalist(losses, self.plan.rung_count, first)
         if found is None:
             return None
         self.plan.folder.append(self.story, {"event": "promoted", "trial": found.trial, "rung": found.rung})

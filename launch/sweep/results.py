@@ -40,7 +40,8 @@ def result(ended: Ended, metrics: Sequence[str], cut: str | None) -> Told | None
     state, why = here.standing.state, here.standing.why
     ending = history.last.ending if history.last else None
     step = ending.step if ending is not None else 0
-    if state is RunState.done:
+    if ending is not None and ending.outcome is Outcome.done:
+        # Whatever was started since found nothing to do; with fewer steps it is the end of an earlier rung.
         return _value(folder, metrics, Verdict.done, step, why) if step >= ended.task.config.steps else None
     if ending is not None and ending.outcome is Outcome.diverged:
         return Told(Verdict.diverged, (math.nan,) * len(metrics), step, ending.reason)

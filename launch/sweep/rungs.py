@@ -42,18 +42,35 @@ def first_rung(sweep: SweepConfig, count: int, trial: int) -> int:
     return cycle[trial % len(cycle)]
 
 
-def promotion(losses: Losses, eta: int, count: int, first: Mapping[int, int]) -> Promotion | None:
+def promotion(
+    losses: Losses, eta: int, count: int, first: Mapping[int, int], under_way: frozenset[int] = frozenset()
+) -> Promotion | None:
     """The next trial to go on, of the highest rung that has one; None when nobody has earned it.
 
     Args:
         count: rungs in all.
         first: the rung at which each trial has begun; those of one beginning are held to each other.
+        under_way: trials that have been sent on already, and have not come to their next rung.
     """
     for bracket in sorted(set(first.values())):
         members = {trial: seen for trial, seen in losses.items() if first[trial] == bracket}
         for rung in range(count - 2, bracket - 1, -1):
             here = [(seen[rung - bracket], trial) for trial, seen in members.items() if len(seen) > rung - bracket]
             for loss, trial in sorted(here)[: len(here) // eta]:
-                if len(members[trial]) == rung - bracket + 1 and loss < math.inf:
+                stands_here = len(members[trial]) == rung - bracket + 1 and trial not in under_way
+                if stands_here and loss < math.inf:
                     return Promotion(trial, rung + 1)
     return None
+
+
+def finalist(losses: Losses, count: int, first: Mapping[int, int]) -> Promotion | None:
+    """When nobody else goes on: the best of those that have come farthest, until one has come to the last rung.
+
+    A sweep of few trials would else end without a run of full length.
+    """
+    reached = {trial: first[trial] + len(seen) - 1 for trial, seen in losses.items() if seen and seen[-1] < math.inf}
+    if not reached or max(reached.values()) == count - 1:
+        return None
+    farthest = max(reached.values())
+    best = min((losses[trial][-1], trial) for trial, rung in reached.items() if rung == farthest)[1]
+    return Promotion(best, farthest + 1)

@@ -13,6 +13,8 @@ from process_helpers import alive, until
 from sweep_processes import CHEAP, REAL, asked, children, ended, ends, kill, plan, results, story, sweep, told
 
 from launch.sweep.leaderboard import ranked
+from launch.sweep.results import evaluations
+from trainer.run_folder import RunFolder
 
 pytestmark = pytest.mark.process
 GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20", "job.max_parallel=4",
@@ -170,3 +172,17 @@ def test_real_trainings_are_swept_and_the_winner_is_an_ordinary_run(tmp_path: Pa
     assert f"lr: {board[0]['values']['optimizer.lr']}" in config
     asked(tmp_path, "leaderboard", "s", "--csv", "board.csv", "--metric", "loss")
     assert (tmp_path / "board.csv").read_text().splitlines()[0].startswith("trial,name,state,best,loss")
+
+
+def test_a_promoted_training_ends_like_one_that_was_never_stopped(tmp_path: Path) -> None:
+    words = ["optimizer.lr=0.01,0.02,0.04", "schedule=cosine", "steps=18", "evaluate.every=null", "run=s",
+             "sweep.pruner=asha", "sweep.poll_s=0.1", "job.max_parallel=2"]  # fmt: skip
+    ended(sweep(REAL, tmp_path, *words), seconds=250)
+    assert sorted(map(tuple, ends(tmp_path, "s").values())) == [(2,), (2,), (2, 6, 18)]
+    conf = str(Path(__file__).parent.parent / "conf")
+    asked(tmp_path, "run", "--config-dir", conf, "experiment=toy", "schedule=cosine", "steps=18", "job.nproc=1",
+          "evaluate.every=null", "run=straight", "--from", "s/best")  # fmt: skip
+    best = ranked(plan(tmp_path, "s"), story(tmp_path, "s"))[0]
+    straight = evaluations(RunFolder(str(tmp_path / "runs/straight")))[18]
+    assert best.values == (straight["loss"],)
+    assert best.step == 18

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.compose import changes, compose, conf_dir, digest, freeze, keys, plain, refuse_changes, thaw
+from trainer.compose import SWEEPS, changes, compose, conf_dir, digest, freeze, keys, plain, refuse_changes, thaw
 from trainer.config import FREE_ON_RESUME, OPEN_NODES, RunConfig, ScheduleConfig
 from trainer.errors import ConfigError
 
@@ -209,7 +209,7 @@ def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
 def test_yaml_does_not_repeat_what_the_dataclass_says(file: Path) -> None:
     text, group = file.read_text(), file.parent.name
     tree = {k: v for k, v in (yaml.safe_load(text) or {}).items() if k != "defaults"}
-    if file.parent == CONF or group in (*OPEN_NODES, "job"):  # a plug-in's own arguments, and the launcher's part
+    if file.parent == CONF or group in (*OPEN_NODES, "job", SWEEPS):  # a plug-in's arguments, the launcher's part
         return
     defaults = dict(leaves(plain(RunConfig())))
     said = dict(leaves(tree if "@package _global_" in text else {group: tree}))

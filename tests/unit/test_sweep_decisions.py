@@ -17,7 +17,7 @@ from launch.sweep.config import Pruner, Sampler, SweepConfig
 from launch.sweep.cut import reason_to_stop
 from launch.sweep.draws import draws
 from launch.sweep.leaderboard import _front
-from launch.sweep.rungs import Promotion, first_rung, promotion, rungs
+from launch.sweep.rungs import Promotion, finalist, first_rung, promotion, rungs
 from launch.sweep.space import Axis
 from launch.sweep.story import Story, Verdict
 from launch.sweep.study import Study
@@ -49,6 +49,13 @@ def test_who_has_gone_on_is_not_sent_again_and_higher_rungs_come_first() -> None
     assert promotion(losses, 3, 3, dict.fromkeys(losses, 0)) == Promotion(2, 2)
 
 
+def test_who_is_under_way_is_not_sent_again() -> None:
+    losses = {n: [float(n)] for n in range(6)}
+    first = dict.fromkeys(losses, 0)
+    assert promotion(losses, 3, 3, first, frozenset({0})) == Promotion(1, 1)
+    assert promotion(losses, 3, 3, first, frozenset({0, 1})) is None
+
+
 def test_what_came_to_nothing_never_goes_on() -> None:
     losses = {n: [math.inf] for n in range(9)}
     assert promotion(losses, 3, 3, dict.fromkeys(losses, 0)) is None
@@ -71,6 +78,14 @@ def test_asha_spends_at_most_half_of_the_grid_in_any_order_and_never_drops_the_f
             break
     assert len(losses[0]) == 3
     assert steps == 27 * 100 + 9 * 200 + 3 * 600 < 27 * 900 / 2
+
+
+def test_the_best_of_few_goes_on_to_the_end_when_nobody_has_earned_it() -> None:
+    first = {0: 0, 1: 0}
+    assert finalist({0: [2.0], 1: [1.0]}, 3, first) == Promotion(1, 1)
+    assert finalist({0: [2.0], 1: [1.0, 3.0]}, 3, first) == Promotion(1, 2)
+    assert finalist({0: [2.0], 1: [1.0, 3.0, 3.0]}, 3, first) is None
+    assert finalist({0: [math.inf], 1: [1.0, math.inf]}, 3, first) is None
 
 
 def test_hyperband_begins_in_every_rung_and_mostly_in_the_lowest() -> None:

@@ -144,3 +144,17 @@ def test_a_controller_that_is_away_for_a_while_costs_a_round(tmp_path: Path, sch
     assert [task.trial for task in workers.running()] == [0]
     driver.lease.release()
     assert workers.tasks.keys() == {JobHandle("slurm", "file", "1")}
+
+
+def test_a_job_of_which_only_the_intent_is_known_and_that_has_ended_is_not_made_again(
+    tmp_path: Path, scheduler: FileScheduler
+) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive(sweep, scheduler, die_after=0)
+    first = sweep.folder.run(sweep.folder.story().trials[0].name)
+    first.storage.delete("submissions/0001.handle.json")
+    Nodes(scheduler, sweep)._end("1", first)
+    drive(sweep, scheduler)
+    assert [row.state for row in ranked(sweep, sweep.folder.story())] == ["done"] * 8
+    assert len(scheduler.known()["jobs"]) == 8
