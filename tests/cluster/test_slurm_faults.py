@@ -15,9 +15,9 @@ import pytest
 from jobs import Job
 from slurm_cluster import Cluster
 
-from trainer.checkpoint.checkpointer import locate
 from trainer.checkpoint.diff import differences
 from trainer.checkpoint.manifest import candidates
+from trainer.checkpoint.restoring import locate
 from trainer.run_folder import Outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
