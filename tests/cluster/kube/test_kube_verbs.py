@@ -177,4 +177,6 @@ def test_no_secret_is_in_any_object(cluster: Cluster, tmp_path: Path, monkeypatc
     everything = json.dumps([cluster.store.list(kind) for kind in ("jobs", "pods", "services", "configmaps")])
     assert "secretKeyRef" in everything
     assert PLANTED not in everything
-    assert all(PLANTED not in file.read_text() for file in (tmp_path / "secretive").rglob("*") if file.is_file())
+    assert all(
+        PLANTED.encode() not in file.read_bytes() for file in (tmp_path / "secretive").rglob("*") if file.is_file()
+    )
