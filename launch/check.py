@@ -81,7 +81,7 @@ def world_of(composed: Composed, job: JobConfig) -> int:
 
 def program_problems(argv: Sequence[str], where: Path) -> list[str]:
     """What stands against a program that torchrun is to start: a script with its flags, or -m and a module."""
-    if argv[:1] == ["-m"] or argv[:1] == ("-m",):
+    if list(argv[:1]) == ["-m"]:
         module = argv[1] if len(argv) > 1 else ""
         return [] if _is_importable(module.split(".")[0], where) else [f"-m {module}: there is no such module"]
     if not argv:

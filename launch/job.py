@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from trainer.errors import ConfigError
@@ -61,9 +60,3 @@ class JobStatus:
     started_at: float | None = None
     ended_at: float | None = None
     exit_code: int | None = None
-
-
-def common_state(states: Iterable[JobState]) -> JobState:
-    """One word for several jobs of one run: the liveliest of them counts."""
-    order = list(JobState)
-    return min(states, key=lambda state: (state.is_over, state is JobState.unknown, -order.index(state)))

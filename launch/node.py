@@ -21,7 +21,7 @@ from launch.node_checks import BadNode, address, failures
 from launch.output import Output
 from launch.say import say
 from launch.schedulers.local import LeftAtOnce, Local, Signals
-from launch.snapshot import open_code
+from launch.snapshot import open_code, search_path
 from launch.starts import NodeReport, Start
 from launch.submitted import Submitted
 from launch.supervise import marker
@@ -120,10 +120,7 @@ class Node:
         if code is not None:
             given = extra.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
             script = self.program()[0]
-            beside = "" if script.startswith("-") else str(Path(script).parent)  # what Python itself would put first
-            extra["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(path for path in (beside, str(code), given) if path))
-            # Else the current folder, where somebody may be editing, would come first.
-            extra["PYTHONSAFEPATH"] = "1"
+            extra |= search_path(code, given, "" if script.startswith("-") else str(Path(script).parent))
         return torchrun.environment(os.environ, share, extra)
 
     def _meet(self) -> torchrun.Meeting | None:

@@ -151,7 +151,7 @@ class Pod:
         self.folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
         hosts = tuple(member.host for member in there[: self.most])
         allocation = Allocation("k8s", self.job, self.me.life - 1, self.me.host, hosts, 0, self.allocation.address)
-        start = Start.claim(self.folder, allocation, self.folder.newest_step())
+        start = Start.claim(self.folder, allocation, self.folder.reached_step())
         say(f"start {start.number} of job {self.job} on {', '.join(hosts)}")
 
     def _there(self, before: Start | None) -> list[Member]:

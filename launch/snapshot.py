@@ -177,6 +177,18 @@ def open_code(run: RunFolder, place: str) -> Path:
     return unpack(run, digest, node_folder()) / folder
 
 
+def search_path(code: Path, given: str = "", first: str = "") -> dict[str, str]:
+    """Environment in which Python imports from the kept code, and only what that lacks from where the job runs.
+
+    Args:
+        given: a PYTHONPATH that was asked for.
+        first: the folder of the script that is started, which Python itself would put first.
+    """
+    paths = [path for path in (first, str(code), given, os.getcwd()) if path]
+    # Else the current folder, where somebody may be editing, would come first.
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1"}
+
+
 def _checkout(where: Path) -> Path | None:
     top = _git(where, "rev-parse", "--show-toplevel")
     return None if top is None else Path(os.fsdecode(top.rstrip(b"\n"))).resolve()

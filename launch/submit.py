@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.check import check
+from launch.check import check, program_problems
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config, job_yaml
 from launch.say import say
@@ -103,9 +103,8 @@ def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
 
 def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.datetime) -> Plan:
     composed = compose_job(options.overrides, options.config_dir)
-    script = words[1] if words[0] == "-m" and len(words) > 1 else words[0]
-    if words[0] != "-m" and not Path(script).is_file():
-        raise ConfigError(f"{script}: there is no such script here; after -- stands a script, or -m and a module")
+    refuse(program_problems(words, Path.cwd()))
+    script = words[1] if words[0] == "-m" else words[0]
     words = [_from_here(word) if word == script else word for word in words]
     name = composed.run or f"{Path(script).stem.replace('.', '-')}-{now:%Y%m%d-%H%M%S}"
     folder = RunFolder.of(composed.run_root, name)

@@ -28,7 +28,7 @@ class Supervisor:
         restarts, smallest = 0, sys.maxsize
         self.folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
         while True:
-            before, step = self.folder.attempts(), self.folder.newest_step()
+            before, step = self.folder.attempts(), self.folder.reached_step()
             try:
                 code = start()
             except LeftAtOnce:
@@ -38,7 +38,7 @@ class Supervisor:
                 self.folder.storage.delete(STOP_MARKER)
             ending = self._ending(before, code)
             shrank = ending is None or ending.micro_batch is None or ending.micro_batch < smallest
-            progressed = (self.folder.newest_step() or 0) > (step or 0)
+            progressed = self.folder.reached_step() > step
             decision = decide(ending, restarts, self.max_restarts, progressed, shrank, self.local.stopped)
             self._keep(decision, ending)
             if not decision.go_on:

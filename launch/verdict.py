@@ -47,7 +47,7 @@ def begin(folder: RunFolder, allocation: Allocation) -> int:
         if verdict.action is Action.exit:
             return verdict.exit_code or ALREADY_OVER
     folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
-    start = Start.claim(folder, allocation, folder.newest_step())
+    start = Start.claim(folder, allocation, folder.reached_step())
     say(f"start {start.number} of job {allocation.job} on {', '.join(allocation.hosts)}")
     print(start.number)
     return 0
@@ -80,7 +80,7 @@ def decide(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
         ending=ending,
         hosts=tuple(start.facts["hosts"]),
         reports=tuple(start.reports()),
-        progressed=(folder.newest_step() or 0) > (start.facts["step"] or 0),
+        progressed=folder.reached_step() > (start.facts["step"] or 0),
         is_trainer=submitted.is_trainer,
         left_behind=start.is_left_behind(),
         overtaken=Start.numbers(folder)[-1] > start.number or (bool(ours) and attempts[-1] > ours[-1]),

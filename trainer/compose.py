@@ -194,7 +194,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     old = thaw(folder.storage.read(CONFIG).decode())
     found = refuse_changes(old, config)
     if any(change.key.split(".")[0] == "exclude" for change in found):
-        _refuse_rewriting(old, config, folder.newest_step() or 0)
+        _refuse_rewriting(old, config, folder.reached_step())
     if found:
         folder.storage.write(CONFIG, text)
     return found

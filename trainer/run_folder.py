@@ -110,6 +110,11 @@ class RunFolder:
                 return steps[name]
         return None
 
+    def reached_step(self) -> int:
+        """How far the run is known to have come; what lay on the nodes is known when an attempt has gone on from it."""
+        self.limits()
+        return max([self.newest_step() or 0, *self._starts.values()])
+
     def record_restart(self, facts: dict[str, Any]) -> None:
         """Keep one decision of the restart policy: an object of its own, since object stores cannot append."""
         number = len(self.storage.names(RESTARTS)) + 1

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from launch.config import JobConfig, job_yaml
 from launch.config.devices import gpus
 from launch.schedulers.local import SLACK_S, leash
+from launch.snapshot import search_path
 from launch.supervise import marker
+from launch.sweep.code import Code
 from launch.sweep.results import is_alive
 from launch.sweep.workers import Ended, Task
 from trainer.compose import settle
@@ -37,8 +39,13 @@ class Here:
     """Processes of this driver: they die with it, by kill -9 too, and go on from their checkpoints with the next."""
 
     def __init__(
-        self, job: JobConfig, config: RunConfig, command: Callable[[Task], Sequence[str]] | None = None
+        self,
+        job: JobConfig,
+        config: RunConfig,
+        command: Callable[[Task], Sequence[str]] | None = None,
+        code: Code | None = None,
     ) -> None:
+        self.code = {} if code is None else search_path(code.open(), os.environ.get("PYTHONPATH", ""))
         # A trial has one device unless it is told otherwise; the others are for other trials.
         self.nproc: int = job.nproc if isinstance(job.nproc, int) else 1
         config.parallel.check_world(self.nproc)
@@ -103,10 +110,11 @@ class Here:
 
     def _environment(self, slot: int) -> dict[str, str]:
         """Each slot has devices of its own; with more slots than devices they share."""
+        base = {**os.environ, **self.code}
         if not self.devices:
-            return dict(os.environ)
+            return base
         mine = [self.devices[(slot * self.nproc + n) % len(self.devices)] for n in range(self.nproc)]
-        return {**os.environ, "CUDA_VISIBLE_DEVICES": ",".join(mine)}
+        return {**base, "CUDA_VISIBLE_DEVICES": ",".join(mine)}
 
 
 def resume_command(task: Task) -> list[str]:

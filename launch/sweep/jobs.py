@@ -10,6 +10,7 @@ from launch.job import JobHandle, JobState, JobStatus
 from launch.schedulers.base import Program, Scheduler
 from launch.submission import submissions, submit
 from launch.supervise import marker
+from launch.sweep.code import Code
 from launch.sweep.workers import Ended, Task
 from launch.torchrun import trainer
 from trainer.compose import settle
@@ -22,8 +23,9 @@ ROOM = 8
 class Jobs:
     """Jobs outlive their driver. The next finds them by what their folders say, and never makes a second one."""
 
-    def __init__(self, job: JobConfig, scheduler: Scheduler) -> None:
+    def __init__(self, job: JobConfig, scheduler: Scheduler, code: Code | None = None) -> None:
         self.job = job
+        self.code = code
         self.scheduler = scheduler
         self.room = job.max_parallel or ROOM
         self.tasks: dict[JobHandle, Task] = {}
@@ -37,13 +39,17 @@ class Jobs:
 
     def start(self, task: Task) -> None:
         settle(task.config, task.folder)
-        record(task.folder, task.config, ["everstep", *sys.argv[1:]])
+        place = None
+        if self.code is not None:
+            self.code.give(task.folder)
+            place = self.code.place
+        record(task.folder, task.config, ["everstep", *sys.argv[1:]], place and place.partition("/")[0])
         url = task.folder.storage.url
         # Names of jobs are letters, digits and few signs on some clusters; the folder's name says what differs.
         program = Program(
             str(task.config.run), url, tuple(trainer(url, task.config.plugins)), f"everstep-{uuid.uuid4().hex}"
         )
-        self.tasks[submit(task.folder, self.job, program, self.scheduler).handle] = task
+        self.tasks[submit(task.folder, self.job, program, self.scheduler, place).handle] = task
 
     def poll(self) -> list[Ended]:
         if not self.tasks:

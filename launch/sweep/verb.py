@@ -9,7 +9,9 @@ from launch.cluster import scheduler
 from launch.config import job_yaml
 from launch.say import say
 from launch.schedulers.local import Signals
+from launch.submit import refuse
 from launch.sweep.asking import Asking
+from launch.sweep.code import keep
 from launch.sweep.driver import Driver
 from launch.sweep.here import Here
 from launch.sweep.jobs import Jobs
@@ -20,7 +22,6 @@ from launch.sweep.show import shower
 from launch.sweep.story import Story, Trial, Verdict
 from launch.sweep.workers import Workers
 from trainer.compose import freeze
-from trainer.errors import ConfigError
 
 EXAMPLES = """examples:
   everstep sweep experiment=digits optimizer.lr=1e-4,3e-4,1e-3 'seed=range(0,3)' job.max_parallel=4
@@ -73,14 +74,12 @@ def _has_failed(trial: Trial) -> bool:
 
 def workers(made: Plan) -> Workers:
     """Where the trials run; ConfigError for what the cluster would refuse."""
+    code = keep(made.folder, made.any_config.plugins, made.job.code_mb)
     if made.job.scheduler == "local":
-        return Here(made.job, made.any_config)
-    cluster = scheduler(made.job.scheduler)
-    if problems := cluster.problems(made.job):
-        for problem in problems[:-1]:
-            say(problem)
-        raise ConfigError(problems[-1])
-    return Jobs(made.job, cluster)
+        return Here(made.job, made.any_config, code=code)
+    cluster = scheduler(made.job.scheduler, made.job)
+    refuse(cluster.problems(made.job))
+    return Jobs(made.job, cluster, code)
 
 
 def _dry_run(made: Plan) -> int:

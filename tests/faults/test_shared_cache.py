@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from disks import small_disk
 from fault_proxy import Proxy, fault_proxy
 from process_helpers import until
 
@@ -254,31 +255,24 @@ def test_a_missing_shard_is_named(remote: Remote, folder: str) -> None:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[str]:
-    """A disk of 16 MiB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "none", disk], capture_output=True).returncode:
-        pytest.skip("only root can mount a small disk")
-    try:
-        yield str(disk)
-    finally:
-        subprocess.run(["umount", "-l", disk], check=True)
+def little_disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", "16m") as place:
+        yield place
 
 
-def test_on_a_disk_smaller_than_the_limit_reading_goes_on(remote: Remote, small_disk: str) -> None:
-    counts = Reader(remote, f"{small_disk}/cache", 1, reads=20).result()
+def test_on_a_disk_smaller_than_the_limit_reading_goes_on(remote: Remote, little_disk: Path) -> None:
+    counts = Reader(remote, f"{little_disk}/cache", 1, reads=20).result()
     assert counts["evictions"] > 0
 
 
-def test_a_disk_that_is_full_of_open_shards_is_one_line(remote: Remote, small_disk: str) -> None:
-    cache, store = ShardCache(f"{small_disk}/cache", LARGE), open_storage(remote.url)
+def test_a_disk_that_is_full_of_open_shards_is_one_line(remote: Remote, little_disk: Path) -> None:
+    cache, store = ShardCache(f"{little_disk}/cache", LARGE), open_storage(remote.url)
     opened = [cache.open(store, shard) for shard in remote.shards]
     opened[0].need(np.arange(PARTS))
     with pytest.raises(StorageError) as error:
         opened[1].need(np.arange(PARTS))
     assert str(error.value) == (
-        f"cannot write to the cache {small_disk}/cache: No space left on device; "
+        f"cannot write to the cache {little_disk}/cache: No space left on device; "
         "set loader.cache to a folder with more room"
     )
     opened[0].close()

@@ -144,7 +144,7 @@ def test_code_that_was_submitted_comes_before_what_lies_where_the_job_runs(
         node = Node(folder, Allocation.of(SLURM), Submitted(job, ("mine.py", "-v"), kept.place), signals)
     env = node.environment(share=3)
     code = node_folder() / kept.digest
-    assert env["PYTHONPATH"] == f"{code}:/also"
+    assert env["PYTHONPATH"] == f"{code}:/also:{os.getcwd()}"
     assert (code / "mine.py").read_text() == "print(1)"
     assert (env["PYTHONSAFEPATH"], env["EVERSTEP_STARTER"], env["OMP_NUM_THREADS"]) == ("1", "start-0001", "3")
     assert (env["GLOO_SOCKET_IFNAME"], env["NCCL_SOCKET_IFNAME"]) == ("ib0", "ib0")

@@ -50,7 +50,7 @@ def test_another_program_is_shown_with_its_flags(tmp_path: Path, capsys: pytest.
     (["experiment=digits"], "job=local starts here and now: write everstep run"),
     (["job=slurm", "experiment=digits", "job.secrets=[NOT_EXPORTED]"], "job.secrets names NOT_EXPORTED"),
     (["job=slurm", "--"], "nothing stands after --"),
-    (["job=slurm", "--", "absent.py"], "absent.py: there is no such script here"),
+    (["job=slurm", "--", "absent.py"], "absent.py: there is no such script in "),
     (["job=slurm", "steps=5", "--", "absent.py"], "'steps=5' is for our trainer"),
 ])  # fmt: skip
 def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_written(

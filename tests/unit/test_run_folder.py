@@ -95,6 +95,16 @@ def test_an_ending_that_cannot_be_read_counts_as_none(folder: RunFolder, text: b
     assert folder.last_ending() is None
 
 
+def test_a_run_has_come_as_far_as_an_attempt_went_on_from_though_nothing_lies_in_its_folder(folder: RunFolder) -> None:
+    """Checkpoints on the nodes are progress too: a run that has them is not given up for making none."""
+    assert folder.reached_step() == 0
+    folder.record_restored(folder.claim({}), 0, 0)
+    folder.record_restored(folder.claim({}), 90, 1)
+    assert (folder.newest_step(), folder.reached_step()) == (None, 90)
+    folder.storage.write(f"{folder.checkpoint(200, 2)}/{MANIFEST}", b"{}")
+    assert folder.reached_step() == 200
+
+
 def test_the_newest_step_is_that_of_a_committed_checkpoint(folder: RunFolder) -> None:
     assert folder.newest_step() is None
     for step, attempt, commit in ((4, 1, True), (8, 2, True), (10, 2, False)):

@@ -130,8 +130,3 @@ class ShardIndex:
         if document.get("digest") != index.digest:
             raise DataError(f"{join_url(folder, INDEX)} is damaged: its digest does not match its own list of shards")
         return index
-
-
-def is_remote(folder: str) -> bool:
-    """Whether `folder` is a URL of a store rather than a path."""
-    return open_storage(folder).path() is None

@@ -1,0 +1,72 @@
+"""The code of a sweep is what it was when the sweep began, for every trial, whenever and by whomever it is started."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from file_scheduler import VARIABLE, FileScheduler
+
+from launch import cluster
+from launch.submitted import Submitted
+from launch.sweep.code import keep
+from launch.sweep.here import Here
+from launch.sweep.jobs import Jobs
+from launch.sweep.plan import Plan, plan, settle
+from launch.sweep.workers import Task
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """A sweep that is about to begin, beside a package of the user's."""
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
+    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "mine.py").write_text("WORD = 'as it began'")
+    monkeypatch.chdir(project)
+    words = ["job=slurm", "experiment=digits", "seed=0,1", "plugins=[mine]", "run=s", f"run_root={tmp_path}/runs"]
+    return settle(plan(words))
+
+
+def task(made: Plan, name: str) -> Task:
+    return Task(0, made.folder.run(name), made.config({"seed": 0}, name, 0))
+
+
+def test_a_later_driver_runs_the_code_of_the_first(made: Plan) -> None:
+    first = keep(made.folder, ["mine"], 10)
+    Path("mine.py").write_text("WORD = 'as edited'")
+    later = keep(made.folder, ["mine"], 10)
+    assert first is not None
+    assert later is not None
+    assert later.place == first.place
+    assert (later.open() / "mine.py").read_text() == "WORD = 'as it began'"
+
+
+def test_a_job_of_a_trial_carries_it_in_the_trials_own_folder(made: Plan) -> None:
+    code = keep(made.folder, ["mine"], 10)
+    assert code is not None
+    Path("mine.py").write_text("WORD = 'as edited'")
+    trial = task(made, "one")
+    Jobs(made.job, FileScheduler(), code).start(trial)
+    assert Submitted.read(trial.folder).code == code.place
+    assert trial.folder.storage.names("code") == [f"{code.place}.tar.gz"]
+    assert json.loads(trial.folder.storage.read("provenance.json"))["snapshot"] == code.place
+
+
+def test_processes_here_import_it_first_and_the_edited_folder_last(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/given")
+    code = keep(made.folder, ["mine"], 10)
+    assert code is not None
+    path = Here(made.job, made.any_config, code=code).code
+    assert path == {"PYTHONPATH": os.pathsep.join([str(code.open()), "/given", os.getcwd()]), "PYTHONSAFEPATH": "1"}
+
+
+def test_where_there_is_no_code_the_trials_run_what_they_find(made: Plan) -> None:
+    assert keep(made.folder, [], 10) is None
+    trial = task(made, "one")
+    Jobs(made.job, FileScheduler()).start(trial)
+    assert Submitted.read(trial.folder).code is None
