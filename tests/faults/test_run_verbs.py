@@ -23,7 +23,8 @@ def test_goodput_of_a_run_that_was_killed_tells_what_was_done_twice(tmp_path: Pa
     killed = train(2, tmp_path, before=lambda rank: traps.after_evaluation(1), all_die=True)
     assert killed.codes == [-9, -9], killed.printed
     assert train(2, tmp_path).codes == [0, 0]
-    facts = report(folder(tmp_path)).facts()
+    told = report(folder(tmp_path))
+    facts = told.facts()
     assert (facts["state"], facts["step"], facts["attempt"], facts["checkpoint_step"]) == ("done", 12, 2, 12)
     spent = facts["goodput"]
     # Killed after the evaluation of step 6, before that step was saved.
@@ -31,7 +32,9 @@ def test_goodput_of_a_run_that_was_killed_tells_what_was_done_twice(tmp_path: Pa
     assert again_from < 6
     assert spent["replayed_steps"] == 6 - again_from
     assert sum(spent["parts_s"].values()) == pytest.approx(spent["wall_s"], abs=0.1)
-    assert all(spent["parts_s"][part] > 0 for part in ("productive", "start", "replayed", "checkpoint", "evaluation"))
+    # Steps of a toy take less than the hundredths of a second that are printed.
+    for part in ("productive", "start", "replayed", "checkpoint", "evaluation"):
+        assert told.goodput.parts[part] > 0, part
 
 
 @pytest.mark.dist

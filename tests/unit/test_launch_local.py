@@ -88,9 +88,20 @@ def test_the_workers_of_an_agent_are_told_directly_and_the_agent_is_not(drive: C
     assert not (driven.folder / "agent-told").exists()
 
 
+WITH_A_ZOMBIE = """
+import os, pathlib, signal, sys
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+child = os.fork() or os._exit(0)
+os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+pathlib.Path("child").write_text(f"{os.getpid()}\\n")
+while True:
+    signal.pause()
+"""
+
+
 def test_an_agent_without_workers_is_told_itself(drive: Callable[..., Driven]) -> None:
-    # Of the child that has ended nobody takes note before the next: it is no worker.
-    driven = drive("trap 'exit 75' TERM; read -r < <(:); echo $$ > child; while :; do :; done", 60, "agent")
+    # Its child has ended and nobody has taken note: it is no worker.
+    driven = drive(f"exec {sys.executable} -c '{WITH_A_ZOMBIE}'", 60, "agent")
     driven.process.send_signal(signal.SIGTERM)
     assert driven.process.wait(20) == 75
 
