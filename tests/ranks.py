@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import gc
 import json
 import os
 import signal
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # DDP imports it when it is made
 import torch.distributed as dist
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 
 import trainer.build  # noqa: F401
 from trainer.attempt import attempt
+from trainer.compose import compose
 from trainer.place import die_with_parent
 from trainer.run_folder import RunFolder
 from trainer.step import Stepper
@@ -30,6 +33,10 @@ from trainer.stop import Stop
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent
 TIMEOUT_S = 150.0
+# What every rank would do by itself after the fork: fill the parser's tables, and look at all that was imported.
+compose(["experiment=toy"], [str(TESTS / "conf")])
+gc.collect()
+gc.freeze()
 
 
 @dataclass(frozen=True)

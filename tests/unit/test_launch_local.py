@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -46,7 +47,9 @@ class Driven:
     def __init__(self, folder: Path, script: str, grace_s: float = 60, *more: str) -> None:
         self.folder = folder
         words = [str(folder), str(grace_s), script, *more]
-        self.process = subprocess.Popen([sys.executable, "-c", DRIVER, *words], cwd=folder)
+        # The suite may run under nohup, and what the caller ignores stays ignored.
+        heard = functools.partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+        self.process = subprocess.Popen([sys.executable, "-c", DRIVER, *words], cwd=folder, preexec_fn=heard)
         until(lambda: (folder / "child").exists() and (folder / "child").read_text().endswith("\n"))
         self.child = int((folder / "child").read_text())
 
