@@ -212,7 +212,10 @@ class Cluster:
             shown = self.output("sinfo", "-h", "-N", "-t", "idle", "-n", listed, "-o", "%N")
             return set(shown.split()) == set(names)
 
-        until(idle, f"idle nodes {listed}", seconds)
+        try:
+            until(idle, f"idle nodes {listed}", seconds)
+        except TimeoutError as late:
+            raise TimeoutError(f"{late}: {self.output('scontrol', '-o', 'show', 'nodes', listed)}") from None
 
     # Commands
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -36,13 +37,16 @@ def test_a_sweep_whose_driver_is_killed_goes_on_with_its_jobs_and_each_trial_end
 ) -> None:
     folder = SweepFolder(str(tmp_path / "s"))
 
-    def handles() -> list[Path]:
-        return list((tmp_path / "s/trials").glob("*/submissions/*.handle.json"))
+    def jobs() -> list[str]:
+        """Of all submissions whose job there is; one that was killed before sbatch ran has none."""
+        files = (tmp_path / "s/trials").glob("*/submissions/*.handle.json")
+        handles = [json.loads(file.read_text())["handle"] for file in files]
+        return [handle for handle in handles if handle is not None]
 
-    for jobs in (1, 3):
+    for begun in (1, 3):
         driver = start(cluster, tmp_path)
         deadline = time.monotonic() + PATIENCE_S
-        while len(handles()) < jobs and driver.poll() is None:
+        while len(jobs()) < begun and driver.poll() is None:
             assert time.monotonic() < deadline, driver.communicate()
             time.sleep(0.1)
         os.kill(driver.pid, signal.SIGKILL)
@@ -50,7 +54,7 @@ def test_a_sweep_whose_driver_is_killed_goes_on_with_its_jobs_and_each_trial_end
     printed, said = start(cluster, tmp_path).communicate(timeout=PATIENCE_S)
     story: Story = folder.story()
     assert [row.last.verdict.value for row in story.trials if row.last] == ["done"] * 4, printed + said
-    assert len(handles()) == 4
+    assert len(jobs()) == 4
     for trial in story.trials:
         run = folder.run(trial.name)
         endings = [run.ending(number) for number in run.attempts()]

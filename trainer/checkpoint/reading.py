@@ -132,18 +132,25 @@ def _pass(source: Source, name: str, landings: list[Landing]) -> None:
     record, digest, waiting = source.files[name], blake3(), landings
     # The blocks are only read, whatever torch thinks of a buffer that cannot be written to.
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
-    for start, data in _blocks(source.storage, f"{source.path}/{name}", record.bytes):
-        digest.update(data)
-        block, stop = torch.frombuffer(data, dtype=torch.uint8), start + len(data)
-        for landing in waiting:
-            if landing.chunk.start >= stop:
-                break
-            landing.take(start, block)
-            if landing.end <= stop:
-                landing.finish()
-        waiting = [landing for landing in waiting if landing.end > stop]
+    with ThreadPoolExecutor(1, thread_name_prefix="land") as beside:
+        for start, data in _blocks(source.storage, f"{source.path}/{name}", record.bytes):
+            landing = beside.submit(_land, waiting, start, data)  # copied while it is digested
+            digest.update(data)
+            waiting = landing.result()
     if digest.hexdigest() != record.blake3:
         raise DamagedError(f"{name} does not match its BLAKE3")
+
+
+def _land(landings: list[Landing], start: int, data: bytes) -> list[Landing]:
+    """Copy out a block of the file; the landings that are not through with it."""
+    block, stop = torch.frombuffer(data, dtype=torch.uint8), start + len(data)
+    for landing in landings:
+        if landing.chunk.start >= stop:
+            break
+        landing.take(start, block)
+        if landing.end <= stop:
+            landing.finish()
+    return [landing for landing in landings if landing.end > stop]
 
 
 def _blocks(storage: Storage, path: str, size: int) -> Iterator[tuple[int, bytes]]:
