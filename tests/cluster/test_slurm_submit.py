@@ -238,7 +238,6 @@ def test_questions_survive_a_controller_that_is_down_for_a_while(held: Job, monk
         assert [statuses[handle].state, statuses[stranger].state] == [JobState.pending, JobState.unknown]
     finally:
         repair.join()
-        held.cluster.wait_idle(held.cluster.names[:2])
 
 
 def test_cancelled_is_cancelled_and_may_be_said_twice(held: Job, monkeypatch: pytest.MonkeyPatch) -> None:
