@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("overhead", "startup", "order", "windows", "restart", "render", "data", "checkpoint")
+NAMES = ("overhead", "startup", "order", "windows", "restart", "render", "data", "checkpoint", "sweep", "asha")
 
 
 def main() -> int:

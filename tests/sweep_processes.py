@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from launch.sweep.leaderboard import ranked
 from launch.sweep.plan import Plan, load
 from launch.sweep.records import SweepFolder
 from launch.sweep.story import Story
@@ -53,6 +54,11 @@ def plan(cwd: Path, name: str) -> Plan:
 
 def story(cwd: Path, name: str) -> Story:
     return SweepFolder(str(cwd / "runs" / name)).story()
+
+
+def order(cwd: Path, name: str) -> list[str]:
+    """The trials as they stand on the leaderboard."""
+    return [row.trial.name for row in ranked(plan(cwd, name), story(cwd, name))]
 
 
 def results(cwd: Path, name: str) -> dict[str, Any]:

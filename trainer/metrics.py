@@ -132,11 +132,27 @@ class WandbSink:
 class TensorBoardSink:
     """TensorBoard's event files in the run folder."""
 
-    def __init__(self, folder: RunFolder) -> None:
+    def __init__(self, folder: RunFolder, hparams: Mapping[str, Any] | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         local = folder.storage.path("tensorboard")
         self._writer: Any = SummaryWriter(str(local) if local is not None else f"{folder.url}/tensorboard")
+        if hparams:
+            self._begin_trial(hparams)
+
+    def _begin_trial(self, hparams: Mapping[str, Any]) -> None:
+        """Say what differs. Beside it TensorBoard shows the last value of each metric, so results need no other word.
+
+        Its own `add_hparams` would make a run of its own for that, without the curves.
+        """
+        from torch.utils.tensorboard import summary
+
+        plain = int | float | str
+        told = {key: value if isinstance(value, plain) else json.dumps(value) for key, value in hparams.items()}
+        summaries: Any = summary.hparams  # which has no type hints
+        _, begin, _ = summaries(told, {})
+        self._writer.file_writer.add_summary(begin)
+        self._writer.flush()
 
     def log(self, record: Record) -> None:
         for key, value in record.items():
@@ -180,7 +196,7 @@ def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record) 
     sinks: list[Sink] = [Guarded(METRICS, own)]
     wanted: dict[str, tuple[bool, str, Callable[[], Sink]]] = {
         "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
-        "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder)),
+        "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder, run.log.hparams)),
     }
     for name, (enabled, extra, opener) in wanted.items():
         if not enabled:

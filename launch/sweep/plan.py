@@ -80,7 +80,7 @@ class Plan:
         wandb = made.log.wandb
         if wandb.group is None:
             wandb = dataclasses.replace(wandb, group=self.folder.name)
-        log = dataclasses.replace(made.log, wandb=wandb)
+        log = dataclasses.replace(made.log, wandb=wandb, hparams=dict(values))
         return dataclasses.replace(made, run=name, run_root=self.folder.trials_url, steps=steps[rung],
                                    schedule=schedule, log=log)  # fmt: skip
 

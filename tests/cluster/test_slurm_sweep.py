@@ -1,62 +1,84 @@
-"""A sweep on a real Slurm: its driver is killed, jobs go on, the next driver finds them."""
+"""Sweeps on a real Slurm: drivers and trials are killed, jobs go on, the next driver finds them."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from jobs import PATHS, PATIENCE_S, TESTS
+from process_helpers import until
 from slurm_cluster import Cluster
+from sweep_processes import CHEAP, ended, ends, kill, order, results, story, sweep, told
 
-from launch.sweep.records import SweepFolder
-from launch.sweep.story import Story
-from trainer.run_folder import Outcome
-
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20"]
+PARALLEL = 12
 
 
-def start(cluster: Cluster, root: Path) -> subprocess.Popen[str]:
-    words = ["--config-dir", str(TESTS / "conf"), "--config-dir", str(TESTS / "cluster/conf"), "job=slurm",
-             "job.nproc=1", "job.gpus=0", "job.flags=[--exclusive]", "job.time=1h", "job.grace_s=10",
-             f"job.env.PYTHONPATH={PATHS}", "experiment=ledger_toy", f"data.ledger={root}/ledger",
-             "optimizer.lr=0.01,0.1", "seed=0,1", "steps=10", "job.max_parallel=2", "sweep.poll_s=0.5", "run=s",
-             f"run_root={root}"]  # fmt: skip
-    return subprocess.Popen([sys.executable, "-m", "launch", "sweep", *words], cwd=root, text=True,
-                            env={**cluster.env, "PYTHONPATH": PATHS}, stderr=subprocess.PIPE,
+def start(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
+    known = ["--config-dir", str(TESTS / "conf"), "job=slurm", "job.nproc=1", "job.gpus=0", "job.flags=[--exclusive]",
+             "job.time=1h", "job.grace_s=10", "experiment=toy", "sweep.poll_s=0.5"]  # fmt: skip
+    return subprocess.Popen([sys.executable, "-m", "launch", "sweep", *known, *words], cwd=root, text=True,
+                            env={**cluster.env, "PYTHONPATH": PATHS, **more}, stderr=subprocess.PIPE,
                             stdout=subprocess.PIPE)  # fmt: skip
 
 
-def test_a_sweep_whose_driver_is_killed_goes_on_with_its_jobs_and_each_trial_ends_once(
+def cheap(cluster: Cluster, root: Path, pause_s: float) -> subprocess.Popen[str]:
+    """The driver of 24 trials that import no torch, with jobs that are real."""
+    path = f"job.env.PYTHONPATH={TESTS / 'cluster/cheap'}{os.pathsep}{PATHS}"
+    return start(cluster, root, *GRID, path, f"job.max_parallel={PARALLEL}", "run=torn", CHEAP_PAUSE_S=str(pause_s))
+
+
+def trainers(root: Path) -> dict[str, int]:
+    """Run folder → the process that trains it, on whichever node."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (entry / "cmdline").read_bytes().decode().split("\0")
+            if "--frozen" in words and words[words.index("--frozen") + 1].startswith(str(root)):
+                found[words[words.index("--frozen") + 1]] = int(entry.name)
+    return found
+
+
+def test_24_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sweep_that_was_left_alone(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    folder = SweepFolder(str(tmp_path / "s"))
+    ended(sweep(CHEAP, tmp_path, *GRID, "run=calm", "job.max_parallel=4", "sweep.poll_s=0.05"))
+    draws = random.Random(0)
+    killed = 0
+    for results_first in sorted(draws.sample(range(1, 9), 2)):
+        driver = cheap(cluster, tmp_path, 0.2)
+        until(lambda: driver.poll() is not None or (len(told(tmp_path, "torn")) >= results_first  # noqa: B023
+              and len(trainers(tmp_path)) >= PARALLEL // 2), PATIENCE_S)  # fmt: skip
+        assert driver.poll() is None, driver.communicate()
+        running = trainers(tmp_path)
+        for url in draws.sample(sorted(running), len(running) // 2):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(running[url], signal.SIGKILL)
+                killed += 1
+        kill(driver)
+    ended(cheap(cluster, tmp_path, 0), seconds=PATIENCE_S)
+    assert results(tmp_path, "torn") == results(tmp_path, "calm")
+    assert order(tmp_path, "torn") == order(tmp_path, "calm")
+    assert set(map(tuple, ends(tmp_path, "torn").values())) == {(20,)}
+    assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(24)]
+    trials = tmp_path / "runs/torn/trials"
+    handles = [json.loads(file.read_text())["handle"] for file in trials.glob("*/submissions/*.handle.json")]
+    assert len([handle for handle in handles if handle]) == 24  # of one that was killed before sbatch there is no job
+    assert killed >= PARALLEL // 2
+    assert len(list(trials.glob("*/attempts/*"))) > 24
 
-    def jobs() -> list[str]:
-        """Of all submissions whose job there is; one that was killed before sbatch ran has none."""
-        files = (tmp_path / "s/trials").glob("*/submissions/*.handle.json")
-        handles = [json.loads(file.read_text())["handle"] for file in files]
-        return [handle for handle in handles if handle is not None]
 
-    for begun in (1, 3):
-        driver = start(cluster, tmp_path)
-        deadline = time.monotonic() + PATIENCE_S
-        while len(jobs()) < begun and driver.poll() is None:
-            assert time.monotonic() < deadline, driver.communicate()
-            time.sleep(0.1)
-        os.kill(driver.pid, signal.SIGKILL)
-        driver.communicate()
-    printed, said = start(cluster, tmp_path).communicate(timeout=PATIENCE_S)
-    story: Story = folder.story()
-    assert [row.last.verdict.value for row in story.trials if row.last] == ["done"] * 4, printed + said
-    assert len(jobs()) == 4
-    for trial in story.trials:
-        run = folder.run(trial.name)
-        endings = [run.ending(number) for number in run.attempts()]
-        assert [(each.outcome, each.step) for each in endings if each] == [(Outcome.done, 10)]
-    assert "4 trials, 40 steps in all" in printed
+def test_real_trainings_are_swept_as_jobs(cluster: Cluster, tmp_path: Path) -> None:
+    words = [f"job.env.PYTHONPATH={PATHS}", "optimizer.lr=0.01,0.1", "steps=6", "job.max_parallel=2", "run=s"]
+    printed = ended(start(cluster, tmp_path, *words), seconds=PATIENCE_S)
+    assert "2 trials, 12 steps in all" in printed
+    assert [trial.last.verdict.value for trial in story(tmp_path, "s").trials if trial.last] == ["done"] * 2
+    assert list(ends(tmp_path, "s").values()) == [[6], [6]]

@@ -10,7 +10,22 @@ from pathlib import Path
 
 import pytest
 from process_helpers import alive, until
-from sweep_processes import CHEAP, REAL, asked, children, ended, ends, kill, plan, results, story, sweep, told
+from sweep_processes import (
+    CHEAP,
+    REAL,
+    TESTS,
+    asked,
+    children,
+    ended,
+    ends,
+    kill,
+    order,
+    plan,
+    results,
+    story,
+    sweep,
+    told,
+)
 
 from launch.sweep.leaderboard import ranked
 from launch.sweep.results import evaluations
@@ -21,15 +36,30 @@ GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=
         "sweep.poll_s=0.05"]  # fmt: skip
 
 
-def order(cwd: Path, name: str) -> list[str]:
-    return [row.trial.name for row in ranked(plan(cwd, name), story(cwd, name))]
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the sweep `calm` of 24 trials has come to its end, left alone."""
+    where = tmp_path_factory.mktemp("calm")
+    ended(sweep(CHEAP, where, *GRID, "run=calm"))
+    return where
+
+
+@pytest.fixture
+def hold(tmp_path: Path) -> Path:
+    """While it is there, each trial waits in its middle; remove it and they go on."""
+    file = tmp_path / "hold"
+    file.touch()
+    return file
+
+
+def reached_its_middle(cwd: Path) -> bool:
+    return any((cwd / "runs/s/trials").glob("*/checkpoints/step-00000015-*/manifest.json"))
 
 
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_sweep_whose_driver_and_trials_are_killed_twice_ends_like_one_that_was_left_alone(
-    tmp_path: Path, seed: int
+    calm: Path, tmp_path: Path, seed: int
 ) -> None:
-    ended(sweep(CHEAP, tmp_path, *GRID, "run=calm"))
     draws = random.Random(seed)
     for done in sorted(draws.sample(range(2, 18), 2)):
         driver = sweep(CHEAP, tmp_path, *GRID, "run=torn", CHEAP_PAUSE_S="0.01")
@@ -40,31 +70,33 @@ def test_a_sweep_whose_driver_and_trials_are_killed_twice_ends_like_one_that_was
         kill(driver)
         until(lambda: not any(map(alive, pids)))  # noqa: B023
     ended(sweep(CHEAP, tmp_path, *GRID, "run=torn"))
-    assert results(tmp_path, "torn") == results(tmp_path, "calm")
-    assert order(tmp_path, "torn") == order(tmp_path, "calm")
+    assert results(tmp_path, "torn") == results(calm, "calm")
+    assert order(tmp_path, "torn") == order(calm, "calm")
     assert set(map(tuple, ends(tmp_path, "torn").values())) == {(20,)}
     assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(24)]
 
 
-def test_a_trial_that_is_killed_alone_goes_on_under_the_same_driver(tmp_path: Path) -> None:
-    driver = sweep(CHEAP, tmp_path, "seed=0,1", "steps=60", "run=s", "sweep.poll_s=0.05", CHEAP_PAUSE_S="0.01")
-    until(lambda: any((tmp_path / "runs/s/trials").glob("*/checkpoints/step-*/manifest.json")), 60)
+def test_a_trial_that_is_killed_alone_goes_on_under_the_same_driver(tmp_path: Path, hold: Path) -> None:
+    driver = sweep(CHEAP, tmp_path, "seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05", CHEAP_HOLD=str(hold))
+    until(lambda: reached_its_middle(tmp_path), 60)
     os.kill(children(driver.pid)[0], signal.SIGKILL)
+    hold.unlink()
     ended(driver)
-    assert list(ends(tmp_path, "s").values()) == [[60], [60]]
+    assert list(ends(tmp_path, "s").values()) == [[20], [20]]
     attempts = [len(list(folder.glob("attempts/*"))) for folder in (tmp_path / "runs/s/trials").iterdir()]
     assert sorted(attempts) == [1, 2]
 
 
-def test_a_second_driver_says_who_drives_and_changes_nothing(tmp_path: Path) -> None:
-    words = ["seed=0,1", "steps=300", "run=s", "sweep.poll_s=0.05"]
-    first = sweep(CHEAP, tmp_path, *words, CHEAP_PAUSE_S="0.01")
+def test_a_second_driver_says_who_drives_and_changes_nothing(tmp_path: Path, hold: Path) -> None:
+    words = ["seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05"]
+    first = sweep(CHEAP, tmp_path, *words, CHEAP_HOLD=str(hold))
     until(lambda: (tmp_path / "runs/s/leases/0001.json").exists(), 60)
     said = ended(sweep(CHEAP, tmp_path, *words), code=2)
     assert f"driven by process {first.pid}" in said
     assert f"process {first.pid}" in asked(tmp_path, "status", "s")
+    hold.unlink()
     ended(first)
-    assert set(map(tuple, ends(tmp_path, "s").values())) == {(300,)}
+    assert set(map(tuple, ends(tmp_path, "s").values())) == {(20,)}
 
 
 def test_a_finished_sweep_is_not_run_again_and_a_wider_one_runs_what_is_missing(tmp_path: Path) -> None:
@@ -80,10 +112,10 @@ def test_a_finished_sweep_is_not_run_again_and_a_wider_one_runs_what_is_missing(
     assert all(len(list(folder.glob("attempts/*"))) == 1 for folder in (tmp_path / "runs/s/trials").iterdir())
 
 
-def test_stopping_saves_the_trials_and_resume_goes_on_and_asks_for_more(tmp_path: Path) -> None:
-    words = ["optimizer.lr=tag(log,interval(1e-4,1))", "sweep.sampler=random", "sweep.trials=3", "steps=1000", "run=s"]
-    driver = sweep(CHEAP, tmp_path, *words, "sweep.poll_s=0.05", CHEAP_PAUSE_S="0.01")
-    until(lambda: any((tmp_path / "runs/s/trials").glob("*/checkpoints/step-*/manifest.json")), 60)
+def test_stopping_saves_the_trials_and_resume_goes_on_and_asks_for_more(tmp_path: Path, hold: Path) -> None:
+    words = ["optimizer.lr=tag(log,interval(1e-4,1))", "sweep.sampler=random", "sweep.trials=3", "steps=20", "run=s"]
+    driver = sweep(CHEAP, tmp_path, *words, "sweep.poll_s=0.05", CHEAP_HOLD=str(hold))
+    until(lambda: reached_its_middle(tmp_path), 60)
     driver.send_signal(signal.SIGINT)
     assert "resume" in ended(driver, code=75)
     assert [trial.is_open for trial in story(tmp_path, "s").trials] == [True]
@@ -92,16 +124,17 @@ def test_stopping_saves_the_trials_and_resume_goes_on_and_asks_for_more(tmp_path
     assert outcome["outcome"] == "preempted"
     resumed = sweep(CHEAP, tmp_path, *words[:2], "sweep.trials=5", *words[3:], "sweep.poll_s=0.05")
     ended(resumed)
-    assert set(map(tuple, ends(tmp_path, "s").values())) == {(1000,)}
+    assert set(map(tuple, ends(tmp_path, "s").values())) == {(20,)}
     assert len(ends(tmp_path, "s")) == 5
-    assert json.loads((run / "attempts/0002/restored.json").read_text())["step"] == outcome["step"]
+    assert json.loads((run / "attempts/0002/restored.json").read_text())["step"] == outcome["step"] == 15
 
 
-def test_cancel_from_another_shell_stops_driver_and_trials(tmp_path: Path) -> None:
-    driver = sweep(CHEAP, tmp_path, "seed=0,1", "steps=100000", "run=s", "sweep.poll_s=0.05", CHEAP_PAUSE_S="0.01")
+def test_cancel_from_another_shell_stops_driver_and_trials(tmp_path: Path, hold: Path) -> None:
+    driver = sweep(CHEAP, tmp_path, "seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05", CHEAP_HOLD=str(hold))
     until(lambda: any((tmp_path / "runs/s/trials").glob("*/attempts/0001/metrics.jsonl")), 60)
     assert "is cancelled" in asked(tmp_path, "cancel", "s")
     assert "the sweep is cancelled" in ended(driver, code=75)
+    assert list(ends(tmp_path, "s").values()) == [[]]
 
 
 def test_failures_are_marked_and_the_sweep_goes_on_until_there_are_too_many(tmp_path: Path) -> None:
@@ -138,16 +171,18 @@ def test_asha_goes_on_from_checkpoints_and_trains_nothing_twice(tmp_path: Path) 
     assert order(tmp_path, "s")[0] == winner
 
 
-def test_a_trial_that_stops_getting_better_is_stopped_and_counts(tmp_path: Path) -> None:
+def test_a_trial_that_stops_getting_better_is_stopped_and_counts(tmp_path: Path, hold: Path) -> None:
     # A rate of 9 gives NaN at every evaluation, so nothing gets better.
-    words = ["optimizer.lr=9,0.01", "steps=4000", "sweep.pruner=patience", "sweep.patience=2", "run=s"]
-    driver = sweep(CHEAP, tmp_path, *words, "sweep.poll_s=0.05", "job.max_parallel=1", CHEAP_PAUSE_S="0.002")
+    words = ["optimizer.lr=9,0.01", "steps=20", "sweep.pruner=patience", "sweep.patience=2", "run=s"]
+    driver = sweep(CHEAP, tmp_path, *words, "sweep.poll_s=0.05", "job.max_parallel=1", CHEAP_HOLD=str(hold))
+    until(lambda: len(told(tmp_path, "s")) == 1, 60)
+    hold.unlink()
     ended(driver)
     states = {row.trial.values["optimizer.lr"]: row.state for row in ranked(plan(tmp_path, "s"), story(tmp_path, "s"))}
     assert states == {9: "pruned", 0.01: "done"}
     first = story(tmp_path, "s").trials[0].last
     assert first is not None
-    assert 10 < first.step < 4000
+    assert first.step == 15
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "cmaes", "qmc"])
@@ -158,31 +193,36 @@ def test_every_sampler_drives_a_sweep_to_its_end(tmp_path: Path, sampler: str) -
     assert [trial.is_open for trial in story(tmp_path, "s").trials] == [False] * 6
 
 
-def test_real_trainings_are_swept_and_the_winner_is_an_ordinary_run(tmp_path: Path) -> None:
-    words = ["optimizer.lr=0.01,0.1", "sweep.metric=mae", "run=s", "job.max_parallel=2", "steps=6"]
-    ended(sweep(REAL, tmp_path, *words, "sweep.poll_s=0.1"), seconds=200)
-    board = json.loads(asked(tmp_path, "leaderboard", "s", "--json"))
-    assert [row["state"] for row in board] == ["done", "done"]
-    assert board[0]["mae"] < board[1]["mae"]
+REAL_WORDS = ["experiment=toy", "schedule=cosine", "steps=18", "evaluate.every=null"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a sweep `s` of real trainings has come to its end."""
+    where = tmp_path_factory.mktemp("trained")
+    words = ["optimizer.lr=0.01,0.02,0.04", "sweep.metric=mae", "sweep.pruner=asha", "job.max_parallel=2", "run=s"]
+    ended(sweep(REAL, where, *REAL_WORDS[1:], *words, "sweep.poll_s=0.1"), seconds=250)
+    return where
+
+
+def test_a_trial_is_an_ordinary_run_for_every_verb_and_gives_its_values_to_another(trained: Path) -> None:
+    board = json.loads(asked(trained, "leaderboard", "s", "--json"))
+    assert [row["state"] for row in board] == ["done", "rung 1 of 3", "rung 1 of 3"]
+    assert board[1]["mae"] <= board[2]["mae"]
     assert board[0]["goodput"] > 0
-    assert f"{board[0]['name']}  done" in asked(tmp_path, "ls", "runs/s/trials")
-    assert "state        done" in asked(tmp_path, "status", f"runs/s/trials/{board[0]['name']}")
-    config = asked(tmp_path, "run", "--cfg", "--config-dir", str(Path(__file__).parent.parent / "conf"),
-                   "experiment=toy", "--from", "s/best")  # fmt: skip
+    assert f"{board[0]['name']}  done" in asked(trained, "ls", "runs/s/trials")
+    assert "state        done" in asked(trained, "status", f"runs/s/trials/{board[0]['name']}")
+    config = asked(trained, "run", "--cfg", "--config-dir", str(TESTS / "conf"), *REAL_WORDS, "--from", "s/best")
     assert f"lr: {board[0]['values']['optimizer.lr']}" in config
-    asked(tmp_path, "leaderboard", "s", "--csv", "board.csv", "--metric", "loss")
-    assert (tmp_path / "board.csv").read_text().splitlines()[0].startswith("trial,name,state,best,loss")
+    asked(trained, "leaderboard", "s", "--csv", "board.csv", "--metric", "loss")
+    assert (trained / "board.csv").read_text().splitlines()[0].startswith("trial,name,state,best,loss")
 
 
-def test_a_promoted_training_ends_like_one_that_was_never_stopped(tmp_path: Path) -> None:
-    words = ["optimizer.lr=0.01,0.02,0.04", "schedule=cosine", "steps=18", "evaluate.every=null", "run=s",
-             "sweep.pruner=asha", "sweep.poll_s=0.1", "job.max_parallel=2"]  # fmt: skip
-    ended(sweep(REAL, tmp_path, *words), seconds=250)
-    assert sorted(map(tuple, ends(tmp_path, "s").values())) == [(2,), (2,), (2, 6, 18)]
-    conf = str(Path(__file__).parent.parent / "conf")
-    asked(tmp_path, "run", "--config-dir", conf, "experiment=toy", "schedule=cosine", "steps=18", "job.nproc=1",
-          "evaluate.every=null", "run=straight", "--from", "s/best")  # fmt: skip
-    best = ranked(plan(tmp_path, "s"), story(tmp_path, "s"))[0]
-    straight = evaluations(RunFolder(str(tmp_path / "runs/straight")))[18]
-    assert best.values == (straight["loss"],)
+def test_a_promoted_training_ends_like_one_that_was_never_stopped(trained: Path) -> None:
+    assert sorted(map(tuple, ends(trained, "s").values())) == [(2,), (2,), (2, 6, 18)]
+    asked(trained, "run", "--config-dir", str(TESTS / "conf"), *REAL_WORDS, "job.nproc=1", "run=straight",
+          "--from", "s/best")  # fmt: skip
+    best = ranked(plan(trained, "s"), story(trained, "s"))[0]
+    straight = evaluations(RunFolder(str(trained / "runs/straight")))[18]
+    assert best.values == (straight["mae"],)
     assert best.step == 18

@@ -190,6 +190,41 @@ def test_tensorboard_reads_what_was_logged_and_a_replayed_step_again(local: RunF
     assert last == {1: 1.0, 2: 0.5, 3: 0.25}
 
 
+def test_tensorboard_has_a_table_of_what_trials_have_tried_and_reached(tmp_path: Path) -> None:
+    """Asked as its HParams page asks."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.data_provider import MultiplexerDataProvider
+    from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
+    from tensorboard.context import RequestContext
+    from tensorboard.plugins.base_plugin import TBContext
+    from tensorboard.plugins.hparams.api_pb2 import STATUS_UNKNOWN, ListSessionGroupsRequest
+    from tensorboard.plugins.hparams.backend_context import Context
+    from tensorboard.plugins.hparams.list_session_groups import Handler
+
+    for lr, losses in ((0.1, (2.0, 1.5)), (0.01, (3.0, 1.0))):
+        for step, loss in enumerate(losses, start=1):  # each of another start
+            hparams = {"optimizer.lr": lr, "clip": None, "optimizer": "sgd"}
+            sink = TensorBoardSink(RunFolder(str(tmp_path / f"lr={lr}")), hparams)
+            sink.log({"kind": "evaluate", "step": step, "loss": loss})
+            sink.close()
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    asked = Context(TBContext(data_provider=MultiplexerDataProvider(runs, str(tmp_path))))
+    request = ListSessionGroupsRequest(allowed_statuses=[STATUS_UNKNOWN], slice_size=9)
+    groups = Handler(RequestContext(), asked, "", request).run().session_groups
+    rows = {
+        group.hparams["optimizer.lr"].number_value: (
+            group.hparams["clip"].string_value,
+            group.hparams["optimizer"].string_value,
+            {metric.name.tag: metric.value for metric in group.metric_values},
+        )
+        for group in groups
+    }
+    assert rows == {
+        0.1: ("null", "sgd", {"evaluate/loss": 1.5}),
+        0.01: ("null", "sgd", {"evaluate/loss": 1.0}),
+    }
+
+
 def logged(file: Path) -> list[dict[str, Any]]:
     """The records in one of W&B's own files: protocol buffers in LevelDB's log format (blocks of 32 KiB)."""
     from wandb.proto import wandb_internal_pb2

@@ -178,6 +178,17 @@ def test_several_objectives_give_the_pareto_set() -> None:
     assert all(-0.2 < story.trials[n].values["x"] <= 1 and abs(story.trials[n].values["y"]) < 0.2 for n in front)
 
 
+def test_the_pareto_set_is_the_one_that_can_be_worked_out_by_hand() -> None:
+    """Of x² + y and (x - 2)² + y over whole numbers, the one to be small and the other's negative to be large."""
+    story = Story()
+    for number, (x, y) in enumerate(itertools.product(range(-2, 5), range(3))):
+        values = {"x": x, "y": y}
+        story.apply({"event": "asked", "identity": str(number), "name": "", "values": values, "drawn": values})
+        story.apply(told(number, [x**2 + y, -((x - 2) ** 2) - y]))
+    front = [story.trials[number].values for number in sorted(_front(story.trials, [Goal.min, Goal.max], 1))]
+    assert front == [{"x": x, "y": 0} for x in (0, 1, 2)]
+
+
 def test_a_wider_space_keeps_what_lies_within_it() -> None:
     sweep = SweepConfig(sampler=Sampler.tpe, trials=20)
     story = played(sweep, 12, noisy(0))

@@ -16,6 +16,7 @@ from launch.sweep.lease import take
 from launch.sweep.plan import Plan, amended, load, plan, settle
 from launch.sweep.records import SweepFolder
 from launch.sweep.story import Story
+from trainer.compose import freeze, thaw
 from trainer.errors import ConfigError, SupersededError
 
 ASKED = {"event": "asked", "identity": "i", "name": "n", "values": {"seed": 1}, "drawn": {"seed": 1}}
@@ -128,6 +129,13 @@ def test_asha_fixes_the_curve_to_the_last_rung(tmp_path: Path) -> None:
     configs = [found.config({"optimizer.lr": 0.1}, "n", rung) for rung in range(3)]
     assert [(config.steps, config.schedule.over_steps) for config in configs] == [(10, 90), (30, 90), (90, 90)]
     assert {config.log.wandb.group for config in configs} == {found.folder.name}
+
+
+def test_a_trial_is_told_what_is_tried_in_it_for_those_who_look_at_its_metrics(tmp_path: Path) -> None:
+    found = made(tmp_path, "optimizer.lr=0.1,0.2", "seed=0,1")
+    config = found.config({"optimizer.lr": 0.1, "seed": 1}, "n", 0)
+    assert config.log.hparams == {"optimizer.lr": 0.1, "seed": 1}
+    assert thaw(freeze(config)) == config
 
 
 def test_the_same_command_names_the_same_sweep_and_a_wider_one_too(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Any
 
 from trainer.config.choices import (
     Busy,
@@ -204,6 +205,8 @@ class LogConfig:
     """Seconds between plain lines."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    hparams: dict[str, Any] = field(default_factory=dict)
+    """Key → value of what a sweep tries in this run, for TensorBoard's table of trials; the sweep itself sets it."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", self.every, "must be ≥ 1")
