@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Scheduler
+from launch.schedulers.base import Ask, Scheduler
 from trainer.errors import ConfigError, EverstepError, nearest
 
 CLUSTERS = {
@@ -15,6 +16,7 @@ CLUSTERS = {
     "k8s": ("launch.schedulers.kubernetes.cluster", "Kubernetes"),
 }
 """Scheduler → module and class, imported when it is asked for."""
+Statuses = Callable[[Iterable[JobHandle]], dict[JobHandle, JobStatus]]
 
 
 def scheduler(name: str, job: JobConfig | None = None) -> Scheduler:
@@ -29,13 +31,32 @@ def scheduler(name: str, job: JobConfig | None = None) -> Scheduler:
 
 def statuses(handles: Iterable[JobHandle]) -> dict[JobHandle, JobStatus]:
     """What their schedulers say, by one query each. Of one that does not answer, jobs are unknown, with the reason."""
+    return _asked(handles, lambda name: scheduler(name).status)
+
+
+@contextlib.contextmanager
+def following() -> Iterator[Statuses]:
+    """`statuses` for somebody who asks again and again: each scheduler is found once, and listened to if it can tell
+    what changes."""
+    with contextlib.ExitStack() as stack:
+        asks: dict[str, Ask] = {}
+
+        def of(name: str) -> Ask:
+            if name not in asks:
+                asks[name] = stack.enter_context(scheduler(name).follow())
+            return asks[name]
+
+        yield lambda handles: _asked(handles, of)
+
+
+def _asked(handles: Iterable[JobHandle], of: Callable[[str], Ask]) -> dict[JobHandle, JobStatus]:
     by_scheduler: dict[str, list[JobHandle]] = {}
     for handle in sorted(set(handles)):
         by_scheduler.setdefault(handle.scheduler, []).append(handle)
     found: dict[JobHandle, JobStatus] = {}
     for name, group in by_scheduler.items():
         try:
-            found |= scheduler(name).status(group)
+            found |= of(name)(group)
         except EverstepError as error:
             found |= {handle: JobStatus(JobState.unknown, str(error)) for handle in group}
     return found

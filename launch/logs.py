@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from launch.alive import is_here
-from launch.cluster import statuses
+from launch.cluster import Statuses, following
 from launch.history import attempt as read_attempt
 from launch.history import read
 from launch.ls import line
@@ -31,7 +31,8 @@ def logs(arguments: Sequence[str]) -> int:
     if options.attempt is not None and options.attempt not in folder.attempts():
         raise ConfigError(f"--attempt {options.attempt}: the run has {_listed(folder.attempts())}")
     if options.follow:
-        return _follow(folder, options)
+        with following() as ask:
+            return _follow(folder, ask, options)
     found = _paths(folder, options)
     if not found:
         raise ConfigError(
@@ -87,14 +88,14 @@ def ranks(folder: RunFolder, attempt: int) -> list[int]:
     return [int(name[5:-4]) for name in names if name.startswith("rank-") and name.endswith(".log")]
 
 
-def _follow(folder: RunFolder, options: argparse.Namespace) -> int:
+def _follow(folder: RunFolder, ask: Statuses, options: argparse.Namespace) -> int:
     """All that comes, of the newest log and of those after it, until the run is over."""
     poll_s = POLL_S if folder.storage.path() is not None else POLL_REMOTE_S
     seen = _paths(folder, options)
     tail = Tail(folder, seen[-1].path) if seen else None
     if tail is not None:
         _write(_last(tail.read(), options.tail))
-    for over in _looks(folder, poll_s):
+    for over in _looks(folder, ask, poll_s):
         if tail is not None:
             _write(tail.read())
         for source in _paths(folder, options)[len(seen) :]:
@@ -109,7 +110,7 @@ def _follow(folder: RunFolder, options: argparse.Namespace) -> int:
     return 0
 
 
-def _looks(folder: RunFolder, poll_s: float) -> Iterator[bool]:
+def _looks(folder: RunFolder, ask: Statuses, poll_s: float) -> Iterator[bool]:
     """A look every `poll_s` seconds; True is the last one, after the run was over."""
     asked = float("-inf")
     while True:
@@ -117,7 +118,7 @@ def _looks(folder: RunFolder, poll_s: float) -> Iterator[bool]:
         if time.monotonic() - asked > STATE_EVERY_S:
             asked = time.monotonic()
             history = read(folder, newest_only=True)
-            jobs = statuses([history.handle] if history.handle is not None else [])
+            jobs = ask([history.handle] if history.handle is not None else [])
             here = line(history, jobs.get(history.handle) if history.handle is not None else None)
             over = here.standing.state.is_over
         yield over

@@ -61,11 +61,12 @@ def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
         config.parallel.check_world(nproc)
         return start(config, job, nproc, folder)
     cluster = scheduler(job.scheduler, job)
-    refuse(cluster.problems(job))
+    submitted = program(config, folder)
+    refuse(cluster.problems(job, submitted))
     seen = submissions(folder)
     # The code that the run was started with, whatever has become of the checkout.
     code = seen[-1].intent.get("code") if seen else None
-    receipt = submit(folder, job, program(config, folder), cluster, code)
+    receipt = submit(folder, job, submitted, cluster, code)
     print(f"{config.run} in {folder.url}: {receipt.handle}")
     return 0
 

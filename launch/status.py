@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch import text
-from launch.cluster import statuses
+from launch.cluster import Statuses, following, statuses
 from launch.goodput import PARTS, Goodput, goodput
 from launch.history import read
 from launch.ls import Line, line
@@ -82,14 +82,15 @@ def status(arguments: Sequence[str]) -> int:
         return code
     folder = find(options.run, options.root)
     if options.follow:
-        return _follow(folder, options.json)
+        with following() as ask:
+            return _follow(folder, ask, options.json)
     _print(report(folder), options.json)
     return 0
 
 
-def report(folder: RunFolder) -> Report:
+def report(folder: RunFolder, ask: Statuses = statuses) -> Report:
     history = read(folder)
-    jobs = statuses([history.handle] if history.handle is not None else [])
+    jobs = ask([history.handle] if history.handle is not None else [])
     here = line(history, jobs.get(history.handle) if history.handle is not None else None)
     until = None if here.standing.state.is_over else time.time()
     spent = goodput(timeline(folder, history, here.job, until))
@@ -172,13 +173,13 @@ def _indented(lines: Sequence[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
-def _follow(folder: RunFolder, as_json: bool) -> int:
+def _follow(folder: RunFolder, ask: Statuses, as_json: bool) -> int:
     """Show it again and again until the run is over: on a terminal in place, else a line whenever something changes."""
     if sys.stdout.isatty() and not as_json:
-        return _live(folder)
+        return _live(folder, ask)
     shown: tuple[object, ...] = ()
     while True:
-        found = report(folder)
+        found = report(folder, ask)
         facts = found.facts()
         key = (facts["state"], facts["why"], facts["step"], facts["attempt"], facts["checkpoint_step"])
         if key != shown:
@@ -194,14 +195,14 @@ def _one_line(report: Report) -> str:
     return "  ".join(value if name == "state" else f"{name} {value}" for name, value in kept.items())
 
 
-def _live(folder: RunFolder) -> int:
+def _live(folder: RunFolder, ask: Statuses) -> int:
     from rich.console import Console
     from rich.live import Live
     from rich.text import Text
 
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
-            found = report(folder)
+            found = report(folder, ask)
             live.update(Text("\n".join(f"{name:<12} {value}" if name else value for name, value in rows(found))))
             live.refresh()
             if found.line.standing.state.is_over:

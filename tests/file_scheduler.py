@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Program, Rendered
+from launch.schedulers.base import Ask, Program, Rendered
 from trainer.errors import ConfigError
 
 VARIABLE = "FILE_SCHEDULER"
@@ -57,6 +58,9 @@ class FileScheduler:
         known["queries"] += 1
         self.keep(known)
         return {handle: _status(known["jobs"].get(handle.id, {"state": "unknown"})) for handle in handles}
+
+    def follow(self) -> AbstractContextManager[Ask]:
+        return nullcontext(self.status)
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         for handle in handles:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobStatus
+
+Ask = Callable[[Sequence[JobHandle]], dict[JobHandle, JobStatus]]
+"""`status` of a scheduler."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,10 @@ class Scheduler(Protocol):
 
     def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
         """All of them by one query; what the scheduler does not know is JobState.unknown."""
+        ...
+
+    def follow(self) -> AbstractContextManager[Ask]:
+        """`status` for somebody who asks again and again: a scheduler that can tell what changes is listened to."""
         ...
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:

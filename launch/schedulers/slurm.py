@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from launch.config import JobConfig
 from launch.config.job import NOTICE_SLACK_S
 from launch.job import JobHandle, JobState, JobStatus
 from launch.schedulers import slurm_json, slurm_preflight
-from launch.schedulers.base import Program, Rendered
+from launch.schedulers.base import Ask, Program, Rendered
 from trainer.errors import ConfigError
 from trainer.storage import open_storage
 
@@ -75,6 +76,9 @@ class Slurm:
         if forgotten:
             known |= self._accounted(forgotten)
         return {handle: known.get(handle.id, JobStatus(JobState.unknown)) for handle in handles}
+
+    def follow(self) -> AbstractContextManager[Ask]:
+        return nullcontext(self.status)  # Slurm tells nobody what changes
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         if not handles:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import uuid
 
@@ -29,6 +30,8 @@ class Jobs:
         self.scheduler = scheduler
         self.room = job.max_parallel or ROOM
         self.tasks: dict[JobHandle, Task] = {}
+        self._following = contextlib.ExitStack()
+        self._ask = self._following.enter_context(scheduler.follow())
 
     def adopt(self, tasks: list[Task]) -> list[Task]:
         """All that have a job, which may be over: `poll` finds that out, by its one question."""
@@ -54,7 +57,7 @@ class Jobs:
     def poll(self) -> list[Ended]:
         if not self.tasks:
             return []
-        found = self.scheduler.status(list(self.tasks))
+        found = self._ask(list(self.tasks))
         gone = {handle: status for handle, status in found.items() if _is_gone(status)}
         return [Ended(self.tasks.pop(handle), status) for handle, status in gone.items()]
 
@@ -65,7 +68,8 @@ class Jobs:
         return list(self.tasks.values())
 
     def leave(self) -> None:
-        """Nothing: jobs go on, and the next driver finds them."""
+        """Jobs go on, and the next driver finds them."""
+        self._following.close()
 
 
 def _is_gone(status: JobStatus) -> bool:

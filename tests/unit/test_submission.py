@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Program, Rendered
+from launch.schedulers.base import Ask, Program, Rendered
 from launch.submission import Receipt, submissions, submit
 from trainer.errors import ConfigError
 from trainer.run_folder import RunFolder
@@ -57,6 +58,9 @@ class Cluster:
 
     def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
         return {handle: JobStatus(self.jobs.get(handle.id, JobState.unknown)) for handle in handles}
+
+    def follow(self) -> AbstractContextManager[Ask]:
+        return nullcontext(self.status)
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         for handle in handles:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from launch.schedulers.kubernetes.names import MANAGER
@@ -13,6 +15,8 @@ from trainer.errors import ConfigError
 RETRY_S = 60.0
 """Seconds for which an API server that is away, or has too much to do, is asked again."""
 TIMEOUT_S = 20.0
+SILENT_S = 100.0
+"""Seconds without a word after which a watch is taken for cut; a server gives a sign about once a minute."""
 AGAIN = (429, 500, 502, 503, 504)
 KINDS = {
     "Job": ("batch", "v1", "jobs"),
@@ -23,6 +27,8 @@ KINDS = {
     "TrainJob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
 }
 Plain = dict[str, Any]
+Listed = tuple[list[Plain], str]
+"""Objects, and the version of the whole."""
 T = TypeVar("T")
 
 
@@ -43,7 +49,7 @@ class Client:
 
     def __init__(self, context: str | None, namespace: str | None, retry_s: float = RETRY_S) -> None:
         self.retry_s = retry_s
-        self._kube = _connect(context)
+        self._kube, self._watches = _connect(context)
         self.namespace: str = namespace or str(self._kube.namespace)
 
     def apply(self, thing: Plain) -> Plain:
@@ -62,14 +68,43 @@ class Client:
 
     def list(self, kind: str, labels: Mapping[str, str]) -> list[Plain]:
         """One call for all, however many there are; of a kind that the cluster does not know there are none."""
+        return self.listed(kind, labels)[0]
+
+    def listed(self, kind: str, labels: Mapping[str, str]) -> Listed:
+        """The same, with the version of the whole: a watch goes on from there."""
         wanted: Any = {key: value or _exists() for key, value in labels.items()}
+
+        def question() -> Listed:
+            found = self._kube.list(_resource(kind), namespace=self.namespace, labels=wanted)
+            return [dict(each) for each in found], str(found.resourceVersion)
+
         try:
-            return self._ask(lambda: [dict(each) for each in self._kube.list(
-                _resource(kind), namespace=self.namespace, labels=wanted)])  # fmt: skip
+            return self._ask(question)
         except Refused as error:
             if error.code == 404:
-                return []
+                return [], "0"
             raise
+
+    @contextlib.contextmanager
+    def watch(self, kind: str, labels: Mapping[str, str], version: str) -> Iterator[Iterator[tuple[str, Plain]]]:
+        """What happens after `version`, over one connection, until the server ends it.
+
+        Raises:
+            Refused: with code 410 where the history since that version is gone.
+            ConnectionError: there is none, or it broke, or was silent for SILENT_S seconds.
+        """
+        import httpx2
+
+        wanted = ",".join(f"{key}={value}" if value else key for key, value in labels.items())
+        query = {"watch": "1", "resourceVersion": version, "labelSelector": wanted, "allowWatchBookmarks": "true"}
+        try:
+            with self._watches.stream("GET", _path(kind, self.namespace), params=query) as response:
+                if response.status_code >= 400:
+                    said = response.read().decode(errors="replace").strip()
+                    raise Refused(response.status_code, f"Kubernetes refuses it ({response.status_code}): {said}")
+                yield _events(response.iter_lines())
+        except httpx2.HTTPError as error:
+            raise ConnectionError(str(error) or type(error).__name__) from error
 
     def own(self, kind: str, name: str, owner: Plain) -> None:
         """Let `owner` take the object along when it is removed."""
@@ -115,11 +150,32 @@ def _asked_to_wait(response: Any) -> float | None:
     return float(text) if text.isdigit() else None
 
 
-def _connect(context: str | None) -> Any:
+def _path(kind: str, namespace: str) -> str:
+    group, version, plural = KINDS[kind]
+    return f"{f'apis/{group}' if group else 'api'}/{version}/namespaces/{namespace}/{plural}"
+
+
+def _events(lines: Iterable[str]) -> Iterator[tuple[str, Plain]]:
+    """What a watch says, one object a line; a line that is cut short is a connection that broke."""
+    for line in lines:
+        try:
+            event = json.loads(line)
+        except ValueError as error:
+            raise ConnectionError("cut in the middle of a word") from error
+        thing = event["object"]
+        if event["type"] == "ERROR":
+            raise Refused(int(thing.get("code", 500)), f"Kubernetes ends the watch: {thing.get('message', thing)}")
+        yield event["type"], thing
+
+
+def _connect(context: str | None) -> tuple[Any, Any]:
+    """For questions, and for watches, which are silent for long and still well."""
     try:
         import httpx2
         from lightkube import Client as Kube
         from lightkube import KubeConfig
+        from lightkube.config.client_adapter import Client as Watches
+        from lightkube.config.client_adapter import ConnectionParams
         from lightkube.core.exceptions import ConfigError as NoConfig
     except ImportError as error:
         raise ConfigError("job=k8s needs lightkube; pip install 'everstep[kubernetes]'") from error
@@ -127,7 +183,9 @@ def _connect(context: str | None) -> Any:
         config = KubeConfig.from_env()
         if context is not None and context not in config.contexts:
             raise ConfigError(f"job.k8s.context={context!r}: the kubeconfig has {', '.join(config.contexts) or 'none'}")
-        return Kube(config=config.get(context_name=context), timeout=httpx2.Timeout(TIMEOUT_S), trust_env=False)
+        one: Any = config.get(context_name=context)  # None only where a default was given
+        patient = ConnectionParams(timeout=httpx2.Timeout(TIMEOUT_S, read=SILENT_S), trust_env=False)
+        return Kube(config=one, timeout=httpx2.Timeout(TIMEOUT_S), trust_env=False), Watches(one, patient)
     except NoConfig as error:
         raise ConfigError(
             f"no cluster can be reached from here ({error}); set KUBECONFIG, or job.k8s.context"

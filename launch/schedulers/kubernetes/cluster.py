@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -10,10 +11,11 @@ from urllib.parse import quote, unquote
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Program, Rendered
+from launch.schedulers.base import Ask, Program, Rendered
 from launch.schedulers.kubernetes.client import RETRY_S, Client
 from launch.schedulers.kubernetes.lint import mistakes
 from launch.schedulers.kubernetes.manifest import manifest, objects
+from launch.schedulers.kubernetes.mirror import Mirrors, Place
 from launch.schedulers.kubernetes.names import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
 from launch.schedulers.kubernetes.standing import standing
 from trainer.errors import ConfigError
@@ -22,6 +24,8 @@ MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
 WORKLOADS = ("Job", "JobSet", "TrainJob")
 CURRENT = "current"
 """Stands in a handle for the kubeconfig's current context."""
+Look = Callable[[Place, str], list[dict[str, Any]]]
+"""All objects of ours of one kind at a place."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +68,34 @@ class Kubernetes:
 
     def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
         """One list of the jobs and one of the pods for each namespace, however many handles there are."""
-        found: dict[JobHandle, JobStatus] = {}
-        for place, group in _by_place(handles).items():
-            client = self._client_of(place)
-            pods = client.list("Pod", MANAGED)
-            for kind in {_parts(handle)[1] for handle in group}:
-                known = {each["metadata"]["name"]: each for each in client.list(kind, MANAGED)}
-                found |= {handle: self._standing(known.get(_parts(handle)[2]), pods)
-                          for handle in group if _parts(handle)[1] == kind}  # fmt: skip
-        return found
+        return self._read(handles, lambda place, kind: self._client_of(place).list(kind, MANAGED))
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[Ask]:
+        """`status` from what watches have told; a job that they have not told of yet is asked for."""
+        with contextlib.closing(Mirrors(self._client_of, MANAGED)) as mirrors:
+
+            def ask(handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+                found = self._read(handles, mirrors.look)
+                strange = [handle for handle, status in found.items() if status.state is JobState.unknown]
+                return {**found, **self.status(strange)}
+
+            yield ask
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         for handle in handles:
             _, kind, name = _parts(handle)
             self._client_of(_place(handle)).delete(kind, name)
+
+    def _read(self, handles: Sequence[JobHandle], look: Look) -> dict[JobHandle, JobStatus]:
+        found: dict[JobHandle, JobStatus] = {}
+        for place, group in _by_place(handles).items():
+            pods = look(place, "Pod")
+            for kind in {_parts(handle)[1] for handle in group}:
+                known = {each["metadata"]["name"]: each for each in look(place, kind)}
+                found |= {handle: self._standing(known.get(_parts(handle)[2]), pods)
+                          for handle in group if _parts(handle)[1] == kind}  # fmt: skip
+        return found
 
     def _standing(self, job: dict[str, Any] | None, pods: Sequence[dict[str, Any]]) -> JobStatus:
         if job is None:
@@ -90,7 +108,7 @@ class Kubernetes:
     def _client(self) -> Client:
         return Client(self.job.k8s.context, self.job.k8s.namespace, self.retry_s)
 
-    def _client_of(self, place: tuple[str | None, str]) -> Client:
+    def _client_of(self, place: Place) -> Client:
         context, namespace = place
         if context == self.job.k8s.context and namespace == self._client.namespace:
             return self._client
@@ -101,7 +119,7 @@ class Kubernetes:
         return JobHandle("k8s", context, f"{self._client.namespace}/{kind.lower()}/{name}")
 
 
-def _place(handle: JobHandle) -> tuple[str | None, str]:
+def _place(handle: JobHandle) -> Place:
     context = unquote(handle.cluster)
     return None if context == CURRENT else context, _parts(handle)[0]
 
@@ -115,8 +133,8 @@ def _parts(handle: JobHandle) -> tuple[str, str, str]:
     return words[0], kinds[words[1]], words[2]
 
 
-def _by_place(handles: Sequence[JobHandle]) -> dict[tuple[str | None, str], list[JobHandle]]:
-    found: dict[tuple[str | None, str], list[JobHandle]] = {}
+def _by_place(handles: Sequence[JobHandle]) -> dict[Place, list[JobHandle]]:
+    found: dict[Place, list[JobHandle]] = {}
     for handle in handles:
         found.setdefault(_place(handle), []).append(handle)
     return found

@@ -18,6 +18,7 @@ from kube_jobs import Jobs
 from kube_nodes import Node, Process
 from kube_server import Server
 from kube_store import ApiError, Plain, Store
+from process_helpers import until
 
 TICK_S = 0.02
 NOTICE_S, EVICT_EVERY_S, COLLECT_S, QUARANTINE_S = 50.0, 10.0, 20.0, 40.0
@@ -34,7 +35,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self.store = Store()
-        self.server = Server(self.store)
+        self.server = Server(self.store, 60.0 * self.scale)
         self.server.logs = self._log
         self.jobs = Jobs(self.store, self.scale)
         self._over = threading.Event()
@@ -101,7 +102,9 @@ class Cluster:
 
     @contextlib.contextmanager
     def away(self) -> Iterator[None]:
+        """Nobody can be asked or told: neither by us, nor by controllers and nodes."""
         self.server.away.set()
+        until(lambda: self.server.listeners == 0)
         try:
             yield
         finally:
@@ -127,6 +130,8 @@ class Cluster:
 
     def _loop(self, work: Callable[[], None]) -> None:
         while not self._over.wait(TICK_S):
+            if self.server.away.is_set():  # all of them only speak to the API server
+                continue
             try:
                 work()
             except ApiError as error:

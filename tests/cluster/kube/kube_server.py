@@ -18,12 +18,15 @@ IMMUTABLE = ("completionMode", "template", "selector", "backoffLimitPerIndex", "
 
 
 class Server:
-    """`away` drops every connection; `busy` is how many requests are answered with 429 next."""
+    """`away` drops every connection; `busy` is how many requests are answered with 429 next. A change of `cuts` ends
+    all watches in the middle of a word. `watches` counts those that began, `listeners` those that go on, `gone` those
+    that began too late."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self.away = threading.Event()
-        self.busy = 0
+    def __init__(self, store: Store, bookmark_s: float = 60.0) -> None:
+        self.store, self.bookmark_s = store, bookmark_s
+        self.away, self.over = threading.Event(), threading.Event()
+        self.watch_right = True
+        self.busy = self.cuts = self.watches = self.listeners = self.gone = 0
         self.requests: list[str] = []
         self.logs: Any = lambda namespace, pod: ""
         server = self
@@ -47,6 +50,7 @@ class Server:
         return f"http://127.0.0.1:{self._http.server_port}"
 
     def close(self) -> None:
+        self.over.set()
         self._http.shutdown()
         self._http.server_close()
 
@@ -81,7 +85,7 @@ class Server:
             if name:
                 return self.store.get(key)
             if query.get("watch") in ("1", "true"):
-                return self._watch(http, plural, namespace, int(query.get("resourceVersion") or 0))
+                return self._watch(http, plural, namespace, query)
             items = self.store.list(plural, namespace, _labels(query.get("labelSelector", "")))
             return {"kind": f"{KINDS[plural]}List", "apiVersion": "v1", "items": items,
                     "metadata": {"resourceVersion": str(self.store.version)}}  # fmt: skip
@@ -143,25 +147,48 @@ class Server:
                 _refuse_changes(old, new)
             return self.store.put(key, new)
 
-    def _watch(self, http: BaseHTTPRequestHandler, plural: str, namespace: str, version: int) -> None:
-        list(self.store.since(version, plural, namespace))  # 410 at once where the history is gone
+    def _watch(self, http: BaseHTTPRequestHandler, plural: str, namespace: str, query: Plain) -> None:
+        """What comes after a version, until the connection is cut. A version that is forgotten is an event of its own
+        in a watch that was accepted, and no refusal."""
+        if not self.watch_right:
+            raise ApiError(403, "Forbidden", f'{plural} is forbidden: User "u" cannot watch resource "{plural}"')
+        self.watches += 1
         http.send_response(200)
         http.send_header("Content-Type", "application/json")
         http.end_headers()
         http.close_connection = True
-        with contextlib.suppress(OSError):
-            deadline = time.monotonic() + 300
-            while time.monotonic() < deadline and not self.away.is_set():
-                try:
-                    for number, what, thing in self.store.since(version, plural, namespace):
-                        version = number
-                        _write(http, {"type": what, "object": thing})
-                except ApiError as error:
-                    _write(http, {"type": "ERROR", "object": {"kind": "Status", "code": error.code,
-                                  "reason": error.reason, "message": str(error)}})  # fmt: skip
-                    return
-                with self.store.changed:
-                    self.store.changed.wait(0.2)
+        with self.store.changed:
+            self.listeners += 1
+        try:
+            self._tell(http, plural, namespace, query)
+        except OSError:
+            pass  # nobody listens any more
+        finally:
+            with self.store.changed:
+                self.listeners -= 1
+
+    def _tell(self, http: BaseHTTPRequestHandler, plural: str, namespace: str, query: Plain) -> None:
+        version, labels = int(query.get("resourceVersion") or 0), _labels(query.get("labelSelector", ""))
+        cuts, told_at = self.cuts, time.monotonic()
+        if version < self.store.forgotten:
+            self.gone += 1
+            return _write(http, _error(410, "Expired", f"too old resource version: {version}"))
+        while not self.away.is_set() and not self.over.is_set():
+            if cuts != self.cuts:
+                http.wfile.write(b'{"type": "MODIFIED", "obj')
+                return None
+            with self.store.changed:
+                found, newest = list(self.store.since(version, plural, namespace, labels)), self.store.version
+                if not found:
+                    self.store.changed.wait(0.1)
+            for _, what, thing in found:
+                _write(http, {"type": what, "object": thing})
+            version = newest
+            if time.monotonic() - told_at > self.bookmark_s and query.get("allowWatchBookmarks") == "true":
+                told_at = time.monotonic()
+                meta = {"resourceVersion": str(version)}
+                _write(http, {"type": "BOOKMARK", "object": {"kind": KINDS[plural], "metadata": meta}})
+        return None
 
 
 def _parse(path: str) -> tuple[str, str, str, str]:
@@ -204,6 +231,10 @@ def _send(http: BaseHTTPRequestHandler, code: int, found: Plain | str) -> None:
             http.send_header("Retry-After", "1")
         http.end_headers()
         http.wfile.write(data)
+
+
+def _error(code: int, reason: str, message: str) -> Plain:
+    return {"type": "ERROR", "object": {"kind": "Status", "code": code, "reason": reason, "message": message}}
 
 
 def _write(http: BaseHTTPRequestHandler, event: Plain) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -84,9 +85,21 @@ def test_a_node_that_is_drained(run: Run, undisturbed: Run) -> None:
     same(run, undisturbed)
 
 
-def test_a_container_that_is_killed_for_its_memory(run: Run, undisturbed: Run) -> None:
-    run.cluster.kill_for_memory(run.pod(1))
+def test_a_container_is_killed_for_its_memory_while_the_api_server_is_away_for_30_s(run: Run, undisturbed: Run) -> None:
+    """30 s of the simulated cluster, scaled as all its times. Who follows comes back to a history that is gone."""
+    server, follower = run.cluster.server, run.start("status", run.name, "-f", "--root", str(run.root))
+    run.until(lambda: server.watches == 2, "watch of the job and of its pods")
+    pod = run.pod(1)
+    with run.cluster.away():
+        back = time.monotonic() + 30 * SCALE
+        run.cluster.kill_for_memory(pod)
+        run.until(lambda: time.monotonic() > back, "end of the outage")
+        run.cluster.store.touch()
+        run.cluster.store.forget()
     same(run, undisturbed)
+    assert server.gone == 2
+    printed = follower.communicate(timeout=60)[0].splitlines()
+    assert (follower.returncode, printed[-1].split()[0]) == (0, "done"), printed
 
 
 def test_a_config_that_cannot_run_ends_the_job_at_once_and_status_says_why(cluster: Cluster, root: Path) -> None:
