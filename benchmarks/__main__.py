@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib
 import sys
 
-NAMES = ("overhead", "startup", "order", "windows", "restart", "render", "data", "checkpoint", "sweep", "asha")
+NAMES = (
+    "overhead", "startup", "order", "windows", "restart", "render", "data", "checkpoint", "resume", "upload", "sweep",
+    "asha",
+)  # fmt: skip
 
 
 def main() -> int:

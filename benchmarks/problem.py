@@ -23,9 +23,9 @@ SAMPLES = int(os.environ.get("BENCH_SAMPLES", "65536"))
 class Net(nn.Sequential):
     """A perceptron whose forward pass in training ticks the clock: from tick to tick is one whole step."""
 
-    def __init__(self) -> None:
+    def __init__(self, width: int = WIDTH) -> None:
         super().__init__(
-            nn.Linear(FEATURES, WIDTH), nn.ReLU(), nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.Linear(WIDTH, CLASSES)
+            nn.Linear(FEATURES, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, CLASSES)
         )
 
     def forward(self, features: Tensor) -> Tensor:

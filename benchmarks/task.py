@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from benchmarks.footprints import leave_footprint
-from benchmarks.problem import Net, arrays
+from benchmarks.problem import WIDTH, Net, arrays
 from trainer.data.dataset import ArrayDataset, Splits
 from trainer.step import StepInfo
 from trainer.task import Batch, Loss
@@ -15,8 +15,11 @@ from trainer.task import Batch, Loss
 class Problem:
     """Cross entropy of the ticking net."""
 
+    def __init__(self, width: int = WIDTH) -> None:
+        self.width = width
+
     def model(self) -> nn.Module:
-        return Net()
+        return Net(self.width)
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         return Loss(cross_entropy(model(batch["features"]), batch["target"], reduction="sum"), len(batch["target"]))

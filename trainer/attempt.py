@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from trainer import compose
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, DivergedError, EverstepError, ShortOfMemoryError, SupersededError
+from trainer.laps import Laps
 from trainer.place import Place, die_with_parent
 from trainer.process import spare_what_lives
 from trainer.provenance import record
@@ -50,23 +51,24 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
 
     Under torchrun a run that was stopped and saved exits with 0, since torchrun would start anything else again.
     """
-    place = Place.from_environment()
+    place, laps = Place.from_environment(), Laps(stop.started)
     if place.under_torchrun:
         die_with_parent()
     try:
         options = parse(arguments)
-        store = _store(place)
+        store = _store(place, laps)
         assignment = _assignment(options, place, store, stop.began)
     except EverstepError as error:
         return _refuse(error, place)
     run = compose.thaw(assignment.config)
+    laps.end("config")
     if assignment.done_at is not None:
         if place.rank == 0:
             print(f"run {run.run} is done: step {assignment.done_at} of {run.steps} in {assignment.url}")
         return 0
     folder = RunFolder(assignment.url)
     with RankLog(folder, assignment.attempt, place.rank):
-        ending, failure = _run(run, folder, assignment, place, store, stop)
+        ending, failure = _run(run, folder, assignment, place, store, stop, laps)
         if failure is not None:
             _fail(failure, ending, folder, assignment.attempt)
         elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
@@ -89,12 +91,15 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _store(place: Place) -> Store | None:
+def _store(place: Place, laps: Laps) -> Store | None:
     if place.world == 1:
         return None
     from trainer.mesh import join
 
-    return join(place, timeout_s=float(os.environ.get("EVERSTEP_JOIN_TIMEOUT_S", "300")))
+    laps.end("import")
+    joined = join(place, timeout_s=float(os.environ.get("EVERSTEP_JOIN_TIMEOUT_S", "300")))
+    laps.end("rendezvous")
+    return joined
 
 
 def _assignment(options: argparse.Namespace, place: Place, store: Store | None, began: float) -> Assignment:
@@ -148,18 +153,26 @@ def _composed(options: argparse.Namespace, place: Place) -> tuple[RunConfig, Run
 
 
 def _run(
-    run: RunConfig, folder: RunFolder, assignment: Assignment, place: Place, store: Store | None, stop: Stop
+    run: RunConfig,
+    folder: RunFolder,
+    assignment: Assignment,
+    place: Place,
+    store: Store | None,
+    stop: Stop,
+    laps: Laps,
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; the ending, and the error that it came from."""
     from trainer.build import Start, build
     from trainer.loop import train
     from trainer.mesh import form, lost_peer, part
 
+    laps.end("import")
     parts = None
     try:
         stop.watch(run.stop, folder if place.rank == 0 else None)
         mesh = form(place, store, run.parallel, run.group_timeout_s)
-        parts = build(run, Start(folder, assignment.attempt, assignment.micro_batch), mesh, stop)
+        laps.end("rendezvous")
+        parts = build(run, Start(folder, assignment.attempt, laps, assignment.micro_batch), mesh, stop)
         spare_what_lives()
         ending = train(run, parts)
         _close(parts, ending)

@@ -31,6 +31,7 @@ from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Evaluator
 from trainer.flops import count_flops, peak_flops
 from trainer.journal import Hook, Journal
+from trainer.laps import Laps
 from trainer.loop import Parts, short_of_memory
 from trainer.mesh import Mesh
 from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
@@ -53,6 +54,7 @@ class Start:
 
     folder: RunFolder
     attempt: int
+    laps: Laps
     micro_batch: int | None = None
     """The microbatch that the last attempt asked for when it ran out of memory."""
 
@@ -66,7 +68,9 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     model = spread(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
     state = _state(run, model, mesh, fresh)
     checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits))
+    start.laps.end("build")
     restored = checkpoints.restore()
+    start.laps.end("load")
     wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
     state.progress.micro_batch = min(size for size in wanted if size)
     train, held_out = gathers(run, splits)
@@ -83,6 +87,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
     _rehearse(run, parts)
     _announce(run, parts, restored)
+    start.laps.end("build")
     return parts
 
 
@@ -188,10 +193,10 @@ def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
     sinks: list[Sink] = []
     mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run))))
     if not mesh.is_main:
-        return Journal(run, start.folder, display, (), None)
+        return Journal(run, start.folder, display, (), None, start.laps)
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS))
     events = Guarded(EVENTS, file)
-    journal = Journal(run, start.folder, display, sinks, events)
+    journal = Journal(run, start.folder, display, sinks, events, start.laps)
     journal.world, journal.device, journal.peak = mesh.world, mesh.device, peak_flops(mesh.device)
     return journal
 

@@ -14,6 +14,7 @@ import torch
 from trainer.checkpoint.checkpointer import Landed
 from trainer.config import RunConfig
 from trainer.console import Display
+from trainer.laps import Laps
 from trainer.metrics import Sink
 from trainer.outbox import Outbox
 from trainer.run_folder import PROGRESS, RunFolder, progress_json
@@ -40,13 +41,20 @@ class Journal:
     """Writes on rank 0 only; the other ranks have one that keeps silent."""
 
     def __init__(
-        self, run: RunConfig, folder: RunFolder, display: Display, sinks: Sequence[Sink], events: Sink | None
+        self,
+        run: RunConfig,
+        folder: RunFolder,
+        display: Display,
+        sinks: Sequence[Sink],
+        events: Sink | None,
+        laps: Laps,
     ) -> None:
         self.run = run
         self.folder = folder
         self.display = display
         self.sinks = sinks
         self.events = events
+        self.laps = laps
         self.unit = "items"
         self.flops_per_item = 0.0
         self.peak: float | None = None
@@ -80,7 +88,8 @@ class Journal:
         """Note a step; every `log.every` of them make a record. `waited_s`: seconds waited for data so far in all."""
         if not self._begun:
             self._begun = True
-            self.event("first_step", step=info.step)
+            self.laps.end("first step")
+            self.event("first_step", step=info.step, laps_s=self.laps.seconds)
         self._speed.items += info.items
         self._step = info.step
         if self.writes and (info.step % self.run.log.every == 0 or info.step == self.run.steps):

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -22,6 +20,7 @@ import numpy as np
 
 from benchmarks.contest import FailedError, run
 from benchmarks.data.source import BLOCK, VOCABULARY
+from benchmarks.store import CREDENTIALS, s3_server
 from benchmarks.table import machine, markdown, spread
 
 BUCKET, DATASET = "bench", "tokens"
@@ -97,23 +96,9 @@ def _store(delay_s: float) -> Iterator[dict[str, str]]:
     """A server with an empty bucket behind the tests' proxy; the environment that leads there."""
     from tests.fault_proxy import fault_proxy
 
-    server = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p0"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    try:
-        lines = iter(server.stdout or ())
-        url = next(word for line in lines for word in line.split() if word.startswith("http://127.0.0.1:"))
-        urllib.request.urlopen(urllib.request.Request(f"{url}/{BUCKET}", method="PUT"), timeout=20).close()
-        with open(os.devnull, "w") as nowhere, fault_proxy(int(url.rsplit(":", 1)[1])) as proxy:
-            # The server blocks when nobody reads what it says.
-            drain = subprocess.Popen(["cat"], stdin=server.stdout, stdout=nowhere)
-            proxy.delay_s = delay_s
-            yield {"AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
-            drain.kill()
-            drain.wait()
-    finally:
-        server.kill()
-        server.wait()
+    with s3_server(BUCKET) as url, fault_proxy(int(url.rsplit(":", 1)[1])) as proxy:
+        proxy.delay_s = delay_s
+        yield {"AWS_ENDPOINT_URL": proxy.url, **CREDENTIALS}
 
 
 def _child() -> None:

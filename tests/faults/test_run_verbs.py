@@ -49,6 +49,9 @@ def test_a_trainer_writes_down_what_goodput_needs(tmp_path: Path) -> None:
     claim, ending = run.claim_of(1), run.ending(1)
     assert ending is not None
     assert ending.time is not None
+    first = events[kinds.index("first_step")]
+    assert list(first["laps_s"]) == ["import", "rendezvous", "config", "build", "load", "first step"]
+    assert sum(first["laps_s"].values()) == pytest.approx(first["time"] - claim["began"], abs=0.05)
     assert claim["began"] <= claim["time"] <= events[0]["time"] <= ending.time
     # The last word is that of a save, and it does not forget how fast the run was.
     progress = run.facts("progress.json")
