@@ -17,7 +17,7 @@ demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and l
 	$(BIN)/everstep checkpoint ls runs/demo
 
 test: $(VENV)/test.stamp  ## all tests; ARGS= goes to pytest
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: $(VENV)/test.stamp  ## style, types and the direction of imports
 	$(BIN)/ruff check .

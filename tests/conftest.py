@@ -20,5 +20,5 @@ from servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa:
 
 
 def pytest_collection_modifyitems(items: list) -> None:  # type: ignore[type-arg]
-    """Forked ranks first: a fork is safe only while no test has left threads behind in this process."""
+    """Forked ranks first: a fork is safe only while no test has left threads or a mesh of its own in this process."""
     items.sort(key=lambda item: item.get_closest_marker("dist") is None)
