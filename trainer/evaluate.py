@@ -70,7 +70,8 @@ class Evaluator:
             raise ConfigError("data has no validation split; set evaluate.every=null")
         config = self.run.evaluate
         samples = limit if limit is not None else config.limit
-        batches = evaluation_batches(self.data, self._batch(), mesh.rank, mesh.world, mesh.device, samples)
+        ahead_mb = self.run.loader.ahead_mb
+        batches = evaluation_batches(self.data, self._batch(), mesh.rank, mesh.world, mesh.device, samples, ahead_mb)
         cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():

@@ -11,6 +11,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from concurrent.futures import Future
 from itertools import islice
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from process_helpers import until
 from shard_sets import numbered, write_dataset
 from torch import Tensor
 
@@ -279,6 +281,39 @@ def test_evaluation_visits_each_held_out_sample_once_and_gives_each_rank_as_many
     assert len({len(batches) for batches in ranks}) == 1
     seen = [int(i) for batches in ranks for m in batches if m.real for i in m.batch["id"]]
     assert sorted(seen) == list(range(min(samples, limit)))
+
+
+class FarAway(ArrayDataset):
+    """A dataset that notes what it is asked to fetch."""
+
+    sample_bytes = 1e6
+    room_bytes = 10**9
+
+    def __init__(self, samples: int) -> None:
+        super().__init__({"id": np.arange(samples)})
+        self.wanted: list[int] = []
+
+    def want(self, ids: Ids) -> list[Future[None]]:
+        self.wanted += ids.tolist()
+        return []
+
+
+def test_what_an_evaluation_needs_from_a_store_is_asked_for_ahead_and_no_further_than_allowed() -> None:
+    data = FarAway(60)
+    batches = evaluation_batches(Gather(data, SEED), 5, 1, 2, "cpu", None, ahead_mb=9)
+    mine = [*range(5, 10), *range(15, 20), *range(25, 30), *range(35, 40), *range(45, 50), *range(55, 60)]
+    first = next(batches)
+    until(lambda: len(data.wanted) == 15)  # 5 are used, and 9 or a batch more may be asked for
+    assert first.ids.tolist() == mine[:5]
+    assert [int(i) for batch in batches for i in batch.ids] == mine[5:]
+    assert data.wanted == mine[: len(data.wanted)]
+
+
+def test_an_evaluation_that_is_cut_short_leaves_no_thread_behind() -> None:
+    batches = evaluation_batches(Gather(FarAway(60), SEED), 5, 0, 1, "cpu", None, ahead_mb=9)
+    next(batches)
+    del batches
+    assert not [thread for thread in threading.enumerate() if thread.name == "everstep-lookahead"]
 
 
 def test_wrong_sizes_are_refused_with_their_key() -> None:

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from trainer.config import BadSample, Worker
+from trainer.data.dataset import Dataset
 from trainer.data.gather import Cut, Gather, Microbatch, Request, Span
-from trainer.data.lookahead import Lookahead
+from trainer.data.lookahead import Lookahead, Want
 from trainer.data.order import SampleOrder, Slot, microbatches
 from trainer.data.prefetch import Prefetcher
 from trainer.data.threads import Threads
@@ -144,13 +145,10 @@ class Loader:
         return chain.from_iterable(span.requests() for span in self._spans(first_step, 1))
 
     def _look_ahead(self, first_step: int) -> Lookahead | None:
-        dataset = self._gather.dataset
-        want, room = getattr(dataset, "want", None), getattr(dataset, "room_bytes", None)
-        if want is None or room is None or not self._ahead_mb:
+        fetching = _fetching(self._gather.dataset, self._ahead_mb)
+        if fetching is None:
             return None
-        # What is fetched ahead must not push out of the cache what is needed before it.
-        ahead_bytes = min(self._ahead_mb * 1e6, room / 2)
-        ahead = 1 + int(ahead_bytes / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
+        want, ahead = fetching
         spans = self._spans(first_step, 1 + ahead // 16 // sum(slot.stop - slot.start for slot in self.slots))
         lookahead = Lookahead(want, (span.ids for span in spans), ahead)
         self._open.append(lookahead)
@@ -175,8 +173,24 @@ class Loader:
             step += count
 
 
+def _fetching(dataset: Dataset, ahead_mb: int) -> tuple[Want, int] | None:
+    """Whom to ask for samples, and how many before they are needed; None where nothing has to be fetched."""
+    want, room = getattr(dataset, "want", None), getattr(dataset, "room_bytes", None)
+    if want is None or room is None or not ahead_mb:
+        return None
+    # What is fetched ahead must not push out of the cache what is needed before it.
+    ahead_bytes = min(ahead_mb * 1e6, room / 2)
+    return want, 1 + int(ahead_bytes / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
+
+
 def evaluation_batches(
-    gather: Gather, batch: int, rank: int, world: int, device: torch.device | str, limit: int | None = None
+    gather: Gather,
+    batch: int,
+    rank: int,
+    world: int,
+    device: torch.device | str,
+    limit: int | None = None,
+    ahead_mb: int = 256,
 ) -> Iterator[Microbatch]:
     """The first `limit` samples (all: None) in stored order, `batch` at a time; ranks take them in turn.
 
@@ -187,7 +201,20 @@ def evaluation_batches(
         raise DataError("there is nothing to evaluate on: the validation set holds no sample")
     if batch < 1:
         raise ConfigError(f"evaluate.batch={batch} must be at least 1 sample")
-    return _in_order(gather, microbatches(samples, batch, rank, world), torch.device(device))
+    slots = microbatches(samples, batch, rank, world)
+    batches = _in_order(gather, slots, torch.device(device))
+    fetching = _fetching(gather.dataset, ahead_mb)
+    return batches if fetching is None else _fetched(batches, slots, *fetching)
+
+
+def _fetched(batches: Iterator[Microbatch], slots: list[Slot], want: Want, ahead: int) -> Iterator[Microbatch]:
+    lookahead = Lookahead(want, (np.arange(slot.start, slot.stop) for slot in slots), ahead)
+    try:
+        for microbatch in batches:
+            lookahead.used(len(microbatch.ids))
+            yield microbatch
+    finally:
+        lookahead.close()
 
 
 def _in_order(gather: Gather, slots: list[Slot], device: torch.device) -> Iterator[Microbatch]:
