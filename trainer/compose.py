@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -143,6 +142,8 @@ def thaw(text: str) -> RunConfig:
 
 
 def digest(config: RunConfig) -> str:
+    import hashlib  # with OpenSSL behind it
+
     return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
 
 
