@@ -14,6 +14,7 @@ from launch.history import attempt as read_attempt
 from launch.history import read
 from launch.ls import line
 from launch.runs import add_run, find
+from launch.say import say
 from trainer.errors import ConfigError
 from trainer.run_folder import RunFolder
 
@@ -41,7 +42,10 @@ def logs(arguments: Sequence[str]) -> int:
     if not folder.storage.exists(found[-1].path):
         attempt = found[-1].attempt
         raise ConfigError(f"--rank {options.rank}: attempt {attempt} has the logs of {_listed(ranks(folder, attempt))}")
-    _write(_last(Tail(folder, found[-1].path).read(), options.tail))
+    if written := Tail(folder, found[-1].path).read():
+        _write(_last(written, options.tail))
+    else:
+        say(f"{found[-1].path} is empty; --job shows what all processes have printed")
     return 0
 
 

@@ -18,7 +18,6 @@ from launch.cluster import scheduler
 from launch.config import JobConfig, job_config, job_yaml
 from launch.say import say
 from launch.schedulers.base import Program, Scheduler
-from launch.snapshot import take
 from launch.submission import Receipt
 from launch.submission import submit as submit_once
 from launch.torchrun import trainer
@@ -158,6 +157,7 @@ def _settle(plan: Plan) -> None:
 
 def _keep_code(plan: Plan) -> str | None:
     """The code as it is now, in the run folder: later edits do not reach what is queued. None where there is none."""
+    from launch.snapshot import take
     from trainer.provenance import record
 
     script = [plan.program.argv[0]] if plan.config is None else []
@@ -193,8 +193,8 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
             say(mistake)
         return rendered.manifest
     parts = {f"{plan.folder.storage.url}/job.yaml": job_yaml(plan.job), **rendered.files}
-    if plan.config is not None:
-        parts = {f"{plan.folder.storage.url}/{CONFIG}": freeze(plan.config), **parts}
+    if plan.program.config:
+        parts = {f"{plan.folder.storage.url}/{CONFIG}": plan.program.config, **parts}
     shown = [f"# {name}\n{text.rstrip()}\n" for name, text in parts.items()]
     started = f"# every node starts\ntorchrun … {shlex.join(plan.program.argv)}\n"
     return "\n".join([*shown, started, f"# submitted by\n{shlex.join(rendered.argv)}\n"])

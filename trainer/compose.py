@@ -9,11 +9,10 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import enum
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -23,16 +22,12 @@ from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig, first_st
 from trainer.errors import ConfigError, nearest
 from trainer.run_folder import CONFIG, RunFolder
 
+if TYPE_CHECKING:
+    from trainer.schema import Composition
+
 T = TypeVar("T")
 SWEEPS = "sweep"
 """The folder of sweeps in conf/."""
-
-
-@dataclass(kw_only=True)
-class Composition(RunConfig):
-    """What one command line says: the run, and under `job` the launcher's part."""
-
-    job: Node | None = None
 
 
 @dataclass(frozen=True)
@@ -88,13 +83,14 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Co
 def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition, str | None]:
     """All keys as the command line sets them, and the name of the experiment."""
     import hydra
-    from hydra.core.config_store import ConfigStore
     from hydra.errors import HydraException
+
+    from trainer.schema import Composition, register
 
     experiment, cleaned = _checked(overrides, folders)
     if len(folders) > 1:
         cleaned.append(f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in folders[1:])}]")
-    ConfigStore.instance().store(name="run_schema", node=Composition)
+    register()
     try:
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
             tree = hydra.compose("run", overrides=cleaned)
@@ -146,6 +142,8 @@ def thaw(text: str) -> RunConfig:
 
 
 def digest(config: RunConfig) -> str:
+    import hashlib  # with OpenSSL behind it
+
     return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
 
 

@@ -10,15 +10,18 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import launch
 from launch.config import JobConfig
 from launch.config.job import NOTICE_SLACK_S
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers import slurm_json, slurm_preflight
 from launch.schedulers.base import Ask, Program, Rendered
 from trainer.errors import ConfigError
 from trainer.storage import open_storage
+
+if TYPE_CHECKING:
+    from launch.schedulers import slurm_json
 
 SCRIPT = "run.sbatch"
 AWAY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted", "connect failure",
@@ -47,13 +50,15 @@ class Slurm:
 
     def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
         """What the partitions and nodes say, and then what `sbatch --test-only` refuses; nothing is queued."""
+        from launch.schedulers.slurm_preflight import Answer, problems
+
+        def answer(argv: Sequence[str]) -> Answer:
+            done = self._ask(*argv)
+            return Answer(done.returncode, done.stdout, done.stderr)
+
         program = Program("everstep-check", os.devnull, (), "")
         flags = [flag for flag in _flags(job, program) if not flag.startswith(("--output", "--comment"))]
-        return slurm_preflight.problems(job, self._answer, flags)
-
-    def _answer(self, argv: Sequence[str]) -> slurm_preflight.Answer:
-        done = self._ask(*argv)
-        return slurm_preflight.Answer(done.returncode, done.stdout, done.stderr)
+        return problems(job, answer, flags)
 
     def submit(self, rendered: Rendered) -> JobHandle:
         done = self._ask(*rendered.argv)
@@ -92,6 +97,8 @@ class Slurm:
 
     def _jobs(self) -> list[slurm_json.Job]:
         """All jobs of this user that the controller remembers, in one question."""
+        from launch.schedulers import slurm_json
+
         done = self._ask("squeue", "--me", "--states=all", "--json")
         if done.returncode:
             raise ConfigError(f"squeue does not answer: {_last_line(done.stderr)}")
@@ -106,6 +113,8 @@ class Slurm:
 
     def _accounted(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
         """What accounting remembers of jobs that the controller has forgotten; nothing where it is switched off."""
+        from launch.schedulers import slurm_json
+
         ids = ",".join(handle.id for handle in handles)
         rows = self._sacct(f"--jobs={ids}", f"--format={slurm_json.SACCT_FIELDS}")
         return dict(slurm_json.accounted(row) for row in rows)

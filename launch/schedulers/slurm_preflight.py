@@ -37,6 +37,7 @@ class Wish(Protocol):
     """The keys of a job that a cluster has a say in."""
 
     nproc: int | str
+    time: str | None
     partition: str | None
     account: str | None
     qos: str | None
@@ -128,7 +129,7 @@ def _limits(job: Wish, partition: Partition) -> list[str]:
         found.append(f"job.partition={name!r}: it is {partition.state}; choose another")
     if job.time_s is not None and partition.max_time_s is not None and job.time_s > partition.max_time_s:
         limit = duration(partition.max_time_s)
-        found.append(f"job.time={duration(job.time_s)}: partition {name} allows at most {limit}; change job.time")
+        found.append(f"job.time={job.time}: partition {name} allows at most {limit}; change job.time")
     most = min(partition.nodes, partition.max_nodes or partition.nodes)
     if fewest > most:
         has = f"has {partition.nodes}" if most == partition.nodes else f"allows at most {most}"
@@ -159,7 +160,8 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
         if wanted is not None and wanted > most:
             auto = " (as many as job.nproc)" if key == "job.gpus" and job.gpus == "auto" else ""
             has = f"nodes of partition {partition.name} have at most {most} {unit}"
-            found.append(f"{key}={wanted}{auto}: {has}; change {key}")
+            said = job.mem if key == "job.mem" else wanted
+            found.append(f"{key}={said}{auto}: {has}; change {key}")
     fewest = job.node_range[0]
     enough = [
         group

@@ -14,16 +14,22 @@ from toy import toy_data
 from trainer.data.dataset import Splits
 from trainer.step import Stepper
 
+LATER_PAUSE_S = 0.1
+"""What a step of any start but the first is slowed down by at most: faults befall the first, and the others have only
+to be there still when what was cut off comes back."""
+
 
 def data(samples: int = 41, pause_s: float = 0.0, ledger: str = "") -> Splits:
-    """The toy's data; from now on every step of this process takes `pause_s` longer and is noted in `ledger`.
+    """The toy's data; from now on every step of this process takes up to `pause_s` longer and is noted in `ledger`.
 
     Each process has a file of its own, since a node that is cut off writes on beside its successor.
     """
     original = Stepper.__call__
     folder = Path(ledger)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{os.environ['EVERSTEP_STARTER']}-rank-{os.environ.get('RANK', '0')}-{os.getpid()}.jsonl"
+    starter = os.environ["EVERSTEP_STARTER"]
+    pause_s = pause_s if starter == "start-0001" else min(pause_s, LATER_PAUSE_S)
+    file = folder / f"{starter}-rank-{os.environ.get('RANK', '0')}-{os.getpid()}.jsonl"
 
     def noting(self: Stepper, batches: Sequence[Any]) -> None:
         slots = {batch.index: batch.ids.tolist() for batch in batches if batch.real}

@@ -330,6 +330,8 @@ SlurmdParameters=config_overrides
 SlurmdTimeout=10
 KillWait=5
 MessageTimeout=5
+# A task whose batch host is lost tries five times to tell it of its end, before the job can be requeued.
+TCPTimeout=1
 UnkillableStepTimeout=20
 # The controller talks to every node itself: a message that goes through a dead node would be late.
 TreeWidth=65533

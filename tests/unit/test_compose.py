@@ -147,6 +147,14 @@ def test_a_users_folder_adds_options_and_may_name_their_own_packages(tmp_path: P
         compose(["experiment=yours"], [str(tmp_path)])
 
 
+def test_a_users_file_that_speaks_of_hydras_own_keys_still_composes(tmp_path: Path) -> None:
+    file = tmp_path / "experiment/moved.yaml"
+    file.parent.mkdir()
+    file.write_text("# @package _global_\ndefaults:\n  - digits\n  - override /hydra/job_logging: disabled\n"
+                    "hydra: {run: {dir: 'outputs/${now:%Y}'}, job: {name: moved}}\n")  # fmt: skip
+    assert compose(["experiment=moved"], [str(tmp_path)]).run == compose(["experiment=digits"]).run
+
+
 def test_a_users_folder_that_is_not_there_is_said_so() -> None:
     with pytest.raises(ConfigError, match="--config-dir /nosuch: no such folder"):
         compose(["experiment=digits"], ["/nosuch"])

@@ -22,15 +22,28 @@ def everstep(*words: str, cwd: Path | None = None) -> subprocess.CompletedProces
     )
 
 
+def imported(*words: str, cwd: Path | None = None) -> tuple[set[str], str]:
+    """Every module that a command imports, and what it prints."""
+    shown = subprocess.run([sys.executable, "-X", "importtime", "-m", "launch", *words], capture_output=True, text=True,
+                           check=True, cwd=cwd)  # fmt: skip
+    return {line.rsplit("|", 1)[1].strip() for line in shown.stderr.splitlines() if "|" in line}, shown.stdout
+
+
 @pytest.mark.process
 def test_help_imports_nothing_heavy() -> None:
-    shown = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "launch", "--help"], capture_output=True, text=True, check=True
-    )
-    imported = {line.rsplit("|", 1)[1].strip().split(".")[0] for line in shown.stderr.splitlines() if "|" in line}
-    assert "launch" in imported
-    assert not imported & set(HEAVY)
-    assert "everstep run" in shown.stdout
+    modules, printed = imported("--help")
+    assert "launch" in modules
+    assert not {module.split(".")[0] for module in modules} & set(HEAVY)
+    assert "everstep run" in printed
+
+
+@pytest.mark.process
+def test_a_dry_run_imports_nothing_that_only_a_submission_needs(tmp_path: Path) -> None:
+    modules, printed = imported("submit", "--dry-run", "job=slurm", "experiment=digits", cwd=tmp_path)
+    assert "trainer.storage.local" in modules
+    assert not modules & {"torch", "fsspec", "rich", "trainer.storage.by_fsspec", "trainer.storage.by_obstore",
+                          "launch.snapshot", "launch.schedulers.slurm_preflight"}  # fmt: skip
+    assert "sbatch --parsable" in printed
 
 
 @pytest.mark.process

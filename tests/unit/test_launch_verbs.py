@@ -224,6 +224,14 @@ def test_a_log_that_is_not_there_names_those_that_are(
     assert capsys.readouterr().err == f"everstep: {said}\n"
 
 
+def test_a_log_with_nothing_in_it_is_said_to_be_empty(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    done(root, "demo").log(1, "", rank=1)
+    assert main(["logs", "demo", "--rank", "1"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert "attempts/0001/rank-0001.log is empty; --job shows what all processes have printed" in shown.err
+
+
 @pytest.mark.process
 def test_following_goes_on_across_a_restart_until_the_run_is_over(root: Path, tmp_path: Path) -> None:
     records = Records(str(root / "demo"), ago_s=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from launch.config import seconds
 from launch.schedulers.slurm_inventory import clock_s, gpus_of, nodes_of, partitions_of, plain
 from launch.schedulers.slurm_preflight import Answer, ask, flags_of, megabytes, problems
 
@@ -24,7 +25,7 @@ class Job:
 
     nodes: tuple[int, int] = (2, 2)
     nproc: int | str = 2
-    time_s: int | None = None
+    time: str | None = None
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
@@ -33,6 +34,10 @@ class Job:
     gpus: int | str = "auto"
     cpus: int | None = None
     mem: str | None = None
+
+    @property
+    def time_s(self) -> int | None:
+        return None if self.time is None else seconds(self.time)
 
     @property
     def node_range(self) -> tuple[int, int]:
@@ -61,7 +66,7 @@ def refused(line: str) -> Answer:
 
 def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
     cluster = Recorded()
-    assert problems(Job(time_s=3600), cluster) == []
+    assert problems(Job(time="1h"), cluster) == []
     assert [argv[0] for argv in cluster.asked] == ["scontrol", "sinfo", "sbatch"]
     assert cluster.asked[-1][1:] == ["--test-only", "--nodes=2", "--time=60", "--gpus-per-node=2", "--wrap=true"]
 
@@ -72,7 +77,7 @@ def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
         (Job(partition="man"), "job.partition='man': there is no such partition; did you mean 'main'?; there are main, "
                                "spot, urgent, short, closed"),
         (Job((1, 1), partition="closed"), "job.partition='closed': it is DOWN; choose another"),
-        (Job(partition="short", time_s=7200), "job.time=2 h: partition short allows at most 1 h; change job.time"),
+        (Job(partition="short", time="2h"), "job.time=2h: partition short allows at most 1 h; change job.time"),
         (Job((9, 9)), "job.nodes=9: partition main has 3 nodes; change job.nodes"),
         (Job((3, 4), partition="short"), "job.nodes=3: partition short has 2 nodes; change job.nodes"),
         (Job(partition="short", account="mine"), "job.account='mine': partition short allows only lab; "
@@ -82,7 +87,7 @@ def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
         (Job(nproc=8), "job.gpus=8 (as many as job.nproc): nodes of partition main have at most 2 GPUs; "
                        "change job.gpus"),
         (Job(cpus=9), "job.cpus=9: nodes of partition main have at most 4 CPUs; change job.cpus"),
-        (Job(mem="8G"), "job.mem=8192: nodes of partition main have at most 4000 MB of memory; change job.mem"),
+        (Job(mem="8G"), "job.mem=8G: nodes of partition main have at most 4000 MB of memory; change job.mem"),
         (Job(partition="short", mem="3000"), "job.mem=3000: nodes of partition short have at most 2000 MB of memory; "
                                              "change job.mem"),
         (Job((3, 3), exclude=["n2"]), "job.nodes=3: only 2 nodes of partition main have what is asked of each, without "
@@ -96,7 +101,7 @@ def test_what_does_not_fit_is_one_line_with_the_key(job: Job, said: str) -> None
 
 
 def test_all_that_does_not_fit_is_told_at_once() -> None:
-    found = problems(Job((9, 9), time_s=7200, partition="short", cpus=9, qos="low"), Recorded())
+    found = problems(Job((9, 9), time="2h", partition="short", cpus=9, qos="low"), Recorded())
     assert [line.split("=")[0] for line in found] == ["job.time", "job.nodes", "job.qos", "job.cpus"]
 
 
@@ -207,7 +212,7 @@ def test_numbers_times_and_sizes_of_slurm_are_read() -> None:
 
 
 def test_a_range_of_nodes_and_a_time_are_said_as_sbatch_wants_them() -> None:
-    assert flags_of(Job((2, 4), time_s=90, gpus=0, exclude=["n1", "n2"])) == [
+    assert flags_of(Job((2, 4), time="90s", gpus=0, exclude=["n1", "n2"])) == [
         "--nodes=2-4",
         "--time=2",
         "--exclude=n1,n2",
