@@ -8,6 +8,7 @@ from pathlib import Path
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile the same modules
 sys.path.insert(0, str(Path(__file__).parent))
 # A shell starts background jobs with SIGINT ignored, and children would inherit that; these tests send it to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
