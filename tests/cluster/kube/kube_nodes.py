@@ -145,7 +145,8 @@ class Node:
         labels = {"kubernetes.io/hostname": name}
         store.create(("nodes", "", name), {
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
-            "spec": {}, "status": {"allocatable": {"pods": "50", **capacity}, "conditions": []}})  # fmt: skip
+            "spec": {}, "status": {"allocatable": {"pods": "50", **capacity},
+                                      "conditions": [{"type": "Ready", "status": "True"}]}})  # fmt: skip
 
     def address(self) -> str:
         Node._addresses += 1

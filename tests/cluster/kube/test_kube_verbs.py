@@ -8,23 +8,20 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kube_cluster import Cluster
+from kube_pods import config, rendered, submitted
 from kube_run import Run
 from process_helpers import until
 
-from launch.config import JobConfig, job_config
-from launch.job import JobHandle, JobState
-from launch.schedulers.base import Program, Rendered
+from launch.job import JobState
 from launch.schedulers.kubernetes.client import Client
 from launch.schedulers.kubernetes.cluster import Kubernetes
 from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 PLANTED = "planted-value-of-a-secret"
-WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
 
 
 @pytest.fixture
@@ -33,24 +30,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
         yield made
     assert made.errors == []
-
-
-def config(tmp_path: Path, shell: str = WAIT, **keys: Any) -> JobConfig:
-    patch = {"spec": {"template": {"spec": {"containers": [{"name": "train", "command": ["sh", "-c", shell]}]}}}}
-    (tmp_path / "patch.yaml").write_text(json.dumps(patch))
-    given = {"nodes": 2, "nproc": 1, "gpus": 0, "image": "i", **keys}
-    return job_config({"scheduler": "k8s", **given, "k8s": {"overlay": str(tmp_path / "patch.yaml")}})
-
-
-def rendered(job: JobConfig, token: str = "token-1") -> Rendered:
-    return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "trainer"), token, "steps: 5\n"))
-
-
-def submitted(cluster: Cluster, job: JobConfig) -> tuple[Kubernetes, JobHandle]:
-    scheduler = Kubernetes(job, retry_s=20)
-    handle = scheduler.submit(rendered(job))
-    until(lambda: len(cluster.pods(phase="Running")) == job.node_range[1])
-    return scheduler, handle
 
 
 def test_a_job_is_made_found_looked_at_and_removed_with_all_that_it_made(cluster: Cluster, tmp_path: Path) -> None:
