@@ -128,6 +128,9 @@ class Client:
     def create(self, path: str, thing: Plain) -> Plain:
         return self._request("POST", path, thing)
 
+    def remove(self, path: str) -> None:
+        self._request("DELETE", path)
+
     def change(self, path: str, patch: Plain) -> Plain:
         """A merge patch; lists are replaced as a whole. Refused with 409 when the version in it is not the newest."""
         return self._request("PATCH", path, patch, "application/merge-patch+json")

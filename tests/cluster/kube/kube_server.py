@@ -100,6 +100,9 @@ class Server:
             return self.delete(key, body or {}, query)
         if http.command == "POST" and sub == "eviction":
             return self.evict(key)
+        if http.command == "POST" and query.get("dryRun") == "All":
+            admit(body)
+            return dict(body)
         if http.command == "POST":
             return self.create((plural, namespace, body["metadata"]["name"]), body)
         if http.command == "PUT":
@@ -125,6 +128,8 @@ class Server:
             self.store.put(key, pod)
 
     def delete(self, key: Key, options: Plain, query: Plain) -> Plain:
+        if key[0] == "namespaces":
+            self._empty(key[2])
         thing = self.store.get(key)
         grace = thing.get("spec", {}).get("terminationGracePeriodSeconds", 30) if key[0] == "pods" else 0
         grace = float(options.get("gracePeriodSeconds", query.get("gracePeriodSeconds", grace)))
@@ -135,6 +140,12 @@ class Server:
                 thing["metadata"].setdefault("finalizers", []).append("foregroundDeletion")
                 self.store.put(key, thing)
         return self.store.delete(key, grace)
+
+    def _empty(self, namespace: str) -> None:
+        for plural in KINDS:
+            for each in self.store.list(plural, namespace):
+                with contextlib.suppress(ApiError):  # its owner has taken it along
+                    self.delete((plural, namespace, each["metadata"]["name"]), {"propagationPolicy": "Foreground"}, {})
 
     def _replace(self, key: Key, thing: Plain) -> Plain:
         admit(thing)

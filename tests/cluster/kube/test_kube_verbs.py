@@ -84,26 +84,9 @@ def test_a_server_that_has_too_much_to_do_is_asked_again(cluster: Cluster, tmp_p
     assert cluster.server.busy == 0
 
 
-def test_what_the_server_refuses_is_one_line_and_is_not_repeated(cluster: Cluster, tmp_path: Path) -> None:
-    job = config(tmp_path)
-    wrong = dataclasses.replace(rendered(job), manifest=rendered(job).manifest.replace("Indexed", "Index"))
-    with pytest.raises(ConfigError, match=r"Kubernetes refuses it .422.: .*Unsupported value"):
-        Kubernetes(job).submit(wrong)
-
-
 def test_a_context_that_is_not_there_is_one_line(cluster: Cluster) -> None:
     with pytest.raises(ConfigError, match=r"job\.k8s\.context='elsewhere': the kubeconfig has simulated"):
         Client("elsewhere", None)
-
-
-def test_a_pod_that_fits_nowhere_is_pending_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
-    job = config(tmp_path, nodes=1, gpus=8)
-    scheduler = Kubernetes(job)
-    handle = scheduler.submit(rendered(job))
-    until(lambda: "Insufficient" in scheduler.status([handle])[handle].reason)
-    status = scheduler.status([handle])[handle]
-    assert status.state is JobState.pending
-    assert status.reason == "pod 0: Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
 def test_a_job_in_a_queue_says_which(cluster: Cluster, tmp_path: Path) -> None:
@@ -112,14 +95,6 @@ def test_a_job_in_a_queue_says_which(cluster: Cluster, tmp_path: Path) -> None:
     handle = scheduler.submit(rendered(job))
     until(lambda: "Job suspended" in scheduler.status([handle])[handle].reason)
     assert scheduler.status([handle])[handle].reason == "waits in queue research: Job suspended"
-
-
-def test_exit_code_78_ends_it_and_its_last_line_is_the_reason(cluster: Cluster, tmp_path: Path) -> None:
-    job = config(tmp_path, shell="echo everstep: the config cannot run; exit 78")
-    scheduler = Kubernetes(job)
-    handle = scheduler.submit(rendered(job))
-    until(lambda: scheduler.status([handle])[handle].state is JobState.failed)
-    assert scheduler.status([handle])[handle].reason.startswith("everstep: the config cannot run (PodFailurePolicy")
 
 
 def test_a_pod_on_a_lost_node_is_said_with_what_helps(cluster: Cluster, tmp_path: Path) -> None:
@@ -136,16 +111,6 @@ def test_restarts_that_kubernetes_puts_off_for_long_are_said(cluster: Cluster, t
     cluster.evict(cluster.pods()[0])
     until(lambda: "started again only after 20 s" in scheduler.status([handle])[handle].reason)
     assert scheduler.status([handle])[handle].restarts == 1
-
-
-@pytest.mark.process
-def test_two_launchers_at_the_same_time_make_one_job(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, "twice")
-    words = run.words("job.nodes=1", "job.image=bad")
-    children = [run.start("submit", *words) for _ in range(2)]
-    printed = ["".join(child.communicate(timeout=60)) for child in children]
-    assert 0 in [child.returncode for child in children], printed
-    assert len(cluster.store.list("jobs")) == 1, printed
 
 
 @pytest.mark.process
