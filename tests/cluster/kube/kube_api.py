@@ -64,6 +64,17 @@ class Place:
     def jobs(self) -> list[dict[str, Any]]:
         return self.client.items(f"/apis/batch/v1/namespaces/{self.namespace}/jobs")
 
+    def make(self, thing: dict[str, Any]) -> None:
+        self.client.create(f"/api/v1/namespaces/{self.namespace}/{thing['kind'].lower()}s", thing)
+
+    def told(self) -> str:
+        """All that stands in the namespace, but for its secrets: objects, events, and what pods have printed."""
+        core = f"/api/v1/namespaces/{self.namespace}"
+        paths = [f"{core}/{kind}" for kind in ("pods", "services", "configmaps", "events")]
+        found = [*self.jobs(), *(each for path in paths for each in self.client.items(path))]
+        logs = [self.client._watches.get(f"{core}/pods/{pod['metadata']['name']}/log").text for pod in self.pods()]
+        return json.dumps(found) + "".join(logs)
+
     def evict(self, pod: dict[str, Any]) -> None:
         """As a drain does it."""
         metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}

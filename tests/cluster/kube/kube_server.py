@@ -17,7 +17,7 @@ from kube_store import ApiError, Key, Plain, Store
 KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs": "Job", "nodes": "Node",
          "namespaces": "Namespace", "resourcequotas": "ResourceQuota",
          "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
-         "localqueues": "LocalQueue"}  # fmt: skip
+         "localqueues": "LocalQueue", "secrets": "Secret", "events": "Event"}  # fmt: skip
 IMMUTABLE = ("completionMode", "template", "selector", "backoffLimitPerIndex", "podFailurePolicy", "successPolicy")
 
 

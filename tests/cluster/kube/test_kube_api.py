@@ -3,6 +3,7 @@ yours, in a namespace of their own that is removed afterwards; else they run on 
 
 from __future__ import annotations
 
+import base64
 import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from launch.status import report
 from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
+PLANTED = "planted-value-of-a-secret"
 PROGRAM = Program("demo", "s3://runs/demo", ("-m", "trainer"), "everstep-1", "steps: 5\n")
 PATHS = {"Job": "/apis/batch/v1", "ConfigMap": "/api/v1", "Service": "/api/v1",
          "JobSet": "/apis/jobset.x-k8s.io/v1alpha2", "TrainJob": "/apis/trainer.kubeflow.org/v1alpha1"}  # fmt: skip
@@ -176,14 +178,16 @@ def test_two_launchers_at_the_same_time_make_one_job(there: Place, tmp_path: Pat
 
 
 @pytest.mark.process
-def test_a_training_loses_a_pod_and_ends_by_itself(there: Place, tmp_path: Path) -> None:
+def test_a_training_loses_a_pod_ends_by_itself_and_tells_no_secret(there: Place, tmp_path: Path) -> None:
     """Pods and this machine have to see one run folder, and the image has to hold Everstep."""
     if not there.run_root:
         pytest.skip("RUN_ROOT is not set: a URL that the pods of IMAGE can write to")
+    secret = {"EVERSTEP_TEST_KEY": base64.b64encode(PLANTED.encode()).decode()}
+    there.make({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": secret})
     run, root = f"trained-{there.namespace[-8:]}", ["--root", there.run_root]
     words = ["job.nodes=2", "job.nproc=1", "job.gpus=0", "job.grace_s=20", f"job.k8s.namespace={there.namespace}",
-             "experiment=digits", "parallel=ddp", "steps=400",
-             "checkpoint.every=50", "evaluate.every=null"]  # fmt: skip
+             "experiment=digits", "parallel=ddp", "steps=400", "checkpoint.every=50", "evaluate.every=null",
+             "job.secrets=[EVERSTEP_TEST_KEY]", "job.k8s.secret=keys"]  # fmt: skip
     there.everstep(tmp_path, "submit", "job=k8s", *words, *there.words, f"run={run}", f"run_root={there.run_root}")
 
     def facts() -> dict[str, Any]:
@@ -195,4 +199,8 @@ def test_a_training_loses_a_pod_and_ends_by_itself(there: Place, tmp_path: Path)
     assert (facts()["state"], facts()["step"]) == ("done", 400)
     assert ["preempted" in each["outcome"] for each in facts()["decisions"]][:1] == [True]
     assert "step 400" in there.everstep(tmp_path, "logs", run, "--rank", "0", *root)
+    everything = there.told()
+    assert "secretKeyRef" in everything
+    assert PLANTED not in everything
+    assert PLANTED not in there.everstep(tmp_path, "status", run, "--json", *root)
     there.everstep(tmp_path, "cancel", run, *root)
