@@ -178,6 +178,7 @@ def test_two_launchers_at_the_same_time_make_one_job(there: Place, tmp_path: Pat
 
 
 @pytest.mark.process
+@pytest.mark.timeout(900)
 def test_a_training_loses_a_pod_ends_by_itself_and_tells_no_secret(there: Place, tmp_path: Path) -> None:
     """Pods and this machine have to see one run folder, and the image has to hold Everstep."""
     if not there.run_root:
