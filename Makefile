@@ -6,11 +6,11 @@ PINS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
 
-.PHONY: help demo test check bench bench-peers bench-peers-data
+.PHONY: help demo test test-k8s check bench bench-peers bench-peers-data
 .DEFAULT_GOAL := help
 
 help:  ## this page
-	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
 
 demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and list its checkpoints
 	$(BIN)/everstep run $(DEMO)
@@ -18,6 +18,10 @@ demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and l
 
 test: $(VENV)/test.stamp  ## all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+test-k8s: $(VENV)/test.stamp  ## what any cluster can show: KUBECONFIG=… [IMAGE=…], and IMAGE=…/everstep RUN_ROOT=s3://… to train
+	EVERSTEP_KUBECONFIG='$(KUBECONFIG)' EVERSTEP_IMAGE='$(IMAGE)' EVERSTEP_RUN_ROOT='$(RUN_ROOT)' \
+		$(BIN)/python -m pytest -v tests/cluster/kube/test_kube_api.py $(ARGS)
 
 check: $(VENV)/test.stamp  ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -41,7 +41,7 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
-KEYED = ("run", "submit", "sweep", "check", "resume")
+KEYED = ("run", "submit", "sweep", "check", "doctor", "resume")
 """Verbs whose words are key=value."""
 OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard")
 """Verbs whose first word is a run, or a sweep."""
@@ -51,13 +51,25 @@ OPTIONS = {
     "leaderboard": ["--csv", "--goal", "--json", "--metric", "--root"],
     "submit": ["--config-dir", "--dry-run"],
     "check": ["--config-dir", "--quick"],
+    "doctor": ["--config-dir", "--out-of-service"],
     "ls": ["--json"],
     "status": ["--follow", "--json", "--root"],
     "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
     "cancel": ["--root"],
     "resume": ["--config-dir", "--failed", "--root"],
 }
-WITH_VALUE = ("--attempt", "--config-dir", "--csv", "--from", "--goal", "--metric", "--rank", "--root", "--tail")
+WITH_VALUE = (
+    "--attempt",
+    "--config-dir",
+    "--csv",
+    "--from",
+    "--goal",
+    "--metric",
+    "--out-of-service",
+    "--rank",
+    "--root",
+    "--tail",
+)
 
 
 def completion(arguments: Sequence[str]) -> int:

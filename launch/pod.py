@@ -14,7 +14,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -27,7 +27,7 @@ from launch.restart import back_off_s
 from launch.say import say
 from launch.schedulers.local import Signals
 from launch.settings import settle
-from launch.starts import Start
+from launch.starts import Decisions, Start
 from launch.submitted import Submitted
 from launch.supervise import marker
 from trainer.errors import EverstepError, StorageError
@@ -35,6 +35,9 @@ from trainer.run_folder import STOP_MARKER, RunFolder
 
 DONE, WORLD_BROKE, DO_NOT_RETRY, PREEMPTED = 0, 75, 78, 143
 POLL_S = 1.0
+POLL_REMOTE_S = 5.0
+"""Seconds between two looks at a run folder in a store, where each costs money and a hundred pods look. To wait for a
+successor takes 10 s and more anyway."""
 GATHER_S = 60.0
 """Seconds for which fewer pods than could be are waited for, where the job may have fewer."""
 REPORT_S = 10.0
@@ -82,11 +85,15 @@ class Pod:
     signals: Signals
     _since: float = field(default_factory=time.monotonic)
     """When the last start ended: for how long others have been waited for."""
+    _known: Start | None = None
+    """The newest start: what is read of it does not change, and so is read once."""
 
     def __post_init__(self) -> None:
         self.job = self.allocation.job
         self.fewest, self.most = self.submitted.job.node_range
+        self.poll_s = poll_s(self.folder)
         self.members = Members(self.folder, self.job)
+        self.decisions = Decisions(self.folder)
         self.me = self.members.join(self.allocation.rank, {"address": self.allocation.address or ""})
 
     def run(self) -> NoReturn:
@@ -104,7 +111,8 @@ class Pod:
         """The next start that this pod is part of."""
         heard = time.monotonic()
         while True:
-            self.signals.wait(POLL_S)
+            waited = time.monotonic() - self._since
+            self.signals.wait(POLL_S if waited < GATHER_S else self.poll_s)  # who waits for long is in no hurry
             if self.signals.take():
                 raise Leave(PREEMPTED, "told to go between two starts")
             try:
@@ -116,12 +124,13 @@ class Pod:
                     raise Leave(WORLD_BROKE, f"the run folder has not answered for {STORE_S:.0f} s: {error}") from error
 
     def _look(self, after: int) -> Start | None:
-        if self.members.current()[self.me.index] != self.me:
+        there = self.members.current()
+        if there[self.me.index] != self.me:
             raise Leave(WORLD_BROKE, f"pod {self.me.index} has been replaced, and this is what is left of it")
         newest = self._newest()
         if newest is not None and newest.number > after and self.me.host in newest.facts["hosts"]:
             return newest
-        if newest is not None and (decision := verdict.decision(newest)) is not None:
+        if newest is not None and (decision := self.decisions.of(newest)) is not None:
             if decision["action"] == Action.exit.value:
                 code = DONE if decision["exit_code"] == 0 else DO_NOT_RETRY
                 raise Leave(code, str(decision["reason"]))
@@ -130,21 +139,24 @@ class Pod:
             self._judge(newest, None)
             return None
         if self.me.index == 0:
-            self._claim(newest)
+            self._claim(newest, there.values())
         return None
 
     def _newest(self) -> Start | None:
         """The newest start of this job; Leave when another job has taken the run over."""
         newest = Start.newest(self.folder)
+        if newest is not None and self._known is not None and newest.number == self._known.number:
+            return self._known
         if newest is None or newest.facts["job"] == self.job:
+            self._known = newest
             return newest
         if any(Start(self.folder, number).facts["job"] == self.job for number in Start.numbers(self.folder)):
             raise Leave(DO_NOT_RETRY, f"job {newest.facts['job']} has taken the run over")
         return None
 
-    def _claim(self, before: Start | None) -> None:
+    def _claim(self, before: Start | None, members: Iterable[Member]) -> None:
         """Begin the next start if all are there, or as many as will do after a while."""
-        there = self._there(before)
+        there = self._there(before, members)
         waited = time.monotonic() - self._since
         if len(there) < self.most and (len(there) < self.fewest or waited < GATHER_S):
             return
@@ -154,15 +166,13 @@ class Pod:
         start = Start.claim(self.folder, allocation, self.folder.reached_step())
         say(f"start {start.number} of job {self.job} on {', '.join(hosts)}")
 
-    def _there(self, before: Start | None) -> list[Member]:
+    def _there(self, before: Start | None, members: Iterable[Member]) -> list[Member]:
         """Pods that can take part: new ones, and those that have said how the start before ended for them."""
         said = {report.host for report in before.reports() if report.code is not None and not report.stopped
                 } if before else set()  # fmt: skip
         old = set(before.facts["hosts"]) if before else set()
         return sorted(
-            member
-            for member in self.members.current().values()
-            if member == self.me or member.host not in old or member.host in said
+            member for member in members if member == self.me or member.host not in old or member.host in said
         )
 
     def _take_part(self, start: Start) -> int:
@@ -184,7 +194,7 @@ class Pod:
         """Decide about a start that has ended; `code` is None where its own head did not live to do it."""
         silent = self._silent(start)
         reports = start.reports()
-        taken = bool(silent) or any(report.stopped for report in reports) or self._replaced(start)
+        taken = bool(silent) or any(report.stopped for report in reports) or replaced(start, self.members.current())
         evidence = Evidence(code=code or 0, lost=code is None, noticed=taken, disrupted=taken)
         decided = verdict.keep(start, verdict.decide(start, self.submitted, evidence))
         if decided.action is not Action.exit:
@@ -200,9 +210,15 @@ class Pod:
                 return silent
             self.signals.wait(0.2)
 
-    def _replaced(self, start: Start) -> bool:
-        now = {member.host for member in self.members.current().values()}
-        return not set(start.facts["hosts"]) <= now
+
+def replaced(start: Start, members: Mapping[int, Member]) -> bool:
+    """Whether a pod that takes part has a successor."""
+    return not set(start.facts["hosts"]) <= {member.host for member in members.values()}
+
+
+def poll_s(folder: RunFolder) -> float:
+    """Seconds between two looks at the folder while a start runs."""
+    return POLL_S if folder.storage.path() is not None else POLL_REMOTE_S
 
 
 class Watch:
@@ -224,17 +240,18 @@ class Watch:
         self._over.set()
 
     def _look_on(self) -> None:
-        while not self._over.wait(POLL_S):
+        while not self._over.wait(self.pod.poll_s):
             try:
                 self._look()
             except (OSError, EverstepError):  # a store that is away for a while is no reason to stop
                 continue
 
     def _look(self) -> None:
-        if self.pod._replaced(self.start) or max(Start.numbers(self.pod.folder)) > self.start.number:
+        members = self.pod.members.current()
+        if replaced(self.start, members) or max(Start.numbers(self.pod.folder)) > self.start.number:
             self.changed.set()
-        taking_part, there = len(self.start.facts["hosts"]), len(self.pod.members.current())
-        if self.pod.me.index == 0 and taking_part < min(there, self.pod.most) and not self._asked_to_grow:
+        taking_part = len(self.start.facts["hosts"])
+        if self.pod.me.index == 0 and taking_part < min(len(members), self.pod.most) and not self._asked_to_grow:
             self._asked_to_grow = True
             marker(self.pod.folder)("more pods have come")
 

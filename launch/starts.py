@@ -40,6 +40,8 @@ class Start:
     folder: RunFolder
     number: int
     _facts: dict[str, Any] = field(default_factory=dict)
+    _last_words: dict[str, NodeReport] = field(default_factory=dict, compare=False)
+    """Reports after which none of that node comes."""
 
     @property
     def starter(self) -> str:
@@ -92,9 +94,16 @@ class Start:
     def reports(self) -> list[NodeReport]:
         """Of all nodes that have said something, by the time of their last word."""
         names = [name for name in self.folder.storage.names(self.path("")) if name.startswith("node-")]
-        found = [json.loads(self.folder.storage.read(self.path(name))) for name in names]
-        reports = [NodeReport(**{**facts, "failed": tuple(facts["failed"])}) for facts in found]
-        return sorted(reports, key=lambda report: report.time)
+        return sorted(map(self._read, names), key=lambda report: report.time)
+
+    def _read(self, name: str) -> NodeReport:
+        if name in self._last_words:
+            return self._last_words[name]
+        facts = json.loads(self.folder.storage.read(self.path(name)))
+        report = NodeReport(**{**facts, "failed": tuple(facts["failed"])})
+        if report.code is not None or report.failed:
+            self._last_words[name] = report
+        return report
 
     def announce(self, endpoint: str) -> None:
         """The head node says where all meet."""
@@ -111,6 +120,26 @@ class Start:
                 if not wait(POLL_S):
                     return None
         return None
+
+
+@dataclass
+class Decisions:
+    """Those of the policy of restarts, for somebody who asks again and again: each is written once, and read once."""
+
+    folder: RunFolder
+    _known: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def of(self, start: Start) -> dict[str, Any] | None:
+        """What was decided after a start; None when nothing has been."""
+        if (found := self._among_known(start)) is None:
+            for name in self.folder.storage.names(RESTARTS):
+                if name not in self._known:
+                    self._known[name] = json.loads(self.folder.storage.read(f"{RESTARTS}/{name}"))
+            found = self._among_known(start)
+        return found
+
+    def _among_known(self, start: Start) -> dict[str, Any] | None:
+        return next((each for each in self._known.values() if each.get("start") == start.number), None)
 
 
 def decisions(folder: RunFolder) -> list[dict[str, Any]]:

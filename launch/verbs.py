@@ -15,6 +15,7 @@ VERBS = {
     "checkpoint": ("", "", "ls, verify, diff, export, rm: what is saved, whether it is whole or the same"),
     "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
     "check": ("launch.check", "run", "all that can be known before a run starts"),
+    "doctor": ("launch.doctor", "doctor", "whether a cluster can take a job, and what hangs there"),
     "completion": ("launch.completion", "completion", "print the completion script for bash, zsh or fish"),
 }
 """Verb → module, function, help. Without a module it needs torch, so the trainer does it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -111,20 +110,64 @@ def test_the_value_of_a_secret_is_nowhere(monkeypatch: pytest.MonkeyPatch) -> No
         assert "secretKeyRef" in text
 
 
-def test_the_pod_passes_restricted_unless_it_needs_rdma() -> None:
-    """The rules of Pod Security "restricted", as its documentation lists them."""
-    spec = pod(made(**JOBS["plain"])[-1])
-    assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["runAsUser"] > 0
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert {next(key for key in volume if key != "name") for volume in spec["volumes"]} == {"configMap", "emptyDir"}
-    for container in spec["containers"]:
-        assert container["securityContext"]["allowPrivilegeEscalation"] is False
-        assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
-        assert "hostPort" not in json.dumps(container)
-    rdma = pod(made(**JOBS["plain"], k8s={"rdma_resource": "rdma/hca"})[-1])["containers"][0]
-    assert rdma["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+RESTRICTED_VOLUMES = {"configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected",
+                      "secret"}  # fmt: skip
+
+
+def pods_of(thing: dict[str, Any]) -> dict[str, Any]:
+    """The spec of the pods of any kind; of a TrainJob what its patch says of them."""
+    spec: dict[str, Any] = thing["spec"]
+    if thing["kind"] == "TrainJob":
+        spec = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]
+    if thing["kind"] != "Job":
+        spec = spec["replicatedJobs"][0]["template"]["spec"]
+    found: dict[str, Any] = spec["template"]["spec"]
+    return found
+
+
+def against_restricted(spec: dict[str, Any]) -> list[str]:
+    """What Pod Security "restricted" would refuse, by the rules that its documentation lists."""
+    pod, containers = spec.get("securityContext", {}), [*spec["containers"], *spec.get("initContainers", [])]
+    found = [key for key in ("hostNetwork", "hostPID", "hostIPC") if spec.get(key)]
+    found += [volume["name"] for volume in spec["volumes"] if not RESTRICTED_VOLUMES & set(volume)]
+    for container in containers:
+        own = container.get("securityContext", {})
+        capabilities = own.get("capabilities", {})
+        rules = {
+            "runAsNonRoot": own.get("runAsNonRoot", pod.get("runAsNonRoot")) is True,
+            "runAsUser": own.get("runAsUser", pod.get("runAsUser")) != 0,
+            "seccompProfile": own.get("seccompProfile", pod.get("seccompProfile", {})).get("type") in (
+                "RuntimeDefault", "Localhost"),
+            "allowPrivilegeEscalation": own.get("allowPrivilegeEscalation") is False,
+            "privileged": not own.get("privileged"),
+            "drop": "ALL" in capabilities.get("drop", []),
+            "add": set(capabilities.get("add", [])) <= {"NET_BIND_SERVICE"},
+            "procMount": own.get("procMount", "Default") == "Default",
+            "hostPort": not any(port.get("hostPort") for port in container.get("ports", [])),
+        }  # fmt: skip
+        found += [f"{container['name']}: {rule}" for rule, kept in rules.items() if not kept]
+    options = {*pod, *(key for each in containers for key in each.get("securityContext", {}))}
+    return found + sorted(options & {"seLinuxOptions", "sysctls", "windowsOptions"})
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_the_pods_of_every_kind_pass_restricted_unless_they_need_rdma(name: str) -> None:
+    keys = {**JOBS[name], "k8s": {**JOBS[name].get("k8s", {}), "rdma_resource": None}}
+    assert against_restricted(pods_of(made(**keys)[-1])) == []
+    keys["k8s"]["rdma_resource"] = "rdma/hca"
+    (container,) = pods_of(made(**keys)[-1])["containers"]
+    assert against_restricted(pods_of(made(**keys)[-1])) == [f"{container['name']}: add"]
+    assert container["securityContext"]["capabilities"]["add"] == ["IPC_LOCK"]
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"hostNetwork": True}, "hostNetwork"),
+    ({"volumes": [{"name": "h", "hostPath": {"path": "/"}}]}, "h"),
+    ({"securityContext": {}}, "train: runAsNonRoot"),
+    ({"containers": [{"name": "side"}]}, "side: allowPrivilegeEscalation"),
+])  # fmt: skip
+def test_what_restricted_refuses_is_seen(change: dict[str, Any], said: str) -> None:
+    assert said in against_restricted({**pods_of(made(**JOBS["plain"])[-1]), **change})
 
 
 def test_names_fit_whatever_the_run_is_called() -> None:

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 from launch.schedulers.kubernetes.names import MANAGER
@@ -27,7 +27,8 @@ KINDS = {
     "TrainJob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
 }
 Plain = dict[str, Any]
-Listed = tuple[list[Plain], str]
+Things = list[Plain]
+Listed = tuple[Things, str]
 """Objects, and the version of the whole."""
 T = TypeVar("T")
 
@@ -106,6 +107,34 @@ class Client:
         except httpx2.HTTPError as error:
             raise ConnectionError(str(error) or type(error).__name__) from error
 
+    @property
+    def server(self) -> str:
+        return str(self._kube.config.cluster.server)
+
+    def read(self, path: str) -> Plain | None:
+        """What stands at any path, of the whole cluster too; None when nothing does."""
+        try:
+            return self._request("GET", path)
+        except Refused as error:
+            if error.code == 404:
+                return None
+            raise
+
+    def items(self, path: str) -> Things:
+        """All of a kind, by one question."""
+        found: Things = (self.read(path) or {}).get("items") or []
+        return found
+
+    def create(self, path: str, thing: Plain) -> Plain:
+        return self._request("POST", path, thing)
+
+    def remove(self, path: str) -> None:
+        self._request("DELETE", path)
+
+    def change(self, path: str, patch: Plain) -> Plain:
+        """A merge patch; lists are replaced as a whole. Refused with 409 when the version in it is not the newest."""
+        return self._request("PATCH", path, patch, "application/merge-patch+json")
+
     def own(self, kind: str, name: str, owner: Plain) -> None:
         """Let `owner` take the object along when it is removed."""
         reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"],
@@ -123,26 +152,47 @@ class Client:
             if error.code != 404:
                 raise
 
-    def _ask(self, question: Callable[[], T]) -> T:
+    def _request(self, method: str, path: str, body: Plain | None = None, kind: str = "application/json") -> Plain:
+        import httpx2
+
+        def question() -> Plain:
+            headers = {"Content-Type": kind}
+            response = self._watches.request(method, path, json=body, headers=headers, timeout=TIMEOUT_S)
+            if response.is_error:
+                raise httpx2.HTTPStatusError(_said(response), request=response.request, response=response)
+            found: Plain = response.json()
+            return found
+
+        # What was read before it was changed has to be read again: to send it again is no use.
+        return self._ask(question, AGAIN)
+
+    def _ask(self, question: Callable[[], T], again: Sequence[int] = (*AGAIN, 409, 410)) -> T:
         """Ask again with growing pauses while the server is away, has too much to do, or somebody was faster."""
         import httpx2
-        from lightkube import ApiError
 
         pause, deadline = 0.5, time.monotonic() + self.retry_s
         while True:
             try:
                 return question()
-            except ApiError as error:
+            except httpx2.HTTPStatusError as error:
                 code = error.response.status_code
-                if code not in (*AGAIN, 409, 410) or time.monotonic() + pause > deadline:
+                if code not in again or time.monotonic() + pause > deadline:
                     raise Refused(code, f"Kubernetes refuses it ({code}): {error}") from error
                 pause = _asked_to_wait(error.response) or pause
             except httpx2.HTTPError as error:
                 if time.monotonic() + pause > deadline:
-                    where = f"the API server {self._kube.config.cluster.server}"
+                    where = f"the API server {self.server}"
                     raise ConfigError(f"{where} has not answered for {self.retry_s:.0f} s: {error}") from error
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(10.0, 2 * pause)
+
+
+def _said(response: Any) -> str:
+    """Why the server refuses: a Status, or what stands before the server in plain text."""
+    try:
+        return str(response.json()["message"])
+    except (ValueError, KeyError, TypeError):
+        return str(response.text.strip()[:200])
 
 
 def _asked_to_wait(response: Any) -> float | None:

@@ -16,8 +16,9 @@ from trainer.storage import open_storage
 MOST_BYTES = 1 << 20
 """Of a ConfigMap."""
 LONGEST_LABEL = 63
-UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12, "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}
-QUANTITY = re.compile(r"(\d+(?:\.\d+)?)([KMGT]i?|)")
+SMALL = {"m": 1e-3, "": 1.0, "k": 1e3, "K": 1e3}
+UNITS = {**SMALL, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
+QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|[KMGT]i?|)")
 LOOKS_SECRET = re.compile(
     r"AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,}|hf_\w{30,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
 )
@@ -141,6 +142,6 @@ def _literals(env: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def amount(text: str | int | None) -> float | None:
-    """Bytes of 8Gi or 500M; None for nothing and for what only the API server understands."""
+    """Bytes of 8Gi or 500M, the half of 500m; None for nothing and for what only the API server understands."""
     form = QUANTITY.fullmatch(str(text)) if text is not None else None
     return float(form[1]) * UNITS[form[2]] if form is not None else None

@@ -28,8 +28,8 @@ def standing(job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120) -> J
     return JobStatus(
         state=state,
         reason=reason,
-        nodes=tuple(sorted({pod["spec"]["nodeName"] for pod in _living(pods) if pod["spec"].get("nodeName")})),
-        restarts=max(len(lost), sum(_failures(pod) for pod in _living(pods))),
+        nodes=tuple(sorted({pod["spec"]["nodeName"] for pod in living(pods) if pod["spec"].get("nodeName")})),
+        restarts=max(len(lost), sum(_failures(pod) for pod in living(pods))),
         submitted_at=_time(job["metadata"].get("creationTimestamp")),
         started_at=_time(status.get("startTime")),
         ended_at=_ended(conditions) if state.is_over else None,
@@ -47,10 +47,10 @@ def _state(job: Plain, conditions: dict[str, Plain], pods: Sequence[Plain], dela
         return JobState.cancelled, "being removed"
     if job.get("spec", {}).get("suspend"):
         return JobState.pending, _queued(job, conditions)
-    living = _living(pods)
-    if any(pod["status"].get("phase") == "Running" for pod in living):
-        return JobState.running, _trouble(living, delay_s)
-    return JobState.pending, _trouble(living, delay_s) or "no pod runs yet"
+    alive = living(pods)
+    if any(pod["status"].get("phase") == "Running" for pod in alive):
+        return JobState.running, _trouble(alive, delay_s)
+    return JobState.pending, _trouble(alive, delay_s) or "no pod runs yet"
 
 
 def _why_failed(condition: Plain, pods: Sequence[Plain]) -> str:
@@ -130,9 +130,10 @@ def index_of(pod: Plain) -> str:
     return str((pod["metadata"].get("annotations") or {}).get(COMPLETION_INDEX, pod["metadata"]["name"]))
 
 
-def _living(pods: Iterable[Plain]) -> list[Plain]:
-    living = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Pending", "Running")]
-    return sorted(living, key=lambda pod: (len(index_of(pod)), index_of(pod)))
+def living(pods: Iterable[Plain]) -> list[Plain]:
+    """Those that wait or run, by index."""
+    found = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Pending", "Running")]
+    return sorted(found, key=lambda pod: (len(index_of(pod)), index_of(pod)))
 
 
 def _ended(conditions: dict[str, Plain]) -> float | None:

@@ -86,7 +86,11 @@ def _container(container: Plain, volumes: set[str]) -> None:
 
 def _one_of(where: str, value: object, *allowed: str) -> None:
     if value not in allowed:
-        raise _invalid(where, f'Unsupported value: "{value}": supported values: {", ".join(allowed)}')
+        raise _invalid(where, f'Unsupported value: "{value}": supported values: {_quoted(allowed)}')
+
+
+def _quoted(words: tuple[str, ...]) -> str:
+    return ", ".join(f'"{word}"' for word in words)
 
 
 def _invalid(where: str, why: str) -> ApiError:

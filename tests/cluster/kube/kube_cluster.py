@@ -35,6 +35,7 @@ class Cluster:
 
     def __post_init__(self) -> None:
         self.store = Store()
+        self.store.create(("namespaces", "", "default"), {"kind": "Namespace", "metadata": {"name": "default"}})
         self.server = Server(self.store, 60.0 * self.scale)
         self.server.logs = self._log
         self.jobs = Jobs(self.store, self.scale)
@@ -194,6 +195,7 @@ class Cluster:
             taints = {each["key"]: each for each in node["spec"].get("taints", []) if each["effect"] == "NoExecute"}
             silent_s = time.monotonic() - self.nodes[name].seen
             if silent_s > NOTICE_S * self.scale and UNREACHABLE not in taints:
+                self._say_ready(name, "Unknown")
                 if time.monotonic() - self._tainted_at > EVICT_EVERY_S * self.scale:
                     self._tainted_at = time.monotonic()
                     self._taint(name, UNREACHABLE, "NoExecute")
@@ -205,8 +207,15 @@ class Cluster:
             elif silent_s < NOTICE_S * self.scale and UNREACHABLE in taints:
                 node["spec"]["taints"] = [each for each in node["spec"]["taints"] if each["key"] != UNREACHABLE]
                 self.store.put(("nodes", "", name), node)
+                self._say_ready(name, "True")
             if UNREACHABLE in taints:
                 self._evict_by_taint(name, taints[UNREACHABLE]["since"])
+
+    def _say_ready(self, name: str, status: str) -> None:
+        with self.store.changed:
+            node = self.store.get(("nodes", "", name))
+            node["status"]["conditions"] = [{"type": "Ready", "status": status}]
+            self.store.put(("nodes", "", name), node)
 
     def _evict_by_taint(self, name: str, since: float) -> None:
         for pod in self._on(name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import signal
@@ -46,8 +47,15 @@ class Process:
         env = {"PATH": os.environ["PATH"], "HOME": "/tmp"}
         for each in container.get("env", []):
             source = each.get("valueFrom", {})
-            env[each["name"]] = told[source["fieldRef"]["fieldPath"]] if "fieldRef" in source else each.get("value", "")
+            if "secretKeyRef" in source:
+                env[each["name"]] = self._secret(**source["secretKeyRef"])
+            else:
+                env[each["name"]] = told[source["fieldRef"]["fieldPath"]] if source else each.get("value", "")
         return env
+
+    def _secret(self, name: str, key: str) -> str:
+        data = self.node.store.get(("secrets", self.key[1], name))["data"]
+        return base64.b64decode(data[key]).decode()
 
     def _places(self, container: Plain, pod: Plain) -> dict[str, Path]:
         """Where mounted folders are instead; those of claims are where they say, so that all nodes share them."""
@@ -145,7 +153,8 @@ class Node:
         labels = {"kubernetes.io/hostname": name}
         store.create(("nodes", "", name), {
             "apiVersion": "v1", "kind": "Node", "metadata": {"name": name, "labels": labels},
-            "spec": {}, "status": {"allocatable": {"pods": "50", **capacity}, "conditions": []}})  # fmt: skip
+            "spec": {}, "status": {"allocatable": {"pods": "50", **capacity},
+                                      "conditions": [{"type": "Ready", "status": "True"}]}})  # fmt: skip
 
     def address(self) -> str:
         Node._addresses += 1

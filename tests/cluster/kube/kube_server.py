@@ -11,9 +11,13 @@ from typing import Any
 from urllib.parse import parse_qsl, urlparse
 
 from kube_admission import admit
+from kube_rights import Rights, right_of
 from kube_store import ApiError, Key, Plain, Store
 
-KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs": "Job", "nodes": "Node"}
+KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs": "Job", "nodes": "Node",
+         "namespaces": "Namespace", "resourcequotas": "ResourceQuota",
+         "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
+         "localqueues": "LocalQueue", "secrets": "Secret", "events": "Event"}  # fmt: skip
 IMMUTABLE = ("completionMode", "template", "selector", "backoffLimitPerIndex", "podFailurePolicy", "successPolicy")
 
 
@@ -25,7 +29,7 @@ class Server:
     def __init__(self, store: Store, bookmark_s: float = 60.0) -> None:
         self.store, self.bookmark_s = store, bookmark_s
         self.away, self.over = threading.Event(), threading.Event()
-        self.watch_right = True
+        self.rights = Rights()
         self.busy = self.cuts = self.watches = self.listeners = self.gone = 0
         self.requests: list[str] = []
         self.logs: Any = lambda namespace, pod: ""
@@ -77,7 +81,10 @@ class Server:
     def _do(self, http: BaseHTTPRequestHandler, body: Any) -> Plain | str | None:
         url = urlparse(http.path)
         query = dict(parse_qsl(url.query))
+        if (told := self.rights.answer(url.path, body)) is not None:
+            return told
         plural, namespace, name, sub = _parse(url.path)
+        self.rights.check(right_of(http.command, http.path, plural, name, query))
         key = (plural, namespace, name)
         if http.command == "GET":
             if sub == "log":
@@ -93,6 +100,9 @@ class Server:
             return self.delete(key, body or {}, query)
         if http.command == "POST" and sub == "eviction":
             return self.evict(key)
+        if http.command == "POST" and query.get("dryRun") == "All":
+            admit(body)
+            return dict(body)
         if http.command == "POST":
             return self.create((plural, namespace, body["metadata"]["name"]), body)
         if http.command == "PUT":
@@ -118,6 +128,8 @@ class Server:
             self.store.put(key, pod)
 
     def delete(self, key: Key, options: Plain, query: Plain) -> Plain:
+        if key[0] == "namespaces":
+            self._empty(key[2])
         thing = self.store.get(key)
         grace = thing.get("spec", {}).get("terminationGracePeriodSeconds", 30) if key[0] == "pods" else 0
         grace = float(options.get("gracePeriodSeconds", query.get("gracePeriodSeconds", grace)))
@@ -128,6 +140,12 @@ class Server:
                 thing["metadata"].setdefault("finalizers", []).append("foregroundDeletion")
                 self.store.put(key, thing)
         return self.store.delete(key, grace)
+
+    def _empty(self, namespace: str) -> None:
+        for plural in KINDS:
+            for each in self.store.list(plural, namespace):
+                with contextlib.suppress(ApiError):  # its owner has taken it along
+                    self.delete((plural, namespace, each["metadata"]["name"]), {"propagationPolicy": "Foreground"}, {})
 
     def _replace(self, key: Key, thing: Plain) -> Plain:
         admit(thing)
@@ -150,8 +168,6 @@ class Server:
     def _watch(self, http: BaseHTTPRequestHandler, plural: str, namespace: str, query: Plain) -> None:
         """What comes after a version, until the connection is cut. A version that is forgotten is an event of its own
         in a watch that was accepted, and no refusal."""
-        if not self.watch_right:
-            raise ApiError(403, "Forbidden", f'{plural} is forbidden: User "u" cannot watch resource "{plural}"')
         self.watches += 1
         http.send_response(200)
         http.send_header("Content-Type", "application/json")
@@ -195,7 +211,7 @@ def _parse(path: str) -> tuple[str, str, str, str]:
     words = path.strip("/").split("/")
     words = words[2:] if words[0] == "api" else words[3:]
     namespace = ""
-    if words and words[0] == "namespaces":
+    if words[:1] == ["namespaces"] and len(words) > 2:
         namespace, words = words[1], words[2:]
     plural, name, sub = [*words, "", "", ""][:3]
     if plural not in KINDS:

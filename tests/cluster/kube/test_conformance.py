@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from kube_cluster import Cluster
-from kube_store import ApiError
 from process_helpers import until
 
 SCALE = 0.02
@@ -263,43 +261,6 @@ def test_a_pod_that_fits_nowhere_says_why(cluster: Cluster) -> None:
 def test_a_process_that_ends_takes_its_children_along(cluster: Cluster) -> None:
     submit(cluster, job(script("sleep 300 & sleep 0.1; exit 1", WAIT), backoffLimitPerIndex=0))
     until(lambda: cluster.job("j")["status"].get("failedIndexes") == "0")
-
-
-REFUSED: list[tuple[Callable[[dict[str, Any]], Any], int, str]] = [
-    (lambda j: j["spec"]["template"]["spec"]["containers"][0].update(comand=["x"]), 400, "strict decoding error"),
-    (lambda j: j["spec"].update(completions="2"), 400, "strict decoding error"),
-    (lambda j: j["spec"].update(completionMode="Foo"), 422, "Unsupported value"),
-    (lambda j: j["spec"]["podFailurePolicy"]["rules"][0].update(action="Bogus"), 422, "Unsupported value"),
-    (lambda j: j["spec"]["template"]["spec"].update(restartPolicy="OnFailure"), 422, 'only "Never" is supported'),
-    (lambda j: j["spec"].update(podReplacementPolicy="TerminatingOrFailed"), 422, "supported values: Failed"),
-    (lambda j: j["spec"].update(completionMode="NonIndexed"), 422, "requires indexed completion mode"),
-    (lambda j: j["spec"].update(maxFailedIndexes=3), 422, "must be less than or equal to completions"),
-    (lambda j: j["spec"]["podFailurePolicy"]["rules"][2]["onExitCodes"].update(values=[143, 75]), 422, "be ordered"),
-    (lambda j: j["spec"]["podFailurePolicy"]["rules"][2]["onExitCodes"].update(values=[0]), 422, "must not be 0"),
-    (lambda j: j["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"].update(containerName="x"), 422, "one of the"),
-    (lambda j: j["spec"].update(successPolicy={"rules": [{"succeededIndexes": "2"}]}), 422, "too large index"),
-    (lambda j: j["metadata"].update(name="a.b"), 422, "invalid DNS label"),
-    (lambda j: j["metadata"].update(name="x" * 62), 422, "invalid DNS label"),
-]
-
-
-@pytest.mark.parametrize(("change", "code", "said"), REFUSED)
-def test_what_the_real_one_refuses_is_refused(
-    cluster: Cluster, change: Callable[[dict[str, Any]], Any], code: int, said: str
-) -> None:
-    made = copy.deepcopy(job(WAIT))
-    change(made)
-    with pytest.raises(ApiError, match=said) as error:
-        submit(cluster, made)
-    assert error.value.code == code
-
-
-def test_what_the_real_one_accepts_is_accepted(cluster: Cluster) -> None:
-    """So it is for our own lint to say."""
-    made = job("exit 0", parallelism=5)
-    made["spec"]["podFailurePolicy"]["rules"][1] = copy.deepcopy(FAIL_78)
-    made["spec"]["podFailurePolicy"]["rules"][1]["onExitCodes"]["values"] = [300]
-    submit(cluster, made)
 
 
 def _change(cluster: Cluster, **spec: Any) -> None:

@@ -1,9 +1,12 @@
-"""Three pods train the toy, and lose one after the other: the same samples, the same parameters, nobody asked."""
+"""Three pods train the toy, and lose one after the other: the same samples, the same parameters, nobody asked.
+
+One run suffers all faults, one after the other: to start three processes costs far more than all that they train.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import ledger_toy
@@ -11,12 +14,14 @@ import pytest
 from kube_cluster import Cluster
 from kube_run import Run
 
+from launch.starts import Start
 from trainer.checkpoint.diff import differences
 from trainer.checkpoint.restoring import locate
 
 pytestmark = [pytest.mark.process, pytest.mark.cluster]
-STEPS, PODS, SCALE = 40, 3, 0.05
-KEYS = (f"steps={STEPS}", f"job.nodes={PODS}", "checkpoint.every=10", "data.pause_s=0.1", "parallel=ddp")
+STEPS, PODS, SCALE = 48, 3, 0.05
+TRAINING = (f"steps={STEPS}", "checkpoint.every=4", "data.pause_s=0.1", "parallel=ddp")
+KEYS = (f"job.nodes={PODS}", *TRAINING)
 
 
 @pytest.fixture(scope="module")
@@ -31,64 +36,56 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
     assert made.errors == []
 
 
-@pytest.fixture(scope="module")
-def undisturbed(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """What all others have to come to."""
-    with Cluster.up(tmp_path_factory.mktemp("cluster"), PODS, SCALE) as made:
-        run = Run(made, root, "undisturbed")
-        run.submit(*KEYS)
-        run.wait()
-    return run
+def suffer(run: Run, step: int, fault: Callable[[], None], *indexes: int) -> None:
+    """At a step. Afterwards all train again: those of `indexes` in new pods, the others in the old ones."""
+    run.wait_for_step(step)
+    before = {index: run.pod(index)["metadata"]["uid"] for index in range(PODS)}
+    start = Start.numbers(run.folder)[-1]
+    fault()
+    for rank in range(PODS):
+        began = f"start-{start + 1:04d}-rank-{rank}-"
+        run.until(lambda began=began: ledger_toy.last_step(run.ledger, began) > 0, f"{began} after {fault}")  # type: ignore[misc]
+    after = {index: run.pod(index)["metadata"]["uid"] for index in range(PODS)}
+    assert {index for index in range(PODS) if before[index] != after[index]} == set(indexes)
+    assert Start.numbers(run.folder)[-1] == start + 1
 
 
-@pytest.fixture
-def run(cluster: Cluster, root: Path, request: pytest.FixtureRequest, undisturbed: Run) -> Run:
-    made = Run(cluster, root, request.node.name.removeprefix("test_")[:30].replace("_", "-"))
-    made.submit(*KEYS)
-    made.wait_for_step(15)
-    return made
+@pytest.mark.timeout(900)
+def test_a_run_that_loses_its_pods_in_every_way_ends_like_one_that_lost_none(cluster: Cluster, root: Path) -> None:
+    """Evictions of the pod that decides and of two at once, a node that dies without a word, one that is drained, and a
+    container that is killed for its memory while the API server is away."""
+    run = Run(cluster, root, "disturbed")
+    run.submit(*KEYS)
 
+    def two_at_once() -> None:
+        for pod in [run.pod(index) for index in (0, 2)]:
+            cluster.evict(pod)
 
-def same(run: Run, undisturbed: Run) -> None:
-    """Complete by itself, every sample of every step, and the parameters; no budget of any index was touched."""
+    def death() -> None:
+        lost = run.pod(2)["spec"]["nodeName"]
+        cluster.nodes[lost].die()
+        cluster.out_of_service(lost)
+
+    suffer(run, 6, lambda: cluster.evict(run.pod(0)), 0)
+    suffer(run, 14, two_at_once, 0, 2)
+    suffer(run, 22, death, 2)
+    suffer(run, 30, lambda: cluster.drain(run.pod(1)["spec"]["nodeName"]), 1)
+    assert cluster.job(run.job)["status"]["failed"] == 0
+    follower = run.start("status", run.name, "-f", "--root", str(root))
+    run.until(lambda: cluster.server.watches == 2, "watch of the job and of its pods")
+    suffer(run, 38, lambda: lose_memory_and_server(run), 1)
     run.wait()
-    assert ledger_toy.slots(run.ledger) == ledger_toy.slots(undisturbed.ledger)
-    assert list(differences(locate(run.folder.url), locate(undisturbed.folder.url))) == []
-
-
-def test_eviction_of_a_pod(run: Run, undisturbed: Run) -> None:
-    run.cluster.evict(run.pod(1))
-    same(run, undisturbed)
-    assert run.cluster.job(run.job)["status"]["failed"] == 0
-
-
-def test_eviction_of_the_pod_that_decides(run: Run, undisturbed: Run) -> None:
-    run.cluster.evict(run.pod(0))
+    assert cluster.server.gone == 2
+    printed = follower.communicate(timeout=60)[0].splitlines()
+    assert (follower.returncode, printed[-1].split()[0]) == (0, "done"), printed
+    # As many processes on one machine, which lose nothing.
+    undisturbed = Run(cluster, root, "undisturbed")
+    undisturbed.everstep("run", *undisturbed.words(*TRAINING, "job=local", f"job.nproc={PODS}"))
     same(run, undisturbed)
 
 
-def test_eviction_of_two_at_once(run: Run, undisturbed: Run) -> None:
-    for index in (0, 2):
-        run.cluster.evict(run.pod(index))
-    same(run, undisturbed)
-
-
-def test_a_node_that_dies_without_a_word(run: Run, undisturbed: Run) -> None:
-    lost = run.pod(2)["spec"]["nodeName"]
-    run.cluster.nodes[lost].die()
-    run.cluster.out_of_service(lost)
-    same(run, undisturbed)
-
-
-def test_a_node_that_is_drained(run: Run, undisturbed: Run) -> None:
-    run.cluster.drain(run.pod(1)["spec"]["nodeName"])
-    same(run, undisturbed)
-
-
-def test_a_container_is_killed_for_its_memory_while_the_api_server_is_away_for_30_s(run: Run, undisturbed: Run) -> None:
-    """30 s of the simulated cluster, scaled as all its times. Who follows comes back to a history that is gone."""
-    server, follower = run.cluster.server, run.start("status", run.name, "-f", "--root", str(run.root))
-    run.until(lambda: server.watches == 2, "watch of the job and of its pods")
+def lose_memory_and_server(run: Run) -> None:
+    """For 30 s of the simulated cluster, scaled as all its times. Who follows comes back to a history that is gone."""
     pod = run.pod(1)
     with run.cluster.away():
         back = time.monotonic() + 30 * SCALE
@@ -96,17 +93,19 @@ def test_a_container_is_killed_for_its_memory_while_the_api_server_is_away_for_3
         run.until(lambda: time.monotonic() > back, "end of the outage")
         run.cluster.store.touch()
         run.cluster.store.forget()
-    same(run, undisturbed)
-    assert server.gone == 2
-    printed = follower.communicate(timeout=60)[0].splitlines()
-    assert (follower.returncode, printed[-1].split()[0]) == (0, "done"), printed
+
+
+def same(run: Run, other: Run) -> None:
+    """Every sample of every step, and the parameters."""
+    assert ledger_toy.slots(run.ledger) == ledger_toy.slots(other.ledger)
+    assert list(differences(locate(run.folder.url), locate(other.folder.url))) == []
 
 
 def test_a_config_that_cannot_run_ends_the_job_at_once_and_status_says_why(cluster: Cluster, root: Path) -> None:
     run = Run(cluster, root, "mistaken")
-    run.submit(*KEYS, "data.samples=none")
+    run.submit(*KEYS, "job.nodes=2", "data.samples=none")
     run.wait("Failed")
-    assert run.cluster.job(run.job)["status"]["failed"] <= PODS
+    assert run.cluster.job(run.job)["status"]["failed"] <= 2
     assert "failed: the config cannot run" in run.everstep("status", "mistaken", "--root", str(root))
 
 

@@ -8,23 +8,20 @@ import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from kube_cluster import Cluster
+from kube_pods import config, rendered, submitted
 from kube_run import Run
 from process_helpers import until
 
-from launch.config import JobConfig, job_config
-from launch.job import JobHandle, JobState
-from launch.schedulers.base import Program, Rendered
+from launch.job import JobState
 from launch.schedulers.kubernetes.client import Client
 from launch.schedulers.kubernetes.cluster import Kubernetes
 from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 PLANTED = "planted-value-of-a-secret"
-WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
 
 
 @pytest.fixture
@@ -33,24 +30,6 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
         monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
         yield made
     assert made.errors == []
-
-
-def config(tmp_path: Path, shell: str = WAIT, **keys: Any) -> JobConfig:
-    patch = {"spec": {"template": {"spec": {"containers": [{"name": "train", "command": ["sh", "-c", shell]}]}}}}
-    (tmp_path / "patch.yaml").write_text(json.dumps(patch))
-    given = {"nodes": 2, "nproc": 1, "gpus": 0, "image": "i", **keys}
-    return job_config({"scheduler": "k8s", **given, "k8s": {"overlay": str(tmp_path / "patch.yaml")}})
-
-
-def rendered(job: JobConfig, token: str = "token-1") -> Rendered:
-    return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "trainer"), token, "steps: 5\n"))
-
-
-def submitted(cluster: Cluster, job: JobConfig) -> tuple[Kubernetes, JobHandle]:
-    scheduler = Kubernetes(job, retry_s=20)
-    handle = scheduler.submit(rendered(job))
-    until(lambda: len(cluster.pods(phase="Running")) == job.node_range[1])
-    return scheduler, handle
 
 
 def test_a_job_is_made_found_looked_at_and_removed_with_all_that_it_made(cluster: Cluster, tmp_path: Path) -> None:
@@ -105,26 +84,9 @@ def test_a_server_that_has_too_much_to_do_is_asked_again(cluster: Cluster, tmp_p
     assert cluster.server.busy == 0
 
 
-def test_what_the_server_refuses_is_one_line_and_is_not_repeated(cluster: Cluster, tmp_path: Path) -> None:
-    job = config(tmp_path)
-    wrong = dataclasses.replace(rendered(job), manifest=rendered(job).manifest.replace("Indexed", "Index"))
-    with pytest.raises(ConfigError, match=r"Kubernetes refuses it .422.: .*Unsupported value"):
-        Kubernetes(job).submit(wrong)
-
-
 def test_a_context_that_is_not_there_is_one_line(cluster: Cluster) -> None:
     with pytest.raises(ConfigError, match=r"job\.k8s\.context='elsewhere': the kubeconfig has simulated"):
         Client("elsewhere", None)
-
-
-def test_a_pod_that_fits_nowhere_is_pending_with_the_reason(cluster: Cluster, tmp_path: Path) -> None:
-    job = config(tmp_path, nodes=1, gpus=8)
-    scheduler = Kubernetes(job)
-    handle = scheduler.submit(rendered(job))
-    until(lambda: "Insufficient" in scheduler.status([handle])[handle].reason)
-    status = scheduler.status([handle])[handle]
-    assert status.state is JobState.pending
-    assert status.reason == "pod 0: Unschedulable: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
 
 
 def test_a_job_in_a_queue_says_which(cluster: Cluster, tmp_path: Path) -> None:
@@ -133,14 +95,6 @@ def test_a_job_in_a_queue_says_which(cluster: Cluster, tmp_path: Path) -> None:
     handle = scheduler.submit(rendered(job))
     until(lambda: "Job suspended" in scheduler.status([handle])[handle].reason)
     assert scheduler.status([handle])[handle].reason == "waits in queue research: Job suspended"
-
-
-def test_exit_code_78_ends_it_and_its_last_line_is_the_reason(cluster: Cluster, tmp_path: Path) -> None:
-    job = config(tmp_path, shell="echo everstep: the config cannot run; exit 78")
-    scheduler = Kubernetes(job)
-    handle = scheduler.submit(rendered(job))
-    until(lambda: scheduler.status([handle])[handle].state is JobState.failed)
-    assert scheduler.status([handle])[handle].reason.startswith("everstep: the config cannot run (PodFailurePolicy")
 
 
 def test_a_pod_on_a_lost_node_is_said_with_what_helps(cluster: Cluster, tmp_path: Path) -> None:
@@ -157,16 +111,6 @@ def test_restarts_that_kubernetes_puts_off_for_long_are_said(cluster: Cluster, t
     cluster.evict(cluster.pods()[0])
     until(lambda: "started again only after 20 s" in scheduler.status([handle])[handle].reason)
     assert scheduler.status([handle])[handle].restarts == 1
-
-
-@pytest.mark.process
-def test_two_launchers_at_the_same_time_make_one_job(cluster: Cluster, tmp_path: Path) -> None:
-    run = Run(cluster, tmp_path, "twice")
-    words = run.words("job.nodes=1", "job.image=bad")
-    children = [run.start("submit", *words) for _ in range(2)]
-    printed = ["".join(child.communicate(timeout=60)) for child in children]
-    assert 0 in [child.returncode for child in children], printed
-    assert len(cluster.store.list("jobs")) == 1, printed
 
 
 @pytest.mark.process

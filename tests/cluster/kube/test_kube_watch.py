@@ -181,7 +181,7 @@ def test_a_server_that_stays_away_is_said_and_one_that_comes_back_is_heard(clust
 
 
 def test_who_may_not_watch_lists_instead(cluster: Cluster) -> None:
-    cluster.server.watch_right = False
+    cluster.server.rights.denied.add(("", "configmaps", "watch"))
     mirror = Mirror(Client(None, None, retry_s=20), "ConfigMap", OURS)
     settings(cluster, "a")
     until(lambda: set(known(mirror)) == {"a"})

@@ -1,0 +1,35 @@
+"""Jobs on the simulated cluster whose pods are a shell."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from kube_cluster import Cluster
+from process_helpers import until
+
+from launch.config import JobConfig, job_config
+from launch.job import JobHandle
+from launch.schedulers.base import Program, Rendered
+from launch.schedulers.kubernetes.cluster import Kubernetes
+
+WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
+
+
+def config(tmp_path: Path, shell: str = WAIT, **keys: Any) -> JobConfig:
+    patch = {"spec": {"template": {"spec": {"containers": [{"name": "train", "command": ["sh", "-c", shell]}]}}}}
+    (tmp_path / "patch.yaml").write_text(json.dumps(patch))
+    given = {"nodes": 2, "nproc": 1, "gpus": 0, "image": "i", **keys}
+    return job_config({"scheduler": "k8s", **given, "k8s": {"overlay": str(tmp_path / "patch.yaml")}})
+
+
+def rendered(job: JobConfig, token: str = "token-1") -> Rendered:
+    return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "trainer"), token, "steps: 5\n"))
+
+
+def submitted(cluster: Cluster, job: JobConfig) -> tuple[Kubernetes, JobHandle]:
+    scheduler = Kubernetes(job, retry_s=20)
+    handle = scheduler.submit(rendered(job))
+    until(lambda: len(cluster.pods(phase="Running")) == job.node_range[1])
+    return scheduler, handle
