@@ -137,7 +137,7 @@ def test_a_controller_that_is_away_for_a_while_costs_a_round(tmp_path: Path, sch
     sweep = made(tmp_path)
     workers = Jobs(sweep.job, FileScheduler())
     values = {"seed": 1}
-    workers.start(Task(0, sweep.folder.run("a"), sweep.config(values, "a", 0)))
+    workers.start([Task(0, sweep.folder.run("a"), sweep.config(values, "a", 0))])
     scheduler.keep({**scheduler.known(), "away": True})
     driver = Driver(sweep, sweep.folder.story(), workers, take(sweep.folder.storage), Signals())
     driver._collect()
