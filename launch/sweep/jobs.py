@@ -11,6 +11,7 @@ from functools import cached_property
 from launch.batch import Member, in_threads, recover, submit_batch
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState
+from launch.say import say
 from launch.schedulers.base import Batch, Batching, Program, Scheduler
 from launch.submission import is_gone, submissions, submit
 from launch.supervise import marker
@@ -90,6 +91,8 @@ class Jobs:
         members = [Member(task.folder, _argv(task), self._place) for task in tasks]
         found = submit_batch(batch, members, self.job, self.scheduler)
         told = list(zip(tasks, found, strict=True))
+        if handles := [handle for handle in found if isinstance(handle, JobHandle)]:
+            say(f"{len(handles)} trials submitted together, {self.room} at a time: {handles[0]} to {handles[-1]}")
         self.tasks |= {handle: task for task, handle in told if isinstance(handle, JobHandle)}
         return [Refused(task, said) for task, said in told if isinstance(said, str)]
 

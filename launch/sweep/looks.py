@@ -7,8 +7,9 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from launch.cancel import cancel_run
-from launch.cluster import statuses
+from launch.batch import recover
+from launch.cancel import cancel_jobs
+from launch.cluster import scheduler, statuses
 from launch.history import History, read_all
 from launch.ls import Line, line
 from launch.sweep.find import find_sweep
@@ -58,11 +59,13 @@ def _under_way(folder: SweepFolder, story: Story) -> list[Line]:
 def cancel(folder: SweepFolder) -> str:
     """Its driver starts nothing more, and all that runs is stopped; what was said of it."""
     by = f"{user()} on {socket.gethostname()}"
-    going = [each for each in _under_way(folder, folder.story()) if each.history.handle is not None
+    job, story = load(folder).job, folder.story()
+    if job.scheduler != "local":  # a driver that was killed may have left jobs of which no trial knows
+        recover([folder.run(trial.name) for trial in story.trials if trial.is_open], scheduler(job.scheduler, job))
+    going = [each.history for each in _under_way(folder, story) if each.history.handle is not None
              and not each.standing.state.is_over]  # fmt: skip
-    folder.stop(by, [each.history.name for each in going])
-    for each in going:
-        cancel_run(folder.run(each.history.name))
+    folder.stop(by, [each.name for each in going])
+    cancel_jobs(going)
     return f"is cancelled, {len(going)} of its trials had jobs; 'everstep resume {folder.url}' goes on"
 
 
