@@ -84,6 +84,12 @@ class FileArrays(FileScheduler):
         files = {str(number): lines[number] for number in batch.elements}
         return Rendered(("batch", batch.token, str(batch.parallel), *after), files)
 
+    def limit(self, handles: Sequence[JobHandle], parallel: int) -> None:
+        known = self.known()
+        for id in {handle.id.partition("_")[0] for handle in handles} & known["batches"].keys():
+            known["batches"][id]["parallel"] = parallel
+        self.keep(known)
+
     def submit(self, rendered: Rendered) -> JobHandle:
         if rendered.argv[0] != "batch":
             return super().submit(rendered)

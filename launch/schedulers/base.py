@@ -116,3 +116,7 @@ class Batching(Scheduler, Protocol):
     def render_batch(self, job: JobConfig, batch: Batch) -> Rendered:
         """As `render`, for all of its elements."""
         ...
+
+    def limit(self, handles: Sequence[JobHandle], parallel: int) -> None:
+        """From now on so many elements at a time, of each batch that one of these is an element of."""
+        ...

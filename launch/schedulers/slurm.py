@@ -61,6 +61,12 @@ class Slurm:
         flags = _flags(job, batch.name, batch.token, _output_of_batch(batch))
         return _rendered([*array, *flags], _arguments(job, batch.list, batch.folder))
 
+    def limit(self, handles: Sequence[JobHandle], parallel: int) -> None:
+        for array in dict.fromkeys(handle.id.partition("_")[0] for handle in handles if "_" in handle.id):
+            done = self._ask("scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={parallel}")
+            if done.returncode:
+                raise ConfigError(f"scontrol update JobId={array}: {_last_line(done.stderr)}")
+
     def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
         """What the partitions and nodes say, and then what `sbatch --test-only` refuses; nothing is queued."""
         flags = [flag for flag in _flags(job, "everstep-check", "", "") if not flag.startswith("--output")]

@@ -43,6 +43,8 @@ class Jobs:
         self.room = job.max_parallel or ROOM
         self.tasks: dict[JobHandle, Task] = {}
         self._begun: set[JobHandle] = set()
+        self._adopted = False
+        """Some are of an earlier driver, which may have been told another job.max_parallel."""
         self._following = contextlib.ExitStack()
         self._ask = self._following.enter_context(scheduler.follow())
 
@@ -62,6 +64,7 @@ class Jobs:
         newest = in_threads(lambda task: [each.handle for each in submissions(task.folder)[-1:]], tasks)
         known = {seen[0]: task for task, seen in zip(tasks, newest, strict=True) if seen}
         self.tasks |= {handle: task for handle, task in known.items() if handle is not None}
+        self._adopted = bool(self.tasks)
         return self.running()
 
     def start(self, tasks: Sequence[Task]) -> list[Refused]:
@@ -123,6 +126,10 @@ class Jobs:
         if not self.tasks:
             return []
         found = self._ask(list(self.tasks))
+        waiting = [handle for handle, status in found.items() if status.state is JobState.pending]
+        if self._adopted and waiting and self.queues and isinstance(self.scheduler, Batching):
+            self.scheduler.limit(waiting, self.room)
+        self._adopted = False
         self._begun = {handle for handle, status in found.items() if status.state is JobState.running}
         gone = {handle: status for handle, status in found.items() if is_gone(status)}
         return [Ended(self.tasks.pop(handle), status) for handle, status in gone.items()]

@@ -12,6 +12,7 @@ from launch.cancel import cancel_jobs
 from launch.cluster import scheduler, statuses
 from launch.history import History, read_all
 from launch.ls import Line, line
+from launch.state import RunState
 from launch.sweep.find import find_sweep
 from launch.sweep.leaderboard import facts, ranked
 from launch.sweep.lease import holder
@@ -23,6 +24,9 @@ from launch.sweep.verb import drive
 from launch.text import number, print_table
 from trainer.errors import ConfigError
 from trainer.provenance import user
+
+QUEUED = 10
+"""Trials in the queue that `status` lists."""
 
 
 def status(folder: SweepFolder, as_json: bool) -> int:
@@ -43,9 +47,13 @@ def status(folder: SweepFolder, as_json: bool) -> int:
         shown = ", ".join(f"{n} {number(v)}" for n, v in zip(plan.metrics, best[0].values, strict=False))
         print(f"best         {best[0].trial.name}: {shown}")
     if under_way:
+        queued = [each for each in under_way if each.standing.state is RunState.queued]
+        left_out = {each.history.name for each in queued[QUEUED:]}
         print_table(("under way", "state", "step", "why"), [
             [each.history.name, each.standing.state.value, str(each.history.progress.get("step", "")),
-             each.standing.why] for each in under_way])  # fmt: skip
+             each.standing.why] for each in under_way if each.history.name not in left_out])  # fmt: skip
+        if left_out:
+            print(f"… and {len(left_out)} more in the queue")
     return 0
 
 

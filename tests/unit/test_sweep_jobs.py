@@ -18,7 +18,7 @@ from launch.sweep.jobs import Jobs
 from launch.sweep.leaderboard import ranked
 from launch.sweep.lease import take
 from launch.sweep.looks import cancel
-from launch.sweep.plan import Plan, load, plan, settle
+from launch.sweep.plan import Plan, amended, load, plan, settle
 from launch.sweep.workers import Task
 from trainer.errors import ConfigError
 from trainer.run_folder import Ending, Outcome, RunFolder
@@ -219,6 +219,16 @@ def test_a_driver_that_died_before_it_knew_the_batch_is_followed_by_one_that_fin
         sweep.folder.run(trial.name).storage.delete("submissions/0001.handle.json")
     drive_arrays(sweep)
     assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
+
+
+def test_a_driver_that_is_told_another_limit_tells_it_to_what_waits_in_the_queue(
+    tmp_path: Path, arrays: FileArrays
+) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    drive_arrays(settle(amended(load(sweep.folder), ["job.max_parallel=5"])))
+    assert [batch["parallel"] for batch in arrays.known()["batches"].values()] == [5]
 
 
 def test_more_trials_than_an_array_may_have_are_several_one_after_the_other(tmp_path: Path, arrays: FileArrays) -> None:
