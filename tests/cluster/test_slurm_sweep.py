@@ -18,6 +18,8 @@ from process_helpers import until
 from slurm_cluster import PATH, Cluster
 from sweep_processes import CHEAP, ended, ends, kill, order, results, story, sweep, told
 
+from launch.schedulers.slurm import script
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20"]
 PARALLEL = 12
@@ -131,6 +133,22 @@ def test_an_array_goes_on_without_a_driver_whenever_that_has_died(cluster: Clust
     assert sorted(told(tmp_path, "alone")) == [(trial, 0) for trial in range(8)]
     assert sorted(handles(tmp_path, "alone")) == sorted(elements(cluster, "alone"))
     assert list(ends(tmp_path, "alone").values()) == [[20]] * 8
+
+
+def test_the_script_takes_the_list_of_a_batch_by_hand(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["seed=range(0,3)", "steps=20", "run=hand"]
+    driver = cheap(cluster, tmp_path, *words, PATH=deadly(tmp_path / "bin"), SBATCH_KILLS="before")
+    assert driver.wait(PATIENCE_S) == -signal.SIGKILL, driver.communicate()
+    driver.communicate()
+    (listed,) = (tmp_path / "runs/hand/batches").glob("*.txt")
+    hand = ["sbatch", "--array=0,2%1", "--exclusive", "--job-name=by-hand", f"--output={tmp_path}/by-hand.out"]
+    subprocess.run([*hand, str(script()), str(listed), "--python", sys.executable], check=True, timeout=60,
+                   env={**cluster.env, "PYTHONPATH": PATHS})  # fmt: skip
+    until(lambda: len(elements(cluster, "by-hand", "completed")) == 2, PATIENCE_S)
+    assert list(ends(tmp_path, "hand").values()) == [[20], [], [20]]
+    ended(cheap(cluster, tmp_path, *words), seconds=PATIENCE_S)
+    assert list(ends(tmp_path, "hand").values()) == [[20], [20], [20]]
+    assert len(elements(cluster, "hand")) + len(elements(cluster, story(tmp_path, "hand").trials[1].name)) == 1
 
 
 def test_notice_to_one_element_requeues_that_and_no_other(cluster: Cluster, tmp_path: Path) -> None:
