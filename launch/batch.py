@@ -17,7 +17,7 @@ from typing import TypeVar
 from launch.config import JobConfig, job_yaml
 from launch.job import JobHandle
 from launch.schedulers.base import Batch, Batching, Scheduler
-from launch.submission import Submission, intend, is_gone, refuse_if_under_way, submissions
+from launch.submission import Submission, intend, is_gone, refuse_if_under_way, settled, submissions
 from trainer.errors import ConfigError, EverstepError
 from trainer.run_folder import JOB, RunFolder
 from trainer.storage import open_storage
@@ -94,6 +94,8 @@ def _keep_list(batch: Batch, members: Sequence[Member]) -> None:
 
 
 def _intend(member: Member, seen: Sequence[Submission], job: JobConfig, token: str) -> Submission:
+    if seen and not seen[-1].is_settled:
+        raise ConfigError(f"another launcher is submitting {member.folder.url} right now")
     facts = {"scheduler": job.scheduler, "token": token, "argv": list(member.argv), "code": member.code}
     made = intend(member.folder, seen, facts)
     member.folder.storage.write(JOB, job_yaml(job).encode())
@@ -105,8 +107,8 @@ def _submitted(
 ) -> dict[int, JobHandle | str]:
     whole = _accepted(batch, intents, job, scheduler)
     handles = {number: whole.element(number) for number in intents}
-    settled = in_threads(lambda number: intents[number].settle(handles[number]), intents)
-    lost = [number for number, ours in zip(intents, settled, strict=True)
+    is_ours = in_threads(lambda number: intents[number].settle(handles[number]), intents)
+    lost = [number for number, ours in zip(intents, is_ours, strict=True)
             if not ours and intents[number].handle != handles[number]]  # fmt: skip
     # Somebody took us for dead, found no job and goes on without us.
     scheduler.cancel([handles[number] for number in lost])
@@ -128,18 +130,20 @@ def _accepted(batch: Batch, intents: Mapping[int, Submission], job: JobConfig, s
 
 
 def recover(folders: Sequence[RunFolder], scheduler: Scheduler) -> None:
-    """Settle what launchers have left open between the intents of a batch and the handles: one question a batch.
+    """Settle what launchers have left open between an intent and the handle: one question for each batch.
 
     ConfigError while such a launcher may still be at work.
     """
     newest = [seen[-1] for seen in in_threads(submissions, folders) if seen]
-    settled = in_threads(lambda submission: submission.is_settled, newest)
-    open_ = [submission for submission, done in zip(newest, settled, strict=True) if not done]
+    is_known = in_threads(lambda submission: submission.is_settled, newest)
+    left = [submission for submission, done in zip(newest, is_known, strict=True) if not done]
     batches: dict[str, dict[int, Submission]] = {}
-    for submission, token in zip(open_, in_threads(lambda each: each.token, open_), strict=True):
+    for submission, token in zip(left, in_threads(lambda each: each.token, left), strict=True):
         batch, _, number = token.rpartition(".")
         if batch:
             batches.setdefault(batch, {})[int(number)] = submission
+        else:
+            settled(submission, scheduler)
     for batch, members in batches.items():
         _settle(batch, members, scheduler)
 

@@ -128,7 +128,7 @@ def current(folder: RunFolder, scheduler: Scheduler) -> Receipt | None:
 
 
 def _alive(seen: Sequence[Submission], scheduler: Scheduler) -> Receipt | None:
-    handles = [handle for submission in seen if (handle := _settled(submission, scheduler)) is not None]
+    handles = [handle for submission in seen if (handle := settled(submission, scheduler)) is not None]
     for handle, status in reversed(scheduler.status(handles).items()):
         if not is_gone(status):
             return Receipt(handle, is_new=False, status=status)
@@ -140,7 +140,7 @@ def is_gone(status: JobStatus) -> bool:
     return status.state.is_over or status.state is JobState.unknown
 
 
-def _settled(submission: Submission, scheduler: Scheduler) -> JobHandle | None:
+def settled(submission: Submission, scheduler: Scheduler) -> JobHandle | None:
     """The submission's job; an intent that was left without a handle is settled now."""
     if submission.is_settled:
         return submission.handle

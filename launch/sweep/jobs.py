@@ -6,6 +6,7 @@ import contextlib
 import sys
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 from launch.batch import Member, in_threads, recover, submit_batch
@@ -25,6 +26,15 @@ from trainer.provenance import record, surroundings
 
 ROOM = 8
 """Jobs in flight where job.max_parallel says nothing."""
+
+
+@dataclass(frozen=True)
+class _Batches:
+    """Who takes them, where their lists lie, and how many tasks one may have."""
+
+    scheduler: Batching
+    sweep: SweepFolder
+    largest: int
 
 
 class Jobs:
@@ -48,15 +58,17 @@ class Jobs:
         self._following = contextlib.ExitStack()
         self._ask = self._following.enter_context(scheduler.follow())
 
-    @cached_property
+    @property
     def queues(self) -> bool:
-        return self._largest > 1
+        return self._batches is not None
 
     @cached_property
-    def _largest(self) -> int:
-        """Tasks of a batch; 0 where there are none."""
-        can = self.sweep is not None and isinstance(self.scheduler, Batching)
-        return self.scheduler.largest_batch() if can and isinstance(self.scheduler, Batching) else 0
+    def _batches(self) -> _Batches | None:
+        """None where tasks go one by one."""
+        if self.sweep is None or not isinstance(self.scheduler, Batching):
+            return None
+        largest = self.scheduler.largest_batch()
+        return _Batches(self.scheduler, self.sweep, largest) if largest > 1 else None
 
     def adopt(self, tasks: list[Task]) -> list[Task]:
         """All that have a job, which may be over: `poll` finds that out, by its one question."""
@@ -68,13 +80,14 @@ class Jobs:
         return self.running()
 
     def start(self, tasks: Sequence[Task]) -> list[Refused]:
-        if len(tasks) < 2 or not self.queues:
+        batches = self._batches
+        if len(tasks) < 2 or batches is None:
             return one_by_one(tasks, self._submit)
         refused = [each for each in in_threads(self._prepared, tasks) if each is not None]
         left_out = {each.task.trial for each in refused}
         ready = [task for task in tasks if task.trial not in left_out]
-        for at in range(0, len(ready), self._largest):
-            refused += self._submit_together(ready[at : at + self._largest])
+        for at in range(0, len(ready), batches.largest):
+            refused += self._submit_together(ready[at : at + batches.largest], batches)
         return refused
 
     def _submit(self, task: Task) -> None:
@@ -84,15 +97,13 @@ class Jobs:
         program = Program(str(task.config.run), url, _argv(task), f"everstep-{uuid.uuid4().hex}")
         self.tasks[submit(task.folder, self.job, program, self.scheduler, self._place).handle] = task
 
-    def _submit_together(self, tasks: Sequence[Task]) -> list[Refused]:
+    def _submit_together(self, tasks: Sequence[Task], to: _Batches) -> list[Refused]:
         """As one job. What has no room beside what is in flight begins when that is over, so no driver has to wait."""
-        if self.sweep is None or not isinstance(self.scheduler, Batching):
-            raise TypeError("this scheduler takes no batches")
         fits = len(self.tasks) + len(tasks) <= self.room
-        batch = Batch(self.sweep.name, self.sweep.storage.url, f"everstep-{uuid.uuid4().hex}", tuple(range(len(tasks))),
+        batch = Batch(to.sweep.name, to.sweep.storage.url, f"everstep-{uuid.uuid4().hex}", tuple(range(len(tasks))),
                       self.room, () if fits else tuple(self.tasks))  # fmt: skip
         members = [Member(task.folder, _argv(task), self._place) for task in tasks]
-        found = submit_batch(batch, members, self.job, self.scheduler)
+        found = submit_batch(batch, members, self.job, to.scheduler)
         told = list(zip(tasks, found, strict=True))
         if handles := [handle for handle in found if isinstance(handle, JobHandle)]:
             say(f"{len(handles)} trials submitted together, {self.room} at a time: {handles[0]} to {handles[-1]}")
@@ -127,8 +138,8 @@ class Jobs:
             return []
         found = self._ask(list(self.tasks))
         waiting = [handle for handle, status in found.items() if status.state is JobState.pending]
-        if self._adopted and waiting and self.queues and isinstance(self.scheduler, Batching):
-            self.scheduler.limit(waiting, self.room)
+        if self._adopted and waiting and self._batches is not None:
+            self._batches.scheduler.limit(waiting, self.room)
         self._adopted = False
         self._begun = {handle for handle, status in found.items() if status.state is JobState.running}
         gone = {handle: status for handle, status in found.items() if is_gone(status)}

@@ -11,7 +11,7 @@ import pytest
 
 from launch.allocation import Allocation
 from launch.config import job_config
-from launch.job import JobHandle
+from launch.job import JobHandle, JobState
 from launch.schedulers.base import Batch, Batching
 from launch.schedulers.slurm import Slurm, script, spans
 from launch.schedulers.slurm_json import jobs
@@ -89,6 +89,14 @@ def test_an_array_is_found_by_its_token_and_an_element_by_its_own(
     fake(tmp_path, "sacct", "exit 1", monkeypatch)
     found = Slurm().find(token)
     assert found == (None if handle is None else JobHandle("slurm", "c", handle))
+
+
+def test_squeue_is_asked_not_to_cut_a_long_list_of_elements(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut, whole = entry(4, array_task_string="0,2,4..."), entry(4, array_task_string="0,2,4,6")
+    text = f"""[ "$SLURM_BITSTR_LEN" = 0 ] && echo '{{"jobs": [{whole}]}}' || echo '{{"jobs": [{cut}]}}'"""
+    fake(tmp_path, "squeue", text, monkeypatch)
+    last = JobHandle("slurm", "c", "4_6")
+    assert Slurm().status([last])[last].state is JobState.pending
 
 
 def test_an_element_is_a_job_of_its_own_to_its_nodes_though_one_has_the_arrays_number() -> None:

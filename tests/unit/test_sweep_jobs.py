@@ -231,6 +231,23 @@ def test_a_driver_that_is_told_another_limit_tells_it_to_what_waits_in_the_queue
     assert [batch["parallel"] for batch in arrays.known()["batches"].values()] == [5]
 
 
+def test_a_trial_that_was_tried_again_when_its_driver_died_is_in_no_batch_beside_its_job(
+    tmp_path: Path, arrays: FileArrays
+) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    arrays.set("1_0", state="unknown")
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=3)
+    first = sweep.folder.run(sweep.folder.story().trials[0].name)
+    assert first.storage.exists("submissions/0002.handle.json")
+    first.storage.delete("submissions/0002.handle.json")
+    drive_arrays(sweep)
+    assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
+    assert len(arrays.known()["jobs"]) == 9
+
+
 def test_more_trials_than_an_array_may_have_are_several_one_after_the_other(tmp_path: Path, arrays: FileArrays) -> None:
     sweep = made(tmp_path)
     arrays.keep({**arrays.known(), "largest": 3})
