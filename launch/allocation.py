@@ -41,12 +41,18 @@ def _slurm(environment: Mapping[str, str]) -> Allocation:
     hosts = expand(environment["SLURM_JOB_NODELIST"])
     return Allocation(
         "slurm",
-        environment["SLURM_JOB_ID"],
+        _slurm_job(environment),
         int(environment.get("SLURM_RESTART_COUNT", "0")),
         environment.get("SLURMD_NODENAME", socket.gethostname()),
         hosts,
         int(environment.get("SLURM_NODEID", "0")),
     )
+
+
+def _slurm_job(environment: Mapping[str, str]) -> str:
+    """As its handle has it. Of an array's elements one has the number of the whole array as its job's."""
+    array = environment.get("SLURM_ARRAY_JOB_ID")
+    return environment["SLURM_JOB_ID"] if array is None else f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
 
 
 def _kubernetes(environment: Mapping[str, str]) -> Allocation:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from launch.alive import has_process, is_here
 from launch.cluster import scheduler, statuses
 from launch.history import History, read
+from launch.job import JobHandle
 from launch.ls import Line, line
 from launch.runs import add_run, find, for_sweeps, sweep_of
 from launch.state import CANCELLED
@@ -43,6 +44,17 @@ def cancel_run(folder: RunFolder) -> str:
     if state.is_over:
         return f"is over already ({state.value})"
     return _job(folder, history) if history.submissions else _processes(folder, here)
+
+
+def cancel_jobs(histories: Sequence[History]) -> None:
+    """Stop the jobs of many runs, by one command to each scheduler."""
+    by_scheduler: dict[str, list[JobHandle]] = {}
+    for handle in [history.handle for history in histories if history.handle is not None]:
+        by_scheduler.setdefault(handle.scheduler, []).append(handle)
+    for name, handles in by_scheduler.items():
+        scheduler(name).cancel(handles)
+    for history in histories:
+        _keep(RunFolder(history.url))
 
 
 def _job(folder: RunFolder, history: History) -> str:

@@ -37,6 +37,10 @@ class JobHandle:
     def __str__(self) -> str:
         return f"{self.scheduler}://{self.cluster}/{self.id}"
 
+    def element(self, number: int) -> JobHandle:
+        """One of the jobs that were submitted together as this one: `slurm://cluster/1234_7`."""
+        return JobHandle(self.scheduler, self.cluster, f"{self.id}_{number}")
+
     @staticmethod
     def parse(text: str) -> JobHandle:
         scheduler, _, rest = text.partition("://")

@@ -97,7 +97,7 @@ def submit(
     seen = submissions(folder)
     if (present := _alive(seen, scheduler)) is not None:
         return present
-    submission = _intend(folder, seen, {
+    submission = intend(folder, seen, {
         "scheduler": job.scheduler, "token": program.token, "argv": list(program.argv), "code": code,
     })  # fmt: skip
     folder.storage.write(JOB, job_yaml(job).encode())
@@ -128,27 +128,31 @@ def current(folder: RunFolder, scheduler: Scheduler) -> Receipt | None:
 
 
 def _alive(seen: Sequence[Submission], scheduler: Scheduler) -> Receipt | None:
-    handles = [handle for submission in seen if (handle := _settled(submission, scheduler)) is not None]
+    handles = [handle for submission in seen if (handle := settled(submission, scheduler)) is not None]
     for handle, status in reversed(scheduler.status(handles).items()):
-        # What the scheduler has forgotten is over: it forgets no job that waits or runs.
-        if not status.state.is_over and status.state is not JobState.unknown:
+        if not is_gone(status):
             return Receipt(handle, is_new=False, status=status)
     return None
 
 
-def _settled(submission: Submission, scheduler: Scheduler) -> JobHandle | None:
+def is_gone(status: JobStatus) -> bool:
+    """What the scheduler has forgotten is over: it forgets no job that waits or runs."""
+    return status.state.is_over or status.state is JobState.unknown
+
+
+def settled(submission: Submission, scheduler: Scheduler) -> JobHandle | None:
     """The submission's job; an intent that was left without a handle is settled now."""
     if submission.is_settled:
         return submission.handle
     found = scheduler.find(submission.token)
     if found is None:
-        _refuse_if_under_way(submission)
+        refuse_if_under_way(submission)
         found = scheduler.find(submission.token)  # it may have come about just now
     submission.settle(found)
     return submission.handle
 
 
-def _refuse_if_under_way(submission: Submission) -> None:
+def refuse_if_under_way(submission: Submission) -> None:
     """ConfigError while the launcher that wrote the intent may still submit it."""
     intent = submission.intent
     here = intent["host"] == socket.gethostname()
@@ -173,7 +177,7 @@ def _runs(pid: int, at: float) -> bool:
     return True
 
 
-def _intend(folder: RunFolder, seen: Sequence[Submission], facts: dict[str, Any]) -> Submission:
+def intend(folder: RunFolder, seen: Sequence[Submission], facts: dict[str, Any]) -> Submission:
     """Write down that a job is about to be submitted.
 
     The number follows those that were looked at: a launcher that did the same meanwhile has taken it.

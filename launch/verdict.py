@@ -1,5 +1,6 @@
 """What the batch script asks before and after each start of the trainer.
 
+python -m launch.verdict element LIST N                        prints the run folder of element N of an array
 python -m launch.verdict begin RUN_FOLDER                      prints the number of the start; not 0: do not start
 python -m launch.verdict end RUN_FOLDER NUMBER --code=C [--noticed]
                                                                prints `again`, `requeue [NODES]`, `wait` or `exit CODE`
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from launch.allocation import Allocation
+from launch.batch import run_of
 from launch.requeue import Action, Evidence, Verdict, judge
 from launch.say import say
 from launch.starts import Start, decisions
@@ -28,6 +30,9 @@ ALREADY_OVER = 86
 def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
+        if options.what == "element":
+            print(run_of(options.list, options.number))
+            return 0
         folder = RunFolder(options.folder)
         if options.what == "begin":
             return begin(folder, Allocation.of(os.environ))
@@ -124,6 +129,9 @@ def keep(start: Start, verdict: Verdict) -> Verdict:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launch.verdict", description=__doc__)
     verbs = parser.add_subparsers(dest="what", required=True)
+    one = verbs.add_parser("element")
+    one.add_argument("list")
+    one.add_argument("number", type=int)
     verbs.add_parser("begin").add_argument("folder")
     after = verbs.add_parser("end")
     after.add_argument("folder")

@@ -41,7 +41,8 @@ def main(url: str) -> int:
         return 0
     attempt = folder.claim({"world": 1, "began": time.time()})
     asked: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, frame: asked.append(number))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, lambda number, frame: asked.append(number))
     folder.storage.delete(STOP_MARKER)
     step = folder.newest_step() or 0
     folder.record_restored(attempt, step, attempt - 1)

@@ -11,7 +11,7 @@ from typing import Any
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Ask, Program, Rendered
+from launch.schedulers.base import Ask, Batch, Program, Rendered
 from trainer.errors import ConfigError
 
 VARIABLE = "FILE_SCHEDULER"
@@ -70,3 +70,41 @@ class FileScheduler:
 def _status(job: dict[str, Any]) -> JobStatus:
     nodes, started = tuple(job.get("nodes", ())), job.get("started_at")
     return JobStatus(JobState(job["state"]), job.get("reason", ""), nodes, started_at=started)
+
+
+class FileArrays(FileScheduler):
+    """One that takes batches too: element N of job 3 is job 3_N."""
+
+    def largest_batch(self) -> int:
+        return int(self.known().get("largest", 1001))
+
+    def render_batch(self, job: JobConfig, batch: Batch) -> Rendered:
+        lines = Path(batch.list).read_text().splitlines()
+        after = [handle.id for handle in batch.after]
+        files = {str(number): lines[number] for number in batch.elements}
+        return Rendered(("batch", batch.token, str(batch.parallel), *after), files)
+
+    def limit(self, handles: Sequence[JobHandle], parallel: int) -> None:
+        known = self.known()
+        for id in {handle.id.partition("_")[0] for handle in handles} & known["batches"].keys():
+            known["batches"][id]["parallel"] = parallel
+        self.keep(known)
+
+    def submit(self, rendered: Rendered) -> JobHandle:
+        if rendered.argv[0] != "batch":
+            return super().submit(rendered)
+        _, token, parallel, *after = rendered.argv
+        known = self.known()
+        whole = JobHandle("slurm", "file", str(len(known["jobs"]) + 1))
+        for number, url in rendered.files.items():
+            argv = ["-m", "trainer", "--frozen", url]
+            known["jobs"][f"{whole.id}_{number}"] = {"state": "pending", "token": f"{token}.{number}", "argv": argv}
+        facts = {"token": token, "size": len(rendered.files), "parallel": int(parallel), "after": after}
+        known.setdefault("batches", {})[whole.id] = facts
+        self.keep(known)
+        return whole
+
+    def find(self, token: str) -> JobHandle | None:
+        batches: dict[str, Any] = self.known().get("batches", {})
+        found = next((JobHandle("slurm", "file", id) for id, batch in batches.items() if batch["token"] == token), None)
+        return found or super().find(token)

@@ -1,8 +1,9 @@
-"""Slurm through its own commands: one sbatch for a job, one squeue for all of them."""
+"""Slurm through its own commands: one sbatch for a job or for an array of them, one squeue for all."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,9 +17,9 @@ import launch
 from launch.config import JobConfig
 from launch.config.job import NOTICE_SLACK_S
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Ask, Program, Rendered
+from launch.schedulers.base import BATCHES, Ask, Batch, Program, Rendered
 from trainer.errors import ConfigError
-from trainer.storage import open_storage
+from trainer.storage import join_url, open_storage
 
 if TYPE_CHECKING:
     from launch.schedulers import slurm_json
@@ -45,8 +46,29 @@ class Slurm:
     retry_s: float = RETRY_S
 
     def render(self, job: JobConfig, program: Program) -> Rendered:
-        argv = ("sbatch", "--parsable", *_flags(job, program), str(script()), *_arguments(job, program))
-        return Rendered(argv, {SCRIPT: script().read_text()})
+        flags = _flags(job, program.name, program.token, _output(program))
+        return _rendered(flags, _arguments(job, program.folder, program.folder))
+
+    def largest_batch(self) -> int:
+        """By the numbers that an array's elements may have, and by how many they may be."""
+        config = self._config()
+        found = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
+        size = int(config.get("MaxArraySize", "0"))
+        return min(size, int(found[1])) if found else size
+
+    def render_batch(self, job: JobConfig, batch: Batch) -> Rendered:
+        array = [f"--array={spans(batch.elements)}%{batch.parallel}"]
+        if batch.after:
+            arrays = dict.fromkeys(handle.id.partition("_")[0] for handle in batch.after)
+            array.append(f"--dependency=afterany:{':'.join(arrays)}")
+        flags = _flags(job, batch.name, batch.token, _output_of_batch(batch))
+        return _rendered([*array, *flags], _arguments(job, batch.list, batch.folder))
+
+    def limit(self, handles: Sequence[JobHandle], parallel: int) -> None:
+        for array in dict.fromkeys(handle.id.partition("_")[0] for handle in handles if "_" in handle.id):
+            done = self._ask("scontrol", "update", f"JobId={array}", f"ArrayTaskThrottle={parallel}")
+            if done.returncode:
+                raise ConfigError(f"scontrol update JobId={array}: {_last_line(done.stderr)}")
 
     def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
         """What the partitions and nodes say, and then what `sbatch --test-only` refuses; nothing is queued."""
@@ -56,8 +78,7 @@ class Slurm:
             done = self._ask(*argv)
             return Answer(done.returncode, done.stdout, done.stderr)
 
-        program = Program("everstep-check", os.devnull, (), "")
-        flags = [flag for flag in _flags(job, program) if not flag.startswith(("--output", "--comment"))]
+        flags = [flag for flag in _flags(job, "everstep-check", "", "") if not flag.startswith("--output")]
         return problems(job, answer, flags)
 
     def submit(self, rendered: Rendered) -> JobHandle:
@@ -68,10 +89,14 @@ class Slurm:
         return JobHandle("slurm", cluster or self._cluster(), number)
 
     def find(self, token: str) -> JobHandle | None:
-        for job in self._jobs():
-            if job.comment == token:
-                return JobHandle("slurm", job.cluster or self._cluster(), job.id)
-        return self._find_in_accounting(token)
+        comment, _, element = token.partition(".")
+        # All elements of an array have its comment.
+        known = next(((job.cluster, job.id) for job in self._jobs() if job.comment == comment), None)
+        known = known or self._find_in_accounting(comment)
+        if known is None:
+            return None
+        job = JobHandle("slurm", known[0] or self._cluster(), known[1].partition("_")[0])
+        return job.element(int(element)) if element else job
 
     def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
         if not handles:
@@ -99,16 +124,18 @@ class Slurm:
         """All jobs of this user that the controller remembers, in one question."""
         from launch.schedulers import slurm_json
 
-        done = self._ask("squeue", "--me", "--states=all", "--json")
+        # Without the variable, squeue cuts the list of elements that wait where it gets long.
+        done = self._ask("squeue", "--me", "--states=all", "--json", SLURM_BITSTR_LEN="0")
         if done.returncode:
             raise ConfigError(f"squeue does not answer: {_last_line(done.stderr)}")
         return slurm_json.jobs(done.stdout)
 
-    def _find_in_accounting(self, token: str) -> JobHandle | None:
+    def _find_in_accounting(self, comment: str) -> tuple[str, str] | None:
+        """Cluster and number."""
         for line in self._sacct("--format=JobID,Cluster,Comment%120", "--starttime=now-30days"):
-            number, cluster, comment = [*line.split("|"), "", ""][:3]
-            if comment == token:
-                return JobHandle("slurm", cluster, number)
+            number, cluster, said = [*line.split("|"), "", ""][:3]
+            if said == comment:
+                return cluster, number
         return None
 
     def _accounted(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
@@ -125,17 +152,23 @@ class Slurm:
 
     def _cluster(self) -> str:
         """The name that Slurm has for itself; it does not change while we run."""
-        shown = self._ask("scontrol", "show", "config").stdout
-        names = [line.split("=")[1].strip() for line in shown.splitlines() if line.startswith("ClusterName")]
-        return names[0] if names else "cluster"
+        return self._config().get("ClusterName", "cluster")
 
-    def _ask(self, *argv: str) -> subprocess.CompletedProcess[str]:
-        """Run one of Slurm's commands, again with growing pauses while the controller is away."""
+    def _config(self) -> dict[str, str]:
+        lines = self._ask("scontrol", "show", "config").stdout.splitlines()
+        pairs = (line.split("=", 1) for line in lines if "=" in line)
+        return {key.strip(): value.strip() for key, value in pairs}
+
+    def _ask(self, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Run one of Slurm's commands, again with growing pauses while the controller is away.
+
+        `more`: variables on top of the environment.
+        """
         pause, deadline = 0.5, time.monotonic() + self.retry_s
         while True:
             try:
                 done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-                                      stdin=subprocess.DEVNULL)  # fmt: skip
+                                      stdin=subprocess.DEVNULL, env=_environment() | more)  # fmt: skip
             except FileNotFoundError as error:
                 raise ConfigError(
                     f"job=slurm needs Slurm's commands, and there is no {argv[0]} here; submit on a login node"
@@ -150,11 +183,31 @@ class Slurm:
             pause = min(10.0, 2 * pause)
 
 
-def _flags(job: JobConfig, program: Program) -> list[str]:
+def _environment() -> dict[str, str]:
+    """Without what says that we are an element of an array: sbatch would hand it on to a job that is none."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
+
+
+def _rendered(flags: Sequence[str], arguments: Sequence[str]) -> Rendered:
+    return Rendered(("sbatch", "--parsable", *flags, str(script()), *arguments), {SCRIPT: script().read_text()})
+
+
+def spans(numbers: Sequence[int]) -> str:
+    """0-3,5: as Slurm writes the elements of an array."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and found[-1][-1] == number - 1:
+            found[-1][1:] = [number]
+        else:
+            found.append([number])
+    return ",".join("-".join(map(str, span)) for span in found)
+
+
+def _flags(job: JobConfig, name: str, token: str, output: str) -> list[str]:
     fewest, most = job.node_range
     given: list[tuple[str, object]] = [
-        ("job-name", program.name),
-        ("comment", program.token),
+        ("job-name", name),
+        ("comment", token),
         ("nodes", fewest if fewest == most else f"{fewest}-{most}"),
         ("time", _minutes(job.time_s)),
         ("partition", job.partition),
@@ -167,22 +220,26 @@ def _flags(job: JobConfig, program: Program) -> list[str]:
         ("cpus-per-task", job.cpus),
         ("mem", job.mem),
         ("signal", f"B:USR1@{job.grace_s + NOTICE_SLACK_S}"),
-        ("output", _output(program)),
+        ("output", output),
     ]
     return [*(f"--{name}={value}" for name, value in given if value not in (None, "")), *job.flags]
 
 
-def _arguments(job: JobConfig, program: Program) -> list[str]:
-    """What stands behind the script: the run folder, and how its Python is reached."""
+def _arguments(job: JobConfig, what: str, folder: str) -> list[str]:
+    """What stands behind the script: the run folder, or a list of them, and how its Python is reached.
+
+    Args:
+        folder: all of it that a container has to see.
+    """
     options = [("--python", job.python or sys.executable), *(("--setup", line) for line in job.setup)]
     if job.image is not None:
-        options += _container(job, program)
-    return [program.folder, *(word for option in options for word in option)]
+        options += _container(job, folder)
+    return [what, *(word for option in options for word in option)]
 
 
-def _container(job: JobConfig, program: Program) -> list[tuple[str, str]]:
-    folders = [os.getcwd(), *([program.folder] if open_storage(program.folder).path() is not None else [])]
-    mounts = [*job.mounts, *(f"{folder}:{folder}" for folder in folders)]
+def _container(job: JobConfig, folder: str) -> list[tuple[str, str]]:
+    folders = [os.getcwd(), *([folder] if open_storage(folder).path() is not None else [])]
+    mounts = [*job.mounts, *(f"{each}:{each}" for each in folders)]
     if job.runtime == "pyxis":
         flags = [f"--container-image={job.image}", f"--container-mounts={','.join(mounts)}",
                  f"--container-workdir={os.getcwd()}", "--no-container-mount-home"]  # fmt: skip
@@ -208,6 +265,12 @@ def _output(program: Program) -> str:
     """Into the run folder where nodes can write there by themselves, else where the job was submitted."""
     folder = open_storage(program.folder).path()
     return f"{folder}/slurm-%j.out" if folder is not None else f"{program.name}-%j.out"
+
+
+def _output_of_batch(batch: Batch) -> str:
+    """Of all elements until each has found its run folder; from then on, what it prints goes there."""
+    folder = open_storage(join_url(batch.folder, BATCHES)).path()
+    return f"{folder}/slurm-%A.out" if folder is not None else f"{batch.name}-%A_%a.out"
 
 
 def _last_line(text: str) -> str:

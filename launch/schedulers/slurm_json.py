@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,7 +44,7 @@ SACCT_FIELDS = "JobID,State,ExitCode,NodeList,Submit,Start,End"
 
 @dataclass(frozen=True)
 class Job:
-    """One job of `squeue --json`."""
+    """One job of `squeue --json`, or one element of an array."""
 
     id: str
     comment: str
@@ -55,24 +55,36 @@ class Job:
 def jobs(text: str) -> list[Job]:
     """All jobs in the answer; ConfigError when it is none."""
     try:
-        return [_job(node) for node in json.loads(text)["jobs"]]
+        return [job for node in json.loads(text)["jobs"] for job in _jobs(node)]
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"squeue --json gave an answer that cannot be read: {type(error).__name__} {error}"
         ) from error
 
 
-def _job(node: Mapping[str, Any]) -> Job:
-    comment = node.get("comment") or ""
-    return Job(_id(node), str(comment), str(node.get("cluster") or ""), _status(node))
+def _jobs(node: Mapping[str, Any]) -> list[Job]:
+    comment, cluster = str(node.get("comment") or ""), str(node.get("cluster") or "")
+    return [Job(id, comment, cluster, _status(node)) for id in _ids(node)]
 
 
-def _id(node: Mapping[str, Any]) -> str:
-    """The task of an array is array_task: the last one to start carries the array's own number as its job_id."""
+def _ids(node: Mapping[str, Any]) -> list[str]:
+    """An element of an array is array_task: the last one to start carries the array's own number as its job_id.
+
+    Those that wait have one entry together.
+    """
     array, task = _number(node.get("array_job_id")), _number(node.get("array_task_id"))
     if array and task is not None:
-        return f"{array}_{task}"
-    return str(array or _number(node["job_id"]))
+        return [f"{array}_{task}"]
+    waiting = str(node.get("array_task_string") or "")
+    return [f"{array}_{number}" for number in _elements(waiting)] or [str(array or _number(node["job_id"]))]
+
+
+def _elements(text: str) -> Iterator[int]:
+    """1-3,8,20-30:5%4 in full; what stands behind % is how many may run at a time."""
+    for span in filter(None, text.partition("%")[0].split(",")):
+        first, _, rest = span.partition("-")
+        last, _, step = rest.partition(":")
+        yield from range(int(first), int(last or first) + 1, int(step or 1))
 
 
 def _status(node: Mapping[str, Any]) -> JobStatus:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from launch.say import say
 from launch.schedulers.local import Signals
 from launch.sweep.asking import Asking
-from launch.sweep.config import RUNGED
+from launch.sweep.config import PURE, RUNGED
 from launch.sweep.cut import reason_to_stop
 from launch.sweep.lease import Lease
 from launch.sweep.plan import Plan
@@ -16,7 +16,7 @@ from launch.sweep.results import curve, result
 from launch.sweep.rungs import finalist, promotion
 from launch.sweep.story import Story, Told, Trial, Verdict, loss
 from launch.sweep.workers import Ended, Task, Workers
-from trainer.errors import EverstepError, SupersededError
+from trainer.errors import EverstepError
 from trainer.run_folder import Outcome
 
 
@@ -35,6 +35,8 @@ class Driver:
     asking: Asking = field(init=False)
     _fruitless: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Trial → starts in a row that made no new checkpoint, and the newest step."""
+    _started: set[int] = field(default_factory=set)
+    """Trials that have had a process or a job, of this driver or one before."""
 
     def __post_init__(self) -> None:
         self.asking = Asking(self.plan, self.story)
@@ -49,7 +51,7 @@ class Driver:
             if stopped is None:
                 self._fill()
             running = self.workers.running()
-            self.show(self.story, running)
+            self.show(self.story, self.workers.training())
             if stopped is not None:
                 say(f"{stopped}; 'everstep resume {self.plan.folder.url}' goes on")
                 self.workers.leave()
@@ -64,9 +66,9 @@ class Driver:
         # One that somebody has asked for again is not what its folder says of the time before.
         left = [trial for trial in self.story.trials if trial.is_open and not trial.again
                 and trial.name not in self.anew]  # fmt: skip
-        followed = {task.trial for task in self.workers.adopt([self._task(trial) for trial in left])}
+        self._started = {task.trial for task in self.workers.adopt([self._task(trial) for trial in left])}
         for trial in left:
-            if trial.number not in followed:
+            if trial.number not in self._started:
                 told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
                 if told is not None:
                     self._tell(trial, told)
@@ -129,8 +131,11 @@ class Driver:
         sweep = self.plan.sweep
         if sweep.pruner in RUNGED or sweep.pruner.value == "none":
             return
-        curves = {trial.number: self._curve(trial) for trial in self.story.trials}
-        for task in self.workers.running():
+        training = self.workers.training()
+        begun = {task.trial for task in training}
+        shown = [trial for trial in self.story.trials if trial.told or trial.number in begun]
+        curves = {trial.number: self._curve(trial) for trial in shown}
+        for task in training:
             trial = self.story.trials[task.trial]
             others = [curve for number, curve in curves.items() if number != trial.number]
             why = reason_to_stop(sweep, curves[trial.number], others)
@@ -154,38 +159,44 @@ class Driver:
     # What is started
 
     def _fill(self) -> None:
-        while len(self.workers.running()) < self.workers.room:
-            trial = self._next()
-            if trial is None:
-                return
-            if trial.cut is not None:  # its stop was decided by a driver that did not live to see it
-                told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
-                self._tell(trial, told or Told(Verdict.pruned, (), 0, trial.cut))
-                continue
-            self._start(trial)
+        while trials := self._startable():
+            self.lease.check()
+            refused = self.workers.start([self._task(trial) for trial in trials])
+            self._started |= {trial.number for trial in trials}
+            for each in refused:
+                self._tell(self.story.trials[each.task.trial], Told(Verdict.failed, (), 0, each.why))
 
-    def _start(self, trial: Trial) -> None:
-        self.lease.check()
-        try:
-            self.workers.start(self._task(trial))
-        except SupersededError:
-            raise
-        except EverstepError as error:
-            self._tell(trial, Told(Verdict.failed, (), 0, str(error)))
-
-    def _next(self) -> Trial | None:
+    def _startable(self) -> list[Trial]:
         """What is left of earlier drivers, then something new, then who has earned more.
 
         The number of trials is known, so a promotion waits until all have begun: it is then held to all of them.
         """
         limit = self.plan.sweep.max_failures
         if limit is not None and self.story.failures >= limit:
-            return None
-        busy = {task.trial for task in self.workers.running()}
-        left = next((trial for trial in self.story.trials if trial.is_open and trial.number not in busy), None)
-        return left or self._asked() or self._promoted()
+            return []
+        running = self.workers.running()
+        busy = {task.trial for task in running}
+        room = self.workers.room - len(running)
+        found: list[Trial] = []
+        for trial in [trial for trial in self.story.trials if trial.is_open and trial.number not in busy]:
+            if trial.cut is not None:  # its stop was decided by a driver that did not live to see it
+                told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
+                self._tell(trial, told or Told(Verdict.pruned, (), 0, trial.cut))
+            elif len(found) < room or (self._queues and trial.number not in self._started):
+                found.append(trial)
+        while (len(found) < room or self._queues) and (asked := self._asked()) is not None:
+            found.append(asked)
+        while len(found) < room and (promoted := self._promoted(not running and not found)) is not None:
+            found.append(promoted)
+        return found
 
-    def _promoted(self) -> Trial | None:
+    @property
+    def _queues(self) -> bool:
+        """Trials are handed over before there is room for them: where none hangs on what others come to."""
+        sweep = self.plan.sweep
+        return self.workers.queues and sweep.sampler in PURE and sweep.max_failures is None
+
+    def _promoted(self, nothing_else: bool) -> Trial | None:
         if self.plan.sweep.pruner not in RUNGED:
             return None
         trials = [trial for trial in self.story.trials if trial.told]
@@ -193,7 +204,7 @@ class Driver:
         first = {trial.number: trial.first for trial in trials}
         under_way = frozenset(trial.number for trial in trials if trial.is_open)
         found = promotion(losses, self.plan.sweep.eta, self.plan.rung_count, first, under_way)
-        if found is None and not self.workers.running():
+        if found is None and nothing_else:
             found = finalist(losses, self.plan.rung_count, first)
         if found is None:
             return None

@@ -19,7 +19,7 @@ from launch.snapshot import search_path
 from launch.supervise import marker
 from launch.sweep.code import Code
 from launch.sweep.results import is_alive
-from launch.sweep.workers import Ended, Task
+from launch.sweep.workers import Ended, Refused, Task, one_by_one
 from trainer.compose import settle
 from trainer.config import RunConfig
 from trainer.run_folder import JOB
@@ -37,6 +37,8 @@ class _Child:
 
 class Here:
     """Processes of this driver: they die with it, by kill -9 too, and go on from their checkpoints with the next."""
+
+    queues = False
 
     def __init__(
         self,
@@ -63,7 +65,10 @@ class Here:
         self.followed = [task for task in tasks if is_alive(task.folder)]
         return list(self.followed)
 
-    def start(self, task: Task) -> None:
+    def start(self, tasks: Sequence[Task]) -> list[Refused]:
+        return one_by_one(tasks, self._start)
+
+    def _start(self, task: Task) -> None:
         settle(task.config, task.folder)
         task.folder.storage.write(JOB, job_yaml(self.job).encode())
         slot = next(n for n in range(self.room + 1) if n not in [child.slot for child in self.children])
@@ -90,6 +95,9 @@ class Here:
 
     def running(self) -> list[Task]:
         return [*(child.task for child in self.children), *self.followed]
+
+    def training(self) -> list[Task]:
+        return self.running()
 
     def leave(self) -> None:
         """Let all save and end; kill what takes too long."""

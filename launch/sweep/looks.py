@@ -7,10 +7,12 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from launch.cancel import cancel_run
-from launch.cluster import statuses
+from launch.batch import recover
+from launch.cancel import cancel_jobs
+from launch.cluster import scheduler, statuses
 from launch.history import History, read_all
 from launch.ls import Line, line
+from launch.state import RunState
 from launch.sweep.find import find_sweep
 from launch.sweep.leaderboard import facts, ranked
 from launch.sweep.lease import holder
@@ -22,6 +24,9 @@ from launch.sweep.verb import drive
 from launch.text import number, print_table
 from trainer.errors import ConfigError
 from trainer.provenance import user
+
+QUEUED = 10
+"""Trials in the queue that `status` lists."""
 
 
 def status(folder: SweepFolder, as_json: bool) -> int:
@@ -42,9 +47,13 @@ def status(folder: SweepFolder, as_json: bool) -> int:
         shown = ", ".join(f"{n} {number(v)}" for n, v in zip(plan.metrics, best[0].values, strict=False))
         print(f"best         {best[0].trial.name}: {shown}")
     if under_way:
+        queued = [each for each in under_way if each.standing.state is RunState.queued]
+        left_out = {each.history.name for each in queued[QUEUED:]}
         print_table(("under way", "state", "step", "why"), [
             [each.history.name, each.standing.state.value, str(each.history.progress.get("step", "")),
-             each.standing.why] for each in under_way])  # fmt: skip
+             each.standing.why] for each in under_way if each.history.name not in left_out])  # fmt: skip
+        if left_out:
+            print(f"… and {len(left_out)} more in the queue")
     return 0
 
 
@@ -58,11 +67,13 @@ def _under_way(folder: SweepFolder, story: Story) -> list[Line]:
 def cancel(folder: SweepFolder) -> str:
     """Its driver starts nothing more, and all that runs is stopped; what was said of it."""
     by = f"{user()} on {socket.gethostname()}"
-    going = [each for each in _under_way(folder, folder.story()) if each.history.handle is not None
+    job, story = load(folder).job, folder.story()
+    if job.scheduler != "local":  # a driver that was killed may have left jobs of which no trial knows
+        recover([folder.run(trial.name) for trial in story.trials if trial.is_open], scheduler(job.scheduler, job))
+    going = [each.history for each in _under_way(folder, story) if each.history.handle is not None
              and not each.standing.state.is_over]  # fmt: skip
-    folder.stop(by, [each.history.name for each in going])
-    for each in going:
-        cancel_run(folder.run(each.history.name))
+    folder.stop(by, [each.name for each in going])
+    cancel_jobs(going)
     return f"is cancelled, {len(going)} of its trials had jobs; 'everstep resume {folder.url}' goes on"
 
 

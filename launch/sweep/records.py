@@ -5,6 +5,7 @@ SWEEP/
   records/00000001.json …   what was asked, told, promoted, cut: create-only, in one order
   leases/0001.json …        who drives it
   stop                      somebody has cancelled it
+  batches/TOKEN.txt         run folders of the trials that were submitted together, a line for each (launch/batch.py)
   trials/NAME/              ordinary run folders
 """
 

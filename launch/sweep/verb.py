@@ -79,7 +79,7 @@ def workers(made: Plan) -> Workers:
         return Here(made.job, made.any_config, code=code)
     cluster = scheduler(made.job.scheduler, made.job)
     refuse(cluster.problems(made.job))
-    return Jobs(made.job, cluster, code)
+    return Jobs(made.job, cluster, code, made.folder)
 
 
 def _dry_run(made: Plan) -> int:

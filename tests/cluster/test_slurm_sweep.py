@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,8 +15,10 @@ from pathlib import Path
 import pytest
 from jobs import PATHS, PATIENCE_S, TESTS
 from process_helpers import until
-from slurm_cluster import Cluster
+from slurm_cluster import PATH, Cluster
 from sweep_processes import CHEAP, ended, ends, kill, order, results, story, sweep, told
+
+from launch.schedulers.slurm import script
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20"]
@@ -30,10 +33,44 @@ def start(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.
                             stdout=subprocess.PIPE)  # fmt: skip
 
 
-def cheap(cluster: Cluster, root: Path, pause_s: float) -> subprocess.Popen[str]:
-    """The driver of 24 trials that import no torch, with jobs that are real."""
+def cheap(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
+    """The driver of trials that import no torch, with jobs that are real."""
     path = f"job.env.PYTHONPATH={TESTS / 'cluster/cheap'}{os.pathsep}{PATHS}"
-    return start(cluster, root, *GRID, path, f"job.max_parallel={PARALLEL}", "run=torn", CHEAP_PAUSE_S=str(pause_s))
+    return start(cluster, root, path, *words, **more)
+
+
+def torn(cluster: Cluster, root: Path) -> subprocess.Popen[str]:
+    """24 trials, which wait after some steps while the file exists that $CHEAP_HOLD names."""
+    return cheap(cluster, root, *GRID, f"job.max_parallel={PARALLEL}", "run=torn",
+                 CHEAP_HOLD=str(root / "hold"), CHEAP_PAUSE_S="0.1")  # fmt: skip
+
+
+def elements(cluster: Cluster, name: str, *states: str) -> list[str]:
+    """Jobs of that name as squeue lists them: an array's elements are ARRAY_N."""
+    wanted = f"--states={','.join(states) or 'all'}"
+    return cluster.run("squeue", "--noheader", "--array", wanted, f"--name={name}", "--format=%i").split()
+
+
+def handles(root: Path, name: str) -> list[str]:
+    """The jobs that the trials know of."""
+    files = (root / "runs" / name / "trials").glob("*/submissions/*.handle.json")
+    told = [json.loads(file.read_text())["handle"] for file in files]
+    return [str(handle).rpartition("/")[2] for handle in told if handle]  # an intent that came to nothing has none
+
+
+def deadly(folder: Path) -> str:
+    """A PATH whose sbatch kills whoever has called it, before or after it has submitted the job."""
+    folder.mkdir()
+    script = folder / "sbatch"
+    script.write_text(f"""#!/bin/sh
+case "$* $SBATCH_KILLS" in
+    *--test-only*) exec {shutil.which("sbatch")} "$@" ;;
+    *after) {shutil.which("sbatch")} "$@" >/dev/null ;;
+esac
+kill -9 $PPID
+""")
+    script.chmod(0o755)
+    return f"{folder}{os.pathsep}{PATH}"
 
 
 def trainers(root: Path) -> dict[str, int]:
@@ -53,10 +90,12 @@ def test_24_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sw
     ended(sweep(CHEAP, tmp_path, *GRID, "run=calm", "job.max_parallel=4", "sweep.poll_s=0.05"))
     draws = random.Random(0)
     killed = 0
-    for results_first in sorted(draws.sample(range(1, 9), 2)):
-        driver = cheap(cluster, tmp_path, 0.2)
-        until(lambda: driver.poll() is not None or (len(told(tmp_path, "torn")) >= results_first  # noqa: B023
-              and len(trainers(tmp_path)) >= PARALLEL // 2), PATIENCE_S)  # fmt: skip
+    hold = tmp_path / "hold"
+    for results_first in sorted(draws.sample(range(1, 6), 2)):
+        driver = torn(cluster, tmp_path)
+        until(lambda: driver.poll() is not None or len(told(tmp_path, "torn")) >= results_first, PATIENCE_S)  # noqa: B023
+        hold.touch()
+        until(lambda: driver.poll() is not None or len(trainers(tmp_path)) >= PARALLEL // 2, PATIENCE_S)  # noqa: B023
         assert driver.poll() is None, driver.communicate()
         running = trainers(tmp_path)
         for url in draws.sample(sorted(running), len(running) // 2):
@@ -64,16 +103,79 @@ def test_24_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sw
                 os.kill(running[url], signal.SIGKILL)
                 killed += 1
         kill(driver)
-    ended(cheap(cluster, tmp_path, 0), seconds=PATIENCE_S)
+        hold.unlink()
+    ended(torn(cluster, tmp_path), seconds=PATIENCE_S)
     assert results(tmp_path, "torn") == results(tmp_path, "calm")
     assert order(tmp_path, "torn") == order(tmp_path, "calm")
     assert set(map(tuple, ends(tmp_path, "torn").values())) == {(20,)}
     assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(24)]
-    trials = tmp_path / "runs/torn/trials"
-    handles = [json.loads(file.read_text())["handle"] for file in trials.glob("*/submissions/*.handle.json")]
-    assert len([handle for handle in handles if handle]) == 24  # of one that was killed before sbatch there is no job
+    assert sorted(handles(tmp_path, "torn")) == sorted(elements(cluster, "torn"))
+    assert len({handle.partition("_")[0] for handle in handles(tmp_path, "torn")}) == 1
+    assert len(handles(tmp_path, "torn")) == 24
     assert killed >= PARALLEL // 2
-    assert len(list(trials.glob("*/attempts/*"))) > 24
+    assert len(list((tmp_path / "runs/torn/trials").glob("*/attempts/*"))) > 24
+
+
+def test_an_array_goes_on_without_a_driver_whenever_that_has_died(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["optimizer.lr=0.01,0.1", "seed=range(0,4)", "steps=20", "job.max_parallel=3", "run=alone"]
+    path = deadly(tmp_path / "bin")
+    for when in ("before", "after"):
+        driver = cheap(cluster, tmp_path, *words, PATH=path, SBATCH_KILLS=when, CHEAP_PAUSE_S="0.2")
+        assert driver.wait(PATIENCE_S) == -signal.SIGKILL, driver.communicate()
+        driver.communicate()
+        assert handles(tmp_path, "alone") == []
+        assert len(elements(cluster, "alone")) == (0 if when == "before" else 8)
+    seen: list[int] = []
+
+    def over() -> bool:
+        seen.append(len(elements(cluster, "alone", "running")))
+        return len(elements(cluster, "alone", "completed")) == 8
+
+    until(over, PATIENCE_S)
+    assert 1 <= max(seen) <= 3
+    assert list(ends(tmp_path, "alone").values()) == [[20]] * 8
+    ended(cheap(cluster, tmp_path, *words), seconds=PATIENCE_S)
+    assert sorted(told(tmp_path, "alone")) == [(trial, 0) for trial in range(8)]
+    assert sorted(handles(tmp_path, "alone")) == sorted(elements(cluster, "alone"))
+    assert list(ends(tmp_path, "alone").values()) == [[20]] * 8
+
+
+def test_the_script_takes_the_list_of_a_batch_by_hand(cluster: Cluster, tmp_path: Path) -> None:
+    words = ["seed=range(0,3)", "steps=20", "run=hand"]
+    driver = cheap(cluster, tmp_path, *words, PATH=deadly(tmp_path / "bin"), SBATCH_KILLS="before")
+    assert driver.wait(PATIENCE_S) == -signal.SIGKILL, driver.communicate()
+    driver.communicate()
+    (listed,) = (tmp_path / "runs/hand/batches").glob("*.txt")
+    hand = ["sbatch", "--array=0,2%1", "--exclusive", "--job-name=by-hand", f"--output={tmp_path}/by-hand.out"]
+    subprocess.run([*hand, str(script()), str(listed), "--python", sys.executable], check=True, timeout=60,
+                   env={**cluster.env, "PYTHONPATH": PATHS})  # fmt: skip
+    until(lambda: len(elements(cluster, "by-hand", "completed")) == 2, PATIENCE_S)
+    assert list(ends(tmp_path, "hand").values()) == [[20], [], [20]]
+    ended(cheap(cluster, tmp_path, *words), seconds=PATIENCE_S)
+    assert list(ends(tmp_path, "hand").values()) == [[20], [20], [20]]
+    assert len(elements(cluster, "hand")) + len(elements(cluster, story(tmp_path, "hand").trials[1].name)) == 1
+
+
+def test_notice_to_one_element_requeues_that_and_no_other(cluster: Cluster, tmp_path: Path) -> None:
+    """To the one, too, whose job has the number of the whole array."""
+    hold = tmp_path / "hold"
+    hold.touch()
+    words = ["seed=range(0,3)", "steps=20", "job.max_parallel=3", "run=requeued"]
+    driver = cheap(cluster, tmp_path, *words, CHEAP_HOLD=str(hold))
+    trials = tmp_path / "runs/requeued/trials"
+    until(lambda: len(list(trials.glob("*/checkpoints/step-00000015*"))) == 3, PATIENCE_S)
+    shown = cluster.run("squeue", "--noheader", "--array", "--name=requeued", "--format=%i %A")
+    array, element = next(line.split() for line in shown.splitlines() if line.startswith(f"{line.split()[1]}_"))[::-1]
+    cluster.run("scancel", "--signal=USR1", "--batch", element)
+    until(lambda: len(list(trials.glob("*/attempts/*"))) == 4, PATIENCE_S)
+    hold.unlink()
+    ended(driver, seconds=PATIENCE_S)
+    causes = {json.loads(file.read_text())["job"]: file.parent.parent for file in trials.glob("*/restarts/0001.json")
+              if json.loads(file.read_text())["cause"] == "preempted"}  # fmt: skip
+    assert list(causes) == [element]
+    assert sorted(handles(tmp_path, "requeued")) == [f"{array}_{number}" for number in range(3)]
+    assert list(ends(tmp_path, "requeued").values()) == [[20]] * 3
+    assert sorted(file.name for file in causes[element].glob("slurm-*.out")) == [f"slurm-{element}.out"]
 
 
 def test_real_trainings_are_swept_as_jobs(cluster: Cluster, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from launch.sweep.driver import Driver
 from launch.sweep.leaderboard import Row, ranked
 from launch.sweep.lease import take
 from launch.sweep.plan import Plan, plan, settle
-from launch.sweep.workers import Ended, Task
+from launch.sweep.workers import Ended, Refused, Task
 from trainer.attempt import attempt
 from trainer.compose import settle as settle_run
 from trainer.run_folder import METRICS, RunFolder
@@ -27,6 +28,7 @@ class InTurn:
     """Workers that train a trial until it ends before they take the next."""
 
     room = 1
+    queues = False
 
     def __init__(self) -> None:
         self.over: list[Ended] = []
@@ -34,10 +36,12 @@ class InTurn:
     def adopt(self, tasks: list[Task]) -> list[Task]:
         return []
 
-    def start(self, task: Task) -> None:
-        settle_run(task.config, task.folder)
-        code = attempt(["--frozen", task.folder.storage.url], Stop())
-        self.over.append(Ended(task, None, code))
+    def start(self, tasks: Sequence[Task]) -> list[Refused]:
+        for task in tasks:
+            settle_run(task.config, task.folder)
+            code = attempt(["--frozen", task.folder.storage.url], Stop())
+            self.over.append(Ended(task, None, code))
+        return []
 
     def poll(self) -> list[Ended]:
         over, self.over = self.over, []
@@ -48,6 +52,9 @@ class InTurn:
 
     def running(self) -> list[Task]:
         return [each.task for each in self.over]
+
+    def training(self) -> list[Task]:
+        return []
 
     def leave(self) -> None:
         pass

@@ -51,7 +51,7 @@ def test_a_job_of_a_trial_carries_it_in_the_trials_own_folder(made: Plan) -> Non
     assert code is not None
     Path("mine.py").write_text("WORD = 'as edited'")
     trial = task(made, "one")
-    Jobs(made.job, FileScheduler(), code).start(trial)
+    Jobs(made.job, FileScheduler(), code).start([trial])
     assert Submitted.read(trial.folder).code == code.place
     assert trial.folder.storage.names("code") == [f"{code.place}.tar.gz"]
     assert json.loads(trial.folder.storage.read("provenance.json"))["snapshot"] == code.place
@@ -68,5 +68,5 @@ def test_processes_here_import_it_first_and_the_edited_folder_last(made: Plan, m
 def test_where_there_is_no_code_the_trials_run_what_they_find(made: Plan) -> None:
     assert keep(made.folder, [], 10) is None
     trial = task(made, "one")
-    Jobs(made.job, FileScheduler()).start(trial)
+    Jobs(made.job, FileScheduler()).start([trial])
     assert Submitted.read(trial.folder).code is None

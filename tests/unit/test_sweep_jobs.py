@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from file_scheduler import VARIABLE, FileScheduler
+from file_scheduler import VARIABLE, FileArrays, FileScheduler
 
 from launch import cluster
 from launch.job import JobHandle
@@ -17,8 +18,9 @@ from launch.sweep.jobs import Jobs
 from launch.sweep.leaderboard import ranked
 from launch.sweep.lease import take
 from launch.sweep.looks import cancel
-from launch.sweep.plan import Plan, load, plan, settle
+from launch.sweep.plan import Plan, amended, load, plan, settle
 from launch.sweep.workers import Task
+from trainer.errors import ConfigError
 from trainer.run_folder import Ending, Outcome, RunFolder
 
 
@@ -49,8 +51,8 @@ class Nodes(Signals):
 
     def _end(self, number: str, folder: RunFolder) -> None:
         attempt = folder.claim({"world": 1, "began": 0.0})
-        folder.storage.write(folder.attempt(attempt, "metrics.jsonl"),
-                             b'{"kind": "evaluate", "step": 400, "accuracy": 0.%s}\n' % number.encode())  # fmt: skip
+        shown = {"kind": "evaluate", "step": 400, "accuracy": float(f"0.{number.replace('_', '')}")}
+        folder.storage.write(folder.attempt(attempt, "metrics.jsonl"), f"{json.dumps(shown)}\n".encode())
         folder.end(attempt, Ending(Outcome.done, 400))
         self.scheduler.set(number, state="succeeded")
 
@@ -137,7 +139,7 @@ def test_a_controller_that_is_away_for_a_while_costs_a_round(tmp_path: Path, sch
     sweep = made(tmp_path)
     workers = Jobs(sweep.job, FileScheduler())
     values = {"seed": 1}
-    workers.start(Task(0, sweep.folder.run("a"), sweep.config(values, "a", 0)))
+    workers.start([Task(0, sweep.folder.run("a"), sweep.config(values, "a", 0))])
     scheduler.keep({**scheduler.known(), "away": True})
     driver = Driver(sweep, sweep.folder.story(), workers, take(sweep.folder.storage), Signals())
     driver._collect()
@@ -158,3 +160,172 @@ def test_a_job_of_which_only_the_intent_is_known_and_that_has_ended_is_not_made_
     drive(sweep, scheduler)
     assert [row.state for row in ranked(sweep, sweep.folder.story())] == ["done"] * 8
     assert len(scheduler.known()["jobs"]) == 8
+
+
+@pytest.fixture
+def arrays(scheduler: FileScheduler, monkeypatch: pytest.MonkeyPatch) -> FileArrays:
+    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileArrays"))
+    return FileArrays()
+
+
+def drive_arrays(made: Plan, die_after: int | None = None) -> Nodes:
+    nodes, lease = Nodes(FileArrays(), made), take(made.folder.storage)
+    nodes.die_after = die_after
+    try:
+        workers = Jobs(made.job, FileArrays(), sweep=made.folder)
+        Driver(made, made.folder.story(), workers, lease, nodes, anew=made.folder.go_on()).run()
+    finally:
+        lease.release()
+    return nodes
+
+
+def sizes(arrays: FileArrays) -> list[int]:
+    return [batch["size"] for batch in arrays.known().get("batches", {}).values()]
+
+
+def states(made: Plan) -> list[str]:
+    return [row.state for row in ranked(made, made.folder.story())]
+
+
+def test_all_trials_of_a_grid_are_one_batch_that_keeps_to_the_limit_by_itself(
+    tmp_path: Path, arrays: FileArrays
+) -> None:
+    sweep = made(tmp_path)
+    nodes = drive_arrays(sweep)
+    assert sizes(arrays) == [8]
+    assert [batch["parallel"] for batch in arrays.known()["batches"].values()] == [3]
+    assert nodes.in_flight[0] == 8
+    assert states(sweep) == ["done"] * 8
+    assert list(jobs_of(sweep)) == [["0001.handle.json"]] * 8
+
+
+def test_a_driver_that_comes_back_finds_the_batch_and_makes_no_other(tmp_path: Path, arrays: FileArrays) -> None:
+    sweep = made(tmp_path)
+    for rounds in (0, 1):
+        with pytest.raises(KeyboardInterrupt):
+            drive_arrays(sweep, die_after=rounds)
+    drive_arrays(load(sweep.folder))
+    assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
+    assert list(jobs_of(sweep)) == [["0001.handle.json"]] * 8
+
+
+def test_a_driver_that_died_before_it_knew_the_batch_is_followed_by_one_that_finds_it(
+    tmp_path: Path, arrays: FileArrays
+) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    for trial in sweep.folder.story().trials[2:]:
+        sweep.folder.run(trial.name).storage.delete("submissions/0001.handle.json")
+    drive_arrays(sweep)
+    assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
+
+
+def test_a_driver_that_is_told_another_limit_tells_it_to_what_waits_in_the_queue(
+    tmp_path: Path, arrays: FileArrays
+) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    drive_arrays(settle(amended(load(sweep.folder), ["job.max_parallel=5"])))
+    assert [batch["parallel"] for batch in arrays.known()["batches"].values()] == [5]
+
+
+def test_a_trial_that_was_tried_again_when_its_driver_died_is_in_no_batch_beside_its_job(
+    tmp_path: Path, arrays: FileArrays
+) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    arrays.set("1_0", state="unknown")
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=3)
+    first = sweep.folder.run(sweep.folder.story().trials[0].name)
+    assert first.storage.exists("submissions/0002.handle.json")
+    first.storage.delete("submissions/0002.handle.json")
+    drive_arrays(sweep)
+    assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
+    assert len(arrays.known()["jobs"]) == 9
+
+
+def test_more_trials_than_an_array_may_have_are_several_one_after_the_other(tmp_path: Path, arrays: FileArrays) -> None:
+    sweep = made(tmp_path)
+    arrays.keep({**arrays.known(), "largest": 3})
+    drive_arrays(sweep)
+    batches = arrays.known()["batches"]
+    assert [batch["size"] for batch in batches.values()] == [3, 3, 2]
+    first, second, third = ({id.partition("_")[0] for id in batch["after"]} for batch in batches.values())
+    assert (first, second, third) == (set(), {"1"}, {"1", "4"})
+
+
+def test_a_trial_that_is_tried_again_is_a_single_job_and_waits_for_room(tmp_path: Path, arrays: FileArrays) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    arrays.set("1_0", state="unknown")
+    nodes = drive_arrays(sweep)
+    assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
+    assert [len(jobs) for jobs in jobs_of(sweep)] == [2] + [1] * 7
+    assert nodes.in_flight[:4] == [7, 5, 3, 2]
+
+
+def test_where_failures_are_counted_nothing_is_queued_that_one_of_them_could_stop(
+    tmp_path: Path, arrays: FileArrays
+) -> None:
+    words = ["job=slurm", "job.max_parallel=3", "experiment=digits", "seed=range(0,8)", "run=s",
+             f"run_root={tmp_path}", "sweep.max_failures=2"]  # fmt: skip
+    nodes = drive_arrays(settle(plan(words)))
+    assert max(nodes.in_flight) == 3
+
+
+def test_a_sampler_that_learns_is_asked_for_as_many_as_there_is_room_for(tmp_path: Path, arrays: FileArrays) -> None:
+    words = ["job=slurm", "job.max_parallel=3", "experiment=digits", "sweep.sampler=tpe", "sweep.trials=8", "run=s",
+             "optimizer.lr=tag(log,interval(1e-5,1e-2))", f"run_root={tmp_path}"]  # fmt: skip
+    nodes = drive_arrays(settle(plan(words)))
+    assert max(nodes.in_flight) == 3
+    assert sizes(arrays)[0] == 3
+
+
+def test_rungs_are_batches_of_what_has_earned_them(tmp_path: Path, arrays: FileArrays) -> None:
+    words = ["job=slurm", "job.max_parallel=3", "experiment=digits", "seed=range(0,9)", "run=s", "steps=400",
+             f"run_root={tmp_path}", "sweep.pruner=asha", "sweep.rungs=[100,400]"]  # fmt: skip
+    sweep = settle(plan(words))
+    nodes = drive_arrays(sweep)
+    assert sizes(arrays)[0] == 9
+    assert nodes.in_flight[0] == 9
+    assert max(nodes.in_flight[4:]) <= 3
+    assert sum(trial.rung == 1 for trial in sweep.folder.story().trials) == 3
+
+
+def test_a_cluster_that_refuses_the_batch_ends_the_driver_and_no_trial(
+    tmp_path: Path, arrays: FileArrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FileArrays, rendered: Any) -> JobHandle:
+        raise ConfigError("sbatch refused the job: QOSMaxSubmitJobPerUserLimit")
+
+    sweep = made(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(FileArrays, "submit", refuse)
+        with pytest.raises(ConfigError, match="QOSMaxSubmitJob"):
+            drive_arrays(sweep)
+    drive_arrays(sweep)
+    assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
+
+
+def test_a_sweep_whose_batch_is_cancelled_goes_on_as_another(tmp_path: Path, arrays: FileArrays) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=1)
+    assert "6 of its trials had jobs" in cancel(sweep.folder)
+    drive_arrays(sweep)
+    assert (sizes(arrays), states(sweep)) == ([8, 6], ["done"] * 8)
+
+
+def test_cancelling_finds_the_batch_of_a_driver_that_died_before_it_knew_it(tmp_path: Path, arrays: FileArrays) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    for trial in sweep.folder.story().trials:
+        sweep.folder.run(trial.name).storage.delete("submissions/0001.handle.json")
+    cancel(sweep.folder)
+    assert {job["state"] for job in arrays.known()["jobs"].values()} == {"cancelled"}
