@@ -19,7 +19,7 @@ from trainer.checkpoint.diff import differences
 from trainer.checkpoint.restoring import locate
 
 pytestmark = [pytest.mark.process, pytest.mark.cluster]
-STEPS, PODS, SCALE = 48, 3, 0.05
+STEPS, PODS, SCALE = 70, 3, 0.05
 TRAINING = (f"steps={STEPS}", "checkpoint.every=4", "data.pause_s=0.1", "parallel=ddp")
 KEYS = (f"job.nodes={PODS}", *TRAINING)
 
@@ -56,6 +56,8 @@ def test_a_run_that_loses_its_pods_in_every_way_ends_like_one_that_lost_none(clu
     container that is killed for its memory while the API server is away."""
     run = Run(cluster, root, "disturbed")
     run.submit(*KEYS)
+    follower = run.start("status", run.name, "-f", "--root", str(root))
+    run.until(lambda: cluster.server.watches == 2, "watch of the job and of its pods")
 
     def two_at_once() -> None:
         for pod in [run.pod(index) for index in (0, 2)]:
@@ -71,8 +73,6 @@ def test_a_run_that_loses_its_pods_in_every_way_ends_like_one_that_lost_none(clu
     suffer(run, 22, death, 2)
     suffer(run, 30, lambda: cluster.drain(run.pod(1)["spec"]["nodeName"]), 1)
     assert cluster.job(run.job)["status"]["failed"] == 0
-    follower = run.start("status", run.name, "-f", "--root", str(root))
-    run.until(lambda: cluster.server.watches == 2, "watch of the job and of its pods")
     suffer(run, 38, lambda: lose_memory_and_server(run), 1)
     run.wait()
     assert cluster.server.gone == 2
