@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from benchmarks.contest import ROOT
 from benchmarks.table import machine, markdown
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Program, Rendered
+from launch.schedulers.base import Ask, Program, Rendered
 from trainer.run_folder import METRICS, Ending, Outcome, RunFolder
 
 HEAD = ("sampler", "what", "CPU, s", "peak memory, MB", "torch imported", "looks", "questions")
@@ -66,6 +67,12 @@ class Instant:
         return {handle: JobStatus(JobState.succeeded if handle in self.ended else JobState.running)
                 for handle in handles}  # fmt: skip
 
+    def follow(self) -> AbstractContextManager[Ask]:
+        return contextlib.nullcontext(self.status)
+
+    def cancel(self, handles: Sequence[JobHandle]) -> None:
+        raise RuntimeError("no trial of this sweep is cut short")
+
     def _end(self, handle: JobHandle) -> None:
         folder = self.folders[handle]
         attempt = folder.claim({"world": 1, "began": time.time()})
@@ -74,9 +81,6 @@ class Instant:
         folder.storage.write(folder.attempt(attempt, METRICS), (json.dumps(record) + "\n").encode())
         folder.end(attempt, Ending(Outcome.done, STEPS))
         self.ended.add(handle)
-
-    def cancel(self, handles: Sequence[JobHandle]) -> None:
-        raise NotImplementedError
 
 
 def main(arguments: Sequence[str]) -> int:

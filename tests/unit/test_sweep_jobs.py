@@ -187,6 +187,14 @@ def states(made: Plan) -> list[str]:
     return [row.state for row in ranked(made, made.folder.story())]
 
 
+def left_alone(tmp_path: Path) -> Plan:
+    """A sweep whose driver has submitted its trials and died."""
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive_arrays(sweep, die_after=0)
+    return sweep
+
+
 def test_all_trials_of_a_grid_are_one_batch_that_keeps_to_the_limit_by_itself(
     tmp_path: Path, arrays: FileArrays
 ) -> None:
@@ -212,9 +220,7 @@ def test_a_driver_that_comes_back_finds_the_batch_and_makes_no_other(tmp_path: P
 def test_a_driver_that_died_before_it_knew_the_batch_is_followed_by_one_that_finds_it(
     tmp_path: Path, arrays: FileArrays
 ) -> None:
-    sweep = made(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        drive_arrays(sweep, die_after=0)
+    sweep = left_alone(tmp_path)
     for trial in sweep.folder.story().trials[2:]:
         sweep.folder.run(trial.name).storage.delete("submissions/0001.handle.json")
     drive_arrays(sweep)
@@ -224,9 +230,7 @@ def test_a_driver_that_died_before_it_knew_the_batch_is_followed_by_one_that_fin
 def test_a_driver_that_is_told_another_limit_tells_it_to_what_waits_in_the_queue(
     tmp_path: Path, arrays: FileArrays
 ) -> None:
-    sweep = made(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        drive_arrays(sweep, die_after=0)
+    sweep = left_alone(tmp_path)
     drive_arrays(settle(amended(load(sweep.folder), ["job.max_parallel=5"])))
     assert [batch["parallel"] for batch in arrays.known()["batches"].values()] == [5]
 
@@ -234,9 +238,7 @@ def test_a_driver_that_is_told_another_limit_tells_it_to_what_waits_in_the_queue
 def test_a_trial_that_was_tried_again_when_its_driver_died_is_in_no_batch_beside_its_job(
     tmp_path: Path, arrays: FileArrays
 ) -> None:
-    sweep = made(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        drive_arrays(sweep, die_after=0)
+    sweep = left_alone(tmp_path)
     arrays.set("1_0", state="unknown")
     with pytest.raises(KeyboardInterrupt):
         drive_arrays(sweep, die_after=3)
@@ -259,9 +261,7 @@ def test_more_trials_than_an_array_may_have_are_several_one_after_the_other(tmp_
 
 
 def test_a_trial_that_is_tried_again_is_a_single_job_and_waits_for_room(tmp_path: Path, arrays: FileArrays) -> None:
-    sweep = made(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        drive_arrays(sweep, die_after=0)
+    sweep = left_alone(tmp_path)
     arrays.set("1_0", state="unknown")
     nodes = drive_arrays(sweep)
     assert (sizes(arrays), states(sweep)) == ([8], ["done"] * 8)
@@ -322,9 +322,7 @@ def test_a_sweep_whose_batch_is_cancelled_goes_on_as_another(tmp_path: Path, arr
 
 
 def test_cancelling_finds_the_batch_of_a_driver_that_died_before_it_knew_it(tmp_path: Path, arrays: FileArrays) -> None:
-    sweep = made(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
-        drive_arrays(sweep, die_after=0)
+    sweep = left_alone(tmp_path)
     for trial in sweep.folder.story().trials:
         sweep.folder.run(trial.name).storage.delete("submissions/0001.handle.json")
     cancel(sweep.folder)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,6 @@ from launch.schedulers.kubernetes.doctor import Doctor
 pytestmark = pytest.mark.cluster
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"
 Look = Callable[..., tuple[int, list[str]]]
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with Cluster.up(tmp_path, 3, scale=0.02) as made:
-        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
-        yield made
-    assert made.errors == []
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,6 @@ from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 PLANTED = "planted-value-of-a-secret"
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with Cluster.up(tmp_path, 3, scale=0.02) as made:
-        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
-        yield made
-    assert made.errors == []
 
 
 def test_a_job_is_made_found_looked_at_and_removed_with_all_that_it_made(cluster: Cluster, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import httpx2
 import pytest
@@ -22,14 +21,6 @@ from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 OURS = {"app.kubernetes.io/managed-by": "everstep"}
-
-
-@pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    with Cluster.up(tmp_path, 1, scale=0.02) as made:
-        monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
-        yield made
-    assert made.errors == []
 
 
 @pytest.fixture
