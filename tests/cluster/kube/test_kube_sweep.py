@@ -18,7 +18,7 @@ PARALLEL = 2
 
 
 def start(cluster: Cluster, root: Path) -> subprocess.Popen[str]:
-    words = ["job=k8s", "job.nproc=1", "job.gpus=0", "job.image=toy", f"job.python={sys.executable}",
+    words = ["job=k8s", "job.nproc=1", "job.gpus=0", "job.image=toy", "job.threads=1", f"job.python={sys.executable}",
              f"job.max_parallel={PARALLEL}", f"job.k8s.claims.runs={root}", f"job.env.PYTHONPATH={PATHS}",
              "job.env.GLOO_SOCKET_IFNAME=lo", "sweep.poll_s=0.2", "run=torn", f"run_root={root}/runs"]  # fmt: skip
     return sweep(REAL, root, *GRID, *words, KUBECONFIG=str(cluster.kubeconfig))
