@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from launch.sweep import lease
+from launch.sweep.asking import Asking
 from launch.sweep.lease import take
 from launch.sweep.plan import Plan, amended, load, plan, settle
 from launch.sweep.records import SweepFolder
@@ -136,6 +137,23 @@ def test_a_trial_is_told_what_is_tried_in_it_for_those_who_look_at_its_metrics(t
     config = found.config({"optimizer.lr": 0.1, "seed": 1}, "n", 0)
     assert config.log.hparams == {"optimizer.lr": 0.1, "seed": 1}
     assert thaw(freeze(config)) == config
+
+
+def test_a_constraint_of_the_users_leaves_trials_out_and_makes_two_that_differ_in_nothing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "narrowing.py").write_text("""
+def allowed(values):
+    if values["seed"] == 0:
+        values.pop("clip")
+    return values if values["seed"] < 2 else None
+""")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = made(tmp_path, "seed=0,1,2", "clip=1,2", "sweep.constraint=narrowing.allowed", "plugins=[narrowing]")
+    asking, story = Asking(found, Story()), Story()
+    while (asked := asking.next(story)) is not None:
+        story.apply(asked[0])
+    assert [trial.values for trial in story.trials] == [{"seed": 0}, {"seed": 1, "clip": 1}, {"seed": 1, "clip": 2}]
 
 
 def test_the_same_command_names_the_same_sweep_and_a_wider_one_too(tmp_path: Path) -> None:
