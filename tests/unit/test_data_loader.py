@@ -28,7 +28,8 @@ from trainer.config import Worker
 from trainer.data.arrow import ArrowDataset
 from trainer.data.cache import ShardCache
 from trainer.data.collate import Pad
-from trainer.data.dataset import ArrayDataset, Columns
+from trainer.data.columns import Columns
+from trainer.data.dataset import ArrayDataset
 from trainer.data.gather import Gather, Microbatch
 from trainer.data.loader import Loader, evaluation_batches
 from trainer.data.order import Ids, SampleOrder, Source, uniform

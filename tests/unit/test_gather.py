@@ -19,7 +19,8 @@ from trainer.config import BadSample, ExcludeConfig
 from trainer.data.arrow import ArrowDataset
 from trainer.data.bad import BadSamples
 from trainer.data.cache import ShardCache
-from trainer.data.dataset import ArrayDataset, Columns, MapDataset
+from trainer.data.columns import Columns
+from trainer.data.dataset import ArrayDataset, MapDataset
 from trainer.data.exclusion import Exclusion
 from trainer.data.gather import Gather, Microbatch
 from trainer.data.loader import Loader, evaluation_batches
@@ -170,7 +171,8 @@ def test_excluded_samples_are_gone_from_their_step_on_and_nothing_else_moves(
     assert [m.ids.tolist() for m in after] == expected
 
 
-def test_many_microbatches_at_once_are_what_each_is_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("opened", [False, True])
+def test_many_microbatches_at_once_are_what_each_is_alone(tmp_path: Path, opened: bool) -> None:
     write_dataset(tmp_path, [5, 9, 6], {**numbered(20), "text": ["x" * n for n in range(20)]})
 
     def lengths(columns: Columns) -> dict[str, Tensor]:
@@ -180,9 +182,11 @@ def test_many_microbatches_at_once_are_what_each_is_alone(tmp_path: Path) -> Non
         return {"id": ids, "length": text.lengths, "in_batch": torch.full_like(ids, len(text))}
 
     data = ArrowDataset(str(tmp_path))
+    if opened:
+        data.take(np.arange(20))
     gather = Gather(data, 0, collate=lengths)
     together = microbatches_of(gather, 2, 2, 9, prefetch=0)
-    data.bulk = False  # type: ignore[misc]
+    data.takes = None  # type: ignore[assignment,method-assign]
     alone = microbatches_of(gather, 2, 2, 9, prefetch=0)
     assert [m.ids.tolist() for m in together] == [m.ids.tolist() for m in alone]
     for one, other in zip(together, alone, strict=True):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from hypothesis import strategies as st
 from shard_sets import write_dataset
 
 from trainer.data.arrow import ArrowDataset
-from trainer.data.memory import address_of, element_of, gather_ragged, gather_rows
+from trainer.data.index import ShardIndex
+from trainer.data.memory import Rows, address_of, element_of, gather_ragged
+from trainer.data.shards import RaggedArray, inflate, map_shard
 
 
 @given(
@@ -33,8 +36,7 @@ def test_rows_of_several_arrays_come_in_one_gather(
     chosen = data.draw(st.lists(st.sampled_from(picks), max_size=30))
     width = int(np.prod(shape))
     elements = np.array([element_of(arrays[n]) + row * width for n, row in chosen], dtype=np.int64)
-    out = torch.empty((len(chosen), *shape), dtype=torch.from_numpy(arrays[0]).dtype)
-    gather_rows(elements, dtype, shape, out)
+    out = Rows(dtype, shape, torch.from_numpy(arrays[0]).dtype)(elements)
     expected = [arrays[n][row] for n, row in chosen]
     assert np.array_equal(out.numpy(), np.array(expected, dtype=dtype).reshape(out.shape))
 
@@ -43,8 +45,7 @@ def test_rows_of_several_arrays_come_in_one_gather(
 def test_narrow_and_wide_rows_are_cast_on_the_way(width: int) -> None:
     array = np.random.default_rng(1).integers(0, 60_000, (5, width)).astype(np.uint16)
     rows = np.array([4, 0, 0, 3])
-    out = torch.empty((4, width), dtype=torch.bfloat16)
-    gather_rows(element_of(array) + rows * width, "uint16", (width,), out)
+    out = Rows("uint16", (width,), torch.bfloat16)(element_of(array) + rows * width)
     assert torch.equal(out, torch.from_numpy(array[rows]).to(torch.bfloat16))
 
 
@@ -82,3 +83,26 @@ def test_memory_that_was_freed_comes_again_without_a_page_fault() -> None:
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 300 * 10, "each of 300 batches would take some 730 faults"
+
+
+@pytest.mark.parametrize("compression", ["none", "zstd"])
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"tokens": np.arange(48, dtype=np.uint16).reshape(3, 16)},
+        {"label": np.arange(3, dtype=np.uint8), "a column with a longer name": np.ones((3, 5))},
+        {"text": ["", "a", "bcd"]},
+    ],
+)
+def test_the_first_column_of_a_shard_begins_at_a_multiple_of_64_bytes(
+    tmp_path: Path, columns: dict[str, Any], compression: str
+) -> None:
+    write_dataset(tmp_path, [3], columns, compression)
+    path = str(tmp_path / "shard-0.arrow")
+    if compression != "none":
+        inflate(path, str(tmp_path / "inflated"))
+        path = str(tmp_path / "inflated")
+    mapped = map_shard(path, ShardIndex.read(str(tmp_path)).columns)
+    first = mapped.columns[0][next(iter(columns))]
+    array = first.offsets if isinstance(first, RaggedArray) else first
+    assert (address_of(array) - mapped.base) % 64 == 0

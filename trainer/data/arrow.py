@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from trainer.data.index import BYTES, TEXT, Column, ShardIndex
-from trainer.data.memory import gather_ragged, gather_rows
+from trainer.data.columns import Columns, pieces, split
+from trainer.data.index import Column, ShardIndex
 from trainer.data.node import node_cache
 from trainer.data.open_shards import OpenShards
 from trainer.data.order import Ids
-from trainer.data.ragged import Ragged
+from trainer.data.stored_column import stored_column
 from trainer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -31,9 +28,6 @@ class ArrowDataset:
 
     Shards of a store, and compressed ones of any place, go through a cache on the node's own disk.
     """
-
-    bulk = True
-    """One large `take` costs less than several small ones."""
 
     def __init__(
         self,
@@ -61,22 +55,28 @@ class ArrowDataset:
         self._starts = np.cumsum([0, *self.shard_rows])
         self._rows = len(self)
         self._opener = (cache or node_cache, verify)
-        self._shards = self._unopened()
+        self._open()
 
     def __len__(self) -> int:
         return self.index.rows
 
     def __getstate__(self) -> dict[str, Any]:
         # Maps and locks cannot be pickled and need not be: another process opens its own.
-        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock")}
+        return {name: value for name, value in self.__dict__.items() if name not in ("_shards", "_lock", "_stored")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._shards = self._unopened()
+        self._open()
 
-    def _unopened(self) -> OpenShards:
+    def _open(self) -> None:
         self._lock = threading.Lock()
-        return OpenShards(self.path, self.index, self.columns, *self._opener)
+        self._shards = OpenShards(self.path, self.index, self.columns, *self._opener)
+        self._stored = {
+            name: stored_column(name, column, self._cast.get(name), self._shards)
+            for name, column in self.columns.items()
+        }
+        sizes = [column.row_bytes for column in self._stored.values()]
+        self._row_bytes = sum(sizes) if all(sizes) else 0
 
     @property
     def sample_bytes(self) -> float:
@@ -88,34 +88,55 @@ class ArrowDataset:
         """How much of it can be at hand at once; None where nothing has to be fetched."""
         return self._shards.room_bytes if self._shards.cache is not None else None
 
-    def take(self, ids: Ids) -> dict[str, Tensor | Ragged]:
+    def take(self, ids: Ids) -> Columns:
         """One gather a column, whatever number of shards the ids touch. Row i is sample `ids[i]`."""
-        # Seen as unsigned, what is negative is too large as well.
-        if ids.size and int(ids.view(np.uint64).max()) >= self._rows:
-            raise IndexError(f"{self.path} has samples 0 to {self._rows - 1}, not {ids.min()} to {ids.max()}")
-        shards = self._starts.searchsorted(ids, side="right") - 1
-        while True:
+        shards = self._shards_of(ids)
+        while not self._shards.settled:
             with self._lock:
-                missing = [] if self._shards.settled else self._missing(ids, shards)
+                missing = self._missing(ids, shards)
                 self._shards.kept = frozenset(shards.tolist()) if missing else frozenset()
                 if not missing:
-                    return {name: self._gather(name, column, ids, shards) for name, column in self.columns.items()}
+                    return self._gathered(self._places(ids, shards))
             # Without the lock, so that others go on asking for what comes later.
             for cached, parts in missing:
                 cached.need(parts)
+        return self._gathered(self._places(ids, shards))
+
+    def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+        """As many `take`s, of the ids between each two bounds, which share the search for where their samples lie."""
+        if not self._shards.settled:
+            return split(self.take(ids), bounds)
+        places = self._places(ids, self._shards_of(ids))
+        return pieces(
+            lambda start, stop: self._gathered({name: found[start:stop] for name, found in places.items()}),
+            bounds,
+            self._row_bytes,
+        )
 
     def want(self, ids: Ids) -> list[Future[None]]:
         """Begin to fetch what these samples need; nothing where the dataset is on this machine's disks."""
         if self._shards.cache is None or self._shards.settled:
             return []
         with self._lock:
-            missing = self._missing(ids, self._starts.searchsorted(ids, side="right") - 1)
+            missing = self._missing(ids, self._shards_of(ids))
         return [future for cached, parts in missing for future in cached.want(parts)]
 
     def place(self, sample: int) -> str:
         """Where a sample lies, for people: dataset, shard and row."""
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return f"{self.path}, {self.index.shards[number].file}, row {sample - self._starts[number]}"
+
+    def _shards_of(self, ids: Ids) -> Ids:
+        # Seen as unsigned, what is negative is too large as well.
+        if ids.size and int(ids.view(np.uint64).max()) >= self._rows:
+            raise IndexError(f"{self.path} has samples 0 to {self._rows - 1}, not {ids.min()} to {ids.max()}")
+        return self._starts.searchsorted(ids, side="right") - 1
+
+    def _places(self, ids: Ids, shards: Ids) -> dict[str, Ids]:
+        return {name: column.places(ids, shards) for name, column in self._stored.items()}
+
+    def _gathered(self, places: Mapping[str, Ids]) -> Columns:
+        return {name: column.gather(places[name]) for name, column in self._stored.items()}
 
     def _missing(self, ids: Ids, shards: Ids) -> list[tuple[CachedShard, Ids]]:
         """Opens the shards of these samples; returns what of them is not here yet: (cached shard, its parts)."""
@@ -127,23 +148,6 @@ class ArrowDataset:
                 if parts.size:
                     found.append((shard.cached, parts))
         return found
-
-    def _gather(self, name: str, column: Column, ids: Ids, shards: Ids) -> Tensor | Ragged:
-        if not column.ragged:
-            shape = tuple(size or 0 for size in column.shape)
-            found = torch.empty((len(ids), *shape), dtype=self._cast.get(name, torch_type(column.type)))
-            gather_rows(self._shards.origins[name][shards] + ids * math.prod(shape), column.type, shape, found)
-            return found
-        kind = torch_type("uint8" if column.type in (TEXT, BYTES) else column.type)
-        origins, values = self._shards.origins[name], self._shards.values[name]
-        found, bounds = gather_ragged(origins[shards] + ids, values[shards], kind)
-        return Ragged(found.to(self._cast.get(name, kind)), torch.from_numpy(bounds))
-
-
-@cache
-def torch_type(name: str) -> torch.dtype:
-    """The type of torch for NumPy's name of it."""
-    return torch.from_numpy(np.empty(0, name)).dtype
 
 
 def _chosen(path: str, index: ShardIndex, names: Sequence[str] | None) -> Mapping[str, Column]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
@@ -15,15 +15,14 @@ from torch import Tensor
 from torch.utils.data import default_collate
 
 from trainer.data.bad import BadSamples
+from trainer.data.columns import Columns, pieces
 from trainer.data.order import Ids
 from trainer.data.permutation import Words
-from trainer.data.ragged import Ragged
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
-Columns = dict[str, Tensor | Ragged]
 Decode = Callable[[Columns], Columns]
 """Turns stored bytes into tensors; samples that do not decode are told by `BadSamples`."""
 Collate = Callable[[Columns], dict[str, Tensor]]
@@ -36,9 +35,9 @@ generator, so that a sample is augmented alike on every rank and after every res
 class Dataset(Protocol):
     """Samples with ids 0 to len - 1.
 
-    It may have more: `shard_rows`, the samples of each of its shards, for the order to keep together; `bulk`, true
-    where one large `take` costs less than several small ones; `sample_bytes`; `place(id)`, where a sample lies, for
-    people; `want(ids)`, which begins to fetch samples ahead of need, and `room_bytes`, how much of them may be at hand.
+    It may have more: `shard_rows`, the samples of each of its shards, for the order to keep together; `takes`, many
+    `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, where a sample lies, for people;
+    `want(ids)`, which begins to fetch samples ahead of need, and `room_bytes`, how much of them may be at hand.
     """
 
     @property
@@ -51,6 +50,10 @@ class Dataset(Protocol):
     def take(self, ids: Ids) -> Columns:
         """The named columns of these samples; row i of each is sample `ids[i]`. On the CPU; `BadSamples` names rows."""
         ...
+
+
+Takes = Callable[[Ids, Sequence[int]], Iterator[Columns]]
+"""(ids, bounds) -> the samples between each two bounds. A fault that it knows of is raised by the call itself."""
 
 
 @dataclass
@@ -95,8 +98,6 @@ class ArrayDataset:
         first = next(iter(self.columns.values()))
         return len(first) if first.ndim else 0
 
-    bulk = True
-
     @property
     def sample_bytes(self) -> float:
         return sum(array.nbytes for array in self.columns.values()) / max(1, len(self))
@@ -104,6 +105,9 @@ class ArrayDataset:
     def take(self, ids: Ids) -> Columns:
         """One gather a column, of the column's own type."""
         return {name: torch.from_numpy(array[ids]) for name, array in self.columns.items()}
+
+    def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+        return pieces(lambda start, stop: self.take(ids[start:stop]), bounds, self.sample_bytes)
 
 
 def frame_dataset(frame: pd.DataFrame, features: Sequence[str], target: str) -> ArrayDataset:

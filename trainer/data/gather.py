@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from trainer.config import BadSample
 from trainer.data.bad import BadSamples
-from trainer.data.dataset import Augment, Collate, Columns, Dataset, Decode, place_of
+from trainer.data.columns import Columns
+from trainer.data.dataset import Augment, Collate, Dataset, Decode, Takes, place_of
 from trainer.data.exclusion import Exclusion
 from trainer.data.order import Ids, sample_keys
-from trainer.data.ragged import Ragged
 from trainer.errors import DataError
 
 STAND_INS = 1000
@@ -41,10 +41,8 @@ class Request(NamedTuple):
 
 
 class Cut(NamedTuple):
-    """Where one request lies in a span."""
+    """What one request of a span is for."""
 
-    start: int
-    stop: int
     step: int
     """Counted from the span's first."""
     index: int  # type: ignore[assignment]
@@ -58,10 +56,12 @@ class Span(NamedTuple):
     """As the log counts steps."""
     ids: Ids
     epochs: Ids
+    bounds: Sequence[int]
+    """Where each request begins, and where the last one ends."""
     cuts: Sequence[Cut]
 
     def requests(self) -> Iterator[Request]:
-        for start, stop, step, index, real in self.cuts:
+        for (start, stop), (step, index, real) in zip(pairwise(self.bounds), self.cuts, strict=True):
             yield Request(self.ids[start:stop], self.epochs[start:stop], self.first_step + step, index, real)
 
 
@@ -98,25 +98,21 @@ class Gather:
     def __call__(self, request: Request) -> Microbatch:
         return self._finished(self._kept(request), None)
 
-    def together(self, span: Span) -> Iterator[Microbatch]:
-        """All requests by one large gather; what fails is gathered again alone, so that it fails at its place."""
+    def together(self, takes: Takes, span: Span) -> Iterator[Microbatch]:
+        """All requests by the dataset's `takes`; what fails is gathered again alone, so that it fails at its place."""
         if self.excluded:
             return map(self, span.requests())
         try:
-            columns = self.dataset.take(span.ids)
+            found = takes(span.ids, span.bounds)
         except DataError:
             return map(self, span.requests())
-        names, sizes = list(columns), [stop - start for start, stop, *_ in span.cuts]
-        parts = zip(*(_split(column, sizes) for column in columns.values()), strict=True)
         if self.decode is None and self.collate is None and self.augment is None:
-            _tensors(columns)
             # Small batches are made in a few microseconds; nothing is done for each that was not asked for.
             return (
-                Microbatch(index, real, span.ids[start:stop], dict(zip(names, values, strict=True)))
-                for (start, stop, _, index, real), values in zip(span.cuts, parts, strict=True)
+                Microbatch(cut.index, cut.real, span.ids[start:stop], _tensors(columns))
+                for (start, stop), cut, columns in zip(pairwise(span.bounds), span.cuts, found, strict=True)
             )
-        whole = (dict(zip(names, values, strict=True)) for values in parts)
-        return map(self._finished, span.requests(), whole)
+        return map(self._finished, span.requests(), found)
 
     def _kept(self, request: Request) -> Request:
         keep = self.excluded.kept(request.ids, request.step)
@@ -167,13 +163,6 @@ class Gather:
             except BadSamples:
                 continue
         raise DataError(f"the first {STAND_INS} samples are all excluded or cannot be decoded; check the dataset")
-
-
-def _split(column: Tensor | Ragged, sizes: list[int]) -> Sequence[Tensor | Ragged]:
-    """Views of the column's rows, so many each."""
-    if isinstance(column, Tensor):
-        return torch.split(column, sizes)
-    return column.split(sizes)
 
 
 def _tensors(columns: Columns) -> dict[str, Tensor]:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
-from itertools import chain, islice, pairwise, repeat
+from functools import partial
+from itertools import chain, islice, repeat
 from typing import Protocol
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trainer.config import BadSample, Worker
-from trainer.data.dataset import Dataset
+from trainer.data.dataset import Dataset, Takes
 from trainer.data.gather import Cut, Gather, Microbatch, Request, Span
 from trainer.data.lookahead import Lookahead, Want
 from trainer.data.order import SampleOrder, Slot, microbatches
@@ -31,8 +32,8 @@ CHUNK = 1 << 13
 """Sample ids computed at a time: enough to make their cost vanish, few enough to stay in the cache."""
 FIRST_CHUNK = 1 << 10
 """The same at the start of an iteration, whose first batch somebody waits for."""
-GROUP, GROUP_BYTES = 384, 1536 << 10
-"""Samples, and bytes of them, that are gathered at a time from a dataset that is best at many."""
+GROUP, GROUP_BYTES = 1024, 2200 << 10
+"""Samples, and bytes of them, that a dataset with `takes` is asked for at a time."""
 
 
 class Closable(Protocol):
@@ -134,11 +135,12 @@ class Loader:
             workers = kind(self._gather, self._requests(first_step), self._workers, ahead)
             self._open.append(workers)
             return workers
-        if getattr(dataset, "bulk", False):
+        takes: Takes | None = getattr(dataset, "takes", None)
+        if takes is not None:
             fitting = min(GROUP, int(GROUP_BYTES / max(1.0, getattr(dataset, "sample_bytes", 1.0))))
             steps = fitting // sum(slot.stop - slot.start for slot in self.slots)
             if steps * len(self.slots) > 1:
-                return chain.from_iterable(map(self._gather.together, self._spans(first_step, steps)))
+                return chain.from_iterable(map(partial(self._gather.together, takes), self._spans(first_step, steps)))
         return map(self._gather, self._requests(first_step))
 
     def _requests(self, first_step: int) -> Iterator[Request]:
@@ -159,17 +161,14 @@ class Loader:
         offsets = np.concatenate([np.arange(slot.start, slot.stop) for slot in self.slots])
         sizes = [slot.stop - slot.start for slot in self.slots] * steps
         bounds, slots = np.cumsum([0, *sizes]).tolist(), self.slots * steps
-        cuts = [
-            Cut(start, stop, turn // len(self.slots), slot.index, slot.real)
-            for turn, ((start, stop), slot) in enumerate(zip(pairwise(bounds), slots, strict=True))
-        ]
+        cuts = [Cut(turn // len(self.slots), slot.index, slot.real) for turn, slot in enumerate(slots)]
         batch, width, step = self.order.global_batch, steps * len(offsets), first_step
         for chunk in chain([FIRST_CHUNK], repeat(CHUNK)):
             count = max(1, chunk // width) * steps
             epochs, ids = self.order.at(step * batch, ((np.arange(count) * batch)[:, None] + offsets).reshape(-1))
             for start in range(0, count * len(offsets), width):
                 done = step + start // len(offsets)
-                yield Span(done + 1, ids[start : start + width], epochs[start : start + width], cuts)
+                yield Span(done + 1, ids[start : start + width], epochs[start : start + width], bounds, cuts)
             step += count
 
 

@@ -26,7 +26,7 @@ _TOP = 1 << 47
 _WIDEST = 1 << 15
 """Bytes a row; of wider ones, the product of a view's items and their size would not fit into 63 bits."""
 _AT_A_TIME = 256 << 10
-"""Bytes that are gathered before they are put, and cast, in their place: they stay in the core's own cache."""
+"""Bytes that are gathered before they are cast and put in their place: they stay in the core's own cache."""
 
 
 def address_of(array: NDArray[Any]) -> int:
@@ -40,23 +40,40 @@ def element_of(array: NDArray[Any]) -> int:
     return (address_of(array) - _ORIGIN) // array.itemsize
 
 
-def gather_rows(elements: Ints, dtype: str, shape: tuple[int, ...], out: Tensor) -> None:
-    """The rows of `shape` that begin at these elements, into `out` [len(elements), *shape] of this or another type.
+class Rows:
+    """Gathers rows of one type and shape; what is the same for every gather is worked out once."""
 
-    Elements are counted as `element_of` does; all bytes of every row must be mapped.
-    """
-    width, size = math.prod(shape), np.dtype(dtype).itemsize
-    if not 0 < width * size <= _WIDEST:
-        for element, row in zip(elements.tolist(), out, strict=True):
-            copied = np.empty(shape, dtype)
-            ctypes.memmove(address_of(copied), _ORIGIN + element * size, width * size)
-            row.copy_(torch.from_numpy(copied))
-        return
-    space, count = _space(width * size, size), max(1, _AT_A_TIME // (width * size))
-    rows = out.view(len(elements), width)
-    for start in range(0, len(elements), count):
-        found = space[elements[start : start + count]].view(dtype).reshape(-1, width)
-        rows[start : start + count].copy_(torch.from_numpy(found))
+    def __init__(self, dtype: str, shape: tuple[int, ...], kind: torch.dtype) -> None:
+        """`kind` is what the rows of NumPy's `dtype` become."""
+        self.width, size = math.prod(shape), np.dtype(dtype).itemsize
+        """Elements a row."""
+        self.bytes = self.width * size
+        self._dtype, self._size, self._shape, self._kind = np.dtype(dtype), size, (-1, *shape), kind
+        self._space = _space(self.bytes, size) if 0 < self.bytes <= _WIDEST else None
+        self._cast = torch.from_numpy(np.empty(0, dtype)).dtype != kind
+        self._most = max(1, _AT_A_TIME // max(1, self.bytes))
+
+    def __call__(self, elements: Ints) -> Tensor:
+        """The rows that begin at these elements: [len(elements), *shape].
+
+        Elements are counted as `element_of` does; all bytes of every row must be mapped.
+        """
+        if not self._cast:
+            return self._stored(elements)
+        if len(elements) <= self._most:
+            return self._stored(elements).to(self._kind)
+        found = torch.empty((len(elements), *self._shape[1:]), dtype=self._kind)
+        for start in range(0, len(elements), self._most):
+            found[start : start + self._most].copy_(self._stored(elements[start : start + self._most]))
+        return found
+
+    def _stored(self, elements: Ints) -> Tensor:
+        if self._space is not None:
+            return torch.from_numpy(self._space[elements].view(self._dtype).reshape(self._shape))
+        rows = np.empty((len(elements), *self._shape[1:]), self._dtype)
+        for number, element in enumerate(elements.tolist()):
+            ctypes.memmove(address_of(rows) + number * self.bytes, _ORIGIN + element * self._size, self.bytes)
+        return torch.from_numpy(rows)
 
 
 def gather_ragged(elements: Ints, values: Ints, kind: torch.dtype) -> tuple[Tensor, Ints]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from fractions import Fraction
 
@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from trainer.data.bad import BadSamples
-from trainer.data.dataset import Columns, Dataset, place_of
+from trainer.data.columns import Columns, split
+from trainer.data.dataset import Dataset, Takes, place_of
 from trainer.data.order import Ids
 from trainer.data.ragged import Ragged
 from trainer.data.record import DataRecord
@@ -29,7 +30,6 @@ class Mixture:
         self.datasets = list(datasets)
         self.shares = list(shares)
         self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
-        self.bulk = all(getattr(dataset, "bulk", False) for dataset in datasets)
 
     @property
     def digest(self) -> str:
@@ -70,6 +70,14 @@ class Mixture:
             return parts[0]
         back = torch.from_numpy(np.argsort(np.concatenate(rows)))
         return {name: _together([part[name] for part in parts], back) for name in self._names(parts)}
+
+    @property
+    def takes(self) -> Takes | None:
+        """None where a dataset has none: what gives its samples one by one gains nothing from being asked for many."""
+        return self._takes if all(getattr(dataset, "takes", None) for dataset in self.datasets) else None
+
+    def _takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+        return split(self.take(ids), bounds)
 
     def want(self, ids: Ids) -> list[Future[None]]:
         """Begin to fetch the samples of those datasets that can."""

@@ -14,7 +14,7 @@ from benchmarks.data.reader import Batch, Joined, serve
 from benchmarks.data.source import Source
 from trainer.config import OrderConfig
 from trainer.data.arrow import ArrowDataset
-from trainer.data.dataset import Columns
+from trainer.data.columns import Columns
 from trainer.data.gather import Gather
 from trainer.data.loader import Loader
 from trainer.data.order import SampleOrder
