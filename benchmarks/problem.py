@@ -31,7 +31,8 @@ class Net(nn.Sequential):
     def forward(self, features: Tensor) -> Tensor:
         if self.training:
             TICKER.tick()
-        return super().forward(features)
+        scores: Tensor = super().forward(features)  # type: ignore[no-untyped-call]
+        return scores
 
 
 def arrays() -> tuple[Tensor, Tensor]:

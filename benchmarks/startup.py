@@ -32,7 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     for _ in range(options.rounds):
         for figure in rounds.values():
             figure.append({})
-        for contestant in [*COMMANDS, *peers]:
+        everybody: list[Contestant | str] = [*COMMANDS, *peers]
+        for contestant in everybody:
             name = contestant if isinstance(contestant, str) else contestant.name
             if name in absent:
                 continue

@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     state = make_state(options.tensors)
     size_mb = sum(value.nbytes for value in state.values()) / 1e6
-    data = memoryview(torch.cat([value.view(-1) for value in state.values()]).view(torch.uint8).numpy())
+    data = memoryview(torch.cat([value.view(-1) for value in state.values()]).view(torch.uint8).numpy())  # type: ignore[arg-type]
     with s3_server(BUCKET) as url:
         os.environ.update(CREDENTIALS, AWS_ENDPOINT_URL=url)
         contestants: dict[str, Once] = {f"raw {count}": _raw(url, data, count) for count in PARALLEL}

@@ -75,8 +75,8 @@ def _child() -> None:
 
 def _everstep(samples: int, step: int) -> float:
     import torch
-    from torch import Tensor
 
+    from trainer.data.columns import Columns
     from trainer.data.gather import Gather
     from trainer.data.loader import Loader
     from trainer.data.order import Ids, SampleOrder
@@ -87,7 +87,7 @@ def _everstep(samples: int, step: int) -> float:
         def __len__(self) -> int:
             return samples
 
-        def take(self, ids: Ids) -> dict[str, Tensor]:
+        def take(self, ids: Ids) -> Columns:
             return {"x": torch.from_numpy(ids)}
 
     start = time.perf_counter()

@@ -75,7 +75,7 @@ def _numbered(kind: str, rng: np.random.Generator, offsets: NDArray[np.int64], f
     """Noise in which each sample begins with its number: two tokens, or eight bytes."""
     numbers = np.arange(first, first + len(offsets) - 1)
     if kind == "tokens":
-        values = rng.integers(0, VOCABULARY, offsets[-1], dtype=np.uint16)
+        values: NDArray[Any] = rng.integers(0, VOCABULARY, offsets[-1], dtype=np.uint16)
         values[offsets[:-1]], values[offsets[:-1] + 1] = numbers & 0xFFFF, numbers >> 16
         return values
     noise = np.frombuffer(rng.bytes(int(offsets[-1])), np.uint8).copy()
