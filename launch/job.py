@@ -64,3 +64,5 @@ class JobStatus:
     started_at: float | None = None
     ended_at: float | None = None
     exit_code: int | None = None
+    worn: str = ""
+    """Why a new job would go on sooner than this one; empty where it would not."""

@@ -44,7 +44,7 @@ def resume(arguments: Sequence[str]) -> int:
     _refuse_unnamed_plugins(config, options.overrides)
     history = read(folder)
     here = _standing(history)
-    if _goes_on(here) and not _is_unknown_submission(history):
+    if _goes_on(here) and not _is_unknown_submission(history) and not (here.job and here.job.worn):
         raise ConfigError(f"run {history.name} is {here.standing.state.value} already; 'everstep cancel' stops it")
     last = history.last.ending if history.last else None
     if last is not None and last.outcome is Outcome.done and last.step >= config.steps:

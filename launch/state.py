@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from dataclasses import dataclass
 
@@ -87,12 +88,13 @@ def _running(history: History, job: JobStatus) -> Standing:
     if _cancelled(history):  # it still clears its nodes
         return Standing(RunState.cancelled, str(history.decisions[-1].get("reason", "")))
     if last is None or last.claimed_at < (job.started_at or 0.0):
-        return Standing(RunState.starting, "the job runs, its processes have not claimed an attempt yet")
+        return Standing(RunState.starting, job.reason or "the job runs, its processes have not claimed an attempt yet")
     if last.ending is None:
-        return _active(history, last)
+        return dataclasses.replace(_active(history, last), why=job.reason)
     if last.ending.outcome is Outcome.done:
         return Standing(RunState.done, "")
-    return Standing(RunState.restarting, _reason(history, last))
+    # Why it was stopped, and what it waits for.
+    return Standing(RunState.restarting, "; ".join(why for why in (_reason(history, last), job.reason) if why))
 
 
 def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: float) -> Standing:

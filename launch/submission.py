@@ -19,11 +19,14 @@ from typing import Any
 
 from launch.config import JobConfig, job_yaml
 from launch.job import JobHandle, JobState, JobStatus
+from launch.say import say
 from launch.schedulers.base import Program, Rendered, Scheduler
 from trainer.errors import ConfigError, EverstepError
 from trainer.run_folder import JOB, SUBMISSIONS, RunFolder
 
 BORN = time.time()
+WORN = "worn_out"
+"""Outcome in the record of a job that was given up for a new one."""
 PATIENCE_S = 180.0
 """Seconds for which an intent of another machine is left alone: its launcher may still be waiting for the scheduler."""
 
@@ -88,6 +91,8 @@ def submit(
 ) -> Receipt:
     """The run's job: the one that is queued or running if there is one, else a new one.
 
+    A job of which the scheduler says that a new one would go on sooner is cancelled for it.
+
     Args:
         code: the snapshot to run, as `Snapshot.place` says it; None runs what the nodes find themselves.
 
@@ -96,7 +101,9 @@ def submit(
     """
     seen = submissions(folder)
     if (present := _alive(seen, scheduler)) is not None:
-        return present
+        if present.status is None or not present.status.worn:
+            return present
+        _give_up(folder, present.handle, present.status.worn, scheduler)
     submission = intend(folder, seen, {
         "scheduler": job.scheduler, "token": program.token, "argv": list(program.argv), "code": code,
     })  # fmt: skip
@@ -107,6 +114,14 @@ def submit(
         scheduler.cancel([handle])
         raise ConfigError(f"another launcher has submitted {folder.url}; job {handle} of this one was cancelled")
     return Receipt(handle, is_new=True)
+
+
+def _give_up(folder: RunFolder, handle: JobHandle, why: str, scheduler: Scheduler) -> None:
+    """Its pods save and end; those of the next job wait for nobody, and take the run over."""
+    reason = f"{why}; a new job takes the place of {handle}"
+    say(reason)
+    scheduler.cancel([handle])
+    folder.record_restart({"outcome": WORN, "go_on": True, "reason": reason, "restarts": 0})
 
 
 def _submit(scheduler: Scheduler, rendered: Rendered, submission: Submission) -> JobHandle:

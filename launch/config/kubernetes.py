@@ -54,7 +54,8 @@ class KubernetesConfig:
     keep_s: int = 7 * 86400
     """Seconds after which a job that is over is removed from the cluster; the run folder stays."""
     restart_delay_s: int = 120
-    """`status` says so when Kubernetes would wait longer than this before it starts a pod again."""
+    """Where Kubernetes would wait longer than this before it starts a lost pod again, `resume`, `submit` and the driver
+    of a sweep make a new job, and `status` says so."""
     overlay: str | None = None
     """File with a strategic merge patch for the job, the last word on everything."""
 

@@ -95,7 +95,8 @@ class Jobs:
         url = task.folder.storage.url
         # Names of jobs are letters, digits and few signs on some clusters; the folder's name says what differs.
         program = Program(str(task.config.run), url, _argv(task), f"everstep-{uuid.uuid4().hex}")
-        self.tasks[submit(task.folder, self.job, program, self.scheduler, self._place).handle] = task
+        handle = submit(task.folder, self.job, program, self.scheduler, self._place).handle
+        self.tasks = {each: other for each, other in self.tasks.items() if other.trial != task.trial} | {handle: task}
 
     def _submit_together(self, tasks: Sequence[Task], to: _Batches) -> list[Refused]:
         """As one job. What has no room beside what is in flight begins when that is over, so no driver has to wait."""
@@ -142,6 +143,8 @@ class Jobs:
             self._batches.scheduler.limit(waiting, self.room)
         self._adopted = False
         self._begun = {handle for handle, status in found.items() if status.state is JobState.running}
+        for handle in [handle for handle, status in found.items() if status.worn]:
+            self._submit(self.tasks[handle])
         gone = {handle: status for handle, status in found.items() if is_gone(status)}
         return [Ended(self.tasks.pop(handle), status) for handle, status in gone.items()]
 

@@ -208,7 +208,7 @@ class Doctor:
         delays = {index_of(pod): next_delay_s(pod) for pod in pods}
         told = ", ".join(f"{index} {text.duration(delay)}" for index, delay in delays.items())
         most = self.job.k8s.restart_delay_s
-        remedy = "; everstep cancel and resume make a new job" if max(delays.values()) > most else ""
+        remedy = "; when one is lost, everstep resume makes a new job" if max(delays.values()) > most else ""
         return Finding("restarts", f"{name}: pods would be started again after: {told}{remedy}", not remedy)
 
 

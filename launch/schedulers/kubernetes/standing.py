@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -25,15 +26,17 @@ def standing(job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120) -> J
     conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
     state, reason = _state(job, conditions, pods, restart_delay_s)
     lost = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
+    worn = "" if state.is_over else _worn(pods, restart_delay_s)
     return JobStatus(
         state=state,
-        reason=reason,
+        reason="; ".join(why for why in (worn and f"{worn}, everstep resume makes a new job", reason) if why),
         nodes=tuple(sorted({pod["spec"]["nodeName"] for pod in living(pods) if pod["spec"].get("nodeName")})),
         restarts=max(len(lost), sum(_failures(pod) for pod in living(pods))),
         submitted_at=_time(job["metadata"].get("creationTimestamp")),
         started_at=_time(status.get("startTime")),
         ended_at=_ended(conditions) if state.is_over else None,
         exit_code={JobState.succeeded: 0, JobState.failed: 1}.get(state),
+        worn=worn,
     )
 
 
@@ -87,9 +90,28 @@ def _trouble(pods: Sequence[Plain], delay_s: int) -> str:
             reasons.setdefault(why, []).append(index_of(pod))
     for pod in pods:
         if (delay := next_delay_s(pod)) > delay_s:
-            why = f"would be started again only after {text.duration(delay)}; cancel and resume make a new job"
+            why = f"would be started again only after {text.duration(delay)}; everstep resume would then make a new job"
             reasons.setdefault(why, []).append(index_of(pod))
     return "; ".join(f"pod {', '.join(indexes)}: {why}" for why, indexes in reasons.items())
+
+
+def _worn(pods: Sequence[Plain], limit_s: int) -> str:
+    """Which pods the Job will not start again for longer than the limit."""
+    present = {index_of(pod) for pod in pods if pod.get("status", {}).get("phase") != "Failed"}
+    # The newest of each index, whose annotations count all failures before it.
+    lost = {index_of(pod): pod for pod in sorted(pods, key=_failures) if index_of(pod) not in present}
+    waits = {index: wait_s for index, pod in lost.items() if (wait_s := _wait_s(pod)) > limit_s}
+    if not waits:
+        return ""
+    return f"pod {', '.join(waits)}: is started again only in {text.duration(max(waits.values()))}"
+
+
+def _wait_s(pod: Plain) -> float:
+    """Seconds until a pod that has failed gets its successor."""
+    containers = pod.get("status", {}).get("containerStatuses", [])
+    ends = [_time(each.get("state", {}).get("terminated", {}).get("finishedAt")) for each in containers]
+    ended = max((end for end in ends if end is not None), default=time.time())
+    return ended + next_delay_s(pod) - time.time()
 
 
 def pending_reason(pod: Plain) -> str:

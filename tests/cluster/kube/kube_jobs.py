@@ -29,6 +29,8 @@ class Jobs:
         self._failed: dict[str, dict[int, int]] = {}
         self._done: dict[str, set[int]] = {}
         self._made = 0
+        self._accounted: set[str] = set()
+        """Pods that have failed and were looked at: they stay until their index has another."""
         self._excused: set[str] = set()
         """Pods that a suspension has ended: they count nowhere."""
 
@@ -59,6 +61,8 @@ class Jobs:
         for pod in pods:
             if pod["status"]["phase"] in ("Succeeded", "Failed") and TRACKING in pod["metadata"].get("finalizers", []):
                 self._account(job, pod)
+        if _has(job, "FailureTarget") or _has(job, "SuccessCriteriaMet"):
+            self._release(pods)
         pods = self._pods(job)
         active = [pod for pod in pods if pod["status"]["phase"] in ("Pending", "Running")]
         if _has(job, "Complete") or _has(job, "Failed"):
@@ -101,23 +105,37 @@ class Jobs:
         job["metadata"]["finalizers"] = []
 
     def _account(self, job: Plain, pod: Plain) -> None:
-        """A pod that has ended is looked at once; its finalizer says that it has not been yet."""
+        """A pod that has ended is looked at once. One that has failed then stays, with its finalizer, until the next of
+        its index has taken over its counts."""
         uid, index = job["metadata"]["uid"], int(pod["metadata"]["annotations"][INDEX])
+        if pod["metadata"]["uid"] in self._accounted:
+            return
         if pod["status"]["phase"] == "Succeeded":
             self._done.setdefault(uid, set()).add(index)
-        elif pod["metadata"]["uid"] not in self._excused:
-            notes = pod["metadata"]["annotations"]
+            self._release([pod])
+        elif pod["metadata"]["uid"] in self._excused:
+            self._release([pod])
+        else:
+            self._accounted.add(pod["metadata"]["uid"])
+            notes = dict(pod["metadata"]["annotations"])
             action, message = _action(job, pod)
             which = IGNORED if action == "Ignore" else COUNTED
             notes[which] = str(int(notes.get(which, 0)) + 1)
-            self._ended.setdefault(uid, {})[index] = {"at": now(), "notes": dict(notes)}
+            self._ended.setdefault(uid, {})[index] = {"at": now(), "notes": notes}
             self._failed.setdefault(uid, {})[index] = int(notes.get(COUNTED, 0))
             if action == "FailIndex":
                 self._failed[uid][index] = 10**9
             if action == "FailJob":
                 _set(job, "FailureTarget", "PodFailurePolicy", message)
-        pod["metadata"]["finalizers"] = [each for each in pod["metadata"]["finalizers"] if each != TRACKING]
-        self.store.put(_key(pod), pod)
+            if index in self._out_of_budget(job):
+                self._release([pod])
+
+    def _release(self, pods: list[Plain]) -> None:
+        """Let go of those that have ended: one that was deleted is gone then."""
+        for pod in pods:
+            if pod["status"]["phase"] in ("Succeeded", "Failed") and TRACKING in pod["metadata"].get("finalizers", []):
+                pod["metadata"]["finalizers"] = [each for each in pod["metadata"]["finalizers"] if each != TRACKING]
+                self.store.put(_key(pod), pod)
 
     def _count(self, job: Plain, active: list[Plain]) -> None:
         uid = job["metadata"]["uid"]
@@ -177,6 +195,7 @@ class Jobs:
         if last is not None and age_s(last["at"]) < wait_s * self.scale:
             return
         self._create(job, index, {COUNTED: "0", **notes})
+        self._release(mine)
 
     def _create(self, job: Plain, index: int, notes: dict[str, str]) -> None:
         template, meta = copy.deepcopy(job["spec"]["template"]), job["metadata"]

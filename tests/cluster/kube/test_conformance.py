@@ -99,7 +99,7 @@ def test_exit_code_78_fails_the_job_with_the_measured_words(cluster: Cluster) ->
 def test_exit_code_1_counts_per_index_and_the_other_index_runs_on(cluster: Cluster) -> None:
     submit(cluster, job(script(WAIT, "exit 1")))
     until(lambda: cluster.job("j")["status"].get("failedIndexes") == "1")
-    assert sorted(notes(pod) for pod in cluster.pods("j", "Failed") if pod["spec"]["hostname"] == "j-1")[-1] == (3, 0)
+    assert sorted(notes(pod) for pod in cluster.pods("j", "Failed") if pod["spec"]["hostname"] == "j-1")[-1] == (2, 0)
     assert [pod["spec"]["hostname"] for pod in running(cluster, 1)] == ["j-0"]
     assert condition(cluster, "Failed") is None
 

@@ -167,7 +167,7 @@ def test_the_delay_of_each_index_is_told_and_a_long_one_is_wrong(
     assert f"{name}: pods would be started again after: 0 20 s, 1 10 s" in capsys.readouterr().out
     code, wrong = look("job.k8s.restart_delay_s=15")
     assert code == 2
-    assert "0 20 s, 1 10 s; everstep cancel and resume make a new job" in wrong[0]
+    assert "0 20 s, 1 10 s; when one is lost, everstep resume makes a new job" in wrong[0]
 
 
 def test_a_pod_on_a_lost_node_is_given_up_only_when_told(cluster: Cluster, look: Look, tmp_path: Path) -> None:
