@@ -69,7 +69,7 @@ class FileScheduler:
 
 def _status(job: dict[str, Any]) -> JobStatus:
     nodes, started = tuple(job.get("nodes", ())), job.get("started_at")
-    return JobStatus(JobState(job["state"]), job.get("reason", ""), nodes, started_at=started)
+    return JobStatus(JobState(job["state"]), job.get("reason", ""), nodes, started_at=started, worn=job.get("worn", ""))
 
 
 class FileArrays(FileScheduler):

@@ -33,6 +33,8 @@ class Cluster:
     die: str = ""
     refuse: bool = False
     lose: bool = False
+    worn: str = ""
+    """The job that would wait for long."""
 
     def render(self, job: JobConfig, program: Program) -> Rendered:
         return Rendered(("sbatch", program.token))
@@ -57,7 +59,8 @@ class Cluster:
         return JobHandle("slurm", "c", self.tokens[token]) if token in self.tokens else None
 
     def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
-        return {handle: JobStatus(self.jobs.get(handle.id, JobState.unknown)) for handle in handles}
+        return {handle: JobStatus(self.jobs.get(handle.id, JobState.unknown), worn="waits" * (handle.id == self.worn))
+                for handle in handles}  # fmt: skip
 
     def follow(self) -> AbstractContextManager[Ask]:
         return nullcontext(self.status)
@@ -77,9 +80,9 @@ def submitted(folder: RunFolder, cluster: Cluster, token: str = "first") -> Rece
     return submit(folder, JobConfig(scheduler="slurm"), program, cluster)
 
 
-def leave_no_launcher(folder: RunFolder) -> None:
+def leave_no_launcher(folder: RunFolder, number: int = 1) -> None:
     """The intent is of a process that is gone."""
-    path = Path(folder.url, "submissions/0001.json")
+    path = Path(folder.url, f"submissions/{number:04d}.json")
     pid = os.fork()
     if pid == 0:
         os._exit(0)
@@ -181,3 +184,21 @@ def test_a_launcher_that_was_taken_for_dead_cancels_its_own_job(folder: RunFolde
     with pytest.raises(ConfigError, match="was cancelled"):
         submitted(folder, Slow())
     assert cluster.jobs == {"1": JobState.cancelled}
+
+
+@pytest.mark.parametrize("die", ["", "before", "after"])
+def test_a_job_that_would_wait_for_long_gives_way_to_one_new_job_whenever_the_launcher_dies(
+    folder: RunFolder, die: str
+) -> None:
+    cluster = Cluster()
+    submitted(folder, cluster)
+    cluster.worn, cluster.die = "1", die
+    if die:
+        with pytest.raises(Killed):
+            submitted(folder, cluster, "second")
+        leave_no_launcher(folder, 2)
+        cluster.die = ""
+    receipt = submitted(folder, cluster, "third")
+    alive = [number for number, state in cluster.jobs.items() if not state.is_over]
+    assert (cluster.jobs["1"], [receipt.handle.id]) == (JobState.cancelled, alive)
+    assert folder.facts("restarts/0001.json")["reason"] == "waits; a new job takes the place of slurm://c/1"

@@ -125,6 +125,17 @@ def test_a_job_that_is_gone_is_asked_for_again_and_a_cancelled_one_is_not(
     assert [len(jobs) for jobs in jobs_of(sweep)] == [2] + [1] * 7
 
 
+def test_a_job_that_would_wait_for_long_gives_way_to_a_new_one(tmp_path: Path, scheduler: FileScheduler) -> None:
+    sweep = made(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        drive(sweep, scheduler, die_after=0)
+    scheduler.set("2", state="running", worn="pod 1: is started again only in 10 min")
+    drive(sweep, scheduler)
+    assert [row.state for row in ranked(sweep, sweep.folder.story())] == ["done"] * 8
+    assert [len(jobs) for jobs in jobs_of(sweep)] == [1, 2] + [1] * 6
+    assert scheduler.known()["jobs"]["2"]["state"] == "cancelled"
+
+
 def test_a_sweep_that_was_cancelled_goes_on_with_all_of_its_trials(tmp_path: Path, scheduler: FileScheduler) -> None:
     sweep = made(tmp_path)
     with pytest.raises(KeyboardInterrupt):
