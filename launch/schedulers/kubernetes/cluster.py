@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -17,6 +17,7 @@ from launch.schedulers.kubernetes.lint import mistakes
 from launch.schedulers.kubernetes.manifest import manifest, objects
 from launch.schedulers.kubernetes.mirror import Mirrors, Place
 from launch.schedulers.kubernetes.names import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
+from launch.schedulers.kubernetes.queue import queued
 from launch.schedulers.kubernetes.standing import standing
 from trainer.errors import ConfigError
 
@@ -93,16 +94,19 @@ class Kubernetes:
             pods = look(place, "Pod")
             for kind in {_parts(handle)[1] for handle in group}:
                 known = {each["metadata"]["name"]: each for each in look(place, kind)}
-                found |= {handle: self._standing(known.get(_parts(handle)[2]), pods)
-                          for handle in group if _parts(handle)[1] == kind}  # fmt: skip
+                ours = {handle: known.get(_parts(handle)[2]) for handle in group if _parts(handle)[1] == kind}
+                waits = queued(self._client_of(place), [job for job in ours.values() if job is not None])
+                found |= {handle: self._standing(job, pods, waits) for handle, job in ours.items()}
         return found
 
-    def _standing(self, job: dict[str, Any] | None, pods: Sequence[dict[str, Any]]) -> JobStatus:
+    def _standing(
+        self, job: dict[str, Any] | None, pods: Sequence[dict[str, Any]], waits: Mapping[str, str]
+    ) -> JobStatus:
         if job is None:
             return JobStatus(JobState.unknown)
         label = JOB_NAME if job["kind"] == "Job" else JOBSET_NAME
         ours = [pod for pod in pods if pod["metadata"]["labels"].get(label) == job["metadata"]["name"]]
-        return standing(job, ours, self.job.k8s.restart_delay_s)
+        return standing(job, ours, self.job.k8s.restart_delay_s, waits.get(job["metadata"]["uid"], ""))
 
     @cached_property
     def _client(self) -> Client:

@@ -20,11 +20,13 @@ FAILED = ("FailureTarget", "Failed")
 PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError")
 
 
-def standing(job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120) -> JobStatus:
-    """Of a Job with its pods; of a JobSet or TrainJob by their conditions."""
+def standing(job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120, queued: str = "") -> JobStatus:
+    """Of a Job with its pods; of a JobSet or TrainJob by their conditions. `queued` is what its queue says of it."""
     status = job.get("status") or {}
     conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
     state, reason = _state(job, conditions, pods, restart_delay_s)
+    if state is JobState.pending and job.get("spec", {}).get("suspend"):
+        reason = queued or f"suspended: {conditions.get('Suspended', {}).get('message', 'nobody has started it yet')}"
     lost = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
     worn = "" if state.is_over else _worn(pods, restart_delay_s)
     return JobStatus(
@@ -49,7 +51,7 @@ def _state(job: Plain, conditions: dict[str, Plain], pods: Sequence[Plain], dela
     if job["metadata"].get("deletionTimestamp"):
         return JobState.cancelled, "being removed"
     if job.get("spec", {}).get("suspend"):
-        return JobState.pending, _queued(job, conditions)
+        return JobState.pending, ""
     alive = living(pods)
     if any(pod["status"].get("phase") == "Running" for pod in alive):
         return JobState.running, _trouble(alive, delay_s)
@@ -72,14 +74,6 @@ def last_words(pod: Plain) -> str:
         if ended.get("reason") == "OOMKilled":
             return f"pod {pod['metadata']['name']} was killed for its memory; change job.mem"
     return ""
-
-
-def _queued(job: Plain, conditions: dict[str, Plain]) -> str:
-    queue = job["metadata"].get("labels", {}).get("kueue.x-k8s.io/queue-name")
-    said = conditions.get("Suspended", {}).get("message", "")
-    return (
-        f"waits in queue {queue}{f': {said}' if said else ''}" if queue else f"suspended{f': {said}' if said else ''}"
-    )
 
 
 def _trouble(pods: Sequence[Plain], delay_s: int) -> str:

@@ -11,13 +11,14 @@ from typing import Any
 from urllib.parse import parse_qsl, urlparse
 
 from kube_admission import admit
+from kube_queue import pending
 from kube_rights import Rights, right_of
 from kube_store import ApiError, Key, Plain, Store
 
 KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs": "Job", "nodes": "Node",
          "namespaces": "Namespace", "resourcequotas": "ResourceQuota",
          "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
-         "localqueues": "LocalQueue", "secrets": "Secret", "events": "Event"}  # fmt: skip
+         "localqueues": "LocalQueue", "workloads": "Workload", "secrets": "Secret", "events": "Event"}  # fmt: skip
 IMMUTABLE = ("completionMode", "template", "selector", "backoffLimitPerIndex", "podFailurePolicy", "successPolicy")
 
 
@@ -89,6 +90,8 @@ class Server:
         if http.command == "GET":
             if sub == "log":
                 return str(self.logs(namespace, name))
+            if sub == "pendingworkloads":
+                return pending(self.store, namespace, name)
             if name:
                 return self.store.get(key)
             if query.get("watch") in ("1", "true"):

@@ -17,6 +17,7 @@ from process_helpers import until
 from launch.job import JobState
 from launch.schedulers.kubernetes.client import Client
 from launch.schedulers.kubernetes.cluster import Kubernetes
+from launch.schedulers.kubernetes.queue import JOB_UID
 from trainer.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
@@ -80,12 +81,30 @@ def test_a_context_that_is_not_there_is_one_line(cluster: Cluster) -> None:
         Client("elsewhere", None)
 
 
-def test_a_job_in_a_queue_says_which(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_in_a_queue_says_which_its_place_and_what_it_waits_for(cluster: Cluster, tmp_path: Path) -> None:
     job = config(tmp_path, queue="research")
     scheduler = Kubernetes(job)
     handle = scheduler.submit(rendered(job))
-    until(lambda: "Job suspended" in scheduler.status([handle])[handle].reason)
-    assert scheduler.status([handle])[handle].reason == "waits in queue research: Job suspended"
+    until(lambda: "suspend" in cluster.store.list("jobs")[0]["spec"])
+    status = scheduler.status([handle])[handle]
+    assert (status.state, status.reason) == (JobState.pending, "waits in queue research")
+    for uid in ("another", cluster.store.list("jobs")[0]["metadata"]["uid"]):
+        short = (
+            "couldn't assign flavors to pod set main: insufficient unused quota for cpu in flavor any, 2 more needed"
+        )
+        cluster.store.create(("workloads", "default", f"job-{uid}"), {
+            "kind": "Workload", "spec": {"queueName": "research"},
+            "metadata": {"name": f"job-{uid}", "labels": {JOB_UID: uid}, "ownerReferences": [{"uid": uid}]},
+            "status": {"conditions": [{"type": "QuotaReserved", "status": "False", "message": short}]}})  # fmt: skip
+    assert scheduler.status([handle])[handle].reason == f"waits in queue research, place 2 of 2: {short}"
+
+
+def test_a_queue_that_we_may_not_look_into_is_named_all_the_same(cluster: Cluster, tmp_path: Path) -> None:
+    job = config(tmp_path, queue="research")
+    scheduler = Kubernetes(job)
+    handle = scheduler.submit(rendered(job))
+    cluster.server.rights.denied |= {("kueue.x-k8s.io", "workloads", "list")}
+    assert scheduler.status([handle])[handle].reason == "waits in queue research"
 
 
 def test_a_pod_on_a_lost_node_is_said_with_what_helps(cluster: Cluster, tmp_path: Path) -> None:
