@@ -23,6 +23,8 @@ def verb(arguments: Sequence[str]) -> int:
     except EverstepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # Whoever read the output (`head`) has gone; what is still to be flushed has to go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
