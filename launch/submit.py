@@ -191,15 +191,19 @@ def _tell(plan: Plan, receipt: Receipt) -> None:
 
 
 def _shown(plan: Plan, cluster: Scheduler) -> str:
-    """What would be submitted, word for word; the token is made anew at each submission."""
-    if plan.config is not None and plan.folder.storage.exists(CONFIG):
+    """What would be submitted, word for word; the token is made anew at each submission.
+
+    No cluster is asked, and no store: what lies on this machine's disks is all that is looked at.
+    """
+    is_here = plan.folder.storage.path() is not None
+    if plan.config is not None and is_here and plan.folder.storage.exists(CONFIG):
         refuse_changes(thaw(plan.folder.storage.read(CONFIG).decode()), plan.config)
     token = "TOKEN"
     if plan.job.scheduler == "k8s":  # may be applied by hand as it is, so it must name this run and no other
         token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
     rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
     if rendered.manifest:
-        for mistake in cluster.problems(plan.job, plan.program):
+        for mistake in rendered.mistakes:
             say(mistake)
         return rendered.manifest
     parts = {f"{plan.folder.storage.url}/job.yaml": job_yaml(plan.job), **rendered.files}

@@ -36,7 +36,9 @@ class Kubernetes:
     retry_s: float = RETRY_S
 
     def render(self, job: JobConfig, program: Program) -> Rendered:
-        return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(objects(job, program)))
+        made = objects(job, program)
+        found = tuple(mistakes(job, program, made))
+        return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(made), mistakes=found)
 
     def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
         """What the API server would accept though it cannot work; nobody is asked.
