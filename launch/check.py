@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from launch.arguments import Arguments
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config
 from launch.mistakes import composed_or_mistakes
@@ -159,7 +160,7 @@ def _program(composed: Composed) -> Program:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep check",
         description="All that can be known before a run starts: every problem is listed, nothing is started.",
         epilog=EXAMPLES,

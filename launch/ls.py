@@ -11,6 +11,7 @@ from typing import Any
 
 from launch import text
 from launch.alive import alive
+from launch.arguments import Arguments
 from launch.cluster import statuses
 from launch.history import History, NotARun, read_all
 from launch.job import JobStatus
@@ -127,7 +128,7 @@ def _row(facts: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="everstep ls", description="All runs of a folder of runs.")
+    parser = Arguments(prog="everstep ls", description="All runs of a folder of runs.")
     parser.add_argument("root", nargs="?", default=ROOT, metavar="ROOT", help=f"a path or any URL ({ROOT})")
     parser.add_argument("--json", action="store_true", help="a list of objects, for scripts")
     return parser

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.amend import amend
+from launch.arguments import Arguments
 from launch.cluster import scheduler, statuses
 from launch.config import JobConfig, job_config, processes
 from launch.history import History, read
@@ -132,7 +133,7 @@ def _is_unknown_submission(history: History) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep resume",
         description="Go on with a run from its last checkpoint, as its job.yaml says.",
         epilog=EXAMPLES,

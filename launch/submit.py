@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.arguments import Arguments
 from launch.check import check, program_problems
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config, job_yaml
@@ -215,7 +216,7 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep submit",
         usage="everstep submit [--dry-run] [--quick] [--config-dir DIR] key=value … [-- SCRIPT …]",
         description="Queue a run on a cluster; the shell may be closed afterwards.",

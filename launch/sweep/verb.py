@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from launch.arguments import Arguments
 from launch.check import check
 from launch.cluster import scheduler
 from launch.config import job_yaml
@@ -127,7 +128,7 @@ def _dry_run(made: Plan) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep sweep",
         usage="everstep sweep [--dry-run] [--quick] [--config-dir DIR] key=value key=value,value …",
         description="Train with every one of several values, or with those that a sampler chooses.",
