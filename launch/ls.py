@@ -23,6 +23,8 @@ from trainer.run_folder import RunFolder
 from trainer.storage import join_url, open_storage
 
 COLUMNS = ("run", "state", "step", "rate", "left", "last metric", "attempt", "where", "age")
+SPARE = ("attempt", "age", "rate", "last metric", "left")
+"""What a narrow terminal does without, the first first: a status or --json still tells it."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def ls(arguments: Sequence[str]) -> int:
     elif not facts:
         raise ConfigError(f"{options.root} holds no run; 'everstep ls ROOT' looks elsewhere")
     else:
-        text.print_table(COLUMNS, [_row(each) for each in facts])
+        text.print_table(COLUMNS, [_row(each) for each in facts], SPARE)
     return 0
 
 
