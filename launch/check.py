@@ -51,6 +51,7 @@ def check(composed: Composed, job: JobConfig, program: Program | None = None) ->
     """
     looks: list[Callable[[], Iterator[str]]] = [
         lambda: _world(composed, job),
+        lambda: _devices(job),
         lambda: _secrets(job),
         lambda: _plugins(composed),
         lambda: _run_root(composed),
@@ -82,6 +83,12 @@ def _world(composed: Composed, job: JobConfig) -> Iterator[str]:
     for world in worlds(composed.run, job):
         composed.run.parallel.check_world(world)
     yield from ()
+
+
+def _devices(job: JobConfig) -> Iterator[str]:
+    """Our trainer gives every process a GPU of its own where there are any."""
+    if isinstance(job.gpus, int) and isinstance(job.nproc, int) and 0 < job.gpus < job.nproc:
+        yield f"job.nproc={job.nproc}: each process needs a GPU, and job.gpus={job.gpus}; change job.nproc or job.gpus"
 
 
 def _secrets(job: JobConfig) -> Iterator[str]:

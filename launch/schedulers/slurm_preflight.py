@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from launch.say import say
 from launch.schedulers.slurm_inventory import Nodes, Partition, nodes_of, partitions_of
 from launch.text import duration
 from trainer.errors import nearest
@@ -81,11 +82,14 @@ def ask(argv: Sequence[str]) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def problems(job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None) -> list[str]:
+def problems(
+    job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None, note: Callable[[str], None] = say
+) -> list[str]:
     """Everything that stands against the job, one line each with the key to change; empty when it could start.
 
     Args:
         flags: of the sbatch that would be; None makes those that follow from `job`.
+        note: is told what is odd and can be meant.
     """
     told = ask(PARTITIONS)
     if told.code != 0:
@@ -99,6 +103,8 @@ def problems(job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None) -> l
     found = [_against(job, partition, nodes) for partition in wanted]
     if all(found):
         return found[0]
+    for line in _crowd(job, [group for group in nodes if any(each.name in group.partitions for each in wanted)]):
+        note(line)
     return _refusal(flags_of(job) if flags is None else flags, wanted, nodes, ask)
 
 
@@ -145,7 +151,9 @@ def _limits(job: Wish, partition: Partition) -> list[str]:
 
 def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[str]:
     """What single nodes cannot give; then whether enough of them can give all of it."""
-    if not inside:  # the list of nodes could not be had: `sbatch --test-only` has the last word
+    # A list that could not be had, or that leaves out nodes which are switched on when a job wants them, proves
+    # nothing: `sbatch --test-only` has the last word.
+    if not inside or sum(group.count for group in inside) < partition.nodes:
         return []
     asks = {
         "job.gpus": (_gpus(job), "gpus", "GPUs"),
@@ -175,6 +183,15 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
         found.append(f"job.nodes={fewest}: only {count} nodes of partition {partition.name} have what is asked of each"
                      f"{excluded}; change job.nodes")  # fmt: skip
     return found
+
+
+def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
+    """More processes than CPUs is slow, but it works, and a test of many processes on few nodes may want it."""
+    most = max((group.cpus for group in nodes), default=0)
+    if not isinstance(job.nproc, int) or not 0 < most < job.nproc:
+        return []
+    return [f"job.nproc={job.nproc}: the nodes have at most {most} CPUs, so processes wait for each other's; "
+            "change job.nproc if that is not meant"]  # fmt: skip
 
 
 def _gpus(job: Wish) -> int | None:

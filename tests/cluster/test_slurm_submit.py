@@ -213,6 +213,9 @@ def test_a_launcher_that_is_killed_around_sbatch_leaves_one_job_after_the_next(
 @pytest.mark.parametrize(("words", "said"), [
     (["job.partition=absent"], "absent"),
     (["job.nodes=99"], "job.nodes=99"),
+    (["job.gpus=1"], "job.gpus=1: nodes of partition main have at most 0 GPUs; change job.gpus"),
+    (["job.gpus=auto", "job.nproc=4"], "job.gpus=4 (as many as job.nproc): nodes of partition main have at most 0"),
+    (["job.cpus=3"], "job.cpus=3: nodes of partition main have at most 2 CPUs; change job.cpus"),
 ])  # fmt: skip
 def test_what_the_cluster_cannot_do_is_refused_before_it_is_queued(held: Job, words: list[str], said: str) -> None:
     with pytest.raises(RuntimeError, match="exit code 2") as error:

@@ -71,6 +71,7 @@ def test_a_command_line_with_nothing_to_train_says_what_is_missing() -> None:
     [
         (["parallel=single", "job.nproc=2"], "parallel=single on 2 processes"),
         (["parallel=hsdp", "parallel.shard=3", "job.nproc=4"], "parallel.shard=3 does not divide the 4 processes"),
+        (["job.nproc=8", "job.gpus=4"], "job.nproc=8: each process needs a GPU, and job.gpus=4; change job.nproc or"),
         (["plugins=[nosuch_package]"], "plugins: there is no package 'nosuch_package' in"),
         (["run_root=/proc/nowhere"], "run_root='/proc/nowhere': cannot write below /proc/nowhere"),
         (["init_from=runs/nothing"], "init_from='runs/nothing': there is neither a checkpoint nor a run"),

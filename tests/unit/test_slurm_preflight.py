@@ -105,6 +105,24 @@ def test_all_that_does_not_fit_is_told_at_once() -> None:
     assert [line.split("=")[0] for line in found] == ["job.time", "job.nodes", "job.qos", "job.cpus"]
 
 
+def test_more_processes_than_cpus_are_a_note_and_no_problem() -> None:
+    told: list[str] = []
+    assert problems(Job(nproc=400, gpus=0), Recorded(), note=told.append) == []
+    assert told == ["job.nproc=400: the nodes have at most 4 CPUs, so processes wait for each other's; "
+                    "change job.nproc if that is not meant"]  # fmt: skip
+    assert problems(Job(nproc=4, gpus=0), Recorded(), note=told.append) == []
+    assert len(told) == 1
+
+
+def test_nodes_that_sinfo_does_not_show_may_have_what_the_others_lack() -> None:
+    """Slurm shows those of a cloud only while they are switched on; the partition counts them all."""
+    cluster = Recorded()
+    shown = json.loads(cluster.nodes)
+    cluster.nodes = json.dumps({**shown, "nodes": shown["nodes"][:2]})
+    assert problems(Job(gpus=8), cluster) == []
+    assert cluster.asked[-1][:2] == ["sbatch", "--test-only"]
+
+
 def test_one_of_several_partitions_that_takes_the_job_is_enough() -> None:
     assert problems(Job((3, 3), partition="short,main"), Recorded()) == []
     assert problems(Job((3, 3), partition="closed,short"), Recorded())
