@@ -31,6 +31,7 @@ class Job:
     qos: str | None = None
     constraint: str | None = None
     exclude: list[str] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)
     gpus: int | str = "auto"
     cpus: int | None = None
     mem: str | None = None
@@ -67,7 +68,7 @@ def refused(line: str) -> Answer:
 def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
     cluster = Recorded()
     assert problems(Job(time="1h"), cluster) == []
-    assert [argv[0] for argv in cluster.asked] == ["scontrol", "sinfo", "sbatch"]
+    assert [argv[0] for argv in cluster.asked] == ["scontrol", "sinfo", "scontrol", "sbatch"]
     assert cluster.asked[-1][1:] == ["--test-only", "--nodes=2", "--time=60", "--gpus-per-node=2", "--wrap=true"]
 
 
