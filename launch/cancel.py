@@ -10,6 +10,7 @@ import socket
 from collections.abc import Sequence
 
 from launch.alive import has_process, is_here
+from launch.arguments import Arguments
 from launch.cluster import scheduler, statuses
 from launch.history import History, read
 from launch.job import JobHandle
@@ -91,7 +92,7 @@ def _keep(folder: RunFolder) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep cancel", description="Stop runs for good; 'everstep resume' goes on from the last checkpoint."
     )
     add_run(parser, several=True)

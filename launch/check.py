@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
+from launch.arguments import Arguments
 from launch.cluster import scheduler
-from launch.config import JobConfig, job_config, processes
+from launch.config import JobConfig, job_config
 from launch.mistakes import composed_or_mistakes
-from trainer.compose import Composed, refuse_changes, thaw
-from trainer.config import ParallelKind
+from launch.rehearsal import rehearse, worlds
+from launch.schedulers.base import Program
+from trainer.compose import Composed, freeze, refuse_changes, thaw
 from trainer.errors import ConfigError, EverstepError
 from trainer.run_folder import CONFIG, RunFolder
 from trainer.storage import open_storage
@@ -33,31 +34,31 @@ def run(arguments: Sequence[str]) -> int:
     """The verb: first what needs no torch, then the trainer's part in a process of its own."""
     options = _parser().parse_intermixed_args(arguments)
     composed, found = composed_or_mistakes(options.overrides, options.config_dir)
-    world = 1
+    job = JobConfig() if composed is None else job_config(composed.job)
     if composed is not None:
-        job = job_config(composed.job)
-        found, world = check(composed, job), world_of(composed, job)
+        found = check(composed, job)
     for problem in found:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     code = ConfigError.exit_code if found else 0
-    if options.quick or composed is None:
-        return code
-    words = [*options.overrides, *(word for name in options.config_dir for word in ("--config-dir", name))]
-    trainer = [sys.executable, "-m", "trainer", "check", "--world", str(world), *words]
-    return max(code, subprocess.run(trainer, check=False).returncode)
+    return code if options.quick or composed is None else max(code, rehearse(composed.run, job))
 
 
-def check(composed: Composed, job: JobConfig) -> list[str]:
-    """What stands against the run and its job, as far as it can be known without torch; empty when nothing does."""
+def check(composed: Composed, job: JobConfig, program: Program | None = None) -> list[str]:
+    """What stands against the run and its job, as far as it can be known without torch; empty when nothing does.
+
+    Args:
+        program: what would be submitted, where that is known already.
+    """
     looks: list[Callable[[], Iterator[str]]] = [
         lambda: _world(composed, job),
+        lambda: _devices(job),
         lambda: _secrets(job),
         lambda: _plugins(composed),
         lambda: _run_root(composed),
         lambda: _folder(composed),
         lambda: _data(composed),
         lambda: _init_from(composed),
-        lambda: _cluster(job),
+        lambda: _cluster(job, program or _program(composed)),
     ]
     found: list[str] = []
     for look in looks:
@@ -66,17 +67,6 @@ def check(composed: Composed, job: JobConfig) -> list[str]:
         except EverstepError as error:
             found.append(str(error))
     return list(dict.fromkeys(found))
-
-
-def world_of(composed: Composed, job: JobConfig) -> int:
-    """Processes in all, or the fewest that could be."""
-    nodes = int(job.node_range[1])
-    if isinstance(job.nproc, int):
-        return nodes * job.nproc
-    if job.scheduler == "local":
-        return 1 if composed.run.parallel.kind is ParallelKind.single else processes(job)
-    gpus = job.gpus  # of the nodes: this machine may have none
-    return nodes * (gpus if isinstance(gpus, int) and gpus else 1)
 
 
 def program_problems(argv: Sequence[str], where: Path) -> list[str]:
@@ -90,8 +80,15 @@ def program_problems(argv: Sequence[str], where: Path) -> list[str]:
 
 
 def _world(composed: Composed, job: JobConfig) -> Iterator[str]:
-    composed.run.parallel.check_world(world_of(composed, job))
+    for world in worlds(composed.run, job):
+        composed.run.parallel.check_world(world)
     yield from ()
+
+
+def _devices(job: JobConfig) -> Iterator[str]:
+    """Our trainer gives every process a GPU of its own where there are any."""
+    if isinstance(job.gpus, int) and isinstance(job.nproc, int) and 0 < job.gpus < job.nproc:
+        yield f"job.nproc={job.nproc}: each process needs a GPU, and job.gpus={job.gpus}; change job.nproc or job.gpus"
 
 
 def _secrets(job: JobConfig) -> Iterator[str]:
@@ -157,13 +154,20 @@ def _init_from(composed: Composed) -> Iterator[str]:
         yield f"init_from={url!r}: there is neither a checkpoint nor a run; change init_from"
 
 
-def _cluster(job: JobConfig) -> Iterator[str]:
+def _cluster(job: JobConfig, program: Program) -> Iterator[str]:
     if job.scheduler != "local":
-        yield from scheduler(job.scheduler, job).problems(job)
+        yield from scheduler(job.scheduler, job).problems(job, program)
+
+
+def _program(composed: Composed) -> Program:
+    """What a submission would be, but for its name where none was given yet."""
+    name = composed.run.run or "everstep-check"
+    folder = RunFolder.of(composed.run.run_root, name)
+    return Program(name, folder.storage.url, (), "check", freeze(composed.run))
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep check",
         description="All that can be known before a run starts: every problem is listed, nothing is started.",
         epilog=EXAMPLES,

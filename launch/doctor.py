@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
+from launch.arguments import Arguments
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config
 from trainer.compose import compose, compose_job
@@ -61,7 +62,7 @@ def _other(job: JobConfig, lost_node: str | None) -> Iterator[tuple[str, bool]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep doctor",
         description="Whether a cluster can take a job, and what hangs there. Nothing is changed, unless you say so.",
         epilog=EXAMPLES,

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from launch.alive import is_here
+from launch.arguments import Arguments
 from launch.cluster import Statuses, following
 from launch.history import attempt as read_attempt
 from launch.history import read
@@ -159,7 +160,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="everstep logs", description="What a rank of a run has written.")
+    parser = Arguments(prog="everstep logs", description="What a rank of a run has written.")
     add_run(parser)
     parser.add_argument("-f", "--follow", action="store_true", help="go on with what comes, across restarts")
     parser.add_argument("--rank", type=int, default=0, metavar="N", help="whose log (0)")

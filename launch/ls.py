@@ -11,6 +11,7 @@ from typing import Any
 
 from launch import text
 from launch.alive import alive
+from launch.arguments import Arguments
 from launch.cluster import statuses
 from launch.history import History, NotARun, read_all
 from launch.job import JobStatus
@@ -22,6 +23,8 @@ from trainer.run_folder import RunFolder
 from trainer.storage import join_url, open_storage
 
 COLUMNS = ("run", "state", "step", "rate", "left", "last metric", "attempt", "where", "age")
+SPARE = ("attempt", "age", "rate", "last metric", "left")
+"""What a narrow terminal does without, the first first: a status or --json still tells it."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ def ls(arguments: Sequence[str]) -> int:
     elif not facts:
         raise ConfigError(f"{options.root} holds no run; 'everstep ls ROOT' looks elsewhere")
     else:
-        text.print_table(COLUMNS, [_row(each) for each in facts])
+        text.print_table(COLUMNS, [_row(each) for each in facts], SPARE)
     return 0
 
 
@@ -127,7 +130,7 @@ def _row(facts: dict[str, Any]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="everstep ls", description="All runs of a folder of runs.")
+    parser = Arguments(prog="everstep ls", description="All runs of a folder of runs.")
     parser.add_argument("root", nargs="?", default=ROOT, metavar="ROOT", help=f"a path or any URL ({ROOT})")
     parser.add_argument("--json", action="store_true", help="a list of objects, for scripts")
     return parser

@@ -8,14 +8,17 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.amend import amend
+from launch.arguments import Arguments
 from launch.cluster import scheduler, statuses
 from launch.config import JobConfig, job_config, processes
 from launch.history import History, read
 from launch.ls import Line, line
+from launch.rehearsal import rehearse, worlds
 from launch.run import start
 from launch.runs import add_run, find, for_sweeps, sweep_of
 from launch.say import say
 from launch.schedulers.base import Program
+from launch.snapshot import open_code
 from launch.state import RunState
 from launch.submission import submissions, submit
 from launch.submit import refuse
@@ -50,25 +53,35 @@ def resume(arguments: Sequence[str]) -> int:
     if last is not None and last.outcome is Outcome.done and last.step >= config.steps:
         say(f"run {history.name} is done: step {last.step} of {config.steps}; give a larger steps= to go on")
         return 0
-    for change in settle(config, folder):
-        say(f"changed since the last start: {change}")
-    return _start(config, job, folder)
-
-
-def _start(config: RunConfig, job: JobConfig, folder: RunFolder) -> int:
+    for world in worlds(config, job):
+        config.parallel.check_world(world)
     if job.scheduler == "local":
-        nproc = processes(job)
-        config.parallel.check_world(nproc)
-        return start(config, job, nproc, folder)
+        _settle(config, folder)
+        return start(config, job, processes(job), folder)
+    is_changed = any(not word.startswith("plugins=") for word in options.overrides)
+    return _submit(config, job, folder, is_changed and not options.quick)
+
+
+def _submit(config: RunConfig, job: JobConfig, folder: RunFolder, rehearsed: bool) -> int:
+    """As a job; `rehearsed` when its parts are to be built before, which is needless where nothing has changed."""
     cluster = scheduler(job.scheduler, job)
     submitted = program(config, folder)
     refuse(cluster.problems(job, submitted))
     seen = submissions(folder)
     # The code that the run was started with, whatever has become of the checkout.
-    code = seen[-1].intent.get("code") if seen else None
-    receipt = submit(folder, job, submitted, cluster, code)
+    place = seen[-1].intent.get("code") if seen else None
+    code = open_code(folder, place) if rehearsed and place is not None else None
+    if rehearsed and (failed := rehearse(config, job, brief=True, code=code)):
+        return failed
+    _settle(config, folder)
+    receipt = submit(folder, job, submitted, cluster, place)
     print(f"{config.run} in {folder.url}: {receipt.handle}")
     return 0
+
+
+def _settle(config: RunConfig, folder: RunFolder) -> None:
+    for change in settle(config, folder):
+        say(f"changed since the last start: {change}")
 
 
 def program(config: RunConfig, folder: RunFolder) -> Program:
@@ -120,7 +133,7 @@ def _is_unknown_submission(history: History) -> bool:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep resume",
         description="Go on with a run from its last checkpoint, as its job.yaml says.",
         epilog=EXAMPLES,
@@ -129,5 +142,6 @@ def _parser() -> argparse.ArgumentParser:
     add_run(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what changes; see docs/resuming.md")
     parser.add_argument("--failed", action="store_true", help="of a sweep: what has failed or was cancelled, too")
+    parser.add_argument("--quick", action="store_true", help="do not build a changed model before it is submitted")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     return parser

@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Sequence
 
 from launch import torchrun
+from launch.arguments import Arguments
 from launch.config import JobConfig, job_config, job_yaml, processes, threads
 from launch.runs import ROOT, for_sweeps
 from launch.say import say
@@ -88,7 +89,7 @@ def _processes(config: RunConfig, job: JobConfig) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep run",
         description="Train here and now; go on from the last checkpoint when the run exists.",
         epilog=EXAMPLES,

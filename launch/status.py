@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch import text
+from launch.arguments import Arguments
 from launch.cluster import Statuses, following, statuses
 from launch.goodput import PARTS, Goodput, goodput
 from launch.history import read
@@ -211,7 +212,7 @@ def _live(folder: RunFolder, ask: Statuses) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="everstep status", description="Where a run stands, why, and its goodput.")
+    parser = Arguments(prog="everstep status", description="Where a run stands, why, and its goodput.")
     add_run(parser)
     parser.add_argument("--json", action="store_true", help="an object, for scripts; with -f one a line")
     parser.add_argument("-f", "--follow", action="store_true", help="again and again until the run is over")

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from launch.arguments import Arguments
 from launch.check import check, program_problems
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config, job_yaml
+from launch.rehearsal import rehearse, worlds
 from launch.say import say
 from launch.schedulers.base import Program, Scheduler
-from launch.submission import Receipt
+from launch.submission import Receipt, current
 from launch.submission import submit as submit_once
 from launch.torchrun import trainer
 from trainer.compose import Composed, compose, compose_job, freeze, refuse_changes, settle, thaw, with_name
@@ -32,6 +34,7 @@ EXAMPLES = """examples:
   everstep submit job=slurm job.nodes=2 job.nproc=8 -- train_my_way.py --any --flags
   everstep submit --dry-run job=slurm experiment=digits       the exact script, flags and config; nothing is written
 
+Before anything is written, all of 'everstep check' is looked at: model and data too, which takes some seconds.
 The same command again makes no second job: it names the one that is queued or running, or goes on when that is over.
 """
 
@@ -63,10 +66,12 @@ def submit(arguments: Sequence[str]) -> int:
         return 0
     if _is_done(plan):
         return 0
-    refuse(check(plan.composed, plan.job) if plan.composed is not None else cluster.problems(plan.job, plan.program))
+    refuse(_problems(plan, cluster))
+    if not options.quick and (code := _rehearse(plan, cluster)):
+        return code
     _settle(plan)
-    code = _keep_code(plan)
-    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, code))
+    place = _keep_code(plan)
+    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, place))
     return 0
 
 
@@ -92,7 +97,8 @@ def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
 def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
     composed = compose(options.overrides, options.config_dir)
     job = job_config(composed.job)
-    _check_worlds(composed.run, job)
+    for world in worlds(composed.run, job):
+        composed.run.parallel.check_world(world)
     config = with_name(composed, now)
     folder = RunFolder.of(config.run_root, str(config.run))
     program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins))
@@ -120,14 +126,6 @@ def _program(name: str, folder: RunFolder, argv: Sequence[str]) -> Program:
     return Program(name, folder.storage.url, tuple(argv), f"everstep-{uuid.uuid4().hex}")
 
 
-def _check_worlds(config: RunConfig, job: JobConfig) -> None:
-    """ConfigError when the model cannot be spread over some number of nodes that the job may get."""
-    fewest, most = job.node_range
-    if isinstance(job.nproc, int):
-        for nodes in range(fewest, most + 1):
-            config.parallel.check_world(nodes * job.nproc)
-
-
 def _cluster(job: JobConfig) -> Scheduler:
     if job.scheduler == "local":
         raise ConfigError("job=local starts here and now: write everstep run, or choose a cluster with job=slurm")
@@ -143,6 +141,19 @@ def _is_done(plan: Plan) -> bool:
         return False
     say(f"run {plan.config.run} is done: step {last.step} of {plan.config.steps} in {plan.folder.url}")
     return True
+
+
+def _problems(plan: Plan, cluster: Scheduler) -> list[str]:
+    if plan.composed is None:
+        return cluster.problems(plan.job, plan.program)
+    return check(plan.composed, plan.job, plan.program)
+
+
+def _rehearse(plan: Plan, cluster: Scheduler) -> int:
+    """The exit code; a job that is there already was looked at when it was made."""
+    if plan.config is None or current(plan.folder, cluster) is not None:
+        return 0
+    return rehearse(plan.config, plan.job, brief=True)
 
 
 def _settle(plan: Plan) -> None:
@@ -181,15 +192,19 @@ def _tell(plan: Plan, receipt: Receipt) -> None:
 
 
 def _shown(plan: Plan, cluster: Scheduler) -> str:
-    """What would be submitted, word for word; the token is made anew at each submission."""
-    if plan.config is not None and plan.folder.storage.exists(CONFIG):
+    """What would be submitted, word for word; the token is made anew at each submission.
+
+    No cluster is asked, and no store: what lies on this machine's disks is all that is looked at.
+    """
+    is_here = plan.folder.storage.path() is not None
+    if plan.config is not None and is_here and plan.folder.storage.exists(CONFIG):
         refuse_changes(thaw(plan.folder.storage.read(CONFIG).decode()), plan.config)
     token = "TOKEN"
     if plan.job.scheduler == "k8s":  # may be applied by hand as it is, so it must name this run and no other
         token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
     rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
     if rendered.manifest:
-        for mistake in cluster.problems(plan.job, plan.program):
+        for mistake in rendered.mistakes:
             say(mistake)
         return rendered.manifest
     parts = {f"{plan.folder.storage.url}/job.yaml": job_yaml(plan.job), **rendered.files}
@@ -201,9 +216,9 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep submit",
-        usage="everstep submit [--dry-run] [--config-dir DIR] key=value … [-- SCRIPT …]",
+        usage="everstep submit [--dry-run] [--quick] [--config-dir DIR] key=value … [-- SCRIPT …]",
         description="Queue a run on a cluster; the shell may be closed afterwards.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -211,4 +226,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted; write nothing")
+    parser.add_argument("--quick", action="store_true", help="do not build the model before; what needs no torch only")
     return parser

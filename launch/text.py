@@ -5,6 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+GAP = 2
+"""Blanks behind each cell of a table."""
+
 
 def duration(seconds: float | None) -> str:
     """42 s, 3 min 20 s, 5 h 10 min, 2 d 4 h; nothing for what is not known."""
@@ -29,9 +32,14 @@ def number(value: object) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
+    """Other programs get everything in plain lines; a terminal is not made to wrap what it has no room for.
+
+    Args:
+        spare: columns that are left out, in this order, until the others fit.
+    """
+    widths = [max(len(row[n]) for row in (columns, *rows)) for n in range(len(columns))]
     if not sys.stdout.isatty():
-        widths = [max(len(row[n]) for row in (columns, *rows)) for n in range(len(columns))]
         for row in (columns, *rows):
             print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
         return
@@ -39,7 +47,21 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*columns, box=None, header_style="dim", padding=(0, 2, 0, 0))
+    console = Console(highlight=False)
+    kept = _fitting(columns, widths, spare, console.width)
+    table = Table(*(columns[n] for n in kept), box=None, header_style="dim", padding=(0, GAP, 0, 0))
     for row in rows:
-        table.add_row(*map(Text, row))
-    Console(highlight=False).print(table)
+        table.add_row(*(Text(row[n]) for n in kept))
+    console.print(table)
+    if left_out := [name for name in columns if columns.index(name) not in kept]:
+        console.print(f"a wider terminal has room for: {', '.join(left_out)}", style="dim")
+
+
+def _fitting(columns: Sequence[str], widths: Sequence[int], spare: Sequence[str], room: int) -> list[int]:
+    """The columns that are shown, by their places."""
+    kept = list(range(len(columns)))
+    for name in spare:
+        if sum(widths[n] + GAP for n in kept) <= room:
+            break
+        kept.remove(columns.index(name))
+    return kept

@@ -8,10 +8,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from trainer.compose import compose
+from trainer.compose import compose, thaw
 from trainer.config import ParallelKind, RunConfig
 from trainer.errors import ConfigError, EverstepError
+
+if TYPE_CHECKING:
+    from trainer.footprint import Footprint
 
 TRACEBACK = "EVERSTEP_TRACEBACK"
 
@@ -21,7 +25,22 @@ class Findings:
     """What stands against the run, and what is worth knowing."""
 
     problems: list[str] = field(default_factory=list)
-    facts: list[str] = field(default_factory=list)
+    memory: dict[int, Footprint] = field(default_factory=dict)
+    """Number of processes → what one of them takes."""
+    data: str = ""
+    notes: list[str] = field(default_factory=list)
+
+    def facts(self, run: RunConfig, brief: bool) -> Iterator[str]:
+        """What is worth knowing; `brief` leaves out the tables."""
+        kind = run.parallel.kind.value
+        counts = {seen.parameters for seen in self.memory.values()}
+        if counts and not brief:
+            yield f"fine: {max(counts):,} parameters, {run.steps} steps of {run.global_batch}"
+        for world, seen in self.memory.items():
+            yield from [seen.line(world, kind)] if brief else seen.table(world, kind)
+        if self.data and not brief:
+            yield self.data
+        yield from self.notes
 
     @contextlib.contextmanager
     def of(self, what: str) -> Iterator[None]:
@@ -40,21 +59,34 @@ class Findings:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
-    parser.add_argument("--world", type=int, default=1, metavar="N", help="processes that the run will have")
+    parser.add_argument("--frozen", action="store_true", help="a resolved config.yaml comes on standard input")
+    parser.add_argument("--world", type=int, action="append", metavar="N",
+                        help="processes that the run will have (1); may be given again")  # fmt: skip
+    parser.add_argument("--brief", action="store_true", help="the memory in one line")
 
 
 def check(options: argparse.Namespace) -> int:
     """Look at everything, then list what does not fit, a line each; exit code 2 when something does not."""
-    run = compose(options.overrides, options.config_dir).run
-    found = examine(run, options.world)
-    for fact in found.facts:
-        print(fact)
+    run = _config(options)
+    found = examine(run, *(options.world or [1]))
+    if not (options.brief and found.problems):
+        for fact in found.facts(run, options.brief):
+            print(fact)
     for problem in found.problems:
         print(f"error: {problem}", file=sys.stderr)
     return ConfigError.exit_code if found.problems else 0
 
 
-def examine(run: RunConfig, world: int) -> Findings:
+def _config(options: argparse.Namespace) -> RunConfig:
+    if not options.frozen:
+        return compose(options.overrides, options.config_dir).run
+    if options.overrides:
+        raise ConfigError(f"--frozen takes no overrides ({options.overrides[0]}); the config comes as it is")
+    return thaw(sys.stdin.buffer.read().decode())
+
+
+def examine(run: RunConfig, *worlds: int) -> Findings:
+    """Build what a run is made of, the model at each number of processes."""
     from trainer.build import PLUGINS
     from trainer.plugins import check_allowed
 
@@ -65,18 +97,20 @@ def examine(run: RunConfig, world: int) -> Findings:
     if found.problems:  # nothing of it may be imported
         return found
     with found.of("parallel"):
-        run.parallel.check_world(world)
+        for world in worlds:
+            run.parallel.check_world(world)
     if not found.problems:
-        _look_at_model(run, world, found)
+        _look_at_model(run, worlds, found)
     with found.of("hooks"):
         _build_hooks(run)
     with found.of("data"):
-        found.facts.append(_first_batch(run))
-    found.facts += _idle(run, world)
+        found.data = _first_batch(run)
+    found.notes += _idle(run, max(worlds))
+    found.problems = list(dict.fromkeys(found.problems))  # what is wrong at each number of processes is told once
     return found
 
 
-def _look_at_model(run: RunConfig, world: int, found: Findings) -> None:
+def _look_at_model(run: RunConfig, worlds: Sequence[int], found: Findings) -> None:
     from trainer.build import build_task
     from trainer.footprint import footprint, pretended
 
@@ -84,12 +118,9 @@ def _look_at_model(run: RunConfig, world: int, found: Findings) -> None:
         task = build_task(run)
         if run.optimizer is None:
             raise ConfigError("optimizer=null: give optimizer=NAME")
-        with pretended(run.parallel, world) as mesh, found.of("model"):
-            seen = footprint(run, task.model, mesh)
-            found.facts += [
-                f"fine: {seen.parameters:,} parameters, {run.steps} steps of {run.global_batch}",
-                *seen.table(world, run.parallel.kind.value),
-            ]
+        for world in worlds:
+            with found.of("model"), pretended(run.parallel, world) as mesh:
+                found.memory[world] = footprint(run, task.model, mesh)
 
 
 def _build_hooks(run: RunConfig) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
-from trainer.errors import EverstepError
+from trainer.errors import EverstepError, misread
 
 
 def verb(arguments: Sequence[str]) -> int:
@@ -23,16 +24,34 @@ def verb(arguments: Sequence[str]) -> int:
     except EverstepError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # Whoever read the output (`head`) has gone; what is still to be flushed has to go somewhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
+class _Arguments(argparse.ArgumentParser):
+    """Mistakes are errors like all others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise misread(message, _options(self), f"{self.prog} --help")
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """All of a parser and of its verbs: what one of them does not know is told by the parser above it."""
+    for action in parser._actions:
+        yield from (name for name in action.option_strings if name.startswith("--"))
+        if isinstance(action, argparse._SubParsersAction):
+            for verb in dict.fromkeys(action.choices.values()):
+                yield from _options(verb)
+
+
 def _check_parser() -> argparse.ArgumentParser:
     from trainer.check import add_arguments
 
-    parser = argparse.ArgumentParser(prog="everstep check", description="Compose a config and build its parts.")
+    parser = _Arguments(prog="everstep check", description="Compose a config and build its parts.")
     add_arguments(parser)
     return parser
 
@@ -41,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     from trainer.checkpoint import command as checkpoint
     from trainer.data import command as data
 
-    parser = argparse.ArgumentParser(prog="everstep")
+    parser: argparse.ArgumentParser = _Arguments(prog="everstep")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     checkpoint.add_parser(verbs)
     data.add_parser(verbs)

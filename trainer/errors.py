@@ -66,3 +66,21 @@ def nearest(word: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the choice most like `word`, or an empty string when none is near."""
     matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
     return f"; did you mean {matches[0]!r}?" if matches else ""
+
+
+def misread(said: str, options: Iterable[str], more: str) -> ConfigError:
+    """What argparse says of a command line, as one line with the option that was probably meant.
+
+    Args:
+        options: all that there are, with their dashes.
+        more: the command that lists them.
+    """
+    known = [name for name in options if name != "--help"]
+    unknown = said.removeprefix("unrecognized arguments: ").split()
+    if not said.startswith("unrecognized arguments: "):
+        return ConfigError(f"{said.removeprefix('argument ')}; see {more}")
+    word = next((word for word in unknown if word.startswith("-")), None)
+    if word is None:
+        return ConfigError(f"{unknown[0]!r} is more than is asked for; see {more}")
+    name = word.split("=")[0]
+    return ConfigError(f"no option {name}{nearest(name, known) or f'; see {more}'}")

@@ -58,9 +58,13 @@ class Footprint:
             "on the device": self.device,
             "a checkpoint's copy, on the host": self.staged,
         }
-        processes = f"{world} {'process' if world == 1 else 'processes'}"
         shown = [f"  {name:<34} {_readable(size):>12}" for name, size in rows.items() if size != 0]
-        return [f"memory of each of {processes} ({kind}), without activations:", *shown]
+        return [f"memory of each of {_processes(world)} ({kind}), without activations:", *shown]
+
+    def line(self, world: int, kind: str) -> str:
+        """The same for somebody who wants to see no table."""
+        where = f"on each of {_processes(world)} ({kind})"
+        return f"{self.parameters:,} parameters take {_readable(self.device)} {where}, without activations"
 
 
 def footprint(run: RunConfig, build: Callable[[], nn.Module], mesh: Mesh) -> Footprint:
@@ -131,6 +135,10 @@ def _gathered(run: RunConfig, model: nn.Module) -> int:
 
 def _bytes(tensors: Iterable[Tensor]) -> int:
     return sum((part := local(tensor.detach())).numel() * part.element_size() for tensor in tensors)
+
+
+def _processes(count: int) -> str:
+    return f"{count} {'process' if count == 1 else 'processes'}"
 
 
 def _readable(size: int | None) -> str:

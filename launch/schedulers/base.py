@@ -64,6 +64,8 @@ class Rendered:
     """Texts that go along, by name."""
     manifest: str = ""
     """All of it in the form of the scheduler's own tool, which then can be given it as it is."""
+    mistakes: tuple[str, ...] = ()
+    """What cannot work, as far as it can be seen by looking at it; one line each with the key to change."""
 
 
 class Scheduler(Protocol):

@@ -25,6 +25,8 @@ class Partition:
     max_memory_mb: int | None = None
     accounts: frozenset[str] | None = None
     qos: frozenset[str] | None = None
+    own_qos: str | None = None
+    """Whose limits hold for all jobs in it."""
 
     @property
     def up(self) -> bool:
@@ -62,6 +64,7 @@ def partitions_of(text: str) -> dict[str, Partition]:
                 _number(words.get("MaxMemPerNode")),
                 _names(words.get("AllowAccounts")),
                 _names(words.get("AllowQos")),
+                None if words.get("QoS", "N/A") == "N/A" else words["QoS"],
             )
     return found
 

@@ -1,7 +1,7 @@
 """What a Slurm would refuse, or never start, before anything is submitted to it: pure on what its commands print.
 
 Slurm itself is not enough: without accounting `sbatch --test-only` accepts a partition that is down, a time beyond its
-limit, and any account or QOS.
+limit, and any account or QOS; with it, a time beyond the limit of most QOS.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from launch.say import say
+from launch.schedulers.slurm_accounts import Lines, choice, settings, too_long
 from launch.schedulers.slurm_inventory import Nodes, Partition, nodes_of, partitions_of
 from launch.text import duration
 from trainer.errors import nearest
@@ -21,6 +23,7 @@ PARTITIONS = ("scontrol", "show", "partition", "-o")
 NODES = ("sinfo", "--json")
 NO_SUCH_NODES = "Requested node configuration is not available"
 ABOUT = {
+    "accounting/qos policy": "job.time, job.nodes or job.qos",
     "account": "job.account",
     "partition": "job.partition",
     "qos": "job.qos",
@@ -31,6 +34,17 @@ ABOUT = {
     "node configuration": "job.nodes, job.gpus, job.cpus or job.mem",
 }
 """Words of Slurm's refusals → the key to change."""
+POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z][A-Za-z]+")
+"""The limit of an account or a QOS that is in the way, in Slurm's own words."""
+LIMITS = {
+    "WallDuration": "job.time",
+    "Node": "job.nodes",
+    "GRES": "job.gpus",
+    "Cpu": "job.cpus",
+    "Mem": "job.mem",
+    "Job": "job.qos",
+}
+"""What such a word holds → the key to change."""
 
 
 class Wish(Protocol):
@@ -43,6 +57,7 @@ class Wish(Protocol):
     qos: str | None
     constraint: str | None
     exclude: list[str]
+    secrets: list[str]
     gpus: int | str
     cpus: int | None
     mem: str | None
@@ -81,11 +96,14 @@ def ask(argv: Sequence[str]) -> Answer:
     return Answer(done.returncode, done.stdout, done.stderr)
 
 
-def problems(job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None) -> list[str]:
+def problems(
+    job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None, note: Callable[[str], None] = say
+) -> list[str]:
     """Everything that stands against the job, one line each with the key to change; empty when it could start.
 
     Args:
         flags: of the sbatch that would be; None makes those that follow from `job`.
+        note: is told what is odd and can be meant.
     """
     told = ask(PARTITIONS)
     if told.code != 0:
@@ -99,7 +117,30 @@ def problems(job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None) -> l
     found = [_against(job, partition, nodes) for partition in wanted]
     if all(found):
         return found[0]
-    return _refusal(flags_of(job) if flags is None else flags, wanted, nodes, ask)
+    for line in _crowd(job, [group for group in nodes if any(each.name in group.partitions for each in wanted)]):
+        note(line)
+    fit = [partition for partition, against in zip(wanted, found, strict=True) if not against]
+    given = flags_of(job) if flags is None else flags
+    return _by_accounting(job, fit, ask, note) or _refusal(job, given, wanted, nodes, ask)
+
+
+def _by_accounting(job: Wish, fit: Sequence[Partition], ask: Ask, note: Callable[[str], None]) -> list[str]:
+    """What accounting has against the job and Slurm does not say; nobody is asked where it cannot matter."""
+    if job.secrets and "job_env" in settings(_lines(ask)).stored:
+        note(f"job.secrets={job.secrets}: the cluster keeps the environment of every job in its database "
+             "(AccountingStoreFlags=job_env), and their values with it")  # fmt: skip
+    if job.time_s is None:
+        return []
+    return [f"job.time={job.time}: {line}"
+            for line in too_long(job.time_s, job.account, job.qos, fit, _lines(ask))]  # fmt: skip
+
+
+def _lines(ask: Ask) -> Lines:
+    def lines(argv: Sequence[str]) -> list[str]:
+        told = ask(argv)
+        return told.out.splitlines() if told.code == 0 else []
+
+    return lines
 
 
 def _wanted(job: Wish, partitions: dict[str, Partition]) -> tuple[list[Partition], list[str]]:
@@ -145,7 +186,9 @@ def _limits(job: Wish, partition: Partition) -> list[str]:
 
 def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[str]:
     """What single nodes cannot give; then whether enough of them can give all of it."""
-    if not inside:  # the list of nodes could not be had: `sbatch --test-only` has the last word
+    # A list that could not be had, or that leaves out nodes which are switched on when a job wants them, proves
+    # nothing: `sbatch --test-only` has the last word.
+    if not inside or sum(group.count for group in inside) < partition.nodes:
         return []
     asks = {
         "job.gpus": (_gpus(job), "gpus", "GPUs"),
@@ -177,6 +220,15 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
     return found
 
 
+def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
+    """More processes than CPUs is slow, but it works, and a test of many processes on few nodes may want it."""
+    most = max((group.cpus for group in nodes), default=0)
+    if not isinstance(job.nproc, int) or not 0 < most < job.nproc:
+        return []
+    return [f"job.nproc={job.nproc}: the nodes have at most {most} CPUs, so processes wait for each other's; "
+            "change job.nproc if that is not meant"]  # fmt: skip
+
+
 def _gpus(job: Wish) -> int | None:
     """GPUs that each node has to have. `auto` is one for each process, where their number is known."""
     if isinstance(job.gpus, int):
@@ -192,7 +244,9 @@ def megabytes(text: str | None) -> int | None:
     return int(int(form[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[form[2]])
 
 
-def _refusal(flags: Sequence[str], wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask) -> list[str]:
+def _refusal(
+    job: Wish, flags: Sequence[str], wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask
+) -> list[str]:
     """What Slurm itself says against the job, which it is shown and not given."""
     told = ask(["sbatch", "--test-only", *flags, "--wrap=true"])
     if told.code == 0:
@@ -202,8 +256,12 @@ def _refusal(flags: Sequence[str], wanted: Sequence[Partition], nodes: Sequence[
     if NO_SUCH_NODES in told.last_line and out_of_service:
         return []  # it has the nodes, only not today: the job would wait for them
     said = re.sub(r"^(sbatch: error: |allocation failure: )+", "", told.last_line)
+    if policy := POLICY.search(f"{told.out}\n{told.err}"):
+        key = next((key for word, key in LIMITS.items() if word in policy[0]), "job.qos")
+        return [f"{key}: Slurm refuses the job: {policy[0]}; change {' or '.join(dict.fromkeys((key, 'job.qos')))}"]
     key = next((key for word, key in ABOUT.items() if word in said.lower()), "job")
-    return [f"{key}: Slurm refuses the job: {said}"]
+    there = choice(key, job.account, _lines(ask)) if key in ("job.account", "job.qos") else ""
+    return [f"{key}: Slurm refuses the job: {said}{there}"]
 
 
 def flags_of(job: Wish) -> list[str]:

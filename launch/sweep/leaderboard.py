@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launch import text
+from launch.arguments import Arguments
 from launch.goodput import goodput
 from launch.history import READERS, read
 from launch.runs import add_root
@@ -204,7 +205,7 @@ def _with_goodput(plan: Plan, row: Row) -> Row:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="everstep leaderboard", description="The trials of a sweep, the best first.")
+    parser = Arguments(prog="everstep leaderboard", description="The trials of a sweep, the best first.")
     parser.add_argument("sweep", metavar="SWEEP", help="a name, a path or a URL")
     parser.add_argument("--metric", metavar="NAME", help="rank by another metric of the evaluation")
     parser.add_argument("--goal", choices=[goal.value for goal in Goal], help="of that metric (the sweep's own)")

@@ -16,7 +16,7 @@ from launch.state import RunState
 from launch.sweep.find import find_sweep
 from launch.sweep.leaderboard import facts, ranked
 from launch.sweep.lease import holder
-from launch.sweep.plan import amended, load, refuse_unnamed_plugins, settle
+from launch.sweep.plan import amended, load, refuse_unnamed_plugins
 from launch.sweep.records import SweepFolder
 from launch.sweep.show import summary
 from launch.sweep.story import Story
@@ -81,7 +81,7 @@ def resume(folder: SweepFolder, words: Sequence[str], again: bool = False) -> in
     """Go on with what is missing; with `again` with what had failed or was cancelled, too."""
     plan = load(folder)
     refuse_unnamed_plugins(plan, words)
-    return drive(settle(amended(plan, words)), again)
+    return drive(amended(plan, words), again)
 
 
 def winner(word: str, root: str) -> list[str]:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from launch.arguments import Arguments
+from launch.check import check
 from launch.cluster import scheduler
 from launch.config import job_yaml
+from launch.rehearsal import rehearse
 from launch.say import say
 from launch.schedulers.local import Signals
 from launch.submit import refuse
@@ -21,7 +24,7 @@ from launch.sweep.plan import Plan, plan, settle
 from launch.sweep.show import shower
 from launch.sweep.story import Story, Trial, Verdict
 from launch.sweep.workers import Workers
-from trainer.compose import freeze
+from trainer.compose import Composed, freeze
 
 EXAMPLES = """examples:
   everstep sweep experiment=digits optimizer.lr=1e-4,3e-4,1e-3 'seed=range(0,3)' job.max_parallel=4
@@ -44,15 +47,22 @@ def sweep(arguments: Sequence[str]) -> int:
     made = plan(options.overrides, options.config_dir)
     if options.dry_run:
         return _dry_run(made)
-    return drive(settle(made))
+    return drive(made, quick=options.quick)
 
 
-def drive(made: Plan, again: bool = False) -> int:
-    """Take the lease, and go on until nothing is left; the exit code.
+def drive(made: Plan, again: bool = False, quick: bool = False) -> int:
+    """Freeze the plan, take the lease, and go on until nothing is left; the exit code.
 
     Args:
         again: what has failed or was cancelled is tried once more.
+        quick: on a cluster, do not build a trial's parts before the first is submitted.
+
+    Raises:
+        ConfigError: the cluster would refuse the trials, or it is another sweep.
     """
+    if made.job.scheduler != "local" and (code := _preflight(made, quick)):
+        return code
+    made = settle(made)
     lease = take(made.folder.storage)
     try:
         story = made.folder.story()
@@ -72,14 +82,28 @@ def _has_failed(trial: Trial) -> bool:
     return trial.last is not None and trial.last.verdict in (Verdict.failed, Verdict.cancelled)
 
 
+def _preflight(made: Plan, quick: bool) -> int:
+    """What stands against the trials, before anything is written; the exit code.
+
+    The first trial stands for all: what the values of others do they tell themselves, and the sweep goes on.
+    """
+    story = made.folder.story()
+    found = None if story.trials else Asking(made, story).next(story)
+    if found is None:  # of a sweep that goes on the jobs themselves have shown it
+        refuse(scheduler(made.job.scheduler, made.job).problems(made.job))
+        return 0
+    record, _ = found
+    config = made.config(record["values"], record["name"], record["rung"])
+    refuse(check(Composed(config, {}, None), made.job))
+    return 0 if quick else rehearse(config, made.job, brief=True)
+
+
 def workers(made: Plan) -> Workers:
-    """Where the trials run; ConfigError for what the cluster would refuse."""
+    """Where the trials run."""
     code = keep(made.folder, made.any_config.plugins, made.job.code_mb)
     if made.job.scheduler == "local":
         return Here(made.job, made.any_config, code=code)
-    cluster = scheduler(made.job.scheduler, made.job)
-    refuse(cluster.problems(made.job))
-    return Jobs(made.job, cluster, code, made.folder)
+    return Jobs(made.job, scheduler(made.job.scheduler, made.job), code, made.folder)
 
 
 def _dry_run(made: Plan) -> int:
@@ -104,9 +128,9 @@ def _dry_run(made: Plan) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Arguments(
         prog="everstep sweep",
-        usage="everstep sweep [--dry-run] [--config-dir DIR] key=value key=value,value …",
+        usage="everstep sweep [--dry-run] [--quick] [--config-dir DIR] key=value key=value,value …",
         description="Train with every one of several values, or with those that a sampler chooses.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -114,4 +138,5 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs; several values make a sweep")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and start nothing")
+    parser.add_argument("--quick", action="store_true", help="on a cluster: do not build a trial's model before")
     return parser

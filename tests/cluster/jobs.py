@@ -64,12 +64,13 @@ class Job:
     def ledger(self) -> Path:
         return self.root / "ledgers" / self.name
 
-    def submit(self, *words: str, env: dict[str, str] | None = None) -> str:
-        """`everstep submit` of the toy; what it prints."""
+    def submit(self, *words: str, quick: bool = True, env: dict[str, str] | None = None) -> str:
+        """`everstep submit` of the toy; what it prints. `quick` because most tests are about what comes after."""
         toy = ["--config-dir", str(TESTS / "conf"), "--config-dir", str(TESTS / "cluster/conf")]
         keys = ["job=slurm", "job.nproc=1", "job.gpus=0", "job.flags=[--exclusive]", "job.time=1h", "job.grace_s=10",
                 f"job.env.PYTHONPATH={PATHS}", "experiment=ledger_toy", f"data.ledger={self.ledger}"]  # fmt: skip
-        return self.everstep("submit", *toy, *keys, *words, f"run={self.name}", f"run_root={self.root}", env=env)
+        how = ["--quick"] if quick else []
+        return self.everstep("submit", *how, *toy, *keys, *words, f"run={self.name}", f"run_root={self.root}", env=env)
 
     def everstep(self, *words: str, env: dict[str, str] | None = None, where: Path | None = None) -> str:
         environment = {**self.cluster.env, "PYTHONPATH": PATHS, **(env or {})}

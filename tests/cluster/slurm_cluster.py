@@ -25,6 +25,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import slurm_accounting
+
 PROGRAMS = ("munged", "munge", "slurmctld", "slurmd", "sbatch", "srun", "squeue", "ip", "nsenter", "unshare")
 PATH = f"{os.environ['PATH']}:/usr/sbin:/sbin"
 HERE = Path(__file__).parent
@@ -51,6 +53,8 @@ class Cluster:
     cpus: int = 2
     apart: int = 0
     """So many of the last nodes form the partition `apart`, and no other."""
+    accounted: bool = False
+    """With a slurmdbd (see slurm_accounting.py), and with a controller that forgets what is over within seconds."""
 
     @property
     def state(self) -> Path:
@@ -88,10 +92,10 @@ class Cluster:
     # Life of the whole
 
     @staticmethod
-    def up(nodes: int = 3, cpus: int = 2, apart: int = 0, id: int | None = None) -> Cluster:
+    def up(nodes: int = 3, cpus: int = 2, apart: int = 0, id: int | None = None, accounted: bool = False) -> Cluster:
         """Bring a cluster up and wait until all nodes are idle; the first free number when `id` is None."""
         numbers = range(10) if id is None else [id]
-        cluster = next(found for i in numbers if (found := Cluster(i, nodes, cpus, apart))._claim())
+        cluster = next(found for i in numbers if (found := Cluster(i, nodes, cpus, apart, accounted))._claim())
         try:
             cluster._bring_up()
         except BaseException:
@@ -123,6 +127,8 @@ class Cluster:
                   ("seed-file", "seed"))]  # fmt: skip
         self._start("munged", "munged", "--foreground", *files)
         until(lambda: self.ok("munge", "-S", f"{self.state}/munge/socket", "-n"), "munged")
+        if self.accounted:
+            slurm_accounting.start(self)
         self.start_controller()
         for name in self.names:
             self.start(name)
@@ -144,7 +150,7 @@ class Cluster:
         """Stop everything and remove every trace."""
         for name in self.names:
             self._kill_node(name)
-        for daemon in ("slurmctld", "munged"):
+        for daemon in ("slurmctld", *slurm_accounting.DAEMONS, "munged"):
             self._stop(daemon)
         for name in self.names:
             self.ok("ip", "netns", "del", self.netns(name))
@@ -300,6 +306,7 @@ def configuration(cluster: Cluster) -> str:
     lines = [f"PartitionName={partition} Nodes={','.join(most)} State=UP" for partition in partitions]
     lines += [f"PartitionName=apart PreemptMode=OFF Nodes={apart} State=UP"] if apart else []
     partition_lines = "\n".join(lines)
+    accounting = slurm_accounting.slurm_conf(cluster) if cluster.accounted else ""
     return f"""\
 ClusterName=everstep{cluster.id}
 SlurmctldHost={socket.gethostname()}({cluster.address()})
@@ -338,13 +345,13 @@ TreeWidth=65533
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,bf_interval=2,bf_resolution=1
 ReturnToService=2
 JobRequeue=1
-MinJobAge=3600
+MinJobAge={2 if cluster.accounted else 3600}
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 SlurmctldParameters=preempt_send_user_signal
 JobCompType=jobcomp/filetxt
 JobCompLoc={state}/log/jobcomp.txt
-{nodes}
+{accounting}{nodes}
 {partition_lines}
 """
 

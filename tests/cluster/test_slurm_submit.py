@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import ledger_toy
 import pytest
 from jobs import PATHS, TESTS, Job
 from slurm_cluster import Cluster
@@ -31,7 +32,7 @@ def another_program(job: Job) -> None:
 
 def by_hand(job: Job) -> None:
     """Submitted once and cancelled; then the script is given to sbatch without the launcher."""
-    job.submit(*SHORT, "job.flags=[--hold]")
+    job.submit(*SHORT, "job.flags=[--hold]", quick=False)
     job.cluster.run("scancel", job.id)
     out = f"--output={job.folder.url}/slurm-by-hand.out"
     hand = ["sbatch", "--parsable", "--nodes=2", "--exclusive", out, str(script()), job.folder.url]
@@ -181,8 +182,10 @@ def waiting(cluster: Cluster) -> list[str]:
 
 
 def test_two_submissions_of_one_run_make_one_job(held: Job) -> None:
-    held.submit(HOLD)
-    said = held.submit(HOLD)
+    held.submit(HOLD, quick=False)
+    said = held.submit(HOLD, quick=False)
+    # The second time nothing is built: that would be in vain.
+    assert (held.ledger / ledger_toy.LOOKS).read_text() == "41 samples\n"
     assert waiting(held.cluster) == [held.id]
     assert f"already submitted as slurm://everstep{held.cluster.id}/{held.id} (pending" in said
 
@@ -210,11 +213,27 @@ def test_a_launcher_that_is_killed_around_sbatch_leaves_one_job_after_the_next(
 @pytest.mark.parametrize(("words", "said"), [
     (["job.partition=absent"], "absent"),
     (["job.nodes=99"], "job.nodes=99"),
+    (["job.gpus=1"], "job.gpus=1: nodes of partition main have at most 0 GPUs; change job.gpus"),
+    (["job.gpus=auto", "job.nproc=4"], "job.gpus=4 (as many as job.nproc): nodes of partition main have at most 0"),
+    (["job.cpus=3"], "job.cpus=3: nodes of partition main have at most 2 CPUs; change job.cpus"),
 ])  # fmt: skip
 def test_what_the_cluster_cannot_do_is_refused_before_it_is_queued(held: Job, words: list[str], said: str) -> None:
     with pytest.raises(RuntimeError, match="exit code 2") as error:
         held.submit(HOLD, *words)
     assert said in str(error.value)
+    assert waiting(held.cluster) == []
+    assert not Path(held.folder.url).exists()
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["job.nodes=1:3", "parallel=fsdp", "task._target_=ledger_toy.PairTask"], "model: ValueError: 3 processes, and"),
+    (["task.widht=3"], "task.widht: "),
+    (["data.samples=0"], "data: "),
+])  # fmt: skip
+def test_what_cannot_be_built_is_refused_before_it_is_queued(held: Job, words: list[str], said: str) -> None:
+    with pytest.raises(RuntimeError, match="exit code 2") as error:
+        held.submit(HOLD, *words, quick=False)
+    assert f"error: {said}" in str(error.value)
     assert waiting(held.cluster) == []
     assert not Path(held.folder.url).exists()
 

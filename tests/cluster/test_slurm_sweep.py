@@ -34,9 +34,9 @@ def start(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.
 
 
 def cheap(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
-    """The driver of trials that import no torch, with jobs that are real."""
+    """The driver of trials that import no torch, and cannot be looked at before, with jobs that are real."""
     path = f"job.env.PYTHONPATH={TESTS / 'cluster/cheap'}{os.pathsep}{PATHS}"
-    return start(cluster, root, path, *words, **more)
+    return start(cluster, root, "--quick", path, *words, **more)
 
 
 def torn(cluster: Cluster, root: Path) -> subprocess.Popen[str]:

@@ -108,8 +108,8 @@ def test_the_pretended_group_is_gone_afterwards() -> None:
     assert not dist.is_initialized()
 
 
-def examined(*words: str, world: int = 1) -> list[str]:
-    return examine(compose(["experiment=digits", *words]).run, world).problems
+def examined(*words: str, worlds: tuple[int, ...] = (1,)) -> list[str]:
+    return examine(compose(["experiment=digits", *words]).run, *worlds).problems
 
 
 def test_every_part_that_does_not_fit_is_told() -> None:
@@ -123,8 +123,25 @@ def test_a_target_that_is_not_allowed_is_told_before_anything_is_imported() -> N
     assert "is in none of the packages that this run may use" in found
 
 
+def test_what_is_wrong_on_every_number_of_processes_is_told_once() -> None:
+    assert len(examined("model.width=-1", worlds=(1, 2, 4))) == 1
+
+
+def test_the_fewest_and_the_most_processes_each_have_their_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["check", "experiment=digits", "parallel=fsdp", "--world", "2", "--world", "8"]
+    assert verb(words) == 0
+    shown = capsys.readouterr().out
+    assert [line for line in shown.splitlines() if line.startswith("memory of each")] == [
+        f"memory of each of {world} processes (fsdp), without activations:" for world in (2, 8)
+    ]
+    assert verb([*words, "--brief"]) == 0
+    brief = capsys.readouterr().out.splitlines()
+    assert [line.split(" take ")[0] for line in brief[:2]] == ["19,338 parameters"] * 2
+    assert all("of 2" in few or "of 8" in few for few in brief[:2])
+
+
 def test_a_world_that_does_not_divide_is_told_and_the_data_is_looked_at_all_the_same() -> None:
-    found = examined("parallel=hsdp", "parallel.shard=3", "data.held_out=3", world=4)
+    found = examined("parallel=hsdp", "parallel.shard=3", "data.held_out=3", worlds=(4,))
     assert [line.split("=")[0] for line in found] == ["parallel.shard", "data.held_out"]
 
 
@@ -149,5 +166,5 @@ def test_processes_without_work_are_a_note_and_no_problem(capsys: pytest.Capture
 
 def test_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert examined(world=4) == []
+    assert examined(worlds=(4,)) == []
     assert list(tmp_path.iterdir()) == []

@@ -87,9 +87,10 @@ def test_a_folder_on_this_machines_disk_is_seen_by_pods_only_through_a_claim() -
     assert found(program, k8s={"claims": {"c": "/runs"}}) == []
 
 
-def test_problems_ask_nobody() -> None:
+def test_what_is_rendered_says_what_is_wrong_with_it_and_nobody_is_asked() -> None:
     job = job_config({**KEYS, "image": None})
-    assert Kubernetes(job).problems(job) == ["job.image=None: every pod needs an image; change job.image"]
+    rendered = Kubernetes(job).render(job, Program("demo", "s3://runs/demo", (), "everstep-1"))
+    assert rendered.mistakes == ("job.image=None: every pod needs an image; change job.image",)
 
 
 @pytest.mark.parametrize(("keys", "said"), [

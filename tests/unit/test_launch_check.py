@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from launch import cluster
+from launch import cluster, rehearsal
 from launch.__main__ import main
-from launch.check import check, program_problems, world_of
+from launch.check import check, program_problems
 from launch.config import JobConfig, job_config
+from launch.rehearsal import rehearse, worlds
 from trainer.compose import Composed, compose, settle
 
 
@@ -70,6 +71,7 @@ def test_a_command_line_with_nothing_to_train_says_what_is_missing() -> None:
     [
         (["parallel=single", "job.nproc=2"], "parallel=single on 2 processes"),
         (["parallel=hsdp", "parallel.shard=3", "job.nproc=4"], "parallel.shard=3 does not divide the 4 processes"),
+        (["job.nproc=8", "job.gpus=4"], "job.nproc=8: each process needs a GPU, and job.gpus=4; change job.nproc or"),
         (["plugins=[nosuch_package]"], "plugins: there is no package 'nosuch_package' in"),
         (["run_root=/proc/nowhere"], "run_root='/proc/nowhere': cannot write below /proc/nowhere"),
         (["init_from=runs/nothing"], "init_from='runs/nothing': there is neither a checkpoint nor a run"),
@@ -146,13 +148,41 @@ def test_the_cluster_is_asked_and_all_it_says_is_told(monkeypatch: pytest.Monkey
     assert check(composed(), job) == ["job.time is too long", "job.nodes is too large"]
 
 
-def test_the_world_is_all_processes_of_all_nodes() -> None:
-    assert world_of(composed(), JobConfig(nproc=3)) == 3
-    job = JobConfig(nproc=8)
-    if "nodes" in JobConfig.__dataclass_fields__:
-        job = JobConfig(nproc=8, nodes="2:4")  # type: ignore[call-arg,unused-ignore]
-        assert world_of(composed(), job) == 32
-    assert world_of(compose(["experiment=digits", "parallel=single"]), JobConfig()) == 1
+def test_the_numbers_of_processes_are_those_of_all_nodes_that_a_start_may_get() -> None:
+    digits = composed().run
+    assert worlds(digits, JobConfig(nproc=3)) == [3]
+    assert worlds(digits, JobConfig(nproc=8, nodes="2:4")) == [16, 24, 32]
+    assert worlds(digits, JobConfig(scheduler="slurm", gpus=4, nodes=2)) == [8]
+    assert worlds(compose(["experiment=digits", "parallel=single"]).run, JobConfig()) == [1]
+
+
+def test_where_nobody_says_how_many_a_node_gets_it_is_the_fewest_that_could_be() -> None:
+    job = JobConfig(scheduler="slurm", nodes=2)
+    assert worlds(composed().run, job) == [2, 2]
+    assert worlds(compose(["experiment=digits", "parallel=hsdp", "parallel.shard=8"]).run, job) == [8, 8]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("words", "looked_at"), [
+    (["parallel=fsdp"], [2, 8]),
+    (["parallel=ddp"], [8]),
+])  # fmt: skip
+def test_the_model_is_built_at_both_ends_where_that_differs(
+    words: list[str], looked_at: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert rehearse(compose(["experiment=digits", *words]).run, JobConfig(nproc=2, nodes="1:4"), brief=True) == 0
+    said = capfd.readouterr().err
+    assert [world for world in (2, 4, 6, 8) if f"on each of {world} processes" in said] == looked_at
+
+
+def test_a_python_without_torch_says_that_it_has_not_looked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(rehearsal, "find_spec", lambda name: None)
+    assert rehearse(compose(["experiment=digits", "model.widht=3"]).run, JobConfig()) == 0
+    assert capsys.readouterr().err == (
+        f"everstep: {sys.executable} has no torch, so model and data were not looked at here\n"
+    )
 
 
 def test_a_program_has_to_be_there(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from launch import __main__ as command
 from trainer import __version__
+from trainer.command import verb
 
 HEAVY = ("torch", "hydra", "omegaconf", "wandb", "fsspec", "rich", "pyarrow")
 
@@ -68,6 +69,28 @@ def test_an_error_of_the_user_is_one_line_and_exit_code_2(tmp_path: Path) -> Non
 def test_an_unknown_verb_gets_the_nearest_one(capsys: pytest.CaptureFixture[str]) -> None:
     assert command.main(["chekpoint"]) == 2
     assert "did you mean 'checkpoint'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["submit", "--dryrun", "job=slurm"], "no option --dryrun; did you mean '--dry-run'?"),
+    (["run", "--cgf", "experiment=digits"], "no option --cgf; did you mean '--cfg'?"),
+    (["status", "demo", "--json=1"], "--json: ignored explicit argument '1'; see everstep status --help"),
+    (["sweep", "--dry_run", "seed=0,1"], "no option --dry_run; did you mean '--dry-run'?"),
+    (["ls", "--bogus"], "no option --bogus; see everstep ls --help"),
+    (["ls", "one", "two"], "'two' is more than is asked for; see everstep ls --help"),
+    (["logs", "demo", "--rank", "first"], "--rank: invalid int value: 'first'; see everstep logs --help"),
+    (["cancel"], "the following arguments are required: RUN; see everstep cancel --help"),
+])  # fmt: skip
+def test_a_mistyped_option_is_one_line_with_what_was_meant(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(words) == 2
+    assert capsys.readouterr().err == f"everstep: {said}\n"
+
+
+def test_options_of_what_the_trainer_does_are_told_alike(capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb(["checkpoint", "rm", "--dryrun", "runs/demo"]) == 2
+    assert capsys.readouterr().err == "error: no option --dryrun; did you mean '--dry-run'?\n"
 
 
 def test_a_key_in_place_of_a_verb_gets_the_verb(capsys: pytest.CaptureFixture[str]) -> None:

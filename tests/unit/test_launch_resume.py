@@ -106,7 +106,7 @@ def test_a_run_that_is_done_says_so(stopped: Records, capsys: pytest.CaptureFixt
 def test_a_run_that_is_under_way_is_not_started_beside_itself(
     stopped: Records, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stopped.attempt(2, 990, host=socket.gethostname(), pid=os.getpid())
+    stopped.attempt(2, 999, host=socket.gethostname(), pid=os.getpid())
     assert main(["resume", "demo"]) == 2
     assert "run demo is starting already; 'everstep cancel' stops it" in capsys.readouterr().err
 
@@ -144,7 +144,7 @@ def as_job(records: Records) -> None:
 def test_a_job_is_submitted_again(stopped: Records, capsys: pytest.CaptureFixture[str]) -> None:
     as_job(stopped)
     FileScheduler().set("0", state="succeeded")
-    assert main(["resume", "demo", "steps=60", "job.nproc=4"]) == 0
+    assert main(["resume", "demo", "--quick", "steps=60", "job.nproc=4"]) == 0
     assert submitted() == [["-m", "trainer", "--frozen", stopped.folder.storage.url]]
     assert yaml.safe_load(stopped.folder.storage.read("job.yaml"))["nproc"] == 4
     intent = json.loads(stopped.folder.storage.read("submissions/0002.json"))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from launch.__main__ import main
 from launch.submit import submit
+from trainer.compose import compose, settle
 from trainer.errors import ConfigError
+from trainer.run_folder import RunFolder
 
 JOB = ["job=slurm", "job.nodes=2", "job.nproc=2", "experiment=digits"]
 
@@ -31,6 +35,43 @@ def test_a_dry_run_shows_script_flags_and_config_and_writes_nothing(
     assert "--job-name=demo --comment=TOKEN --nodes=2 --time=1440 --gpus-per-node=2" in shown
     assert f"torchrun … -m trainer --frozen {tmp_path}/runs/demo" in shown
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("words", [
+    ["submit", "job=slurm"],
+    ["submit", "job=k8s", "job.image=i"],
+    ["sweep", "job=slurm", "seed=0,1"],
+])  # fmt: skip
+def test_a_dry_run_asks_no_store_and_no_cluster(
+    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as store:
+        store.setblocking(False)
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{store.getsockname()[1]}")
+        monkeypatch.setenv("KUBECONFIG", "/nowhere")
+        monkeypatch.setenv("PATH", "/nowhere")
+        keys = ["experiment=digits", "job.nproc=1", "job.gpus=0", "run=demo", "run_root=s3://bucket/runs"]
+        assert main([words[0], "--dry-run", *words[1:], *keys]) == 0
+        with pytest.raises(BlockingIOError):
+            store.accept()
+    shown = capsys.readouterr()
+    assert "s3://bucket/runs/demo" in shown.out
+    assert shown.err == ""
+
+
+def test_a_dry_run_refuses_changes_of_a_run_that_lies_here(tmp_path: Path) -> None:
+    settle(compose(["experiment=digits", "seed=1"]).run, RunFolder.of(str(tmp_path), "demo"))
+    with pytest.raises(ConfigError, match="seed: 1 → 2"):
+        submit(["--dry-run", *JOB, "run=demo", f"run_root={tmp_path}", "seed=2"])
+
+
+@pytest.mark.parametrize("scheduler", ["slurm", "k8s"])
+def test_what_can_be_seen_to_be_wrong_is_said_beside_a_manifest(
+    scheduler: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(["--dry-run", f"job={scheduler}", "job.nproc=1", "job.gpus=0", "experiment=digits", "run=demo"]) == 0
+    said = capsys.readouterr().err
+    assert ("job.image=None: every pod needs an image; change job.image" in said) == (scheduler == "k8s")
 
 
 def test_another_program_is_shown_with_its_flags(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,6 +31,7 @@ class Job:
     qos: str | None = None
     constraint: str | None = None
     exclude: list[str] = field(default_factory=list)
+    secrets: list[str] = field(default_factory=list)
     gpus: int | str = "auto"
     cpus: int | None = None
     mem: str | None = None
@@ -67,7 +68,7 @@ def refused(line: str) -> Answer:
 def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
     cluster = Recorded()
     assert problems(Job(time="1h"), cluster) == []
-    assert [argv[0] for argv in cluster.asked] == ["scontrol", "sinfo", "sbatch"]
+    assert [argv[0] for argv in cluster.asked] == ["scontrol", "sinfo", "scontrol", "sbatch"]
     assert cluster.asked[-1][1:] == ["--test-only", "--nodes=2", "--time=60", "--gpus-per-node=2", "--wrap=true"]
 
 
@@ -103,6 +104,24 @@ def test_what_does_not_fit_is_one_line_with_the_key(job: Job, said: str) -> None
 def test_all_that_does_not_fit_is_told_at_once() -> None:
     found = problems(Job((9, 9), time="2h", partition="short", cpus=9, qos="low"), Recorded())
     assert [line.split("=")[0] for line in found] == ["job.time", "job.nodes", "job.qos", "job.cpus"]
+
+
+def test_more_processes_than_cpus_are_a_note_and_no_problem() -> None:
+    told: list[str] = []
+    assert problems(Job(nproc=400, gpus=0), Recorded(), note=told.append) == []
+    assert told == ["job.nproc=400: the nodes have at most 4 CPUs, so processes wait for each other's; "
+                    "change job.nproc if that is not meant"]  # fmt: skip
+    assert problems(Job(nproc=4, gpus=0), Recorded(), note=told.append) == []
+    assert len(told) == 1
+
+
+def test_nodes_that_sinfo_does_not_show_may_have_what_the_others_lack() -> None:
+    """Slurm shows those of a cloud only while they are switched on; the partition counts them all."""
+    cluster = Recorded()
+    shown = json.loads(cluster.nodes)
+    cluster.nodes = json.dumps({**shown, "nodes": shown["nodes"][:2]})
+    assert problems(Job(gpus=8), cluster) == []
+    assert cluster.asked[-1][:2] == ["sbatch", "--test-only"]
 
 
 def test_one_of_several_partitions_that_takes_the_job_is_enough() -> None:

@@ -11,8 +11,11 @@ import pytest
 from file_scheduler import VARIABLE, FileArrays, FileScheduler
 
 from launch import cluster
+from launch.__main__ import main
+from launch.config import JobConfig
 from launch.job import JobHandle
 from launch.schedulers.local import Signals
+from launch.sweep import verb
 from launch.sweep.driver import Driver
 from launch.sweep.jobs import Jobs
 from launch.sweep.leaderboard import ranked
@@ -20,6 +23,7 @@ from launch.sweep.lease import take
 from launch.sweep.looks import cancel
 from launch.sweep.plan import Plan, amended, load, plan, settle
 from launch.sweep.workers import Task
+from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.run_folder import Ending, Outcome, RunFolder
 
@@ -97,6 +101,35 @@ def test_so_many_are_in_flight_and_all_of_them_are_one_question_a_round(
     assert max(asked) == 3
     assert [row.state for row in ranked(sweep, sweep.folder.story())] == ["done"] * 8
     assert ranked(sweep, sweep.folder.story())[0].values == (0.8,)
+
+
+def test_one_trial_is_built_before_the_first_is_submitted_and_none_when_the_sweep_goes_on(
+    tmp_path: Path, scheduler: FileScheduler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built: list[str | None] = []
+
+    def rehearse(config: RunConfig, job: JobConfig, brief: bool) -> int:
+        built.append(config.run)
+        return 0
+
+    monkeypatch.setattr(verb, "rehearse", rehearse)
+    sweep = made(tmp_path)
+    assert verb._preflight(sweep, quick=True) == 0
+    assert built == []
+    assert verb._preflight(sweep, quick=False) == 0
+    drive(sweep, scheduler)
+    assert verb._preflight(sweep, quick=False) == 0
+    assert built == [sweep.folder.story().trials[0].name]
+
+
+@pytest.mark.process
+def test_a_sweep_whose_trials_cannot_be_built_is_refused_and_nothing_is_written(
+    tmp_path: Path, scheduler: FileScheduler, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["job=slurm", "job.nproc=1", "job.gpus=0", "experiment=digits", "model.widht=3,4", "run=s"]
+    assert main(["sweep", *words, f"run_root={tmp_path}/runs"]) == 2
+    assert "error: model.widht: " in capfd.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_next_driver_finds_the_jobs_of_the_one_before_and_makes_no_second(

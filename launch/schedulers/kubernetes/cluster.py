@@ -11,8 +11,10 @@ from urllib.parse import quote, unquote
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
+from launch.say import say
 from launch.schedulers.base import Ask, Program, Rendered
 from launch.schedulers.kubernetes.client import RETRY_S, Client
+from launch.schedulers.kubernetes.growth import lacking
 from launch.schedulers.kubernetes.lint import mistakes
 from launch.schedulers.kubernetes.manifest import manifest, objects
 from launch.schedulers.kubernetes.mirror import Mirrors, Place
@@ -37,15 +39,18 @@ class Kubernetes:
     retry_s: float = RETRY_S
 
     def render(self, job: JobConfig, program: Program) -> Rendered:
-        return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(objects(job, program)))
+        made = objects(job, program)
+        found = tuple(mistakes(job, program, made))
+        return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(made), mistakes=found)
 
     def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
-        """What the API server would accept though it cannot work; nobody is asked.
+        """What the API server would accept though it cannot work, and what no node has.
 
         With the program, also whether the pods can see its folder, and what its config holds.
         """
         known = program or Program("everstep-check", "memory://everstep-check", (), "check")
-        return mistakes(job, known, objects(job, known))
+        made = objects(job, known)
+        return [*mistakes(job, known, made), *lacking(job, made[-1], self._client, say)]
 
     def submit(self, rendered: Rendered) -> JobHandle:
         """Settings and service first, so that no pod waits for them; the job owns them and takes them along."""

@@ -11,6 +11,7 @@ from launch.config import JobConfig
 from launch.schedulers.base import Program
 from launch.schedulers.kubernetes import rights
 from launch.schedulers.kubernetes.client import KINDS, RETRY_S, Client, Refused
+from launch.schedulers.kubernetes.growth import on_demand
 from launch.schedulers.kubernetes.manifest import objects
 from launch.schedulers.kubernetes.names import JOB_NAME, JOBSET_NAME, MANAGER
 from launch.schedulers.kubernetes.room import Asked, against_nodes, against_quotas
@@ -57,7 +58,7 @@ class Doctor:
         yield from self._claims()
         nodes = self._nodes()
         if nodes is not None:
-            yield from _told("nodes", against_nodes(self.asked, nodes), f"{len(nodes)}, with room for the job")
+            yield from self._room(nodes)
         else:
             yield Finding("nodes", "may not be listed by this account; k8s/rbac-nodes.yaml allows it", None)
         yield from self._pods(nodes)
@@ -192,6 +193,14 @@ class Doctor:
             return self.client.items("/api/v1/nodes")
         except Refused:
             return None
+
+    def _room(self, nodes: list[Plain]) -> Iterator[Finding]:
+        found = list(against_nodes(self.asked, nodes))
+        maker = on_demand(self.job, nodes, self.client) if found else None
+        if maker is None:
+            yield from _told("nodes", iter(found), f"{len(nodes)}, with room for the job")
+        else:
+            yield from (Finding("nodes", f"{line} ({maker})", None) for line in found)
 
     def _pods(self, nodes: list[Plain] | None) -> Iterator[Finding]:
         """Pods of ours that hang on lost nodes, and how long each index would wait for its next start."""

@@ -102,6 +102,11 @@ def against_nodes(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
         yield from _places(asked, wanted, chosen)
 
 
+def beyond_any_node(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
+    """What one pod asks for and none of the nodes has as much of, whichever are chosen."""
+    yield from _short(asked, asked.sums("requests"), nodes)
+
+
 def _short(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
     for resource, each in wanted.items():
         most = max(_has(node, resource) for node in nodes)

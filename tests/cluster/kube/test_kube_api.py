@@ -167,9 +167,9 @@ def test_what_the_server_refuses_is_one_line(there: Place, tmp_path: Path) -> No
 
 @pytest.mark.process
 def test_two_launchers_at_the_same_time_make_one_job(there: Place, tmp_path: Path) -> None:
-    words = ["submit", "job=k8s", "job.nproc=1", "job.gpus=0", "job.image=nowhere.invalid/none:1", "run=twice",
-             f"job.k8s.namespace={there.namespace}", f"run_root={tmp_path}", f"job.k8s.claims.absent={tmp_path}",
-             "experiment=digits"]  # fmt: skip
+    words = ["submit", "--quick", "job=k8s", "job.nproc=1", "job.gpus=0", "job.image=nowhere.invalid/none:1",
+             "run=twice", f"job.k8s.namespace={there.namespace}", f"run_root={tmp_path}",
+             f"job.k8s.claims.absent={tmp_path}", "experiment=digits"]  # fmt: skip
     children = [there.start(tmp_path, *words) for _ in range(2)]
     printed = ["".join(child.communicate(timeout=120)) for child in children]
     assert 0 in [child.returncode for child in children], printed

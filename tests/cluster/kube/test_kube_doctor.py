@@ -107,6 +107,13 @@ def test_gpus_that_no_node_has_are_said(look: Look) -> None:
     assert "job.gpus: a pod asks for 8 of nvidia.com/gpu, and nodes have at most 0; change job.gpus" in wrong[0]
 
 
+def test_gpus_that_a_node_made_on_demand_may_have_are_no_problem(cluster: Cluster, look: Look) -> None:
+    cluster.server.rights.groups |= {"karpenter.sh": ["v1"]}
+    code, unknown = look("job.gpus=8")
+    assert code == 0
+    assert "and nodes have at most 0; change job.gpus (Karpenter may make nodes on demand)" in unknown[0]
+
+
 @pytest.mark.parametrize(("words", "said"), [
     (["job.kind=jobset"], "this cluster has no JobSet (jobset.x-k8s.io/v1alpha2); install it, or change job.kind"),
     (["job.kind=trainjob"], "this cluster has no TrainJob (trainer.kubeflow.org/v1alpha1)"),
