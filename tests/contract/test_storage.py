@@ -15,7 +15,16 @@ from process_helpers import until
 from storage_suite import StorageSuite
 
 from trainer.errors import StorageError
-from trainer.storage import FsspecStorage, LocalStorage, ObstoreStorage, Storage, by_obstore, join_url, open_storage
+from trainer.storage import (
+    FsspecStorage,
+    LocalStorage,
+    ObstoreStorage,
+    Storage,
+    by_obstore,
+    google,
+    join_url,
+    open_storage,
+)
 
 
 class TestLocal(StorageSuite):
@@ -54,6 +63,13 @@ class TestGoogle(StorageSuite):
 
 
 @pytest.mark.process
+class TestGoogleByObstore(StorageSuite):
+    @pytest.fixture
+    def store(self, gcs: str) -> Storage:
+        return ObstoreStorage(f"{gcs}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
 class TestAzure(StorageSuite):
     @pytest.fixture
     def store(self, azure: str) -> Storage:
@@ -74,7 +90,7 @@ class TestAzureByObstore(StorageSuite):
         ("~/runs", LocalStorage, str(Path.home() / "runs")),
         ("file:///tmp/runs", LocalStorage, "/tmp/runs"),
         ("memory://runs/", FsspecStorage, "memory://runs"),
-        ("gs://bucket/runs", FsspecStorage, "gs://bucket/runs"),
+        ("gs://bucket/runs", ObstoreStorage, "gs://bucket/runs"),
     ],
 )
 def test_a_url_opens_the_storage_that_it_names(url: str, kind: type, root: str) -> None:
@@ -213,17 +229,24 @@ def test_what_amazon_would_not_copy_by_itself_is_copied_in_parts(s3: str, monkey
 def test_obstore_serves_what_it_knows_unless_it_is_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", *google.TAKEN_FIRST):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    def kinds() -> list[type]:
-        return [type(open_storage(f"{protocol}://bucket/runs")) for protocol in ("s3", "az", "gs", "memory")]
+    def by_obstore() -> list[str]:
+        protocols = ("s3", "gs", "gcs", "az", "abfs", "memory")
+        return [name for name in protocols if isinstance(open_storage(f"{name}://bucket/runs"), ObstoreStorage)]
 
-    assert kinds() == [FsspecStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    assert by_obstore() == ["gs", "gcs", "az", "abfs"]
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    assert kinds() == [ObstoreStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    assert by_obstore() == ["s3", "gs", "gcs", "az", "abfs"]
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://other")
-    assert kinds() == [FsspecStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    assert by_obstore() == ["gs", "gcs", "az", "abfs"]
+    with monkeypatch.context() as told:
+        told.setenv("FSSPEC_GCS_TOKEN", "anon")
+        assert by_obstore() == ["az", "abfs"]
+    with monkeypatch.context() as another:
+        another.setenv("SERVICE_ACCOUNT", "trainer")
+        assert by_obstore() == ["az", "abfs"]
     monkeypatch.setenv("EVERSTEP_OBSTORE", "0")
-    assert kinds() == [FsspecStorage] * 4
+    assert by_obstore() == []

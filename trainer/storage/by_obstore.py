@@ -1,6 +1,7 @@
-"""S3 and Azure by obstore's native calls, which take about half of fsspec's CPU for a byte that goes up.
+"""S3, Google's store and Azure by obstore's native calls.
 
-Never by its fsspec interface, which overwrites what it was told to create.
+They take about half of s3fs's CPU for a byte that goes up. Its fsspec interface is never used, which overwrites what it
+was told to create.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar, cast
 
 from trainer.errors import StorageError
-from trainer.storage import clients, credentials, native
+from trainer.storage import clients, credentials, google, native
 from trainer.storage.clients import Clients
 from trainer.storage.patience import PARALLEL_PARTS, PART_BYTES, has_won, is_beyond_the_end, one_line, retry
 from trainer.storage.port import STAGED
@@ -28,10 +29,7 @@ COPY_LIMIT = 5 * 10**9
 
 
 def serves(url: str) -> bool:
-    """Whether a URL is opened by obstore: it is installed, knows the store, and nobody told fsspec how to reach it.
-
-    Google's store it reaches by another interface (XML) than the one that could be tried here.
-    """
+    """Whether a URL is opened by obstore: it is installed, knows the store, and nobody told fsspec how to reach it."""
     protocol = url.split(":", 1)[0]
     if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("obstore") is None:
         return False
@@ -41,6 +39,10 @@ def serves(url: str) -> bool:
         # Without a region obstore asks the wrong one of Amazon's; botocore is led to the right one.
         named = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
         return any(os.environ.get(name) for name in named) or importlib.util.find_spec("s3fs") is None
+    if protocol in ("gs", "gcs"):
+        # What these name obstore would take in place of the keys that we have found.
+        others = any(os.environ.get(name) for name in google.TAKEN_FIRST)
+        return not others or importlib.util.find_spec("gcsfs") is None
     return protocol in ("az", "abfs", "abfss")
 
 
@@ -154,9 +156,15 @@ class ObstoreStorage:
         return cast(list[dict[str, Any]], found)
 
     def delete(self, path: str) -> None:
-        inside = [str(one["path"]) for one in self._below(path)]
-        if inside:
-            self._try(lambda to: to.lib.delete(to.quick, inside))
+        def once(to: Clients) -> None:
+            inside = [str(one["path"]) for one in self._below(path)]
+            try:
+                if inside:
+                    to.lib.delete(to.quick, inside)
+            except FileNotFoundError:  # Google's store says so of what went away meanwhile, and may have left the rest
+                raise ConnectionError("files went away while they were deleted") from None
+
+        self._try(once)
         with contextlib.suppress(FileNotFoundError):
             self._try(lambda to: to.lib.delete(to.quick, path))
 
