@@ -70,7 +70,7 @@ class Google:
 def server(trap: Trap, monkeypatch: pytest.MonkeyPatch) -> Iterator[Google]:
     """In place of https://storage.googleapis.com."""
     made = Google()
-    threading.Thread(target=made.server.serve_forever, daemon=True).start()
+    threading.Thread(target=made.server.serve_forever, args=[0.01], daemon=True).start()
     monkeypatch.setenv("GOOGLE_BASE_URL", made.url)
     yield made
     made.server.shutdown()
@@ -177,3 +177,13 @@ def test_who_needs_no_keys_writes_without_asking_for_any(
     store.delete("file")
     assert len(server.bearers) >= 3
     assert set(server.bearers) == {""}
+
+
+def test_a_variable_that_obstore_would_believe_first_is_named(
+    server: Google, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys.write_text("{}")
+    monkeypatch.setenv("SERVICE_ACCOUNT", "trainer")
+    with pytest.raises(StorageError, match=r"^SERVICE_ACCOUNT would open gs://bucket/x .*: unset it, or pip install"):
+        ObstoreStorage("gs://bucket/x").read("file")
+    assert server.bearers == []

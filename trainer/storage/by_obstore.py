@@ -40,9 +40,7 @@ def serves(url: str) -> bool:
         named = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
         return any(os.environ.get(name) for name in named) or importlib.util.find_spec("s3fs") is None
     if protocol in ("gs", "gcs"):
-        # What these name obstore would take in place of the keys that we have found.
-        others = any(os.environ.get(name) for name in google.TAKEN_FIRST)
-        return not others or importlib.util.find_spec("gcsfs") is None
+        return not google.others() or importlib.util.find_spec("gcsfs") is None
     return protocol in ("az", "abfs", "abfss")
 
 

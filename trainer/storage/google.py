@@ -14,6 +14,7 @@ from typing import Any
 
 from trainer.errors import StorageError
 from trainer.storage import credentials
+from trainer.storage.patience import QUIET_S
 
 SAYS = "GOOGLE_APPLICATION_CREDENTIALS"
 EMULATOR = "STORAGE_EMULATOR_HOST"
@@ -37,6 +38,11 @@ def endpoint() -> str | None:
     return (host or os.environ.get(BASE_URL, "")).rstrip("/") or None
 
 
+def others() -> list[str]:
+    """Those of TAKEN_FIRST that are set."""
+    return [name for name in TAKEN_FIRST if os.environ.get(name)]
+
+
 def for_gcsfs(url: str) -> Any:
     """What gcsfs takes as `token`; StorageError with none."""
     if _open():
@@ -47,6 +53,8 @@ def for_gcsfs(url: str) -> Any:
 
 def for_obstore(url: str) -> dict[str, Any]:
     """`config` and perhaps `credential_provider` of obstore's GCSStore; StorageError with none."""
+    if names := others():
+        raise StorageError(f"{names[0]} would open {url} in place of {SAYS}: unset it, or pip install 'everstep[gcs]'")
     if _open():
         # Before it writes, obstore 0.12 asks for keys although it is told to need none: at the metadata address.
         return {"config": {"skip_signature": True}, "credential_provider": _nobody}
@@ -106,7 +114,7 @@ def _token(keys: Any) -> dict[str, Any]:
     from google.auth.transport.requests import Request
 
     if not keys.valid:
-        keys.refresh(Request())
+        keys.refresh(partial(Request(), timeout=QUIET_S))
     return {"token": keys.token, "expires_at": keys.expiry and keys.expiry.replace(tzinfo=UTC)}
 
 
