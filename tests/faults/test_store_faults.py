@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
 import signal
 import threading
@@ -25,26 +28,49 @@ SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000
 """10 kB in one request, 40 MB in three parts."""
 
 
+WAYS = {"s3 by s3fs": "0", "s3 by obstore": "1", "gs by obstore": "1"}
+"""Ways to a store → EVERSTEP_OBSTORE."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Each way; how long obstore waits is tried on one of its stores."""
+    if "way" in metafunc.fixturenames:
+        waits = "impatient" in metafunc.fixturenames
+        metafunc.parametrize("way", [way for way in WAYS if not (waits and way.startswith("gs"))])
+
+
 @pytest.fixture(scope="module")
-def shared(s3_server: str) -> Iterator[Proxy]:
-    with fault_proxy(int(s3_server.rsplit(":", 1)[1])) as proxy:
-        yield proxy
+def proxies(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Proxy]]:
+    """A proxy before the server of a protocol, started when it is asked for."""
+    with contextlib.ExitStack() as stack:
+
+        @functools.cache
+        def before(protocol: str) -> Proxy:
+            server = request.getfixturevalue({"s3": "s3_server", "gs": "gcs_server"}[protocol])
+            return stack.enter_context(fault_proxy(int(server.rsplit(":", 1)[1])))
+
+        yield before
 
 
-@pytest.fixture(params=["0", "1"], ids=["fsspec", "obstore"])
-def proxy(request: pytest.FixtureRequest, s3: str, shared: Proxy, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+@pytest.fixture
+def proxy(
+    request: pytest.FixtureRequest, way: str, proxies: Callable[[str], Proxy], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Proxy]:
     """Between this process, by each way to a store, and the store."""
+    protocol = way[:2]
+    request.getfixturevalue({"s3": "s3", "gs": "gcs"}[protocol])
+    shared = proxies(protocol)
     shared.clear()
-    monkeypatch.setenv("EVERSTEP_OBSTORE", request.param)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", shared.url)
+    monkeypatch.setenv("EVERSTEP_OBSTORE", WAYS[way])
+    monkeypatch.setenv({"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}[protocol], shared.url)
     monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
     yield shared
     shared.clear()
 
 
 @pytest.fixture
-def store(proxy: Proxy) -> Storage:
-    return open_storage(f"s3://bucket/{uuid.uuid4().hex}")
+def store(way: str, proxy: Proxy) -> Storage:
+    return open_storage(f"{way[:2]}://bucket/{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -226,13 +252,13 @@ def test_a_store_that_may_only_be_read_is_one_line_at_once(proxy: Proxy, store: 
 
 
 @pytest.mark.parametrize("work", [*WORKS, *LOOKS])
-def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, s3_server: str, work: str) -> None:
+def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, way: str, work: str) -> None:
     bucket = f"b{uuid.uuid4().hex}"
-    ask(s3_server, "PUT", bucket)
-    store = open_storage(f"s3://{bucket}/run")
+    ask(way, proxy, "PUT", bucket)
+    store = open_storage(f"{way[:2]}://{bucket}/run")
     store.write("old", SMALL)
     store.delete("old")
-    ask(s3_server, "DELETE", bucket)
+    ask(way, proxy, "DELETE", bucket)
     if work in ("names", "exists"):  # as in a folder where nothing is
         assert store.names() == []
         assert not store.exists("old")
@@ -243,9 +269,15 @@ def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, s3_server: str, work
     assert isinstance(error.value, FileNotFoundError) == (work in ("read", "range", "size", "copy"))
 
 
-def ask(server: str, method: str, path: str) -> str:
+def ask(way: str, proxy: Proxy, method: str, path: str) -> str:
+    """Of the server itself: to make a bucket, to remove it, to read a path; Google's makes them by JSON."""
     signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
-    asked = urllib.request.Request(f"{server}/{path}", method=method, headers={"Authorization": signed})
+    asked = urllib.request.Request(f"{proxy.url}/{path}", method=method, headers={"Authorization": signed})
+    if way.startswith("gs") and method != "GET":
+        made = json.dumps({"name": path}).encode() if method == "PUT" else None
+        at = "/storage/v1/b?project=test" if made else f"/storage/v1/b/{path}"
+        fields = {"Content-Type": "application/json"}
+        asked = urllib.request.Request(proxy.url + at, made, fields, method="POST" if made else method)
     with urllib.request.urlopen(asked, timeout=20) as answer:
         return str(answer.read())
 
@@ -269,10 +301,11 @@ def test_of_a_stream_whose_writer_is_killed_nothing_appears(proxy: Proxy, store:
     assert store.names() == ["new"]
 
 
-def test_a_stream_that_fails_leaves_no_parts_in_the_store(proxy: Proxy, store: Storage, s3_server: str) -> None:
+def test_a_stream_that_fails_leaves_no_parts_in_the_store(proxy: Proxy, store: Storage, way: str) -> None:
     with pytest.raises(KeyError), store.writer("new") as file:
         fail_after(file.write, BIG[:34_000_000])
-    assert store.url.rsplit("/", 1)[1] not in ask(s3_server, "GET", "bucket?uploads")
+    assert any("partNumber" in request.path for request in proxy.requests)
+    assert store.url.rsplit("/", 1)[1] not in ask(way, proxy, "GET", "bucket?uploads")
 
 
 def fail_after(write: Callable[[bytes], object], data: bytes) -> None:
