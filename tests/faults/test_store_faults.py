@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import json
 import os
 import signal
@@ -13,11 +11,13 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import IO
 
 import pytest
 from disks import small_disk
-from fault_proxy import Proxy, fault_proxy
+from fault_proxy import Proxy
 from process_helpers import until
+from store_ways import Way
 
 from trainer.errors import StorageError
 from trainer.run_folder import RunFolder
@@ -28,49 +28,9 @@ SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000
 """10 kB in one request, 40 MB in three parts."""
 
 
-WAYS = {"s3 by s3fs": "0", "s3 by obstore": "1", "gs by obstore": "1"}
-"""Ways to a store → EVERSTEP_OBSTORE."""
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Each way; how long obstore waits is tried on one of its stores."""
-    if "way" in metafunc.fixturenames:
-        waits = "impatient" in metafunc.fixturenames
-        metafunc.parametrize("way", [way for way in WAYS if not (waits and way.startswith("gs"))])
-
-
-@pytest.fixture(scope="module")
-def proxies(request: pytest.FixtureRequest) -> Iterator[Callable[[str], Proxy]]:
-    """A proxy before the server of a protocol, started when it is asked for."""
-    with contextlib.ExitStack() as stack:
-
-        @functools.cache
-        def before(protocol: str) -> Proxy:
-            server = request.getfixturevalue({"s3": "s3_server", "gs": "gcs_server"}[protocol])
-            return stack.enter_context(fault_proxy(int(server.rsplit(":", 1)[1])))
-
-        yield before
-
-
-@pytest.fixture
-def proxy(
-    request: pytest.FixtureRequest, way: str, proxies: Callable[[str], Proxy], monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Proxy]:
-    """Between this process, by each way to a store, and the store."""
-    protocol = way[:2]
-    request.getfixturevalue({"s3": "s3", "gs": "gcs"}[protocol])
-    shared = proxies(protocol)
-    shared.clear()
-    monkeypatch.setenv("EVERSTEP_OBSTORE", WAYS[way])
-    monkeypatch.setenv({"s3": "AWS_ENDPOINT_URL", "gs": "STORAGE_EMULATOR_HOST"}[protocol], shared.url)
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
-    yield shared
-    shared.clear()
-
-
-@pytest.fixture
-def store(way: str, proxy: Proxy) -> Storage:
-    return open_storage(f"{way[:2]}://bucket/{uuid.uuid4().hex}")
 
 
 @pytest.fixture
@@ -137,6 +97,26 @@ def test_delete_and_move_outlive_a_burst_of_errors(proxy: Proxy, store: Storage)
     store.delete("nowhere")
     assert store.names() == ["to"]
     assert store.read("to/old") == SMALL
+
+
+def test_a_delete_whose_answer_is_lost_removes_all(proxy: Proxy, store: Storage, way: Way) -> None:
+    for number in range(5):
+        store.write(f"folder/{number}", SMALL)
+    proxy.lose(method="DELETE" if way.protocol == "gs" else "POST")
+    store.delete("folder")
+    assert [request.fault for request in proxy.requests].count("lose") == 1
+    assert store.names() == []
+
+
+def test_a_delete_that_meets_another_removes_what_is_left(proxy: Proxy, store: Storage) -> None:
+    for number in range(5):
+        store.write(f"folder/{number}", SMALL)
+    assert store.exists("folder")
+    store.delete("folder/2")
+    proxy.stale(times=1, path="folder")  # it was listed before the other delete
+    store.delete("folder")
+    assert [request.fault for request in proxy.requests].count("stale") == 1
+    assert store.names() == []
 
 
 def test_connections_that_break_in_the_middle_of_a_part_are_made_up_for(proxy: Proxy, store: Storage) -> None:
@@ -252,10 +232,10 @@ def test_a_store_that_may_only_be_read_is_one_line_at_once(proxy: Proxy, store: 
 
 
 @pytest.mark.parametrize("work", [*WORKS, *LOOKS])
-def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, way: str, work: str) -> None:
+def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, way: Way, work: str) -> None:
     bucket = f"b{uuid.uuid4().hex}"
     ask(way, proxy, "PUT", bucket)
-    store = open_storage(f"{way[:2]}://{bucket}/run")
+    store = open_storage(f"{way.protocol}://{bucket}/run")
     store.write("old", SMALL)
     store.delete("old")
     ask(way, proxy, "DELETE", bucket)
@@ -269,11 +249,11 @@ def test_a_bucket_that_disappears_is_one_line(proxy: Proxy, way: str, work: str)
     assert isinstance(error.value, FileNotFoundError) == (work in ("read", "range", "size", "copy"))
 
 
-def ask(way: str, proxy: Proxy, method: str, path: str) -> str:
+def ask(way: Way, proxy: Proxy, method: str, path: str) -> str:
     """Of the server itself: to make a bucket, to remove it, to read a path; Google's makes them by JSON."""
     signed = "AWS4-HMAC-SHA256 Credential=test/20260101/us-east-1/s3/aws4_request, SignedHeaders=host, Signature=0"
     asked = urllib.request.Request(f"{proxy.url}/{path}", method=method, headers={"Authorization": signed})
-    if way.startswith("gs") and method != "GET":
+    if way.protocol == "gs" and method != "GET":
         made = json.dumps({"name": path}).encode() if method == "PUT" else None
         at = "/storage/v1/b?project=test" if made else f"/storage/v1/b/{path}"
         fields = {"Content-Type": "application/json"}
@@ -301,16 +281,15 @@ def test_of_a_stream_whose_writer_is_killed_nothing_appears(proxy: Proxy, store:
     assert store.names() == ["new"]
 
 
-def test_a_stream_that_fails_leaves_no_parts_in_the_store(proxy: Proxy, store: Storage, way: str) -> None:
+def test_a_stream_that_fails_leaves_no_parts_in_the_store(proxy: Proxy, store: Storage, way: Way) -> None:
+    def write_and_fail(file: IO[bytes]) -> None:
+        file.write(BIG[:34_000_000])
+        until(lambda: any("partNumber" in request.path for request in proxy.requests))
+        raise KeyError
+
     with pytest.raises(KeyError), store.writer("new") as file:
-        fail_after(file.write, BIG[:34_000_000])
-    assert any("partNumber" in request.path for request in proxy.requests)
+        write_and_fail(file)
     assert store.url.rsplit("/", 1)[1] not in ask(way, proxy, "GET", "bucket?uploads")
-
-
-def fail_after(write: Callable[[bytes], object], data: bytes) -> None:
-    write(data)
-    raise KeyError
 
 
 @pytest.fixture
