@@ -187,11 +187,17 @@ def test_what_the_disk_refuses_is_one_line(
             work()
 
 
+@pytest.fixture(params=["s3", "gcs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("verb", ["write", "create", "writer"])
 @pytest.mark.parametrize("kind", [FsspecStorage, ObstoreStorage])
-def test_a_bucket_that_is_not_there_is_one_line(s3: str, kind: type[Storage], verb: str) -> None:
-    store = kind("s3://nosuch/x")  # type: ignore[call-arg]
+def test_a_bucket_that_is_not_there_is_one_line(bucket: str, kind: type[Storage], verb: str) -> None:
+    url = f"{bucket.replace('bucket', 'nosuch')}/x"
+    store = kind(url)  # type: ignore[call-arg]
 
     def work() -> None:
         if verb == "writer":
@@ -200,14 +206,14 @@ def test_a_bucket_that_is_not_there_is_one_line(s3: str, kind: type[Storage], ve
         else:
             getattr(store, verb)("file", b"x")
 
-    with pytest.raises(StorageError, match=r"cannot write s3://nosuch/x: there is no such bucket") as error:
+    with pytest.raises(StorageError, match=f"cannot write {url}: there is no such bucket") as error:
         work()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.process
-def test_both_ways_to_a_store_find_each_others_files(s3: str) -> None:
-    url = f"{s3}/{uuid.uuid4().hex}"
+def test_both_ways_to_a_store_find_each_others_files(bucket: str) -> None:
+    url = f"{bucket}/{uuid.uuid4().hex}"
     one, other = FsspecStorage(url), ObstoreStorage(url)
     for name in ("a b/100%", "ä/x+y=z", "c"):
         one.write(f"one/{name}", b"x")
@@ -215,6 +221,10 @@ def test_both_ways_to_a_store_find_each_others_files(s3: str) -> None:
     assert one.names() == other.names() == ["one", "other"]
     for name in ("a b/100%", "ä/x+y=z", "c"):
         assert one.read(f"other/{name}") == other.read(f"one/{name}") == b"x"
+    assert one.create("claim", b"1")
+    assert not other.create("claim", b"2")
+    assert other.create("another", b"2")
+    assert not one.create("another", b"1")
 
 
 @pytest.mark.process
