@@ -28,6 +28,7 @@ LIMIT = 1 << 30
 """Bytes of a request's body."""
 SMALLEST_PART = 5 << 20
 """Of a multipart upload, unless it is the last one."""
+META = "x-goog-meta-"
 OF_ONE_CONNECTION = ("host", "connection", "keep-alive", "transfer-encoding", "expect", "date", "server")
 
 
@@ -47,6 +48,7 @@ class Upload:
 
     bucket: str
     name: str
+    metadata: dict[str, str]
     parts: dict[int, bytes] = field(default_factory=dict)
 
 
@@ -79,7 +81,8 @@ class Translator:
         return self._read
 
     async def _put(self, request: web.Request, bucket: str, name: str) -> web.Response:
-        made = await self._insert(bucket, name, await request.read(), request.headers.get("x-goog-if-generation-match"))
+        generation = request.headers.get("x-goog-if-generation-match")
+        made = await self._insert(bucket, name, await request.read(), metadata(request), generation)
         return web.Response(headers=version(made))
 
     async def _copy(self, request: web.Request, bucket: str, name: str) -> web.Response:
@@ -97,7 +100,7 @@ class Translator:
     async def _begin(self, request: web.Request, bucket: str, name: str) -> web.Response:
         await self._look_for(bucket)
         key = uuid.uuid4().hex
-        self._uploads[key] = Upload(bucket, name)
+        self._uploads[key] = Upload(bucket, name, metadata(request))
         return answer("InitiateMultipartUploadResult", {"Bucket": bucket, "Key": name, "UploadId": key})
 
     def _upload(self, request: web.Request, bucket: str, name: str) -> Upload:
@@ -115,7 +118,8 @@ class Translator:
 
     async def _complete(self, request: web.Request, bucket: str, name: str) -> web.Response:
         asked = ElementTree.fromstring(await request.read())
-        parts = self._upload(request, bucket, name).parts
+        upload = self._upload(request, bucket, name)
+        parts = upload.parts
         wanted = [(int(part.findtext("PartNumber", "0")), part.findtext("ETag", "")) for part in asked.iter("Part")]
         numbers = [number for number, _ in wanted]
         if not wanted or numbers != sorted(set(numbers)):
@@ -124,7 +128,7 @@ class Translator:
             raise Refused(400, "InvalidPart")
         if any(len(parts[number]) < SMALLEST_PART for number in numbers[:-1]):
             raise Refused(400, "EntityTooSmall")
-        made = await self._insert(bucket, name, b"".join(parts[number] for number in numbers), None)
+        made = await self._insert(bucket, name, b"".join(parts[number] for number in numbers), upload.metadata)
         self._uploads.pop(request.query["uploadId"], None)
         result = {"Location": str(request.url), "Bucket": bucket, "Key": name, "ETag": version(made)["ETag"]}
         return answer("CompleteMultipartUploadResult", result, headers=version(made))
@@ -155,10 +159,12 @@ class Translator:
         if (await self._ask("GET", f"/storage/v1/b/{quoted(bucket)}"))[0] == 404:
             raise Refused(404, "NoSuchBucket")
 
-    async def _insert(self, bucket: str, name: str, data: bytes, generation: str | None) -> dict[str, Any]:
+    async def _insert(
+        self, bucket: str, name: str, data: bytes, words: Mapping[str, str], generation: str | None = None
+    ) -> dict[str, Any]:
         """Of the emulator's three ways to upload, the one that knows preconditions."""
         mark = uuid.uuid4().hex
-        about = json.dumps({"name": name}).encode()
+        about = json.dumps({"name": name, "metadata": words}).encode()
         head = b"--%b\r\nContent-Type: application/json\r\n\r\n%b\r\n" % (mark.encode(), about)
         body = b"%b--%b\r\nContent-Type: application/octet-stream\r\n\r\n%b\r\n--%b--" % (
             head, mark.encode(), data, mark.encode(),
@@ -195,6 +201,12 @@ def answer(
     inside = "".join(f"<{name}>{escape(value)}</{name}>" for name, value in fields.items())
     text = f"<?xml version='1.0' encoding='UTF-8'?><{root}>{inside}</{root}>"
     return web.Response(status=status, text=text, content_type="application/xml", headers=headers)
+
+
+def metadata(request: web.Request) -> dict[str, str]:
+    """What the client wants to be kept with an object."""
+    fields = ((name.lower(), value) for name, value in request.headers.items())
+    return {name.removeprefix(META): value for name, value in fields if name.startswith(META)}
 
 
 def version(made: Mapping[str, Any]) -> dict[str, str]:

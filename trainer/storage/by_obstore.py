@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar, cast
 
@@ -24,6 +25,10 @@ SWITCH = "EVERSTEP_OBSTORE"
 """Environment variable; 0 goes by fsspec although obstore is installed."""
 SMALL_BYTES = 1 << 20
 """Up to so many are sent within the time of a quick answer."""
+MARK = "everstep-upload"
+"""Metadata of a file that goes up to Google's store in parts. When the answer to the end of an upload gets lost, it is
+asked for again: S3 says yes, Google's store knows no such upload, and the mark says whether it became the file.
+"""
 COPY_LIMIT = 5 * 10**9
 """S3 copies files up to this size by itself."""
 
@@ -111,7 +116,20 @@ class ObstoreStorage:
     def _send(self, to: Clients, path: str, data: bytes | Iterator[Part]) -> None:
         small = isinstance(data, bytes) and len(data) <= SMALL_BYTES
         client, parts = (to.quick, False) if small else (to.sending, None if isinstance(data, bytes) else True)
-        to.lib.put(client, path, data, use_multipart=parts, chunk_size=PART_BYTES, max_concurrency=PARALLEL_PARTS)
+        mark = uuid.uuid4().hex
+        marked = {} if small or not self.url.startswith("g") else {"attributes": {MARK: mark}}
+        how = {"use_multipart": parts, "chunk_size": PART_BYTES, "max_concurrency": PARALLEL_PARTS, **marked}
+        try:
+            to.lib.put(client, path, data, **how)
+        except FileNotFoundError as error:
+            if "NoSuchUpload" not in str(error):
+                raise
+            if not marked or self._mark(path) != mark:
+                raise ConnectionError("the store has lost what was sent") from error
+
+    def _mark(self, path: str) -> str | None:
+        found = self._try(lambda to: to.lib.get(to.quick, path, options={"head": True}).attributes)
+        return cast(str | None, found.get(MARK))
 
     def create(self, path: str, data: bytes) -> bool:
         def once(to: Clients) -> bool:
