@@ -17,7 +17,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("everstep", deadline=None, derandomize=True)
 settings.load_profile("everstep")
 
-from servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401  (fixtures)
+from metadata_trap import trap  # noqa: E402, F401  (fixtures)
+from servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
 
 
 def pytest_collection_modifyitems(items: list) -> None:  # type: ignore[type-arg]

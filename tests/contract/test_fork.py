@@ -17,9 +17,10 @@ from trainer.storage import FsspecStorage, ObstoreStorage, Storage
 pytestmark = pytest.mark.process
 
 
-@pytest.fixture(params=[FsspecStorage, ObstoreStorage])
-def store(request: pytest.FixtureRequest, s3: str) -> Storage:
-    made: Storage = request.param(f"{s3}/{uuid.uuid4().hex}")
+@pytest.fixture(params=[("s3", FsspecStorage), ("s3", ObstoreStorage), ("gcs", ObstoreStorage)])
+def store(request: pytest.FixtureRequest) -> Storage:
+    bucket, kind = request.param
+    made: Storage = kind(f"{request.getfixturevalue(bucket)}/{uuid.uuid4().hex}")
     return made
 
 

@@ -15,7 +15,16 @@ from process_helpers import until
 from storage_suite import StorageSuite
 
 from trainer.errors import StorageError
-from trainer.storage import FsspecStorage, LocalStorage, ObstoreStorage, Storage, by_obstore, join_url, open_storage
+from trainer.storage import (
+    FsspecStorage,
+    LocalStorage,
+    ObstoreStorage,
+    Storage,
+    by_obstore,
+    google,
+    join_url,
+    open_storage,
+)
 
 
 class TestLocal(StorageSuite):
@@ -54,6 +63,13 @@ class TestGoogle(StorageSuite):
 
 
 @pytest.mark.process
+class TestGoogleByObstore(StorageSuite):
+    @pytest.fixture
+    def store(self, gcs: str) -> Storage:
+        return ObstoreStorage(f"{gcs}/{uuid.uuid4().hex}")
+
+
+@pytest.mark.process
 class TestAzure(StorageSuite):
     @pytest.fixture
     def store(self, azure: str) -> Storage:
@@ -74,7 +90,7 @@ class TestAzureByObstore(StorageSuite):
         ("~/runs", LocalStorage, str(Path.home() / "runs")),
         ("file:///tmp/runs", LocalStorage, "/tmp/runs"),
         ("memory://runs/", FsspecStorage, "memory://runs"),
-        ("gs://bucket/runs", FsspecStorage, "gs://bucket/runs"),
+        ("gs://bucket/runs", ObstoreStorage, "gs://bucket/runs"),
     ],
 )
 def test_a_url_opens_the_storage_that_it_names(url: str, kind: type, root: str) -> None:
@@ -171,11 +187,17 @@ def test_what_the_disk_refuses_is_one_line(
             work()
 
 
+@pytest.fixture(params=["s3", "gcs"])
+def bucket(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(request.param))
+
+
 @pytest.mark.process
 @pytest.mark.parametrize("verb", ["write", "create", "writer"])
 @pytest.mark.parametrize("kind", [FsspecStorage, ObstoreStorage])
-def test_a_bucket_that_is_not_there_is_one_line(s3: str, kind: type[Storage], verb: str) -> None:
-    store = kind("s3://nosuch/x")  # type: ignore[call-arg]
+def test_a_bucket_that_is_not_there_is_one_line(bucket: str, kind: type[Storage], verb: str) -> None:
+    url = f"{bucket.replace('bucket', 'nosuch')}/x"
+    store = kind(url)  # type: ignore[call-arg]
 
     def work() -> None:
         if verb == "writer":
@@ -184,14 +206,14 @@ def test_a_bucket_that_is_not_there_is_one_line(s3: str, kind: type[Storage], ve
         else:
             getattr(store, verb)("file", b"x")
 
-    with pytest.raises(StorageError, match=r"cannot write s3://nosuch/x: there is no such bucket") as error:
+    with pytest.raises(StorageError, match=f"cannot write {url}: there is no such bucket") as error:
         work()
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.process
-def test_both_ways_to_a_store_find_each_others_files(s3: str) -> None:
-    url = f"{s3}/{uuid.uuid4().hex}"
+def test_both_ways_to_a_store_find_each_others_files(bucket: str) -> None:
+    url = f"{bucket}/{uuid.uuid4().hex}"
     one, other = FsspecStorage(url), ObstoreStorage(url)
     for name in ("a b/100%", "ä/x+y=z", "c"):
         one.write(f"one/{name}", b"x")
@@ -199,6 +221,10 @@ def test_both_ways_to_a_store_find_each_others_files(s3: str) -> None:
     assert one.names() == other.names() == ["one", "other"]
     for name in ("a b/100%", "ä/x+y=z", "c"):
         assert one.read(f"other/{name}") == other.read(f"one/{name}") == b"x"
+    assert one.create("claim", b"1")
+    assert not other.create("claim", b"2")
+    assert other.create("another", b"2")
+    assert not one.create("another", b"1")
 
 
 @pytest.mark.process
@@ -213,17 +239,24 @@ def test_what_amazon_would_not_copy_by_itself_is_copied_in_parts(s3: str, monkey
 def test_obstore_serves_what_it_knows_unless_it_is_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
+    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", *google.TAKEN_FIRST):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 
-    def kinds() -> list[type]:
-        return [type(open_storage(f"{protocol}://bucket/runs")) for protocol in ("s3", "az", "gs", "memory")]
+    def by_obstore() -> list[str]:
+        protocols = ("s3", "gs", "gcs", "az", "abfs", "memory")
+        return [name for name in protocols if isinstance(open_storage(f"{name}://bucket/runs"), ObstoreStorage)]
 
-    assert kinds() == [FsspecStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    assert by_obstore() == ["gs", "gcs", "az", "abfs"]
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    assert kinds() == [ObstoreStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    assert by_obstore() == ["s3", "gs", "gcs", "az", "abfs"]
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://other")
-    assert kinds() == [FsspecStorage, ObstoreStorage, FsspecStorage, FsspecStorage]
+    assert by_obstore() == ["gs", "gcs", "az", "abfs"]
+    with monkeypatch.context() as told:
+        told.setenv("FSSPEC_GCS_TOKEN", "anon")
+        assert by_obstore() == ["az", "abfs"]
+    with monkeypatch.context() as another:
+        another.setenv("SERVICE_ACCOUNT", "trainer")
+        assert by_obstore() == ["az", "abfs"]
     monkeypatch.setenv("EVERSTEP_OBSTORE", "0")
-    assert kinds() == [FsspecStorage] * 4
+    assert by_obstore() == []

@@ -12,20 +12,26 @@ from trainer.checkpoint.diff import differences
 from trainer.checkpoint.restoring import locate
 from trainer.metrics import read_metrics
 from trainer.run_folder import Outcome, RunFolder
+from trainer.storage import ObstoreStorage, open_storage
 
 pytestmark = pytest.mark.dist
 
 
-def test_a_killed_run_in_an_object_store_goes_on_to_the_bits_of_a_local_one(s3: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("store", ["s3", "gcs"])
+def test_a_killed_run_in_an_object_store_goes_on_to_the_bits_of_a_local_one(
+    request: pytest.FixtureRequest, store: str, tmp_path: Path
+) -> None:
+    bucket = request.getfixturevalue(store)
+    assert isinstance(open_storage(bucket), ObstoreStorage)
     assert train(2, tmp_path).codes == [0, 0]
-    remote = f"run_root={s3}/runs"
+    remote = f"run_root={bucket}/runs"
     notes = tmp_path / "notes"
     notes.mkdir()
     killed = train(2, notes, remote, before=lambda rank: traps.in_step(7) if rank == 1 else None)
     assert killed.codes[1] == -9, killed.printed
     resumed = train(2, notes, remote)
     assert resumed.codes == [0, 0], resumed.printed
-    run = RunFolder(f"{s3}/runs/toy")
+    run = RunFolder(f"{bucket}/runs/toy")
     ending = run.last_ending()
     assert ending is not None
     assert ending.outcome is Outcome.done

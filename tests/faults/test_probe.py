@@ -6,38 +6,18 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_proxy import Proxy, fault_proxy
+from fault_proxy import Proxy
+from store_ways import Way
 
 from trainer.errors import StorageError
 from trainer.run_folder import RunFolder
-from trainer.storage import LocalStorage, Storage, open_storage, probe
+from trainer.storage import LocalStorage, Storage, probe
 
 pytestmark = pytest.mark.process
 TESTS = Path(__file__).parent.parent
-
-
-@pytest.fixture(scope="module")
-def shared(s3_server: str) -> Iterator[Proxy]:
-    with fault_proxy(int(s3_server.rsplit(":", 1)[1])) as proxy:
-        yield proxy
-
-
-@pytest.fixture(params=["0", "1"], ids=["fsspec", "obstore"])
-def proxy(request: pytest.FixtureRequest, s3: str, shared: Proxy, monkeypatch: pytest.MonkeyPatch) -> Proxy:
-    """Between this process, by each way to a store, and the store."""
-    shared.clear()
-    monkeypatch.setenv("EVERSTEP_OBSTORE", request.param)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", shared.url)
-    return shared
-
-
-@pytest.fixture
-def store(proxy: Proxy) -> Storage:
-    return open_storage(f"s3://bucket/{uuid.uuid4().hex}")
 
 
 def test_a_store_that_keeps_the_promise_is_left_as_it_was(store: Storage) -> None:
@@ -45,16 +25,16 @@ def test_a_store_that_keeps_the_promise_is_left_as_it_was(store: Storage) -> Non
     assert store.names() == []
 
 
-def test_a_store_that_lets_the_second_writer_win_is_refused(proxy: Proxy, store: Storage) -> None:
-    proxy.strip = "If-None-Match"
+def test_a_store_that_lets_the_second_writer_win_is_refused(proxy: Proxy, store: Storage, way: Way) -> None:
+    proxy.strip = way.condition
     with pytest.raises(StorageError, match=rf"{store.url} lets a second writer overwrite .*run_root"):
         probe(store)
     assert store.names() == []
 
 
-def test_a_claim_probes_and_takes_nothing_from_a_store_that_is_refused(proxy: Proxy, store: Storage) -> None:
+def test_a_claim_probes_and_takes_nothing_from_a_store_that_is_refused(proxy: Proxy, store: Storage, way: Way) -> None:
     assert RunFolder(store.url).claim({}) == 1
-    proxy.strip = "If-None-Match"
+    proxy.strip = way.condition
     with pytest.raises(StorageError, match="lets a second writer overwrite"):
         RunFolder(store.url).claim({})
     assert store.names() == ["attempts"]
@@ -82,9 +62,15 @@ def test_a_local_disk_is_not_probed(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_a_trainer_does_not_start_in_a_store_that_is_refused(proxy: Proxy, tmp_path: Path) -> None:
-    proxy.strip = "If-None-Match"
-    words = ["--config-dir", str(TESTS / "conf"), "experiment=toy", f"run_root=s3://bucket/{uuid.uuid4().hex}", "run=r"]
+def test_a_trainer_does_not_start_in_a_store_that_is_refused(proxy: Proxy, way: Way, tmp_path: Path) -> None:
+    proxy.strip = way.condition
+    words = [
+        "--config-dir",
+        str(TESTS / "conf"),
+        "experiment=toy",
+        f"run_root={way.protocol}://bucket/{uuid.uuid4().hex}",
+        "run=r",
+    ]
     ended = subprocess.run(
         [sys.executable, "-m", "trainer", *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])},

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from trainer.errors import StorageError
-from trainer.storage import credentials
+from trainer.storage import credentials, google
 from trainer.storage.multipart import send_in_parts
 from trainer.storage.patience import (
     CONNECT_S,
@@ -248,7 +248,7 @@ def _options(url: str, protocol: str, tries: int) -> dict[str, Any]:
         import aiohttp
 
         timeout = aiohttp.ClientTimeout(sock_connect=CONNECT_S, sock_read=QUIET_S)
-        return {"token": credentials.gcs_token(url), "requests_timeout": timeout}
+        return {"token": google.for_gcsfs(url), "requests_timeout": timeout}
     if protocol in ("az", "abfs", "abfss"):
         return _azure(url)
     return {}

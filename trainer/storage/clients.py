@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainer.errors import StorageError
-from trainer.storage import credentials, native
+from trainer.storage import credentials, google, native
 from trainer.storage.patience import CONNECT_S, LONGEST_DELAY_S, QUIET_S, SEND_S, deadline_s
 
 READ_S = 3600.0
@@ -32,14 +32,14 @@ class Clients:
 
 
 def connect(url: str) -> Clients:
-    """Clients for s3://bucket/prefix, az://container/prefix or abfs://container@account.host/prefix."""
+    """Clients for s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or abfs://container@account.host/prefix."""
     lib = native.obstore()
     parts = urlsplit(url)
-    azure = parts.scheme.startswith(("az", "abfs"))
-    bucket, _, host = parts.netloc.partition("@")
-    config = _azure(url, host.split(".", 1)[0] or None) if azure else _s3(url)
-    store = partial(lib.store.AzureStore if azure else lib.store.S3Store, bucket, prefix=parts.path.strip("/") or None)
-    http = {"allow_http": True} if str(config.get("endpoint", "")).startswith("http://") else {}
+    kind, words = STORES[parts.scheme]
+    opened = words(url)
+    store = partial(getattr(lib.store, kind), parts.netloc.partition("@")[0], prefix=parts.path.strip("/") or None)
+    at = str(opened["config"].get("endpoint") or opened["config"].get("base_url"))
+    http = {"allow_http": True} if at.startswith("http://") else {}
     once = {"max_retries": 0, "retry_timeout": _seconds(1)}
     again = {
         "max_retries": 100,  # the time is what counts
@@ -50,7 +50,7 @@ def connect(url: str) -> Clients:
     def client(retries: dict[str, Any], **timeouts: float) -> Any:
         waits = {name: _seconds(value) for name, value in timeouts.items()}
         options = {**http, "connect_timeout": _seconds(CONNECT_S), **waits}
-        return store(config=config, client_options=options, retry_config=retries, **_provider(url, azure))
+        return store(client_options=options, retry_config=retries, **opened)
 
     try:
         return Clients(
@@ -64,20 +64,31 @@ def connect(url: str) -> Clients:
 
 
 def _s3(url: str) -> dict[str, Any]:
-    """obstore reads the rest of the AWS variables itself."""
+    """obstore reads the rest of the AWS variables itself, but no profile file."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
-    return {"region": region, **({"endpoint": endpoint} if endpoint else {})}
+    opened = {"config": {"region": region, **({"endpoint": endpoint} if endpoint else {})}}
+    profile = credentials.s3_profile(url)
+    return opened if profile is None else {**opened, "credential_provider": partial(credentials.s3_keys, profile)}
 
 
-def _azure(url: str, account: str | None) -> dict[str, Any]:
-    return dict(credentials.azure(url, account))
+def _azure(url: str) -> dict[str, Any]:
+    host = urlsplit(url).netloc.partition("@")[2]
+    return {"config": dict(credentials.azure(url, host.split(".", 1)[0] or None))}
 
 
-def _provider(url: str, azure: bool) -> dict[str, Any]:
-    """Keys of a profile file, which obstore cannot read."""
-    profile = None if azure else credentials.s3_profile(url)
-    return {} if profile is None else {"credential_provider": partial(credentials.s3_keys, profile)}
+def _google(url: str) -> dict[str, Any]:
+    opened = google.for_obstore(url)
+    at = google.endpoint()
+    return {**opened, "config": {**opened["config"], "base_url": at}} if at else opened
+
+
+STORES = {
+    "s3": ("S3Store", _s3), "s3a": ("S3Store", _s3),
+    "gs": ("GCSStore", _google), "gcs": ("GCSStore", _google),
+    "az": ("AzureStore", _azure), "abfs": ("AzureStore", _azure), "abfss": ("AzureStore", _azure),
+}  # fmt: skip
+"""Scheme of a URL → obstore's class, and what says where it is and who opens it."""
 
 
 def _seconds(value: float) -> timedelta:

@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import os
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 from trainer.errors import StorageError
 
 INSTANCE_ROLE = "EVERSTEP_INSTANCE_ROLE"
+SAME = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss"))
+"""Protocols that are one store to fsspec, which reads the settings of each for all."""
 FRESH_S = 300.0
 """How long keys of a profile are used before botocore is asked again, which renews those that run out."""
 S3_SAYS = (
     "AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_WEB_IDENTITY_TOKEN_FILE with AWS_ROLE_ARN, or "
     "AWS_CONTAINER_CREDENTIALS_FULL_URI"
 )
-GCS_SAYS = "GOOGLE_APPLICATION_CREDENTIALS"
 AZURE_SAYS = (
     "AZURE_STORAGE_CONNECTION_STRING, or AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or "
     "AZURE_STORAGE_SAS_TOKEN, or AZURE_CLIENT_ID with AZURE_TENANT_ID and AZURE_CLIENT_SECRET or "
@@ -36,7 +36,9 @@ def by_instance_role() -> bool:
 def told_to_fsspec(protocol: str) -> bool:
     """Whether fsspec has settings of its own for a protocol, which only it understands."""
     folder = os.environ.get("FSSPEC_CONFIG_DIR", os.path.expanduser("~/.config/fsspec"))
-    return any(name.startswith(f"FSSPEC_{protocol.upper()}") for name in os.environ) or os.path.isdir(folder)
+    names = next((names for names in SAME if protocol in names), (protocol,))
+    settings = tuple(f"FSSPEC_{name.upper()}_" for name in names)
+    return any(name.startswith(settings) for name in os.environ) or os.path.isdir(folder)
 
 
 def missing(url: str, names: str) -> StorageError:
@@ -88,23 +90,6 @@ def s3_keys(profile: Any) -> dict[str, Any]:
         "token": keys.token,
         "expires_at": until,
     }
-
-
-def gcs_token(url: str) -> Any:
-    """What gcsfs takes as `token`; StorageError with none."""
-    if os.environ.get("STORAGE_EMULATOR_HOST") or anonymous("GOOGLE"):
-        return "anon"
-    if by_instance_role():
-        return "cloud"
-    gcloud = os.environ.get("CLOUDSDK_CONFIG", os.path.expanduser("~/.config/gcloud"))
-    file = os.environ.get("GOOGLE_APPLICATION_CREDENTIALS") or f"{gcloud}/application_default_credentials.json"
-    if not Path(file).is_file():
-        raise missing(url, GCS_SAYS)
-    import google.auth
-
-    scope = "https://www.googleapis.com/auth/devstorage.read_write"
-    load: Any = google.auth.load_credentials_from_file
-    return load(file, scopes=[scope])[0]
 
 
 def azure(url: str, account: str | None) -> dict[str, str]:

@@ -25,6 +25,6 @@ def probe(storage: Storage) -> None:
     storage.delete(name)
     if created != (True, False) or kept != first:
         raise StorageError(
-            f"{storage.url} lets a second writer overwrite what a first one has created (it ignores If-None-Match); "
+            f"{storage.url} lets a second writer overwrite what a first one has created (it ignores preconditions); "
             "two starts of a run could destroy each other's checkpoints there: use another store or a disk for run_root"
         )
