@@ -1,0 +1,81 @@
+"""What only a GPU shows: saves staged in pinned memory, batches from it, a run that resumes to the same bits."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.checkpoint.diff import differences
+from trainer.checkpoint.layout import lay_out
+from trainer.checkpoint.restoring import locate
+from trainer.checkpoint.staging import Staging
+from trainer.data.dataset import ArrayDataset
+from trainer.data.gather import Gather
+from trainer.data.loader import Loader
+from trainer.data.order import SampleOrder
+from trainer.mesh import Mesh
+from trainer.place import Place
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+DEVICE = torch.device("cuda", 0)
+
+
+def test_a_save_is_staged_in_pinned_memory_and_training_may_change_the_original_at_once() -> None:
+    tensors = {
+        "weight": torch.randn(300, 1000, device=DEVICE),
+        "half": torch.randn(7, 3, device=DEVICE).to(torch.bfloat16),
+        "on_the_cpu": torch.arange(5),
+    }
+    kept = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
+    layout, staging = lay_out(tensors, Mesh(Place(), DEVICE)), Staging(DEVICE)
+    staging.make_room(layout.bytes)
+    for _ in range(2):  # the second save uses the buffer of the first
+        for name, tensor in tensors.items():
+            tensor.copy_(kept[name])
+        staging.fill(layout, tensors)
+        for tensor in tensors.values():
+            tensor.zero_()
+        assert staging.buffer.is_pinned()
+        content = torch.frombuffer(bytearray(staging.bytes(layout.bytes)), dtype=torch.uint8)
+        for piece, name in zip(layout.pieces, [piece.item.index.fqn for piece in layout.pieces], strict=True):
+            found = content[piece.start : piece.start + piece.length].view(piece.dtype).view(piece.sizes)
+            assert torch.equal(found, kept[name])
+
+
+@pytest.mark.parametrize("prefetch", [0, 2])
+def test_batches_are_on_the_gpu_and_are_those_of_the_cpu(prefetch: int) -> None:
+    gather = Gather(ArrayDataset({"x": np.arange(120, dtype=np.float32).reshape(40, 3)}), seed=0)
+    loaders = [Loader(gather, SampleOrder(40, 8, 0), 4, 0, 1, device, prefetch=prefetch) for device in (DEVICE, "cpu")]
+    for there, here in islice(zip(*(loader.steps(0) for loader in loaders), strict=True), 7):
+        for one, other in zip(there, here, strict=True):
+            assert one.batch["x"].device == DEVICE
+            assert torch.equal(one.batch["x"].cpu(), other.batch["x"])
+    for loader in loaders:
+        loader.close()
+
+
+@pytest.mark.process
+def test_a_run_on_a_gpu_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    def train(name: str, steps: int) -> None:
+        words = ["experiment=digits", f"run={name}", f"run_root={tmp_path}", f"steps={steps}", "checkpoint.every=10"]
+        done = subprocess.run([sys.executable, "-m", "trainer", *words], capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        assert "cuda" in done.stdout + done.stderr
+
+    train("straight", 40)
+    for steps in (20, 40):
+        train("in_two", steps)
+    assert list(differences(locate(str(tmp_path / "straight")), locate(str(tmp_path / "in_two")))) == []
+
+
+@pytest.mark.process
+def test_the_check_of_a_node_passes_on_gpus_that_compute() -> None:
+    argv = [sys.executable, "-m", "trainer.gpu_check", str(torch.cuda.device_count())]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
