@@ -11,7 +11,8 @@ from typing import Any
 from launch.allocation import Allocation
 from trainer.run_folder import RESTARTS, STARTS, RunFolder
 
-POLL_S = 0.2
+POLL_S, POLL_REMOTE_S = 0.2, 1.0
+"""Seconds between two looks for the word of the head; the second in a store, which a hundred nodes may ask at once."""
 
 
 @dataclass(frozen=True)
@@ -112,12 +113,13 @@ class Start:
     def await_head(self, wait: Callable[[float], bool], deadline_s: float) -> str | None:
         """Where all meet; None when the head has not said it in time, or when `wait` says that we are to stop."""
         deadline = time.monotonic() + deadline_s
+        pause_s = POLL_S if self.folder.storage.path() is not None else POLL_REMOTE_S
         while time.monotonic() < deadline:
             try:
                 endpoint: str = json.loads(self.folder.storage.read(self.path("head.json")))["endpoint"]
                 return endpoint
             except FileNotFoundError:
-                if not wait(POLL_S):
+                if not wait(pause_s):
                     return None
         return None
 
