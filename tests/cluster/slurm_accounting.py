@@ -1,4 +1,4 @@
-"""Accounting for the test cluster: a MariaDB and a slurmdbd of its own, with all that they write in its folder."""
+"""Accounting for the test cluster: a MariaDB and a slurmdbd, processes of its own, all their files in its folder."""
 
 from __future__ import annotations
 
