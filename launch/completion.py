@@ -47,16 +47,16 @@ OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard")
 """Verbs whose first word is a run, or a sweep."""
 OPTIONS = {
     "run": ["--cfg", "--config-dir", "--from"],
-    "sweep": ["--config-dir", "--dry-run"],
+    "sweep": ["--config-dir", "--dry-run", "--quick"],
     "leaderboard": ["--csv", "--goal", "--json", "--metric", "--root"],
-    "submit": ["--config-dir", "--dry-run"],
+    "submit": ["--config-dir", "--dry-run", "--quick"],
     "check": ["--config-dir", "--quick"],
     "doctor": ["--config-dir", "--out-of-service"],
     "ls": ["--json"],
     "status": ["--follow", "--json", "--root"],
     "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
     "cancel": ["--root"],
-    "resume": ["--config-dir", "--failed", "--root"],
+    "resume": ["--config-dir", "--failed", "--quick", "--root"],
 }
 WITH_VALUE = (
     "--attempt",

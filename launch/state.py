@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from dataclasses import dataclass
+from typing import Any
 
 from launch.history import Attempt, History
 from launch.job import JobState, JobStatus
@@ -108,7 +109,8 @@ def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: f
     if _cancelled(history):
         return Standing(RunState.cancelled, str(decision.get("reason", "")))
     if last is None or last.claimed_at < asked:
-        return _without_attempt(job, over)
+        # Another program than our trainer claims nothing: what the batch script decided is the last word on it.
+        return _decided(decision) if decided_at > asked and not decision.get("go_on") else _without_attempt(job, over)
     if last.ending is None and over is None and alive:
         return _active(history, last)
     if newest and decision.get("go_on") and over is None and now - decided_at < RESTART_S:
@@ -129,6 +131,12 @@ def _cancelled(history: History) -> bool:
     decision = history.decisions[-1] if history.decisions else {}
     happened = [each.at for each in history.submissions[-1:]] + [each.claimed_at for each in history.attempts[-1:]]
     return decision.get("outcome") == CANCELLED and float(decision.get("time") or 0.0) > max(happened, default=0.0)
+
+
+def _decided(decision: dict[str, Any]) -> Standing:
+    if decision.get("outcome") == Outcome.done.value:
+        return Standing(RunState.done, "")
+    return Standing(RunState.failed, str(decision.get("reason", "")))
 
 
 def _without_attempt(job: JobStatus | None, over: RunState | None) -> Standing:

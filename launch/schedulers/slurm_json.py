@@ -145,13 +145,14 @@ def accounted(row: str) -> tuple[str, JobStatus]:
     word = said.split()[0] if said else ""  # "CANCELLED by 1000"
     exit_code, _, signal = code.partition(":")
     submitted, started, ended = (_moment(text) for text in times)
+    on = () if nodes.startswith("None") else expand(nodes)
     state = STATES.get(word, JobState.unknown)
     found = JobStatus(
         state=state,
         reason=word if state is JobState.failed else "",
-        nodes=() if nodes.startswith("None") else expand(nodes),
+        nodes=on,
         submitted_at=submitted,
-        started_at=started,
+        started_at=started if on else None,  # sacct gives a job that was cancelled in the queue a start, at its end
         ended_at=ended,
         exit_code=128 + int(signal) if signal not in ("", "0") else int(exit_code or 0),
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from launch import cluster, rehearsal
+from launch import cluster
 from launch.__main__ import main
 from launch.check import check, program_problems
 from launch.config import JobConfig, job_config
@@ -178,7 +178,7 @@ def test_the_model_is_built_at_both_ends_where_that_differs(
 def test_a_python_without_torch_says_that_it_has_not_looked(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(rehearsal, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "torch", None)  # what import takes for a package that is not there
     assert rehearse(compose(["experiment=digits", "model.widht=3"]).run, JobConfig()) == 0
     assert capsys.readouterr().err == (
         f"everstep: {sys.executable} has no torch, so model and data were not looked at here\n"

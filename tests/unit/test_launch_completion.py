@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import resource
 import shutil
 import subprocess
@@ -11,12 +12,20 @@ from pathlib import Path
 import pytest
 
 from launch.__main__ import main
-from launch.completion import SCRIPTS, candidates
+from launch.completion import OPTIONS, SCRIPTS, candidates
+from launch.verbs import VERBS
 
 
 def test_verbs_come_first() -> None:
     assert candidates(["ch"]) == ["check", "checkpoint"]
     assert "run" in candidates([""])
+
+
+@pytest.mark.parametrize("verb", OPTIONS)
+def test_every_option_of_a_verb_is_offered(verb: str) -> None:
+    parser = importlib.import_module(VERBS[verb][0])._parser()
+    known = [name for action in parser._actions for name in action.option_strings if name.startswith("--")]
+    assert sorted({*known} - {"--help"}) == OPTIONS[verb]
 
 
 def test_groups_offer_their_options() -> None:

@@ -153,6 +153,27 @@ def test_a_job_is_submitted_again(stopped: Records, capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out == "demo in runs/demo: slurm://file/2\n"
 
 
+@pytest.mark.process
+def test_what_changes_is_built_before_with_the_code_that_was_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    mine = tmp_path / "mine.py"
+    mine.write_text("from trainer.tasks.images import ImageClassifier\nclass Mine(ImageClassifier):\n    pass\n")
+    words = ["job=slurm", "job.nproc=1", "job.gpus=0", "experiment=digits", "task._target_=mine.Mine", "plugins=[mine]"]
+    assert main(["submit", *words, "run=mine"]) == 0
+    mine.write_text("raise RuntimeError('edited since')")
+    FileScheduler().set("1", state="failed")
+    capfd.readouterr()
+    assert main(["resume", "mine", "plugins=[mine]", "job.nproc=2", "parallel=ddp"]) == 0
+    assert "parameters take" in capfd.readouterr().err
+    FileScheduler().set("2", state="failed")
+    assert main(["resume", "mine", "plugins=[mine]", "resume.allow=[model]", "model.widht=3"]) == 2
+    assert "error: model.widht: " in capfd.readouterr().err
+    assert len(submitted()) == 2
+    assert "widht" not in (tmp_path / "runs/mine/config.yaml").read_text()
+
+
 def test_what_the_cluster_would_refuse_is_not_submitted(stopped: Records, capsys: pytest.CaptureFixture[str]) -> None:
     as_job(stopped)
     FileScheduler().keep({"jobs": {}, "queries": 0, "problems": ["job.time is too long", "job.nodes is too large"]})

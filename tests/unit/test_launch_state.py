@@ -164,3 +164,11 @@ def test_on_another_machine_a_run_lives_as_long_as_it_gives_signs() -> None:
     assert alive(history(attempt(NOW - 300)), NOW) is True
     assert alive(history(attempt(NOW - 3000)), NOW) is None
     assert alive(history(), NOW) is False
+
+
+@pytest.mark.parametrize("job", [None, JobStatus(JobState.succeeded), JobStatus(JobState.unknown)])
+def test_another_program_that_claims_nothing_is_what_was_decided_of_it(job: JobStatus | None) -> None:
+    done = decided(go_on=False, outcome="done")
+    assert state(submitted(decisions=(done,)), job) is RunState.done
+    assert state(submitted(decisions=(decided(go_on=False, outcome="crashed"),)), job) is RunState.failed
+    assert state(submitted(at=NOW, decisions=(done,)), JobStatus(JobState.pending)) is RunState.queued

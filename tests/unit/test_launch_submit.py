@@ -9,7 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from file_scheduler import VARIABLE, FileScheduler
 
+from launch import cluster
 from launch.__main__ import main
 from launch.submit import submit
 from trainer.compose import compose, settle
@@ -102,6 +104,47 @@ def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_written(
     assert said in str(error.value)
     assert "\n" not in str(error.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
+    monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
+    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    return FileScheduler()
+
+
+UNFIT = [*JOB, "run=demo", "job.gpus=0", "model.widht=3"]
+
+
+@pytest.mark.process
+def test_a_model_that_cannot_be_built_is_not_submitted(
+    scheduler: FileScheduler, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(UNFIT) == 2
+    assert capfd.readouterr().err.startswith("error: model.widht: ")
+    assert not (tmp_path / "runs").exists()
+    assert scheduler.known()["jobs"] == {}
+
+
+def test_where_there_is_no_torch_it_is_submitted_with_a_word_on_that(
+    scheduler: FileScheduler, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)  # what import takes for a package that is not there
+    assert submit(UNFIT) == 0
+    assert capsys.readouterr().err == (
+        f"everstep: {sys.executable} has no torch, so model and data were not looked at here\n"
+    )
+    assert len(scheduler.known()["jobs"]) == 1
+
+
+def test_quick_looks_at_no_model_and_a_job_that_is_there_is_not_looked_at_again(
+    scheduler: FileScheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert submit(["--quick", *UNFIT]) == 0
+    assert submit(UNFIT) == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.splitlines()[1].endswith("already submitted as slurm://file/1 (pending)")
 
 
 def test_elastic_jobs_are_checked_at_every_number_of_nodes() -> None:
