@@ -175,9 +175,10 @@ def test_a_stream_whose_upload_somebody_else_breaks_off_is_one_line(
     store.write("old", SMALL)
     for name in ("old", "new"):
         proxy.clear()
-        with pytest.raises(StorageError, match=rf"{store.url}: (?!.*no such bucket)") as error, store.writer(name) as file:
+        with pytest.raises(StorageError, match=f"{store.url}: ") as error, store.writer(name) as file:
             write(file)
         assert "\n" not in str(error.value)
+        assert "no such bucket" not in str(error.value)
     assert store.names() == ["old"]
     assert store.read("old") == SMALL
 
