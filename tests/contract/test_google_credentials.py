@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -91,7 +92,10 @@ def federated(server: Google, folder: Path) -> str:
     )
 
 
-def test_the_key_of_a_service_account_signs_what_the_store_hears(server: Google, keys: Path) -> None:
+def test_the_key_of_a_service_account_signs_what_the_store_hears(
+    server: Google, keys: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.auth", None)  # it needs no more than obstore
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     private = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -112,6 +116,16 @@ def test_a_federated_identity_is_exchanged_once_for_many_requests(server: Google
             store.read("file")
     assert server.bearers == ["federated"] * 5
     assert server.exchanges == 1
+
+
+def test_without_google_auth_the_extra_is_named_for_files_that_need_it(
+    server: Google, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "google.auth", None)
+    keys.write_text(federated(server, tmp_path))
+    with pytest.raises(StorageError, match=rf"^cannot read {keys} for gs://bucket/x: pip install 'everstep\[gcs\]'$"):
+        ObstoreStorage("gs://bucket/x").read("file")
+    assert server.bearers == []
 
 
 def test_what_gcloud_has_left_is_found(server: Google, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,9 +252,10 @@ def test_obstore_serves_what_it_knows_unless_it_is_told_otherwise(
     assert by_obstore() == ["s3", "gs", "gcs", "az", "abfs"]
     monkeypatch.setenv("FSSPEC_S3_ENDPOINT_URL", "http://other")
     assert by_obstore() == ["gs", "gcs", "az", "abfs"]
-    with monkeypatch.context() as told:
-        told.setenv("FSSPEC_GCS_TOKEN", "anon")
-        assert by_obstore() == ["az", "abfs"]
+    for name, value in (("FSSPEC_GCS_TOKEN", "anon"), ("FSSPEC_GS", '{"token": "anon"}')):
+        with monkeypatch.context() as told:
+            told.setenv(name, value)
+            assert by_obstore() == ["az", "abfs"]
     with monkeypatch.context() as another:
         another.setenv("SERVICE_ACCOUNT", "trainer")
         assert by_obstore() == ["az", "abfs"]

@@ -172,11 +172,15 @@ def test_a_stream_whose_upload_somebody_else_breaks_off_is_one_line(
         break_off()
         file.write(BIG[20_000_000:])
 
-    store.write("new", SMALL)
-    with pytest.raises(StorageError, match=store.url) as error, store.writer("new") as file:
-        write(file)
-    assert "\n" not in str(error.value)
-    assert store.read("new") == SMALL
+    store.write("old", SMALL)
+    for name in ("old", "new"):
+        proxy.clear()
+        with pytest.raises(StorageError, match=f"{store.url}: ") as error, store.writer(name) as file:
+            write(file)
+        assert "\n" not in str(error.value)
+        assert "no such bucket" not in str(error.value)
+    assert store.names() == ["old"]
+    assert store.read("old") == SMALL
 
 
 @pytest.mark.usefixtures("impatient")

@@ -25,6 +25,7 @@ SWITCH = "EVERSTEP_OBSTORE"
 """Environment variable; 0 goes by fsspec although obstore is installed."""
 SMALL_BYTES = 1 << 20
 """Up to so many are sent within the time of a quick answer."""
+GOOGLE = ("gs://", "gcs://")
 MARK = "everstep-upload"
 """Metadata of a file that goes up to Google's store in parts. When the answer to the end of an upload gets lost, it is
 asked for again: S3 says yes, Google's store knows no such upload, and the mark says whether it became the file.
@@ -117,7 +118,7 @@ class ObstoreStorage:
         small = isinstance(data, bytes) and len(data) <= SMALL_BYTES
         client, parts = (to.quick, False) if small else (to.sending, None if isinstance(data, bytes) else True)
         mark = uuid.uuid4().hex
-        marked = {} if small or not self.url.startswith("g") else {"attributes": {MARK: mark}}
+        marked = {"attributes": {MARK: mark}} if self.url.startswith(GOOGLE) and not small else {}
         how = {"use_multipart": parts, "chunk_size": PART_BYTES, "max_concurrency": PARALLEL_PARTS, **marked}
         try:
             to.lib.put(client, path, data, **how)
@@ -128,7 +129,11 @@ class ObstoreStorage:
                 raise ConnectionError("the store has lost what was sent") from error
 
     def _mark(self, path: str) -> str | None:
-        found = self._try(lambda to: to.lib.get(to.quick, path, options={"head": True}).attributes)
+        """Of the file that is there now."""
+        try:
+            found = self._try(lambda to: to.lib.get(to.quick, path, options={"head": True}).attributes)
+        except FileNotFoundError:
+            return None
         return cast(str | None, found.get(MARK))
 
     def create(self, path: str, data: bytes) -> bool:

@@ -37,7 +37,7 @@ def told_to_fsspec(protocol: str) -> bool:
     """Whether fsspec has settings of its own for a protocol, which only it understands."""
     folder = os.environ.get("FSSPEC_CONFIG_DIR", os.path.expanduser("~/.config/fsspec"))
     names = next((names for names in SAME if protocol in names), (protocol,))
-    settings = tuple(f"FSSPEC_{name.upper()}_" for name in names)
+    settings = tuple(f"FSSPEC_{name.upper()}" for name in names)
     return any(name.startswith(settings) for name in os.environ) or os.path.isdir(folder)
 
 
