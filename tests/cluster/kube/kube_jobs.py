@@ -6,7 +6,8 @@ import copy
 import datetime
 from typing import Any
 
-from kube_store import TRACKING, ApiError, Plain, Store, now
+from kube_events import Events
+from kube_store import TRACKING, ApiError, Plain, Store, key_of, now
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 COUNTED = "batch.kubernetes.io/job-index-failure-count"
@@ -22,8 +23,8 @@ def age_s(time: str) -> float:
 class Jobs:
     """`scale`: seconds here for each second of a real cluster."""
 
-    def __init__(self, store: Store, scale: float) -> None:
-        self.store, self.scale = store, scale
+    def __init__(self, store: Store, events: Events, scale: float) -> None:
+        self.store, self.events, self.scale = store, events, scale
         self._ended: dict[str, dict[int, Plain]] = {}
         """Job's uid → index → its last pod that failed: the next one inherits its counts."""
         self._failed: dict[str, dict[int, int]] = {}
@@ -89,7 +90,7 @@ class Jobs:
         for pod in pods:
             if pod["status"]["phase"] in ("Succeeded", "Failed"):
                 pod["metadata"]["finalizers"] = []
-                self.store.put(_key(pod), pod)
+                self.store.put(key_of(pod), pod)
         self._end(pods)
         if self._pods(job):
             return
@@ -117,7 +118,7 @@ class Jobs:
             if action == "FailJob":
                 _set(job, "FailureTarget", "PodFailurePolicy", message)
         pod["metadata"]["finalizers"] = [each for each in pod["metadata"]["finalizers"] if each != TRACKING]
-        self.store.put(_key(pod), pod)
+        self.store.put(key_of(pod), pod)
 
     def _count(self, job: Plain, active: list[Plain]) -> None:
         uid = job["metadata"]["uid"]
@@ -196,11 +197,11 @@ class Jobs:
         for pod in pods:
             if "deletionTimestamp" not in pod["metadata"]:
                 grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
-                gone = self.store.delete(_key(pod), grace)
+                gone = self.store.delete(key_of(pod), grace)
                 if not pod["spec"].get("nodeName"):  # it never ran, so nobody else will end it
                     gone["status"]["phase"] = "Failed"
                     gone["metadata"]["finalizers"] = []
-                    self.store.put(_key(pod), gone)
+                    self.store.put(key_of(pod), gone)
 
 
 def _action(job: Plain, pod: Plain) -> tuple[str, str]:
@@ -235,10 +236,6 @@ def _indexes(text: str) -> set[int]:
         first, _, last = word.partition("-")
         found |= set(range(int(first), int(last or first) + 1))
     return found
-
-
-def _key(pod: Plain) -> tuple[str, str, str]:
-    return "pods", pod["metadata"]["namespace"], pod["metadata"]["name"]
 
 
 def _has(job: Plain, kind: str) -> Any:
