@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 from urllib.parse import quote, unquote
 
 from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
 from launch.schedulers.base import Ask, Program, Rendered
-from launch.schedulers.kubernetes.client import RETRY_S, Client
+from launch.schedulers.kubernetes.client import RETRY_S, Client, Refused
 from launch.schedulers.kubernetes.lint import mistakes
 from launch.schedulers.kubernetes.manifest import manifest, objects
 from launch.schedulers.kubernetes.mirror import Mirrors, Place
 from launch.schedulers.kubernetes.names import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
-from launch.schedulers.kubernetes.standing import standing
+from launch.schedulers.kubernetes.standing import FAILED_CREATE, lacks_pods, standing
 from trainer.errors import ConfigError
 
 MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
@@ -91,18 +92,32 @@ class Kubernetes:
         found: dict[JobHandle, JobStatus] = {}
         for place, group in _by_place(handles).items():
             pods = look(place, "Pod")
+            events = cache(partial(self._refusals, place))
             for kind in {_parts(handle)[1] for handle in group}:
                 known = {each["metadata"]["name"]: each for each in look(place, kind)}
-                found |= {handle: self._standing(known.get(_parts(handle)[2]), pods)
+                found |= {handle: self._standing(known.get(_parts(handle)[2]), pods, events)
                           for handle in group if _parts(handle)[1] == kind}  # fmt: skip
         return found
 
-    def _standing(self, job: dict[str, Any] | None, pods: Sequence[dict[str, Any]]) -> JobStatus:
+    def _standing(
+        self, job: dict[str, Any] | None, pods: Sequence[dict[str, Any]], events: Callable[[], list[dict[str, Any]]]
+    ) -> JobStatus:
         if job is None:
             return JobStatus(JobState.unknown)
         label = JOB_NAME if job["kind"] == "Job" else JOBSET_NAME
         ours = [pod for pod in pods if pod["metadata"]["labels"].get(label) == job["metadata"]["name"]]
-        return standing(job, ours, self.job.k8s.restart_delay_s)
+        missing = job["kind"] == "Job" and lacks_pods(job, ours, time.time())
+        return standing(job, ours, self.job.k8s.restart_delay_s, events() if missing else ())
+
+    def _refusals(self, place: Place) -> list[dict[str, Any]]:
+        """What was said of jobs that got no pods: one question for all of them. Who may not see events does without."""
+        client = self._client_of(place)
+        try:
+            return client.items(f"/api/v1/namespaces/{client.namespace}/events?fieldSelector=reason%3D{FAILED_CREATE}")
+        except Refused as error:
+            if error.code != 403:
+                raise
+            return []
 
     @cached_property
     def _client(self) -> Client:

@@ -1,5 +1,5 @@
-"""A namespace of its own on whatever cluster EVERSTEP_KUBECONFIG says; else on a simulated one. Its control plane and its
-nodes are processes of their own, so that nothing but its API server can be reached."""
+"""A namespace of its own on whatever cluster EVERSTEP_KUBECONFIG says; else on a simulated one. Its control plane
+and its nodes are processes of their own, so that nothing but its API server can be reached."""
 
 from __future__ import annotations
 
@@ -180,7 +180,7 @@ class Place:
 
 @contextlib.contextmanager
 def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
-    """A namespace that is removed afterwards; on the simulated cluster, or one without kubelets, with nodes of our own."""
+    """A namespace that is removed afterwards; on one without kubelets, as the simulated, with nodes of our own."""
     with contextlib.ExitStack() as stack:
         if kubeconfig := os.environ.get("EVERSTEP_KUBECONFIG"):
             nodes = int(os.environ.get("EVERSTEP_NODES") or 0)

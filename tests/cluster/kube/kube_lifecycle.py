@@ -1,5 +1,5 @@
-"""What the simulated control plane does about nodes: it notices those that are silent, gives their pods up, and declares
-failed what hangs on nodes that are out of service or gone."""
+"""What the simulated control plane does about nodes: it notices those that are silent, gives their pods up, and
+declares failed what hangs on nodes that are out of service or gone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Stands between a launcher and any API server, and can be cut: the server itself, its nodes and controllers notice nothing."""
+"""Stands between a launcher and any API server, and can be cut: nodes and controllers notice nothing."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from kube_wire import Wire
 
 
 class Between:
-    """`kubeconfig` is the same cluster by another way. What it says in plain text here goes on over the server's TLS, and
-    certificates are shown there; a token is what the launcher itself sends."""
+    """`kubeconfig` is the same cluster by another way. What it says in plain text here goes on over the server's
+    TLS, and certificates are shown there; a token is what the launcher itself sends."""
 
     def __init__(self, kubeconfig: Path, folder: Path) -> None:
         server = Wire(kubeconfig)

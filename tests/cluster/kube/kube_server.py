@@ -21,6 +21,7 @@ KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs"
          "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
          "localqueues": "LocalQueue", "secrets": "Secret", "events": "Event",
          "leases": "Lease", "persistentvolumes": "PersistentVolume"}  # fmt: skip
+STATELESS = ("configmaps", "events", "leases", "secrets")
 IMMUTABLE = ("completionMode", "template", "selector", "backoffLimitPerIndex", "podFailurePolicy", "successPolicy")
 
 
@@ -120,7 +121,7 @@ class Server:
 
     def create(self, key: Key, thing: Plain) -> Plain:
         admit(thing)
-        made = {**thing, "status": thing.get("status", {})}
+        made = dict(thing) if key[0] in STATELESS else {**thing, "status": thing.get("status", {})}
         if key[0] == "nodes":
             made.setdefault("spec", {})
         return self.store.create(key, made)

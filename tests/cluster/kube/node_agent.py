@@ -1,9 +1,9 @@
-"""A node for any control plane: it registers itself, gives signs of life, and runs the pods that are bound to it as processes.
+"""A node for any control plane: it registers itself, gives signs of life, and runs its pods as processes.
 
     python tests/cluster/kube/node_agent.py --kubeconfig FILE --node NAME --folder DIR
 
-It stands for a kubelet where there is none, and speaks to the API server alone: a Node and its Lease, a watch of its pods,
-pods/status, the removal of those that have ended, events, and their logs over HTTP, as the server asks a kubelet for them.
+It stands for a kubelet where there is none, and speaks to the API server alone: a Node and its Lease, a watch of its
+pods, pods/status, the removal of those that have ended, events, and logs, as the server asks a kubelet for them.
 """
 
 from __future__ import annotations
@@ -68,9 +68,8 @@ class Agent:
             context.load_cert_chain(*certificate)
             self._logs.socket = context.wrap_socket(self._logs.socket, server_side=True)
         self.register()
-        work = [lambda: self._logs.serve_forever(TICK_S), self._every(self.heartbeat_s, self.beat), self._every(TICK_S, self.tend),
-                self._every(PAUSE_S, self.listen)]  # fmt: skip
-        for each in work:
+        loops = [(self.heartbeat_s, self.beat), (TICK_S, self.tend), (PAUSE_S, self.listen)]
+        for each in (lambda: self._logs.serve_forever(TICK_S), *(self._every(*loop) for loop in loops)):
             threading.Thread(target=each, daemon=True).start()
 
     def die(self) -> None:
@@ -179,9 +178,8 @@ class Agent:
             seen.status = self._status(seen, "Failed", None)
         if seen.told != seen.status:
             self._tell(seen)
-        elif seen.status.get("phase") in OVER and "deletionTimestamp" in meta:
-            if meta.get("deletionGracePeriodSeconds") != 0:
-                self._ask_for(seen.pod, "DELETE", "", {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
+        elif seen.status.get("phase") in OVER and meta.get("deletionGracePeriodSeconds"):
+            self._ask_for(seen.pod, "DELETE", "", {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
 
     def _begin(self, seen: Seen) -> None:
         pod, image = seen.pod, seen.pod["spec"]["containers"][0]["image"]

@@ -22,8 +22,8 @@ LAST_WORDS = 2048
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9}
 PAGE = os.sysconf("SC_PAGE_SIZE")
 MARK = "EVERSTEP_NODE_AGENT"
-"""Stands in the environment of all that comes from a pod: `NODE/AGENT'S PID/POD'S UID`. When process 1 has ended, nothing
-else tells whose children were left behind."""
+"""Stands in the environment of all that comes from a pod: `NODE/AGENT'S PID/POD'S UID`. When process 1 has ended,
+nothing else tells whose children were left behind."""
 
 
 def now() -> str:
