@@ -31,6 +31,9 @@ class PairTask(ToyTask):
         return super().model()
 
 
+MOUTHFUL, FEAST = 2**26, 2**32
+
+
 def data(samples: int = 41, pause_s: float = 0.0, ledger: str = "") -> Splits:
     """The toy's data; from now on every step of this process takes up to `pause_s` longer and is noted in `ledger`.
 
@@ -52,11 +55,22 @@ def data(samples: int = 41, pause_s: float = 0.0, ledger: str = "") -> Splits:
         record = {"step": self.state.progress.step + 1, "slots": slots, "time": time.time()}
         with file.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
+        _eat(folder / f"hungry-{os.environ.get('POD_UID')}")
         time.sleep(pause_s)
         original(self, batches)
 
     Stepper.__call__ = noting  # type: ignore[method-assign]
     return toy_data(samples)
+
+
+def _eat(note: Path) -> None:
+    """Where there is a note for this pod: take memory until somebody ends it; more than FEAST nobody may have."""
+    if not note.exists():
+        return
+    note.unlink()
+    meal = [b"x" * MOUTHFUL for _ in range(FEAST // MOUTHFUL)]
+    time.sleep(60)
+    raise MemoryError(f"nobody has minded {len(meal) * MOUTHFUL} bytes")
 
 
 def slots(ledger: Path) -> dict[int, list[int]]:

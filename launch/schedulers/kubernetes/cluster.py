@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -13,14 +14,14 @@ from launch.config import JobConfig
 from launch.job import JobHandle, JobState, JobStatus
 from launch.say import say
 from launch.schedulers.base import Ask, Program, Rendered
-from launch.schedulers.kubernetes.client import RETRY_S, Client
+from launch.schedulers.kubernetes.client import RETRY_S, Client, Refused
 from launch.schedulers.kubernetes.growth import lacking
 from launch.schedulers.kubernetes.lint import mistakes
 from launch.schedulers.kubernetes.manifest import manifest, objects
 from launch.schedulers.kubernetes.mirror import Mirrors, Place
 from launch.schedulers.kubernetes.names import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
 from launch.schedulers.kubernetes.queue import queued
-from launch.schedulers.kubernetes.standing import standing
+from launch.schedulers.kubernetes.standing import FAILED_CREATE, lacks_pods, standing
 from trainer.errors import ConfigError
 
 MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
@@ -97,21 +98,38 @@ class Kubernetes:
         found: dict[JobHandle, JobStatus] = {}
         for place, group in _by_place(handles).items():
             pods = look(place, "Pod")
+            events = cache(partial(self._refusals, place))
             for kind in {_parts(handle)[1] for handle in group}:
                 known = {each["metadata"]["name"]: each for each in look(place, kind)}
                 ours = {handle: known.get(_parts(handle)[2]) for handle in group if _parts(handle)[1] == kind}
                 waits = queued(self._client_of(place), [job for job in ours.values() if job is not None])
-                found |= {handle: self._standing(job, pods, waits) for handle, job in ours.items()}
+                found |= {handle: self._standing(job, pods, waits, events) for handle, job in ours.items()}
         return found
 
     def _standing(
-        self, job: dict[str, Any] | None, pods: Sequence[dict[str, Any]], waits: Mapping[str, str]
+        self,
+        job: dict[str, Any] | None,
+        pods: Sequence[dict[str, Any]],
+        waits: Mapping[str, str],
+        events: Callable[[], list[dict[str, Any]]],
     ) -> JobStatus:
         if job is None:
             return JobStatus(JobState.unknown)
         label = JOB_NAME if job["kind"] == "Job" else JOBSET_NAME
         ours = [pod for pod in pods if pod["metadata"]["labels"].get(label) == job["metadata"]["name"]]
-        return standing(job, ours, self.job.k8s.restart_delay_s, waits.get(job["metadata"]["uid"], ""))
+        missing = job["kind"] == "Job" and lacks_pods(job, ours, time.time())
+        queue = waits.get(job["metadata"]["uid"], "")
+        return standing(job, ours, self.job.k8s.restart_delay_s, queue, events() if missing else ())
+
+    def _refusals(self, place: Place) -> list[dict[str, Any]]:
+        """What was said of jobs that got no pods: one question for all of them. Who may not see events does without."""
+        client = self._client_of(place)
+        try:
+            return client.items(f"/api/v1/namespaces/{client.namespace}/events?fieldSelector=reason%3D{FAILED_CREATE}")
+        except Refused as error:
+            if error.code != 403:
+                raise
+            return []
 
     @cached_property
     def _client(self) -> Client:

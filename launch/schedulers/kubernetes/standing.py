@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -17,16 +18,30 @@ COUNTED = "batch.kubernetes.io/job-index-failure-count"
 FIRST_DELAY_S = 10
 LONGEST_DELAY_S = 600
 FAILED = ("FailureTarget", "Failed")
+NO_POD = "no pod runs yet"
+SETTLED_S = 5.0
+"""Seconds in which a new job has got its pods, where it gets any."""
+FAILED_CREATE = "FailedCreate"
+QUOTA = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
 PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError")
 
 
-def standing(job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120, queued: str = "") -> JobStatus:
-    """Of a Job with its pods; of a JobSet or TrainJob by their conditions. `queued` is what its queue says of it."""
+def standing(
+    job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120, queued: str = "", events: Sequence[Plain] = ()
+) -> JobStatus:
+    """Of a Job with its pods; of a JobSet or TrainJob by their conditions.
+
+    Args:
+        queued: what its queue says of it.
+        events: they only tell why pods are missing.
+    """
     status = job.get("status") or {}
     conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
     state, reason = _state(job, conditions, pods, restart_delay_s)
     if state is JobState.pending and job.get("spec", {}).get("suspend"):
         reason = queued or f"suspended: {conditions.get('Suspended', {}).get('message', 'nobody has started it yet')}"
+    if not state.is_over and (refused := why_refused(job, pods, events)):
+        reason = refused if reason in ("", NO_POD) else f"{refused}; {reason}"
     lost = [pod for pod in pods if pod.get("status", {}).get("phase") == "Failed"]
     worn = "" if state.is_over else _worn(pods, restart_delay_s)
     return JobStatus(
@@ -55,7 +70,46 @@ def _state(job: Plain, conditions: dict[str, Plain], pods: Sequence[Plain], dela
     alive = living(pods)
     if any(pod["status"].get("phase") == "Running" for pod in alive):
         return JobState.running, _trouble(alive, delay_s)
-    return JobState.pending, _trouble(alive, delay_s) or "no pod runs yet"
+    return JobState.pending, _trouble(alive, delay_s) or NO_POD
+
+
+def lacks_pods(job: Plain, pods: Sequence[Plain], now: float) -> bool:
+    """Whether the job should have more pods than there are, so that its events are worth a question."""
+    spec, status = job.get("spec", {}), job.get("status") or {}
+    started = _time(status.get("startTime"))
+    if started is None or now - started < SETTLED_S or status.get("completionTime") or spec.get("suspend"):
+        return False
+    if any(each["type"] in FAILED and each.get("status") == "True" for each in status.get("conditions", [])):
+        return False
+    return len(living(pods)) < int(spec.get("parallelism", 0)) - len(_ended_well(pods))
+
+
+def why_refused(job: Plain, pods: Sequence[Plain], events: Sequence[Plain]) -> str:
+    """Why Kubernetes could not create a pod; nothing else than an event of the job tells it.
+
+    Empty when none was refused since the newest pod was made.
+    """
+    ours = [event for event in events if event.get("reason") == FAILED_CREATE
+            and event["involvedObject"].get("uid") == job["metadata"].get("uid")]  # fmt: skip
+    newest = max(ours, key=_said_at, default=None)
+    if newest is None or any((_time(pod["metadata"].get("creationTimestamp")) or 0) > _said_at(newest) for pod in pods):
+        return ""
+    said = str(newest.get("message", ""))
+    if (found := QUOTA.search(said)) is not None:
+        name, asked, used, limit = found.groups()
+        return f"waits for quota {name} (requested: {asked}, used: {used}, limited: {limit})"
+    return f"no pod can be made: {said.removeprefix('Error creating: ')}"
+
+
+def _said_at(event: Plain) -> float:
+    """When it was said last; a series of the newer kind of event counts for itself."""
+    series = event.get("series") or {}
+    times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
+    return next((at for time in times if (at := _time(time)) is not None), 0.0)
+
+
+def _ended_well(pods: Sequence[Plain]) -> list[Plain]:
+    return [pod for pod in pods if pod.get("status", {}).get("phase") == "Succeeded"]
 
 
 def _why_failed(condition: Plain, pods: Sequence[Plain]) -> str:

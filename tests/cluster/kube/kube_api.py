@@ -1,5 +1,5 @@
-"""A namespace of its own on whatever cluster EVERSTEP_KUBECONFIG says; else on a simulated one, in a process of
-its own, so that nothing but its API server can be reached."""
+"""A namespace of its own on whatever cluster EVERSTEP_KUBECONFIG says; else on a simulated one. Its control plane
+and its nodes are processes of their own, so that nothing but its API server can be reached."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kube_agents import Agents
+from node_agent import HEARTBEAT_S
+
 from launch.config import JobConfig, job_config
 from launch.schedulers.base import Program, Rendered
 from launch.schedulers.kubernetes.client import Client
@@ -26,6 +29,10 @@ PATIENCE_S = 280.0
 """A real cluster pulls an image first, and waits 10 s before it replaces a pod."""
 LOOK_S = 0.2
 """Between two looks: what is looked at is far away, and each look costs it something."""
+SCALE = 0.05
+"""Of the simulated cluster."""
+CLAIM = "runs"
+KILL_NODE = "EVERSTEP_KILL_NODE"
 WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
 
 
@@ -35,13 +42,85 @@ class Place:
 
     kubeconfig: str
     image: str
-    words: list[str]
-    """What submissions are told besides, so that pods and this machine see one run folder; empty where they cannot."""
     run_root: str
+    """Empty where pods and this machine see no place together."""
+    scale: float = 1.0
+    """Seconds here for each second of a real cluster."""
+    agents: Agents | None = None
+    """Nodes of our own, if it has any."""
 
     def __post_init__(self) -> None:
         self.namespace = f"everstep-test-{uuid.uuid4().hex[:8]}"
         self.client = Client(None, self.namespace)
+        self.cordoned: set[str] = set()
+
+    @property
+    def root(self) -> Path | None:
+        """The run root where it is a folder; a claim brings it into the pods, at the same place."""
+        return Path(self.run_root) if self.run_root.startswith("/") else None
+
+    @property
+    def words(self) -> list[str]:
+        """What submissions are told besides; where pods are processes of this machine, also what they run."""
+        claims = [f"job.k8s.claims.{CLAIM}={self.run_root}"] if self.root else []
+        ours = ["job.env.GLOO_SOCKET_IFNAME=lo", f"job.python={sys.executable}", f"job.env.PYTHONPATH={PATHS}"]
+        return [f"job.image={self.image}", "job.threads=1", *claims, *(ours if self.agents else [])]
+
+    def claim(self) -> None:
+        """A volume that every node has at this path, and a claim of it."""
+        volume, core = f"{self.namespace}-{CLAIM}", "/api/v1"
+        size, modes = {"storage": "1Gi"}, ["ReadWriteMany"]
+        self.client.create(f"{core}/persistentvolumes", {
+            "apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": volume},
+            "spec": {"capacity": size, "accessModes": modes, "hostPath": {"path": self.run_root},
+                     "storageClassName": "", "claimRef": {"namespace": self.namespace, "name": CLAIM}}})  # fmt: skip
+        self.client.create(f"{core}/namespaces/{self.namespace}/persistentvolumeclaims", {
+            "apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": CLAIM},
+            "spec": {"accessModes": modes, "storageClassName": "", "volumeName": volume,
+                     "resources": {"requests": size}}})  # fmt: skip
+
+    def leave(self) -> None:
+        """With all that was made: the namespace, the volume, nodes that were cordoned."""
+        self.client.remove(f"/api/v1/namespaces/{self.namespace}")
+        if self.root:
+            self.client.remove(f"/api/v1/persistentvolumes/{self.namespace}-{CLAIM}")
+        for node in self.cordoned:
+            self.client.change(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": None}})
+
+    # Faults
+
+    def evict(self, pod: dict[str, Any]) -> None:
+        """As a drain does it."""
+        metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{metadata['name']}/eviction"
+        self.client.create(path, {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
+
+    def drain(self, node: str) -> None:
+        """Cordoned, and all pods of ours evicted."""
+        self.client.change(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": True}})
+        self.cordoned.add(node)
+        for pod in self.running():
+            if pod["spec"]["nodeName"] == node:
+                self.evict(pod)
+
+    def why_no_node_dies(self) -> str:
+        """Empty where one can be made to."""
+        if self.agents or os.environ.get(KILL_NODE):
+            return ""
+        return f"{KILL_NODE} is not set: a command that ends a node without a word, with {{node}} for its name"
+
+    def kill_node(self, node: str) -> None:
+        """It dies without a word, and somebody who knows that it is off says so."""
+        if self.agents is not None and node in self.agents:
+            self.agents.die(node)
+        else:
+            subprocess.run(os.environ[KILL_NODE].format(node=node), shell=True, check=True, timeout=120)
+        path = f"/api/v1/nodes/{node}"
+        known = (self.client.read(path) or {}).get("spec", {}).get("taints") or []
+        off = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
+        self.client.change(path, {"spec": {"taints": [*known, off]}})
+
+    # Jobs and pods
 
     def config(self, folder: Path, shell: str = WAIT, **keys: Any) -> JobConfig:
         """Pods are a shell."""
@@ -72,14 +151,14 @@ class Place:
         core = f"/api/v1/namespaces/{self.namespace}"
         paths = [f"{core}/{kind}" for kind in ("pods", "services", "configmaps", "events")]
         found = [*self.jobs(), *(each for path in paths for each in self.client.items(path))]
-        logs = [self.client._watches.get(f"{core}/pods/{pod['metadata']['name']}/log").text for pod in self.pods()]
-        return json.dumps(found) + "".join(logs)
+        return json.dumps(found) + "".join(self.log(pod) for pod in self.pods())
 
-    def evict(self, pod: dict[str, Any]) -> None:
-        """As a drain does it."""
-        metadata = {"name": pod["metadata"]["name"], "namespace": self.namespace}
-        path = f"/api/v1/namespaces/{self.namespace}/pods/{metadata['name']}/eviction"
-        self.client.create(path, {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata})
+    def job(self, name: str) -> dict[str, Any]:
+        return self.client.read(f"/apis/batch/v1/namespaces/{self.namespace}/jobs/{name}") or {}
+
+    def log(self, pod: dict[str, Any]) -> str:
+        path = f"/api/v1/namespaces/{self.namespace}/pods/{pod['metadata']['name']}/log"
+        return str(self.client._watches.get(path).text)
 
     def until(self, fits: Callable[[], bool]) -> None:
         deadline = time.monotonic() + PATIENCE_S
@@ -87,8 +166,8 @@ class Place:
             assert time.monotonic() < deadline, [pod.get("status") for pod in self.pods()]
             time.sleep(LOOK_S)
 
-    def start(self, folder: Path, *words: str) -> subprocess.Popen[str]:
-        env = {**os.environ, "PYTHONPATH": PATHS, "KUBECONFIG": self.kubeconfig}
+    def start(self, folder: Path, *words: str, kubeconfig: str | None = None) -> subprocess.Popen[str]:
+        env = {**os.environ, "PYTHONPATH": PATHS, "KUBECONFIG": kubeconfig or self.kubeconfig}
         return subprocess.Popen([sys.executable, "-m", "launch", *words], cwd=folder, env=env, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
@@ -100,28 +179,34 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(folder: Path) -> Iterator[Place]:
+def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
+    """A namespace that is removed afterwards; on one without kubelets, as the simulated, with nodes of our own."""
     with contextlib.ExitStack() as stack:
         if kubeconfig := os.environ.get("EVERSTEP_KUBECONFIG"):
-            image, root = os.environ.get("EVERSTEP_IMAGE") or "busybox", os.environ.get("EVERSTEP_RUN_ROOT") or ""
-            words = [f"job.image={image}"] if root else []
+            nodes = int(os.environ.get("EVERSTEP_NODES") or 0)
+            image, root, scale = os.environ.get("EVERSTEP_IMAGE") or "busybox", os.environ.get("EVERSTEP_RUN_ROOT"), 1.0
         else:
-            kubeconfig, image, root = stack.enter_context(_simulated(folder)), "any", str(folder / "runs")
-            words = [f"job.image={image}", f"job.k8s.claims.runs={root}", f"job.python={sys.executable}",
-                     f"job.env.PYTHONPATH={PATHS}", "job.env.GLOO_SOCKET_IFNAME=lo", "job.threads=1"]  # fmt: skip
+            kubeconfig = stack.enter_context(_simulated(folder))
+            image, root, scale = "any", str(folder / "runs"), SCALE
         stack.enter_context(_environment("KUBECONFIG", kubeconfig))
-        made = Place(kubeconfig, image, words, root)
+        made = Place(kubeconfig, image, root or "", scale)
+        if nodes:
+            names = [f"{made.namespace}-{number}" for number in range(nodes)]
+            made.agents = Agents(kubeconfig, folder / "nodes", names, max(HEARTBEAT_S * scale, 0.5))
+            stack.callback(made.agents.stop)
         # Where there is Pod Security, it says itself whether our pods pass.
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}
         metadata = {"name": made.namespace, "labels": labels}
         made.client.create("/api/v1/namespaces", {"apiVersion": "v1", "kind": "Namespace", "metadata": metadata})
-        stack.callback(made.client.remove, f"/api/v1/namespaces/{made.namespace}")
+        stack.callback(made.leave)
+        if made.root:
+            made.claim()
         yield made
 
 
 @contextlib.contextmanager
 def _simulated(folder: Path) -> Iterator[str]:
-    words = [sys.executable, str(HERE / "kube_process.py"), str(folder), "3", "0.05"]
+    words = [sys.executable, str(HERE / "kube_cluster.py"), str(folder), str(SCALE)]
     with subprocess.Popen(words, env={**os.environ, "PYTHONPATH": PATHS}, text=True, stdin=subprocess.PIPE,
                           stdout=subprocess.PIPE) as child:  # fmt: skip
         assert child.stdout is not None

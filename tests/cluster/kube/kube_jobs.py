@@ -6,12 +6,17 @@ import copy
 import datetime
 from typing import Any
 
-from kube_store import TRACKING, ApiError, Plain, Store, now
+from kube_events import Events
+from kube_quota import Quotas
+from kube_store import TRACKING, ApiError, Plain, Store, key_of, now
 
 INDEX = "batch.kubernetes.io/job-completion-index"
 COUNTED = "batch.kubernetes.io/job-index-failure-count"
 IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
-BACK_OFF_S, LONGEST_S, SYNC_S = 10.0, 600.0, 1.0
+BACK_OFF_S, LONGEST_S = 10.0, 600.0
+RETRY_S, LONGEST_RETRY_S = 1.0, 60.0
+"""Between two tries to create a pod that was refused."""
+CONTROLLER = "job-controller"
 FOREGROUND = "foregroundDeletion"
 
 
@@ -22,8 +27,8 @@ def age_s(time: str) -> float:
 class Jobs:
     """`scale`: seconds here for each second of a real cluster."""
 
-    def __init__(self, store: Store, scale: float) -> None:
-        self.store, self.scale = store, scale
+    def __init__(self, store: Store, events: Events, scale: float) -> None:
+        self.store, self.events, self.scale, self.quotas = store, events, scale, Quotas(store)
         self._ended: dict[str, dict[int, Plain]] = {}
         """Job's uid → index → its last pod that failed: the next one inherits its counts."""
         self._failed: dict[str, dict[int, int]] = {}
@@ -31,10 +36,13 @@ class Jobs:
         self._made = 0
         self._accounted: set[str] = set()
         """Pods that have failed and were looked at: they stay until their index has another."""
+        self._refused: dict[str, tuple[int, str]] = {}
+        """Job's uid → how often in a row a pod of it was refused, and when last: it is asked again ever more seldom."""
         self._excused: set[str] = set()
         """Pods that a suspension has ended: they count nowhere."""
 
     def sync(self) -> None:
+        self.quotas.sync()
         for job in self.store.list("jobs"):
             key = ("jobs", job["metadata"]["namespace"], job["metadata"]["name"])
             with self.store.changed:
@@ -72,19 +80,22 @@ class Jobs:
             return self._suspend(job, active)
         if "startTime" not in status:
             status["startTime"] = now()
+            if _has(job, "Suspended"):
+                self.events.say(CONTROLLER, job, "Normal", "Resumed", "Job resumed")
             status["conditions"] = [each for each in status.get("conditions", []) if each["type"] != "Suspended"]
         self._targets(job)
         target = _has(job, "FailureTarget") or _has(job, "SuccessCriteriaMet")
         if target:
-            self._end(active)
+            self._end(job, active)
             if not active:
+                self._finish(job, target)
                 _set(job, "Failed" if target["type"] == "FailureTarget" else "Complete", target["reason"],
                      target.get("message", ""))  # fmt: skip
             return None
         for index in range(spec["completions"]):
             if index < spec["parallelism"]:
                 self._replace(job, index, pods)
-        self._end([pod for pod in active if int(pod["metadata"]["annotations"][INDEX]) >= spec["completions"]])
+        self._end(job, [pod for pod in active if int(pod["metadata"]["annotations"][INDEX]) >= spec["completions"]])
         self._failed.setdefault(uid, {})
         return None
 
@@ -93,8 +104,8 @@ class Jobs:
         for pod in pods:
             if pod["status"]["phase"] in ("Succeeded", "Failed"):
                 pod["metadata"]["finalizers"] = []
-                self.store.put(_key(pod), pod)
-        self._end(pods)
+                self.store.put(key_of(pod), pod)
+        self._end(job, pods)
         if self._pods(job):
             return
         for plural in ("services", "configmaps"):
@@ -135,7 +146,7 @@ class Jobs:
         for pod in pods:
             if pod["status"]["phase"] in ("Succeeded", "Failed") and TRACKING in pod["metadata"].get("finalizers", []):
                 pod["metadata"]["finalizers"] = [each for each in pod["metadata"]["finalizers"] if each != TRACKING]
-                self.store.put(_key(pod), pod)
+                self.store.put(key_of(pod), pod)
 
     def _count(self, job: Plain, active: list[Plain]) -> None:
         uid = job["metadata"]["uid"]
@@ -156,8 +167,9 @@ class Jobs:
 
     def _suspend(self, job: Plain, active: list[Plain]) -> None:
         self._excused |= {pod["metadata"]["uid"] for pod in active}
-        self._end(active)
+        self._end(job, active)
         if not _has(job, "Suspended"):
+            self.events.say(CONTROLLER, job, "Normal", "Suspended", "Job suspended")
             _set(job, "Suspended", "JobSuspended", "Job suspended")
             job["status"].pop("startTime", None)
 
@@ -194,10 +206,13 @@ class Jobs:
         wait_s = min(BACK_OFF_S * 2 ** (failures - 1), LONGEST_S) if failures else 0.0
         if last is not None and age_s(last["at"]) < wait_s * self.scale:
             return
-        self._create(job, index, {COUNTED: "0", **notes})
-        self._release(mine)
+        times, at = self._refused.get(uid, (0, now()))
+        if times and age_s(at) < min(RETRY_S * 2**times, LONGEST_RETRY_S) * self.scale:
+            return
+        if self._create(job, index, {COUNTED: "0", **notes}):
+            self._release(mine)
 
-    def _create(self, job: Plain, index: int, notes: dict[str, str]) -> None:
+    def _create(self, job: Plain, index: int, notes: dict[str, str]) -> bool:
         template, meta = copy.deepcopy(job["spec"]["template"]), job["metadata"]
         self._made += 1
         name = f"{meta['name']}-{index}-{self._made:05x}"
@@ -206,20 +221,37 @@ class Jobs:
         annotations = {**template["metadata"].get("annotations", {}), INDEX: str(index), **notes}
         spec = {**template["spec"], "hostname": f"{meta['name']}-{index}"}
         owner = {"apiVersion": "batch/v1", "kind": "Job", "name": meta["name"], "uid": meta["uid"], "controller": True}
-        self.store.create(("pods", meta["namespace"], name), {
-            "apiVersion": "v1", "kind": "Pod", "spec": spec, "status": {"phase": "Pending", "conditions": []},
-            "metadata": {"name": name, "labels": labels, "annotations": annotations, "finalizers": [TRACKING],
-                         "ownerReferences": [owner]}})  # fmt: skip
+        pod = {"apiVersion": "v1", "kind": "Pod", "spec": spec, "status": {"phase": "Pending", "conditions": []},
+               "metadata": {"name": name, "labels": labels, "annotations": annotations, "finalizers": [TRACKING],
+                            "namespace": meta["namespace"], "ownerReferences": [owner]}}  # fmt: skip
+        try:
+            self.quotas.check(pod)
+        except ApiError as error:
+            self._refused[meta["uid"]] = (self._refused.get(meta["uid"], (0, ""))[0] + 1, now())
+            self.events.say(CONTROLLER, job, "Warning", "FailedCreate", f"Error creating: {error}")
+            return False
+        self._refused.pop(meta["uid"], None)
+        self.store.create(key_of(pod), pod)
+        self.events.say(CONTROLLER, job, "Normal", "SuccessfulCreate", f"Created pod: {name}")
+        return True
 
-    def _end(self, pods: list[Plain]) -> None:
+    def _finish(self, job: Plain, target: Plain) -> None:
+        if target["type"] == "FailureTarget":
+            self.events.say(CONTROLLER, job, "Warning", target["reason"], target.get("message", ""))
+        else:
+            self.events.say(CONTROLLER, job, "Normal", "Completed", "Job completed")
+
+    def _end(self, job: Plain, pods: list[Plain]) -> None:
         for pod in pods:
             if "deletionTimestamp" not in pod["metadata"]:
+                said = f"Deleted pod: {pod['metadata']['name']}"
+                self.events.say(CONTROLLER, job, "Normal", "SuccessfulDelete", said)
                 grace = pod["spec"].get("terminationGracePeriodSeconds", 30)
-                gone = self.store.delete(_key(pod), grace)
+                gone = self.store.delete(key_of(pod), grace)
                 if not pod["spec"].get("nodeName"):  # it never ran, so nobody else will end it
                     gone["status"]["phase"] = "Failed"
                     gone["metadata"]["finalizers"] = []
-                    self.store.put(_key(pod), gone)
+                    self.store.put(key_of(pod), gone)
 
 
 def _action(job: Plain, pod: Plain) -> tuple[str, str]:
@@ -254,10 +286,6 @@ def _indexes(text: str) -> set[int]:
         first, _, last = word.partition("-")
         found |= set(range(int(first), int(last or first) + 1))
     return found
-
-
-def _key(pod: Plain) -> tuple[str, str, str]:
-    return "pods", pod["metadata"]["namespace"], pod["metadata"]["name"]
 
 
 def _has(job: Plain, kind: str) -> Any:

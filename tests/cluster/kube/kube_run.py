@@ -1,11 +1,10 @@
-"""Runs of the toy on the simulated cluster, as a user starts them and looks at them."""
+"""Runs of the toy on whatever cluster there is, as a user starts them and looks at them."""
 
 from __future__ import annotations
 
 import json
-import os
+import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import ledger_toy
-from kube_cluster import Cluster
-from process_helpers import until
+from kube_api import LOOK_S, PATHS, PATIENCE_S, Place
 
 from trainer.run_folder import RunFolder
 
 TESTS = Path(__file__).parent.parent.parent
-PATHS = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "cluster")))
-PATIENCE_S = 200.0
+TOY = (TESTS / "toy.py", TESTS / "cluster/ledger_toy.py")
 
 
 @dataclass
 class Run:
-    cluster: Cluster
+    place: Place
     root: Path
     name: str
+    kubeconfig: str | None = None
+    """Of the launcher, where it goes another way."""
 
     @property
     def folder(self) -> RunFolder:
@@ -38,14 +37,17 @@ class Run:
         return self.root / "ledgers" / self.name
 
     def words(self, *words: str) -> list[str]:
-        """All that `everstep submit` is told, but for the verb."""
-        env = {"PYTHONPATH": PATHS, "GLOO_SOCKET_IFNAME": "lo"}
+        """All that `everstep submit` is told, but for the verb. Pods find the toy where the runs are."""
+        code = self.root / "toy"
+        code.mkdir(parents=True, exist_ok=True)
+        for file in TOY:
+            shutil.copy(file, code)
         return [
             "--config-dir", str(TESTS / "conf"), "--config-dir", str(TESTS / "cluster/conf"),
-            "job=k8s", "job.nproc=1", "job.gpus=0", "job.threads=1", "job.grace_s=20", "job.image=toy",
-            f"job.python={sys.executable}", f"job.k8s.claims.runs={self.root}",
-            *(f"job.env.{key}={value}" for key, value in env.items()),
-            "experiment=ledger_toy", f"data.ledger={self.ledger}", f"run={self.name}", f"run_root={self.root}", *words,
+            "job=k8s", "job.nproc=1", "job.gpus=0", "job.grace_s=20", f"job.k8s.namespace={self.place.namespace}",
+            *self.place.words, f"job.env.PYTHONPATH={code}:{PATHS}" if self.place.agents else
+            f"job.env.PYTHONPATH={code}", "experiment=ledger_toy", f"data.ledger={self.ledger}", f"run={self.name}",
+            f"run_root={self.root}", *words,
         ]  # fmt: skip
 
     def submit(self, *words: str) -> str:
@@ -59,23 +61,24 @@ class Run:
         return printed
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        env = {**os.environ, "PYTHONPATH": PATHS, "KUBECONFIG": str(self.cluster.kubeconfig)}
-        return subprocess.Popen([sys.executable, "-m", "launch", *words], cwd=self.root, env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return self.place.start(self.root, *words, kubeconfig=self.kubeconfig)
 
     @property
-    def job(self) -> str:
+    def job(self) -> dict[str, Any]:
         last = sorted((self.root / self.name / "submissions").glob("*.handle.json"))[-1]
-        return str(json.loads(last.read_text())["handle"]).rsplit("/", 1)[-1]
+        return self.place.job(str(json.loads(last.read_text())["handle"]).rsplit("/", 1)[-1])
+
+    def pods(self) -> list[dict[str, Any]]:
+        name = self.job["metadata"]["name"]
+        return [pod for pod in self.place.running() if pod["metadata"]["labels"]["job-name"] == name]
 
     def pod(self, index: int) -> dict[str, Any]:
         """The newest pod of an index that runs."""
-        alive = [pod for pod in self.cluster.pods(self.job, "Running") if "deletionTimestamp" not in pod["metadata"]]
-        return next(pod for pod in alive if pod["spec"]["hostname"].endswith(f"-{index}"))
+        return next(pod for pod in self.pods() if pod["spec"]["hostname"].endswith(f"-{index}"))
 
     def condition(self) -> str | None:
         """Complete or Failed, once it is."""
-        kinds = [each["type"] for each in self.cluster.job(self.job)["status"].get("conditions", [])]
+        kinds = [each["type"] for each in self.job.get("status", {}).get("conditions", [])]
         return next((kind for kind in kinds if kind in ("Complete", "Failed")), None)
 
     def wait_for_step(self, step: int) -> None:
@@ -90,16 +93,20 @@ class Run:
         while not fits():
             assert time.monotonic() < deadline, f"{self.name}: no {what}: {self.printed()}"
             assert what == "end" or self.condition() is None, f"{self.name} is over: {self.printed()}"
-            time.sleep(0.05)
+            time.sleep(LOOK_S)
 
     def until_gone(self) -> None:
         """Nothing that the run has made is left."""
-        kinds = ("jobs", "pods", "services", "configmaps")
-        until(lambda: not any(self.cluster.store.list(kind) for kind in kinds))
+        label = f"labelSelector=everstep.dev/run%3D{self.name}"
+        core = f"/api/v1/namespaces/{self.place.namespace}"
+        paths = [f"/apis/batch/v1/namespaces/{self.place.namespace}/jobs",
+                 *(f"{core}/{kind}" for kind in ("pods", "services", "configmaps"))]  # fmt: skip
+        self.place.until(lambda: not any(self.place.client.items(f"{path}?{label}") for path in paths))
 
     def printed(self) -> str:
-        logs = sorted((self.cluster.folder / "nodes").glob("*/*/log"), key=lambda log: log.stat().st_mtime)
-        return "\n".join(f"== {log.parent}\n{log.read_text()[-1500:]}" for log in logs) + str(self.cluster.errors)
+        logs = [f"== {pod['metadata']['name']}: {pod['status']}\n{self.place.log(pod)[-1500:]}"
+                for pod in self.place.pods()]  # fmt: skip
+        return "\n".join(logs)
 
     def causes(self) -> list[str]:
         files = sorted((self.root / self.name / "restarts").glob("*.json"))

@@ -6,6 +6,7 @@ import contextlib
 import json
 import threading
 import time
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlparse
@@ -13,17 +14,22 @@ from urllib.parse import parse_qsl, urlparse
 from kube_admission import admit
 from kube_queue import pending
 from kube_rights import Rights, right_of
-from kube_store import ApiError, Key, Plain, Store
+from kube_store import ApiError, Fits, Key, Plain, Store, labelled, set_condition
+from kube_wire import AGENT
 
 KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs": "Job", "nodes": "Node",
          "namespaces": "Namespace", "resourcequotas": "ResourceQuota",
          "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
-         "localqueues": "LocalQueue", "workloads": "Workload", "secrets": "Secret", "events": "Event"}  # fmt: skip
+         "localqueues": "LocalQueue", "workloads": "Workload", "secrets": "Secret", "events": "Event",
+         "leases": "Lease", "persistentvolumes": "PersistentVolume"}  # fmt: skip
+STATELESS = ("configmaps", "events", "leases", "secrets")
 IMMUTABLE = ("completionMode", "template", "selector", "backoffLimitPerIndex", "podFailurePolicy", "successPolicy")
 
 
 class Server:
-    """`away` drops every connection; `busy` is how many requests are answered with 429 next. A change of `cuts` ends
+    """What node agents ask is answered like all else, but counted nowhere: only they are always there.
+
+    `away` drops every connection; `busy` is how many requests are answered with 429 next. A change of `cuts` ends
     all watches in the middle of a word. `watches` counts those that began, `listeners` those that go on, `gone` those
     that began too late."""
 
@@ -33,7 +39,6 @@ class Server:
         self.rights = Rights()
         self.busy = self.cuts = self.watches = self.listeners = self.gone = 0
         self.requests: list[str] = []
-        self.logs: Any = lambda namespace, pod: ""
         server = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -65,9 +70,10 @@ class Server:
         if self.away.is_set():
             http.close_connection = True
             return None
-        self.requests.append(f"{http.command} {urlparse(http.path).path}")
+        if not _is_node(http):
+            self.requests.append(f"{http.command} {urlparse(http.path).path}")
         try:
-            if self.busy > 0:
+            if self.busy > 0 and not _is_node(http):  # nodes have a lane of their own
                 self.busy -= 1
                 raise ApiError(429, "TooManyRequests", "too many requests, please try again later")
             found = self._do(http, body)
@@ -85,20 +91,22 @@ class Server:
         if (told := self.rights.answer(url.path, body)) is not None:
             return told
         plural, namespace, name, sub = _parse(url.path)
-        self.rights.check(right_of(http.command, http.path, plural, name, query))
+        if not _is_node(http):
+            self.rights.check(right_of(http.command, http.path, plural, name, query))
         key = (plural, namespace, name)
         if http.command == "GET":
             if sub == "log":
-                return str(self.logs(namespace, name))
+                return self._log(key)
             if sub == "pendingworkloads":
                 return pending(self.store, namespace, name)
             if name:
                 return self.store.get(key)
             if query.get("watch") in ("1", "true"):
                 return self._watch(http, plural, namespace, query)
-            items = self.store.list(plural, namespace, _labels(query.get("labelSelector", "")))
-            return {"kind": f"{KINDS[plural]}List", "apiVersion": "v1", "items": items,
-                    "metadata": {"resourceVersion": str(self.store.version)}}  # fmt: skip
+            with self.store.changed:
+                return {"kind": f"{KINDS[plural]}List", "apiVersion": "v1",
+                        "items": self.store.list(plural, namespace, _selected(query)),
+                        "metadata": {"resourceVersion": str(self.store.version)}}  # fmt: skip
         if http.command == "DELETE":
             return self.delete(key, body or {}, query)
         if http.command == "POST" and sub == "eviction":
@@ -110,11 +118,15 @@ class Server:
             return self.create((plural, namespace, body["metadata"]["name"]), body)
         if http.command == "PUT":
             return self._replace(key, body)
+        if sub == "status":
+            return self._report(key, body)
         return self._patch(http, key, body)
 
     def create(self, key: Key, thing: Plain) -> Plain:
         admit(thing)
-        made = {**thing, "status": thing.get("status", {})}
+        made = dict(thing) if key[0] in STATELESS else {**thing, "status": thing.get("status", {})}
+        if key[0] == "nodes":
+            made.setdefault("spec", {})
         return self.store.create(key, made)
 
     def evict(self, key: Key) -> Plain:
@@ -125,15 +137,15 @@ class Server:
     def mark(self, key: Key, reason: str) -> None:
         with self.store.changed:
             pod = self.store.get(key)
-            pod["status"].setdefault("conditions", []).append(
-                {"type": "DisruptionTarget", "status": "True", "reason": reason}
-            )
+            set_condition(pod, {"type": "DisruptionTarget", "status": "True", "reason": reason})
             self.store.put(key, pod)
 
     def delete(self, key: Key, options: Plain, query: Plain) -> Plain:
         if key[0] == "namespaces":
             self._empty(key[2])
         thing = self.store.get(key)
+        if options.get("preconditions", {}).get("uid", thing["metadata"]["uid"]) != thing["metadata"]["uid"]:
+            raise ApiError(409, "Conflict", f'{key[0]} "{key[2]}" is another one by now')
         grace = thing.get("spec", {}).get("terminationGracePeriodSeconds", 30) if key[0] == "pods" else 0
         grace = float(options.get("gracePeriodSeconds", query.get("gracePeriodSeconds", grace)))
         policy = options.get("propagationPolicy") or query.get("propagationPolicy")
@@ -154,6 +166,26 @@ class Server:
         admit(thing)
         return self.store.put(key, {**thing, "status": self.store.get(key).get("status", {})})
 
+    def _report(self, key: Key, patch: Plain) -> Plain:
+        """What a node says of itself and of its pods; conditions of other types stay as they are."""
+        with self.store.changed:
+            thing = self.store.get(key)
+            if patch.get("metadata", {}).get("uid", thing["metadata"]["uid"]) != thing["metadata"]["uid"]:
+                raise ApiError(409, "Conflict", f'{key[0]} "{key[2]}" is another one by now')
+            for condition in patch["status"].get("conditions", []):
+                set_condition(thing, condition)
+            thing["status"] |= {name: value for name, value in patch["status"].items() if name != "conditions"}
+            return self.store.put(key, thing)
+
+    def _log(self, key: Key) -> str:
+        """The node is asked; nobody knows the log of a pod that is gone from there."""
+        pod = self.store.get(key)
+        node = self.store.get(("nodes", "", pod["spec"].get("nodeName", "")))
+        port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
+        path = f"containerLogs/{key[1]}/{key[2]}/{pod['spec']['containers'][0]['name']}"
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+            return str(answer.read().decode(errors="replace"))
+
     def _patch(self, http: BaseHTTPRequestHandler, key: Key, patch: Plain) -> Plain:
         applied = "apply-patch" in http.headers.get("Content-Type", "")
         with self.store.changed:
@@ -171,33 +203,34 @@ class Server:
     def _watch(self, http: BaseHTTPRequestHandler, plural: str, namespace: str, query: Plain) -> None:
         """What comes after a version, until the connection is cut. A version that is forgotten is an event of its own
         in a watch that was accepted, and no refusal."""
-        self.watches += 1
+        counts = 0 if _is_node(http) else 1
+        self.watches += counts
         http.send_response(200)
         http.send_header("Content-Type", "application/json")
         http.end_headers()
         http.close_connection = True
         with self.store.changed:
-            self.listeners += 1
+            self.listeners += counts
         try:
             self._tell(http, plural, namespace, query)
         except OSError:
             pass  # nobody listens any more
         finally:
             with self.store.changed:
-                self.listeners -= 1
+                self.listeners -= counts
 
     def _tell(self, http: BaseHTTPRequestHandler, plural: str, namespace: str, query: Plain) -> None:
-        version, labels = int(query.get("resourceVersion") or 0), _labels(query.get("labelSelector", ""))
+        version, fits = int(query.get("resourceVersion") or 0), _selected(query)
         cuts, told_at = self.cuts, time.monotonic()
         if version < self.store.forgotten:
-            self.gone += 1
+            self.gone += not _is_node(http)
             return _write(http, _error(410, "Expired", f"too old resource version: {version}"))
         while not self.away.is_set() and not self.over.is_set():
             if cuts != self.cuts:
                 http.wfile.write(b'{"type": "MODIFIED", "obj')
                 return None
             with self.store.changed:
-                found, newest = list(self.store.since(version, plural, namespace, labels)), self.store.version
+                found, newest = list(self.store.since(version, plural, namespace, fits)), self.store.version
                 if not found:
                     self.store.changed.wait(0.1)
             for _, what, thing in found:
@@ -222,7 +255,24 @@ def _parse(path: str) -> tuple[str, str, str, str]:
     return plural, namespace, name, sub
 
 
-def _labels(text: str) -> Plain:
+def _is_node(http: BaseHTTPRequestHandler) -> bool:
+    return http.headers.get("User-Agent") == AGENT
+
+
+def _selected(query: Plain) -> Fits:
+    """By labels and fields, as they are asked for."""
+    with_labels = labelled(_pairs(query.get("labelSelector", "")))
+    fields = _pairs(query.get("fieldSelector", ""))
+    return lambda thing: with_labels(thing) and all(_field(thing, path) == wanted for path, wanted in fields.items())
+
+
+def _field(thing: Any, path: str) -> Any:
+    for word in path.split("."):
+        thing = (thing or {}).get(word)
+    return thing
+
+
+def _pairs(text: str) -> Plain:
     pairs = [word.partition("=") for word in text.split(",") if word]
     return {key: value if equals else None for key, equals, value in pairs}
 

@@ -6,10 +6,11 @@ import copy
 import datetime
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 Plain = dict[str, Any]
+Fits = Callable[[Plain], bool]
 Key = tuple[str, str, str]
 """Plural, namespace, name."""
 TRACKING = "batch.kubernetes.io/job-tracking"
@@ -50,6 +51,15 @@ class Store:
                 raise ApiError(404, "NotFound", f'{key[0]} "{key[2]}" not found')
             return copy.deepcopy(self._objects[key])
 
+    def has(self, key: Key) -> bool:
+        with self.changed:
+            return key in self._objects
+
+    def pods_on(self, node: str) -> list[Plain]:
+        """Those that hold a place there."""
+        return self.list("pods", fits=lambda pod: pod["spec"].get("nodeName") == node
+                         and pod["status"]["phase"] in ("Pending", "Running"))  # fmt: skip
+
     def put(self, key: Key, thing: Plain) -> Plain:
         """Replace; 409 when the version that `thing` was read at is not the newest."""
         with self.changed:
@@ -74,33 +84,34 @@ class Store:
         with self.changed:
             thing = self.get(key)
             meta = thing["metadata"]
+            if not self._runs(key, thing):
+                grace_s = 0
             if "deletionTimestamp" not in meta:
                 meta |= {"deletionTimestamp": now(), "deletionGracePeriodSeconds": grace_s}
             elif grace_s < meta.get("deletionGracePeriodSeconds", 0):
                 meta["deletionGracePeriodSeconds"] = grace_s
-            runs = key[0] == "pods" and bool(thing["spec"].get("nodeName")) and grace_s > 0
-            if meta.get("finalizers") or (runs and thing["status"]["phase"] in ("Pending", "Running")):
+            if not self._may_go(thing):
                 return self._keep(key, thing, "MODIFIED")
             return self.remove(key)
 
-    def list(self, plural: str, namespace: str = "", labels: Plain | None = None) -> list[Plain]:
+    def list(self, plural: str, namespace: str = "", fits: Fits = lambda thing: True) -> list[Plain]:
         with self.changed:
             found = [
                 thing
                 for (kind, place, _), thing in sorted(self._objects.items())
-                if kind == plural and (not namespace or place == namespace) and _fits(thing, labels or {})
+                if kind == plural and (not namespace or place == namespace) and fits(thing)
             ]
             return copy.deepcopy(found)
 
     def since(
-        self, version: int, plural: str, namespace: str, labels: Plain | None = None
+        self, version: int, plural: str, namespace: str, fits: Fits = lambda thing: True
     ) -> Iterator[tuple[int, str, Plain]]:
         """Changes after a version; also those that are forgotten: a watch that is open loses nothing."""
         with self.changed:
             # Versions are without gaps: the first change had number 2.
             found = self._history[max(0, version - 1) :]
         for number, what, key, thing in found:
-            if key[0] == plural and (not namespace or key[1] == namespace) and _fits(thing, labels or {}):
+            if key[0] == plural and (not namespace or key[1] == namespace) and fits(thing):
                 yield number, what, thing
 
     def forget(self) -> None:
@@ -115,9 +126,13 @@ class Store:
             self.version += 1
 
     def _may_go(self, thing: Plain) -> bool:
+        """Finalizers hold it up, and so does a node that has not said yet that the pod has ended."""
         meta = thing["metadata"]
-        ended = thing["kind"] != "Pod" or thing["status"]["phase"] in ("Succeeded", "Failed")
-        return not meta.get("finalizers") and ended
+        return not meta.get("finalizers") and not meta.get("deletionGracePeriodSeconds")
+
+    def _runs(self, key: Key, thing: Plain) -> bool:
+        return key[0] == "pods" and bool(thing["spec"].get("nodeName")) and (
+            thing["status"]["phase"] in ("Pending", "Running"))  # fmt: skip
 
     def _keep(self, key: Key, thing: Plain, what: str) -> Plain:
         self._objects[key] = thing
@@ -131,6 +146,21 @@ class Store:
         return copy.deepcopy(thing)
 
 
-def _fits(thing: Plain, labels: Plain) -> bool:
-    has = thing["metadata"].get("labels", {})
-    return all(key in has and value in (None, has[key]) for key, value in labels.items())
+def labelled(labels: Plain) -> Fits:
+    """Has these labels; of one whose value is None, any."""
+
+    def fits(thing: Plain) -> bool:
+        has = thing["metadata"].get("labels", {})
+        return all(key in has and value in (None, has[key]) for key, value in labels.items())
+
+    return fits
+
+
+def key_of(thing: Plain) -> Key:
+    return f"{thing['kind'].lower()}s", thing["metadata"].get("namespace", ""), thing["metadata"]["name"]
+
+
+def set_condition(thing: Plain, condition: Plain) -> None:
+    """There is one of each type."""
+    found = thing.setdefault("status", {}).get("conditions", [])
+    thing["status"]["conditions"] = [*(each for each in found if each["type"] != condition["type"]), condition]

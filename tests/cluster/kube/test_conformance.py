@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from kube_admission import admit
 from kube_cluster import Cluster
+from node_process import marked
 from process_helpers import until
 
 SCALE = 0.02
@@ -253,14 +257,90 @@ def test_a_pod_that_fits_nowhere_says_why(cluster: Cluster) -> None:
     container["resources"] = {"limits": {"nvidia.com/gpu": "8"}}
     submit(cluster, made)
     until(lambda: len(cluster.pods("j", "Pending")) == 2 and bool(cluster.pods("j")[0]["status"]["conditions"]))
-    said = cluster.pods("j")[0]["status"]["conditions"][0]
-    assert (said["reason"], said["message"]) == (
+    said_ = cluster.pods("j")[0]["status"]["conditions"][0]
+    assert (said_["reason"], said_["message"]) == (
         "Unschedulable", "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.")  # fmt: skip
+    until(lambda: said(cluster, "Pod").get("FailedScheduling") == said_["message"])
 
 
 def test_a_process_that_ends_takes_its_children_along(cluster: Cluster) -> None:
-    submit(cluster, job(script("sleep 300 & sleep 0.1; exit 1", WAIT), backoffLimitPerIndex=0))
+    submit(cluster, job(script("setsid sleep 300 & sleep 0.1; exit 1", WAIT), backoffLimitPerIndex=0))
     until(lambda: cluster.job("j")["status"].get("failedIndexes") == "0")
+    (ended,) = [pod for pod in cluster.pods("j", "Failed") if pod["spec"]["hostname"] == "j-0"]
+    assert marked(f"{ended['spec']['nodeName']}/{os.getpid()}/{ended['metadata']['uid']}") == []
+
+
+def test_more_memory_than_the_limit_ends_the_container(cluster: Cluster) -> None:
+    made = job(script(WAIT, "awk 'BEGIN { while (1) text = text \"0123456789abcdef\" }'"))
+    made["spec"]["template"]["spec"]["containers"][0]["resources"] = {"limits": {"memory": "64Mi"}}
+    submit(cluster, made)
+    until(lambda: bool(ended := cluster.pods("j", "Failed")) and bool(ended[0]["status"]["containerStatuses"]))
+    state = cluster.pods("j", "Failed")[0]["status"]["containerStatuses"][0]["state"]["terminated"]
+    assert (state["reason"], state["exitCode"]) == ("OOMKilled", 137)
+
+
+def test_a_node_that_comes_back_without_its_processes_reports_them_failed(cluster: Cluster) -> None:
+    pod = lost(cluster)
+    cluster.add_node(pod["spec"]["nodeName"])
+    assert notes(replaced(cluster, 1, pod)) == (0, 1)
+    node = cluster.store.get(("nodes", "", pod["spec"]["nodeName"]))
+    until(lambda: not cluster.store.get(("nodes", "", node["metadata"]["name"]))["spec"].get("taints"))
+
+
+def test_a_quota_that_is_used_up_is_told_by_events_of_the_job_alone(cluster: Cluster) -> None:
+    quota(cluster, pods="1")
+    submit(cluster, job(WAIT))
+    until(lambda: "FailedCreate" in said(cluster, "Job"))
+    name = r'Error creating: pods "j-1-\w+" is forbidden: '
+    assert re.fullmatch(name + "exceeded quota: team, requested: pods=1, used: pods=1, limited: pods=1",
+                        said(cluster, "Job")["FailedCreate"])  # fmt: skip
+    assert [pod["spec"]["hostname"] for pod in running(cluster, 1)] == ["j-0"]
+    assert all(each["status"] != "True" for each in cluster.job("j")["status"].get("conditions", []))
+    quota(cluster, pods="2")
+    running(cluster, 2)
+
+
+def test_under_a_quota_of_memory_a_pod_has_to_say_how_much_it_needs(cluster: Cluster) -> None:
+    quota(cluster, **{"requests.memory": "1Gi"})
+    submit(cluster, job(WAIT))
+    until(lambda: "FailedCreate" in said(cluster, "Job"))
+    assert said(cluster, "Job")["FailedCreate"].endswith("failed quota: team: must specify requests.memory for: c")
+
+
+def test_events_tell_of_places_starts_ends_and_evictions(cluster: Cluster) -> None:
+    submit(cluster, job(script(WAIT, "sleep 0.1; exit 78")))
+    until(lambda: condition(cluster, "Failed") is not None)
+    of_pods = {"Scheduled", "Pulled", "Created", "Started", "Killing"}
+    until(lambda: of_pods <= set(said(cluster, "Pod")))
+    assert re.fullmatch(r"Successfully assigned default/j-\d-\w+ to n\d", said(cluster, "Pod")["Scheduled"])
+    assert said(cluster, "Pod")["Killing"] == "Stopping container c"
+    until(lambda: {"SuccessfulCreate", "SuccessfulDelete", "PodFailurePolicy"} <= set(said(cluster, "Job")))
+    assert "matching FailJob rule at index 1" in said(cluster, "Job")["PodFailurePolicy"]
+
+
+def test_events_tell_of_a_node_that_is_lost(cluster: Cluster) -> None:
+    pod = lost(cluster)
+    name = pod["metadata"]["name"]
+    assert said(cluster, "Pod")["TaintManagerEviction"] == f"Marking for deletion Pod default/{name}"
+    assert said(cluster, "Pod")["NodeNotReady"] == "Node is not ready"
+    node = pod["spec"]["nodeName"]
+    assert said(cluster, "Node")["NodeNotReady"] == f"Node {node} status is now: NodeNotReady"
+
+
+def said(cluster: Cluster, kind: str) -> dict[str, str]:
+    """The last message of each reason."""
+    events = [event for event in cluster.store.list("events") if event["involvedObject"]["kind"] == kind]
+    for event in events:
+        admit(event)
+    return {event["reason"]: event["message"] for event in events}
+
+
+def quota(cluster: Cluster, **hard: str) -> None:
+    key = ("resourcequotas", "default", "team")
+    made = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": hard}}
+    if cluster.store.has(key):
+        cluster.store.remove(key)
+    cluster.server.create(key, made)
 
 
 def _change(cluster: Cluster, **spec: Any) -> None:

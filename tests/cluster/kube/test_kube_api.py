@@ -180,10 +180,13 @@ def test_two_launchers_at_the_same_time_make_one_job(there: Place, tmp_path: Pat
 
 @pytest.mark.process
 @pytest.mark.timeout(900)
-def test_a_training_loses_a_pod_ends_by_itself_and_tells_no_secret(there: Place, tmp_path: Path) -> None:
+def test_a_training_loses_a_pod_ends_by_itself_and_tells_no_secret(
+    there: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pods and this machine have to see one run folder, and the image has to hold Everstep."""
     if not there.run_root:
         pytest.skip("RUN_ROOT is not set: a URL that the pods of IMAGE can write to")
+    monkeypatch.setenv("EVERSTEP_TEST_KEY", PLANTED)  # where it is submitted, too
     secret = {"EVERSTEP_TEST_KEY": base64.b64encode(PLANTED.encode()).decode()}
     there.make({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": secret})
     run, root = f"trained-{there.namespace[-8:]}", ["--root", there.run_root]
@@ -203,6 +206,10 @@ def test_a_training_loses_a_pod_ends_by_itself_and_tells_no_secret(there: Place,
     assert "step 400" in there.everstep(tmp_path, "logs", run, "--rank", "0", *root)
     everything = there.told()
     assert "secretKeyRef" in everything
+    assert '"reason": "SuccessfulCreate"' in everything
     assert PLANTED not in everything
+    if there.root is not None:
+        files = [file for file in (there.root / run).rglob("*") if file.is_file()]
+        assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []
     assert PLANTED not in there.everstep(tmp_path, "status", run, "--json", *root)
     there.everstep(tmp_path, "cancel", run, *root)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from kube_api import Place
 from kube_cluster import Cluster
 from kube_run import Run
 
@@ -15,19 +16,21 @@ GPUS = "job.gpus: a pod asks for 8 of nvidia.com/gpu, and nodes have at most 0; 
 
 @pytest.fixture
 def run(cluster: Cluster, tmp_path: Path) -> Run:
-    return Run(cluster, tmp_path, "demo")
+    there = Place(str(cluster.kubeconfig), "toy", str(tmp_path))
+    cluster.store.create(("namespaces", "", there.namespace), {"metadata": {"name": there.namespace}})
+    return Run(there, tmp_path, "demo")
 
 
 def nothing_is_made(run: Run) -> bool:
-    made = [run.cluster.store.list(kind) for kind in ("jobs", "configmaps")]
-    return not Path(run.folder.url).exists() and not any(made)
+    core = f"/api/v1/namespaces/{run.place.namespace}"
+    return not Path(run.folder.url).exists() and not run.place.jobs() + run.place.client.items(f"{core}/configmaps")
 
 
 def provider(run: Run, scheme: str) -> None:
     """Say of every node who has made it."""
-    for node in run.cluster.store.list("nodes"):
-        key = ("nodes", "", node["metadata"]["name"])
-        run.cluster.store.put(key, {**node, "spec": {**node["spec"], "providerID": f"{scheme}://zone/machine"}})
+    for node in run.place.client.items("/api/v1/nodes"):
+        path = f"/api/v1/nodes/{node['metadata']['name']}"
+        run.place.client.change(path, {"spec": {"providerID": f"{scheme}://zone/machine"}})
 
 
 @pytest.mark.parametrize("verb", ["check", "submit"])
@@ -53,11 +56,11 @@ def test_where_a_cloud_makes_nodes_on_demand_it_is_only_a_note(run: Run, scheme:
 def test_nodes_that_are_too_few_today_are_a_note_and_the_job_is_made(run: Run) -> None:
     said = run.submit("job.nodes=40", "job.mem=16G")
     assert "everstep: job.nodes=40: the nodes have places for " in said
-    assert len(run.cluster.store.list("jobs")) == 1
+    assert len(run.place.jobs()) == 1
 
 
-def test_an_account_that_may_not_see_nodes_is_not_held_up(run: Run) -> None:
-    run.cluster.server.rights.denied.add(("", "nodes", "list"))
+def test_an_account_that_may_not_see_nodes_is_not_held_up(cluster: Cluster, run: Run) -> None:
+    cluster.server.rights.denied.add(("", "nodes", "list"))
     assert "everstep" not in run.everstep("check", "--quick", *run.words("job.gpus=8"))
 
 
