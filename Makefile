@@ -19,9 +19,10 @@ demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and l
 test: $(VENV)/test.stamp  ## all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-k8s: $(VENV)/test.stamp  ## what any cluster can show: KUBECONFIG=… [IMAGE=…], and IMAGE=…/everstep RUN_ROOT=s3://… to train
+test-k8s: $(VENV)/test.stamp  ## what any cluster can show: KUBECONFIG=… [IMAGE=…/everstep RUN_ROOT=…] [NODES=5] (k8s/README.md)
 	EVERSTEP_KUBECONFIG='$(KUBECONFIG)' EVERSTEP_IMAGE='$(IMAGE)' EVERSTEP_RUN_ROOT='$(RUN_ROOT)' \
-		$(BIN)/python -m pytest -v tests/cluster/kube/test_kube_api.py $(ARGS)
+	EVERSTEP_NODES='$(NODES)' EVERSTEP_KILL_NODE='$(KILL_NODE)' $(BIN)/python -m pytest -v -rs \
+		$(addprefix tests/cluster/kube/test_kube_,api.py outage.py faults.py) $(ARGS)
 
 check: $(VENV)/test.stamp  ## style, types and the direction of imports
 	$(BIN)/ruff check .

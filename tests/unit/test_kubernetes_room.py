@@ -111,7 +111,8 @@ def test_the_role_in_the_repository_grants_what_the_launcher_needs() -> None:
     assert {key: verbs for key, verbs in written.items() if key in rights.GRANTED} == rights.GRANTED
     for_the_doctor = {("", "resourcequotas"), ("", "persistentvolumeclaims"), ("kueue.x-k8s.io", "localqueues")}
     for_queues = {("kueue.x-k8s.io", "workloads"), ("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads")}
-    assert written.keys() - rights.GRANTED.keys() == for_the_doctor | for_queues
+    for_status = {*for_queues, ("", "events")}
+    assert written.keys() - rights.GRANTED.keys() == for_the_doctor | for_status
 
 
 def test_a_rule_for_single_names_grants_nothing_to_all() -> None:

@@ -1,4 +1,4 @@
-"""What a Job and its pods say about a run: pods that Kubernetes lets wait for long before it starts them again."""
+"""Why pods are missing: only events of the job tell it, and only while they are news."""
 
 from __future__ import annotations
 
@@ -7,52 +7,81 @@ from typing import Any
 
 import pytest
 
-from launch.schedulers.kubernetes.standing import COUNTED, IGNORED, standing
+from launch.job import JobState
+from launch.schedulers.kubernetes.standing import lacks_pods, standing
+
+BEGAN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+QUOTA = ('Error creating: pods "demo-1-x7k2p" is forbidden: exceeded quota: team, '
+         "requested: requests.nvidia.com/gpu=8, "
+         "used: requests.nvidia.com/gpu=16, limited: requests.nvidia.com/gpu=16")  # fmt: skip
 
 
-def pod(index: int, phase: str, failures: int = 0, ended_s_ago: float = 0.0) -> dict[str, Any]:
-    now = datetime.datetime.now(datetime.UTC)
-    ended = {"finishedAt": (now - datetime.timedelta(seconds=ended_s_ago)).isoformat()}
-    return {
-        "metadata": {
-            "name": f"demo-{index}-{failures}",
-            "annotations": {
-                "batch.kubernetes.io/job-completion-index": str(index),
-                IGNORED: str(failures),
-                COUNTED: "0",
-            },
-        },
-        "spec": {"nodeName": f"node-{index}"},
-        "status": {
-            "phase": phase,
-            "containerStatuses": [{"state": {"terminated": ended} if phase == "Failed" else {"running": {}}}],
-        },
-    }
+def at(seconds: float) -> str:
+    return (BEGAN + datetime.timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
 
 
-def job() -> dict[str, Any]:
-    return {"kind": "Job", "metadata": {"name": "demo"}, "spec": {}, "status": {"active": 2}}
+def job(**spec: Any) -> dict[str, Any]:
+    return {"kind": "Job", "metadata": {"name": "demo", "uid": "u", "creationTimestamp": at(0)},
+            "spec": {"parallelism": 2, **spec}, "status": {"startTime": at(0)}}  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("failures", "ended_s_ago", "is_worn"), [(3, 0, False), (4, 0, True), (4, 100, False), (9, 9, True)]
-)
-def test_a_job_is_worn_while_a_lost_pod_waits_longer_than_the_limit(
-    failures: int, ended_s_ago: float, is_worn: bool
+def pod(phase: str, made_s: float = 1, name: str = "demo-0") -> dict[str, Any]:
+    return {"metadata": {"name": name, "creationTimestamp": at(made_s)}, "spec": {"nodeName": "n0"},
+            "status": {"phase": phase}}  # fmt: skip
+
+
+def event(message: str = QUOTA, last_s: float = 60, uid: str = "u", **fields: Any) -> dict[str, Any]:
+    return {"reason": "FailedCreate", "message": message, "lastTimestamp": at(last_s), "involvedObject": {"uid": uid},
+            **fields}  # fmt: skip
+
+
+def reason(*events: dict[str, Any], pods: list[dict[str, Any]] | None = None) -> str:
+    return standing(job(), pods or [], events=events).reason
+
+
+def test_a_quota_is_said_with_its_name_and_all_numbers() -> None:
+    assert reason(event()) == (
+        "waits for quota team (requested: requests.nvidia.com/gpu=8, used: requests.nvidia.com/gpu=16, "
+        "limited: requests.nvidia.com/gpu=16)"
+    )
+
+
+def test_another_refusal_is_said_as_it_is() -> None:
+    said = 'pods "demo-0-x" is forbidden: failed quota: team: must specify requests.memory for: train'
+    assert reason(event(f"Error creating: {said}")) == f"no pod can be made: {said}"
+
+
+def test_a_job_of_which_some_pods_run_says_it_too() -> None:
+    status = standing(job(), [pod("Running")], events=[event()])
+    assert status.state is JobState.running
+    assert status.reason.startswith("waits for quota team")
+
+
+def test_a_refusal_is_old_news_when_a_pod_was_made_since() -> None:
+    assert reason(event(last_s=60), pods=[pod("Running", made_s=61)]) == ""
+
+
+def test_the_last_time_of_a_series_counts() -> None:
+    series = event(last_s=60, series={"lastObservedTime": at(90)})
+    assert "quota" in reason(series, pods=[pod("Running", made_s=70)])
+
+
+@pytest.mark.parametrize("other", [event(uid="another"), event(reason="SuccessfulCreate")])
+def test_events_of_other_jobs_and_of_other_things_say_nothing(other: dict[str, Any]) -> None:
+    assert reason(other) == "no pod runs yet"
+
+
+@pytest.mark.parametrize(("made", "pods", "now_s", "lacks"), [
+    (job(), [], 60, True),
+    (job(), [pod("Running")], 60, True),
+    (job(), [pod("Running"), pod("Pending")], 60, False),
+    (job(), [pod("Running"), pod("Succeeded")], 60, False),
+    (job(), [], 1, False),
+    (job(suspend=True), [], 60, False),
+    ({**job(), "status": {}}, [], 60, False),
+    ({**job(), "status": {"startTime": at(0), "conditions": [{"type": "Failed", "status": "True"}]}}, [], 60, False),
+], ids=["none", "one", "all", "one is done", "just begun", "suspended", "not begun", "failed"])  # fmt: skip
+def test_only_a_job_that_should_have_more_pods_is_worth_a_question(
+    made: dict[str, Any], pods: list[dict[str, Any]], now_s: float, lacks: bool
 ) -> None:
-    lost = [pod(1, "Failed", number, 1000) for number in range(failures)]
-    status = standing(job(), [pod(0, "Running"), *lost, pod(1, "Failed", failures, ended_s_ago)], 120)
-    assert status.worn.startswith("pod 1: is started again only in ") == is_worn
-    assert ("everstep resume makes a new job" in status.reason) == is_worn
-
-
-def test_a_pod_that_runs_again_leaves_no_job_worn() -> None:
-    status = standing(job(), [pod(0, "Running"), pod(1, "Failed", 8), pod(1, "Running", 9)], 120)
-    assert status.worn == ""
-    assert "would be started again only after 10 min" in status.reason
-
-
-def test_a_job_that_is_over_is_not_worn() -> None:
-    failed = {"type": "Failed", "status": "True", "reason": "BackoffLimitExceeded"}
-    ended = {**job(), "status": {"conditions": [failed]}}
-    assert standing(ended, [pod(0, "Failed", 9)], 120).worn == ""
+    assert lacks_pods(made, pods, BEGAN.timestamp() + now_s) is lacks

@@ -46,6 +46,7 @@ class Place:
     """Empty where pods and this machine see no place together."""
     scale: float = 1.0
     """Seconds here for each second of a real cluster."""
+    simulated: bool = False
     agents: Agents | None = None
     """Nodes of our own, if it has any."""
 
@@ -120,6 +121,14 @@ class Place:
         off = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
         self.client.change(path, {"spec": {"taints": [*known, off]}})
 
+    def forget(self) -> None:
+        """The history of all objects is gone, as after a compaction of etcd. Only the simulation can be asked to."""
+        self.client.create("/simulation/forget", {})
+
+    def forgets(self) -> int:
+        """How many watches have been told so."""
+        return int((self.client.read("/simulation/forgets") or {})["watches"])
+
     # Jobs and pods
 
     def config(self, folder: Path, shell: str = WAIT, **keys: Any) -> JobConfig:
@@ -183,13 +192,14 @@ def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
     """A namespace that is removed afterwards; on one without kubelets, as the simulated, with nodes of our own."""
     with contextlib.ExitStack() as stack:
         if kubeconfig := os.environ.get("EVERSTEP_KUBECONFIG"):
+            simulated = False
             nodes = int(os.environ.get("EVERSTEP_NODES") or 0)
             image, root, scale = os.environ.get("EVERSTEP_IMAGE") or "busybox", os.environ.get("EVERSTEP_RUN_ROOT"), 1.0
         else:
-            kubeconfig = stack.enter_context(_simulated(folder))
+            kubeconfig, simulated = stack.enter_context(_simulated(folder)), True
             image, root, scale = "any", str(folder / "runs"), SCALE
         stack.enter_context(_environment("KUBECONFIG", kubeconfig))
-        made = Place(kubeconfig, image, root or "", scale)
+        made = Place(kubeconfig, image, root or "", scale, simulated)
         if nodes:
             names = [f"{made.namespace}-{number}" for number in range(nodes)]
             made.agents = Agents(kubeconfig, folder / "nodes", names, max(HEARTBEAT_S * scale, 0.5))

@@ -32,12 +32,14 @@ TICK_S = 0.02
 class Cluster:
     folder: Path
     scale: float = 0.05
+    certificate: tuple[str, str] | None = None
+    """Files of a certificate and its key, for TLS. Whoever speaks to the server shows the same."""
     nodes: dict[str, Agent] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.store = Store()
         self.store.create(("namespaces", "", "default"), {"kind": "Namespace", "metadata": {"name": "default"}})
-        self.server = Server(self.store, 60.0 * self.scale)
+        self.server = Server(self.store, 60.0 * self.scale, self.certificate)
         events = Events(self.store)
         self.jobs = Jobs(self.store, events, self.scale)
         self.scheduler = Scheduler(self.store, events)
@@ -45,18 +47,24 @@ class Cluster:
         self._over = threading.Event()
         self.errors: list[str] = []
         self.kubeconfig = self.folder / "kubeconfig"
+        authority, user = {}, {}
+        if self.certificate is not None:
+            authority = {"certificate-authority": self.certificate[0]}
+            user = {"client-certificate": self.certificate[0], "client-key": self.certificate[1]}
         context = {"cluster": "c", "user": "u", "namespace": "default"}
         self.kubeconfig.write_text(json.dumps({
             "apiVersion": "v1", "kind": "Config", "current-context": "simulated",
-            "clusters": [{"name": "c", "cluster": {"server": self.server.url}}],
-            "users": [{"name": "u", "user": {}}],
+            "clusters": [{"name": "c", "cluster": {"server": self.server.url, **authority}}],
+            "users": [{"name": "u", "user": user}],
             "contexts": [{"name": "simulated", "context": context}]}))  # fmt: skip
         self._thread = threading.Thread(target=self._loop, daemon=True)
 
     @staticmethod
     @contextlib.contextmanager
-    def up(folder: Path, nodes: int, scale: float = 0.05, **capacity: str) -> Iterator[Cluster]:
-        made = Cluster(folder, scale)
+    def up(
+        folder: Path, nodes: int, scale: float = 0.05, certificate: tuple[str, str] | None = None, **capacity: str
+    ) -> Iterator[Cluster]:
+        made = Cluster(folder, scale, certificate)
         for number in range(nodes):
             made.add_node(f"n{number}", **capacity)
         made._thread.start()

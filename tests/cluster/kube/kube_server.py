@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import ssl
 import threading
 import time
 import urllib.request
@@ -33,7 +34,7 @@ class Server:
     all watches in the middle of a word. `watches` counts those that began, `listeners` those that go on, `gone` those
     that began too late."""
 
-    def __init__(self, store: Store, bookmark_s: float = 60.0) -> None:
+    def __init__(self, store: Store, bookmark_s: float = 60.0, certificate: tuple[str, str] | None = None) -> None:
         self.store, self.bookmark_s = store, bookmark_s
         self.away, self.over = threading.Event(), threading.Event()
         self.rights = Rights()
@@ -53,11 +54,19 @@ class Server:
 
         self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._http.daemon_threads = True
+        self._scheme = "http" if certificate is None else "https"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            context.load_verify_locations(certificate[0])
+            context.verify_mode = ssl.CERT_REQUIRED
+            # The handshake belongs to the thread of each connection: a stranger holds nobody up.
+            self._http.socket = context.wrap_socket(self._http.socket, server_side=True, do_handshake_on_connect=False)
         threading.Thread(target=self._http.serve_forever, daemon=True).start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._http.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._http.server_port}"
 
     def close(self) -> None:
         self.over.set()
@@ -88,6 +97,8 @@ class Server:
     def _do(self, http: BaseHTTPRequestHandler, body: Any) -> Plain | str | None:
         url = urlparse(http.path)
         query = dict(parse_qsl(url.query))
+        if url.path.startswith("/simulation/"):
+            return self._ruled(url.path)
         if (told := self.rights.answer(url.path, body)) is not None:
             return told
         plural, namespace, name, sub = _parse(url.path)
@@ -121,6 +132,13 @@ class Server:
         if sub == "status":
             return self._report(key, body)
         return self._patch(http, key, body)
+
+    def _ruled(self, path: str) -> Plain:
+        """No real server has this: its history is lost, and how many watches have begun too late."""
+        if path == "/simulation/forget":
+            self.store.touch()
+            self.store.forget()
+        return {"watches": self.gone}
 
     def create(self, key: Key, thing: Plain) -> Plain:
         admit(thing)

@@ -157,6 +157,23 @@ def test_what_fits_nowhere_says_why(there: Place, tmp_path: Path) -> None:
     scheduler.cancel([handle])
 
 
+def test_a_quota_that_is_used_up_is_said_with_its_name_and_what_is_left_of_it(there: Place, tmp_path: Path) -> None:
+    there.until(lambda: there.pods() == [])
+    there.make({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"},
+                "spec": {"hard": {"pods": "1"}}})  # fmt: skip
+    quota = f"/api/v1/namespaces/{there.namespace}/resourcequotas/team"
+    there.until(lambda: "used" in (there.client.read(quota) or {}).get("status", {}))
+    job = there.config(tmp_path, WAIT)
+    scheduler = Kubernetes(job)
+    handle = scheduler.submit(there.rendered(job, "third"))
+    wanted = "waits for quota team (requested: pods=1, used: pods=1, limited: pods=1)"
+    there.until(lambda: wanted in scheduler.status([handle])[handle].reason)
+    there.client.remove(quota)
+    there.until(lambda: len(there.running()) == 2)
+    there.until(lambda: scheduler.status([handle])[handle].reason == "")
+    scheduler.cancel([handle])
+
+
 def test_what_the_server_refuses_is_one_line(there: Place, tmp_path: Path) -> None:
     job = there.config(tmp_path)
     made = list(yaml.safe_load_all(there.rendered(job, "refused").manifest))

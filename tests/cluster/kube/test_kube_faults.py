@@ -1,7 +1,7 @@
 """Three pods train the toy, and lose one after the other: the same samples, the same parameters, nobody asked.
 
-One run suffers all faults, one after the other: to start three processes costs far more than all that they train. It
-all goes through an API server, so it runs on any cluster whose pods see the folder of runs: `make test-k8s RUN_ROOT=/…`.
+One run suffers all faults, one after the other: to start three processes costs far more than all that they train. All
+of it goes through an API server, so it runs on any cluster whose pods see the folder of runs (k8s/README.md).
 """
 
 from __future__ import annotations

@@ -1,0 +1,97 @@
+"""A launcher that is cut off from any API server, by a proxy between the two: pods are a shell, and go on meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kube_api import Place, place
+from kube_proxy import Between
+
+from launch.job import JobHandle, JobState
+from launch.schedulers.base import Ask
+from launch.schedulers.kubernetes.cluster import Kubernetes
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+OUTAGE_S = 30.0
+"""On whatever cluster: how long it is waited for is the launcher's matter, and not scaled."""
+ENDS = "trap 'exit 143' TERM; for i in $(seq 40); do sleep 0.1; done"
+
+
+@pytest.fixture(scope="module")
+def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    with place(tmp_path_factory.mktemp("outage")) as made:
+        yield made
+
+
+@pytest.fixture
+def between(there: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Between]:
+    made = Between(Path(there.kubeconfig), tmp_path)
+    monkeypatch.setenv("KUBECONFIG", str(made.kubeconfig))
+    yield made
+    made.close()
+
+
+def state(ask: Ask, handle: JobHandle) -> JobState:
+    return ask([handle])[handle].state
+
+
+def test_a_server_that_is_away_for_30_s_is_waited_for_and_its_job_ends_meanwhile(
+    there: Place, between: Between, tmp_path: Path
+) -> None:
+    job = there.config(tmp_path, ENDS)
+    scheduler, made = Kubernetes(job), list[JobHandle]()
+    handle = scheduler.submit(there.rendered(job, "ends"))
+    with scheduler.follow() as ask:
+        there.until(lambda: state(ask, handle) is JobState.running)
+        with between.away():
+            back = time.monotonic() + OUTAGE_S
+            thread = threading.Thread(target=lambda: made.append(Kubernetes(job).submit(there.rendered(job, "late"))))
+            thread.start()
+            there.until(lambda: time.monotonic() > back)
+            assert made == []
+        thread.join(60)
+        there.until(lambda: state(ask, handle) is JobState.succeeded)
+        there.until(lambda: state(ask, made[0]) is JobState.succeeded)
+    assert [each["metadata"]["name"] for each in there.jobs()].count(made[0].id.rsplit("/", 1)[-1]) == 1
+    scheduler.cancel([handle, *made])
+
+
+def test_a_watch_that_is_cut_again_and_again_misses_nothing(there: Place, between: Between, tmp_path: Path) -> None:
+    job = there.config(tmp_path, ENDS, nodes=1)
+    scheduler, seen = Kubernetes(job), list[JobState]()
+    handle = scheduler.submit(there.rendered(job, "cut"))
+
+    def ended() -> bool:
+        between.cut()
+        seen.append(state(ask, handle))
+        return seen[-1].is_over
+
+    with scheduler.follow() as ask:
+        there.until(ended)
+    assert list(dict.fromkeys(seen))[-2:] == [JobState.running, JobState.succeeded]
+    scheduler.cancel([handle])
+
+
+def test_a_launcher_that_comes_back_to_a_history_that_is_gone_knows_how_all_stands(
+    there: Place, between: Between, tmp_path: Path
+) -> None:
+    if not there.simulated:
+        pytest.skip(
+            "the history of a real server is gone when etcd is compacted, and nobody can ask for that over its API"
+        )
+    job = there.config(tmp_path, ENDS)
+    scheduler = Kubernetes(job)
+    handle = scheduler.submit(there.rendered(job, "forgotten"))
+    with scheduler.follow() as ask:
+        there.until(lambda: state(ask, handle) is JobState.running)
+        before = there.forgets()
+        with between.away():
+            there.until(lambda: there.job(handle.id.rsplit("/", 1)[-1])["status"].get("active") == 0)
+            there.forget()
+        there.until(lambda: state(ask, handle) is JobState.succeeded)
+        assert there.forgets() == before + 2  # the watch of jobs, and that of pods
+    scheduler.cancel([handle])
