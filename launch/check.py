@@ -14,6 +14,7 @@ from launch.arguments import Arguments
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config
 from launch.mistakes import composed_or_mistakes
+from launch.mounts import datasets, only_there
 from launch.rehearsal import rehearse, worlds
 from launch.schedulers.base import Program
 from trainer.compose import Composed, freeze, refuse_changes, thaw
@@ -56,8 +57,8 @@ def check(composed: Composed, job: JobConfig, program: Program | None = None) ->
         lambda: _plugins(composed),
         lambda: _run_root(composed),
         lambda: _folder(composed),
-        lambda: _data(composed),
-        lambda: _init_from(composed),
+        lambda: _data(composed, job),
+        lambda: _init_from(composed, job),
         lambda: _cluster(job, program or _program(composed)),
     ]
     found: list[str] = []
@@ -138,19 +139,16 @@ def _folder(composed: Composed) -> Iterator[str]:
     yield from ()
 
 
-def _data(composed: Composed) -> Iterator[str]:
-    """Prepared datasets are folders with names in them; what other datasets need only they know."""
-    node = composed.run.data or {}
-    if str(node.get("_target_", "")).startswith("trainer.data.prepared."):
-        mixed = [(f"data.mix[{n}].path", each.get("path")) for n, each in enumerate(node.get("mix") or [])]
-        for key, path in [("data.path", node.get("path")), *mixed]:
-            if path is not None and not open_storage(str(path)).names():
-                yield f"{key}={path!r}: there is no dataset; change {key}, or make it with 'everstep data prepare'"
+def _data(composed: Composed, job: JobConfig) -> Iterator[str]:
+    """Prepared datasets are folders with names in them."""
+    for key, path in datasets(composed.run):
+        if not only_there(path, job) and not open_storage(path).names():
+            yield f"{key}={path!r}: there is no dataset; change {key}, or make it with 'everstep data prepare'"
 
 
-def _init_from(composed: Composed) -> Iterator[str]:
+def _init_from(composed: Composed, job: JobConfig) -> Iterator[str]:
     url = composed.run.init_from
-    if url is not None and not open_storage(url).names():
+    if url is not None and not only_there(url, job) and not open_storage(url).names():
         yield f"init_from={url!r}: there is neither a checkpoint nor a run; change init_from"
 
 

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from launch.config import JobConfig, processes
+from launch.mounts import datasets, only_there
 from launch.say import say
 from trainer.compose import freeze
 from trainer.config import ParallelKind, RunConfig
@@ -34,7 +35,11 @@ def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | N
         say(f"{sys.executable} has no torch, so model and data were not looked at here")
         return 0
     words = [word for world in _ends(run, worlds(run, job)) for word in ("--world", str(world))]
-    argv = [sys.executable, "-m", "trainer", "check", "--frozen", *words, *(["--brief"] if brief else [])]
+    away = [path for _, path in datasets(run) if only_there(path, job)]
+    if away:
+        say(f"{', '.join(away)}: only pods can see the data, so it was not looked at here")
+    flags = [*(["--brief"] if brief else []), *(["--no-data"] if away else [])]
+    argv = [sys.executable, "-m", "trainer", "check", "--frozen", *words, *flags]
     # What an image has at these places this machine need not have.
     env = {**os.environ, **(job.env if job.image is None else {})}
     if code is not None:

@@ -63,12 +63,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--world", type=int, action="append", metavar="N",
                         help="processes that the run will have (1); may be given again")  # fmt: skip
     parser.add_argument("--brief", action="store_true", help="the memory in one line")
+    parser.add_argument("--no-data", action="store_true", help="the data is where the run will be, and not here")
 
 
 def check(options: argparse.Namespace) -> int:
     """Look at everything, then list what does not fit, a line each; exit code 2 when something does not."""
     run = _config(options)
-    found = examine(run, *(options.world or [1]))
+    found = examine(run, *(options.world or [1]), data=not options.no_data)
     if not (options.brief and found.problems):
         for fact in found.facts(run, options.brief):
             print(fact)
@@ -85,8 +86,8 @@ def _config(options: argparse.Namespace) -> RunConfig:
     return thaw(sys.stdin.buffer.read().decode())
 
 
-def examine(run: RunConfig, *worlds: int) -> Findings:
-    """Build what a run is made of, the model at each number of processes."""
+def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
+    """Build what a run is made of, the model at each number of processes; `data` reads a first batch too."""
     from trainer.build import PLUGINS
     from trainer.plugins import check_allowed
 
@@ -104,7 +105,7 @@ def examine(run: RunConfig, *worlds: int) -> Findings:
     with found.of("hooks"):
         _build_hooks(run)
     with found.of("data"):
-        found.data = _first_batch(run)
+        found.data = _first_batch(run) if data else ""
     found.notes += _idle(run, max(worlds))
     found.problems = list(dict.fromkeys(found.problems))  # what is wrong at each number of processes is told once
     return found

@@ -84,6 +84,15 @@ def test_what_cannot_work_is_one_line_with_the_key(words: list[str], said: str) 
     assert "\n" not in found
 
 
+@pytest.mark.parametrize("mount", ["/nowhere/data", "/proc"])
+def test_what_lies_on_a_claim_is_looked_for_only_where_this_machine_has_it(mount: str) -> None:
+    lies = [f"init_from={mount}/run", "data=prepared", f"data.path={mount}/set"]
+    composed = compose(["experiment=digits", *lies, "job=k8s", f"job.k8s.claims.d={mount}", "job.image=i"])
+    found = check(composed, job_config(composed.job))
+    missing = [line for line in found if "there is no dataset" in line or "neither a checkpoint" in line]
+    assert len(missing) == (2 if mount == "/proc" else 0)
+
+
 def test_parts_of_a_mixture_are_looked_for_one_by_one(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "index.json").write_text("{}")
@@ -211,3 +220,15 @@ def test_both_parts_are_looked_at_and_the_worse_exit_code_counts(capfd: pytest.C
     assert main(["check", "experiment=digits", "init_from=away", "model.widht=3"]) == 2
     shown = capfd.readouterr()
     assert [line.split(":")[1].split("=")[0].strip() for line in shown.err.splitlines()] == ["init_from", "model.widht"]
+
+
+@pytest.mark.process
+def test_a_model_is_built_though_its_data_is_only_where_pods_mount_it(capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["experiment=digits", "data=prepared", "data.path=/nowhere/data/set"]
+    composed = compose(
+        [*words, "job=k8s", "job.k8s.claims.d=/nowhere/data", "job.image=i", "job.nproc=1", "job.gpus=0"]
+    )
+    assert rehearse(composed.run, job_config(composed.job), brief=True) == 0
+    shown = capfd.readouterr().err
+    assert "/nowhere/data/set: only pods can see the data" in shown
+    assert "parameters take" in shown
