@@ -18,15 +18,16 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from kube_wire import MERGE, Refused, Wire
-from node_process import Plain, Process, now
+from node_logs import logs_of
+from node_process import NotStarted, Plain, Process, now
 
-TICK_S, PAUSE_S, HEARTBEAT_S = 0.05, 0.2, 10.0
+TICK_S, PAUSE_S, AGAIN_S, HEARTBEAT_S = 0.05, 0.2, 1.0, 10.0
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 NOWHERE = ".invalid"
 """No registry can have such a host: what is to be pulled from there is not found, here as anywhere."""
@@ -43,6 +44,8 @@ class Seen:
     process: Process | None = None
     status: Plain = field(default_factory=dict)
     told: Plain | None = None
+    again_at: float = 0.0
+    """When it is tried again to start it: what it needs may not be there yet."""
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Agent:
 
     def __post_init__(self) -> None:
         self._over, self._lock = threading.Event(), threading.RLock()
-        self._logs = ThreadingHTTPServer(("127.0.0.1", 0), _logs_of(self))
+        self._logs = ThreadingHTTPServer(("127.0.0.1", 0), logs_of(self.log_of))
         self._logs.daemon_threads = True
 
     def start(self, certificate: tuple[str, str] | None = None) -> None:
@@ -86,6 +89,11 @@ class Agent:
             self.pods = {}
         self._logs.shutdown()
         self._logs.server_close()
+
+    def log_of(self, namespace: str, pod: str) -> Path | None:
+        found = [seen.process.log for seen in list(self.pods.values()) if seen.process is not None
+                 and [namespace, pod] == [seen.pod["metadata"]["namespace"], seen.pod["metadata"]["name"]]]  # fmt: skip
+        return found[0] if found else None
 
     def _every(self, pause_s: float, work: Callable[[], None]) -> Callable[[], None]:
         def loop() -> None:
@@ -158,13 +166,18 @@ class Agent:
 
     def tend(self) -> None:
         for uid, seen in list(self.pods.items()):
-            with self._lock:
+            with self._lock, contextlib.suppress(OSError, Refused):  # one pod's trouble is not the others'
                 if uid in self.pods and not self.silent:
                     self._tend(seen)
 
     def _tend(self, seen: Seen) -> None:
         meta = seen.pod["metadata"]
-        if seen.process is None and not seen.status:
+        if (
+            seen.process is None
+            and seen.status.get("phase", "Pending") == "Pending"
+            and time.monotonic() > seen.again_at
+        ):
+            seen.again_at = time.monotonic() + AGAIN_S
             self._begin(seen)
         if seen.process is not None and seen.status["phase"] not in OVER:
             if "deletionTimestamp" in meta:
@@ -197,7 +210,28 @@ class Agent:
             seen.status = self._status(seen, "Pending", {"waiting": {"reason": "ErrImagePull", "message": why}})
             self._event(pod, "Warning", "Failed", f'Failed to pull image "{image}": {why}')
         else:
+            self._run(seen)
+
+    def _run(self, seen: Seen) -> None:
+        pod, image = seen.pod, seen.pod["spec"]["containers"][0]["image"]
+        try:
             seen.process = Process(pod, self.name, self.folder / pod["metadata"]["uid"], self._reader(pod))
+        except NotStarted as error:
+            ended = {
+                "exitCode": 128,
+                "reason": "StartError",
+                "message": f"failed to start: {error}",
+                "finishedAt": now(),
+            }
+            seen.status = self._status(seen, "Failed", {"terminated": ended})
+            self._event(pod, "Warning", "Failed", f"Error: {error}")
+        except Refused as error:
+            if error.code != 404:
+                raise
+            waiting = {"reason": "CreateContainerConfigError", "message": str(error)}
+            seen.status = self._status(seen, "Pending", {"waiting": waiting})
+            self._event(pod, "Warning", "Failed", f"Error: {error}")
+        else:
             seen.status = self._status(seen, "Running", {"running": {"startedAt": seen.process.started}})
             for reason, said in (("Pulled", f'Container image "{image}" already present on machine'),
                                  ("Created", f"Created container: {_container(pod)}"),
@@ -255,25 +289,6 @@ class Agent:
 
 def _container(pod: Plain) -> str:
     return str(pod["spec"]["containers"][0]["name"])
-
-
-def _logs_of(agent: Agent) -> type[BaseHTTPRequestHandler]:
-    class Logs(BaseHTTPRequestHandler):
-        """GET /containerLogs/NAMESPACE/POD/CONTAINER."""
-
-        def log_message(self, *_: object) -> None: ...
-
-        def do_GET(self) -> None:
-            words = self.path.partition("?")[0].strip("/").split("/")
-            found = [seen.process for seen in list(agent.pods.values()) if seen.process is not None and
-                     words[1:3] == [seen.pod["metadata"]["namespace"], seen.pod["metadata"]["name"]]]  # fmt: skip
-            data = found[0].log.read_bytes() if found else b""
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    return Logs
 
 
 def main() -> None:
