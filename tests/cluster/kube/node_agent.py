@@ -25,27 +25,15 @@ from urllib.parse import quote
 
 from kube_wire import MERGE, Refused, Wire
 from node_logs import logs_of
+from node_pod import OVER, Seen
 from node_process import NotStarted, Plain, Process, now
 
 TICK_S, PAUSE_S, AGAIN_S, HEARTBEAT_S = 0.05, 0.2, 1.0, 10.0
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 NOWHERE = ".invalid"
 """No registry can have such a host: what is to be pulled from there is not found, here as anywhere."""
-OVER = ("Succeeded", "Failed")
 ROOM = {"cpu": "8", "memory": "64Gi", "pods": "50"}
 """What a node has where nobody says anything else."""
-
-
-@dataclass
-class Seen:
-    """A pod of ours: what runs, how it has ended, and the status that the server was last told."""
-
-    pod: Plain
-    process: Process | None = None
-    status: Plain = field(default_factory=dict)
-    told: Plain | None = None
-    again_at: float = 0.0
-    """When it is tried again to start it: what it needs may not be there yet."""
 
 
 @dataclass
@@ -182,38 +170,38 @@ class Agent:
         if seen.process is not None and seen.status["phase"] not in OVER:
             if "deletionTimestamp" in meta:
                 if seen.process.told_at is None:
-                    self._event(seen.pod, "Normal", "Killing", f"Stopping container {_container(seen.pod)}")
+                    self._event(seen.pod, "Normal", "Killing", f"Stopping container {seen.name}")
                 seen.process.end(float(meta.get("deletionGracePeriodSeconds") or 0))
             if (state := seen.process.tend()) is not None:
                 phase = "Failed" if state["terminated"]["exitCode"] else "Succeeded"
-                seen.status = self._status(seen, phase, state)
+                seen.say(phase, state)
         elif "deletionTimestamp" in meta and seen.status.get("phase") == "Pending":
-            seen.status = self._status(seen, "Failed", None)
+            seen.say("Failed", None)
         if seen.told != seen.status:
             self._tell(seen)
         elif seen.status.get("phase") in OVER and meta.get("deletionGracePeriodSeconds"):
             self._ask_for(seen.pod, "DELETE", "", {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
 
     def _begin(self, seen: Seen) -> None:
-        pod, image = seen.pod, seen.pod["spec"]["containers"][0]["image"]
+        pod, image = seen.pod, seen.container["image"]
         phase = pod["status"].get("phase", "Pending")
         if phase in OVER:
             seen.status = seen.told = {"phase": phase}
         elif phase == "Running":  # begun by an agent that is gone, and its processes with it
             lost = {"exitCode": 137, "reason": "ContainerStatusUnknown",
                     "message": "The container could not be located when the pod was terminated"}  # fmt: skip
-            seen.status = self._status(seen, "Failed", {"terminated": {**lost, "finishedAt": now()}})
+            seen.say("Failed", {"terminated": {**lost, "finishedAt": now()}})
         elif "deletionTimestamp" in pod["metadata"]:
-            seen.status = self._status(seen, "Failed", None)
+            seen.say("Failed", None)
         elif image.split("/")[0].endswith(NOWHERE):
             why = f'failed to pull image "{image}": failed to resolve reference "{image}": no such host'
-            seen.status = self._status(seen, "Pending", {"waiting": {"reason": "ErrImagePull", "message": why}})
+            seen.say("Pending", {"waiting": {"reason": "ErrImagePull", "message": why}})
             self._event(pod, "Warning", "Failed", f'Failed to pull image "{image}": {why}')
         else:
             self._run(seen)
 
     def _run(self, seen: Seen) -> None:
-        pod, image = seen.pod, seen.pod["spec"]["containers"][0]["image"]
+        pod, image = seen.pod, seen.container["image"]
         try:
             seen.process = Process(pod, self.name, self.folder / pod["metadata"]["uid"], self._reader(pod))
         except NotStarted as error:
@@ -223,33 +211,20 @@ class Agent:
                 "message": f"failed to start: {error}",
                 "finishedAt": now(),
             }
-            seen.status = self._status(seen, "Failed", {"terminated": ended})
+            seen.say("Failed", {"terminated": ended})
             self._event(pod, "Warning", "Failed", f"Error: {error}")
         except Refused as error:
             if error.code != 404:
                 raise
             waiting = {"reason": "CreateContainerConfigError", "message": str(error)}
-            seen.status = self._status(seen, "Pending", {"waiting": waiting})
+            seen.say("Pending", {"waiting": waiting})
             self._event(pod, "Warning", "Failed", f"Error: {error}")
         else:
-            seen.status = self._status(seen, "Running", {"running": {"startedAt": seen.process.started}})
+            seen.say("Running", {"running": {"startedAt": seen.process.started}})
             for reason, said in (("Pulled", f'Container image "{image}" already present on machine'),
-                                 ("Created", f"Created container: {_container(pod)}"),
-                                 ("Started", f"Started container {_container(pod)}")):  # fmt: skip
+                                 ("Created", f"Created container: {seen.name}"),
+                                 ("Started", f"Started container {seen.name}")):  # fmt: skip
                 self._event(pod, "Normal", reason, said)
-
-    def _status(self, seen: Seen, phase: str, state: Plain | None) -> Plain:
-        ready = "True" if phase == "Running" else "False"
-        status: Plain = {"phase": phase, "conditions": [{"type": kind, "status": ready} for kind in
-                                                        ("Ready", "ContainersReady")]}  # fmt: skip
-        if seen.process is not None:
-            status |= {"podIP": seen.process.ip, "podIPs": [{"ip": seen.process.ip}],
-                       "startTime": seen.process.started, "hostIP": "127.0.0.1"}  # fmt: skip
-        if state is not None:
-            container = seen.pod["spec"]["containers"][0]
-            status["containerStatuses"] = [{"name": container["name"], "image": container["image"], "imageID": "",
-                                            "state": state, "ready": ready == "True", "restartCount": 0}]  # fmt: skip
-        return status
 
     def _tell(self, seen: Seen) -> None:
         """The whole status, for this very pod: another of its name is none of ours. What fails is said again."""
@@ -285,10 +260,6 @@ class Agent:
                 "reportingInstance": self.name}  # fmt: skip
         with contextlib.suppress(OSError, Refused):
             self.wire.ask("POST", f"/api/v1/namespaces/{meta['namespace']}/events", made)
-
-
-def _container(pod: Plain) -> str:
-    return str(pod["spec"]["containers"][0]["name"])
 
 
 def main() -> None:
