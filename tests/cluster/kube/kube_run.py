@@ -106,7 +106,3 @@ class Run:
         logs = [f"== {pod['metadata']['name']}: {pod['status']}\n{self.place.log(pod)[-1500:]}"
                 for pod in self.place.pods()]  # fmt: skip
         return "\n".join(logs)
-
-    def causes(self) -> list[str]:
-        files = sorted((self.root / self.name / "restarts").glob("*.json"))
-        return [json.loads(file.read_text())["cause"] for file in files]
