@@ -68,13 +68,13 @@ class Run:
         last = sorted((self.root / self.name / "submissions").glob("*.handle.json"))[-1]
         return self.place.job(str(json.loads(last.read_text())["handle"]).rsplit("/", 1)[-1])
 
-    def pods(self) -> list[dict[str, Any]]:
-        name = self.job["metadata"]["name"]
-        return [pod for pod in self.place.running() if pod["metadata"]["labels"]["job-name"] == name]
-
     def pod(self, index: int) -> dict[str, Any]:
-        """The newest pod of an index that runs."""
-        return next(pod for pod in self.pods() if pod["spec"]["hostname"].endswith(f"-{index}"))
+        """The one of an index that runs, or has done its work."""
+        name = self.job["metadata"]["name"]
+        ours = [pod for pod in self.place.pods() if pod["metadata"]["labels"].get("job-name") == name
+                and pod["status"].get("phase") in ("Running", "Succeeded")]  # fmt: skip
+        return next(pod for pod in ours if "deletionTimestamp" not in pod["metadata"]
+                    and pod["spec"]["hostname"].endswith(f"-{index}"))  # fmt: skip
 
     def condition(self) -> str | None:
         """Complete or Failed, once it is."""
@@ -107,7 +107,3 @@ class Run:
         logs = [f"== {pod['metadata']['name']}: {pod['status']}\n{self.place.log(pod)[-1500:]}"
                 for pod in self.place.pods()]  # fmt: skip
         return "\n".join(logs)
-
-    def causes(self) -> list[str]:
-        files = sorted((self.root / self.name / "restarts").glob("*.json"))
-        return [json.loads(file.read_text())["cause"] for file in files]

@@ -13,16 +13,12 @@ from typing import Any
 from urllib.parse import parse_qsl, urlparse
 
 from kube_admission import admit
+from kube_query import KINDS, parse, selected
 from kube_queue import pending
 from kube_rights import Rights, right_of
-from kube_store import ApiError, Fits, Key, Plain, Store, labelled, set_condition
+from kube_store import ApiError, Key, Plain, Store, set_condition
 from kube_wire import AGENT
 
-KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs": "Job", "nodes": "Node",
-         "namespaces": "Namespace", "resourcequotas": "ResourceQuota",
-         "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
-         "localqueues": "LocalQueue", "workloads": "Workload", "secrets": "Secret", "events": "Event",
-         "leases": "Lease", "persistentvolumes": "PersistentVolume"}  # fmt: skip
 STATELESS = ("configmaps", "events", "leases", "secrets")
 IMMUTABLE = ("completionMode", "template", "selector", "backoffLimitPerIndex", "podFailurePolicy", "successPolicy")
 
@@ -101,7 +97,7 @@ class Server:
             return self._ruled(url.path)
         if (told := self.rights.answer(url.path, body)) is not None:
             return told
-        plural, namespace, name, sub = _parse(url.path)
+        plural, namespace, name, sub = parse(url.path)
         if not _is_node(http):
             self.rights.check(right_of(http.command, http.path, plural, name, query))
         key = (plural, namespace, name)
@@ -116,7 +112,7 @@ class Server:
                 return self._watch(http, plural, namespace, query)
             with self.store.changed:
                 return {"kind": f"{KINDS[plural]}List", "apiVersion": "v1",
-                        "items": self.store.list(plural, namespace, _selected(query)),
+                        "items": self.store.list(plural, namespace, selected(query)),
                         "metadata": {"resourceVersion": str(self.store.version)}}  # fmt: skip
         if http.command == "DELETE":
             return self.delete(key, body or {}, query)
@@ -201,8 +197,11 @@ class Server:
         node = self.store.get(("nodes", "", pod["spec"].get("nodeName", "")))
         port = node["status"]["daemonEndpoints"]["kubeletEndpoint"]["Port"]
         path = f"containerLogs/{key[1]}/{key[2]}/{pod['spec']['containers'][0]['name']}"
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
-            return str(answer.read().decode(errors="replace"))
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10) as answer:
+                return str(answer.read().decode(errors="replace"))
+        except OSError as error:  # the node is off, or has lost the pod
+            raise ApiError(502, "BadGateway", str(error)) from error
 
     def _patch(self, http: BaseHTTPRequestHandler, key: Key, patch: Plain) -> Plain:
         applied = "apply-patch" in http.headers.get("Content-Type", "")
@@ -238,7 +237,7 @@ class Server:
                 self.listeners -= counts
 
     def _tell(self, http: BaseHTTPRequestHandler, plural: str, namespace: str, query: Plain) -> None:
-        version, fits = int(query.get("resourceVersion") or 0), _selected(query)
+        version, fits = int(query.get("resourceVersion") or 0), selected(query)
         cuts, told_at = self.cuts, time.monotonic()
         if version < self.store.forgotten:
             self.gone += not _is_node(http)
@@ -261,38 +260,8 @@ class Server:
         return None
 
 
-def _parse(path: str) -> tuple[str, str, str, str]:
-    words = path.strip("/").split("/")
-    words = words[2:] if words[0] == "api" else words[3:]
-    namespace = ""
-    if words[:1] == ["namespaces"] and len(words) > 2:
-        namespace, words = words[1], words[2:]
-    plural, name, sub = [*words, "", "", ""][:3]
-    if plural not in KINDS:
-        raise ApiError(404, "NotFound", "the server could not find the requested resource")
-    return plural, namespace, name, sub
-
-
 def _is_node(http: BaseHTTPRequestHandler) -> bool:
     return http.headers.get("User-Agent") == AGENT
-
-
-def _selected(query: Plain) -> Fits:
-    """By labels and fields, as they are asked for."""
-    with_labels = labelled(_pairs(query.get("labelSelector", "")))
-    fields = _pairs(query.get("fieldSelector", ""))
-    return lambda thing: with_labels(thing) and all(_field(thing, path) == wanted for path, wanted in fields.items())
-
-
-def _field(thing: Any, path: str) -> Any:
-    for word in path.split("."):
-        thing = (thing or {}).get(word)
-    return thing
-
-
-def _pairs(text: str) -> Plain:
-    pairs = [word.partition("=") for word in text.split(",") if word]
-    return {key: value if equals else None for key, equals, value in pairs}
 
 
 def _merged(old: Any, patch: Any) -> Any:

@@ -18,31 +18,22 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from kube_wire import MERGE, Refused, Wire
-from node_process import Plain, Process, now
+from node_logs import logs_of
+from node_pod import OVER, Seen
+from node_process import NotStarted, Plain, Process, now
 
-TICK_S, PAUSE_S, HEARTBEAT_S = 0.05, 0.2, 10.0
+TICK_S, PAUSE_S, AGAIN_S, HEARTBEAT_S = 0.05, 0.2, 1.0, 10.0
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
 NOWHERE = ".invalid"
 """No registry can have such a host: what is to be pulled from there is not found, here as anywhere."""
-OVER = ("Succeeded", "Failed")
 ROOM = {"cpu": "8", "memory": "64Gi", "pods": "50"}
 """What a node has where nobody says anything else."""
-
-
-@dataclass
-class Seen:
-    """A pod of ours: what runs, how it has ended, and the status that the server was last told."""
-
-    pod: Plain
-    process: Process | None = None
-    status: Plain = field(default_factory=dict)
-    told: Plain | None = None
 
 
 @dataclass
@@ -59,7 +50,7 @@ class Agent:
 
     def __post_init__(self) -> None:
         self._over, self._lock = threading.Event(), threading.RLock()
-        self._logs = ThreadingHTTPServer(("127.0.0.1", 0), _logs_of(self))
+        self._logs = ThreadingHTTPServer(("127.0.0.1", 0), logs_of(self.log_of))
         self._logs.daemon_threads = True
 
     def start(self, certificate: tuple[str, str] | None = None) -> None:
@@ -86,6 +77,11 @@ class Agent:
             self.pods = {}
         self._logs.shutdown()
         self._logs.server_close()
+
+    def log_of(self, namespace: str, pod: str) -> Path | None:
+        found = [seen.process.log for seen in list(self.pods.values()) if seen.process is not None
+                 and [namespace, pod] == [seen.pod["metadata"]["namespace"], seen.pod["metadata"]["name"]]]  # fmt: skip
+        return found[0] if found else None
 
     def _every(self, pause_s: float, work: Callable[[], None]) -> Callable[[], None]:
         def loop() -> None:
@@ -158,64 +154,77 @@ class Agent:
 
     def tend(self) -> None:
         for uid, seen in list(self.pods.items()):
-            with self._lock:
+            with self._lock, contextlib.suppress(OSError, Refused):  # one pod's trouble is not the others'
                 if uid in self.pods and not self.silent:
                     self._tend(seen)
 
     def _tend(self, seen: Seen) -> None:
         meta = seen.pod["metadata"]
-        if seen.process is None and not seen.status:
+        if (
+            seen.process is None
+            and seen.status.get("phase", "Pending") == "Pending"
+            and time.monotonic() > seen.again_at
+        ):
+            seen.again_at = time.monotonic() + AGAIN_S
             self._begin(seen)
         if seen.process is not None and seen.status["phase"] not in OVER:
             if "deletionTimestamp" in meta:
                 if seen.process.told_at is None:
-                    self._event(seen.pod, "Normal", "Killing", f"Stopping container {_container(seen.pod)}")
+                    self._event(seen.pod, "Normal", "Killing", f"Stopping container {seen.name}")
                 seen.process.end(float(meta.get("deletionGracePeriodSeconds") or 0))
             if (state := seen.process.tend()) is not None:
                 phase = "Failed" if state["terminated"]["exitCode"] else "Succeeded"
-                seen.status = self._status(seen, phase, state)
+                seen.say(phase, state)
         elif "deletionTimestamp" in meta and seen.status.get("phase") == "Pending":
-            seen.status = self._status(seen, "Failed", None)
+            seen.say("Failed", None)
         if seen.told != seen.status:
             self._tell(seen)
         elif seen.status.get("phase") in OVER and meta.get("deletionGracePeriodSeconds"):
             self._ask_for(seen.pod, "DELETE", "", {"gracePeriodSeconds": 0, "preconditions": {"uid": meta["uid"]}})
 
     def _begin(self, seen: Seen) -> None:
-        pod, image = seen.pod, seen.pod["spec"]["containers"][0]["image"]
+        pod, image = seen.pod, seen.container["image"]
         phase = pod["status"].get("phase", "Pending")
         if phase in OVER:
             seen.status = seen.told = {"phase": phase}
         elif phase == "Running":  # begun by an agent that is gone, and its processes with it
             lost = {"exitCode": 137, "reason": "ContainerStatusUnknown",
                     "message": "The container could not be located when the pod was terminated"}  # fmt: skip
-            seen.status = self._status(seen, "Failed", {"terminated": {**lost, "finishedAt": now()}})
+            seen.say("Failed", {"terminated": {**lost, "finishedAt": now()}})
         elif "deletionTimestamp" in pod["metadata"]:
-            seen.status = self._status(seen, "Failed", None)
+            seen.say("Failed", None)
         elif image.split("/")[0].endswith(NOWHERE):
             why = f'failed to pull image "{image}": failed to resolve reference "{image}": no such host'
-            seen.status = self._status(seen, "Pending", {"waiting": {"reason": "ErrImagePull", "message": why}})
+            seen.say("Pending", {"waiting": {"reason": "ErrImagePull", "message": why}})
             self._event(pod, "Warning", "Failed", f'Failed to pull image "{image}": {why}')
         else:
-            seen.process = Process(pod, self.name, self.folder / pod["metadata"]["uid"], self._reader(pod))
-            seen.status = self._status(seen, "Running", {"running": {"startedAt": seen.process.started}})
-            for reason, said in (("Pulled", f'Container image "{image}" already present on machine'),
-                                 ("Created", f"Created container: {_container(pod)}"),
-                                 ("Started", f"Started container {_container(pod)}")):  # fmt: skip
-                self._event(pod, "Normal", reason, said)
+            self._run(seen)
 
-    def _status(self, seen: Seen, phase: str, state: Plain | None) -> Plain:
-        ready = "True" if phase == "Running" else "False"
-        status: Plain = {"phase": phase, "conditions": [{"type": kind, "status": ready} for kind in
-                                                        ("Ready", "ContainersReady")]}  # fmt: skip
-        if seen.process is not None:
-            status |= {"podIP": seen.process.ip, "podIPs": [{"ip": seen.process.ip}],
-                       "startTime": seen.process.started, "hostIP": "127.0.0.1"}  # fmt: skip
-        if state is not None:
-            container = seen.pod["spec"]["containers"][0]
-            status["containerStatuses"] = [{"name": container["name"], "image": container["image"], "imageID": "",
-                                            "state": state, "ready": ready == "True", "restartCount": 0}]  # fmt: skip
-        return status
+    def _run(self, seen: Seen) -> None:
+        pod, image = seen.pod, seen.container["image"]
+        try:
+            seen.process = Process(pod, self.name, self.folder / pod["metadata"]["uid"], self._reader(pod))
+        except NotStarted as error:
+            ended = {
+                "exitCode": 128,
+                "reason": "StartError",
+                "message": f"failed to start: {error}",
+                "finishedAt": now(),
+            }
+            seen.say("Failed", {"terminated": ended})
+            self._event(pod, "Warning", "Failed", f"Error: {error}")
+        except Refused as error:
+            if error.code != 404:
+                raise
+            waiting = {"reason": "CreateContainerConfigError", "message": str(error)}
+            seen.say("Pending", {"waiting": waiting})
+            self._event(pod, "Warning", "Failed", f"Error: {error}")
+        else:
+            seen.say("Running", {"running": {"startedAt": seen.process.started}})
+            for reason, said in (("Pulled", f'Container image "{image}" already present on machine'),
+                                 ("Created", f"Created container: {seen.name}"),
+                                 ("Started", f"Started container {seen.name}")):  # fmt: skip
+                self._event(pod, "Normal", reason, said)
 
     def _tell(self, seen: Seen) -> None:
         """The whole status, for this very pod: another of its name is none of ours. What fails is said again."""
@@ -251,29 +260,6 @@ class Agent:
                 "reportingInstance": self.name}  # fmt: skip
         with contextlib.suppress(OSError, Refused):
             self.wire.ask("POST", f"/api/v1/namespaces/{meta['namespace']}/events", made)
-
-
-def _container(pod: Plain) -> str:
-    return str(pod["spec"]["containers"][0]["name"])
-
-
-def _logs_of(agent: Agent) -> type[BaseHTTPRequestHandler]:
-    class Logs(BaseHTTPRequestHandler):
-        """GET /containerLogs/NAMESPACE/POD/CONTAINER."""
-
-        def log_message(self, *_: object) -> None: ...
-
-        def do_GET(self) -> None:
-            words = self.path.partition("?")[0].strip("/").split("/")
-            found = [seen.process for seen in list(agent.pods.values()) if seen.process is not None and
-                     words[1:3] == [seen.pod["metadata"]["namespace"], seen.pod["metadata"]["name"]]]  # fmt: skip
-            data = found[0].log.read_bytes() if found else b""
-            self.send_response(200 if found else 404)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-    return Logs
 
 
 def main() -> None:

@@ -30,6 +30,10 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+class NotStarted(Exception):
+    """The program of a pod is not there, or is none."""
+
+
 @dataclass
 class Process:
     """Started, watched, told to end, killed after its grace or for its memory. Images are not looked at."""
@@ -45,7 +49,7 @@ class Process:
 
     def __post_init__(self) -> None:
         self.log = self.folder / "log"
-        self.folder.mkdir(parents=True)
+        self.folder.mkdir(parents=True, exist_ok=True)  # a try before may have got so far
         self.ip = address(self.pod["metadata"]["uid"])
         self.mark = f"{self.node}/{os.getpid()}/{self.pod['metadata']['uid']}"
         container = self.pod["spec"]["containers"][0]
@@ -53,9 +57,15 @@ class Process:
         env, places = self._env(container), self._places(container)
         words = [_expand(word, env) for word in (*container.get("command", []), *container.get("args", []))]
         env = {key: str(places.get(value, value)) for key, value in env.items()} | {MARK: self.mark}
-        with self.log.open("ab") as log:
-            self.child = subprocess.Popen(words, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                          start_new_session=True)  # fmt: skip
+        self.child = self._start(words, env)
+
+    def _start(self, words: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
+        try:
+            with self.log.open("ab") as log:
+                return subprocess.Popen(words, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                        start_new_session=True)  # fmt: skip
+        except (FileNotFoundError, PermissionError) as error:
+            raise NotStarted(f'exec: "{words[0]}": {error.strerror}') from error
 
     def _env(self, container: Plain) -> dict[str, str]:
         meta = self.pod["metadata"]
@@ -79,7 +89,7 @@ class Process:
         for mount in container.get("volumeMounts", []):
             volume, place = volumes[mount["name"]], self.folder / mount["name"]
             if "configMap" in volume:
-                place.mkdir()
+                place.mkdir(exist_ok=True)
                 for name, text in self.read(f"configmaps/{volume['configMap']['name']}")["data"].items():
                     (place / name).write_text(text)
             elif mount["mountPath"] in ("/tmp", "/dev/shm") or "emptyDir" not in volume:

@@ -21,7 +21,7 @@ from launch.starts import Start
 from trainer.checkpoint.diff import differences
 from trainer.checkpoint.restoring import locate
 
-pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(1800)]
 STEPS, PODS, NODES = 70, 3, 5
 TRAINING = (f"steps={STEPS}", "checkpoint.every=4", "data.pause_s=0.1", "parallel=ddp", f"job.nodes={PODS}")
 DEATH = "a node that dies without a word"

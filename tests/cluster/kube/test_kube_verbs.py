@@ -118,3 +118,18 @@ def test_restarts_that_kubernetes_puts_off_for_long_are_said(cluster: Cluster, t
     cluster.evict(cluster.pods()[0])
     until(lambda: "started again only after 20 s" in scheduler.status([handle])[handle].reason)
     assert scheduler.status([handle])[handle].restarts == 1
+
+
+def test_who_may_not_see_events_is_told_less_of_a_quota_and_nothing_fails(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launch.schedulers.kubernetes.standing.SETTLED_S", 0)
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": "0"}}}
+    cluster.server.create(("resourcequotas", "default", "team"), quota)
+    job = config(tmp_path)
+    scheduler = Kubernetes(job, retry_s=20)
+    handle = scheduler.submit(rendered(job))
+    until(lambda: scheduler.status([handle])[handle].reason.startswith("waits for quota team"))
+    cluster.server.rights.denied.add(("", "events", "list"))
+    status = scheduler.status([handle])[handle]
+    assert (status.state, status.reason) == (JobState.pending, "no pod runs yet")

@@ -45,9 +45,9 @@ def agents(secure: Cluster, tmp_path: Path) -> Iterator[Agents]:
     made.stop()
 
 
-def pod(cluster: Cluster, name: str, node: str, shell: str = WAIT) -> None:
+def pod(cluster: Cluster, name: str, node: str, **container: object) -> None:
     """Without a job: whoever binds it, the node runs it."""
-    container = {"name": "c", "image": "i", "command": ["sh", "-c", shell]}
+    container = {"name": "c", "image": "i", **container}
     spec = {"nodeName": node, "containers": [container], "terminationGracePeriodSeconds": 2}
     meta = {"name": name, "annotations": {}}
     made = {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec, "status": {"phase": "Pending"}}
@@ -56,6 +56,12 @@ def pod(cluster: Cluster, name: str, node: str, shell: str = WAIT) -> None:
 
 def phase(cluster: Cluster, name: str) -> str:
     return str(cluster.store.get(("pods", "default", name))["status"]["phase"])
+
+
+def state(cluster: Cluster, name: str) -> Plain:
+    """Of its container; nothing before the node has said any."""
+    found = cluster.store.get(("pods", "default", name))["status"].get("containerStatuses", [])
+    return dict(found[0]["state"]) if found else {}
 
 
 def test_who_shows_no_certificate_is_not_answered(secure: Cluster) -> None:
@@ -72,12 +78,40 @@ def ask(cluster: Cluster, context: ssl.SSLContext) -> bytes:
 
 
 def test_pods_run_and_end_on_their_nodes(secure: Cluster, agents: Agents) -> None:
-    pod(secure, "well", "a", "echo done")
-    pod(secure, "badly", "b", "echo why >&2; exit 3")
+    pod(secure, "well", "a", command=["echo", "done"])
+    pod(secure, "badly", "b", command=["sh", "-c", "echo why >&2; exit 3"])
     until(lambda: (phase(secure, "well"), phase(secure, "badly")) == ("Succeeded", "Failed"))
-    (container,) = secure.store.get(("pods", "default", "badly"))["status"]["containerStatuses"]
-    ended: Plain = container["state"]["terminated"]
+    ended = state(secure, "badly")["terminated"]
     assert (ended["exitCode"], ended["reason"], ended["message"]) == (3, "Error", "why\n")
+
+
+def test_a_program_that_is_not_there_has_failed_to_start(secure: Cluster, agents: Agents) -> None:
+    pod(secure, "nothing", "a", command=["no-such-program"])
+    until(lambda: phase(secure, "nothing") == "Failed")
+    ended = state(secure, "nothing")["terminated"]
+    assert (ended["exitCode"], ended["reason"]) == (128, "StartError")
+    assert 'exec: "no-such-program"' in ended["message"]
+
+
+def test_a_secret_that_is_not_there_yet_is_waited_for(secure: Cluster, agents: Agents) -> None:
+    wanted = [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "keys", "key": "k"}}}]
+    pod(secure, "early", "a", command=["sh", "-c", "echo $KEY"], env=wanted)
+    until(lambda: state(secure, "early").get("waiting", {}).get("reason") == "CreateContainerConfigError")
+    assert phase(secure, "early") == "Pending"
+    secret = {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "keys"}, "data": {"k": "bGF0ZQ=="}}
+    secure.server.create(("secrets", "default", "keys"), secret)
+    until(lambda: phase(secure, "early") == "Succeeded")
+
+
+def test_a_pod_that_is_told_to_go_is_given_its_grace_and_then_is_gone(secure: Cluster, agents: Agents) -> None:
+    pod(secure, "goes", "a", command=["sh", "-c", WAIT])
+    pod(secure, "stays", "b", command=["sh", "-c", WAIT.replace("exit 143", ":")])
+    until(lambda: phase(secure, "goes") == phase(secure, "stays") == "Running")
+    for name in ("goes", "stays"):
+        secure.server.delete(("pods", "default", name), {}, {})
+    until(lambda: secure.store.list("pods") == [])
+    ended = [event["message"] for event in secure.store.list("events") if event["reason"] == "Killing"]
+    assert ended == ["Stopping container c"] * 2
 
 
 def test_a_launcher_behind_the_proxy_needs_no_certificate(
@@ -100,7 +134,8 @@ def inline(kubeconfig: Path) -> None:
 
 
 def test_a_node_that_is_killed_leaves_nothing_and_says_nothing(secure: Cluster, agents: Agents, tmp_path: Path) -> None:
-    pod(secure, "lost", "a", f"setsid sh -c 'echo $$ > {tmp_path}/child; exec sleep 300' & {WAIT}")
+    child = f"setsid sh -c 'echo $$ > {tmp_path}/child; exec sleep 300' &"
+    pod(secure, "lost", "a", command=["sh", "-c", f"{child} {WAIT}"])
     until(lambda: phase(secure, "lost") == "Running" and (tmp_path / "child").exists())
     until(lambda: bool((tmp_path / "child").read_text()))
     agents.die("a")
