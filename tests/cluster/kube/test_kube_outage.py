@@ -73,7 +73,7 @@ def test_a_watch_that_is_cut_again_and_again_hears_of_the_end(there: Place, betw
 
     with scheduler.follow() as ask:
         there.until(ended)
-    # Pauses between two tries grow, so what is soon over may never be heard of; but nothing is heard in the wrong order.
+    # Pauses between two tries grow, so what is soon over may never be heard of; but nothing in the wrong order.
     order = [JobState.pending, JobState.running, JobState.succeeded]
     assert [one for one, _ in itertools.groupby(seen)] == [one for one in order if one in seen]
     assert seen[-1] is JobState.succeeded
