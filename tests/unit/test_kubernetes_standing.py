@@ -57,6 +57,10 @@ def test_a_job_of_which_some_pods_run_says_it_too() -> None:
     assert status.reason.startswith("waits for quota team")
 
 
+def test_a_job_whose_pods_are_done_does_not_wait_again_before_it_is_complete() -> None:
+    assert standing(job(), [pod("Succeeded")]).state is JobState.running
+
+
 def test_a_refusal_is_old_news_when_a_pod_was_made_since() -> None:
     assert reason(event(last_s=60), pods=[pod("Running", made_s=61)]) == ""
 

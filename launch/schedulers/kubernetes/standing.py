@@ -70,6 +70,8 @@ def _state(job: Plain, conditions: dict[str, Plain], pods: Sequence[Plain], dela
     alive = living(pods)
     if any(pod["status"].get("phase") == "Running" for pod in alive):
         return JobState.running, _trouble(alive, delay_s)
+    if not alive and _ended_well(pods):  # all is done, and Kubernetes says so of the job a second or two later
+        return JobState.running, ""
     return JobState.pending, _trouble(alive, delay_s) or NO_POD
 
 

@@ -6,14 +6,23 @@ import subprocess
 import sys
 from pathlib import Path
 
+from kube_wire import Wire
 from node_process import kill
 
+CERTIFICATE = (
+    "openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=everstep-test "
+    "-addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem"
+)
 AGENT = Path(__file__).parent / "node_agent.py"
 
 
 class Agents:
     def __init__(self, kubeconfig: str, folder: Path, names: list[str], heartbeat_s: float) -> None:
-        self._running = {name: _start(kubeconfig, folder, name, heartbeat_s) for name in names}
+        words = ["--kubeconfig", kubeconfig, "--folder", str(folder), "--heartbeat", str(heartbeat_s)]
+        if Wire(Path(kubeconfig)).tls is not None:
+            # A server that speaks TLS asks for logs in the same way; whose certificate it is it does not look at.
+            words += ["--certificate", *certificate(folder)]
+        self._running = {name: _start(name, words) for name in names}
         for child in self._running.values():
             assert child.stdout is not None
             assert child.stdout.readline(), "an agent has not come up"
@@ -35,6 +44,13 @@ class Agents:
             assert child.wait(30) == 0
 
 
-def _start(kubeconfig: str, folder: Path, name: str, heartbeat_s: float) -> subprocess.Popen[str]:
-    words = ["--kubeconfig", kubeconfig, "--node", name, "--folder", str(folder), "--heartbeat", str(heartbeat_s)]
-    return subprocess.Popen([sys.executable, str(AGENT), *words], text=True, stdout=subprocess.PIPE)
+def certificate(folder: Path) -> tuple[str, str]:
+    """Files of a new certificate, signed by itself, and of its key."""
+    folder.mkdir(exist_ok=True)
+    subprocess.run(CERTIFICATE.split(), check=True, cwd=folder, capture_output=True)
+    return str(folder / "cert.pem"), str(folder / "key.pem")
+
+
+def _start(name: str, words: list[str]) -> subprocess.Popen[str]:
+    words = [sys.executable, str(AGENT), "--node", name, *words]
+    return subprocess.Popen(words, text=True, stdout=subprocess.PIPE)

@@ -114,10 +114,10 @@ class Store:
             if key[0] == plural and (not namespace or key[1] == namespace) and fits(thing):
                 yield number, what, thing
 
-    def forget(self) -> None:
-        """The history is gone, as after a compaction: no watch can begin at an older version."""
+    def forget(self, version: int | None = None) -> None:
+        """The history up to a version is gone, as after a compaction: no watch can begin at an older one."""
         with self.changed:
-            self.forgotten = self.version
+            self.forgotten = self.version if version is None else version
 
     def touch(self) -> None:
         """A change that concerns nobody: the others' versions get older."""

@@ -148,7 +148,7 @@ def test_after_a_bookmark_a_history_that_is_gone_is_not_missed(cluster: Cluster,
         settings(cluster, f"theirs-{number}", {"app": "other"})
     newest = cluster.store.version
     until(lambda: int(mirror._version or 0) >= newest)
-    cluster.store.forget()
+    cluster.store.forget(newest)  # and not what nodes have said since
     cluster.server.cuts += 1
     settings(cluster, "a")
     until(lambda: set(known(mirror)) == {"a"})

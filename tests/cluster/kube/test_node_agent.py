@@ -5,13 +5,12 @@ from __future__ import annotations
 import base64
 import json
 import ssl
-import subprocess
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube_agents import Agents
+from kube_agents import Agents, certificate
 from kube_cluster import Cluster
 from kube_proxy import Between
 from kube_store import Plain
@@ -22,18 +21,12 @@ from launch.schedulers.kubernetes.client import Client
 pytestmark = [pytest.mark.cluster, pytest.mark.process]
 SCALE = 0.05
 WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
-CERTIFICATE = """
-openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=everstep-test \
-  -addext subjectAltName=IP:127.0.0.1 -keyout key.pem -out cert.pem
-"""
 
 
 @pytest.fixture
 def secure(tmp_path: Path) -> Iterator[Cluster]:
     """One certificate is everybody's: of the server, of its authority, and of who speaks to it."""
-    subprocess.run(CERTIFICATE, shell=True, check=True, cwd=tmp_path, capture_output=True)
-    files = str(tmp_path / "cert.pem"), str(tmp_path / "key.pem")
-    with Cluster.up(tmp_path, 0, SCALE, certificate=files) as made:
+    with Cluster.up(tmp_path, 0, SCALE, certificate=certificate(tmp_path)) as made:
         yield made
     assert made.errors == []
 
@@ -83,6 +76,7 @@ def test_pods_run_and_end_on_their_nodes(secure: Cluster, agents: Agents) -> Non
     until(lambda: (phase(secure, "well"), phase(secure, "badly")) == ("Succeeded", "Failed"))
     ended = state(secure, "badly")["terminated"]
     assert (ended["exitCode"], ended["reason"], ended["message"]) == (3, "Error", "why\n")
+    assert secure.server._log(("pods", "default", "badly")) == "why\n"
 
 
 def test_a_program_that_is_not_there_has_failed_to_start(secure: Cluster, agents: Agents) -> None:
