@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from disks import small_disk
 from fault_proxy import Proxy, fault_proxy
+from process_helpers import until
 from ranks import folder, ledger, train
 
 from trainer.checkpoint import checkpointer
@@ -213,7 +214,7 @@ def little_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill_at(step: int, place: Path) -> Callable[[int], None]:
-    """A trap: rank 0 fills the disk as a step begins."""
+    """A trap: rank 0 fills the disk as a step begins, once the save before it has come to its end."""
 
     def lay(rank: int) -> None:
         from trainer.step import Stepper
@@ -222,6 +223,7 @@ def fill_at(step: int, place: Path) -> Callable[[int], None]:
 
         def filling(self: Stepper, batches: object) -> None:
             if rank == 0 and self.state.progress.step + 1 == step:
+                until(lambda: any(place.glob("toy/checkpoints/*/manifest.json")), 60)
                 with (place / "filler").open("wb", buffering=0) as file:
                     try:
                         while True:

@@ -87,13 +87,16 @@ def test_a_launcher_that_comes_back_to_a_history_that_is_gone_knows_how_all_stan
         pytest.skip(
             "the history of a real server is gone when etcd is compacted, and nobody can ask for that over its API"
         )
-    job = there.config(tmp_path, ENDS)
+    # They end when the watch is cut, and not before: what it has heard already is no history that it lacks.
+    word = tmp_path / "end"
+    job = there.config(tmp_path, f"trap 'exit 143' TERM; while [ ! -e {word} ]; do sleep 0.05; done")
     scheduler = Kubernetes(job)
     handle = scheduler.submit(there.rendered(job, "forgotten"))
     with scheduler.follow() as ask:
         there.until(lambda: state(ask, handle) is JobState.running)
         before = there.forgets()
         with between.away():
+            word.touch()
             there.until(lambda: there.job(handle.id.rsplit("/", 1)[-1])["status"].get("active") == 0)
             there.forget()
         there.until(lambda: state(ask, handle) is JobState.succeeded)

@@ -13,6 +13,7 @@ import fcntl
 import logging
 import os
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,8 @@ from trainer.errors import ConfigError, StorageError
 LOG = logging.getLogger("everstep")
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+CLOSING_S, CLOSING_LOOK_S = 5.0, 0.02
+"""Seconds for which the room of a shard that has gone is waited for, and between two looks."""
 SLACK = 16
 """Eviction leaves limit / SLACK bytes free, so that most downloads need no look at the whole folder."""
 PARTS_LIMIT = 1 << 20
@@ -114,21 +117,27 @@ class CacheFolder:
             LOG.warning("the cache %s %s", self.folder, what)
 
     def with_room(self, write: Callable[[], T]) -> T:
-        """Do `write`; when the disk is full, once more after shards have gone. StorageError in one line otherwise."""
-        try:
+        """Do `write`; when the disk is full, again after shards have gone. StorageError in one line otherwise.
+
+        What has gone takes up room as long as somebody has it open, and a thread may be about to let go of it.
+        """
+        closing_until = 0.0
+        while True:
             try:
                 return write()
             except OSError as error:
-                if error.errno not in FULL or not self._shrink():
-                    raise
-                self._warn("has a disk that is full below its limit; lower loader.cache_gb")
-            return write()
-        except OSError as error:
-            where = "with more room" if error.errno in FULL else "that you may write to"
-            raise StorageError(
-                f"cannot write to the cache {self.folder}: {error.strerror or error}; "
-                f"set loader.cache to a folder {where}"
-            ) from error
+                now = time.monotonic()
+                if error.errno in FULL and self._shrink():
+                    self._warn("has a disk that is full below its limit; lower loader.cache_gb")
+                    closing_until = now + CLOSING_S
+                elif error.errno in FULL and now < closing_until:
+                    time.sleep(CLOSING_LOOK_S)
+                else:
+                    where = "with more room" if error.errno in FULL else "that you may write to"
+                    raise StorageError(
+                        f"cannot write to the cache {self.folder}: {error.strerror or error}; "
+                        f"set loader.cache to a folder {where}"
+                    ) from error
 
     def _shrink(self) -> bool:
         """Evict below the limit, since the disk is smaller; whether anything went."""
