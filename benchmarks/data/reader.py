@@ -13,7 +13,8 @@ import resource
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -43,7 +44,15 @@ Batch = Tensor | list[bytes] | Joined
 """Memory of the batch's own, never views of a map: tokens are int64 [b, 1024], bytes come in either form."""
 
 
-class Reader(Protocol):
+class Writer(Protocol):
+    """A form in which datasets are stored."""
+
+    @staticmethod
+    def write(source: Source, folder: Path) -> None:
+        """Store the samples in an empty folder."""
+
+
+class Reader(Writer, Protocol):
     """One shuffled epoch of a dataset, `batch` samples at a time (the last may be smaller or left out)."""
 
     def __init__(self, folder: Path, kind: str, batch: int, state: Any) -> None:
@@ -54,19 +63,24 @@ class Reader(Protocol):
     def state(self) -> Any:
         """The position after the batches that were taken; anything that can be pickled."""
 
-    @staticmethod
-    def write(source: Source, folder: Path) -> None:
-        """Store the samples in an empty folder."""
-
 
 def serve(reader: type[Reader]) -> None:
     """Do what the environment asks for."""
+    phases = {"write": _write, "read": _read, "stop": _stop, "resume": _resume}
+    _tell(partial(phases[os.environ["BENCH_PHASE"]], reader))
+
+
+def serve_writer(writer: type[Writer]) -> None:
+    """The same for one that is only written: nobody asks it for more."""
+    _tell(partial(_write, writer))
+
+
+def _tell(phase: Callable[[], dict[str, Any]]) -> None:
     torch.set_num_threads(1)
     # For everybody: else a look of the collector at all of torch falls into some contestants' short epochs.
     keep_freed_memory()
     spare_what_lives()
-    phase = {"write": _write, "read": _read, "stop": _stop, "resume": _resume}[os.environ["BENCH_PHASE"]]
-    seen = phase(reader)
+    seen = phase()
     seen["rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     Path(os.environ["BENCH_OUT"]).write_text(json.dumps(seen))
     # Helper threads and processes of some peers keep the interpreter waiting; what they know is written.
@@ -74,15 +88,15 @@ def serve(reader: type[Reader]) -> None:
     os._exit(0)
 
 
-def _write(reader: type[Reader]) -> dict[str, Any]:
+def _write(writer: type[Writer]) -> dict[str, Any]:
     source = load(_kind(), Path(os.environ["BENCH_SOURCE"]))
     source.values.max()
     folder = _folder()
     with tempfile.TemporaryDirectory() as elsewhere:
         # What a format imports at its first use says nothing of its rate.
-        reader.write(source.first(64), Path(elsewhere))
+        writer.write(source.first(64), Path(elsewhere))
     start = time.perf_counter()
-    reader.write(source, folder)
+    writer.write(source, folder)
     files = [file for file in folder.rglob("*") if file.is_file()]
     for file in files:
         with file.open("rb") as opened:

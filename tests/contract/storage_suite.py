@@ -23,9 +23,6 @@ class Broken(Exception):
 
 
 class StorageSuite:
-    threads_race = True
-    """Whether create-only holds between threads; fsspec's memory store, which only tests use, has no lock."""
-
     def test_what_was_written_is_read(self, store: Storage) -> None:
         for data in (b"", b"one", bytes(range(256)) * 40):
             store.write("deep/er/file", data)
@@ -80,8 +77,6 @@ class StorageSuite:
         assert store.names("folder") == ["file"]
 
     def test_of_many_creators_one_wins_and_its_bytes_stand(self, store: Storage) -> None:
-        if not self.threads_race:
-            pytest.skip("this store has no create-only write between threads")
         count = 12
         barrier = threading.Barrier(count)
 

@@ -2,27 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from benchmarks.data.contestants.everstep import as_table
-from benchmarks.data.reader import Batch, serve
+from benchmarks.data.reader import serve_writer
 from benchmarks.data.source import Source
 
 
 class ArrowFile:
-    def __init__(self, folder: Path, kind: str, batch: int, state: Any) -> None:
-        raise NotImplementedError("it only writes")
-
-    def __iter__(self) -> Iterator[Batch]:
-        raise NotImplementedError
-
-    def state(self) -> Any:
-        raise NotImplementedError
-
     @staticmethod
     def write(source: Source, folder: Path) -> None:
         for number, (start, stop) in enumerate(source.pieces()):
@@ -35,4 +24,4 @@ class ArrowFile:
 
 
 if __name__ == "__main__":
-    serve(ArrowFile)
+    serve_writer(ArrowFile)

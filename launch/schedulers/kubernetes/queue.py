@@ -61,7 +61,7 @@ def _reasons(client: Client) -> dict[str, str]:
 
 
 def _items(client: Client, group: str, what: str) -> list[Plain]:
-    """None where Kueue is not there, is older than its visibility API, or does not show it to us."""
+    """Empty where Kueue is not there, is older than its visibility API, is down, or does not show it to us."""
     for version in VERSIONS:
         try:
             found = client.read(f"/apis/{group}/{version}/namespaces/{client.namespace}/{what}")
