@@ -34,8 +34,8 @@ class PairTask(ToyTask):
 MOUTHFUL, FEAST = 2**26, 2**32
 
 
-def data(samples: int = 41, pause_s: float = 0.0, ledger: str = "") -> Splits:
-    """The toy's data; from now on every step of this process takes up to `pause_s` longer and is noted in `ledger`.
+def data(samples: int = 41, pause_s: float = 0.0, pause_from: int = 0, ledger: str = "") -> Splits:
+    """The toy's data; each step of this process is noted in `ledger` and, from `pause_from` on, takes `pause_s` longer.
 
     Each process has a file of its own, since a node that is cut off writes on beside its successor.
     """
@@ -56,7 +56,7 @@ def data(samples: int = 41, pause_s: float = 0.0, ledger: str = "") -> Splits:
         with file.open("a") as lines:
             lines.write(json.dumps(record) + "\n")
         _eat(folder / f"hungry-{os.environ.get('POD_UID')}")
-        time.sleep(pause_s)
+        time.sleep(pause_s if record["step"] >= pause_from else 0)
         original(self, batches)
 
     Stepper.__call__ = noting  # type: ignore[method-assign]

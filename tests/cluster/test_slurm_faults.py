@@ -21,8 +21,10 @@ from trainer.checkpoint.restoring import locate
 from trainer.run_folder import Outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
-TWO_NODES = ("job.nodes=2", "data.pause_s=0.1")
 MIDDLE = 110
+LINGERS = ("data.pause_s=1", f"data.pause_from={MIDDLE}")
+"""It gets there quickly, and is there still when at last the fault has had its effect."""
+TWO_NODES = ("job.nodes=2", *LINGERS)
 
 
 def undisturbed(job: Job) -> None:
@@ -57,7 +59,7 @@ def cut(job: Job) -> None:
 
 def cut_of_a_writer_that_needs_nobody(job: Job) -> None:
     """Both ranks are on the node that is cut off: they train on, and reach their next save."""
-    job.submit("job.nodes=1", "job.nproc=2", "data.pause_s=0.3")
+    job.submit("job.nodes=1", "job.nproc=2", *LINGERS)
     job.wait_for_step(MIDDLE)
     lost = job.nodes[0]
     job.cluster.cut(lost)
@@ -68,8 +70,8 @@ def cut_of_a_writer_that_needs_nobody(job: Job) -> None:
 
 
 def kill_slurmd(job: Job) -> None:
-    # The steps go on without it, and Slurm notices after 10 to 17 s: half of the run has to take longer than that.
-    job.submit("job.nodes=2", "data.pause_s=0.3")
+    # The steps go on without it, and Slurm notices after 10 to 17 s.
+    job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
     lost = job.nodes[1]
     job.cluster.kill_slurmd(lost)
@@ -85,7 +87,7 @@ def kill_worker(job: Job) -> None:
 
 
 def kill_controller(job: Job) -> None:
-    job.submit("job.nodes=2", "data.pause_s=0.05")  # it runs when all others are over
+    job.submit("job.nodes=2", "data.pause_s=0.1", f"data.pause_from={MIDDLE}")  # it runs when all others are over
     job.wait_for_step(MIDDLE)
     job.cluster.kill_controller()
     reached = job.step()
@@ -122,7 +124,7 @@ def preempt(job: Job) -> None:
 
 def time_limit(job: Job) -> None:
     """The limit is brought near in the middle of the run: Slurm counts in minutes, and a real one would take long."""
-    job.submit("job.nodes=2", "data.pause_s=0.25")
+    job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
     minutes, seconds = map(int, job.facts()["RunTime"].split(":")[-2:])
     job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + (1 if seconds < 40 else 2)}")

@@ -19,6 +19,7 @@ from slurm_cluster import PATH, Cluster
 from sweep_processes import CHEAP, ended, ends, kill, order, results, story, sweep, told
 
 from launch.schedulers.slurm import script
+from trainer.run_folder import RunFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20"]
@@ -74,14 +75,14 @@ kill -9 $PPID
 
 
 def trainers(root: Path) -> dict[str, int]:
-    """Run folder → the process that trains it, on whichever node."""
+    """Run folder → the process that trains it, on whichever node, and has claimed an attempt."""
     found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             words = (entry / "cmdline").read_bytes().decode().split("\0")
             if "--frozen" in words and words[words.index("--frozen") + 1].startswith(str(root)):
                 found[words[words.index("--frozen") + 1]] = int(entry.name)
-    return found
+    return {url: process for url, process in found.items() if RunFolder(url).attempts()}
 
 
 def test_24_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sweep_that_was_left_alone(

@@ -103,11 +103,12 @@ class Kubernetes:
                 known = {each["metadata"]["name"]: each for each in look(place, kind)}
                 ours = {handle: known.get(_parts(handle)[2]) for handle in group if _parts(handle)[1] == kind}
                 waits = queued(self._client_of(place), [job for job in ours.values() if job is not None])
-                found |= {handle: self._standing(job, pods, waits, events) for handle, job in ours.items()}
+                found |= {handle: self._standing(kind, job, pods, waits, events) for handle, job in ours.items()}
         return found
 
     def _standing(
         self,
+        kind: str,  # not the job's own word: what a list is of, its elements do not say again
         job: dict[str, Any] | None,
         pods: Sequence[dict[str, Any]],
         waits: Mapping[str, str],
@@ -115,9 +116,9 @@ class Kubernetes:
     ) -> JobStatus:
         if job is None:
             return JobStatus(JobState.unknown)
-        label = JOB_NAME if job["kind"] == "Job" else JOBSET_NAME
+        label = JOB_NAME if kind == "Job" else JOBSET_NAME
         ours = [pod for pod in pods if pod["metadata"]["labels"].get(label) == job["metadata"]["name"]]
-        missing = job["kind"] == "Job" and lacks_pods(job, ours, time.time())
+        missing = kind == "Job" and lacks_pods(job, ours, time.time())
         queue = waits.get(job["metadata"]["uid"], "")
         return standing(job, ours, self.job.k8s.restart_delay_s, queue, events() if missing else ())
 

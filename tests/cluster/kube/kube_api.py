@@ -87,6 +87,8 @@ class Place:
             self.client.remove(f"/api/v1/persistentvolumes/{self.namespace}-{CLAIM}")
         for node in self.cordoned:
             self.client.change(f"/api/v1/nodes/{node}", {"spec": {"unschedulable": None}})
+        if self.agents:
+            self.until(lambda: not self.pods())  # pods are somebody's until their node has said that they are over
 
     # Faults
 
@@ -203,6 +205,8 @@ def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
         if nodes:
             names = [f"{made.namespace}-{number}" for number in range(nodes)]
             made.agents = Agents(kubeconfig, folder / "nodes", names, max(HEARTBEAT_S * scale, 0.5))
+            for name in names:  # or the next pods go to nodes that nobody has missed yet
+                stack.callback(made.client.remove, f"/api/v1/nodes/{name}")
             stack.callback(made.agents.stop)
         # Where there is Pod Security, it says itself whether our pods pass.
         labels = {"pod-security.kubernetes.io/enforce": "restricted"}

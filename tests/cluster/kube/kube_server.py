@@ -116,7 +116,7 @@ class Server:
                 return self._watch(http, plural, namespace, query)
             with self.store.changed:
                 return {"kind": f"{KINDS[plural]}List", "apiVersion": "v1",
-                        "items": self.store.list(plural, namespace, selected(query)),
+                        "items": [_untyped(each) for each in self.store.list(plural, namespace, selected(query))],
                         "metadata": {"resourceVersion": str(self.store.version)}}  # fmt: skip
         if http.command == "DELETE":
             return self.delete(key, body or {}, query)
@@ -262,6 +262,11 @@ class Server:
                 meta = {"resourceVersion": str(version)}
                 _write(http, {"type": "BOOKMARK", "object": {"kind": KINDS[plural], "metadata": meta}})
         return None
+
+
+def _untyped(thing: Plain) -> Plain:
+    """As an element of a list: what it is only the list says."""
+    return {key: value for key, value in thing.items() if key not in ("kind", "apiVersion")}
 
 
 def _is_node(http: BaseHTTPRequestHandler) -> bool:
