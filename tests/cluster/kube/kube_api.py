@@ -32,7 +32,7 @@ LOOK_S = 0.2
 SCALE = 0.05
 """Of the simulated cluster."""
 CLAIM = "runs"
-KILL_NODE = "EVERSTEP_KILL_NODE"
+KILL_NODE, FORGET = "EVERSTEP_KILL_NODE", "EVERSTEP_FORGET"
 WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
 
 
@@ -123,13 +123,22 @@ class Place:
         off = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
         self.client.change(path, {"spec": {"taints": [*known, off]}})
 
-    def forget(self) -> None:
-        """The history of all objects is gone, as after a compaction of etcd. Only the simulation can be asked to."""
-        self.client.create("/simulation/forget", {})
+    def why_nothing_is_forgotten(self) -> str:
+        """Empty where the server can be made to."""
+        if self.simulated or os.environ.get(FORGET):
+            return ""
+        return f"{FORGET} is not set: a command after which the API server has lost its history, as by a restart"
 
-    def forgets(self) -> int:
-        """How many watches have been told so."""
-        return int((self.client.read("/simulation/forgets") or {})["watches"])
+    def forget(self) -> None:
+        """The history of all objects is gone."""
+        if self.simulated:
+            self.client.create("/simulation/forget", {})
+        else:
+            subprocess.run(os.environ[FORGET], shell=True, check=True, timeout=120)
+
+    def forgets(self) -> int | None:
+        """How many watches have been told so; None where nobody counts them."""
+        return int((self.client.read("/simulation/forgets") or {})["watches"]) if self.simulated else None
 
     # Jobs and pods
 
