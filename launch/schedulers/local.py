@@ -180,7 +180,7 @@ def _bury_orphans(child: int) -> None:
     """
     if sys.platform != "linux":
         return
-    with contextlib.suppress(ChildProcessError):  # there are none at all
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):  # there are none, or a thread was faster
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
             if ended.si_pid == child or os.getpgid(ended.si_pid) == os.getpgrp():
                 return
