@@ -116,6 +116,7 @@ class Local:
                         deadline = time.monotonic() + self.grace_s + SLACK_S
                 if time.monotonic() > deadline or self.abandon():
                     _kill(child, spared)
+                _bury_orphans(child.pid)
                 self.signals.wait(min(1.0, max(0.0, deadline - time.monotonic())))
         finally:
             _kill(child, spared)
@@ -170,6 +171,20 @@ def _adopt_orphans() -> set[int]:
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     return set(_descendants(os.getpid()))
+
+
+def _bury_orphans(child: int) -> None:
+    """Take from the table of processes those that have become ours and have ended; as process 1 nobody else does.
+
+    What our own threads start is in our group, and theirs to wait for; what comes from the child is not.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):  # there are none, or a thread was faster
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == child or os.getpgid(ended.si_pid) == os.getpgrp():
+                return
+            os.waitpid(ended.si_pid, 0)
 
 
 def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:

@@ -169,6 +169,15 @@ def test_a_child_that_dies_leaves_no_orphans(drive: Callable[..., Driven]) -> No
     until(lambda: not alive(grandchild))
 
 
+def test_orphans_that_end_while_the_child_runs_leave_no_zombie(drive: Callable[..., Driven]) -> None:
+    driven = drive("(setsid sleep 0 & echo $! > grandchild); echo $$ > child; until [ -e go ]; do sleep 0.02; done")
+    orphan = grandchild_of(driven)
+    until(lambda: not Path(f"/proc/{orphan}").exists())
+    assert driven.process.poll() is None
+    (driven.folder / "go").touch()
+    assert driven.process.wait(20) == 0
+
+
 def test_ctrl_c_in_the_terminal_reaches_the_child_once(tmp_path: Path, drive: Callable[..., Driven]) -> None:
     driven = drive("trap 'echo INT >> heard' INT; trap 'echo TERM >> heard; exit 75' TERM; echo $$ > child;"
                    "while :; do sleep 0.05; done")  # fmt: skip

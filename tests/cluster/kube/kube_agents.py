@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from kube_wire import Wire
@@ -17,12 +18,16 @@ AGENT = Path(__file__).parent / "node_agent.py"
 
 
 class Agents:
-    def __init__(self, kubeconfig: str, folder: Path, names: list[str], heartbeat_s: float) -> None:
+    """`under`: a command that starts each agent, and takes something from it."""
+
+    def __init__(
+        self, kubeconfig: str, folder: Path, names: list[str], heartbeat_s: float, under: Sequence[str] = ()
+    ) -> None:
         words = ["--kubeconfig", kubeconfig, "--folder", str(folder), "--heartbeat", str(heartbeat_s)]
         if Wire(Path(kubeconfig)).tls is not None:
             # A server that speaks TLS asks for logs in the same way; whose certificate it is it does not look at.
             words += ["--certificate", *certificate(folder)]
-        self._running = {name: _start(name, words) for name in names}
+        self._running = {name: _start(name, [*under, sys.executable, str(AGENT), *words]) for name in names}
         for child in self._running.values():
             assert child.stdout is not None
             assert child.stdout.readline(), "an agent has not come up"
@@ -52,5 +57,4 @@ def certificate(folder: Path) -> tuple[str, str]:
 
 
 def _start(name: str, words: list[str]) -> subprocess.Popen[str]:
-    words = [sys.executable, str(AGENT), "--node", name, *words]
-    return subprocess.Popen(words, text=True, stdout=subprocess.PIPE)
+    return subprocess.Popen([*words, "--node", name], text=True, stdout=subprocess.PIPE)

@@ -1,4 +1,4 @@
-"""A node for any control plane: it registers itself, gives signs of life, and runs its pods as processes.
+"""A node for any control plane: it registers itself, gives signs of life, and runs its pods.
 
     python tests/cluster/kube/node_agent.py --kubeconfig FILE --node NAME --folder DIR
 
@@ -14,6 +14,7 @@ import json
 import os
 import signal
 import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -24,9 +25,10 @@ from typing import Any
 from urllib.parse import quote
 
 from kube_wire import MERGE, Refused, Wire
+from node_container import NotStarted, why_plain
 from node_logs import logs_of
 from node_pod import OVER, Seen
-from node_process import NotStarted, Plain, Process, now
+from node_process import Plain, Process, now
 
 TICK_S, PAUSE_S, AGAIN_S, HEARTBEAT_S = 0.05, 0.2, 1.0, 10.0
 LEASES = "/apis/coordination.k8s.io/v1/namespaces/kube-node-lease/leases"
@@ -276,6 +278,8 @@ def main() -> None:
     told = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: told.set())
+    if why := why_plain():
+        print(f"node {given.node}: containers are plain processes: {why}", file=sys.stderr)
     agent.start(tuple(given.certificate) if given.certificate else None)
     print(f"{given.node} {os.getpid()}", flush=True)
     told.wait()

@@ -1,4 +1,4 @@
-"""What a node's agent makes of one pod: its container is a process of this machine, with all that comes from it."""
+"""What a node's agent makes of one pod: its container with what it is told, and how that ends."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ import datetime
 import os
 import re
 import signal
-import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from node_container import Container, Own
+
 Plain = dict[str, Any]
 Read = Callable[[str], Plain]
 """An object of the pod's namespace by its path, `secrets/NAME`."""
 LAST_WORDS = 2048
+SHM = "/dev/shm"
 UNITS = {"Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40, "k": 10**3, "M": 10**6, "G": 10**9}
-PAGE = os.sysconf("SC_PAGE_SIZE")
 MARK = "EVERSTEP_NODE_AGENT"
 """Stands in the environment of all that comes from a pod: `NODE/AGENT'S PID/POD'S UID`. When process 1 has ended,
 nothing else tells whose children were left behind."""
@@ -28,10 +29,6 @@ nothing else tells whose children were left behind."""
 
 def now() -> str:
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-
-
-class NotStarted(Exception):
-    """The program of a pod is not there, or is none."""
 
 
 @dataclass
@@ -57,15 +54,21 @@ class Process:
         env, places = self._env(container), self._places(container)
         words = [_expand(word, env) for word in (*container.get("command", []), *container.get("args", []))]
         env = {key: str(places.get(value, value)) for key, value in env.items()} | {MARK: self.mark}
-        self.child = self._start(words, env)
+        self.container = Container.start(words, env, self.log, self._own())
 
-    def _start(self, words: list[str], env: dict[str, str]) -> subprocess.Popen[bytes]:
-        try:
-            with self.log.open("ab") as log:
-                return subprocess.Popen(words, env=env, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                        start_new_session=True)  # fmt: skip
-        except (FileNotFoundError, PermissionError) as error:
-            raise NotStarted(f'exec: "{words[0]}": {error.strerror}') from error
+    def _own(self) -> Own:
+        """As the kubelet sets it up."""
+        meta, spec = self.pod["metadata"], self.pod["spec"]
+        hostname = spec.get("hostname", meta["name"])[:63].rstrip("-.")
+        names = [hostname]
+        if "subdomain" in spec:
+            names.insert(0, f"{hostname}.{spec['subdomain']}.{meta['namespace']}.svc.cluster.local")
+        hosts = self.folder / "hosts"
+        hosts.write_text(f"127.0.0.1\tlocalhost\n{self.ip}\t{' '.join(names)}\n")
+        mounted = {each["name"] for each in spec["containers"][0].get("volumeMounts", []) if each["mountPath"] == SHM}
+        sizes = [_bytes(volume.get("emptyDir", {}).get("sizeLimit")) for volume in spec.get("volumes", [])
+                 if volume["name"] in mounted]  # fmt: skip
+        return Own(hostname, hosts, *filter(None, sizes))
 
     def _env(self, container: Plain) -> dict[str, str]:
         meta = self.pod["metadata"]
@@ -92,7 +95,7 @@ class Process:
                 place.mkdir(exist_ok=True)
                 for name, text in self.read(f"configmaps/{volume['configMap']['name']}")["data"].items():
                     (place / name).write_text(text)
-            elif mount["mountPath"] in ("/tmp", "/dev/shm") or "emptyDir" not in volume:
+            elif mount["mountPath"] in ("/tmp", SHM) or "emptyDir" not in volume:
                 continue
             places[mount["mountPath"]] = place
         return places
@@ -102,19 +105,20 @@ class Process:
         self.grace_s = grace_s
         if self.told_at is None:
             self.told_at = time.monotonic()
-            os.kill(self.child.pid, signal.SIGTERM)
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(self.container.pid, signal.SIGTERM)
 
     def kill(self) -> None:
         kill(self.mark)
-        self.child.wait()
+        self.container.child.wait()
 
     def tend(self) -> Plain | None:
         """How it has ended, as a container's state says it; None while it runs."""
-        code = self.child.poll()
+        code = self.container.child.poll()
         if code is None:
             if self.told_at is not None and time.monotonic() - self.told_at > self.grace_s:
                 kill(self.mark)
-            elif self.memory and resident(self.child.pid) > self.memory:
+            elif self.memory and self.container.memory() > self.memory:
                 self.out_of_memory = True
                 kill(self.mark)
             return None
@@ -147,26 +151,6 @@ def marked(mark: str) -> list[int]:
             if wanted in b"\0" + file.read_bytes():
                 found.append(int(file.parent.name))
     return found
-
-
-def resident(pid: int) -> int:
-    """Bytes that a process and all that comes from it hold, as a container is charged for: pages of their own."""
-    family, pages = [pid], 0
-    for each in family:
-        family += _children(each)
-        try:
-            size = Path(f"/proc/{each}/statm").read_text().split()
-        except OSError:
-            continue
-        pages += int(size[1]) - int(size[2])
-    return pages * PAGE
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(word) for file in Path(f"/proc/{pid}/task").glob("*/children") for word in file.read_text().split()]
-    except OSError:
-        return []
 
 
 def _bytes(text: str | None) -> int:

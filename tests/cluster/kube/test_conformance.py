@@ -68,7 +68,7 @@ def running(cluster: Cluster, count: int = 2) -> list[dict[str, Any]]:
     until(lambda: len([p for p in cluster.pods("j", "Running") if "deletionTimestamp" not in p["metadata"]]) == count)
     pods = [pod for pod in cluster.pods("j", "Running") if "deletionTimestamp" not in pod["metadata"]]
     for pod in pods:
-        until(lambda pod=pod: _has_child(cluster.process(pod).child.pid))
+        until(lambda pod=pod: _has_child(cluster.process(pod).container.pid))
     return sorted(pods, key=lambda pod: pod["spec"]["hostname"])
 
 
