@@ -22,7 +22,7 @@ test: $(VENV)/test.stamp  ## all tests; ARGS= goes to pytest
 test-k8s: $(VENV)/test.stamp  ## what any cluster can show: KUBECONFIG=… [IMAGE=…/everstep RUN_ROOT=…] [NODES=5] (k8s/README.md)
 	EVERSTEP_KUBECONFIG='$(KUBECONFIG)' EVERSTEP_IMAGE='$(IMAGE)' EVERSTEP_RUN_ROOT='$(RUN_ROOT)' \
 	EVERSTEP_NODES='$(NODES)' EVERSTEP_KILL_NODE='$(KILL_NODE)' EVERSTEP_FORGET='$(FORGET)' $(BIN)/python -m pytest -v -rs \
-		$(addprefix tests/cluster/kube/test_kube_,api.py outage.py faults.py extensions.py) $(ARGS)
+		$(addprefix tests/cluster/kube/test_kube_,api.py outage.py faults.py sweep.py extensions.py) $(ARGS)
 
 check: $(VENV)/test.stamp  ## style, types and the direction of imports
 	$(BIN)/ruff check .
