@@ -152,13 +152,18 @@ class Jobs:
         uid = job["metadata"]["uid"]
         going = [pod for pod in active if "deletionTimestamp" in pod["metadata"]]
         job["status"] |= {
-            "active": len(active) - len(going),
             "terminating": len(going),
             "ready": sum(_ready(pod) for pod in active),
-            "completedIndexes": ",".join(map(str, sorted(self._done.get(uid, set())))),
             "failedIndexes": ",".join(map(str, self._out_of_budget(job))),
-            "failed": sum(count for count in self._failed.get(uid, {}).values()),
         }
+        named = {
+            "active": len(active) - len(going),
+            "failed": sum(count for count in self._failed.get(uid, {}).values()),
+            "completedIndexes": ",".join(map(str, sorted(self._done.get(uid, set())))),
+        }
+        for name, value in named.items():  # these stand there only if there is something to say
+            job["status"].pop(name, None)
+            job["status"].update({name: value} if value else {})
 
     def _out_of_budget(self, job: Plain) -> list[int]:
         limit = job["spec"].get("backoffLimitPerIndex", 6)

@@ -95,7 +95,7 @@ def test_a_launcher_that_comes_back_to_a_history_that_is_gone_knows_how_all_stan
         before = there.forgets()
         with between.away():
             word.touch()
-            there.until(lambda: there.job(handle.id.rsplit("/", 1)[-1])["status"].get("active") == 0)
+            there.until(lambda: "active" not in there.job(handle.id.rsplit("/", 1)[-1])["status"])
             there.forget()
         there.until(lambda: state(ask, handle) is JobState.succeeded)
         if before is not None:
