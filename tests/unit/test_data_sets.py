@@ -55,6 +55,30 @@ def test_an_arrow_dataset_gathers_rows_across_shards_in_the_order_asked(tmp_path
         assert batch[name].numpy().dtype == array.dtype
 
 
+def test_the_first_pieces_of_local_shards_are_gathered_when_they_are_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = write_dataset(tmp_path / "set")
+    data = ArrowDataset(str(tmp_path / "set"))
+    gathered: list[int] = []
+    gather = data._gathered
+    monkeypatch.setattr(data, "_gathered", lambda places: gathered.append(len(places["label"])) or gather(places))
+    monkeypatch.setattr(data, "_row_bytes", float(1 << 20))
+    ids = np.array([7, 1, 4, 0, 2])  # of two of the three shards: the dataset is not settled by them
+    batches = data.takes(ids, [0, 2, 4, 5])
+    assert not gathered
+    for start, stop in ((0, 2), (2, 4), (4, 5)):
+        assert next(batches)["label"].tolist() == columns["label"][ids[start:stop]].tolist()
+        assert gathered[-1] == stop - start
+
+
+def test_a_shard_that_is_missing_is_told_before_the_first_piece(tmp_path: Path) -> None:
+    write_dataset(tmp_path / "set")
+    (tmp_path / "set/shard-1.arrow").unlink()
+    with pytest.raises(DataError, match=r"shard-1\.arrow is missing"):
+        ArrowDataset(str(tmp_path / "set")).takes(np.arange(10), [0, 5, 10])
+
+
 def test_an_arrow_dataset_can_be_pickled_and_read_by_pyarrow_alone(tmp_path: Path) -> None:
     import pyarrow as pa
 

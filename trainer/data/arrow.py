@@ -104,9 +104,13 @@ class ArrowDataset:
 
     def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
         """As many `take`s, of the ids between each two bounds, which share the search for where their samples lie."""
+        if not (self._shards.settled or self._shards.lasting):
+            return split(self.take(ids), bounds)  # before shards are let go of to make room for others
+        shards = self._shards_of(ids)
         if not self._shards.settled:
-            return split(self.take(ids), bounds)
-        places = self._places(ids, self._shards_of(ids))
+            with self._lock:
+                self._shards.use(shards)
+        places = self._places(ids, shards)
         return pieces(
             lambda start, stop: self._gathered({name: found[start:stop] for name, found in places.items()}),
             bounds,

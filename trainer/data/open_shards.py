@@ -65,6 +65,9 @@ class OpenShards:
         self.room_bytes = self.cache.limit_bytes // 2 if self.cache is not None else index.bytes
         """What this process keeps open: half of the cache, so that there is room for what comes next."""
         self._most_open = MOST_MAPS if self.cache is None else min(MOST_MAPS, max(16, _file_limit() // 8))
+        self._keeps_all = index.bytes <= self.room_bytes and len(index.shards) <= self._most_open
+        self.lasting = self._keeps_all and self.cache is None
+        """Whether a shard that is open stays so and is complete: what `use` has opened may be gathered at any time."""
         self.kept: frozenset[int] = frozenset()
         """Shards that stay open because somebody waits for parts of them."""
         self._open: dict[int, OpenShard] = {}
@@ -81,8 +84,7 @@ class OpenShards:
                 self._incomplete.discard(number)
         if self._bytes > self.room_bytes or len(self._open) > self._most_open:
             self._make_room(found)
-        fits = self._index.bytes <= self.room_bytes and len(self._index.shards) <= self._most_open
-        self.settled = fits and not self._incomplete and len(self._open) == len(self._index.shards)
+        self.settled = self._keeps_all and not self._incomplete and len(self._open) == len(self._index.shards)
         return found
 
     def parts(self, number: int, shard: OpenShard, rows: Ints) -> Ints:
