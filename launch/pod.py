@@ -55,6 +55,9 @@ class Leave(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
+    if len(arguments) != 1:
+        say(f"launch.pod takes the run folder alone; it was given {len(arguments)} words; see everstep submit job=k8s")
+        return DO_NOT_RETRY
     folder = RunFolder(arguments[0])
     with Signals() as signals:  # before anything slow, so that no signal is lost
         code, why = _run(folder, signals)

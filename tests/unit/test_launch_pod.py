@@ -166,3 +166,12 @@ def test_a_manifest_that_was_applied_by_hand_makes_its_folder(folder: RunFolder,
     folder.storage.write(CONFIG, b"steps: 9\n")
     settle(folder, {"EVERSTEP_SETTINGS": str(mounted)})
     assert folder.storage.read(CONFIG) == b"steps: 9\n"
+
+
+@pytest.mark.parametrize("arguments", [[], ["runs/a", "runs/b"]])
+def test_a_pod_without_one_run_folder_says_so_and_is_not_tried_again(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert module.main(arguments) == module.DO_NOT_RETRY
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the run folder alone; it was given {len(arguments)} words" in line
