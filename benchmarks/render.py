@@ -1,4 +1,4 @@
-"""What it costs to make one Slurm job, without submitting it: CPU seconds of whole commands.
+"""What it costs to make one job for Slurm or Kubernetes, without submitting it: CPU seconds of whole commands.
 
 `everstep` composes and checks the run's config on the way; torchx has none. CPU seconds and not wall time, since the
 former change little when the machine has other work.
@@ -20,19 +20,14 @@ from benchmarks.table import figures, machine, markdown, ratios, spread
 
 HEAD = ("command", "n", "CPU, s", "CPU / torchx")
 EVERSTEP = [sys.executable, "-m", "launch"]
-JOB = [
-    "job=slurm",
-    "job.nodes=2",
-    "job.nproc=8",
-    "job.partition=a",
-    "job.time=10h",
-    "experiment=gpt_stdlib",
-    "run=bench",
-]
+JOB = ["job.nodes=2", "job.nproc=8", "job.time=10h", "experiment=gpt_stdlib", "run=bench"]
+SLURM = ["job=slurm", "job.partition=a", *JOB]
+K8S = ["job=k8s", "job.image=registry.example.com/everstep:1", "run_root=s3://bucket/runs", *JOB]
 TORCHX = str(Path(PEERS_PYTHON).with_name("torchx"))
 COMMANDS: dict[str, list[str]] = {
     "everstep --help": [*EVERSTEP, "--help"],
-    "everstep submit --dry-run": [*EVERSTEP, "submit", "--dry-run", *JOB],
+    "everstep submit job=slurm --dry-run": [*EVERSTEP, "submit", "--dry-run", *SLURM],
+    "everstep submit job=k8s --dry-run": [*EVERSTEP, "submit", "--dry-run", *K8S],
     "torchx run --dryrun": [TORCHX, "run", "--dryrun", "-s", "slurm", "-cfg", "partition=a,time=600",
                             "dist.ddp", "-j", "2x8", "--script", "main.py"],
 }  # fmt: skip
