@@ -61,8 +61,9 @@ def test_the_first_pieces_of_local_shards_are_gathered_when_they_are_asked_for(
     columns = write_dataset(tmp_path / "set")
     data = ArrowDataset(str(tmp_path / "set"))
     gathered: list[int] = []
-    gather = data._gathered
-    monkeypatch.setattr(data, "_gathered", lambda places: gathered.append(len(places["label"])) or gather(places))
+    column = data._stored["label"]
+    gather = column.gather
+    monkeypatch.setattr(column, "gather", lambda places: gathered.append(len(places)) or gather(places))
     monkeypatch.setattr(data, "_row_bytes", float(1 << 20))
     ids = np.array([7, 1, 4, 0, 2])  # of two of the three shards: the dataset is not settled by them
     batches = data.takes(ids, [0, 2, 4, 5])

@@ -111,8 +111,9 @@ class ArrowDataset:
             with self._lock:
                 self._shards.use(shards)
         places = self._places(ids, shards)
+        columns = [(name, column.gather, places[name]) for name, column in self._stored.items()]
         return pieces(
-            lambda start, stop: self._gathered({name: found[start:stop] for name, found in places.items()}),
+            lambda start, stop: {name: gather(found[start:stop]) for name, gather, found in columns},
             bounds,
             self._row_bytes,
         )

@@ -100,14 +100,14 @@ class Loader:
             self._open.pop().close()
 
     def _timed(self, source: Iterator[list[Microbatch]], lookahead: Lookahead | None) -> Iterator[list[Microbatch]]:
-        used = sum(slot.stop - slot.start for slot in self.slots)
+        used, move = sum(slot.stop - slot.start for slot in self.slots), self.device.type != "cpu"
         while True:
             start = time.perf_counter()
             try:
                 step = next(source)
             except StopIteration:
                 return
-            if self.device.type != "cpu":
+            if move:
                 for microbatch in step:
                     microbatch.batch = _moved(microbatch.batch, self.device)
             if lookahead is not None:

@@ -51,6 +51,7 @@ class Rows:
         self._dtype, self._size, self._shape, self._kind = np.dtype(dtype), size, (-1, *shape), kind
         self._space = _space(self.bytes, size) if 0 < self.bytes <= _WIDEST else None
         self._cast = torch.from_numpy(np.empty(0, dtype)).dtype != kind
+        self._room = np.dtype(f"u{kind.itemsize}") if kind.itemsize <= 8 else np.dtype(np.complex128)
         self._most = max(1, _AT_A_TIME // max(1, self.bytes))
 
     def __call__(self, elements: Ints) -> Tensor:
@@ -60,9 +61,11 @@ class Rows:
         """
         if not self._cast:
             return self._stored(elements)
+        # NumPy's memory and not torch's: aligned to 64 bytes, that is cut out of the middle of free pieces, and buffers
+        # wander over more memory than the core's own cache holds. A tenth of the time of a batch of 32.
+        found = torch.from_numpy(np.empty((len(elements), *self._shape[1:]), self._room)).view(self._kind)
         if len(elements) <= self._most:
-            return self._stored(elements).to(self._kind)
-        found = torch.empty((len(elements), *self._shape[1:]), dtype=self._kind)
+            return found.copy_(self._stored(elements))
         for start in range(0, len(elements), self._most):
             found[start : start + self._most].copy_(self._stored(elements[start : start + self._most]))
         return found
