@@ -12,7 +12,7 @@ import torch
 from trainer.data.columns import Columns, pieces, split
 from trainer.data.index import Column, ShardIndex
 from trainer.data.node import node_cache
-from trainer.data.open_shards import OpenShards
+from trainer.data.open_shards import Absent, OpenShards
 from trainer.data.order import Ids
 from trainer.data.stored_column import stored_column
 from trainer.errors import ConfigError, DataError
@@ -20,7 +20,7 @@ from trainer.errors import ConfigError, DataError
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from trainer.data.cache import CachedShard, ShardCache
+    from trainer.data.cache import ShardCache
 
 
 class ArrowDataset:
@@ -119,7 +119,10 @@ class ArrowDataset:
         )
 
     def want(self, ids: Ids) -> list[Future[None]]:
-        """Begin to fetch what these samples need; nothing where the dataset is on this machine's disks."""
+        """Begin to fetch what these samples need; nothing where the dataset is on this machine's disks.
+
+        Only a shard that is open tells which parts hold a sample: when what was begun is done, more may be missing.
+        """
         if self._shards.cache is None or self._shards.settled:
             return []
         with self._lock:
@@ -143,16 +146,16 @@ class ArrowDataset:
     def _gathered(self, places: Mapping[str, Ids]) -> Columns:
         return {name: column.gather(places[name]) for name, column in self._stored.items()}
 
-    def _missing(self, ids: Ids, shards: Ids) -> list[tuple[CachedShard, Ids]]:
-        """Opens the shards of these samples; returns what of them is not here yet: (cached shard, its parts)."""
-        found = []
-        for number, shard in self._shards.use(shards).items():
+    def _missing(self, ids: Ids, shards: Ids) -> list[Absent]:
+        """Opens the shards of these samples; returns what of them is not here yet."""
+        opened, absent = self._shards.use(shards)
+        for number, shard in opened.items():
             if shard.cached is not None and not shard.cached.complete:
                 rows = ids[shards == number] - self._starts[number]
                 parts = shard.cached.absent(self._shards.parts(number, shard, rows))
                 if parts.size:
-                    found.append((shard.cached, parts))
-        return found
+                    absent.append((shard.cached, parts))
+        return absent
 
 
 def _chosen(path: str, index: ShardIndex, names: Sequence[str] | None) -> Mapping[str, Column]:

@@ -6,6 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
+from contextlib import suppress
+from dataclasses import dataclass
 
 from trainer.data.order import Ids
 from trainer.errors import EverstepError
@@ -13,8 +15,35 @@ from trainer.errors import EverstepError
 Want = Callable[[Ids], Sequence[Future[None]]]
 
 
+ASKS = 3
+"""Times that the same ids are asked for: the ends of a shard tell where its columns are; of a shard that cannot be
+mapped as it is, the rest has to come; then the parts that hold the samples."""
+
+
+@dataclass
+class _Begun:
+    """Samples of which something is on its way."""
+
+    ids: Ids
+    futures: Sequence[Future[None]]
+    asks: int = 1
+
+    def done(self) -> bool:
+        return all(future.done() for future in self.futures)
+
+    def wait(self) -> None:
+        """Until all is done; EverstepError if something failed."""
+        for future in self.futures:
+            with suppress(CancelledError):  # a shard was closed, to be opened again when its turn comes
+                future.result()
+
+
 class Lookahead:
-    """Calls `want` with ids in the order of use, at most about `ahead` samples before they are used."""
+    """Calls `want` with ids in the order of use, at most about `ahead` samples before they are used.
+
+    `want` begins what it can and does not wait. It is called again when that is done, since only then it may know what
+    else the same samples need; meanwhile it is asked for those after them.
+    """
 
     def __init__(self, want: Want, ids: Iterator[Ids], ahead: int) -> None:
         self._want = want
@@ -40,18 +69,28 @@ class Lookahead:
 
     def _run(self) -> None:
         asked = 0
-        pending: deque[Future[None]] = deque()
-        for ids in self._ids:
-            try:
-                pending += self._want(ids)
-                # Few are outstanding at a time, so that what is needed first is not at the end of a long queue.
-                while len(pending) > 2 * len(ids) and not self._closed:
-                    pending.popleft().exception()
-            except (EverstepError, CancelledError):
-                return  # whoever uses the sample meets the same fault at its place in the order, and tells it
-            asked += len(ids)
-            with self._change:
-                while asked - self._used >= self._ahead and not self._closed:
-                    self._change.wait()
+        begun: deque[_Begun] = deque()
+        try:
+            for ids in self._ids:
+                asked += len(ids)
+                begun.append(_Begun(ids, self._want(ids)))
+                while begun and not self._closed and (begun[0].done() or self._is_far(asked)):
+                    begun[0].wait()
+                    if not self._goes_on(begun[0]):
+                        begun.popleft()
+                with self._change:
+                    while self._is_far(asked) and not self._closed:
+                        self._change.wait()
                 if self._closed:
                     return
+        except EverstepError:
+            return  # whoever uses the sample meets the same fault at its place in the order, and tells it
+
+    def _is_far(self, asked: int) -> bool:
+        return asked - self._used >= self._ahead
+
+    def _goes_on(self, begun: _Begun) -> bool:
+        """Begin what is still missing of these samples, if anything is."""
+        begun.asks += 1
+        begun.futures = self._want(begun.ids) if begun.asks < ASKS else ()
+        return bool(begun.futures)

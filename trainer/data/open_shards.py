@@ -6,14 +6,14 @@ import math
 import os
 import resource
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.index import PART_BYTES, Column, Shard, ShardIndex
 from trainer.data.memory import address_of, element_of
-from trainer.data.shards import RaggedArray, Stored, file_parts, inflate, map_shard
+from trainer.data.shards import Mapped, RaggedArray, Stored, file_parts, inflate, map_shard
 from trainer.errors import DataError
 from trainer.storage import open_storage
 
@@ -38,10 +38,15 @@ class OpenShard(NamedTuple):
     """Its place in the node's cache; None for one that is mapped where it lies."""
 
 
+Absent = tuple["CachedShard", Ints]
+"""A shard of the cache, and those of its parts that have to come."""
+
+
 class OpenShards:
     """Maps shards as they are needed, and lets go of cached ones that were not used for longest.
 
-    Not safe among threads: the dataset holds a lock around it.
+    Not safe among threads: the dataset holds a lock around it. Nothing here waits for a store, unless shards are
+    compressed.
     """
 
     def __init__(
@@ -71,21 +76,29 @@ class OpenShards:
         self.kept: frozenset[int] = frozenset()
         """Shards that stay open because somebody waits for parts of them."""
         self._open: dict[int, OpenShard] = {}
+        self._coming: dict[int, CachedShard] = {}
+        """Shards that cannot be mapped yet."""
         self._incomplete: set[int] = set()
         self._bytes = 0
 
-    def use(self, shards: Ints) -> dict[int, OpenShard]:
-        """The shards with these numbers, open; all others may have been closed."""
-        found = {}
+    def use(self, shards: Ints) -> tuple[dict[int, OpenShard], list[Absent]]:
+        """The shards with these numbers, open; all others may have been closed.
+
+        Of those that cannot be opened yet, what has to come before.
+        """
+        found, absent = {}, []
         for number in sorted(set(shards.tolist())):  # np.unique imports numpy.ma, a tenth of a second
             shard = self._open.pop(number, None) or self._map(number)
+            if not isinstance(shard, OpenShard):
+                absent.append(shard)
+                continue
             self._open[number] = found[number] = shard  # to the end: the first is the one not used for longest
             if number in self._incomplete and (shard.cached is None or shard.cached.complete):
                 self._incomplete.discard(number)
         if self._bytes > self.room_bytes or len(self._open) > self._most_open:
             self._make_room(found)
         self.settled = self._keeps_all and not self._incomplete and len(self._open) == len(self._index.shards)
-        return found
+        return found, absent
 
     def parts(self, number: int, shard: OpenShard, rows: Ints) -> Ints:
         """The parts of the file in which these rows lie; of samples that differ in length, all."""
@@ -109,15 +122,24 @@ class OpenShards:
             if shard.cached is not None:
                 shard.cached.close()
 
-    def _map(self, number: int) -> OpenShard:
+    def _map(self, number: int) -> OpenShard | Absent:
         shard = self._index.shards[number]
-        cached = self._fetched(shard)
-        path = cached.path if cached is not None else self._checked(shard)
-        mapped = map_shard(path, self._columns)
-        if cached is not None and not cached.complete and mapped.copied:
-            cached.need(np.arange(len(shard.parts)))
-            mapped = map_shard(path, self._columns)
+        if self.cache is None:
+            return self._mapped(number, map_shard(self._checked(shard), self._columns), None)
+        cached = self._coming.pop(number, None) or self._placed(shard)
+        absent, rest = cached.absent(_ends(shard)), cached.absent(np.arange(len(shard.parts)))
+        if not absent.size:
+            mapped = map_shard(cached.path, self._columns)
+            if not (mapped.copied and rest.size):
+                return self._mapped(number, mapped, cached)
+            absent = rest
+        self._coming[number] = cached
+        return cached, absent
+
+    def _mapped(self, number: int, mapped: Mapped, cached: CachedShard | None) -> OpenShard:
+        shard = self._index.shards[number]
         if mapped.rows != shard.rows:
+            path = cached.path if cached is not None else self._storage.path(shard.file)
             raise DataError(f"shard {path} has {mapped.rows} rows where the index says {shard.rows}; prepare it again")
         opened = OpenShard(mapped.joined(), mapped.base, shard.bytes, cached)
         for name, array in opened.arrays.items():
@@ -129,16 +151,12 @@ class OpenShards:
             self._incomplete.add(number)
         return opened
 
-    def _fetched(self, shard: Shard) -> CachedShard | None:
-        """The shard's place in the cache, with at least those parts that tell where its columns are."""
-        if self.cache is None:
-            return None
+    def _placed(self, shard: Shard) -> CachedShard:
+        """The shard's place in the cache; of a compressed one with all of it."""
+        cache = cast("ShardCache", self.cache)
         if self._compressed:
-            return self.cache.inflated(self._storage, shard, inflate)
-        cached = self.cache.open(self._storage, shard)
-        last = len(shard.parts) - 1
-        cached.need(np.unique([0, max(0, shard.bytes - FOOTER_BYTES) // PART_BYTES, last]))
-        return cached
+            return cache.inflated(self._storage, shard, inflate)
+        return cache.open(self._storage, shard)
 
     def _checked(self, shard: Shard) -> str:
         path = str(self._storage.path(shard.file))
@@ -150,6 +168,12 @@ class OpenShards:
         if self._verify and os.path.exists(path) and file_parts(path) != shard.parts:
             raise DataError(f"shard {path} is damaged: its digests are not the index's; copy it back")
         return path
+
+
+def _ends(shard: Shard) -> Ints:
+    """The parts that tell where the shard's columns are."""
+    last = len(shard.parts) - 1
+    return np.unique([0, max(0, shard.bytes - FOOTER_BYTES) // PART_BYTES, last])
 
 
 def _file_limit() -> int:
