@@ -73,7 +73,8 @@ class Lookahead:
         try:
             for ids in self._ids:
                 asked += len(ids)
-                begun.append(_Begun(ids, self._want(ids)))
+                if futures := self._want(ids):
+                    begun.append(_Begun(ids, futures))
                 while begun and not self._closed and (begun[0].done() or self._is_far(asked)):
                     begun[0].wait()
                     if not self._goes_on(begun[0]):

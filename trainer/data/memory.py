@@ -50,8 +50,7 @@ class Rows:
         self.bytes = self.width * size
         self._dtype, self._size, self._shape, self._kind = np.dtype(dtype), size, (-1, *shape), kind
         self._space = _space(self.bytes, size) if 0 < self.bytes <= _WIDEST else None
-        self._cast = torch.from_numpy(np.empty(0, dtype)).dtype != kind
-        self._room = np.dtype(f"u{kind.itemsize}") if kind.itemsize <= 8 else np.dtype(np.complex128)
+        self._wider = _wider(self._dtype, kind)
         self._most = max(1, _AT_A_TIME // max(1, self.bytes))
 
     def __call__(self, elements: Ints) -> Tensor:
@@ -59,24 +58,35 @@ class Rows:
 
         Elements are counted as `element_of` does; all bytes of every row must be mapped.
         """
-        if not self._cast:
-            return self._stored(elements)
-        # NumPy's memory and not torch's: aligned to 64 bytes, that is cut out of the middle of free pieces, and buffers
-        # wander over more memory than the core's own cache holds. A tenth of the time of a batch of 32.
-        found = torch.from_numpy(np.empty((len(elements), *self._shape[1:]), self._room)).view(self._kind)
+        if self._wider is None:
+            return torch.from_numpy(self._stored(elements)).to(self._kind)
         if len(elements) <= self._most:
-            return found.copy_(self._stored(elements))
+            return torch.from_numpy(self._stored(elements).astype(self._wider))
+        found = np.empty((len(elements), *self._shape[1:]), self._wider)
         for start in range(0, len(elements), self._most):
-            found[start : start + self._most].copy_(self._stored(elements[start : start + self._most]))
-        return found
+            found[start : start + self._most] = self._stored(elements[start : start + self._most])
+        return torch.from_numpy(found)
 
-    def _stored(self, elements: Ints) -> Tensor:
+    def _stored(self, elements: Ints) -> NDArray[Any]:
         if self._space is not None:
-            return torch.from_numpy(self._space[elements].view(self._dtype).reshape(self._shape))
+            return self._space[elements].view(self._dtype).reshape(self._shape)
         rows = np.empty((len(elements), *self._shape[1:]), self._dtype)
         for number, element in enumerate(elements.tolist()):
             ctypes.memmove(address_of(rows) + number * self.bytes, _ORIGIN + element * self._size, self.bytes)
-        return torch.from_numpy(rows)
+        return rows
+
+
+def _wider(stored: np.dtype[Any], kind: torch.dtype) -> np.dtype[Any] | None:
+    """NumPy's name of `kind` where it is another than what is stored, and nothing can get lost on the way there.
+
+    NumPy casts in the thread that asks. Torch wakes a team of threads that wait for one another in busy loops, one for
+    each thread of ours, and takes its memory out of the middle of free pieces, so that it wanders.
+    """
+    try:
+        found: np.dtype[Any] = torch.empty(0, dtype=kind).numpy().dtype
+    except TypeError:  # bfloat16 and its like
+        return None
+    return found if found != stored and np.can_cast(stored, found) else None
 
 
 def gather_ragged(elements: Ints, values: Ints, kind: torch.dtype) -> tuple[Tensor, Ints]:
