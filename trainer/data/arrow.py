@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,8 +20,6 @@ from trainer.data.stored_column import stored_column
 from trainer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from trainer.data.cache import ShardCache
 
 
@@ -98,8 +98,9 @@ class ArrowDataset:
                 if not missing:
                     return self._gathered(self._places(ids, shards))
             # Without the lock, so that others go on asking for what comes later.
-            for cached, parts in missing:
-                cached.need(parts)
+            for future in _begun(missing, urgent=True):
+                with suppress(CancelledError):  # another user of the shard has closed it meanwhile
+                    future.result()
         return self._gathered(self._places(ids, shards))
 
     def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
@@ -127,7 +128,7 @@ class ArrowDataset:
             return []
         with self._lock:
             missing = self._missing(ids, self._shards_of(ids))
-        return [future for cached, parts in missing for future in cached.want(parts)]
+        return _begun(missing, urgent=False)
 
     def place(self, sample: int) -> str:
         """Where a sample lies, for people: dataset, shard and row."""
@@ -156,6 +157,10 @@ class ArrowDataset:
                 if parts.size:
                     absent.append((shard.cached, parts))
         return absent
+
+
+def _begun(missing: list[Absent], urgent: bool) -> list[Future[None]]:
+    return [future for cached, parts in missing for future in cached.want(parts, urgent)]
 
 
 def _chosen(path: str, index: ShardIndex, names: Sequence[str] | None) -> Mapping[str, Column]:

@@ -121,9 +121,9 @@ class CachedShard:
             _ = self.complete  # so that the next look costs nothing
         return missing
 
-    def want(self, parts: Parts) -> list[Future[None]]:
-        """Begin to download those that are not here, and do not wait for them."""
-        return self._fetch(self.absent(parts), urgent=False)
+    def want(self, parts: Parts, urgent: bool = False) -> list[Future[None]]:
+        """Begin to download those that are not here, urgent ones before the others, and do not wait for them."""
+        return self._fetch(self.absent(parts), urgent)
 
     def need(self, parts: Parts) -> None:
         """Return when all are here. DataError where the store's bytes are not the index's, StorageError if it fails."""
