@@ -84,7 +84,7 @@ class Tail:
         except FileNotFoundError:
             return b""
         self.read_to += len(found)
-        return found
+        return bytes(found)
 
 
 def ranks(folder: RunFolder, attempt: int) -> list[int]:

@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 from trainer.checkpoint.manifest import READ_BYTES, FileRecord, leads_out
 from trainer.checkpoint.table import Chunk, decode
 from trainer.errors import CheckpointError
-from trainer.storage import Storage
+from trainer.storage import Buffer, Storage
 
 AHEAD = 3
 """Blocks of a file that are asked for before the one at hand is through."""
@@ -141,7 +141,7 @@ def _pass(source: Source, name: str, landings: list[Landing]) -> None:
         raise DamagedError(f"{name} does not match its BLAKE3")
 
 
-def _land(landings: list[Landing], start: int, data: bytes) -> list[Landing]:
+def _land(landings: list[Landing], start: int, data: Buffer) -> list[Landing]:
     """Copy out a block of the file; the landings that are not through with it."""
     block, stop = torch.frombuffer(data, dtype=torch.uint8), start + len(data)
     for landing in landings:
@@ -153,11 +153,11 @@ def _land(landings: list[Landing], start: int, data: bytes) -> list[Landing]:
     return [landing for landing in landings if landing.end > stop]
 
 
-def _blocks(storage: Storage, path: str, size: int) -> Iterator[tuple[int, bytes]]:
+def _blocks(storage: Storage, path: str, size: int) -> Iterator[tuple[int, Buffer]]:
     """The file's bytes in order, some blocks read ahead."""
     starts = range(0, size, READ_BYTES)
 
-    def read(start: int) -> bytes:
+    def read(start: int) -> Buffer:
         stop = min(size, start + READ_BYTES)
         try:
             data = storage.read_range(path, start, stop)

@@ -17,7 +17,7 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from trainer.checkpoint.manifest import TENSORS, is_plain, leads_out
 from trainer.errors import CheckpointError
-from trainer.storage import Storage
+from trainer.storage import Buffer, Storage
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Chunk:
     sizes: tuple[int, ...]
 
 
-def decode(data: bytes | bytearray, chunk: Chunk) -> Tensor:
+def decode(data: Buffer | bytearray, chunk: Chunk) -> Tensor:
     if len(data) != chunk.length:
         raise CheckpointError(f"{chunk.file} ends within a tensor: {len(data)} bytes where {chunk.length} should be")
     if not data:

@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from trainer.storage.local import LocalStorage
-from trainer.storage.port import STAGED, Storage
+from trainer.storage.port import STAGED, Buffer, Storage
 from trainer.storage.probe import probe
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "STAGED",
+    "Buffer",
     "FsspecStorage",
     "LocalStorage",
     "ObstoreStorage",

@@ -17,7 +17,7 @@ from trainer.errors import StorageError
 from trainer.storage import clients, credentials, google, native
 from trainer.storage.clients import Clients
 from trainer.storage.patience import PARALLEL_PARTS, PART_BYTES, has_won, is_beyond_the_end, one_line, retry
-from trainer.storage.port import STAGED
+from trainer.storage.port import STAGED, Buffer
 from trainer.storage.upload import Part, uploading
 
 T = TypeVar("T")
@@ -85,13 +85,14 @@ class ObstoreStorage:
     def read(self, path: str) -> bytes:
         return self._try(lambda to: bytes(to.lib.get(to.reading, path).bytes()))
 
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
+    def read_range(self, path: str, start: int, stop: int) -> Buffer:
         if start >= stop:  # HTTP has no empty range
             return b""
 
-        def once(to: Clients) -> bytes:
+        def once(to: Clients) -> Buffer:
             try:
-                return bytes(to.lib.get_range(to.reading, path, start=start, end=stop))
+                # A view and no copy, which would cost a third of the time that the bytes took to come.
+                return memoryview(to.lib.get_range(to.reading, path, start=start, end=stop))
             except to.lib.exceptions.BaseError as error:
                 if not is_beyond_the_end(error):
                     raise

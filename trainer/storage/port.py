@@ -10,6 +10,10 @@ STAGED = ".staged"
 """Ending of the hidden names under which a file grows; `names` does not list them."""
 
 
+Buffer = bytes | memoryview
+"""Bytes that are only read."""
+
+
 class Storage(Protocol):
     """Files below one root. Paths are relative, with '/'; a missing file is FileNotFoundError.
 
@@ -20,7 +24,7 @@ class Storage(Protocol):
     url: str
 
     def read(self, path: str) -> bytes: ...
-    def read_range(self, path: str, start: int, stop: int) -> bytes:
+    def read_range(self, path: str, start: int, stop: int) -> Buffer:
         """Bytes [start, stop), or as many of them as there are."""
         ...
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from trainer.errors import DataError
+from trainer.storage import Buffer
 
 HEDGE_S = 0.5
 """A request is doubled after this time, or HEDGE_FACTOR times the median of late when that is longer."""
@@ -48,11 +49,11 @@ class Piece(Protocol):
         ...
 
     def release(self) -> None: ...
-    def download(self) -> bytes:
+    def download(self) -> Buffer:
         """The verified bytes, or DamagedError."""
         ...
 
-    def keep(self, data: bytes) -> None: ...
+    def keep(self, data: Buffer) -> None: ...
     def damaged(self, why: str) -> DataError:
         """The error for a piece that stays damaged."""
         ...

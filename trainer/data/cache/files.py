@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.data.index import PART_BYTES
+from trainer.storage import Buffer
 
 _BOOT = 36
 _STAMP_BYTES = _BOOT + 20
@@ -97,7 +98,7 @@ class ShardFiles:
     def read(self, part: int) -> bytes:
         return os.pread(self._data, PART_BYTES, part * PART_BYTES)
 
-    def write(self, part: int, data: bytes) -> None:
+    def write(self, part: int, data: Buffer) -> None:
         """Write a part's bytes and then mark it, so who sees the mark sees the bytes."""
         view, at = memoryview(data), part * PART_BYTES
         while view:

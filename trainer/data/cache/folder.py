@@ -21,6 +21,7 @@ from typing import TypeVar
 from trainer.data.cache.files import Claims, ShardFiles
 from trainer.data.index import PART_BYTES
 from trainer.errors import ConfigError, StorageError
+from trainer.storage import Buffer
 
 LOG = logging.getLogger("everstep")
 T = TypeVar("T")
@@ -78,7 +79,7 @@ class CacheFolder:
 
     # ---------------------------------------------------------------------------------------------- the limit
 
-    def write(self, files: ShardFiles, part: int, data: bytes) -> None:
+    def write(self, files: ShardFiles, part: int, data: Buffer) -> None:
         """Write and mark a verified part, after others had to go if need be."""
 
         def write() -> None:

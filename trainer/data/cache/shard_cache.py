@@ -17,7 +17,7 @@ from trainer.data.cache.files import ShardFiles
 from trainer.data.cache.folder import CacheFolder
 from trainer.data.index import PART_BYTES, Shard, part_digest
 from trainer.errors import DataError
-from trainer.storage import Storage, join_url
+from trainer.storage import Buffer, Storage, join_url
 
 Parts = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
@@ -177,13 +177,13 @@ class Part:
     def release(self) -> None:
         self._folder.release(self._shard.digest, self._part)
 
-    def download(self) -> bytes:
+    def download(self) -> Buffer:
         try:
             return self._verified()
         except FileNotFoundError:
             raise DataError(f"shard {self._url} is missing; copy it back or prepare the dataset again") from None
 
-    def _verified(self) -> bytes:
+    def _verified(self) -> Buffer:
         start = self._part * PART_BYTES
         stop = min(start + PART_BYTES, self._shard.bytes)
         data = self._storage.read_range(self._shard.file, start, stop)
@@ -202,7 +202,7 @@ class Part:
                 "copy it back or prepare the dataset again"
             )
 
-    def keep(self, data: bytes) -> None:
+    def keep(self, data: Buffer) -> None:
         self._folder.write(self.files, self._part, data)
 
     def damaged(self, why: str) -> DataError:
