@@ -93,5 +93,5 @@ class Lookahead:
     def _goes_on(self, begun: _Begun) -> bool:
         """Begin what is still missing of these samples, if anything is."""
         begun.asks += 1
-        begun.futures = self._want(begun.ids) if begun.asks < ASKS else ()
+        begun.futures = self._want(begun.ids) if begun.asks <= ASKS else ()
         return bool(begun.futures)
