@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
@@ -13,6 +14,7 @@ import pytest
 import shard_sets
 from process_helpers import until
 
+from trainer.data import open_shards
 from trainer.data.arrow import ArrowDataset
 from trainer.data.cache import ShardCache
 from trainer.data.lookahead import Lookahead
@@ -85,6 +87,22 @@ def test_a_shard_that_another_closes_on_its_way_is_asked_for_again(
     assert taken(remote, 5, 6) == [5, 6]
 
 
+def test_a_process_that_may_open_few_files_looks_ahead_at_many_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(open_shards, "_file_limit", lambda: 200)
+    url, sent = f"memory://ahead/{tmp_path.name}", threading.Event()
+    shard_sets.write_dataset(url, [2] * 120, shard_sets.numbered(240))
+    data = ArrowDataset(url, cache=lambda: ShardCache(str(tmp_path / "cache"), 10**9, parallel=1))
+    behind(data, monkeypatch, lambda path: sent.wait(20))
+    before = len(os.listdir("/proc/self/fd"))
+    for start in range(0, 240, 8):
+        data.want(np.arange(start, start + 8))
+    assert len(os.listdir("/proc/self/fd")) - before < 3 * 25 + 10
+    sent.set()
+    assert taken(data, *range(240)) == list(range(240))
+
+
 class Wanted:
     """A dataset that has to be asked three times: its second answer depends on what the first one brought."""
 
@@ -118,6 +136,17 @@ def test_what_is_known_to_be_needed_only_when_something_has_come_is_asked_for_th
     wanted.coming[4].set_result(None)
     until(lambda: not lookahead._thread.is_alive())
     assert wanted.asked == [0, 1, 2, 0, 0, 1, 1]
+
+
+def test_what_the_last_samples_need_is_asked_for_to_the_end() -> None:
+    wanted = Wanted()
+    lookahead = Lookahead(wanted, iter([np.array([0])]), 9)
+    until(lambda: wanted.asked == [0])
+    wanted.coming[0].set_result(None)
+    until(lambda: wanted.asked == [0, 0])
+    wanted.coming[1].set_result(None)
+    until(lambda: wanted.asked == [0, 0, 0])
+    lookahead.close()
 
 
 def test_a_shard_that_was_closed_meanwhile_does_not_end_the_look_ahead() -> None:

@@ -13,8 +13,6 @@ from trainer.data.order import Ids
 from trainer.errors import EverstepError
 
 Want = Callable[[Ids], Sequence[Future[None]]]
-
-
 ASKS = 3
 """Times that the same ids are asked for: the ends of a shard tell where its columns are; of a shard that cannot be
 mapped as it is, the rest has to come; then the parts that hold the samples."""
@@ -76,22 +74,25 @@ class Lookahead:
                 if futures := self._want(ids):
                     begun.append(_Begun(ids, futures))
                 while begun and not self._closed and (begun[0].done() or self._is_far(asked)):
-                    begun[0].wait()
-                    if not self._goes_on(begun[0]):
-                        begun.popleft()
+                    self._go_on(begun)
                 with self._change:
                     while self._is_far(asked) and not self._closed:
                         self._change.wait()
                 if self._closed:
                     return
+            while begun and not self._closed:
+                self._go_on(begun)
         except EverstepError:
             return  # whoever uses the sample meets the same fault at its place in the order, and tells it
 
     def _is_far(self, asked: int) -> bool:
         return asked - self._used >= self._ahead
 
-    def _goes_on(self, begun: _Begun) -> bool:
-        """Begin what is still missing of these samples, if anything is."""
-        begun.asks += 1
-        begun.futures = self._want(begun.ids) if begun.asks <= ASKS else ()
-        return bool(begun.futures)
+    def _go_on(self, begun: deque[_Begun]) -> None:
+        """When the first has come, begin what its samples still lack, if anything."""
+        first = begun[0]
+        first.wait()
+        first.asks += 1
+        first.futures = self._want(first.ids) if first.asks <= ASKS else ()
+        if not first.futures:
+            begun.popleft()

@@ -95,8 +95,8 @@ class OpenShards:
             self._open[number] = found[number] = shard  # to the end: the first is the one not used for longest
             if number in self._incomplete and (shard.cached is None or shard.cached.complete):
                 self._incomplete.discard(number)
-        if self._bytes > self.room_bytes or len(self._open) > self._most_open:
-            self._make_room(found)
+        if self._bytes > self.room_bytes or self._is_crowded():
+            self._make_room(frozenset(shards.tolist()) | self.kept)
         self.settled = self._keeps_all and not self._incomplete and len(self._open) == len(self._index.shards)
         return found, absent
 
@@ -112,15 +112,22 @@ class OpenShards:
             found += [first + step for step in range(int((last - first).max(initial=0)) + 1)]
         return np.unique(np.minimum(np.concatenate(found), len(self._index.shards[number].parts) - 1))
 
-    def _make_room(self, used: Mapping[int, OpenShard]) -> None:
-        for number in [number for number in self._open if number not in used and number not in self.kept]:
-            if self._bytes <= self.room_bytes and len(self._open) <= self._most_open:
+    def _is_crowded(self) -> bool:
+        return len(self._open) + len(self._coming) > self._most_open
+
+    def _make_room(self, used: frozenset[int]) -> None:
+        for number in [number for number in self._open if number not in used]:
+            if self._bytes <= self.room_bytes and not self._is_crowded():
                 return
             shard = self._open.pop(number)
             self._bytes -= shard.bytes
             self._incomplete.discard(number)
             if shard.cached is not None:
                 shard.cached.close()
+        for number in [number for number in self._coming if number not in used]:
+            if not self._is_crowded():
+                return
+            self._coming.pop(number).close()
 
     def _map(self, number: int) -> OpenShard | Absent:
         shard = self._index.shards[number]

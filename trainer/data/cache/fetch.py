@@ -129,6 +129,9 @@ class Crew:
             dropped = [job for job in self._jobs.values() if pieces_of(job.piece) and not job.claimed]
             for job in dropped:
                 self._end(job, CancelledError())
+            if dropped:  # what is in the queue keeps the files of its shard open
+                self._queue = [entry for entry in self._queue if not entry[2].future.done()]
+                heapq.heapify(self._queue)
 
     def _push(self, job: _Job, first: bool = False) -> None:
         number = next(self._order)
