@@ -80,7 +80,7 @@ def _check_here(job: JobConfig) -> None:
     if job.scheduler != "local":
         raise ConfigError(f"job={job.scheduler} is a cluster: write everstep submit, or job=local to start here")
     if job.node_range != (1, 1):
-        raise ConfigError(f"job.nodes={job.nodes}: job=local is this one machine; choose a cluster with job=slurm")
+        raise ConfigError(f"job.nodes={job.nodes}: job=local is this one machine; choose job=slurm or job=k8s")
 
 
 def _processes(config: RunConfig, job: JobConfig) -> int:

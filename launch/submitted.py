@@ -37,7 +37,7 @@ class Submitted:
             intent = seen[-1].intent
             return Submitted(job, tuple(intent["argv"]), intent.get("code"))
         if not folder.storage.exists(CONFIG):
-            raise ConfigError(f"{folder.url} is not a run folder; write everstep submit job=slurm run=NAME …")
+            raise ConfigError(f"{folder.url} is not a run folder; write everstep submit job=slurm (or k8s) run=NAME …")
         return Submitted(job, tuple(trainer(folder.storage.url)))
 
 
