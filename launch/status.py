@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,9 @@ from trainer.run_folder import RunFolder
 
 REFRESH_S = 2.0
 LAST_LINES = 8
+VALUE_COLUMNS = 67
+"""Of a terminal of 80, what is left beside the names."""
+NO_BREAK = "\N{NO-BREAK SPACE}"
 FAILED = (RunState.failed, RunState.lost, RunState.restarting)
 
 
@@ -167,7 +171,9 @@ def _goodput(spent: Goodput) -> list[tuple[str, str]]:
         if part != next(iter(PARTS)) and seconds >= 0.0005 * spent.wall_s
     ]
     whole = f"{spent.fraction:.1%} of {text.duration(spent.wall_s)}"
-    return [("goodput", whole + (f"; the rest: {', '.join(lost)}" if lost else ""))]
+    told = whole + (f"; the rest: {', '.join(part.replace(' ', NO_BREAK) for part in lost)}" if lost else "")
+    first, *more = (row.replace(NO_BREAK, " ") for row in textwrap.wrap(told, VALUE_COLUMNS))
+    return [("goodput", first), *(("", f"{'':<12} {row}") for row in more)]
 
 
 def _indented(lines: Sequence[str]) -> list[str]:

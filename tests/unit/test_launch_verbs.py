@@ -16,8 +16,9 @@ from file_scheduler import VARIABLE, FileScheduler
 from process_helpers import alive, until
 from run_records import Records
 
-from launch import cluster, logs
+from launch import cluster, logs, status
 from launch.__main__ import main
+from launch.goodput import Goodput
 
 
 @pytest.fixture
@@ -143,6 +144,16 @@ def test_status_says_where_it_stands_and_where_the_time_went(root: Path, capsys:
     assert shown["checkpoint"] == "step 50"
     assert shown["attempt"].startswith("1, 2 processes")
     assert shown["goodput"] == "90.9% of 1 min 50 s; the rest: start 10 s (9.1%)"
+
+
+def test_where_the_time_went_fits_a_terminal_of_80_columns() -> None:
+    spent = {"productive": 50.0, "evaluation": 9.0, "start": 5.0, "down": 1.0, "queue": 300.0, "checkpoint": 7.0}
+    shown = [f"{name:<12} {value}" if name else value for name, value in status._goodput(Goodput(spent))]
+    assert max(map(len, shown)) <= 80
+    assert " ".join(row[13:] for row in shown) == (
+        "13.4% of 6 min 12 s; the rest: queue 5 min (80.6%), evaluation 9 s (2.4%), checkpoint 7 s (1.9%), "
+        "start 5 s (1.3%), down 1 s (0.3%)"
+    )
 
 
 def test_status_tells_why_a_run_was_started_again_and_why_it_failed(
