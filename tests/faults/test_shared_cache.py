@@ -265,6 +265,17 @@ def test_on_a_disk_smaller_than_the_limit_reading_goes_on(remote: Remote, little
     assert counts["evictions"] > 0
 
 
+def test_an_answer_that_comes_late_takes_up_no_room_on_a_full_disk(remote: Remote, little_disk: Path) -> None:
+    cache, store = ShardCache(f"{little_disk}/cache", LARGE), open_storage(remote.url)
+    remote.proxy.hang(times=1, method="GET")
+    for shard in remote.shards:
+        cached = cache.open(store, shard)
+        cached.need(np.arange(PARTS))
+        cached.close()
+    assert cache.crew._requests, "the request that hangs has ended, so nothing was tried"
+    assert cache.stats.evictions > 0
+
+
 def test_a_disk_that_is_full_of_open_shards_is_one_line(remote: Remote, little_disk: Path) -> None:
     cache, store = ShardCache(f"{little_disk}/cache", LARGE), open_storage(remote.url)
     opened = [cache.open(store, shard) for shard in remote.shards]

@@ -54,6 +54,10 @@ class Piece(Protocol):
         ...
 
     def keep(self, data: Buffer) -> None: ...
+    def end(self) -> None:
+        """Nobody waits for it any more, though a late request for it may still be under way."""
+        ...
+
     def damaged(self, why: str) -> DataError:
         """The error for a piece that stays damaged."""
         ...
@@ -245,6 +249,7 @@ class Crew:
         del self._jobs[job.piece.key]
         if job.claimed:
             job.piece.release()
+        job.piece.end()
         if error is None:
             job.future.set_result(None)
         else:

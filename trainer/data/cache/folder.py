@@ -26,8 +26,8 @@ from trainer.storage import Buffer
 LOG = logging.getLogger("everstep")
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
-CLOSING_S, CLOSING_LOOK_S = 5.0, 0.02
-"""Seconds for which the room of a shard that has gone is waited for, and between two looks."""
+CLOSING_S, CLOSING_LOOK_S = 5.0, 0.05
+"""Seconds for which room on a full disk is waited for, and between two looks."""
 SLACK = 16
 """Eviction leaves limit / SLACK bytes free, so that most downloads need no look at the whole folder."""
 PARTS_LIMIT = 1 << 20
@@ -120,9 +120,10 @@ class CacheFolder:
     def with_room(self, write: Callable[[], T]) -> T:
         """Do `write`; when the disk is full, again after shards have gone. StorageError in one line otherwise.
 
-        What has gone takes up room as long as somebody has it open, and a thread may be about to let go of it.
+        What is open cannot go, and what has gone takes up room as long as somebody has it open; a thread may be
+        about to let go of either.
         """
-        closing_until = 0.0
+        closing_until: float | None = None
         while True:
             try:
                 return write()
@@ -131,7 +132,8 @@ class CacheFolder:
                 if error.errno in FULL and self._shrink():
                     self._warn("has a disk that is full below its limit; lower loader.cache_gb")
                     closing_until = now + CLOSING_S
-                elif error.errno in FULL and now < closing_until:
+                elif error.errno in FULL and (closing_until is None or now < closing_until):
+                    closing_until = closing_until or now + CLOSING_S
                     time.sleep(CLOSING_LOOK_S)
                 else:
                     where = "with more room" if error.errno in FULL else "that you may write to"

@@ -151,21 +151,29 @@ class CachedShard:
             return
         files.touch()
         if not self._complete:
-            self._cache.crew.forget(lambda piece: isinstance(piece, Part) and piece.files is files)
+            self._cache.crew.forget(lambda piece: isinstance(piece, Part) and piece.is_of(files))
 
 
 class Part:
-    """One part on its way from the store to the cache."""
+    """One part on its way from the store to the cache.
+
+    It keeps the shard's files open, and so from eviction, for as long as anybody waits for it: an answer that comes
+    late, after a doubled request brought the part, must not take up the room of a shard.
+    """
 
     def __init__(self, folder: CacheFolder, files: ShardFiles, storage: Storage, shard: Shard, part: int) -> None:
         self.key = (files.identity, part)
-        self.files = files
+        self._files: ShardFiles | None = files
         self._folder, self._storage, self._shard, self._part = folder, storage, shard, part
+
+    def is_of(self, files: ShardFiles) -> bool:
+        """Whether it is a part of the shard that has these files open."""
+        return self._files is files
 
     def here(self) -> bool:
         """Whether another process has brought it, or its bytes were left by one killed before it marked them."""
-        files, part = self.files, self._part
-        if files.marks[part]:
+        files, part = self._files, self._part
+        if files is None or files.marks[part]:
             return True
         if files.has_bytes(part) and part_digest(files.read(part)) == self._shard.parts[part]:
             files.mark(part)
@@ -203,7 +211,11 @@ class Part:
             )
 
     def keep(self, data: Buffer) -> None:
-        self._folder.write(self.files, self._part, data)
+        if (files := self._files) is not None:
+            self._folder.write(files, self._part, data)
+
+    def end(self) -> None:
+        self._files = None
 
     def damaged(self, why: str) -> DataError:
         return DataError(
