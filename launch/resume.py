@@ -15,13 +15,14 @@ from launch.history import History, read
 from launch.ls import Line, line
 from launch.rehearsal import rehearse, worlds
 from launch.run import start
-from launch.runs import add_run, find, for_sweeps, sweep_of
+from launch.runs import add_run, find
 from launch.say import say
 from launch.schedulers.base import Program
 from launch.snapshot import open_code
 from launch.state import RunState
 from launch.submission import submissions, submit
 from launch.submit import refuse
+from launch.sweep.find import sweep_at
 from trainer.compose import freeze, settle, thaw
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
@@ -39,9 +40,10 @@ EXAMPLES = """examples:
 def resume(arguments: Sequence[str]) -> int:
     """The verb; the exit code of the run, or 0 when it was submitted."""
     options = _parser().parse_intermixed_args(arguments)
-    if (sweep := sweep_of(options.run, options.root)) is not None:
-        code: int = for_sweeps("resume")(sweep, options.overrides, options.failed)
-        return code
+    if (sweep := sweep_at(options.run, options.root)) is not None:
+        from launch.sweep import looks  # what it needs is loaded for a sweep alone
+
+        return looks.resume(sweep, options.overrides, options.failed)
     folder = find(options.run, options.root)
     config, job = _changed(folder, options.overrides, options.config_dir)
     _refuse_unnamed_plugins(config, options.overrides)

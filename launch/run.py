@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from launch import torchrun
 from launch.arguments import Arguments
 from launch.config import JobConfig, job_config, job_yaml, processes, threads
-from launch.runs import ROOT, for_sweeps
+from launch.runs import ROOT
 from launch.say import say
 from launch.schedulers.local import Local, Signals
 from launch.supervise import Supervisor, marker
@@ -39,7 +39,7 @@ exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another
 def run(arguments: Sequence[str]) -> int:
     """The verb; the exit code is the run's outcome."""
     options = _parser().parse_intermixed_args(arguments)
-    words = [*(for_sweeps("winner")(options.winner, ROOT) if options.winner else []), *options.overrides]
+    words = [*(_winner(options.winner) if options.winner else []), *options.overrides]
     composed = compose(words, options.config_dir)
     job = job_config(composed.job)
     _check_here(job)
@@ -74,6 +74,12 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
         return Supervisor(folder, local, job.max_restarts, starter).run(lambda: local.run(argv, env))
+
+
+def _winner(word: str) -> list[str]:
+    from launch.sweep import looks  # what it needs is loaded for a sweep alone
+
+    return looks.winner(word, ROOT)
 
 
 def _check_here(job: JobConfig) -> None:

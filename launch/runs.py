@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import importlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from trainer.config import RunConfig
 from trainer.errors import ConfigError, nearest
@@ -39,17 +37,6 @@ def find(word: str, root: str = ROOT) -> RunFolder:
     above, name = (folder.url.rpartition("/")[::2]) if spelled_out else (root, word)
     hint = nearest(name, names(above or ".")) or f"; 'everstep ls {above}' shows which there are"
     raise ConfigError(f"{word}: there is no such run in {above or '.'}{hint}")
-
-
-def sweep_of(word: str, root: str = ROOT) -> Any:
-    """The folder of the sweep of that name, path or URL; None when it is none."""
-    return importlib.import_module("launch.sweep.find").sweep_at(word, root)
-
-
-def for_sweeps(verb: str) -> Callable[..., Any]:
-    """What a verb of runs does for a sweep. It is loaded by name: sweeps are made of runs, and stand above them."""
-    found: Callable[..., Any] = getattr(importlib.import_module("launch.sweep.looks"), verb)
-    return found
 
 
 def is_run(names: Iterable[str]) -> bool:

@@ -17,8 +17,9 @@ from launch.cluster import Statuses, following, statuses
 from launch.goodput import PARTS, Goodput, goodput
 from launch.history import read
 from launch.ls import Line, line
-from launch.runs import add_run, find, for_sweeps, sweep_of
+from launch.runs import add_run, find
 from launch.state import RunState
+from launch.sweep.find import sweep_at
 from launch.timeline import timeline
 from trainer.run_folder import RunFolder
 
@@ -82,9 +83,10 @@ def _nodes(line: Line) -> list[str]:
 def status(arguments: Sequence[str]) -> int:
     """The verb; the exit code is 0 whatever the run's state is."""
     options = _parser().parse_args(arguments)
-    if (sweep := sweep_of(options.run, options.root)) is not None:
-        code: int = for_sweeps("status")(sweep, options.json)
-        return code
+    if (sweep := sweep_at(options.run, options.root)) is not None:
+        from launch.sweep import looks  # what it needs is loaded for a sweep alone
+
+        return looks.status(sweep, options.json)
     folder = find(options.run, options.root)
     if options.follow:
         with following() as ask:

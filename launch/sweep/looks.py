@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launch.batch import recover
-from launch.cancel import cancel_jobs
+from launch.cancellation import cancel_jobs
 from launch.cluster import scheduler, statuses
 from launch.history import History, read_all
 from launch.ls import Line, line

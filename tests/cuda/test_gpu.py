@@ -42,6 +42,7 @@ def test_a_save_is_staged_in_pinned_memory_and_training_may_change_the_original_
         for tensor in tensors.values():
             tensor.zero_()
         assert staging.buffer.is_pinned()
+        assert len(staging.buffer) == layout.bytes
         content = torch.frombuffer(bytearray(staging.bytes(layout.bytes)), dtype=torch.uint8)
         for piece, name in zip(layout.pieces, [piece.item.index.fqn for piece in layout.pieces], strict=True):
             found = content[piece.start : piece.start + piece.length].view(piece.dtype).view(piece.sizes)
