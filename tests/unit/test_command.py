@@ -53,5 +53,7 @@ def test_data_is_prepared_inspected_and_verified(tmp_path: Path, capsys: pytest.
     printed = capsys.readouterr().out
     assert "tokens uint8[17]" in printed
     assert "is whole: 2 shards" in printed or "is whole: 4 shards" in printed
-    assert verb(["data", "prepare", *words]) == 2
+    assert verb(["data", "prepare", *words]) == 0
+    assert "nothing is left to do" in capsys.readouterr().err
+    assert verb(["data", "prepare", *words, "shard_mib=3"]) == 2
     assert "is a dataset already" in capsys.readouterr().err

@@ -28,6 +28,43 @@ def test_append_leaves_old_shards_as_they_are_and_adds_new_samples(tmp_path: Pat
     assert verify(str(dst)) == []
 
 
+@pytest.mark.parametrize("validation", [0, 0.3])
+def test_the_same_commands_again_find_their_work_done(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], validation: float
+) -> None:
+    lines(tmp_path / "source")
+    dst, options = tmp_path / "set", {"validation": validation, **SMALL}
+    first = PrepareOptions(src=[f"{tmp_path}/source/0.txt"], dst=str(dst), **options)
+    more = PrepareOptions(src=[f"{tmp_path}/source/[12].txt"], dst=str(dst), append=True, **options)
+    made = [prepare(first), prepare(more)][-1]
+    before = contents(dst)
+    for _ in range(2):  # as a job script does when it is requeued
+        assert prepare(first, show=True) == prepare(more, show=True) == made
+    assert contents(dst) == before
+    assert capsys.readouterr().err.count("holds this source already") == 4
+
+
+def test_the_same_command_for_a_source_that_changed_is_refused_and_says_why(tmp_path: Path) -> None:
+    lines(tmp_path / "source")
+    options = PrepareOptions(src=[str(tmp_path / "source")], dst=str(tmp_path / "set"))
+    prepare(options)
+    (tmp_path / "source" / "0.txt").write_text("changed\n")
+    with pytest.raises(DataError, match="is a dataset already, of another source or prepared in another way"):
+        prepare(options)
+
+
+def test_a_dataset_tells_of_all_that_was_added_to_it(tmp_path: Path) -> None:
+    lines(tmp_path / "source")
+    dst, names = str(tmp_path / "set"), [f"{tmp_path}/source/{number}.txt" for number in range(3)]
+    for number, name in enumerate(names):
+        prepare(PrepareOptions(src=[name], dst=dst, append=number > 0, tokenizer="bytes", pack=50))
+    attributes = ShardIndex.read(dst).attributes
+    assert attributes["src"] == names
+    assert attributes["files"] == 3
+    stored = sum(os.path.getsize(name) for name in names)
+    assert ShardIndex.read(dst).rows * 51 + attributes["left_out_tokens"] == stored
+
+
 def test_append_refuses_what_does_not_go_together(tmp_path: Path) -> None:
     lines(tmp_path / "source")
     src, dst = [str(tmp_path / "source")], str(tmp_path / "set")
@@ -133,8 +170,8 @@ def test_a_ready_dataset_and_a_foreign_folder_are_not_touched(tmp_path: Path) ->
     src = [str(tmp_path / "source")]
     prepare(PrepareOptions(src=src, dst=str(tmp_path / "set")))
     before = contents(tmp_path / "set")
-    with pytest.raises(DataError, match=r"is a dataset already; choose another dst, append=true, or remove it"):
-        prepare(PrepareOptions(src=src, dst=str(tmp_path / "set")))
+    with pytest.raises(DataError, match=r"is a dataset already.* choose another dst, append=true, or remove it"):
+        prepare(PrepareOptions(src=src, dst=str(tmp_path / "set"), columns=["text"], shard_mib=1))
     with pytest.raises(DataError, match="is no prepared dataset"):
         prepare(PrepareOptions(src=src, dst=str(tmp_path / "source")))
     assert contents(tmp_path / "set") == before

@@ -66,6 +66,7 @@ def _inspect(args: argparse.Namespace) -> int:
     from rich.table import Table
 
     from trainer.data.index import ShardIndex
+    from trainer.data.prepare.ledger import MADE
     from trainer.data.prepare.verify import datasets
 
     console = Console()
@@ -80,6 +81,8 @@ def _inspect(args: argparse.Namespace) -> int:
         table.add_row("columns", columns)
         table.add_row("digest", index.digest)
         for name, value in index.attributes.items():
+            if name == MADE:  # marks, which tell a reader nothing
+                continue
             table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         console.print(table)
     return 0
@@ -91,7 +94,7 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 
 def _verify(args: argparse.Namespace) -> int:
     from trainer.data.index import ShardIndex
-    from trainer.data.prepare.progress import Progress
+    from trainer.data.prepare.progress import Progress, counted
     from trainer.data.prepare.verify import datasets, repair, verify
 
     indexes = [ShardIndex.read(folder) for folder in datasets(args.dst)]
@@ -99,7 +102,7 @@ def _verify(args: argparse.Namespace) -> int:
     with Progress("verify", sum(index.bytes for index in indexes), True) as progress:
         damages = verify(args.dst, lambda size: progress.add(0, size))
     if not damages:
-        print(f"{args.dst} is whole: {shards} shards match their digests")
+        print(f"{args.dst} is whole: {counted(shards, 'shard')} checked against the index")
         return 0
     if args.repair_from is None:
         listed = "; ".join(map(str, damages))
@@ -113,5 +116,5 @@ def _verify(args: argparse.Namespace) -> int:
         print(f"{damage}: {f'not mended, {why}' if why else 'mended'}")
     if left:
         raise DataError(f"{left} of {shards} shards are still bad; give another copy with --repair-from")
-    print(f"{args.dst} is whole again: {len(damages)} of {shards} shards came from {args.repair_from}")
+    print(f"{args.dst} is whole again: {len(damages)} of {counted(shards, 'shard')} came from {args.repair_from}")
     return 0

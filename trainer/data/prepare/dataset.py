@@ -117,10 +117,15 @@ def _prepare(
 
     ledger.refuse_foreign()
     with ledger.held(waits), ledger.untouched_by_mistakes():
-        if ledger.complete() and not options.append:
-            return _ready(ledger, bool(waited) or ready_is_fine, lambda: plan(options, *source(), every))
+        is_there = ledger.complete()
+        if is_there and not options.append and (waited or ready_is_fine):
+            ledger.clear_up()
+            return ledger.indexes()
+        todo = plan(options, *source(), every)
+        if is_there and _is_done(todo, ledger, progress.line):
+            return ledger.indexes()
         ledger.sweep_staged()
-        todo = based(plan(options, *source(), every), ledger)
+        todo = based(todo, ledger)
         with Progress("prepare", todo.size * (2 if options.dedup else 1), show) as progress:
             try:
                 records = _records(todo, ledger, progress)
@@ -130,18 +135,19 @@ def _prepare(
         return publish(todo, records, ledger, progress.line)
 
 
-def _ready(ledger: Ledger, is_fine: bool, planned: Callable[[], Plan]) -> Indexes:
-    """The dataset that is there, where nobody asked for another one."""
-    begun = ledger.under_way()
-    if begun is None:
-        ledger.forget()
-    elif not begun["append"]:
-        # Killed after the index and before all was cleared up: the same command is done then.
-        is_fine = is_fine or (begun["options"], begun["source"]) == (planned().made_by, planned().made_of)
+def _is_done(todo: Plan, ledger: Ledger, say: Callable[[str], None]) -> bool:
+    """Whether the dataset that is there is what is to be made; DataError where nobody asked to change it."""
+    is_done, append = ledger.holds(todo.mark), todo.job.options.append
+    if is_done or not append:
         ledger.clear_up()
-    if not is_fine:
-        raise DataError(f"{ledger.dst} is a dataset already; choose another dst, append=true, or remove it")
-    return ledger.indexes()
+    if is_done:
+        say(f"{ledger.dst} holds this source already, prepared in the same way: nothing is left to do")
+    elif not append:
+        raise DataError(
+            f"{ledger.dst} is a dataset already, of another source or prepared in another way; "
+            "choose another dst, append=true, or remove it"
+        )
+    return is_done
 
 
 def _records(todo: Plan, ledger: Ledger, progress: Progress) -> list[Record]:

@@ -25,6 +25,8 @@ from trainer.storage import STAGED, join_url, open_storage
 FOLDER = ".prepare"
 LOCK = "lock"
 BAD = "bad.jsonl"
+MADE = "made"
+"""Attribute of an index: the marks of the preparations that it holds."""
 SHARD = re.compile(r"shard-(\d+)(-\d+)?\.arrow")
 SPLITS = ("", TRAIN, VALIDATION)
 
@@ -75,9 +77,17 @@ class Ledger:
         splits = [split for split in SPLITS if self._storage.exists(join_path(split, INDEX))]
         return {split: ShardIndex.read(folder_of(self.dst, split)) for split in splits}
 
+    def holds(self, mark: str | None) -> bool:
+        """Whether the datasets are complete with what the preparation of that mark makes."""
+        return all(mark in index.attributes.get(MADE, []) for index in self.indexes().values())
+
     def clear_up(self) -> None:
-        """Remove what a preparation left beside the datasets that it had completed."""
-        self.end({split: {shard.file for shard in index.shards} for split, index in self.indexes().items()})
+        """Remove what a preparation left beside the datasets that it had completed, unless samples are being added."""
+        begun = self.under_way()
+        if begun is None:
+            self.forget()
+        elif not begun["append"] or self.holds(f"{begun['options']}-{begun['source']}"):
+            self.end({split: {shard.file for shard in index.shards} for split, index in self.indexes().items()})
 
     def forget(self) -> None:
         """Remove the records."""

@@ -42,6 +42,12 @@ class Plan:
         """Digest of the sources and how they are cut."""
         return _digest([_facts(unit) for unit in self.units])
 
+    @property
+    def mark(self) -> str | None:
+        """What the index keeps, so that the same command finds its work done; None when nobody could tell."""
+        lasts = all(piece.file.is_lasting for unit in self.units for piece in unit.pieces)
+        return f"{self.made_by}-{self.made_of}" if lasts else None
+
 
 def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: int = 0) -> Plan:
     """Look at the sources and cut the work; the same on every machine and for any number of processes."""

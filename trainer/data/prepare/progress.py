@@ -11,6 +11,11 @@ from typing import Any
 LINE_EVERY_S = 10.0
 
 
+def counted(number: int, noun: str) -> str:
+    """`1 shard`, `2,000 shards`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class Progress:
     """Rows and bytes of the source that are done; told from several threads."""
 

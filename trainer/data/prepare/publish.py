@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.data.index import Shard, ShardIndex
-from trainer.data.prepare.ledger import Ledger, folder_of, unit_of
+from trainer.data.prepare.ledger import MADE, Ledger, folder_of, unit_of
 from trainer.data.prepare.packing import Packer
 from trainer.data.prepare.plan import Plan
+from trainer.data.prepare.progress import counted
 from trainer.data.prepare.shard_writer import ShardWriter
 from trainer.data.prepare.unit import Record
 from trainer.data.shards import columns_of
@@ -20,6 +21,8 @@ from trainer.errors import DataError
 
 MUST_AGREE = ("tokenizer", "separator", "vocab", "pack", "classes")
 """Attributes without which two halves of a dataset would not mean the same."""
+COUNTS = {"files", "left_out_tokens"}
+"""Attributes that add up."""
 
 
 def based(todo: Plan, ledger: Ledger) -> Plan:
@@ -32,7 +35,8 @@ def based(todo: Plan, ledger: Ledger) -> Plan:
     else:
         shards = [shard for index in old.values() for shard in index.shards]
         base = 1 + max((unit_of(shard.file) for shard in shards), default=-1)
-        ledger.begin({**mine, "base": base})
+        before = {split: dict(index.attributes) for split, index in old.items()}
+        ledger.begin({**mine, "base": base, "before": before})
     return replace(todo, job=replace(todo.job, base=base))
 
 
@@ -63,12 +67,12 @@ def publish(todo: Plan, records: Sequence[Record], ledger: Ledger, say: Callable
     job = todo.job
     indexes: dict[str, ShardIndex] = {}
     old = _old(todo, ledger) if job.options.append else {}
+    told = (ledger.under_way() or {})["before"]
     for split in job.splits:
         tail, left_out = _tail(todo, records, split)
         shards = [shard for record in records for shard in record.shards[split]] + tail
         before = [shard for shard in old[split].shards if unit_of(shard.file) < job.base] if split in old else []
-        attributes = {**todo.attributes, **({"split": split} if split else {})}
-        attributes |= {"left_out_tokens": left_out} if job.options.pack else {}
+        attributes = _attributes(todo, split, left_out, told.get(split, {}))
         indexes[split] = ShardIndex(columns_of(job.output), (*before, *shards), attributes)
         if not shards:
             ledger.end({})
@@ -80,6 +84,17 @@ def publish(todo: Plan, records: Sequence[Record], ledger: Ledger, say: Callable
     ledger.end({split: {shard.file for shard in index.shards} for split, index in indexes.items()})
     _report(indexes, records, len(bad), say)
     return indexes
+
+
+def _attributes(todo: Plan, split: str, left_out: int, before: Mapping[str, Any]) -> dict[str, Any]:
+    """How the dataset came to be: with append=true, by all its preparations."""
+    found = {**todo.attributes, **({"split": split} if split else {})}
+    found |= {"left_out_tokens": left_out} if todo.job.options.pack else {}
+    for name in COUNTS & found.keys():
+        found[name] += before.get(name, 0)
+    found["src"] = list(dict.fromkeys([*before.get("src", []), *found["src"]]))
+    made = [*before.get(MADE, []), *([todo.mark] if todo.mark else [])]
+    return found | ({MADE: made} if made else {})
 
 
 def _tail(todo: Plan, records: Sequence[Record], split: str) -> tuple[list[Shard], int]:
@@ -107,8 +122,9 @@ def _report(indexes: dict[str, ShardIndex], records: Sequence[Record], bad: int,
     for split, index in indexes.items():
         left = index.attributes.get("left_out_tokens")
         say(
-            f"{split or 'dataset'}: {index.rows:,} samples in {len(index.shards)} shards, {index.bytes / 1e6:,.1f} MB"
-            + (f"; {left} tokens, less than a block, are left out" if left else "")
+            f"{split or 'dataset'}: {counted(index.rows, 'sample')} in {counted(len(index.shards), 'shard')}, "
+            f"{index.bytes / 1e6:,.1f} MB"
+            + (f"; {counted(left, 'token')}, less than a block, left out" if left else "")
         )
     if bad or duplicates:
-        say(f"left out: {bad} bad records (bad.jsonl), {duplicates} duplicates")
+        say(f"left out: {counted(bad, 'bad record')} (bad.jsonl), {counted(duplicates, 'duplicate')}")

@@ -22,7 +22,7 @@ ROWS_AT_A_TIME = 1024
 
 def in_memory(name: str, size: int = 0) -> File:
     """A source that is no file; nobody can tell whether it is the same as last time, so its stamp is new."""
-    return File(name, size, uuid.uuid4().hex)
+    return File(name, size, uuid.uuid4().hex, is_lasting=False)
 
 
 class Table(WholeFiles):

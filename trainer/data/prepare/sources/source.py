@@ -25,6 +25,8 @@ class File:
     """Time of the last change, or the store's tag of the content."""
     name: str = ""
     """Path below the folder that was given; what a sample of format files is called."""
+    is_lasting: bool = True
+    """Whether the stamp tells, another time, that nothing has changed."""
 
 
 @dataclass(frozen=True)
