@@ -18,9 +18,10 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig, first_steps_without
+from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig, first_steps_without, meant
 from trainer.errors import ConfigError, nearest
 from trainer.run_folder import CONFIG, RunFolder
+from trainer.slip import in_one_line
 
 if TYPE_CHECKING:
     from trainer.schema import Composition
@@ -98,7 +99,7 @@ def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition
     except AssertionError as error:  # OmegaConf's answer to a key below a plug-in that is null
         raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(_one_line(error)) from error
+        raise ConfigError(in_one_line(error, keys(), groups(folders[1:]))) from error
 
 
 def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
@@ -138,7 +139,7 @@ def thaw(text: str) -> RunConfig:
         tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
         return _to_object(tree, RunConfig)
     except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config.yaml of the run folder: {_one_line(error)}") from error
+        raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
 
 
 def digest(config: RunConfig) -> str:
@@ -298,7 +299,7 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            raise ConfigError(f"cannot read {text!r}: {_one_line(error)}; write key=value") from error
+            raise ConfigError(f"cannot read {text!r}: {in_one_line(error)}; write key=value") from error
         key, value = override.key_or_group, override.value()
         if override.is_sweep_override():
             raise ConfigError(f"{text!r} names several values: only 'everstep sweep' takes them")
@@ -309,7 +310,7 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
         elif key.split(".")[0] in (*OPEN_NODES, "job"):
             text = text if text[0] in "+~" else f"++{text}"
         elif key not in known_keys and not any(k.startswith(f"{key}.") for k in known_keys):
-            raise ConfigError(f"no key {key!r}{nearest(key, [*known_keys, *known_groups])}")
+            raise ConfigError(f"no key {key!r}{meant(key, [*known_keys, *known_groups])}")
         cleaned.append(text)
     return experiment, cleaned
 
@@ -319,14 +320,3 @@ def _check_option(group: str, value: object, options: list[str]) -> None:
         raise ConfigError(
             f"{group}={value}: there is no such {group}{nearest(str(value), options)}; there are {', '.join(options)}"
         )
-
-
-def _one_line(error: BaseException) -> str:
-    """The message without OmegaConf's further lines; the cause, where Hydra only says that something failed."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    details = dict(line.split(": ", 1) for line in lines if line.startswith("full_key: "))
-    message = next((line for line in lines if line), type(error).__name__)
-    key = details.get("full_key", "").strip()
-    if error.__cause__ is not None and message.startswith("Error merging override"):
-        return f"{message}: {_one_line(error.__cause__)}"
-    return f"{key}: {message}" if key and key not in message else message

@@ -12,8 +12,8 @@ from typing import Any
 from launch.config.cause import CauseConfig, known_causes
 from launch.config.kubernetes import KubernetesConfig
 from launch.config.words import node_range, seconds
-from trainer.config import require
-from trainer.errors import ConfigError, nearest
+from trainer.config import meant, require
+from trainer.errors import ConfigError
 
 SCHEDULERS = ("local", "slurm", "k8s")
 KINDS = ("job", "jobset", "trainjob")
@@ -156,7 +156,7 @@ def job_config(node: Mapping[str, Any]) -> JobConfig:
     known = [f.name for f in dataclasses.fields(JobConfig)]
     for key in node:
         if key not in known:
-            raise ConfigError(f"no key 'job.{key}'{nearest(f'job.{key}', [f'job.{name}' for name in known])}")
+            raise ConfigError(f"no key 'job.{key}'{meant(f'job.{key}', [f'job.{name}' for name in known])}")
     try:
         job = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(JobConfig), dict(node)))
     except (OmegaConfBaseException, ValueError) as error:

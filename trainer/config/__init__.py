@@ -17,6 +17,7 @@ from trainer.config.choices import (
     Worker,
     require,
 )
+from trainer.config.elsewhere import meant
 from trainer.config.parts import (
     CheckpointConfig,
     EvaluateConfig,
@@ -71,5 +72,6 @@ __all__ = [
     "Weights",
     "Worker",
     "first_steps_without",
+    "meant",
     "require",
 ]
