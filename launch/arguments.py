@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import NoReturn
 
-from trainer.errors import misread
+from trainer.config import meant
+from trainer.errors import ConfigError, misread
 
 
 class Arguments(argparse.ArgumentParser):
@@ -13,4 +14,17 @@ class Arguments(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
-        raise misread(message, options, f"{self.prog} --help")
+        mistake = misread(message, options, f"{self.prog} --help")
+        raise mistake if "did you mean" in str(mistake) else self._about_keys(message) or mistake
+
+    def _about_keys(self, message: str) -> ConfigError | None:
+        """What to write in place of --steps=5, for a verb that takes steps=5."""
+        words = [word for word in message.removeprefix("unrecognized arguments: ").split() if word.startswith("-")]
+        if not words or not any(action.dest == "overrides" for action in self._actions):
+            return None
+        from trainer.compose import groups, keys  # only for a mistake
+
+        option = words[0].split("=")[0]
+        key, known = option.lstrip("-").replace("-", "_"), [*keys(), *groups()]
+        hint = f": write {key}=VALUE" if key in known else meant(key, known)
+        return ConfigError(f"no option {option}; keys have no dashes{hint}") if hint else None

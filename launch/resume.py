@@ -10,7 +10,7 @@ from typing import Any
 from launch.amend import amend
 from launch.arguments import Arguments
 from launch.cluster import scheduler, statuses
-from launch.config import JobConfig, job_config, processes
+from launch.config import JobConfig, job_config, processes, refuse_too_many
 from launch.history import History, read
 from launch.ls import Line, line
 from launch.rehearsal import rehearse, worlds
@@ -58,6 +58,7 @@ def resume(arguments: Sequence[str]) -> int:
     for world in worlds(config, job):
         config.parallel.check_world(world)
     if job.scheduler == "local":
+        refuse_too_many(processes(job))
         _settle(config, folder)
         return start(config, job, processes(job), folder)
     is_changed = any(not word.startswith("plugins=") for word in options.overrides)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from launch import torchrun
 from launch.arguments import Arguments
-from launch.config import JobConfig, job_config, job_yaml, processes, threads
+from launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from launch.runs import ROOT
 from launch.say import say
 from launch.schedulers.local import Local, Signals
@@ -47,6 +47,7 @@ def run(arguments: Sequence[str]) -> int:
         print(freeze(composed.run) + "job:\n" + "".join(f"  {line}\n" for line in job_yaml(job).splitlines()), end="")
         return 0
     nproc = _processes(composed.run, job)
+    refuse_too_many(nproc)
     composed.run.parallel.check_world(nproc)
     config = with_name(composed, datetime.datetime.now())
     folder = RunFolder.of(config.run_root, str(config.run))

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from trainer.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig, first_steps_without, meant
 from trainer.errors import ConfigError, nearest
 from trainer.run_folder import CONFIG, RunFolder
-from trainer.slip import in_one_line
+from trainer.slip import in_one_line, of_a_word
 
 if TYPE_CHECKING:
     from trainer.schema import Composition
@@ -299,7 +299,8 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
         try:
             override = OverridesParser.create().parse_override(text)
         except HydraException as error:
-            raise ConfigError(f"cannot read {text!r}: {in_one_line(error)}; write key=value") from error
+            hint = of_a_word(text, known_keys, known_groups) or f": {in_one_line(error)}; write key=value"
+            raise ConfigError(f"cannot read {text!r}{hint}") from error
         key, value = override.key_or_group, override.value()
         if override.is_sweep_override():
             raise ConfigError(f"{text!r} names several values: only 'everstep sweep' takes them")

@@ -42,6 +42,14 @@ def in_one_line(
     return f"{file}.yaml: {text}" if file not in ("", "run") else text
 
 
+def of_a_word(word: str, keys: Sequence[str], groups: Mapping[str, Sequence[str]]) -> str:
+    """What was meant by a word without `=`, or an empty string."""
+    if word in keys or word in groups:
+        return f"; write {word}=VALUE"
+    holders = sorted((group for group, options in groups.items() if word in options), key=lambda g: g != "experiment")
+    return f"; did you mean '{holders[0]}={word}'?" if holders else ""
+
+
 def _of_yaml(error: yaml.MarkedYAMLError) -> str:
     mark = error.problem_mark
     if mark is None:

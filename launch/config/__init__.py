@@ -1,7 +1,7 @@
 """What a job is: where, for how long and how often processes are started. The trainer knows none of these keys."""
 
 from launch.config.cause import CauseConfig, Remedy
-from launch.config.devices import processes, threads
+from launch.config.devices import processes, refuse_too_many, threads
 from launch.config.job import JobConfig, job_config, job_yaml
 from launch.config.kubernetes import KubernetesConfig
 from launch.config.words import node_range, seconds
@@ -15,6 +15,7 @@ __all__ = [
     "job_yaml",
     "node_range",
     "processes",
+    "refuse_too_many",
     "seconds",
     "threads",
 ]

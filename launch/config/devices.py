@@ -7,6 +7,19 @@ import shutil
 import subprocess
 
 from launch.config.job import JobConfig
+from trainer.errors import ConfigError
+
+PER_CORE = 16
+"""Processes for each core of this machine, beyond which a number is taken for a slip: so many would stop it."""
+
+
+def refuse_too_many(nproc: int) -> None:
+    """ConfigError before so many processes are started here that the machine would be of no use any more."""
+    cores = len(os.sched_getaffinity(0))
+    if nproc > PER_CORE * cores:
+        raise ConfigError(
+            f"job.nproc={nproc} is over {PER_CORE} processes for each of this machine's {cores} cores; lower job.nproc"
+        )
 
 
 def processes(job: JobConfig) -> int:

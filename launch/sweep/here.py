@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from launch.config import JobConfig, job_yaml
+from launch.config import JobConfig, job_yaml, refuse_too_many
 from launch.config.devices import gpus
 from launch.schedulers.local import SLACK_S, leash
 from launch.snapshot import search_path
@@ -51,6 +51,7 @@ class Here:
         # A trial has one device unless it is told otherwise; the others are for other trials.
         self.nproc: int = job.nproc if isinstance(job.nproc, int) else 1
         config.parallel.check_world(self.nproc)
+        refuse_too_many(self.nproc)
         self.devices = _devices()
         fit = max(1, len(self.devices) // self.nproc)
         self.room = job.max_parallel or fit

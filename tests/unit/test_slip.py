@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from launch.config import JobConfig, job_config
+from launch.run import run
 from trainer.compose import compose, groups, keys
 from trainer.config.elsewhere import KEYS, meant
 from trainer.errors import ConfigError
@@ -99,3 +100,22 @@ def test_every_key_that_is_named_in_place_of_another_is_there() -> None:
     assert len(theirs) == len(set(theirs))
     assert [name for name in theirs if name in known] == []
     assert all(meant(name, known) for name in theirs)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["digits"], "cannot read 'digits'; did you mean 'experiment=digits'?"),
+        (["mlp"], "cannot read 'mlp'; did you mean 'model=mlp'?"),
+        (["experiment=digits", "steps"], "cannot read 'steps'; write steps=VALUE"),
+        (["--steps", "5"], "no option --steps; keys have no dashes: write steps=VALUE"),
+        (["--max-epochs=5"], "no option --max-epochs; keys have no dashes; did you mean 'steps'?"),
+        (["--cfgg"], "no option --cfgg; did you mean '--cfg'?"),
+        (["--nosuch"], "no option --nosuch; see everstep run --help"),
+        (["experiment=digits", "job.nproc=100000"], "job.nproc=100000 is over 16 processes for each of this machine's"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_answered_before_anything_starts(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        run(words)
+    assert str(error.value).startswith(said)
