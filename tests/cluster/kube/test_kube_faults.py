@@ -165,7 +165,7 @@ def test_resume_puts_a_new_job_in_place_of_one_that_would_wait_for_long(there: P
     root, training = str(there.root), [*TRAINING, "job.nodes=2", "steps=40"]
     worn, calm = [Run(there, there.root, f"{name}-{there.namespace[-8:]}") for name in ("worn", "calm")]
     resume = ["resume", worn.name, "plugins=[toy,ledger_toy]", "--root", root]
-    worn.submit(*training)
+    worn.submit(*training, "data.pause_s=0.5")  # or it may end before all that follows has been said and done
     worn.wait_for_step(6)
     assert "is training already" in worn.everstep(*resume, code=2)
     old, pod = worn.job["metadata"]["name"], worn.pod(1)["metadata"]["name"]
