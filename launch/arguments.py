@@ -19,7 +19,8 @@ class Arguments(argparse.ArgumentParser):
 
     def _about_keys(self, message: str) -> ConfigError | None:
         """What to write in place of --steps=5, for a verb that takes steps=5."""
-        words = [word for word in message.removeprefix("unrecognized arguments: ").split() if word.startswith("-")]
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        words = [word for word in unknown if word.startswith("-")]
         if not words or not any(action.dest == "overrides" for action in self._actions):
             return None
         from trainer.compose import groups, keys  # only for a mistake

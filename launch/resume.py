@@ -58,9 +58,10 @@ def resume(arguments: Sequence[str]) -> int:
     for world in worlds(config, job):
         config.parallel.check_world(world)
     if job.scheduler == "local":
-        refuse_too_many(processes(job))
+        nproc = processes(job)
+        refuse_too_many(nproc)
         _settle(config, folder)
-        return start(config, job, processes(job), folder)
+        return start(config, job, nproc, folder)
     is_changed = any(not word.startswith("plugins=") for word in options.overrides)
     return _submit(config, job, folder, is_changed and not options.quick)
 

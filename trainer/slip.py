@@ -32,12 +32,12 @@ def in_one_line(
     found = _FILE.match(str(error))
     file, said = (found[1], found[2]) if found else ("", str(error))
     lines = [line for line in map(str.strip, said.splitlines()) if line] or [type(error).__name__]
-    if lines[0].endswith("raised while composing config:"):
+    if len(lines) > 1 and lines[0].endswith("raised while composing config:"):
         del lines[0]
     if error.__cause__ is not None and lines[0].startswith("Error merging override"):
         return f"{lines[0]}: {in_one_line(error.__cause__, keys, groups)}"
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
-    text = _of_key(lines[0], key, keys) or _of_choice(lines[0], file, groups or {})
+    text = _of_key(lines[0], key, keys) or _of_choice(lines[0], groups or {})
     text = text or (f"{key}: {lines[0]}" if key and key not in lines[0] else lines[0])
     return f"{file}.yaml: {text}" if file not in ("", "run") else text
 
@@ -69,7 +69,7 @@ def _of_key(message: str, key: str, keys: Sequence[str]) -> str | None:
     return None
 
 
-def _of_choice(message: str, file: str, groups: Mapping[str, Sequence[str]]) -> str | None:
+def _of_choice(message: str, groups: Mapping[str, Sequence[str]]) -> str | None:
     """About the list `defaults` of a file, or a group on the command line."""
     if (found := _NO_OPTION.match(message)) is not None:
         group, option = found[1], found[2]

@@ -112,6 +112,7 @@ def test_every_key_that_is_named_in_place_of_another_is_there() -> None:
         (["--max-epochs=5"], "no option --max-epochs; keys have no dashes; did you mean 'steps'?"),
         (["--cfgg"], "no option --cfgg; did you mean '--cfg'?"),
         (["--nosuch"], "no option --nosuch; see everstep run --help"),
+        (["--config-dir"], "--config-dir: expected one argument; see everstep run --help"),
         (["experiment=digits", "job.nproc=100000"], "job.nproc=100000 is over 16 processes for each of this machine's"),
     ],
 )

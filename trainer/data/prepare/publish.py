@@ -67,7 +67,7 @@ def publish(todo: Plan, records: Sequence[Record], ledger: Ledger, say: Callable
     job = todo.job
     indexes: dict[str, ShardIndex] = {}
     old = _old(todo, ledger) if job.options.append else {}
-    told = (ledger.under_way() or {})["before"]
+    told = (ledger.under_way() or {}).get("before", {})
     for split in job.splits:
         tail, left_out = _tail(todo, records, split)
         shards = [shard for record in records for shard in record.shards[split]] + tail
