@@ -161,3 +161,15 @@ def test_a_shard_that_was_closed_meanwhile_does_not_end_the_look_ahead() -> None
     until(lambda: wanted.asked == [0, 0, 0, 1])
     wanted.coming[2].set_exception(DataError("gone"))
     lookahead.close()
+
+
+def test_it_is_woken_when_there_is_something_to_ask_and_asks_no_further() -> None:
+    asked: list[int] = []
+    lookahead = Lookahead(lambda ids: asked.append(int(ids[0])) or (), map(np.atleast_1d, itertools.count()), ahead=4)
+    until(lambda: asked == [0, 1, 2, 3])
+    for used in range(1, 50):
+        lookahead.used(1)
+        until(lambda used=used: asked == list(range(used + 4)))  # type: ignore[misc]
+    lookahead.used(7)
+    until(lambda: asked == list(range(49 + 7 + 4)))
+    lookahead.close()

@@ -20,7 +20,7 @@ from process_helpers import until
 from trainer.data.cache import CachedShard, ShardCache, fetch, files
 from trainer.data.index import PART_BYTES, Shard, part_digest
 from trainer.errors import ConfigError, DataError, StorageError
-from trainer.storage import LocalStorage
+from trainer.storage import Buffer, LocalStorage
 
 LARGE = 10**10
 
@@ -136,6 +136,32 @@ def test_what_is_wanted_comes_while_the_caller_goes_on(store: Store, folder: str
         future.result(20)
     assert cached.complete
     assert right(cached, shard)
+
+
+def test_a_part_that_is_being_written_has_its_room_and_keeps_nobody_from_opening_another_shard(
+    store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow, other = store.shard("slow", 1), store.shard("other", 1)
+    begun, gate, write = threading.Event(), threading.Event(), files.ShardFiles.write
+
+    def wait(self: files.ShardFiles, part: int, data: Buffer) -> None:
+        begun.set()
+        gate.wait(20)
+        write(self, part, data)
+
+    monkeypatch.setattr(files.ShardFiles, "write", wait)
+    cache = ShardCache(folder, LARGE)
+    cached = cache.open(store, slow)
+    (future,) = cached.want(every(slow))
+    assert begun.wait(20)
+    try:
+        assert on_disk(folder) >= PART_BYTES
+        assert not cached.complete
+        ThreadPoolExecutor(1).submit(cache.open, store, other).result(10)
+    finally:
+        gate.set()
+    future.result(20)
+    assert right(cached, slow)
 
 
 def test_many_who_need_the_same_wait_for_one_download(store: Store, folder: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -91,27 +91,16 @@ class ArrowDataset:
     def take(self, ids: Ids) -> Columns:
         """One gather a column, whatever number of shards the ids touch. Row i is sample `ids[i]`."""
         shards = self._shards_of(ids)
-        while not self._shards.settled:
-            with self._lock:
-                missing = self._missing(ids, shards)
-                self._shards.kept = frozenset(shards.tolist()) if missing else frozenset()
-                if not missing:
-                    return self._gathered(self._places(ids, shards))
-            # Without the lock, so that others go on asking for what comes later.
-            for future in _begun(missing, urgent=True):
-                with suppress(CancelledError):  # another user of the shard has closed it meanwhile
-                    future.result()
-        return self._gathered(self._places(ids, shards))
+        with self._here(ids, shards):
+            return self._gathered(self._places(ids, shards))
 
     def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
         """As many `take`s, of the ids between each two bounds, which share the search for where their samples lie."""
-        if not (self._shards.settled or self._shards.lasting):
+        if not self._shards.keeps_all:
             return split(self.take(ids), bounds)  # before shards are let go of to make room for others
         shards = self._shards_of(ids)
-        if not self._shards.settled:
-            with self._lock:
-                self._shards.use(shards)
-        places = self._places(ids, shards)
+        with self._here(ids, shards):
+            places = self._places(ids, shards)
         columns = [(name, column.gather, places[name]) for name, column in self._stored.items()]
         return pieces(
             lambda start, stop: {name: gather(found[start:stop]) for name, gather, found in columns},
@@ -146,6 +135,22 @@ class ArrowDataset:
 
     def _gathered(self, places: Mapping[str, Ids]) -> Columns:
         return {name: column.gather(places[name]) for name, column in self._stored.items()}
+
+    @contextmanager
+    def _here(self, ids: Ids, shards: Ids) -> Iterator[None]:
+        """All of these samples is open in the block, and stays so where all shards do."""
+        while not self._shards.settled:
+            with self._lock:
+                missing = self._missing(ids, shards)
+                self._shards.kept = frozenset(shards.tolist()) if missing else frozenset()
+                if not missing:
+                    yield
+                    return
+            # Without the lock, so that others go on asking for what comes later.
+            for future in _begun(missing, urgent=True):
+                with suppress(CancelledError):  # another user of the shard has closed it meanwhile
+                    future.result()
+        yield
 
     def _missing(self, ids: Ids, shards: Ids) -> list[Absent]:
         """Opens the shards of these samples; returns what of them is not here yet."""

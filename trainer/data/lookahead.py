@@ -48,6 +48,7 @@ class Lookahead:
         self._ids = ids
         self._ahead = ahead
         self._used = 0
+        self._wake_at = 0  # samples used, at which the thread has something to ask for
         self._closed = False
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="everstep-lookahead", daemon=True)
@@ -55,9 +56,10 @@ class Lookahead:
 
     def used(self, samples: int) -> None:
         """So many more samples have been used."""
-        with self._change:
-            self._used += samples
-            self._change.notify_all()
+        self._used += samples
+        if self._used >= self._wake_at:  # seen without the lock, since most batches change nothing
+            with self._change:
+                self._change.notify_all()
 
     def close(self) -> None:
         with self._change:
@@ -76,6 +78,7 @@ class Lookahead:
                 while begun and not self._closed and (begun[0].done() or self._is_far(asked)):
                     self._go_on(begun)
                 with self._change:
+                    self._wake_at = 1 + asked - self._ahead
                     while self._is_far(asked) and not self._closed:
                         self._change.wait()
                 if self._closed:

@@ -70,9 +70,8 @@ class OpenShards:
         self.room_bytes = self.cache.limit_bytes // 2 if self.cache is not None else index.bytes
         """What this process keeps open: half of the cache, so that there is room for what comes next."""
         self._most_open = MOST_MAPS if self.cache is None else min(MOST_MAPS, max(16, _file_limit() // 8))
-        self._keeps_all = index.bytes <= self.room_bytes and len(index.shards) <= self._most_open
-        self.lasting = self._keeps_all and self.cache is None
-        """Whether a shard that is open stays so and is complete: what `use` has opened may be gathered at any time."""
+        self.keeps_all = index.bytes <= self.room_bytes and len(index.shards) <= self._most_open
+        """Whether a shard that is open stays so: what `use` has opened may be gathered at any time."""
         self.kept: frozenset[int] = frozenset()
         """Shards that stay open because somebody waits for parts of them."""
         self._open: dict[int, OpenShard] = {}
@@ -97,7 +96,7 @@ class OpenShards:
                 self._incomplete.discard(number)
         if self._bytes > self.room_bytes or self._is_crowded():
             self._make_room(frozenset(shards.tolist()) | self.kept)
-        self.settled = self._keeps_all and not self._incomplete and len(self._open) == len(self._index.shards)
+        self.settled = self.keeps_all and not self._incomplete and len(self._open) == len(self._index.shards)
         return found, absent
 
     def parts(self, number: int, shard: OpenShard, rows: Ints) -> Ints:

@@ -98,6 +98,18 @@ class ShardFiles:
     def read(self, part: int) -> bytes:
         return os.pread(self._data, PART_BYTES, part * PART_BYTES)
 
+    def reserve(self, part: int, count: int) -> None:
+        """Take the room on the disk that a part will fill; until then it is a hole to `has_bytes`.
+
+        Where this cannot be done, parts on their way are not counted before they are written.
+        """
+        if hasattr(os, "posix_fallocate"):  # not so on macOS
+            try:
+                os.posix_fallocate(self._data, part * PART_BYTES, count)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    raise
+
     def write(self, part: int, data: Buffer) -> None:
         """Write a part's bytes and then mark it, so who sees the mark sees the bytes."""
         view, at = memoryview(data), part * PART_BYTES

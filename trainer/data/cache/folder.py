@@ -83,10 +83,11 @@ class CacheFolder:
         """Write and mark a verified part, after others had to go if need be."""
 
         def write() -> None:
-            # Counted and written under one lock, or those who count meanwhile would not see what is on its way.
+            # The room is taken under the lock, so that those who count meanwhile see it, and filled outside of it.
             with self._locked() as lock:
                 self._make_room(lock, len(data))
-                files.write(part, data)
+                files.reserve(part, len(data))
+            files.write(part, data)
 
         self.with_room(write)
 
