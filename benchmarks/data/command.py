@@ -20,7 +20,7 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     with _folder(options.folder) as folder:
         if options.remote:
-            remote.measure(options.size_mb, options.rounds, options.delay_ms, options.step_ms, folder)
+            remote.measure(options.server, options.size_mb, options.rounds, options.delay_ms, options.step_ms, folder)
             return 0
         for kind in options.kinds.split(","):
             if kind not in KINDS:
@@ -46,6 +46,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--prepare", action="store_true", help="measure writing only")
     parser.add_argument("--entry", action="store_true", help="measure the first batch of an epoch and of its middle")
     parser.add_argument("--remote", action="store_true", help="measure reading from a store with latency")
+    parser.add_argument("--server", choices=remote.SERVERS, default="moto", help="the store, for --remote")
     parser.add_argument("--delay-ms", type=float, default=20.0, help="latency of each request, for --remote")
     parser.add_argument("--step-ms", type=float, default=0.0, help="of a device that computes, for --remote")
     return parser
