@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from trainer.config import RunConfig
 from trainer.errors import CheckpointError, SupersededError
 from trainer.storage import Storage, join_url, open_storage, probe
 
@@ -225,6 +226,12 @@ class RunFolder:
     def last_ending(self) -> Ending | None:
         numbers = self.attempts()
         return self.ending(numbers[-1]) if numbers else None
+
+
+def meant(url: str) -> str:
+    """`"; did you mean 'runs/NAME'?"` for a run's name where its folder is asked for, or an empty string."""
+    path = os.path.join(RunConfig().run_root, url)
+    return f"; did you mean {path!r}?" if os.path.isdir(path) else ""
 
 
 def _is_checkpoint(name: str) -> bool:

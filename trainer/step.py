@@ -17,6 +17,7 @@ from torch import Tensor
 
 from trainer.config import Dtype, RunConfig
 from trainer.data.gather import Microbatch
+from trainer.errors import ConfigError, nearest
 from trainer.optim import lr_factor, set_lr
 from trainer.parallel import Spread
 from trainer.state import TrainState
@@ -201,11 +202,21 @@ class Stepper:
         return Pending(step, lr, host, ready)
 
 
-def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Mapping[str, Tensor]:
+class Inputs(dict[str, Tensor]):
+    """A microbatch that tells a task which wants another column so: its data and its task do not go together."""
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ConfigError(
+            f"a batch has {', '.join(self)}, and the task asks for {name!r}: "
+            f"choose data= and task= that go together{nearest(name, self)}"
+        )
+
+
+def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
     """The batch as the model takes it: floats in the type of its weights where that is not fp32."""
     if cast is None:
-        return batch
-    return {name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()}
+        return Inputs(batch)
+    return Inputs({name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()})
 
 
 def seed_randomness(seed: int, step: int, index: int, device: torch.device) -> None:

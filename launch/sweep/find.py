@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from launch.runs import names
+from launch.runs import is_run, names
 from launch.sweep.records import SWEEP, SweepFolder
 from trainer.errors import ConfigError, nearest
 from trainer.storage import join_url, open_storage
@@ -17,6 +17,8 @@ def sweep_at(word: str, root: str) -> SweepFolder | None:
 def find_sweep(word: str, root: str) -> SweepFolder:
     """ConfigError with the nearest name when there is none."""
     found = sweep_at(word, root)
+    if found is None and is_run(open_storage(join_url(root, word)).names()):
+        raise ConfigError(f"{word} is a run and no sweep; 'everstep status {word}' shows it")
     if found is None:
         hint = nearest(word, names(root)) or f"; 'everstep ls {root}' shows which runs there are"
         raise ConfigError(f"{word}: there is no such sweep in {root}{hint}")

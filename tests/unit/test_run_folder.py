@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import SupersededError
-from trainer.run_folder import MANIFEST, STARTER, Ending, Outcome, RunFolder
+from trainer.run_folder import MANIFEST, STARTER, Ending, Outcome, RunFolder, meant
 
 
 @pytest.fixture
@@ -118,3 +118,11 @@ def test_decisions_to_restart_are_kept_one_by_one(folder: RunFolder) -> None:
     names = folder.storage.names("restarts")
     assert names == ["0001.json", "0002.json", "0003.json"]
     assert [json.loads(folder.storage.read(f"restarts/{name}"))["restarts"] for name in names] == [1, 2, 3]
+
+
+def test_the_name_of_a_run_where_its_folder_is_asked_for_is_answered_with_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "runs/mine").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert [meant("mine"), meant("other"), meant("s3://bucket/mine")] == ["; did you mean 'runs/mine'?", "", ""]

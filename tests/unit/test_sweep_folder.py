@@ -13,6 +13,7 @@ import pytest
 
 from launch.sweep import lease
 from launch.sweep.asking import Asking
+from launch.sweep.find import find_sweep
 from launch.sweep.lease import take
 from launch.sweep.plan import Plan, amended, load, plan, settle
 from launch.sweep.records import SweepFolder
@@ -211,3 +212,12 @@ def test_a_sweep_of_conf_gives_the_space_and_the_command_line_changes_it(tmp_pat
     assert {axis.key for axis in found.axes} == {"optimizer.lr", "optimizer.weight_decay"}
     assert found.sweep.trials == 4
     assert next(axis for axis in found.axes if axis.key == "optimizer.lr").choices == (0.1, 0.2)
+
+
+def test_a_run_that_is_taken_for_a_sweep_is_said_to_be_a_run(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/config.yaml").touch()
+    with pytest.raises(ConfigError, match=r"^mine is a run and no sweep; 'everstep status mine' shows it$"):
+        find_sweep("mine", str(tmp_path))
+    with pytest.raises(ConfigError, match="did you mean 'mine'"):
+        find_sweep("mina", str(tmp_path))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -12,9 +13,11 @@ from torch import nn
 
 from trainer.data.collate import Pack, Pad
 from trainer.data.ragged import Ragged
+from trainer.errors import ConfigError
 from trainer.models.convnet import ConvNet
 from trainer.models.gpt import GPT
 from trainer.models.mlp import MLP
+from trainer.step import inputs
 from trainer.task import Batch, Task
 from trainer.tasks.images import ImageClassifier
 from trainer.tasks.language import LanguageModel
@@ -194,3 +197,12 @@ def test_packing_documents_counts_all_their_targets_but_the_first_of_each() -> N
     column = Ragged.of([torch.arange(5), torch.arange(7), torch.arange(13), torch.arange(2)])
     _, count = mean_loss(LanguageModel(tiny_gpt), tiny_gpt(), Pack(13)({"tokens": column}))
     assert count == 4 + 6 + 12 + 1
+
+
+def test_a_task_on_data_of_another_kind_is_told_what_a_batch_has() -> None:
+    pixels = inputs({"image": torch.zeros(2, 1, 8, 8), "label": torch.zeros(2)}, torch.bfloat16)
+    assert (pixels["image"].dtype, pixels.get("tokens")) == (torch.bfloat16, None)
+    with pytest.raises(ConfigError, match=r"^a batch has image, label, and the task asks for 'tokens': choose data="):
+        LanguageModel(Mock()).loss(Mock(), pixels)
+    with pytest.raises(ConfigError, match="did you mean 'label'"):
+        pixels["labels"]

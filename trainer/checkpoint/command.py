@@ -51,12 +51,12 @@ def _list(options: argparse.Namespace) -> int:
     from rich.table import Table
 
     from trainer.checkpoint.survey import survey
-    from trainer.run_folder import RunFolder
+    from trainer.run_folder import RunFolder, meant
 
     run = RunFolder(options.url)
     found = survey(run)
     if not found:
-        raise ConfigError(f"{options.url} holds no checkpoint; is it a run folder?")
+        raise ConfigError(f"{options.url} holds no checkpoint{meant(options.url) or '; is it a run folder?'}")
     names = ("step", "samples", "attempt", "by", "size", "world", "metric", "written", "digest", "state")
     table = Table(*names, box=None, header_style="dim")
     hosts = {each.attempt: run.host(each.attempt) or "" for each in found}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from trainer.checkpoint.manifest import SET_ASIDE, Candidate, damage, folders, parse_name, read_candidate, read_manifest
 from trainer.errors import CheckpointError, StorageError
-from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder
+from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
 
 THREADS = 8
 """Files that are read side by side: enough to fill a disk or a network, each with one block in memory."""
@@ -76,7 +76,7 @@ def committed(url: str) -> tuple[RunFolder, list[Candidate]]:
     if name and not checkpoints:
         raise CheckpointError(f"{url} is not a checkpoint: it has no {MANIFEST}")
     if not checkpoints:
-        raise CheckpointError(f"{url} holds no checkpoint; is it a run folder?")
+        raise CheckpointError(f"{url} holds no checkpoint{meant(url) or '; is it a run folder?'}")
     return run, checkpoints
 
 

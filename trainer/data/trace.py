@@ -14,7 +14,7 @@ from trainer.config import RunConfig, first_steps_without
 from trainer.data.order import SampleOrder
 from trainer.data.record import Places, order_sources, read_record
 from trainer.errors import ConfigError
-from trainer.run_folder import CONFIG, RunFolder
+from trainer.run_folder import CONFIG, RunFolder, meant
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Trace:
         try:
             self.run: RunConfig = thaw(folder.storage.read(CONFIG).decode())
         except FileNotFoundError:
-            raise ConfigError(f"{folder.url} is not a run folder: it has no {CONFIG}") from None
+            raise ConfigError(f"{folder.url} is not a run folder: it has no {CONFIG}{meant(folder.url)}") from None
         records = read_record(folder)
         self.order = SampleOrder.of_run(self.run, order_sources(records))
         self.places = Places(records, self.order)
