@@ -19,6 +19,7 @@ from trainer.footprint import Footprint, footprint, pretended
 from trainer.mesh import Mesh
 from trainer.optim import build_optimizer
 from trainer.place import Place
+from trainer.tasks.images import ImageClassifier
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.1}
 
@@ -116,6 +117,25 @@ def test_every_part_that_does_not_fit_is_told() -> None:
     found = examined("model.widht=3", "data.held_out=3", "hooks=[{_target_: torch.nn.Linear, a: 1}]")
     assert len(found) == 3
     assert [line.split("=")[0].split(":")[0] for line in found] == ["model.widht", "hooks[0].a", "data.held_out"]
+
+
+def test_data_and_task_that_do_not_go_together_are_told() -> None:
+    (found,) = examined("task=language")
+    assert found == "a batch has image, label, and the task asks for 'tokens': choose data= and task= that go together"
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
+def test_the_first_loss_is_tried_without_values(dtype: str) -> None:
+    found = examine(compose(["experiment=digits", f"precision.dtype={dtype}"]).run, 1)
+    assert (found.problems, found.notes) == ([], [])
+
+
+def test_a_loss_that_looks_at_values_is_no_problem_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageClassifier, "loss", lambda self, model, batch: batch["image"].sum().item())
+    found = examine(compose(["experiment=digits"]).run, 1)
+    assert found.problems == []
+    (note,) = found.notes
+    assert note.startswith("note: the loss of the first microbatch, tried without values, ended in RuntimeError: ")
 
 
 def test_a_target_that_is_not_allowed_is_told_before_anything_is_imported() -> None:
