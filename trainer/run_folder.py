@@ -231,7 +231,8 @@ class RunFolder:
 def meant(url: str) -> str:
     """`"; did you mean 'runs/NAME'?"` for a run's name where its folder is asked for, or an empty string."""
     path = os.path.join(RunConfig().run_root, url)
-    return f"; did you mean {path!r}?" if os.path.isdir(path) else ""
+    is_name = os.sep not in url and url not in ("", os.curdir, os.pardir)
+    return f"; did you mean {path!r}?" if is_name and os.path.isdir(path) else ""
 
 
 def _is_checkpoint(name: str) -> bool:

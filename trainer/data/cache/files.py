@@ -7,6 +7,7 @@ After a power cut a map may be on the disk and the bytes it promises not, so mar
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import functools
@@ -22,6 +23,11 @@ from trainer.storage import Buffer
 
 _BOOT = 36
 _STAMP_BYTES = _BOOT + 20
+
+# Not os.posix_fallocate: where the file system cannot do it, that writes zeros, perhaps over what came meanwhile.
+_fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # Linux only
+if _fallocate is not None:
+    _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class ShardFiles:
@@ -103,12 +109,10 @@ class ShardFiles:
 
         Where this cannot be done, parts on their way are not counted before they are written.
         """
-        if hasattr(os, "posix_fallocate"):  # not so on macOS
-            try:
-                os.posix_fallocate(self._data, part * PART_BYTES, count)
-            except OSError as error:
-                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    raise
+        if _fallocate is None or _fallocate(self._data, 0, part * PART_BYTES, count) == 0:
+            return
+        if (code := ctypes.get_errno()) in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise OSError(code, os.strerror(code))
 
     def write(self, part: int, data: Buffer) -> None:
         """Write a part's bytes and then mark it, so who sees the mark sees the bytes."""
