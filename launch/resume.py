@@ -26,7 +26,7 @@ from launch.sweep.find import sweep_at
 from trainer.compose import freeze, settle, thaw
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
-from trainer.run_folder import CONFIG, JOB, Outcome, RunFolder
+from trainer.run_folder import CONFIG, JOB, RunFolder
 
 EXAMPLES = """examples:
   everstep resume demo                      go on from the last checkpoint
@@ -52,7 +52,7 @@ def resume(arguments: Sequence[str]) -> int:
     if _goes_on(here) and not _is_unknown_submission(history) and not (here.job and here.job.worn):
         raise ConfigError(f"run {history.name} is {here.standing.state.value} already; 'everstep cancel' stops it")
     last = history.last.ending if history.last else None
-    if last is not None and last.outcome is Outcome.done and last.step >= config.steps:
+    if last is not None and last.is_done(config.steps, config.evaluate.patience):
         say(f"run {history.name} is done: step {last.step} of {config.steps}; give a larger steps= to go on")
         return 0
     for world in worlds(config, job):

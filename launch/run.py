@@ -20,7 +20,7 @@ from launch.supervise import Supervisor, marker
 from trainer.compose import compose, freeze, settle, with_name
 from trainer.config import ParallelKind, RunConfig
 from trainer.errors import ConfigError
-from trainer.run_folder import GRACE, JOB, STARTER, Outcome, RunFolder
+from trainer.run_folder import GRACE, JOB, STARTER, RunFolder
 
 EXAMPLES = """examples:
   everstep run experiment=gpt_stdlib                          on all GPUs of this machine, or on its CPU
@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> int:
     for change in settle(config, folder):
         say(f"changed since the last start: {change}")
     last = folder.last_ending()
-    if last is not None and last.outcome is Outcome.done and last.step >= config.steps:
+    if last is not None and last.is_done(config.steps, config.evaluate.patience):
         say(f"run {config.run} is done: step {last.step} of {config.steps} in {folder.url}")
         return 0
     return start(config, job, nproc, folder)

@@ -26,7 +26,7 @@ from launch.torchrun import trainer
 from trainer.compose import Composed, compose, compose_job, freeze, refuse_changes, settle, thaw, with_name
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
-from trainer.run_folder import CONFIG, Outcome, RunFolder
+from trainer.run_folder import CONFIG, RunFolder
 
 EXAMPLES = """examples:
   everstep submit job=slurm job.nodes=4 job.nproc=8 job.time=24h experiment=gpt_stdlib
@@ -137,7 +137,7 @@ def _cluster(job: JobConfig) -> Scheduler:
 
 def _is_done(plan: Plan) -> bool:
     last = plan.folder.last_ending()
-    if plan.config is None or last is None or last.outcome is not Outcome.done or last.step < plan.config.steps:
+    if plan.config is None or last is None or not last.is_done(plan.config.steps, plan.config.evaluate.patience):
         return False
     say(f"run {plan.config.run} is done: step {last.step} of {plan.config.steps} in {plan.folder.url}")
     return True

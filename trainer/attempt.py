@@ -119,7 +119,7 @@ def _claim(options: argparse.Namespace, place: Place, began: float) -> Assignmen
     run, folder = _frozen(options) if options.frozen else _composed(options, place)
     last = folder.last_ending()
     text = compose.freeze(run)
-    if last is not None and last.outcome is Outcome.done and (last.step >= run.steps):
+    if last is not None and last.is_done(run.steps, run.evaluate.patience):
         return Assignment(folder.url, 0, text, done_at=last.step)
     number = folder.claim({"world": place.world, "config_digest": compose.digest(run), "began": began})
     return Assignment(folder.url, number, text, last.micro_batch if last is not None else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from trainer.buffers import BufferSync
 from trainer.checkpoint.checkpointer import Checkpointer
 from trainer.checkpoint.manifest import candidates
 from trainer.checkpoint.restoring import Restored
@@ -27,7 +28,7 @@ from trainer.data.mixture import records_of
 from trainer.data.node import node_cache
 from trainer.data.order import SampleOrder, microbatches
 from trainer.data.record import order_sources, write_record
-from trainer.errors import ConfigError, DataError
+from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.evaluate import Evaluator
 from trainer.flops import count_flops, peak_flops
 from trainer.journal import Hook, Journal
@@ -35,10 +36,12 @@ from trainer.laps import Laps
 from trainer.loop import Parts, short_of_memory
 from trainer.mesh import Mesh
 from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
-from trainer.optim import Average, build_optimizer
-from trainer.parallel import Spread, spread
+from trainer.model_state import check_model, has_custom_state
+from trainer.optim import Average, build_optimizer, has_modes
+from trainer.parallel import Spread, spread, without_values
 from trainer.plugins import check_allowed, instantiate
 from trainer.run_folder import EVENTS, RunFolder
+from trainer.self_test import SelfTest
 from trainer.state import LossScale, Progress, TrainState
 from trainer.step import Stepper
 from trainer.stop import Stop
@@ -65,9 +68,13 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     splits = load_data(run, mesh)
     task = build_task(run)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
+    hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     model = spread(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
-    state = _state(run, model, mesh, fresh)
+    state = _state(run, model, mesh, fresh, {"task": task, **{f"hooks.{n}": hook for n, hook in enumerate(hooks)}})
     checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits))
+    if fresh and run.checkpoint.self_test:
+        checkpoints.make_self_test = lambda: self_test(run, task, mesh)
+        _check_comes_back(state, lambda: self_test(run, task, mesh))
     start.laps.end("build")
     restored = checkpoints.restore()
     start.laps.end("load")
@@ -83,7 +90,6 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     journal = open_journal(run, start, mesh)
     journal.unit = getattr(task, "unit", "items")
     journal.checkpoint_step = restored.step if restored else 0
-    hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
     _rehearse(run, parts)
     _announce(run, parts, restored)
@@ -172,20 +178,47 @@ def _needed(node: Node | None, key: str) -> Node:
     return node
 
 
-def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool) -> TrainState:
+def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool, plugins: Mapping[str, object]) -> TrainState:
+    check_model(model.model)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
     if fresh and run.init_from is not None:
-        weights = {f"model.{name}": value for name, value in model.model.state_dict().items()}
-        LOG.info("weights from %s", load_weights(run.init_from, weights, mesh, run.init_match))
-    precision = run.precision
+        LOG.info("weights from %s", load_weights(run.init_from, model.model, mesh, run.init_match))
+    precision, buffers = run.precision, BufferSync(model.model, mesh, run.parallel.buffers)
+    if fresh:
+        buffers.make_equal()
     scale = LossScale(precision.init_scale, precision.growth_interval, mesh.device)
-    return TrainState(
+    state = TrainState(
         model.model,
         optimizer,
         Progress(),
         Average(model.model, run.ema) if run.ema is not None else None,
         scale if precision.dtype is Dtype.fp16 else None,
+        buffers,
+        plugins,
     )
+    if has_modes(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+    return state
+
+
+def self_test(run: RunConfig, task: Task, mesh: Mesh) -> SelfTest:
+    """The test of whether the run's state comes back, with a second model and optimizer of the run's factories."""
+    model = without_values(task.model, mesh, run.parallel, run.precision, run.seed)
+    optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model, run.plugins)
+    state = TrainState(model, optimizer, Progress())
+    if has_modes(optimizer):
+        optimizer.train()  # type: ignore[attr-defined]
+    return SelfTest(state)
+
+
+def _check_comes_back(state: TrainState, make: Callable[[], SelfTest]) -> None:
+    """Before the first step: a model with a `load_state_dict` of its own is tried without a checkpoint."""
+    try:
+        packed = state.pack()
+        if has_custom_state(state.model):
+            make().round_trip(packed)
+    except CheckpointError as error:
+        raise ConfigError(f"the run's state cannot be saved: {error}") from error
 
 
 def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
@@ -239,10 +272,11 @@ def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
     mesh, feed = parts.step.spread.mesh, parts.feed
     parameters = sum(p.numel() for p in parts.state.model.parameters())
+    trained = sum(p.numel() for p in parts.state.model.parameters() if p.requires_grad)
     slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
     epochs = run.steps * run.global_batch / feed.order.samples
     facts = {
-        "parameters": short(parameters),
+        "parameters": short(parameters) + (f", {short(trained)} of them trained" if trained < parameters else ""),
         "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
         "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
         "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
@@ -255,7 +289,7 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
         parts.journal.event("small_cache", small)
     for passed in restored.walked_past if restored else ():
         parts.journal.event("walked_past", f"damaged checkpoint set aside: {passed}")
-    if any("running_mean" in name for name, _ in parts.state.model.named_buffers()) and mesh.world > 1:
-        parts.journal.event("batch_norm", "the model keeps running statistics: they depend on the number of processes")
+    if model_units := parts.step.spread.units:
+        facts["units"] = model_units
     parts.journal.event("started", step=parts.state.progress.step, world=mesh.world, facts=facts)
     parts.journal.start(f"{run.run}, attempt {parts.checkpoints.attempt}", facts, parts.state.progress.step)

@@ -166,7 +166,7 @@ def _first_loss(run: RunConfig, batch: Mapping[str, Tensor]) -> Sequence[str]:
     import torch
 
     from trainer.build import build_task
-    from trainer.parallel import parameters_on_meta
+    from trainer.sharding import parameters_on_meta
     from trainer.step import inputs
 
     task, dtype = build_task(run), torch.float64 if run.precision.dtype is Dtype.fp64 else None

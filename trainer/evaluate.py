@@ -6,14 +6,17 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
 from trainer.data.gather import Gather
 from trainer.data.loader import evaluation_batches
 from trainer.errors import ConfigError
+from trainer.optim import has_modes
 from trainer.parallel import Spread
+from trainer.preserve import preserved
 from trainer.state import Progress, TrainState
-from trainer.step import inputs
+from trainer.step import checked, inputs, seed_randomness
 from trainer.stop import Stop
 from trainer.task import Task
 
@@ -43,21 +46,14 @@ class Evaluator:
 
     def __call__(self) -> dict[str, float] | None:
         """The metrics, each a mean over all held-out items; None when a rank was asked to stop meanwhile."""
-        module = self.spread.module
-        module.eval()
-        try:
-            with torch.no_grad(), self._weights():
-                return self._measure()
-        finally:
-            module.train()
+        with preserved(self.spread.model), evaluating(self.spread.module, self.state.optimizer), self._weights():
+            return self._measure()
 
     def rehearse(self) -> None:
         """Evaluate one microbatch and forget it: a metric that the task does not measure is an error now, not later."""
         if self.data is not None:
-            self.spread.module.eval()
-            with torch.no_grad():
+            with preserved(self.spread.model), evaluating(self.spread.module, self.state.optimizer):
                 metrics = self._measure(limit=self._batch() * self.spread.mesh.world)
-            self.spread.module.train()
             if metrics is not None:
                 check_metric(self.run.evaluate, metrics)
 
@@ -76,8 +72,9 @@ class Evaluator:
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
                 return None
+            seed_randomness(self.run.seed, 0, number * mesh.world + mesh.rank, mesh.device)
             with self.spread.autocast():
-                loss = self.task.evaluate(self.spread.module, inputs(microbatch.batch, cast))
+                loss = checked(self.task.evaluate(self.spread.module, inputs(microbatch.batch, cast)), "evaluate")
             if number == 0:
                 names = ["loss", *loss.metrics]
                 sums = torch.zeros(1 + len(names), dtype=torch.float64, device=mesh.device)
@@ -100,6 +97,32 @@ class Evaluator:
             yield
         finally:
             average.swap()
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Evaluation mode, without gradients; at the end each module has the mode that it had.
+
+    An optimizer with a mode of its own (schedule-free) goes into its `eval()` too. Its way there and back rounds, so
+    the weights are copied and put back.
+    """
+    modes = [(inner, inner.training) for inner in module.modules()]
+    switch = has_modes(optimizer)
+    weights = [(p, p.detach().clone()) for g in optimizer.param_groups for p in g["params"]] if switch else []
+    module.eval()
+    if switch:
+        optimizer.eval()  # type: ignore[attr-defined]
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for inner, mode in modes:
+            inner.training = mode
+        if switch:
+            optimizer.train()  # type: ignore[attr-defined]
+            with torch.no_grad():
+                for parameter, value in weights:
+                    parameter.copy_(value)
 
 
 def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, float]) -> bool:

@@ -15,8 +15,10 @@ from trainer.config import Dtype, ParallelConfig, ParallelKind, RunConfig
 from trainer.errors import ConfigError
 from trainer.mesh import Mesh, grid
 from trainer.optim import build_optimizer, local
-from trainer.parallel import COMPUTE, blocks_of, parameters_on_meta, sharded_on_meta
+from trainer.parallel import COMPUTE, sharded_on_meta
 from trainer.place import Place
+from trainer.sharding import parameters_on_meta
+from trainer.units import find_units, shardable_units
 
 SHARDED = (ParallelKind.fsdp, ParallelKind.hsdp)
 IN_FLIGHT = 2
@@ -70,7 +72,7 @@ class Footprint:
 def footprint(run: RunConfig, build: Callable[[], nn.Module], mesh: Mesh) -> Footprint:
     """What rank 0 will hold. ConfigError and the like for a model that cannot be built or spread so."""
     if mesh.grid is not None and run.parallel.kind in SHARDED:
-        model = sharded_on_meta(build, mesh, run.parallel, run.precision, run.seed)
+        model, _, _ = sharded_on_meta(build, mesh, run.parallel, run.precision, run.seed)
     else:
         with parameters_on_meta(), torch.no_grad():
             model = build()
@@ -126,10 +128,11 @@ def _optimizer_state(run: RunConfig, model: nn.Module) -> int | None:
 def _gathered(run: RunConfig, model: nn.Module) -> int:
     """FSDP computes with whole units: the blocks, and what of the model is in none of them."""
     dtype = COMPUTE[run.precision.dtype]
-    inside = [list(block.parameters()) for block in blocks_of(model)]
+    units = shardable_units(model, find_units(model, run.parallel.wrap))
+    inside = [list(unit.parameters()) for unit in units.values()]
     known = {id(parameter) for unit in inside for parameter in unit}
-    units = [*inside, [p for p in model.parameters() if id(p) not in known]]
-    sizes = [sum(p.numel() * (dtype or p.dtype).itemsize for p in unit) for unit in units]
+    whole = [*inside, [p for p in model.parameters() if id(p) not in known]]
+    sizes = [sum(p.numel() * (dtype or p.dtype).itemsize for p in unit) for unit in whole]
     return sum(sorted(sizes)[-IN_FLIGHT:])
 
 

@@ -50,20 +50,28 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             stopping, improved = _evaluate(run, parts)
             finished = finished or _out_of_patience(run, state)
         last = finished or stopping
-        due = checkpoints.due(at) or unsaved or (improved and run.checkpoint.keep_best > 0) or (last and at > 0)
+        # Before the first checkpoint there has to be something to roll back to.
+        first = at == 0 and run.nonfinite.policy is Nonfinite.rollback and checkpoints.saved_step != 0
+        due = (
+            checkpoints.due(at) or first or unsaved or (improved and run.checkpoint.keep_best > 0) or (last and at > 0)
+        )
         if due or checkpoints.due_locally(at):
             _save(parts, last, local=not due or (stopping and _short_of_time(parts)))
         if stopping:
             return Ending(Outcome.preempted, at, parts.step.stop.reason or "another rank was asked to stop")
         if finished:
-            return Ending(Outcome.done, run.steps, "" if at >= run.steps else f"no better metric since step {at}")
+            if at >= run.steps:
+                return Ending(Outcome.done, at)
+            reason = f"{run.evaluate.metric} is no better than at step {state.progress.best_step}"
+            return Ending(Outcome.done, at, reason, patience=run.evaluate.patience)
         try:
             infos = _step(run, parts, batches)
         except torch.OutOfMemoryError as error:
             _halve(parts, error)
             batches = parts.feed.steps(at)
             continue
-        checkpoints.get_ready()
+        if checkpoints.get_ready():
+            state.check_agreement(parts.step.spread.mesh)
         stopping, unsaved = any(info.stop for info in infos), any(info.unsaved for info in infos)
         if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
             _roll_back(parts)
@@ -79,6 +87,9 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
         parts.journal.step(info, parts.feed.wait_s)
         for hook in parts.hooks:
             hook(info)
+        _note_harmless(parts, info)
+        if info.finite and not info.overflow and not info.empty:
+            progress.nonfinite = 0
         if not info.finite:
             bad = True
             progress.nonfinite += 1
@@ -89,10 +100,23 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
             )
             if progress.nonfinite >= run.nonfinite.limit:
                 raise DivergedError(
-                    f"{progress.nonfinite} steps gave NaN or Inf, the last was step {info.step} "
+                    f"{progress.nonfinite} steps in a row gave NaN or Inf, the last was step {info.step} "
                     f"(learning rate {info.lr:.3g}); nonfinite.limit={run.nonfinite.limit}"
                 )
     return bad
+
+
+def _note_harmless(parts: Parts, info: StepInfo) -> None:
+    """Count the steps that changed nothing and are no trouble; the first of each kind is shown."""
+    progress, lr = parts.state.progress, f"(loss {info.loss:.4g}, gradient norm {info.norm})"
+    if info.overflow:
+        progress.overflows += 1
+        line = f"step {info.step} overflowed in fp16 {lr}; the loss scale is halved, which is how it is found"
+        parts.journal.event("overflow", line if progress.overflows == 1 else "", step=info.step)
+    if info.empty:
+        progress.empty += 1
+        line = f"no item of the batch of step {info.step} counts in the loss; such steps change nothing"
+        parts.journal.event("empty_batch", line if progress.empty == 1 else "", step=info.step)
 
 
 def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -49,7 +49,7 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
     vectors = [p for p in trained if p.dim() < 2]
     groups: list[dict[str, Any]] = [{"params": part} for part in (matrices, vectors) if part]
     sharded = any(isinstance(p, DTensor) for p in trained)
-    fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE))
+    fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE)) and _fits_fused(model, trained)
     optimizer = instantiate({**({"fused": True} if fusable else {}), **node}, "optimizer", plugins, params=groups)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
@@ -58,6 +58,17 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
         if "weight_decay" in group and group["params"][0].dim() < 2:
             group["weight_decay"] = 0.0
     return optimizer
+
+
+def _fits_fused(model: nn.Module, trained: Sequence[nn.Parameter]) -> bool:
+    """True if the fused kernels take all parameters: no complex ones and none with sparse gradients."""
+    sparse = any(getattr(module, "sparse", False) is True for module in model.modules())
+    return not sparse and all(p.is_floating_point() for p in trained)
+
+
+def has_modes(optimizer: torch.optim.Optimizer) -> bool:
+    """True for optimizers that are to be told when the model is evaluated (schedule-free)."""
+    return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -76,9 +87,15 @@ class Average:
         ]
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, skipped: Tensor | None = None) -> None:
+        """Move towards the weights; `skipped` is 1.0, on the device, for a step that changed nothing."""
         averages, weights = (list(side) for side in zip(*self._pairs, strict=True))
-        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        if skipped is None:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+            return
+        share = (1 - self.decay) * (1 - skipped)
+        for average, weight in self._pairs:
+            average.lerp_(weight, share.to(average.dtype))
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -6,30 +6,50 @@ of items, never by the world. The model keeps the parameter names that its task 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from operator import attrgetter
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from trainer import sync_batchnorm
 from trainer.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig
 from trainer.errors import ConfigError
+from trainer.generators import seed_generators
 from trainer.mesh import Mesh
 from trainer.optim import local
+from trainer.preserve import generators_preserved
+from trainer.sharding import (
+    check_shardable,
+    hand_out,
+    materialise,
+    parameters_on_meta,
+    put_back_tags,
+    shard,
+    tags_of,
+)
+from trainer.units import describe_units, find_units, shardable_units
 
 COMPUTE = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: None, Dtype.fp64: None}
+
+
+class Replicated(DistributedDataParallel):
+    """DDP that lets a task reach the attributes of the model that it made (`model.config`, `model.logit_scale`)."""
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("module"), name)
 
 
 @dataclass
@@ -42,6 +62,10 @@ class Spread:
     autocast: Callable[[], AbstractContextManager[Any]]
     ranks: int
     """What the gradients were divided by when they were reduced."""
+    whole: list[nn.Parameter] = field(default_factory=list)
+    """Parameters of a sharded model that every rank has all of; their gradients are reduced by `reduce_whole`."""
+    units: str = ""
+    """How the model was cut for FSDP or activation checkpointing, for people."""
 
     def reduce_on(self, last: bool) -> AbstractContextManager[Any]:
         """Around one microbatch: gradients are reduced over the ranks with the step's last one.
@@ -55,9 +79,25 @@ class Spread:
             self.module.set_requires_all_reduce(last)
         return nullcontext()
 
+    def reduce_whole(self) -> None:
+        """Reduce the gradients of what FSDP left whole to their mean over ranks, as it does those of the shards."""
+        for parameter in self.whole:
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= self.mesh.world
+
     def gradients(self) -> list[Tensor]:
-        """This rank's gradients."""
-        return [local(p.grad) for p in self._parameters if p.grad is not None]
+        """This rank's gradients; of a sparse one the values, which share its memory."""
+        return [_dense(p) for p in self._parameters if p.grad is not None]
+
+    def count_gradients(self) -> int:
+        return sum(p.grad is not None for p in self._parameters)
+
+    def without_gradient(self) -> list[str]:
+        """Names of the parameters that are trained and got no gradient."""
+        return [name for name, p in self.model.named_parameters() if p.requires_grad and p.grad is None]
 
     def drop_gradients(self) -> None:
         """What `optimizer.zero_grad()` does, without its work for the profiler."""
@@ -69,16 +109,38 @@ class Spread:
         """A walk through the modules costs more than a small model's update, so there is one only."""
         return list(self.model.parameters())
 
+    @cached_property
+    def trained(self) -> int:
+        """How many parameters are trained."""
+        return sum(p.requires_grad for p in self._parameters)
+
     def norm(self, gradients: list[Tensor]) -> Tensor:
         """The 2-norm of the whole model's gradient, the same on all ranks."""
-        if not gradients:
-            return torch.zeros((), device=self.mesh.device)
-        norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
         if self.mesh.grid is None:
-            return norm
-        square: Tensor = norm.square()
+            return _norm(gradients, self.mesh.device)
+        whole = [p.grad for p in self.whole if p.grad is not None]
+        known = {id(gradient) for gradient in whole}
+        square = _norm([g for g in gradients if id(g) not in known], self.mesh.device).square()
         dist.all_reduce(square, group=self.mesh.grid.get_group("shard"))
-        return square.sqrt()
+        return (square + _norm(whole, self.mesh.device).square()).sqrt()
+
+
+def _dense(parameter: nn.Parameter) -> Tensor:
+    gradient = parameter.grad
+    if gradient is not None and gradient.is_sparse:
+        gradient = parameter.grad = gradient.coalesce()
+        return gradient._values()
+    return local(gradient)  # type: ignore[arg-type]
+
+
+def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
+    if not gradients:
+        return torch.zeros((), device=device)
+    norms = list(torch._foreach_norm(gradients))
+    if any(each.dtype != norms[0].dtype for each in norms):
+        norms = [each.to(torch.float64 if each.dtype is torch.float64 else torch.float32) for each in norms]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return norm
 
 
 def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
@@ -92,75 +154,91 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
         build: makes the model as the task defines it.
         fresh: whether weights are needed; False when a checkpoint is about to be loaded.
     """
-    sharded = parallel.kind in (ParallelKind.fsdp, ParallelKind.hsdp) and mesh.grid is not None
-    if not sharded:
-        model = _seeded(build, seed, precision).to(mesh.device)
-        _prepare_blocks(model, parallel)
-        _compile(model, parallel)
-        return Spread(model, _replicate(model, mesh, parallel), mesh, _autocast(mesh, precision), mesh.world)
-    model = sharded_on_meta(build, mesh, parallel, precision, seed)
-    _materialise(model, mesh)
+    autocast = _autocast(mesh, precision)
+    if not is_sharded(mesh, parallel):
+        model = _seeded(build, seed, precision, parallel).to(mesh.device)
+        units = prepare_units(model, parallel)
+        compile_module(model, parallel)
+        module = _replicate(model, mesh, parallel)
+        return Spread(model, module, mesh, autocast, mesh.world, units=units if parallel.checkpoint_blocks else "")
+    model, whole, units = sharded_on_meta(build, mesh, parallel, precision, seed)
+    tags = tags_of(model)
+    materialise(model, mesh.device)
+    put_back_tags(model, tags)
     if fresh:
-        _hand_out(build, model, mesh, seed, precision)
+        hand_out(_seeded(build, seed, precision, parallel) if mesh.is_main else None, model, mesh)
     # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
-    return Spread(model, model, mesh, _autocast(mesh, precision), mesh.world)
+    whole = [p for p in model.parameters() if p in set(whole) or not _is_sharded(p)]
+    return Spread(model, model, mesh, autocast, mesh.world, whole, units)
 
 
-def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
-                    seed: int) -> nn.Module:  # fmt: skip
-    """The model with this rank's shards of its parameters, which have no memory yet."""
-    with parameters_on_meta():
-        model = _seeded(build, seed, precision)
-    if not any(True for _ in model.parameters()):
-        raise ConfigError(f"parallel={parallel.kind.value}: the model has no parameters to shard; use parallel=ddp")
-    _check_untied(model)
-    _prepare_blocks(model, parallel)
-    _shard(model, mesh, parallel, precision)
+def is_sharded(mesh: Mesh, parallel: ParallelConfig) -> bool:
+    return parallel.kind in (ParallelKind.fsdp, ParallelKind.hsdp) and mesh.grid is not None
+
+
+def without_values(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
+                   seed: int) -> nn.Module:  # fmt: skip
+    """A second model with memory for a checkpoint and no values: sharded as the run's, or whole and on the CPU."""
+    with generators_preserved():
+        if is_sharded(mesh, parallel):
+            model, device = sharded_on_meta(build, mesh, parallel, precision, seed)[0], mesh.device
+        else:
+            device = torch.device("cpu")
+            with parameters_on_meta():
+                model = _seeded(build, seed, precision, parallel)
+        tags = tags_of(model)
+        materialise(model, device)
+        put_back_tags(model, tags)
     return model
 
 
-@contextlib.contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Make modules whose parameters have shape and type but no memory; buffers are made as ever."""
-    original = nn.Module.register_parameter
-
-    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
-            param = type(param)(param.to("meta"), requires_grad=param.requires_grad)
-        original(self, name, param)
-
-    nn.Module.register_parameter = register  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = original  # type: ignore[method-assign]
+def _is_sharded(parameter: Tensor) -> bool:
+    return parameter is not local(parameter)
 
 
-def _seeded(build: Callable[[], nn.Module], seed: int, precision: PrecisionConfig) -> nn.Module:
-    torch.manual_seed(seed)
+def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
+                    seed: int) -> tuple[nn.Module, list[nn.Parameter], str]:  # fmt: skip
+    """The model with this rank's shards of its parameters, which have no memory yet; what stays whole; its units."""
+    with parameters_on_meta():
+        model = _seeded(build, seed, precision, parallel)
+    check_shardable(model, parallel.kind.value)
+    prepare_units(model, parallel)
+    line = describe_units(model, shardable_units(model, find_units(model, parallel.wrap)))
+    tags = tags_of(model)
+    whole = shard(model, mesh, parallel, COMPUTE[precision.dtype], lambda unit: compile_module(unit, parallel))
+    put_back_tags(model, tags)
+    if whole:
+        line += f"; {len(whole)} parameters stay whole on each process"
+    return model, whole, line
+
+
+def _seeded(
+    build: Callable[[], nn.Module], seed: int, precision: PrecisionConfig, parallel: ParallelConfig
+) -> nn.Module:
+    seed_generators(seed)
     model = build()
+    if parallel.sync_batchnorm:
+        model = sync_batchnorm.convert(model)
     return model.double() if precision.dtype is Dtype.fp64 else model
 
 
-def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The units that are sharded and recomputed one by one: the model's `blocks`, if it has them."""
-    blocks = getattr(model, "blocks", None)
-    return list(blocks) if isinstance(blocks, nn.ModuleList) else []
-
-
-def _prepare_blocks(model: nn.Module, parallel: ParallelConfig) -> None:
-    every = parallel.checkpoint_blocks
-    if every and not blocks_of(model):
+def prepare_units(model: nn.Module, parallel: ParallelConfig) -> str:
+    """Have activation checkpointing recompute every n-th unit; a line that says which units there are."""
+    every, units = parallel.checkpoint_blocks, find_units(model, parallel.wrap)
+    if every and not units:
         raise ConfigError(
-            f"parallel.checkpoint_blocks={every}: the model has no ModuleList named `blocks`; set it to 0"
+            f"parallel.checkpoint_blocks={every}: the model has no repeated blocks that can be found; name its units "
+            "by parallel.wrap=[ClassName], or set it to 0"
         )
-    for number, block in enumerate(blocks_of(model)):
+    outer = [u for path, u in units.items() if not any(path.startswith(f"{other}.") for other in units)]
+    for number, unit in enumerate(outer):
         if every and number % every == 0:
             # In place of a wrapper module, which would change the names of the parameters.
-            block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+            unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
+    return describe_units(model, units)
 
 
-def _compile(model: nn.Module, parallel: ParallelConfig) -> None:
+def compile_module(model: nn.Module, parallel: ParallelConfig) -> None:
     if parallel.compile is not None:
         known = [*torch.compiler.list_backends(), "eager", "aot_eager"]
         if parallel.compile not in known:
@@ -173,13 +251,15 @@ def _replicate(model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> nn.Mod
         return model
     if not any(p.requires_grad for p in model.parameters()):
         raise ConfigError("the model has no parameters to train; change model or task")
-    # Buffers are functions of the weights or constants: nothing to broadcast. Running statistics would differ per rank.
+    # Buffers are left to BufferSync: DDP would write into those that overlap in memory.
+    names = [name for name, _ in model.named_buffers()]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # type: ignore[no-untyped-call]
     # Two layouts of one memory, for a convolution with one input channel: nothing that a user could mend.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
         # The argument that replaces broadcast_buffers is not in the oldest torch that we support.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
-        return DistributedDataParallel(
+        return Replicated(
             model,
             device_ids=[mesh.device.index] if mesh.device.type == "cuda" else None,
             broadcast_buffers=False,
@@ -192,55 +272,3 @@ def _replicate(model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> nn.Mod
 def _autocast(mesh: Mesh, precision: PrecisionConfig) -> Callable[[], AbstractContextManager[Any]]:
     dtype = COMPUTE[precision.dtype]
     return nullcontext if dtype is None else functools.partial(torch.autocast, mesh.device.type, dtype)
-
-
-def _shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig) -> None:
-    dtype = COMPUTE[precision.dtype]
-    inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
-    # What leaves the model is what losses are summed from, so it leaves in full precision.
-    outer = MixedPrecisionPolicy(inner.param_dtype, inner.reduce_dtype, None if dtype is None else torch.float32)
-    for block in blocks_of(model):
-        _compile(block, parallel)
-        fully_shard(block, mesh=mesh.grid, mp_policy=inner)
-    if not blocks_of(model):
-        _compile(model, parallel)
-    fully_shard(model, mesh=mesh.grid, mp_policy=outer)
-
-
-def _materialise(model: nn.Module, mesh: Mesh) -> None:
-    """Give this rank's shards memory; the buffers keep what their module put there, which `to_empty` would lose."""
-    kept = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
-    model.to_empty(device=mesh.device)
-    with torch.no_grad():
-        for name, buffer in model.named_buffers():
-            if name in kept:
-                buffer.copy_(kept[name])
-
-
-def _hand_out(build: Callable[[], nn.Module], model: nn.Module, mesh: Mesh, seed: int,
-              precision: PrecisionConfig) -> None:  # fmt: skip
-    """Rank 0 makes the weights; every rank takes its shard, one parameter at a time."""
-    whole = _seeded(build, seed, precision) if mesh.is_main else None
-    with torch.no_grad():
-        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-            full = torch.empty(tensor.shape, dtype=tensor.dtype, device=mesh.device)
-            if whole is not None:
-                full.copy_(attrgetter(name)(whole))
-            dist.broadcast(full, src=0)
-            assign(tensor, full)
-
-
-def assign(tensor: Tensor, full: Tensor) -> None:
-    """Set a tensor, or this rank's shard of it, to the values of a whole tensor that this rank holds."""
-    if isinstance(tensor, DTensor):
-        full = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
-    local(tensor.detach()).copy_(full)
-
-
-def _check_untied(model: nn.Module) -> None:
-    owners: dict[int, str] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        if id(parameter) in owners:
-            tied = f"{name} and {owners[id(parameter)]} are one parameter"
-            raise ConfigError(f"{tied}: tied weights cannot be sharded; use parallel=ddp")
-        owners[id(parameter)] = name

@@ -68,8 +68,15 @@ class Ending:
     """After out_of_memory: the size that the next attempt should use."""
     rank: int = 0
     """Who says so."""
+    patience: int | None = None
+    """The `evaluate.patience` that ended the run before its last step."""
     time: float | None = field(default=None, compare=False)
     """When it was written down, in seconds since the epoch."""
+
+    def is_done(self, steps: int, patience: int | None) -> bool:
+        """True if a run of so many steps, with this patience, has nothing left to do."""
+        early = self.patience is not None and self.patience == patience
+        return self.outcome is Outcome.done and (self.step >= steps or early)
 
     def to_json(self) -> bytes:
         return _json({**asdict(self), "outcome": self.outcome.value})

@@ -1,16 +1,28 @@
-"""All that a checkpoint holds: tensors for torch.distributed.checkpoint, plain numbers for the manifest."""
+"""All that a checkpoint holds: tensors for torch.distributed.checkpoint, everything else as JSON for the manifest."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import metadata as dcp
+from torch.distributed.tensor import DTensor
 
-from trainer.errors import CheckpointError
+from trainer.agreement import agree, differing
+from trainer.attributes import Attributes
+from trainer.buffers import BufferSync
+from trainer.errors import CheckpointError, ConfigError
+from trainer.mesh import Mesh
+from trainer.model_state import ModelState
 from trainer.optim import Average
+from trainer.optimizer_state import OptimizerState
+from trainer.plugin_state import PluginState, has_state
+
+SHOWN = 3
+"""Names that a line lists before it says how many more there are."""
 
 
 @dataclass
@@ -31,7 +43,11 @@ class Progress:
     stale: int = 0
     """Evaluations in a row without a better metric."""
     nonfinite: int = 0
-    """Steps (or rollbacks) so far because of NaN or Inf."""
+    """Steps (or rollbacks) in a row because of NaN or Inf."""
+    overflows: int = 0
+    """Steps so far that fp16's loss scale answered to."""
+    empty: int = 0
+    """Steps so far whose batches had no item that counts."""
     passed_over: list[list[int]] = field(default_factory=list)
     """Steps [first, last] whose batches a rollback left out."""
 
@@ -47,9 +63,25 @@ class LossScale:
         self.scale = torch.tensor(scale, dtype=torch.float32, device=device)
         self.good_steps = torch.tensor(0, dtype=torch.int32, device=device)
 
-    def update(self, overflow: Tensor) -> None:
-        """Args: overflow: 1.0 where the step had NaN or Inf, else 0.0."""
+    def update(self, overflow: Tensor, empty: Tensor) -> None:
+        """Answer to a step.
+
+        Args:
+            overflow: 1.0 where the step had NaN or Inf, else 0.0.
+            empty: True where it had no item that counts: then it is neither good nor bad.
+        """
+        scale, good_steps = self.scale.clone(), self.good_steps.clone()
         torch._amp_update_scale_(self.scale, self.good_steps, overflow, 2.0, 0.5, self.interval)
+        self.scale.copy_(torch.where(empty, scale, self.scale))
+        self.good_steps.copy_(torch.where(empty, good_steps, self.good_steps))
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A state as it is saved: live tensors by name, and JSON."""
+
+    tensors: dict[str, Tensor]
+    values: dict[str, Any]
 
 
 @dataclass
@@ -61,68 +93,116 @@ class TrainState:
     progress: Progress
     average: Average | None = None
     scale: LossScale | None = None
+    buffers: BufferSync | None = None
+    plugins: Mapping[str, object] = field(default_factory=dict)
+    """The task and the hooks, by their keys."""
+
+    def __post_init__(self) -> None:
+        device = next((p.device for p in self.model.parameters()), torch.device("cpu"))
+        stateless = {key: plugin for key, plugin in self.plugins.items() if not has_state(plugin, key)}
+        self._model = ModelState(self.model)
+        self._optimizer = OptimizerState(self.model, self.optimizer)
+        self._plugins = PluginState(self.plugins, device)
+        self._attributes = Attributes({"model": self.model, "optimizer": self.optimizer, **stateless})
+        self._read: dict[str, Tensor] = {}
+
+    def pack(self) -> Packed:
+        """The whole state by names that do not depend on how the model is parallelized.
+
+        Raises:
+            CheckpointError: a part has a type that a checkpoint cannot hold; the error names it.
+        """
+        tensors: dict[str, Tensor] = {}
+        values: dict[str, Any] = {
+            "model": self._model.pack(tensors),
+            "optimizer": self._optimizer.pack(tensors),
+            "plugins": self._plugins.pack(tensors),
+            "attributes": self._attributes.pack(tensors),
+        }
+        if self.buffers is not None:
+            values["buffers"] = self.buffers.changing
+        if self.average is not None:
+            tensors |= {f"average.{name}": value for name, value in self.average.shadow.items()}
+        if self.scale is not None:
+            tensors |= {"scale.scale": self.scale.scale, "scale.good_steps": self.scale.good_steps}
+        return Packed(tensors, {key: value for key, value in values.items() if value})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state by a name that does not depend on how the model is spread."""
-        named = {f"model.{name}": value for name, value in self.model.state_dict().items() if _is_tensor(name, value)}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                if isinstance(value, Tensor):
-                    named[f"optimizer.{name}.{key}"] = value
-        if self.average is not None:
-            named |= {f"average.{name}": value for name, value in self.average.shadow.items()}
-        if self.scale is not None:
-            named |= {"scale.scale": self.scale.scale, "scale.good_steps": self.scale.good_steps}
-        return named
-
-    def scalars(self) -> dict[str, float]:
-        """Optimizer state that is a plain number."""
-        return {
-            f"optimizer.{name}.{key}": value
-            for name, parameter in self.model.named_parameters()
-            for key, value in self.optimizer.state.get(parameter, {}).items()
-            if isinstance(value, int | float)
-        }
+        return self.pack().tensors
 
     def numbers(self) -> dict[str, Any]:
         return asdict(self.progress)
 
-    def prepare(self, metadata: dcp.Metadata, scalars: dict[str, float]) -> dict[str, Tensor]:
-        """Make room for the optimizer state that a checkpoint holds, and name all tensors to be loaded."""
-        self.optimizer.state.clear()
-        groups = {id(p): group for group in self.optimizer.param_groups for p in group["params"]}
-        for name, parameter in self.model.named_parameters():
-            prefix = f"optimizer.{name}."
-            if id(parameter) not in groups:
-                continue
-            state = self.optimizer.state[parameter]
-            for full, entry in metadata.state_dict_metadata.items():
-                if full.startswith(prefix) and isinstance(entry, dcp.TensorStorageMetadata):
-                    state[full.removeprefix(prefix)] = _room(entry, parameter, groups[id(parameter)])
-            state |= {full.removeprefix(prefix): v for full, v in scalars.items() if full.startswith(prefix)}
-        wanted = self.tensors()
-        missing = sorted(wanted.keys() - metadata.state_dict_metadata.keys())
-        if missing:
-            raise CheckpointError(f"the checkpoint has no {missing[0]} ({len(missing)} tensors are missing)")
-        for name, tensor in wanted.items():
-            entry = metadata.state_dict_metadata[name]
-            if isinstance(entry, dcp.TensorStorageMetadata) and entry.size != tensor.shape:
-                raise CheckpointError(
-                    f"{name} is {list(entry.size)} in the checkpoint, {list(tensor.shape)} in the model"
-                )
-        return wanted
+    def prepare(self, metadata: dcp.Metadata, values: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Make room for what a checkpoint holds; return all tensors that are to be filled, by name."""
+        own: dict[str, Tensor] = {}
+        if self.average is not None:
+            own |= {f"average.{name}": value for name, value in self.average.shadow.items()}
+        if self.scale is not None:
+            own |= {"scale.scale": self.scale.scale, "scale.good_steps": self.scale.good_steps}
+        _check_own(own, metadata)
+        self._read = self._attributes.allocate(metadata, values.get("attributes", {}))
+        return {
+            **self._model.allocate(metadata, values.get("model", {})),
+            **self._optimizer.allocate(metadata, values.get("optimizer", {})),
+            **self._plugins.allocate(metadata, values.get("plugins", {})),
+            **self._read,
+            **own,
+        }
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Put what was filled in since `prepare`, and the values that are no tensors, where they belong."""
+        self._model.load(values.get("model", {}))
+        self._optimizer.load(values.get("optimizer", {}))
+        self._plugins.load(values.get("plugins", {}))
+        self._attributes.load(values.get("attributes", {}), self._read)
+        if self.buffers is not None:
+            self.buffers.changing = sorted({*self.buffers.changing, *values.get("buffers", [])})
+        self._read = {}
+
+    def check_agreement(self, mesh: Mesh) -> None:
+        """Raise ConfigError on all ranks if what they should hold alike differs: a checkpoint holds one copy.
+
+        Buffers are left to `BufferSync`, shards to their ranks, and a plug-in's own counters to the plug-in.
+        """
+        if mesh.world == 1:
+            return
+        packed = self.pack()
+        buffers = {f"model.{name}" for name, _ in self.model.named_buffers()}
+        whole = {n: t for n, t in packed.tensors.items() if not isinstance(t, DTensor) and n not in buffers}
+        names = mesh.gather(sorted(f"{name} {list(tensor.shape)}" for name, tensor in whole.items()))
+        if any(other != names[0] for other in names):
+            odd = next(iter(set(names[0]) ^ set(next(other for other in names if other != names[0]))))
+            raise ConfigError(f"the state has {odd} on some ranks only; a checkpoint holds what all ranks have")
+        _check_equal(differing(whole, mesh))
+        for part in ("model", "optimizer"):
+            if not agree(packed.values.get(part, {}), mesh):
+                raise ConfigError(f"the {part} keeps values (no tensors) that differ between ranks: {DIFFERS}")
 
 
-def _is_tensor(name: str, value: object) -> bool:
-    if not isinstance(value, Tensor):
-        raise CheckpointError(f"the model's state {name!r} is a {type(value).__name__}; only tensors can be saved")
-    return True
+DIFFERS = (
+    "a checkpoint holds one copy, so this run could not be resumed as it was; checkpoint.self_test=false allows it"
+)
 
 
-def _room(entry: dcp.TensorStorageMetadata, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-    """An empty tensor for one piece of optimizer state: like its parameter, or small and whole on every rank."""
-    dtype = entry.properties.dtype
-    if entry.size == parameter.shape and parameter.dim() > 0:
-        return torch.empty_like(parameter, dtype=dtype, requires_grad=False)
-    on_device = group.get("fused") or group.get("capturable") or entry.size != torch.Size([])
-    return torch.empty(entry.size, dtype=dtype, device=parameter.device if on_device else "cpu")
+def _check_equal(names: list[str]) -> None:
+    if not names:
+        return
+    more = f" (and {len(names) - SHOWN} more)" if len(names) > SHOWN else ""
+    shown = ", ".join(names[:SHOWN]) + more
+    if any(name.startswith("model.") for name in names):
+        raise ConfigError(
+            f"the ranks hold different values of {shown}: their gradients were not reduced. In task.loss call "
+            "model(...) itself, and not model.module or one of its parts"
+        )
+    raise ConfigError(f"the ranks hold different values of {shown}: {DIFFERS}")
+
+
+def _check_own(own: Mapping[str, Tensor], metadata: dcp.Metadata) -> None:
+    missing = sorted(own.keys() - metadata.state_dict_metadata.keys())
+    if missing:
+        raise CheckpointError(f"the checkpoint has no {missing[0]} ({len(missing)} tensors are missing)")
+    for name, tensor in own.items():
+        entry = metadata.state_dict_metadata[name]
+        if isinstance(entry, dcp.TensorStorageMetadata) and entry.size != tensor.shape:
+            raise CheckpointError(f"{name} is {list(entry.size)} in the checkpoint, {list(tensor.shape)} in the model")

@@ -7,6 +7,7 @@ a step measured is read later, from `Pending`.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +19,18 @@ from torch import Tensor
 from trainer.config import Dtype, RunConfig
 from trainer.data.gather import Microbatch
 from trainer.errors import ConfigError, nearest
+from trainer.generators import MASK, find_generators, mix, seed_generators, seed_own
 from trainer.optim import lr_factor, set_lr
-from trainer.parallel import Spread
+from trainer.parallel import Replicated, Spread
+from trainer.preserve import preserved
 from trainer.state import TrainState
 from trainer.stop import Stop
-from trainer.task import Task
+from trainer.task import Loss, Task
 
-MASK = 2**64 - 1
+UNUSED = (
+    "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
+    "parallel.find_unused=true for branches that only some batches take, or freeze what is never used"
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,8 @@ class StepInfo:
         items: samples, tokens … that the loss went over.
         norm: 2-norm of the gradient before clipping.
         finite: False when NaN or Inf made the step change nothing.
+        overflow: whether fp16's loss scale was too large, and answers to that by itself; then `finite` is True.
+        empty: whether no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
         stop: whether any rank was asked to stop.
         unsaved: whether a save came to nothing and should be tried again now.
     """
@@ -49,11 +57,13 @@ class StepInfo:
     finite: bool
     stop: bool
     unsaved: bool = False
+    overflow: bool = False
+    empty: bool = False
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A step's results while they are still on the device: loss sum, items, asked, unsaved, norm, bad."""
+    """A step's results while they are still on the device: loss sum, items, asked, unsaved, norm, bad, loss scale."""
 
     step: int
     lr: float
@@ -64,16 +74,19 @@ class Pending:
         """Waits, on CUDA, until the device has come to the end of this step."""
         if self.ready is not None:
             self.ready.synchronize()
-        loss, items, asked, unsaved, norm, bad = self.packed.tolist()
+        loss, items, asked, unsaved, norm, bad, scale = self.packed.tolist()
+        overflow = bool(bad) and scale > 1 and math.isfinite(loss)
         return StepInfo(
             self.step,
             loss / items if items else float("nan"),
             int(items),
             norm,
             self.lr,
-            not bad,
-            asked > 0,
-            unsaved > 0,
+            finite=not bad or overflow,
+            stop=asked > 0,
+            unsaved=unsaved > 0,
+            overflow=overflow,
+            empty=not items,
         )
 
 
@@ -104,17 +117,25 @@ class Stepper:
         """Whether the optimizer itself leaves the weights alone after NaN or Inf; else the host looks."""
         self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
         """Gradient of each loss sum: it holds gradients small until the items of the whole batch are counted."""
+        self.generators = find_generators((spread.model, task))
+        """Those that the model and the task keep themselves; seeded along with the global ones."""
+        self.searches = spread.mesh.world == 1 or run.parallel.find_unused or not isinstance(spread.module, Replicated)
+        """Whether a parameter may go without a gradient: no reduction waits for it."""
         self._pending: deque[Pending] = deque()
 
     def __call__(self, batches: Sequence[Microbatch]) -> None:
         step, run = self.state.progress.step + 1, self.run
         factor = lr_factor(step, run.schedule.over_steps or run.steps, run.schedule)
         set_lr(self.state.optimizer, factor)
+        buffers = self.state.buffers
+        before = buffers.copies() if buffers is not None else {}
         sums = self._backward(step, batches)
-        norm, bad = self._update(sums)
+        facts, skipped = self._update(sums)
+        if buffers is not None:
+            buffers.after_step(before, skipped)
         self.state.progress.step = step
         lr = self.state.optimizer.param_groups[0]["lr"]
-        self._pending.append(self._pend(step, lr, torch.cat([sums, torch.stack([norm, bad]).double()])))
+        self._pending.append(self._pend(step, lr, torch.cat([sums, facts])))
 
     def results(self, *, all_of_them: bool = False) -> list[StepInfo]:
         """Results that are due, oldest first; all that are outstanding before a checkpoint or an evaluation."""
@@ -122,11 +143,16 @@ class Stepper:
         return [self._pending.popleft().read() for _ in range(due)]
 
     def rehearse(self, batch: Mapping[str, Tensor]) -> int:
-        """Forward and backward through one microbatch with weight zero, reduced over the ranks; returns its items."""
-        with self.spread.reduce_on(True):
+        """Forward and backward through one microbatch with weight zero, reduced over the ranks; returns its items.
+
+        It changes nothing: buffers, modes, plain attributes and generators are put back.
+        """
+        with preserved(self.spread.model), self.spread.reduce_on(True):
+            self._seed(0, 0)
             with self.spread.autocast():
-                loss = self.task.loss(self.spread.module, inputs(batch, self.cast))
+                loss = checked(self.task.loss(self.spread.module, inputs(batch, self.cast)), "loss")
             loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
+        self._check_all_used()
         self.spread.drop_gradients()
         return int(loss.count)
 
@@ -146,10 +172,9 @@ class Stepper:
         work = None
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
-            seed_randomness(self.run.seed, step, microbatch.index, self.device)
+            self._seed(step, microbatch.index)
             with self.spread.reduce_on(last):
-                with self.spread.autocast():
-                    loss = self.task.loss(self.spread.module, inputs(microbatch.batch, self.cast))
+                loss = self._loss(microbatch.batch)
                 if microbatch.real:
                     loss_sum += loss.sum.detach()
                     items += loss.count
@@ -157,41 +182,68 @@ class Stepper:
                     # Under way while the last backward pass computes.
                     work = dist.all_reduce(sums, async_op=True)
                 loss.sum.backward(weight if microbatch.real else weight * 0.0)  # type: ignore[no-untyped-call]
+        self._check_all_used()
         if work is not None:
             work.wait()
         return sums
 
+    def _seed(self, step: int, index: int) -> None:
+        seed_randomness(self.run.seed, step, index, self.device)
+        if self.generators:
+            seed_own(self.generators, _mixed(self.run.seed, step, index))
+
+    def _loss(self, batch: Mapping[str, Tensor]) -> Loss:
+        try:
+            with self.spread.autocast():
+                return checked(self.task.loss(self.spread.module, inputs(batch, self.cast)), "loss")
+        except RuntimeError as error:
+            if "Expected to have finished reduction" in str(error):
+                raise ConfigError(UNUSED.format("some parameters")) from error
+            raise
+
+    def _check_all_used(self) -> None:
+        """Without its gradient DDP's reduction of a parameter never ends, on this rank or on another."""
+        if not self.searches and self.spread.count_gradients() < self.spread.trained:
+            missing = self.spread.without_gradient()
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise ConfigError(UNUSED.format(f"{missing[0]}{more}"))
+
     @torch.no_grad()
     def _update(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise, clip and apply the gradients; returns (norm, bad)."""
+        """Normalise, clip and apply the gradients; returns (norm, bad, loss scale) and 1.0 for a step to be skipped."""
         scale = self.state.scale
+        self.spread.reduce_whole()
         gradients = self.spread.gradients()
         loss_sum, items, _, _ = sums.unbind()
-        inverse = self.spread.ranks * self.run.global_batch / items
+        empty = items == 0
+        inverse = self.spread.ranks * self.run.global_batch / torch.where(empty, 1.0, items)
         if scale is not None:
             inverse = inverse / scale.scale
         norm = self.spread.norm(gradients) * inverse
         total = norm + loss_sum
-        bad = (total - total != 0.0).float()  # NaN and Inf are what does not cancel
+        bad = ((total - total != 0.0) & ~empty).float()  # NaN and Inf are what does not cancel
         if self.run.clip is not None:
             inverse = inverse * torch.clamp(self.run.clip / (norm + 1e-6), max=1.0)
-        if gradients:
-            torch._foreach_mul_(gradients, inverse.to(gradients[0].dtype))
-        self._apply(bad)
+        _multiply(gradients, inverse)
+        skipped = torch.maximum(bad, empty.float())
+        self._apply(skipped)
+        facts = torch.stack([norm.double(), bad.double(), sums.new_ones(()) if scale is None else scale.scale.double()])
         if scale is not None:
-            scale.update(bad)
-        if self.state.average is not None:
-            self.state.average.update()
+            scale.update(bad, empty)
         self.spread.drop_gradients()
-        return norm, bad
+        return facts, skipped
 
-    def _apply(self, bad: Tensor) -> None:
-        optimizer = self.state.optimizer
+    def _apply(self, skipped: Tensor) -> None:
+        optimizer, average = self.state.optimizer, self.state.average
         if self.masks:
-            optimizer.found_inf = bad  # type: ignore[attr-defined]
+            optimizer.found_inf = skipped  # type: ignore[attr-defined]
             optimizer.step()
-        elif not bad.item():
+            if average is not None:
+                average.update(skipped)
+        elif not skipped.item():
             optimizer.step()
+            if average is not None:
+                average.update()
 
     def _pend(self, step: int, lr: float, packed: Tensor) -> Pending:
         if self.device.type != "cuda":
@@ -220,16 +272,36 @@ def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
 
 
 def seed_randomness(seed: int, step: int, index: int, device: torch.device) -> None:
-    """Seed dropout and the like for one microbatch, whoever computes it."""
-    mixed = _mix(_mix(_mix(seed & MASK) ^ step) ^ index) >> 1
-    torch.default_generator.manual_seed(mixed)
-    if device.type == "cuda":
-        torch.cuda.manual_seed(mixed)
+    """Seed dropout and the like for one microbatch, the same on any rank."""
+    seed_generators(_mixed(seed, step, index), device)
 
 
-def _mix(value: int) -> int:
-    """One round of splitmix64 (Steele, Lea, Flood 2014): neighbours in, strangers out."""
-    value = (value + 0x9E3779B97F4A7C15) & MASK
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK
-    return value ^ (value >> 31)
+def _mixed(seed: int, step: int, index: int) -> int:
+    return mix(mix(mix(seed & MASK) ^ step) ^ index) >> 1
+
+
+def checked(loss: object, method: str) -> Loss:
+    """Return what a task gave, if it is a Loss with a scalar sum and a count.
+
+    Raises:
+        ConfigError: it is something else; the line says what to return.
+    """
+    if not isinstance(loss, Loss):
+        raise ConfigError(
+            f"task.{method} returned a {type(loss).__name__}: return Loss(sum=…, count=…), the loss summed over the "
+            "items and their number; a mean over n items is Loss(mean * n, n)"
+        )
+    if not isinstance(loss.sum, Tensor) or loss.sum.numel() != 1:
+        shape = list(loss.sum.shape) if isinstance(loss.sum, Tensor) else type(loss.sum).__name__
+        raise ConfigError(f"task.{method} returned Loss(sum={shape}): sum must be one number; add up the items")
+    return loss
+
+
+def _multiply(gradients: Sequence[Tensor], factor: Tensor) -> None:
+    """Multiply gradients of any types by one factor, in the precision of each; halves in fp32."""
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault(gradient.dtype, []).append(gradient)
+    for dtype, group in kinds.items():
+        double = dtype in (torch.float64, torch.complex128)
+        torch._foreach_mul_(group, factor.to(torch.float64 if double else torch.float32))

@@ -34,7 +34,7 @@ def commit(run: RunFolder, step: int, attempt: int = 1) -> str:
         files[name] = FileRecord(len(data), blake3(data).hexdigest())
     record = Manifest(
         step=step, attempt=attempt, samples=step * 64, world=2, parallel="ddp", time=1e9, config_digest="c",
-        data_digest="d", progress={"step": step}, scalars={}, metric=0.25, files=files,
+        data_digest="d", progress={"step": step}, values={}, metric=0.25, files=files,
     )  # fmt: skip
     run.storage.write(f"{path}/{MANIFEST}", record.to_json())
     return path

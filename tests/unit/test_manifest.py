@@ -40,7 +40,7 @@ from trainer.run_folder import MANIFEST, RunFolder
 def manifest(step: int = 4, attempt: int = 1, metric: float | None = None) -> Manifest:
     return Manifest(
         step=step, attempt=attempt, samples=step * 8, world=2, parallel="ddp", time=0.0, config_digest="c",
-        data_digest="d", progress={"step": step}, scalars={}, metric=metric, files={TENSORS: FileRecord(0, "0")},
+        data_digest="d", progress={"step": step}, values={}, metric=metric, files={TENSORS: FileRecord(0, "0")},
     )  # fmt: skip
 
 
@@ -337,7 +337,7 @@ def test_a_file_that_ends_too_early_is_refused_though_its_digest_fits(run: RunFo
         read_whole(run.storage, path, metadata, last)
 
 
-@pytest.mark.parametrize("fields", [{"progress": {"stepp": 1}}, {"progress": []}, {"scalars": 3}, {"step": "4"}])
+@pytest.mark.parametrize("fields", [{"progress": {"stepp": 1}}, {"progress": []}, {"values": 3}, {"step": "4"}])
 def test_hostile_numbers_are_refused(run: RunFolder, fields: dict[str, Any]) -> None:
     checkpoints, path = saved(run)
     tree = json.loads(run.storage.read(f"{path}/{MANIFEST}"))

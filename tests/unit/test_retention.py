@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> RunFolder:
 def commit(run: RunFolder, step: int, attempt: int, metric: float | None = None) -> tuple[str, Manifest]:
     record = Manifest(
         step=step, attempt=attempt, samples=step, world=1, parallel="single", time=0.0, config_digest="c",
-        data_digest="d", progress={}, scalars={}, metric=metric, files={TENSORS: FileRecord(0, "0")},
+        data_digest="d", progress={}, values={}, metric=metric, files={TENSORS: FileRecord(0, "0")},
     )  # fmt: skip
     path = run.checkpoint(step, attempt)
     run.storage.write(f"{path}/{TENSORS}", b"")

@@ -6,28 +6,39 @@ time; what became of it is agreed by all ranks, and what failed is tried again.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from trainer.checkpoint.flight import Files, Flight, record_of, write_file
 from trainer.checkpoint.layout import Layout, key_of, lay_out
 from trainer.checkpoint.local_tier import LocalTier, without_replicas
 from trainer.checkpoint.manifest import TENSORS, Manifest
 from trainer.checkpoint.meeting import Meeting
+from trainer.checkpoint.reading import Source
 from trainer.checkpoint.restoring import Restored, Restorer
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
+from trainer.checkpoint.table import read_metadata
 from trainer.compose import digest
 from trainer.config import Busy, Goal, RunConfig
-from trainer.errors import CheckpointError, SupersededError
+from trainer.errors import CheckpointError, ConfigError, EverstepError, SupersededError
 from trainer.mesh import Mesh
 from trainer.run_folder import MANIFEST, RunFolder
-from trainer.state import TrainState
+from trainer.self_test import SelfTest
+from trainer.state import Packed, TrainState
 
+LOG = logging.getLogger("everstep")
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.25
 """Seconds between looks at a save that is waited for."""
 MARGIN = 1.25
 """Of a save's time, when there is a deadline."""
+COMPARE_EVERY = 16
+"""Saves after which the ranks are compared again; they are at the first save and at the last one too."""
 RETRY_S = 10.0
 """Until a failed save is tried again; twice as long after each further failure."""
 
@@ -81,6 +92,10 @@ class Checkpointer:
         self._staging = Staging(mesh.device)
         self._meeting = Meeting(mesh.store, mesh.rank, mesh.world)
         self._save: Save | None = None
+        self._saves = 0
+        self.make_self_test: Callable[[], SelfTest] | None = None
+        """Makes the second copy that the first checkpoint of a run is read back into; None when that is done."""
+        self._self_test_error: EverstepError | None = None
         self._local_step = -1
         self._stands = True
         self._failures = 0
@@ -97,11 +112,13 @@ class Checkpointer:
         """Whether the nodes' own tier is to have this step; one that the run folder gets it need not have."""
         return self._tier is not None and self._tier.due(step) and step not in (self.saved_step, self._local_step)
 
-    def get_ready(self) -> None:
-        """Plan, and make room for the copy, before the first save has to wait for that. Once is enough."""
-        if self._layout is None:
-            self._layout = lay_out(self.state.tensors(), self.mesh)
-            self._staging.make_room(self._layout.bytes)
+    def get_ready(self) -> bool:
+        """Plan, and make room for the copy, before the first save has to wait for that; True the first time."""
+        if self._layout is not None:
+            return False
+        self._layout = lay_out(self.state.pack().tensors, self.mesh)
+        self._staging.make_room(self._layout.bytes)
+        return True
 
     def save(self, local: bool = False, last: bool = False) -> bool:
         """Start to save the state as it is now; whether it did, since a save that is under way may go first.
@@ -115,10 +132,12 @@ class Checkpointer:
         if not last and self.run.checkpoint.busy is Busy.skip and self.mesh.decide(self._is_busy):
             return False
         self.finish()
-        step, layout = self.state.progress.step, self._planned()
-        self._staging.fill(layout, self.state.tensors())
+        step, packed = self.state.progress.step, self._packed(last)
+        layout = self._planned(packed.tensors)
+        self._staging.fill(layout, packed.tensors)
         stall_s = time.perf_counter() - start
-        flight = self._fly_local(layout, step) if local else self._fly(layout, step)
+        manifest = self._manifest(packed.values)
+        flight = self._fly_local(layout, step, manifest) if local else self._fly(layout, step, manifest)
         self._save = Save(step, layout.bytes, stall_s, flight, local)
         if local:
             self._local_step = step
@@ -126,20 +145,45 @@ class Checkpointer:
             self.saved_step = step
         return True
 
-    def _fly(self, layout: Layout, step: int) -> Flight:
+    def _fly(self, layout: Layout, step: int, manifest: Manifest) -> Flight:
         """To the run folder."""
-        path, manifest = self.folder.checkpoint(step, self.attempt), self._manifest()
+        path = self.folder.checkpoint(step, self.attempt)
         return Flight(
             lambda: self._write(layout, path),
             lambda files: self._commit(layout, path, manifest, files),
             lambda _: None,
             self._meeting,
             self.run.checkpoint.timeout_s,
+            self._self_test_of(path),
         )
 
-    def _fly_local(self, layout: Layout, step: int) -> Flight:
+    def _self_test_of(self, path: str) -> Callable[[], None] | None:
+        """Read this checkpoint back once it is there; its copy is made now, where nothing else draws numbers."""
+        if self.make_self_test is None:
+            return None
+        test = self.make_self_test()
+
+        def read_back() -> None:
+            storage = self.folder.storage
+            try:
+                manifest = Manifest.from_json(storage.read(f"{path}/{MANIFEST}"))
+                source = Source(storage, path, read_metadata(storage, path), manifest.files)
+                test.read_back(source, manifest, self.mesh.rank)
+                self.make_self_test = None
+            except ConfigError as error:
+                self._self_test_error = error
+            except Exception as error:  # the store was away, say: the next checkpoint is read back instead
+                LOG.warning("the self-test could not read %s: %s: %s", path, type(error).__name__, error)
+
+        return read_back
+
+    def _check_self_test(self) -> None:
+        if self._self_test_error is not None:
+            raise self._self_test_error
+
+    def _fly_local(self, layout: Layout, step: int, manifest: Manifest) -> Flight:
         """To the nodes' own tier."""
-        tier, manifest = self._tier, self._manifest()
+        tier = self._tier
         if tier is None:
             raise RuntimeError("there is no local tier")
         path = self.folder.checkpoint(step, self.attempt).rsplit("/", 1)[-1]
@@ -170,12 +214,14 @@ class Checkpointer:
             pause_s = min(2 * pause_s, LONGEST_LOOK_S)
         if self._save is not None:
             self._settle(self._save)
+        self._check_self_test()
         return self._stands
 
     def poll(self) -> bool:
         """Look, without waiting, how the save goes; True when all ranks should now `finish` it because it failed."""
         if self._save is None or not self._save.flight.has_ended:
             return False
+        self._check_self_test()
         if self._save.local or self._save.flight.error() is None:
             self._settle(self._save)
             return False
@@ -238,9 +284,20 @@ class Checkpointer:
             last.told = not self.mesh.is_main
             raise last
 
-    def _planned(self) -> Layout:
-        tensors = self.state.tensors()
-        if self._layout is None or self._layout.key != key_of(tensors):
+    def _packed(self, last: bool) -> Packed:
+        """The state to be saved, once the ranks hold alike what they should."""
+        if self.state.buffers is not None:
+            self.state.buffers.before_save()
+        if self.run.checkpoint.self_test and (last or self._saves % COMPARE_EVERY == 0):
+            self.state.check_agreement(self.mesh)
+        self._saves += 1
+        return self.state.pack()
+
+    def _planned(self, tensors: dict[str, Tensor]) -> Layout:
+        """The layout, planned anew by all ranks if one of them has other tensors than at the last save."""
+        if not self.mesh.all(self._layout is not None and self._layout.key == key_of(tensors)):
+            self._layout = None
+        if self._layout is None:
             self._layout = lay_out(tensors, self.mesh)
         return self._layout
 
@@ -269,7 +326,7 @@ class Checkpointer:
         self.retention.committed(path, manifest)
         return ""
 
-    def _manifest(self) -> Manifest:
+    def _manifest(self, values: dict[str, Any]) -> Manifest:
         progress = self.state.progress
         return Manifest(
             step=progress.step,
@@ -281,7 +338,7 @@ class Checkpointer:
             config_digest=self._config_digest,
             data_digest=self.data_digest,
             progress=self.state.numbers(),
-            scalars=self.state.scalars(),
+            values=values,
             metric=progress.metric if progress.evaluated == progress.step else None,
         )
 

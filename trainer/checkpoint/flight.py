@@ -35,6 +35,7 @@ class Flight:
         commit: on rank 0, with the files of all ranks; its word goes to all. What it raises, no rank takes for a
             checkpoint.
         seal: on every rank, with that word.
+        after: on every rank, once there is a checkpoint; no part of the time that the save took.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Flight:
         seal: Callable[[str], None],
         meeting: Meeting,
         timeout_s: float,
+        after: Callable[[], None] | None = None,
     ) -> None:
         self.started = time.perf_counter()
         self.seconds = 0.0
@@ -53,6 +55,7 @@ class Flight:
         self._seal = seal
         self._meeting = meeting
         self._timeout_s = timeout_s
+        self._after = after
         self._verdict = ""
         meeting.open()
         self._thread = threading.Thread(target=self._fly, name="save", daemon=True)
@@ -86,6 +89,8 @@ class Flight:
             self._verdict = self._verdict or _said(error)
             LOG.warning("the end of a save: %s", _said(error))
         self.seconds = time.perf_counter() - self.started
+        if self._after is not None and self.error() is None:
+            self._after()
 
     def _word(self) -> str:
         try:

@@ -23,8 +23,8 @@ from trainer.storage import Storage
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
-FORMAT = 2
-"""1 had SHA-256, which cost as much time as the disk."""
+FORMAT = 3
+"""1 had SHA-256, which cost as much time as the disk; 2 had numbers of the optimizer only."""
 READ_BYTES = 16 * 2**20
 
 
@@ -49,8 +49,8 @@ class Manifest:
     config_digest: str
     data_digest: str
     progress: dict[str, Any]
-    scalars: dict[str, float]
-    """Optimizer state that is not a tensor, by name."""
+    values: dict[str, Any]
+    """State that is no tensor: extra state of the model, counters of the optimizer, what plug-ins keep (state.py)."""
     metric: float | None
     """The held-out metric that was last measured, for `keep_best`."""
     files: dict[str, FileRecord] = field(default_factory=dict)
@@ -93,7 +93,7 @@ class Manifest:
 
 _KINDS: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("step", "attempt", "samples", "world"), (int,)),
-    **dict.fromkeys(("progress", "scalars"), (dict,)),
+    **dict.fromkeys(("progress", "values"), (dict,)),
     **dict.fromkeys(("parallel", "config_digest", "data_digest", "signature"), (str,)),
     "time": (int, float),
     "metric": (int, float, type(None)),

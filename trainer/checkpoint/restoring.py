@@ -91,8 +91,9 @@ def load_state(state: TrainState, source: Source, manifest: Manifest, data_diges
         progress = Progress(**manifest.progress)
     except TypeError as error:
         raise CheckpointError(f"{where}: progress is not this version's: {error}") from error
-    tensors = state.prepare(source.metadata, manifest.scalars)
+    tensors = state.prepare(source.metadata, manifest.values)
     mesh.together(functools.partial(fill, tensors, source, mesh.rank))
+    mesh.together(lambda: state.load(manifest.values))
     state.progress = progress
 
 
@@ -169,7 +170,7 @@ class Restorer:
         table = tier.storage.read(f"{parts.candidate.path}/{TENSORS}")
         metadata = parse_metadata(tier.storage, parts.candidate.path, table)
         source = Source(tier.storage, parts.candidate.path, metadata, manifest.files)
-        spread_parts(tier, parts, files_needed(self.state.prepare(metadata, manifest.scalars), source))
+        spread_parts(tier, parts, files_needed(self.state.prepare(metadata, manifest.values), source))
         return source
 
     def _accept(self, loaded: Candidate, bad: list[tuple[Candidate, str]]) -> None:

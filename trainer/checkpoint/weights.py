@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 import torch
+from torch import nn
 from torch.distributed.checkpoint import metadata as dcp
 
 from trainer.checkpoint.manifest import Candidate
@@ -13,6 +14,7 @@ from trainer.checkpoint.reading import DamagedError, fill
 from trainer.checkpoint.restoring import choose, open_source
 from trainer.errors import CheckpointError, ConfigError
 from trainer.mesh import Mesh
+from trainer.model_state import ModelState
 from trainer.run_folder import RunFolder
 
 PREFIX = "model."
@@ -20,8 +22,8 @@ SHOWN = 3
 """Names that a line lists before it says how many more there are."""
 
 
-def load_weights(url: str, tensors: dict[str, torch.Tensor], mesh: Mesh, match: Sequence[str] = ("*",)) -> str:
-    """Fill those of a model's tensors (`model.…`) that a pattern names from a checkpoint, or the newest of a run.
+def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = ("*",)) -> str:
+    """Fill those of a model's tensors that a pattern names from a checkpoint, or from the newest of a run.
 
     Returns one line: from which checkpoint, how many, what began anew and what was left there.
 
@@ -29,11 +31,12 @@ def load_weights(url: str, tensors: dict[str, torch.Tensor], mesh: Mesh, match: 
         ConfigError: a pattern names none of the model's weights.
         CheckpointError: nothing there verifies, or names and shapes differ.
     """
+    tensors = {f"{PREFIX}{n}": value for n, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     wanted = _wanted(tensors, match)
     faults = []
     for folder, candidate in mesh.decide(lambda: list(choose(url))):
         try:
-            there = _take(url, folder, candidate, wanted, mesh)
+            there = _take(url, folder, candidate, wanted, model, match, mesh)
         except DamagedError as error:
             faults.append(f"{candidate.path}: {error}")
             continue
@@ -45,11 +48,20 @@ def load_weights(url: str, tensors: dict[str, torch.Tensor], mesh: Mesh, match: 
     )
 
 
-def _take(url: str, folder: RunFolder, candidate: Candidate, wanted: dict[str, torch.Tensor], mesh: Mesh) -> set[str]:
+def _take(
+    url: str, folder: RunFolder, candidate: Candidate, wanted: dict[str, torch.Tensor], model: nn.Module,
+    match: Sequence[str], mesh: Mesh,
+) -> set[str]:  # fmt: skip
     """Fill the tensors; the names of all the weights that are there."""
     source = open_source(folder.storage, candidate, mesh)
     _check_fit(url, wanted, source.metadata)
-    mesh.together(lambda: fill(wanted, source, mesh.rank))
+    values = candidate.manifest.values.get("model", {}) if candidate.manifest is not None else {}
+    known = model.state_dict().keys()
+    values = {n: packed for n, packed in values.items() if n in known and any(fnmatchcase(n, p) for p in match)}
+    state = ModelState(model)
+    targets = state.allocate(source.metadata, values, [*(name.removeprefix(PREFIX) for name in wanted), *values])
+    mesh.together(lambda: fill(targets, source, mesh.rank))
+    mesh.together(lambda: state.load(values))
     return {name for name in source.metadata.state_dict_metadata if name.startswith(PREFIX)}
 
 

@@ -6,6 +6,7 @@ optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 
 from trainer.config.choices import (
     BadSample,
+    Buffers,
     Busy,
     Dtype,
     Goal,
@@ -46,6 +47,7 @@ __all__ = [
     "FREE_ON_RESUME",
     "OPEN_NODES",
     "BadSample",
+    "Buffers",
     "Busy",
     "CheckpointConfig",
     "Dtype",

@@ -37,6 +37,14 @@ class Weights(enum.Enum):
     ema = "ema"
 
 
+class Buffers(enum.Enum):
+    """How buffers that forward passes change are kept equal on all ranks."""
+
+    broadcast = "broadcast"
+    mean = "mean"
+    local = "local"
+
+
 class Nonfinite(enum.Enum):
     """What to do with a step whose loss or gradient is NaN or Inf."""
 

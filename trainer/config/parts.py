@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainer.config.choices import (
+    Buffers,
     Busy,
     Dtype,
     Goal,
@@ -27,13 +28,21 @@ class ParallelConfig:
     shard: int | None = None
     """Processes that share one copy of the model under hsdp; the others replicate it. Must divide the world."""
     checkpoint_blocks: int = 0
-    """Activation checkpointing: 0 none, 1 every block, n every n-th block of the model's `blocks`."""
+    """Activation checkpointing: 0 none, 1 every unit (see `wrap`), n every n-th unit."""
     compile: str | None = None
     """Backend for torch.compile (`inductor`, `aot_eager`, `eager`), or null."""
     bucket_mb: int = 25
     """Size of DDP's gradient buckets in MiB."""
     find_unused: bool = False
-    """DDP only: search each step for parameters that got no gradient."""
+    """DDP only: search each step for parameters that got no gradient, where a batch does not reach all of them."""
+    wrap: list[str] = field(default_factory=list)
+    """Units that FSDP shards and activation checkpointing recomputes: names of classes (BertLayer) or patterns of
+    module paths (encoder.layer.*); none finds repeated blocks by itself."""
+    buffers: Buffers = Buffers.broadcast
+    """Buffers that forward passes change (running statistics, codebooks) on several processes. broadcast: after each
+    step all take rank 0's. mean: their mean. local: each keeps its own and rank 0's are saved: no resume is exact."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the microbatches of all processes at a time, in place of each process's own."""
 
     def __post_init__(self) -> None:
         require(self.shard is None or self.shard >= 1, "parallel.shard", self.shard, "must be ≥ 1 or null")
@@ -118,6 +127,9 @@ class CheckpointConfig:
     """Saves in a row that may fail before the run ends; each is tried again, after 10 s, 20 s, 40 s …"""
     timeout_s: float = 1800.0
     """Seconds after which a save that not all ranks have written counts as failed."""
+    self_test: bool = True
+    """Read the first checkpoint of a run back into a second model and optimizer and compare, and compare the ranks at
+    saves; a state that does not come back as it was ends the run."""
     local: LocalTierConfig = field(default_factory=LocalTierConfig)
     """Frequent checkpoints on the nodes' own disks, each part on two nodes: `checkpoint=two_tiers`."""
 

@@ -100,7 +100,9 @@ OPEN_NODES = ("task", "model", "data", "optimizer")
 """Keys whose children belong to a plug-in: its constructor, not this file, says which exist."""
 
 FREE_ON_RESUME = (
-    "steps", "run_root", "parallel", "checkpoint", "evaluate.every", "evaluate.batch", "stop", "log", "loader",
+    "steps", "run_root", *(f"parallel.{key}" for key in (
+        "kind", "shard", "checkpoint_blocks", "compile", "bucket_mb", "find_unused", "wrap",
+    )), "checkpoint", "evaluate.every", "evaluate.batch", "stop", "log", "loader",
     "resume", "group_timeout_s", "hooks", "plugins", "exclude",
 )  # fmt: skip
 """Keys that may change when a run goes on: they touch neither samples, order, randomness nor the maths of a step."""

@@ -1,0 +1,98 @@
+"""The proof, once a run, that its own model and optimizer come back from a checkpoint as they were saved.
+
+A second copy is made by the same factories, without memory at first, so that it costs no initialisation; the first
+checkpoint is read into it, and what it would save itself is compared with what the checkpoint holds, bit by bit.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp
+
+from trainer.checkpoint.manifest import Manifest
+from trainer.checkpoint.reading import Source, fill
+from trainer.errors import CheckpointError, ConfigError
+from trainer.optim import local
+from trainer.state import Packed, TrainState
+
+OFF = "checkpoint.self_test=false trains all the same"
+
+
+@dataclass
+class SelfTest:
+    """A second copy of a run's state, ready to be filled."""
+
+    copy: TrainState
+
+    def read_back(self, source: Source, manifest: Manifest, rank: int) -> None:
+        """Read a checkpoint into the copy and compare; ConfigError names what does not come back."""
+        with torch.no_grad():
+            values = _own(manifest.values)
+            targets = self.copy.prepare(source.metadata, values)
+            raw = {name: torch.empty_like(tensor) for name, tensor in targets.items()}
+            fill(raw, source, rank)
+            self._compare(targets, Packed(raw, values))
+
+    def round_trip(self, packed: Packed) -> None:
+        """The same with a state in memory, before there is a checkpoint."""
+        values = _own(json.loads(json.dumps(packed.values)))
+        metadata = dcp.Metadata({name: _entry(tensor) for name, tensor in packed.tensors.items()})
+        with torch.no_grad():
+            targets = self.copy.prepare(metadata, values)
+            raw = {name: packed.tensors[name].detach() for name in targets}
+            self._compare(targets, Packed(raw, values))
+
+    def _compare(self, targets: dict[str, Tensor], saved: Packed) -> None:
+        try:
+            for name, target in targets.items():
+                local(target.detach()).copy_(local(saved.tensors[name]))
+            self.copy.load(saved.values)
+            again = self.copy.pack()
+        except CheckpointError as error:
+            raise ConfigError(f"self-test: the state cannot be read back: {error}; {OFF}") from error
+        for name, tensor in saved.tensors.items():
+            if name not in again.tensors or not _equal(tensor, again.tensors[name]):
+                raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
+        if more := sorted(again.tensors.keys() - saved.tensors.keys()):
+            raise ConfigError(f"self-test: {more[0]} comes back from a checkpoint that has none; {OFF}")
+        again_values = json.loads(json.dumps(again.values))
+        for part in ("model", "optimizer", "attributes"):
+            if saved.values.get(part) != again_values.get(part):
+                name = _first_difference(saved.values.get(part), again_values.get(part), part)
+                raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
+
+
+def _own(values: dict[str, Any]) -> dict[str, Any]:
+    """Without what belongs to a task or a hook: there is no second copy of those."""
+    attributes = {n: v for n, v in values.get("attributes", {}).items() if n.startswith(("model.", "optimizer."))}
+    own: dict[str, Any] = {part: values[part] for part in ("model", "optimizer") if part in values}
+    return own | ({"attributes": attributes} if attributes else {})
+
+
+def _first_difference(one: Any, other: Any, name: str) -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in [*one, *other]:
+            if one.get(key) != other.get(key):
+                return _first_difference(one.get(key), other.get(key), f"{name}.{key}")
+    return name
+
+
+def _entry(tensor: Tensor) -> dcp.TensorStorageMetadata:
+    return dcp.TensorStorageMetadata(dcp.TensorProperties(tensor.dtype), tensor.shape, [])
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Equal to the last bit, wherever the two are."""
+    one, other = local(one.detach()), local(other.detach())
+    if one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    return torch.equal(_bits(one), _bits(other))
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8)

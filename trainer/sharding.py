@@ -1,0 +1,167 @@
+"""FSDP2 for models as people have them: units, tied weights, scalars, mixed types, tags on parameters.
+
+A sharded model is made without memory for its parameters. What `fully_shard` cannot shard (scalars, complex numbers, a
+second type within a unit) stays whole on every rank, and its gradients are reduced beside those of the shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from operator import attrgetter
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from trainer.config import ParallelConfig
+from trainer.errors import ConfigError
+from trainer.mesh import Mesh
+from trainer.optim import local
+from trainer.units import find_units, shardable_units
+
+
+@contextlib.contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Make modules whose parameters have shape and type but no memory; buffers are made as ever.
+
+    A parameter that is registered twice becomes one parameter again, with the attributes that it had.
+    """
+    original = nn.Module.register_parameter
+    made: Any = WeakTensorKeyDictionary()
+
+    def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and not param.is_meta:
+            if param not in made:
+                made[param] = type(param)(param.to("meta"), requires_grad=param.requires_grad)
+                vars(made[param]).update(vars(param))
+            param = made[param]
+        original(self, name, param)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign]
+    try:
+        with warnings.catch_warnings():
+            # A factory that loads weights into them has no effect here; rank 0 makes the weights afterwards.
+            warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
+            yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, dtype: torch.dtype | None,
+          compile_unit: Callable[[nn.Module], None]) -> list[nn.Parameter]:  # fmt: skip
+    """Shard a model unit by unit; return the parameters that stay whole.
+
+    Args:
+        dtype: what the units compute in; None is the type of their parameters.
+        compile_unit: is called with each unit before it is sharded.
+    """
+    inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
+    # What leaves the model is what losses are summed from, so it leaves in full precision.
+    outer = MixedPrecisionPolicy(inner.param_dtype, inner.reduce_dtype, None if dtype is None else torch.float32)
+    units = shardable_units(model, find_units(model, parallel.wrap))
+    # Innermost first, as fully_shard asks for.
+    for _, unit in sorted(units.items(), key=lambda item: -item[0].count(".")):
+        compile_unit(unit)
+        _fully_shard(unit, mesh, inner)
+    if not units:
+        compile_unit(model)
+    _fully_shard(model, mesh, outer)
+    return [p for p in model.parameters() if not isinstance(p, DTensor)]
+
+
+def _fully_shard(unit: nn.Module, mesh: Mesh, policy: MixedPrecisionPolicy) -> None:
+    parameters = [p for p in unit.parameters() if not isinstance(p, DTensor)]
+    whole = _not_shardable(parameters)
+    with torch.no_grad():
+        for parameter in parameters:
+            if parameter not in whole and not parameter.is_contiguous():
+                parameter.data = parameter.data.contiguous()
+    fully_shard(unit, mesh=mesh.grid, mp_policy=policy, ignored_params=whole)
+
+
+def _not_shardable(parameters: list[nn.Parameter]) -> set[nn.Parameter]:
+    """Scalars, complex and whole numbers, and all of another type than most of the unit."""
+    sizes: dict[torch.dtype, int] = defaultdict(int)
+    for parameter in parameters:
+        if parameter.dim() > 0 and parameter.is_floating_point():
+            sizes[parameter.dtype] += parameter.numel()
+    most = max(sizes, key=lambda dtype: sizes[dtype], default=None)
+    return {p for p in parameters if p.dim() == 0 or p.dtype != most}
+
+
+def check_shardable(model: nn.Module, kind: str) -> None:
+    if not any(True for _ in model.parameters()):
+        raise ConfigError(f"parallel={kind}: the model has no parameters to shard; use parallel=ddp")
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
+            raise ConfigError(f"parallel={kind}: {path} has sparse=True, and shards have no sparse gradients; "
+                              "use parallel=ddp, or sparse=False")  # fmt: skip
+
+
+def tags_of(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """The attributes that people have set on parameters, by name."""
+    return {name: dict(vars(p)) for name, p in model.named_parameters() if vars(p)}
+
+
+def put_back_tags(model: nn.Module, tags: Mapping[str, Mapping[str, Any]]) -> None:
+    named = dict(model.named_parameters())
+    for name, attributes in tags.items():
+        for key, value in attributes.items():
+            if name in named and not hasattr(named[name], key):
+                setattr(named[name], key, value)
+
+
+def materialise(model: nn.Module, device: torch.device) -> None:
+    """Give parameters on the meta device memory; buffers keep their values, and tied weights stay tied."""
+    kept = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
+    tied = _tied(model)
+    model.to_empty(device=device)
+    for (first, leaf), others in tied:
+        for module, name in others:
+            module._parameters[name] = first._parameters[leaf]
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name in kept:
+                buffer.copy_(kept[name])
+
+
+Place = tuple[nn.Module, str]
+
+
+def _tied(model: nn.Module) -> list[tuple[Place, list[Place]]]:
+    """(the first place, the others) of each parameter that modules share."""
+    places: dict[int, list[Place]] = defaultdict(list)
+    for module in model.modules():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None:
+                places[id(parameter)].append((module, leaf))
+    return [(found[0], found[1:]) for found in places.values() if len(found) > 1]
+
+
+def hand_out(whole: nn.Module | None, model: nn.Module, mesh: Mesh) -> None:
+    """Give every rank its shard of the weights that rank 0 has made, one parameter at a time.
+
+    Args:
+        whole: the model with its weights, on rank 0 alone.
+    """
+    with torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            full = torch.empty(tensor.shape, dtype=tensor.dtype, device=mesh.device)
+            if whole is not None:
+                full.copy_(attrgetter(name)(whole))
+            dist.broadcast(full, src=0)
+            assign(tensor, full)
+
+
+def assign(tensor: Tensor, full: Tensor) -> None:
+    """Set a tensor, or this rank's shard of it, to the values of a whole tensor that this rank holds."""
+    if isinstance(tensor, DTensor):
+        full = distribute_tensor(full, tensor.device_mesh, tensor.placements, src_data_rank=None).to_local()
+    local(tensor.detach()).copy_(full)
