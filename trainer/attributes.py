@@ -63,6 +63,8 @@ class Attributes:
 
     def load(self, values: Mapping[str, Any], filled: Mapping[str, Tensor]) -> None:
         saved = {name: unpack(packed, filled) for name, packed in values.items()}
+        for name in saved:
+            self._check_settable(name)
         anew = {name: value for name, value in self._values.items() if name not in saved}
         for name, value in {**copy.deepcopy(anew), **saved}.items():
             holder, key = self._holder(name)
@@ -71,6 +73,15 @@ class Attributes:
                 write(now.detach(), value)
             else:
                 holder[key] = value
+
+    def _check_settable(self, name: str) -> None:
+        """Refuse to overwrite what is no plain value here: a manifest may come from elsewhere."""
+        holder, key = self._holder(name)
+        thing = next(self.objects[path] for path in self.objects if name.startswith(f"{path}."))
+        owner = thing.get_submodule(".".join(name.split(".")[1:-1])) if isinstance(thing, nn.Module) else thing
+        now = holder.get(key, getattr(type(owner), key, None))
+        if key in STRUCTURE or not is_plain(now):
+            raise CheckpointError(f"the checkpoint has a value for {name}, which is no plain attribute here")
 
     def _holder(self, name: str) -> tuple[dict[str, Any], str]:
         """The dict that holds an attribute, or is to hold it, and its key there."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
 from trainer.data.gather import Gather
@@ -46,13 +47,17 @@ class Evaluator:
 
     def __call__(self) -> dict[str, float] | None:
         """The metrics, each a mean over all held-out items; None when a rank was asked to stop meanwhile."""
-        with preserved(self.spread.model), evaluating(self.spread.module, self.state.optimizer), self._weights():
+        with (
+            preserved(self.spread.model, self.task),
+            evaluating(self.spread.module, self.state.optimizer),
+            self._weights(),
+        ):
             return self._measure()
 
     def rehearse(self) -> None:
         """Evaluate one microbatch and forget it: a metric that the task does not measure is an error now, not later."""
         if self.data is not None:
-            with preserved(self.spread.model), evaluating(self.spread.module, self.state.optimizer):
+            with preserved(self.spread.model, self.task), evaluating(self.spread.module, self.state.optimizer):
                 metrics = self._measure(limit=self._batch() * self.spread.mesh.world)
             if metrics is not None:
                 check_metric(self.run.evaluate, metrics)
@@ -118,6 +123,10 @@ def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
     finally:
         for inner, mode in modes:
             inner.training = mode
+            if isinstance(inner, FSDPModule):
+                # FSDP keeps the root's gathered weights after a forward pass, and the next one would use them again:
+                # those of the moving average, or of the optimizer's eval mode.
+                inner.reshard()
         if switch:
             optimizer.train()  # type: ignore[attr-defined]
             with torch.no_grad():

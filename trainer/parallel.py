@@ -167,6 +167,8 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     put_back_tags(model, tags)
     if fresh:
         hand_out(_seeded(build, seed, precision, parallel) if mesh.is_main else None, model, mesh)
+    # A model that ends in a view (`…[:, 0]`) is the rule; the loss is no operation in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
     whole = [p for p in model.parameters() if p in set(whole) or not _is_sharded(p)]
     return Spread(model, model, mesh, autocast, mesh.world, whole, units)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import random
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -21,9 +21,10 @@ Snapshot = list[tuple[dict[str, Any], str, Any, Any]]
 
 
 @contextlib.contextmanager
-def preserved(model: nn.Module) -> Iterator[None]:
-    """Put back, at the end, all that forward passes may change in a model, and the state of the generators."""
-    kept, keys = _take(model), [(vars(m), set(vars(m))) for m in model.modules()]
+def preserved(model: nn.Module, *others: object) -> Iterator[None]:
+    """Put back, at the end, all that passes may change in a model and in the task, and the state of the generators."""
+    things = [*model.modules(), *(thing for thing in others if hasattr(thing, "__dict__"))]
+    kept, keys = _take(things), [(vars(thing), set(vars(thing))) for thing in things]
     with generators_preserved():
         try:
             yield
@@ -47,14 +48,15 @@ def generators_preserved() -> Iterator[None]:
             np.random.set_state(array)
 
 
-def _take(model: nn.Module) -> Snapshot:
+def _take(things: Iterable[object]) -> Snapshot:
     kept: Snapshot = []
-    for module in model.modules():
-        for name, buffer in module._buffers.items():
-            kept.append((module._buffers, name, buffer, None if buffer is None else buffer.detach().clone()))
-        for name, value in vars(module).items():
+    for thing in things:
+        if isinstance(thing, nn.Module):
+            for name, buffer in thing._buffers.items():
+                kept.append((thing._buffers, name, buffer, None if buffer is None else buffer.detach().clone()))
+        for name, value in vars(thing).items():
             if name not in STRUCTURE:
-                kept.append((vars(module), name, value, _inside(value)))
+                kept.append((vars(thing), name, value, _inside(value)))
     return kept
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -121,11 +122,7 @@ class TrainState:
         }
         if self.buffers is not None:
             values["buffers"] = self.buffers.changing
-        if self.average is not None:
-            tensors |= {f"average.{name}": value for name, value in self.average.shadow.items()}
-        if self.scale is not None:
-            tensors |= {"scale.scale": self.scale.scale, "scale.good_steps": self.scale.good_steps}
-        return Packed(tensors, {key: value for key, value in values.items() if value})
+        return Packed(tensors | self._own_tensors(), {key: value for key, value in values.items() if value})
 
     def tensors(self) -> dict[str, Tensor]:
         return self.pack().tensors
@@ -135,30 +132,37 @@ class TrainState:
 
     def prepare(self, metadata: dcp.Metadata, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Make room for what a checkpoint holds; return all tensors that are to be filled, by name."""
+        own = self._own_tensors()
+        _check_own(own, metadata)
+        with _readable():
+            self._read = self._attributes.allocate(metadata, values.get("attributes", {}))
+            return {
+                **self._model.allocate(metadata, values.get("model", {})),
+                **self._optimizer.allocate(metadata, values.get("optimizer", {})),
+                **self._plugins.allocate(metadata, values.get("plugins", {})),
+                **self._read,
+                **own,
+            }
+
+    def load(self, values: Mapping[str, Any]) -> None:
+        """Put what was filled in since `prepare`, and the values that are no tensors, where they belong."""
+        with _readable():
+            self._model.load(values.get("model", {}))
+            self._optimizer.load(values.get("optimizer", {}))
+            self._attributes.load(values.get("attributes", {}), self._read)
+            if self.buffers is not None:
+                self.buffers.changing = sorted({*self.buffers.changing, *values.get("buffers", [])})
+        self._plugins.load(values.get("plugins", {}))
+        self._read = {}
+
+    def _own_tensors(self) -> dict[str, Tensor]:
+        """Those that belong neither to the model nor to its optimizer."""
         own: dict[str, Tensor] = {}
         if self.average is not None:
             own |= {f"average.{name}": value for name, value in self.average.shadow.items()}
         if self.scale is not None:
             own |= {"scale.scale": self.scale.scale, "scale.good_steps": self.scale.good_steps}
-        _check_own(own, metadata)
-        self._read = self._attributes.allocate(metadata, values.get("attributes", {}))
-        return {
-            **self._model.allocate(metadata, values.get("model", {})),
-            **self._optimizer.allocate(metadata, values.get("optimizer", {})),
-            **self._plugins.allocate(metadata, values.get("plugins", {})),
-            **self._read,
-            **own,
-        }
-
-    def load(self, values: Mapping[str, Any]) -> None:
-        """Put what was filled in since `prepare`, and the values that are no tensors, where they belong."""
-        self._model.load(values.get("model", {}))
-        self._optimizer.load(values.get("optimizer", {}))
-        self._plugins.load(values.get("plugins", {}))
-        self._attributes.load(values.get("attributes", {}), self._read)
-        if self.buffers is not None:
-            self.buffers.changing = sorted({*self.buffers.changing, *values.get("buffers", [])})
-        self._read = {}
+        return own
 
     def check_agreement(self, mesh: Mesh) -> None:
         """Raise ConfigError on all ranks if what they should hold alike differs: a checkpoint holds one copy.
@@ -178,6 +182,17 @@ class TrainState:
         for part in ("model", "optimizer"):
             if not agree(packed.values.get(part, {}), mesh):
                 raise ConfigError(f"the {part} keeps values (no tensors) that differ between ranks: {DIFFERS}")
+
+
+@contextlib.contextmanager
+def _readable() -> Iterator[None]:
+    """Errors of a manifest's values, which may come from elsewhere, as CheckpointError."""
+    try:
+        yield
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"the manifest holds values that do not fit the model or its optimizer: {type(error).__name__}: {error}"
+        ) from error
 
 
 DIFFERS = (

@@ -147,7 +147,7 @@ class Stepper:
 
         It changes nothing: buffers, modes, plain attributes and generators are put back.
         """
-        with preserved(self.spread.model), self.spread.reduce_on(True):
+        with preserved(self.spread.model, self.task), self.spread.reduce_on(True):
             self._seed(0, 0)
             with self.spread.autocast():
                 loss = checked(self.task.loss(self.spread.module, inputs(batch, self.cast)), "loss")

@@ -56,11 +56,26 @@ def test_a_step_with_nan_changes_nothing_and_the_run_goes_on(
     assert [d.name for d in differences(after, locate(url))] != []
 
 
-def test_a_run_that_meets_nan_too_often_ends_as_diverged(undisturbed: Path, tmp_path: Path) -> None:
-    ended = train(2, tmp_path, nan_in(undisturbed), "data._target_=toy.plain_data", "nonfinite.limit=2", "steps=30")
+def test_a_run_that_meets_nan_too_often_in_a_row_ends_as_diverged(tmp_path: Path) -> None:
+    ended = train(2, tmp_path, "optimizer.lr=1e30", "clip=null", "ema=null", "nonfinite.limit=2", "steps=30")
     assert ended.codes == [3, 3], ended.printed
     assert "nonfinite.limit=2" in ended.printed
     assert json.loads((tmp_path / "toy/attempts/0001/outcome.json").read_text())["outcome"] == "diverged"
+
+
+def test_nan_now_and_then_does_not_end_a_run(undisturbed: Path, tmp_path: Path) -> None:
+    ended = train(1, tmp_path, nan_in(undisturbed), "data._target_=toy.plain_data", "nonfinite.limit=2", "steps=30")
+    assert ended.codes == [0], ended.printed
+    bad = [event["step"] for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "nonfinite"]
+    assert len(bad) > 2
+
+
+def test_rolling_back_before_the_first_checkpoint_begins_anew_from_the_seed(undisturbed: Path, tmp_path: Path) -> None:
+    ended = train(2, tmp_path, nan_in(undisturbed), "data._target_=toy.plain_data", "nonfinite.policy=rollback",
+                  "checkpoint.every=50", "steps=5")  # fmt: skip
+    assert ended.codes == [0, 0], ended.printed
+    back = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "rolled_back"]
+    assert [(event["checkpoint"], event["step"]) for event in back] == [(0, 3)]
 
 
 def test_rolling_back_passes_over_the_steps_since_the_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def test_a_damaged_manifest_and_one_of_another_version_are_not_whole(
     assert verb(["checkpoint", "verify", run.url]) == 1
     twelve, eight, _ = capsys.readouterr().out.splitlines()
     assert "manifest.json is damaged" in twelve
-    assert "has format 1, this everstep reads format 2" in eight
+    assert "has format 1, this everstep reads format 3" in eight
 
 
 def test_one_checkpoint_is_verified_alone(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:

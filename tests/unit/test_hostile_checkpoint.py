@@ -125,7 +125,7 @@ REFUSED: dict[str, Callable[[Planted], None]] = {
 def readers(planted: Planted) -> list[Callable[[], object]]:
     """All ways in which a checkpoint is read, but the commands."""
     checkpoints: Checkpointer = planted.checkpoints
-    weights = {f"model.{name}": tensor for name, tensor in checkpoints.state.model.state_dict().items()}
+    weights = checkpoints.state.model
     here = (planted.run, planted.path)
     return [
         checkpoints.restore,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from saved_checkpoint import saved
-from torch import Tensor
+from torch import nn
 
 from trainer.checkpoint.weights import load_weights
 from trainer.config import RunConfig
@@ -20,8 +20,9 @@ def run(tmp_path: Path) -> RunFolder:
     return RunFolder(str(tmp_path / "run"))
 
 
-def zeros(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    return {f"model.{name}": torch.zeros(shape) for name, shape in shapes.items()}
+def zeros(**shapes: tuple[int, ...]) -> nn.ParameterDict:
+    """A model of such weights, all zero."""
+    return nn.ParameterDict({name: nn.Parameter(torch.zeros(shape)) for name, shape in shapes.items()})
 
 
 def test_all_weights_come_by_default(run: RunFolder) -> None:
@@ -29,7 +30,7 @@ def test_all_weights_come_by_default(run: RunFolder) -> None:
     tensors = zeros(weight=(2, 3), bias=(2,))
     assert load_weights(run.url, tensors, checkpoints.mesh) == f"{run.url}/{path}: 2 of 2 weights"
     for name, value in checkpoints.state.model.state_dict().items():
-        assert torch.equal(tensors[f"model.{name}"], value)
+        assert torch.equal(tensors[name], value)
 
 
 def test_only_what_a_pattern_names_comes_and_the_line_says_what_did_not(run: RunFolder) -> None:
@@ -37,9 +38,9 @@ def test_only_what_a_pattern_names_comes_and_the_line_says_what_did_not(run: Run
     tensors = zeros(weight=(2, 3), bias=(7,), head=(4,))
     line = load_weights(run.url, tensors, checkpoints.mesh, ["wei*"])
     assert line == f"{run.url}/{path}: 1 of 3 weights; not taken: bias, head; left there: bias"
-    assert torch.equal(tensors["model.weight"], checkpoints.state.model.state_dict()["weight"])
-    assert not tensors["model.bias"].any()
-    assert not tensors["model.head"].any()
+    assert torch.equal(tensors["weight"], checkpoints.state.model.state_dict()["weight"])
+    assert not tensors["bias"].any()
+    assert not tensors["head"].any()
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Models, optimizers and datasets as people bring them, each with one habit that makes an exact resume hard."""
