@@ -71,10 +71,9 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     model = spread(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
     state = _state(run, model, mesh, fresh, {"task": task, **{f"hooks.{n}": hook for n, hook in enumerate(hooks)}})
-    checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits))
-    if fresh and run.checkpoint.self_test:
-        checkpoints.make_self_test = lambda: self_test(run, task, mesh)
-        _check_comes_back(state, lambda: self_test(run, task, mesh))
+    copy = partial(self_test, run, task, mesh) if fresh and run.checkpoint.self_test else None
+    checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits), copy)
+    _check_comes_back(state, copy)
     start.laps.end("build")
     restored = checkpoints.restore()
     start.laps.end("load")
@@ -211,11 +210,11 @@ def self_test(run: RunConfig, task: Task, mesh: Mesh) -> SelfTest:
     return SelfTest(state)
 
 
-def _check_comes_back(state: TrainState, make: Callable[[], SelfTest]) -> None:
+def _check_comes_back(state: TrainState, make: Callable[[], SelfTest] | None) -> None:
     """Before the first step: a model with a `load_state_dict` of its own is tried without a checkpoint."""
     try:
         packed = state.pack()
-        if has_custom_state(state.model):
+        if make is not None and has_custom_state(state.model):
             make().round_trip(packed)
     except CheckpointError as error:
         raise ConfigError(f"the run's state cannot be saved: {error}") from error

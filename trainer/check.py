@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from trainer.compose import compose, thaw
-from trainer.config import Dtype, ParallelKind, RunConfig
+from trainer.config import ParallelKind, RunConfig
 from trainer.errors import ConfigError, EverstepError
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
     with found.of("hooks"):
         _build_hooks(run)
     if data:
-        _look_at_data(run, found)
+        _look_at_data(run, found, max(worlds))
     found.notes += _idle(run, max(worlds))
     found.problems = list(dict.fromkeys(found.problems))  # what is wrong at each number of processes is told once
     return found
@@ -133,17 +133,28 @@ def _build_hooks(run: RunConfig) -> None:
         instantiate(node, f"hooks[{number}]", run.plugins)
 
 
-def _look_at_data(run: RunConfig, found: Findings) -> None:
+def _look_at_data(run: RunConfig, found: Findings, world: int) -> None:
     with found.of("data"):
-        batch, samples = _first_batch(run)
+        batch, samples, held_out = _first_batch(run)
         shapes = ", ".join(f"{name} {list(value.shape)} {str(value.dtype)[6:]}" for name, value in batch.items())
         found.data = f"data: {samples:,} samples; the first microbatch is {shapes}"
         if not found.problems:
-            found.notes += _first_loss(run, batch)
+            found.notes += _first_step(run, batch, found, world, held_out)
 
 
-def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int]:
-    """One microbatch, as training would read it, and the number of samples; the first use may prepare a dataset."""
+def _first_step(
+    run: RunConfig, batch: Mapping[str, Tensor], found: Findings, world: int, held_out: bool
+) -> Sequence[str]:
+    from trainer.first_step import try_first_step
+
+    return try_first_step(run, batch, max(seen.parameters for seen in found.memory.values()), world, held_out)
+
+
+def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int, bool]:
+    """One microbatch, as training would read it, the number of samples, and whether any are held out.
+
+    The first use may prepare a dataset.
+    """
     import numpy as np
     import torch
 
@@ -155,31 +166,7 @@ def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int]:
     splits = load_data(run, Mesh(Place(), torch.device("cpu")))
     train, _ = gathers(run, splits)
     ids = np.arange(min(run.micro_batch, len(splits.train)))
-    return train(Request(ids, np.zeros_like(ids), 1)).batch, len(splits.train)
-
-
-def _first_loss(run: RunConfig, batch: Mapping[str, Tensor]) -> Sequence[str]:
-    """Pass the batch to the task without a single value, which costs nothing; ConfigError for a column that lacks.
-
-    What else fails is only noted: somebody's own model may look at values, which are not there.
-    """
-    import torch
-
-    from trainer.build import build_task
-    from trainer.sharding import parameters_on_meta
-    from trainer.step import inputs
-
-    task, dtype = build_task(run), torch.float64 if run.precision.dtype is Dtype.fp64 else None
-    with parameters_on_meta():
-        model = task.model().to("meta", dtype)
-    try:
-        task.loss(model, inputs({name: value.to("meta") for name, value in batch.items()}, dtype))
-    except EverstepError:
-        raise
-    except Exception as error:
-        said = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        return (f"note: the loss of the first microbatch, tried without values, ended in {said}",)
-    return ()
+    return train(Request(ids, np.zeros_like(ids), 1)).batch, len(splits.train), splits.validation is not None
 
 
 def _idle(run: RunConfig, world: int) -> Sequence[str]:

@@ -13,13 +13,14 @@ from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
 from trainer.data.gather import Gather
 from trainer.data.loader import evaluation_batches
 from trainer.errors import ConfigError
+from trainer.generators import microbatch_seed, seed_generators
 from trainer.optim import has_modes
 from trainer.parallel import Spread
 from trainer.preserve import preserved
 from trainer.state import Progress, TrainState
-from trainer.step import checked, inputs, seed_randomness
 from trainer.stop import Stop
 from trainer.task import Task
+from trainer.task_calls import checked, inputs
 
 ASK_EVERY = 16
 """Microbatches between looks whether any rank was asked to stop."""
@@ -77,7 +78,7 @@ class Evaluator:
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
                 return None
-            seed_randomness(self.run.seed, 0, number * mesh.world + mesh.rank, mesh.device)
+            seed_generators(microbatch_seed(self.run.seed, 0, number * mesh.world + mesh.rank), mesh.device)
             with self.spread.autocast():
                 loss = checked(self.task.evaluate(self.spread.module, inputs(microbatch.batch, cast)), "evaluate")
             if number == 0:

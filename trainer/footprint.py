@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trainer.config import Dtype, ParallelConfig, ParallelKind, RunConfig
 from trainer.errors import ConfigError
 from trainer.mesh import Mesh, grid
+from trainer.model_state import check_model
 from trainer.optim import build_optimizer, local
 from trainer.parallel import COMPUTE, sharded_on_meta
 from trainer.place import Place
@@ -77,6 +78,7 @@ def footprint(run: RunConfig, build: Callable[[], nn.Module], mesh: Mesh) -> Foo
         with parameters_on_meta(), torch.no_grad():
             model = build()
             model = model.double() if run.precision.dtype is Dtype.fp64 else model
+    check_model(model)
     trained = [p for p in model.parameters() if p.requires_grad]
     weights = _bytes(model.parameters())
     return Footprint(

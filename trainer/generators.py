@@ -21,6 +21,11 @@ def mix(value: int) -> int:
     return value ^ (value >> 31)
 
 
+def microbatch_seed(seed: int, step: int, index: int) -> int:
+    """A seed for dropout and the like in one microbatch, the same on any rank."""
+    return mix(mix(mix(seed & MASK) ^ step) ^ index) >> 1
+
+
 def seed_generators(seed: int, device: torch.device | None = None) -> None:
     """Seed the global generators; NumPy's takes 32 bits."""
     torch.default_generator.manual_seed(seed)

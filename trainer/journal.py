@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from trainer.checkpoint.checkpointer import Landed
+from trainer.checkpoint.flight import Landed
 from trainer.config import RunConfig
 from trainer.console import Display
 from trainer.laps import Laps

@@ -156,7 +156,7 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     """
     autocast = _autocast(mesh, precision)
     if not is_sharded(mesh, parallel):
-        model = _seeded(build, seed, precision, parallel).to(mesh.device)
+        model = seeded(build, seed, precision, parallel).to(mesh.device)
         units = prepare_units(model, parallel)
         compile_module(model, parallel)
         module = _replicate(model, mesh, parallel)
@@ -166,7 +166,7 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     materialise(model, mesh.device)
     put_back_tags(model, tags)
     if fresh:
-        hand_out(_seeded(build, seed, precision, parallel) if mesh.is_main else None, model, mesh)
+        hand_out(seeded(build, seed, precision, parallel) if mesh.is_main else None, model, mesh)
     # A model that ends in a view (`…[:, 0]`) is the rule; the loss is no operation in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
@@ -187,7 +187,7 @@ def without_values(build: Callable[[], nn.Module], mesh: Mesh, parallel: Paralle
         else:
             device = torch.device("cpu")
             with parameters_on_meta():
-                model = _seeded(build, seed, precision, parallel)
+                model = seeded(build, seed, precision, parallel)
         tags = tags_of(model)
         materialise(model, device)
         put_back_tags(model, tags)
@@ -202,7 +202,7 @@ def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: Parall
                     seed: int) -> tuple[nn.Module, list[nn.Parameter], str]:  # fmt: skip
     """The model with this rank's shards of its parameters, which have no memory yet; what stays whole; its units."""
     with parameters_on_meta():
-        model = _seeded(build, seed, precision, parallel)
+        model = seeded(build, seed, precision, parallel)
     check_shardable(model, parallel.kind.value)
     prepare_units(model, parallel)
     line = describe_units(model, shardable_units(model, find_units(model, parallel.wrap)))
@@ -214,7 +214,7 @@ def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: Parall
     return model, whole, line
 
 
-def _seeded(
+def seeded(
     build: Callable[[], nn.Module], seed: int, precision: PrecisionConfig, parallel: ParallelConfig
 ) -> nn.Module:
     seed_generators(seed)

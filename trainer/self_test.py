@@ -7,6 +7,8 @@ checkpoint is read into it, and what it would save itself is compared with what 
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +18,14 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.reading import Source, fill
+from trainer.checkpoint.table import read_metadata
 from trainer.errors import CheckpointError, ConfigError
 from trainer.optim import local
+from trainer.run_folder import MANIFEST
 from trainer.state import Packed, TrainState
+from trainer.storage import Storage
 
+LOG = logging.getLogger("everstep")
 OFF = "checkpoint.self_test=false trains all the same"
 
 
@@ -65,6 +71,39 @@ class SelfTest:
             if saved.values.get(part) != again_values.get(part):
                 name = _first_difference(saved.values.get(part), again_values.get(part), part)
                 raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
+
+
+class FirstCheckpoint:
+    """Reads the first checkpoint of a run back, in the thread that has written it."""
+
+    def __init__(self, make: Callable[[], SelfTest] | None) -> None:
+        self._make = make
+        """Makes the second copy; None when the test is done, or is not asked for."""
+        self._error: ConfigError | None = None
+
+    def of(self, storage: Storage, path: str, rank: int) -> Callable[[], None] | None:
+        """What to do once this checkpoint is there; the copy is made now, where nothing else draws numbers."""
+        if self._make is None:
+            return None
+        test = self._make()
+
+        def read_back() -> None:
+            try:
+                manifest = Manifest.from_json(storage.read(f"{path}/{MANIFEST}"))
+                source = Source(storage, path, read_metadata(storage, path), manifest.files)
+                test.read_back(source, manifest, rank)
+                self._make = None
+            except ConfigError as error:
+                self._error = error
+            except Exception as error:  # the store was away, say: the next checkpoint is read back instead
+                LOG.warning("the self-test could not read %s: %s: %s", path, type(error).__name__, error)
+
+        return read_back
+
+    def check(self) -> None:
+        """Raise what the test has found, in the thread that trains."""
+        if self._error is not None:
+            raise self._error
 
 
 def _own(values: dict[str, Any]) -> dict[str, Any]:

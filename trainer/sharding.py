@@ -18,6 +18,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parameter import UninitializedParameter
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from trainer.config import ParallelConfig
@@ -37,10 +38,9 @@ def parameters_on_meta() -> Iterator[None]:
     made: Any = WeakTensorKeyDictionary()
 
     def register(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
-        if param is not None and not param.is_meta:
+        if param is not None and not param.is_meta and not isinstance(param, UninitializedParameter):
             if param not in made:
-                made[param] = type(param)(param.to("meta"), requires_grad=param.requires_grad)
-                vars(made[param]).update(vars(param))
+                made[param] = _on_meta(param)
             param = made[param]
         original(self, name, param)
 
@@ -52,6 +52,13 @@ def parameters_on_meta() -> Iterator[None]:
             yield
     finally:
         nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
+    empty = nn.Parameter(parameter.data.to("meta"), requires_grad=parameter.requires_grad)
+    empty.__class__ = type(parameter)
+    vars(empty).update(vars(parameter))
+    return empty
 
 
 def shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, dtype: torch.dtype | None,

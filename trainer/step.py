@@ -18,14 +18,15 @@ from torch import Tensor
 
 from trainer.config import Dtype, RunConfig
 from trainer.data.gather import Microbatch
-from trainer.errors import ConfigError, nearest
-from trainer.generators import MASK, find_generators, mix, seed_generators, seed_own
+from trainer.errors import ConfigError
+from trainer.generators import find_generators, microbatch_seed, seed_generators, seed_own
 from trainer.optim import lr_factor, set_lr
 from trainer.parallel import Replicated, Spread
 from trainer.preserve import preserved
 from trainer.state import TrainState
 from trainer.stop import Stop
 from trainer.task import Loss, Task
+from trainer.task_calls import checked, inputs
 
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
@@ -188,9 +189,9 @@ class Stepper:
         return sums
 
     def _seed(self, step: int, index: int) -> None:
-        seed_randomness(self.run.seed, step, index, self.device)
+        seed_generators(microbatch_seed(self.run.seed, step, index), self.device)
         if self.generators:
-            seed_own(self.generators, _mixed(self.run.seed, step, index))
+            seed_own(self.generators, microbatch_seed(self.run.seed, step, index))
 
     def _loss(self, batch: Mapping[str, Tensor]) -> Loss:
         try:
@@ -252,49 +253,6 @@ class Stepper:
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
         return Pending(step, lr, host, ready)
-
-
-class Inputs(dict[str, Tensor]):
-    """A microbatch that tells a task which wants another column so: its data and its task do not go together."""
-
-    def __missing__(self, name: str) -> Tensor:
-        raise ConfigError(
-            f"a batch has {', '.join(self)}, and the task asks for {name!r}: "
-            f"choose data= and task= that go together{nearest(name, self)}"
-        )
-
-
-def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
-    """The batch as the model takes it: floats in the type of its weights where that is not fp32."""
-    if cast is None:
-        return Inputs(batch)
-    return Inputs({name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()})
-
-
-def seed_randomness(seed: int, step: int, index: int, device: torch.device) -> None:
-    """Seed dropout and the like for one microbatch, the same on any rank."""
-    seed_generators(_mixed(seed, step, index), device)
-
-
-def _mixed(seed: int, step: int, index: int) -> int:
-    return mix(mix(mix(seed & MASK) ^ step) ^ index) >> 1
-
-
-def checked(loss: object, method: str) -> Loss:
-    """Return what a task gave, if it is a Loss with a scalar sum and a count.
-
-    Raises:
-        ConfigError: it is something else; the line says what to return.
-    """
-    if not isinstance(loss, Loss):
-        raise ConfigError(
-            f"task.{method} returned a {type(loss).__name__}: return Loss(sum=…, count=…), the loss summed over the "
-            "items and their number; a mean over n items is Loss(mean * n, n)"
-        )
-    if not isinstance(loss.sum, Tensor) or loss.sum.numel() != 1:
-        shape = list(loss.sum.shape) if isinstance(loss.sum, Tensor) else type(loss.sum).__name__
-        raise ConfigError(f"task.{method} returned Loss(sum={shape}): sum must be one number; add up the items")
-    return loss
 
 
 def _multiply(gradients: Sequence[Tensor], factor: Tensor) -> None:

@@ -125,17 +125,26 @@ def test_data_and_task_that_do_not_go_together_are_told() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
-def test_the_first_loss_is_tried_without_values(dtype: str) -> None:
+def test_the_first_step_is_tried_with_values(dtype: str) -> None:
     found = examine(compose(["experiment=digits", f"precision.dtype={dtype}"]).run, 1)
     assert (found.problems, found.notes) == ([], [])
 
 
-def test_a_loss_that_looks_at_values_is_no_problem_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_model_is_tried_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.first_step.LARGEST_BYTES", 0)
     monkeypatch.setattr(ImageClassifier, "loss", lambda self, model, batch: batch["image"].sum().item())
     found = examine(compose(["experiment=digits"]).run, 1)
     assert found.problems == []
     (note,) = found.notes
     assert note.startswith("note: the loss of the first microbatch, tried without values, ended in RuntimeError: ")
+
+
+def test_a_step_that_takes_too_long_is_given_up_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.first_step.LONGEST_S", 0.05)
+    monkeypatch.setattr(ImageClassifier, "loss", lambda self, model, batch: [None for _ in iter(int, 1)])
+    found = examine(compose(["experiment=digits"]).run, 1)
+    assert found.problems == []
+    assert "not through in 0.05 s" in found.notes[0]
 
 
 def test_a_target_that_is_not_allowed_is_told_before_anything_is_imported() -> None:

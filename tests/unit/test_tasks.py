@@ -17,8 +17,8 @@ from trainer.errors import ConfigError
 from trainer.models.convnet import ConvNet
 from trainer.models.gpt import GPT
 from trainer.models.mlp import MLP
-from trainer.step import inputs
 from trainer.task import Batch, Task
+from trainer.task_calls import inputs
 from trainer.tasks.images import ImageClassifier
 from trainer.tasks.language import LanguageModel
 from trainer.tasks.tabular import TabularClassifier

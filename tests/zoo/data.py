@@ -12,3 +12,9 @@ def samples(count: int = 48, held_out: int = 8) -> Splits:
     y = np.sin(x.sum(1)).astype("float32")
     train, validation = {"x": x[:count], "y": y[:count]}, {"x": x[count:], "y": y[count:]}
     return Splits(ArrayDataset(train), ArrayDataset(validation) if held_out else None)
+
+
+def doubles() -> Splits:
+    """Columns of float64, as a table has them."""
+    found = samples()
+    return Splits(ArrayDataset({name: column.astype("float64") for name, column in found.train.columns.items()}))  # type: ignore[attr-defined]

@@ -510,3 +510,37 @@ class Matrices(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.second(F.gelu(self.first(x))).sum(1)
+
+
+class Lazy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.LazyLinear(1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[:, 0]
+
+
+class Mean(Regression):
+    """Returns what a loss function of torch gives, as everybody does first."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Tensor:  # type: ignore[override]
+        return F.mse_loss(model(batch["x"]), batch["y"])
+
+
+class PerSample(Regression):
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        return Loss((model(batch["x"]) - batch["y"]).square(), len(batch["y"]))
+
+
+class Matrix(Regression):
+    """A confusion matrix for a metric."""
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = self.loss(model, batch)
+        return Loss(loss.sum, loss.count, {"matrix": torch.zeros(2, 2)})
+
+
+class Broken(Regression):
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        return Loss(model(batch["x"]).sum(), 1 // 0)

@@ -6,33 +6,28 @@ time; what became of it is agreed by all ranks, and what failed is tried again.
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
-from trainer.checkpoint.flight import Files, Flight, record_of, write_file
+from trainer.checkpoint.flight import Files, Flight, Landed, Save, record_of, write_file
 from trainer.checkpoint.layout import Layout, key_of, lay_out
 from trainer.checkpoint.local_tier import LocalTier, without_replicas
 from trainer.checkpoint.manifest import TENSORS, Manifest
 from trainer.checkpoint.meeting import Meeting
-from trainer.checkpoint.reading import Source
 from trainer.checkpoint.restoring import Restored, Restorer
 from trainer.checkpoint.retention import Retention
 from trainer.checkpoint.staging import Staging
-from trainer.checkpoint.table import read_metadata
 from trainer.compose import digest
 from trainer.config import Busy, Goal, RunConfig
-from trainer.errors import CheckpointError, ConfigError, EverstepError, SupersededError
+from trainer.errors import CheckpointError, SupersededError
 from trainer.mesh import Mesh
 from trainer.run_folder import MANIFEST, RunFolder
-from trainer.self_test import SelfTest
+from trainer.self_test import FirstCheckpoint, SelfTest
 from trainer.state import Packed, TrainState
 
-LOG = logging.getLogger("everstep")
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.25
 """Seconds between looks at a save that is waited for."""
 MARGIN = 1.25
@@ -43,36 +38,14 @@ RETRY_S = 10.0
 """Until a failed save is tried again; twice as long after each further failure."""
 
 
-@dataclass(frozen=True)
-class Landed:
-    """What became of one save. `stall_s`: how long training stood still; `seconds`: until it was durable, or failed."""
-
-    step: int
-    bytes: int
-    stall_s: float
-    seconds: float
-    error: str = ""
-    local: bool = False
-    """To the nodes' own tier."""
-
-
-@dataclass
-class Save:
-    """A save that is under way."""
-
-    step: int
-    bytes: int
-    stall_s: float
-    flight: Flight
-    local: bool
-
-
 class Checkpointer:
     """The checkpoints of one attempt at a run."""
 
     def __init__(
-        self, run: RunConfig, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str
-    ) -> None:
+        self, run: RunConfig, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str,
+        self_test: Callable[[], SelfTest] | None = None,
+    ) -> None:  # fmt: skip
+        """`self_test` makes the second copy that the first checkpoint is read back into; None reads none back."""
         self.run = run
         self.folder = folder
         self.attempt = attempt
@@ -93,17 +66,13 @@ class Checkpointer:
         self._meeting = Meeting(mesh.store, mesh.rank, mesh.world)
         self._save: Save | None = None
         self._saves = 0
-        self.make_self_test: Callable[[], SelfTest] | None = None
-        """Makes the second copy that the first checkpoint of a run is read back into; None when that is done."""
-        self._self_test_error: EverstepError | None = None
+        self._first = FirstCheckpoint(self_test)
         self._local_step = -1
         self._stands = True
         self._failures = 0
         self._seconds = 0.0
         """How long the last save to the run folder took until it was durable."""
         self._retry_at = float("inf")
-
-    # ------------------------------------------------------------------------------------------------- saving
 
     def due(self, step: int) -> bool:
         return step > 0 and step % self.run.checkpoint.every == 0 and step != self.saved_step
@@ -154,32 +123,8 @@ class Checkpointer:
             lambda _: None,
             self._meeting,
             self.run.checkpoint.timeout_s,
-            self._self_test_of(path),
+            self._first.of(self.folder.storage, path, self.mesh.rank),
         )
-
-    def _self_test_of(self, path: str) -> Callable[[], None] | None:
-        """Read this checkpoint back once it is there; its copy is made now, where nothing else draws numbers."""
-        if self.make_self_test is None:
-            return None
-        test = self.make_self_test()
-
-        def read_back() -> None:
-            storage = self.folder.storage
-            try:
-                manifest = Manifest.from_json(storage.read(f"{path}/{MANIFEST}"))
-                source = Source(storage, path, read_metadata(storage, path), manifest.files)
-                test.read_back(source, manifest, self.mesh.rank)
-                self.make_self_test = None
-            except ConfigError as error:
-                self._self_test_error = error
-            except Exception as error:  # the store was away, say: the next checkpoint is read back instead
-                LOG.warning("the self-test could not read %s: %s: %s", path, type(error).__name__, error)
-
-        return read_back
-
-    def _check_self_test(self) -> None:
-        if self._self_test_error is not None:
-            raise self._self_test_error
 
     def _fly_local(self, layout: Layout, step: int, manifest: Manifest) -> Flight:
         """To the nodes' own tier."""
@@ -214,14 +159,14 @@ class Checkpointer:
             pause_s = min(2 * pause_s, LONGEST_LOOK_S)
         if self._save is not None:
             self._settle(self._save)
-        self._check_self_test()
+        self._first.check()
         return self._stands
 
     def poll(self) -> bool:
         """Look, without waiting, how the save goes; True when all ranks should now `finish` it because it failed."""
         if self._save is None or not self._save.flight.has_ended:
             return False
-        self._check_self_test()
+        self._first.check()
         if self._save.local or self._save.flight.error() is None:
             self._settle(self._save)
             return False
@@ -341,8 +286,6 @@ class Checkpointer:
             values=values,
             metric=progress.metric if progress.evaluated == progress.step else None,
         )
-
-    # ---------------------------------------------------------------------------------------------- restoring
 
     def restore(self) -> Restored | None:
         """Load the newest checkpoint that verifies, wherever it lies; None when the run has none yet."""

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 from blake3 import blake3
 
@@ -109,6 +109,30 @@ class Flight:
             verdict = _said(error)
         self._meeting.tell(verdict)
         return verdict
+
+
+@dataclass(frozen=True)
+class Landed:
+    """What became of one save. `stall_s`: how long training stood still; `seconds`: until it was durable, or failed."""
+
+    step: int
+    bytes: int
+    stall_s: float
+    seconds: float
+    error: str = ""
+    local: bool = False
+    """To the nodes' own tier."""
+
+
+@dataclass
+class Save:
+    """A save that is under way."""
+
+    step: int
+    bytes: int
+    stall_s: float
+    flight: Flight
+    local: bool
 
 
 def write_file(storage: Storage, path: str, data: memoryview) -> FileRecord:
