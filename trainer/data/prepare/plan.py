@@ -57,6 +57,9 @@ def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: 
     kept = _kept(options, there, text)
     extra = [options.key] if options.key and options.key not in kept else []
     source = select(there, [*kept, *extra])
+    problem = next((reader.problems[name] for name in source.names if name in reader.problems), None)
+    if problem:
+        raise DataError(problem)
     target = stored_schema(source)
     if text is not None:
         kind = pa.large_binary() if options.tokenizer == BYTES else pa.large_string()

@@ -145,7 +145,7 @@ def refuse_bad(bad: list[Bad], most: int, dst: str) -> None:
     if len(bad) > most:
         first, where = bad[0], join_url(dst, "bad.jsonl")
         raise TooManyBadError(
-            f"{first.place} {first.reason}: {len(bad)} bad so far, max_bad={most}; mend the source or set max_bad= "
+            f"{first.place} {first.reason}: {len(bad)} bad so far, max_bad={most}; mend the source, choose columns= or set max_bad= "
             f"higher (all that were found: {where})",
             bad,
         )

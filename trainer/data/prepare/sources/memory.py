@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, row_of
+from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, refuse_twice, row_of
 from trainer.data.shards import table_of
 from trainer.errors import ConfigError, DataError
 
@@ -31,9 +31,11 @@ class Table(WholeFiles):
     stays = True
 
     def __init__(self, table: pa.Table) -> None:
+        super().__init__()
         self._table = table
 
     def open(self, files: Sequence[File]) -> pa.Schema:
+        refuse_twice(files[0], self._table.schema.names)
         return self._table.schema
 
     def cut(self, file: File, size: int) -> list[Piece]:
@@ -54,6 +56,7 @@ class Documents(WholeFiles):
     content: tuple[str, ...] = ("bytes",)
 
     def __init__(self, documents: Iterable[tuple[str, bytes]]) -> None:
+        super().__init__()
         self._documents = iter(documents)
 
     def open(self, files: Sequence[File]) -> pa.Schema:
@@ -70,6 +73,7 @@ class Generator(WholeFiles):
     """Reads rows, as mappings of column to value, from a function: NumPy arrays keep their shape, lists may differ."""
 
     def __init__(self, function: str | Callable[[], Iterable[Row]]) -> None:
+        super().__init__()
         self._function = function
         self.stays = callable(function)
 
