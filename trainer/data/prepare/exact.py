@@ -54,9 +54,11 @@ def _go_together(one: pa.DataType, other: pa.DataType) -> bool:
         return True
     if _is_list(one) and _is_list(other):
         return _go_together(one.value_type, other.value_type)
+    if pa.types.is_timestamp(one) and pa.types.is_timestamp(other):
+        return (one.tz is None) == (other.tz is None)
     if pa.types.is_temporal(one):
-        return one.id == other.id
-    return any(holds(one) and holds(other) for holds in (_is_text, _is_number, pa.types.is_boolean))
+        return bool(one.id == other.id)
+    return bool(one == other or any(holds(one) and holds(other) for holds in (_is_text, _is_number)))
 
 
 def _is_list(kind: pa.DataType) -> bool:

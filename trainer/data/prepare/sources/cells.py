@@ -1,4 +1,4 @@
-"""What the cells of a CSV file are: numbers only where each cell is one as numbers are written, else text to the letter.
+"""What the cells of a CSV file are: numbers only where each is one as numbers are written, else text to the letter.
 
 `007`, `+49`, `0x10` and what no type holds are no numbers that could be written back, so their column is text.
 """
@@ -67,8 +67,8 @@ class Cells:
         if self.kind != "numbers" or self.codes:
             return pa.string()
         if self.floats:
-            return pa.float64() if -EXACT <= self.low and self.high <= EXACT else pa.string()
-        if LOWEST <= self.low and self.high <= HIGHEST:
+            return pa.float64() if self.low >= -EXACT and self.high <= EXACT else pa.string()
+        if self.low >= LOWEST and self.high <= HIGHEST:
             return pa.int64()
         return pa.uint64() if not self.low and self.high <= HIGHEST_UNSIGNED else pa.string()
 
@@ -117,7 +117,7 @@ def _texts(cells: pa.Array) -> pa.Array:
 
 
 def typed(cells: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.BooleanArray]:
-    """Cells of bytes as values of a type, and which of them are one; text stays bytes, to be decoded by who stores it."""
+    """Cells of bytes as values of a type, and which of them are one; text stays bytes, which `clean` decodes."""
     if pa.types.is_string(kind):
         return cells, pa.repeat(True, len(cells))
     if pa.types.is_boolean(kind):

@@ -1,4 +1,4 @@
-"""CSV and TSV: a file is one piece, streamed; all cells are seen before types are chosen, and cast so that a bad one is named."""
+"""CSV and TSV: a file is one piece, streamed; types are told from all cells, and a cell of another one is named."""
 
 from __future__ import annotations
 
@@ -128,8 +128,11 @@ def _batches(file: File, names: list[str], wanted: list[str], bad: list[Bad], sk
                 last = pa.table(batch)
                 row += last.num_rows
         except pa.ArrowInvalid as error:
-            if "Empty CSV" not in str(error):  # of which none is named but the header
-                raise DataError(f"{file.url} after row {row}: {str(error).splitlines()[0]}") from error
+            if "Empty CSV" not in str(error):  # as PyArrow calls a header alone
+                reason = str(error).splitlines()[0]
+                if "straddl" in reason:
+                    reason = f"a row is larger than {BLOCK >> 20} MiB, or its quote is not closed, which is the limit"
+                raise DataError(f"{file.url} after row {row}: {reason}") from error
     if last is not None and stream.marked:
         last = _without_end(last, file, row + len(skipped), bad, skipped)
     if last is not None:
@@ -148,7 +151,7 @@ def _without_end(last: pa.Table, file: File, row: int, bad: list[Bad], skipped: 
 
 
 class _Blocks:
-    """A text for PyArrow, which loses a byte where CRLF lies over the border of what it reads at a time."""
+    """A text for PyArrow, read by whole lines: where CRLF lies at the border of two blocks, it loses bytes or its way."""
 
     closed = False
 
@@ -157,14 +160,11 @@ class _Blocks:
         self._end = b"\n" + delimiter.encode().join([END] * columns) + b"\n"
 
     def read(self, size: int = -1) -> bytes:
-        data = self._pending
-        self._pending = b""
-        while more := self._stream.read(max(1, size - len(data))):
+        data, more = self._pending, b""
+        while len(data) < size and (more := self._stream.read(size - len(data))):
             data += more
-            kept = data.rstrip(b"\r")
-            if kept:
-                self._pending, data = data[len(kept) :], kept
-                break
+        end = _line_end(data) if more else len(data)
+        data, self._pending = data[:end], data[end:]
         self._quotes += data.count(b'"')
         if not data and self._quotes % 2 and not self.marked:
             self.marked = True
@@ -184,9 +184,15 @@ class _Blocks:
         self.closed = True
 
 
+def _line_end(data: bytes) -> int:
+    """Where the last line ends; all of what is no whole line."""
+    return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1 or len(data.rstrip(b"\r")) or len(data)
+
+
 def _cast(cells: Chunk, schema: pa.Schema) -> Chunk:
     """The rows with the types of their columns; a row with a cell that is none of its column's is bad."""
-    columns, wrong = [], {}
+    columns: list[pa.Array] = []
+    wrong: dict[int, str] = {}
     for field in schema:
         column, fits = typed(cells.rows.column(field.name).combine_chunks(), field.type)
         columns.append(column)

@@ -15,10 +15,10 @@ from trainer.data.prepare.sources.streams import suffix_of
 from trainer.errors import ConfigError, DataError
 
 SUFFIXES = {
-    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv", ".tsv": "csv", ".tab": "csv",
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".tar": "webdataset", ".npy": "npy",
-    ".npz": "npy", **dict.fromkeys(IMAGES, "images"),
-    ".tgz": "webdataset", ".tbz2": "webdataset", ".txz": "webdataset",
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
+    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".txt": "text", ".tar": "webdataset", ".tgz": "webdataset", ".tbz2": "webdataset", ".txz": "webdataset",
+    ".npy": "npy", ".npz": "npy", **dict.fromkeys(IMAGES, "images"),
 }  # fmt: skip
 NAMED = ("files", "images", "hf")
 """Formats whose folders are told otherwise."""

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from trainer.data.prepare.sources.values import Values, fits, may_round
+from trainer.data.prepare.sources.values import Values, as_float, fits, may_round
 
 
 class Twice(dict[str, Any]):
@@ -21,7 +21,7 @@ class Rows(NamedTuple):
     """Rows of a table, and which of what was read they are."""
 
     table: pa.Table
-    numbers: Sequence[int]
+    numbers: Sequence[int] | NDArray[np.int64]
     bad: dict[int, str]
     """Why others are none."""
 
@@ -71,7 +71,10 @@ def rows_of(values: Iterable[tuple[int, Any]], wanted: Wanted) -> Rows:
         else:
             rows.append(value)
             numbers.append(number)
-    columns = {field.name: pa.array([row.get(field.name) for row in rows], field.type) for field in wanted.schema}
+    columns = {
+        field.name: pa.array([as_float(row.get(field.name), field.type) for row in rows], field.type)
+        for field in wanted.schema
+    }
     return Rows(pa.table(columns, schema=wanted.schema), numbers, bad)
 
 

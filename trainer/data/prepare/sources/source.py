@@ -14,7 +14,7 @@ from trainer.errors import DataError
 CHUNK_BYTES = 16 << 20
 """About what a reader gives at a time, so that memory stays bounded."""
 LOOK_BYTES = 1 << 30
-"""Up to so much of a source is read as a whole to tell its columns; of a larger one as much, and the rest is checked."""
+"""A source of up to so many bytes is read as a whole to tell its columns; of a larger one as many, spread over it."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,7 @@ def same_types(schemas: Sequence[tuple[File, pa.Schema]]) -> pa.Schema:
 
 
 def looked_at(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces that types are told from: all, or where they are too large, some from the whole length of the source."""
+    """The pieces that types are told from: all, or of a source that is too large some from its whole length."""
     total = sum(piece.size for piece in pieces)
     if total <= LOOK_BYTES:
         return list(pieces)

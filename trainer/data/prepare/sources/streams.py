@@ -48,8 +48,11 @@ def open_plain(file: File) -> Any:
         return raw
     if not file.size:
         raise CutShortError(f"{file.url} is empty, which no .{codec} file is")
-    inner = lzma.LZMAFile(raw) if codec == "xz" else pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
-    return _Reading(inner, file, CutShortError, "is cut short or damaged", raw.close)
+    return _Reading(_decompressed(raw, codec), file, CutShortError, "is cut short or damaged", raw.close)
+
+
+def _decompressed(raw: Any, codec: str) -> Any:
+    return lzma.LZMAFile(raw) if codec == "xz" else pa.CompressedInputStream(pa.PythonFile(raw, mode="r"), codec)
 
 
 def open_text(file: File) -> Any:

@@ -120,7 +120,14 @@ def fits(value: Any, kind: pa.DataType) -> bool:
         return type(value) is int and low <= value <= high
     if pa.types.is_boolean(kind):
         return type(value) is bool
-    return isinstance(value, str) and _is_unicode(value)
+    return pa.types.is_string(kind) and isinstance(value, str) and _is_unicode(value)
+
+
+def as_float(value: Any, kind: pa.DataType) -> Any:
+    """A value that fits `kind`, with floats where it has some: PyArrow takes no whole number above EXACT for one."""
+    if pa.types.is_list(kind) and value is not None:
+        return [as_float(element, kind.value_type) for element in value]
+    return float(value) if pa.types.is_floating(kind) and value is not None else value
 
 
 def _is_float(value: int) -> bool:
