@@ -26,7 +26,9 @@ WORDS = st.one_of(
     st.text(st.sampled_from('a",\n\r\tä \0'), max_size=5),
     st.sampled_from(["NA", "null", "", "true", "False", "2019-01-05", "12:30", "1,5", "12A", "\x02everstep end of file\x03"]),
 )  # fmt: skip
-CELLS = st.sampled_from([NUMBERS, st.integers(-9, 9).map(str), WORDS, st.sampled_from(["true", "false"]), NUMBERS | WORDS])
+CELLS = st.sampled_from(
+    [NUMBERS, st.integers(-9, 9).map(str), WORDS, st.sampled_from(["true", "false"]), NUMBERS | WORDS]
+)
 
 
 def same(text: str, value: Any) -> bool:
@@ -37,7 +39,9 @@ def same(text: str, value: Any) -> bool:
         return text.strip().lower() == str(value).lower()
     if isinstance(value, int):
         return re.fullmatch(r"-?(0|[1-9]\d*)", text.strip(" \t")) is not None and int(text) == value
-    return bool(float(text) == value or (value != value and "nan" in text.lower())) and not re.match(r"\s*(0\d|\+)", text)
+    return bool(float(text) == value or (value != value and "nan" in text.lower())) and not re.match(
+        r"\s*(0\d|\+)", text
+    )
 
 
 @st.composite
@@ -47,9 +51,20 @@ def rows(draw: st.DrawFn) -> list[list[str]]:
 
 
 @settings(max_examples=500)
-@given(rows(), st.sampled_from(["\n", "\r\n"]), st.integers(0, 30), st.booleans(), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+@given(
+    rows(),
+    st.sampled_from(["\n", "\r\n"]),
+    st.integers(0, 30),
+    st.booleans(),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
 def test_cells_come_out_as_python_reads_them_or_are_named(
-    tmp_path_factory: pytest.TempPathFactory, given_rows: list[list[str]], end: str, block: int, tabs: bool, encoding: str
+    tmp_path_factory: pytest.TempPathFactory,
+    given_rows: list[list[str]],
+    end: str,
+    block: int,
+    tabs: bool,
+    encoding: str,
 ) -> None:
     delimiter, path = ("\t", "a.TSV") if tabs else (",", "a.csv")
     sink = io.StringIO()
@@ -100,7 +115,9 @@ def typed(tmp_path: Path, *cells: str) -> Any:
         (["nan", "1"], [float("nan"), 1.0]),
     ],
 )  # fmt: skip
-def test_a_column_is_of_numbers_only_where_each_cell_is_one(tmp_path: Path, cells: list[str], values: list[Any]) -> None:
+def test_a_column_is_of_numbers_only_where_each_cell_is_one(
+    tmp_path: Path, cells: list[str], values: list[Any]
+) -> None:
     found = typed(tmp_path, *cells)
     assert repr([row["x"] for row in found.rows]) == repr(values)
     assert found.places == []
@@ -158,7 +175,11 @@ def test_columns_that_some_files_lack_are_refused_unless_others_are_chosen(tmp_p
 
 @pytest.mark.parametrize(
     ("content", "said"),
-    [(b"a,b,a\n1,2,3\n", "has the column 'a' twice"), ("ä,b\n1,2\n".encode("latin-1"), "is not UTF-8"), (b"", "is empty")],
+    [
+        (b"a,b,a\n1,2,3\n", "has the column 'a' twice"),
+        ("ä,b\n1,2\n".encode("latin-1"), "is not UTF-8"),
+        (b"", "is empty"),
+    ],
 )
 def test_a_header_that_cannot_be_read_is_one_line(tmp_path: Path, content: bytes, said: str) -> None:
     (tmp_path / "a.csv").write_bytes(content)

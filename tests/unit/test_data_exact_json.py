@@ -61,7 +61,9 @@ def assert_exact(given: list[Any], found: Outcome, content: bytes = b"") -> None
 
 
 @settings(max_examples=300)
-@given(tables(), st.sampled_from([20, 100, 8 << 20]), st.sampled_from([10, 30, 1 << 20]), st.sampled_from(["", "\ufeff"]))
+@given(
+    tables(), st.sampled_from([20, 100, 8 << 20]), st.sampled_from([10, 30, 1 << 20]), st.sampled_from(["", "\ufeff"])
+)
 def test_lines_come_out_as_python_reads_them_or_are_named(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], block: int, unit: int, mark: str
 ) -> None:
@@ -76,7 +78,12 @@ def test_lines_come_out_as_python_reads_them_or_are_named(
 
 
 @settings(max_examples=200)
-@given(tables(), st.sampled_from([1, 3, 1 << 20]), st.sampled_from([None, 2]), st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]))
+@given(
+    tables(),
+    st.sampled_from([1, 3, 1 << 20]),
+    st.sampled_from([None, 2]),
+    st.sampled_from(["utf-8", "utf-8-sig", "utf-16"]),
+)
 def test_the_elements_of_an_array_come_out_as_python_reads_them_or_are_named(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], block: int, indent: int | None, encoding: str
 ) -> None:

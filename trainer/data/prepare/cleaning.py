@@ -80,7 +80,7 @@ def _cast(name: str, column: pa.Array, via: pa.DataType, to: pa.DataType, most: 
             part = pc.struct_field(part, "bytes")
         if part.type == to:
             return part
-        made = cast_exactly(part, via)
+        made = cast_exactly(part, to if pa.types.is_decimal(via) else via)
         # How times are stored is no matter of their value.
         return made.cast(to) if pa.types.is_temporal(via) else cast_exactly(made, to)
 

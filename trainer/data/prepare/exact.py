@@ -32,13 +32,17 @@ def _equal(made: pa.Array, given: pa.Array) -> pa.Array:
         digits = pa.decimal256(76, 38)
         same = pc.equal(made.cast(pa.string()).cast(digits), given.cast(digits))
     else:
-        back = made.cast(given.type)
+        back, given = _comparable(made.cast(given.type)), _comparable(given)
         same = pc.equal(back, given)
         if pa.types.is_floating(given.type):
             same = pc.or_(same, pc.and_(pc.is_nan(back), pc.is_nan(given)))
     if pc.all(same).as_py() is False:
         raise ValueError(f"{given.type} is rounded by {made.type}")
     return made
+
+
+def _comparable(column: pa.Array) -> pa.Array:
+    return column.cast(pa.float32()) if pa.types.is_float16(column.type) else column
 
 
 def _leaves(column: pa.Array) -> pa.Array:

@@ -55,6 +55,7 @@ def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: 
     tokenizer = open_tokenizer(options.tokenizer, options.separator) if options.tokenizer else None
     text = _text_column(options, there) if tokenizer else None
     kept = _kept(options, there, text)
+    reader.chosen = options.columns is not None or text is not None
     extra = [options.key] if options.key and options.key not in kept else []
     source = select(there, [*kept, *extra])
     problem = next((reader.problems[name] for name in source.names if name in reader.problems), None)

@@ -42,7 +42,7 @@ class Arrow(WholeFiles):
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
         opened, row = _opened(piece.file), 0
-        refuse_others(piece.file, opened.schema.names, schema.names, self.known)
+        refuse_others(piece.file, opened.schema.names, schema.names, self.allowed)
         try:
             if isinstance(opened, pa.RecordBatchFileReader):
                 stop = opened.num_record_batches if piece.stop is None else piece.stop

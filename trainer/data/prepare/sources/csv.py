@@ -58,7 +58,7 @@ class Csv(WholeFiles):
         try:
             names = _header(file)
             if names:
-                refuse_others(file, names, schema.names, self.known)
+                refuse_others(file, names, schema.names, self.allowed)
             for cells in _batches(file, names, schema.names, bad, skipped):
                 found, bad[:] = list(bad), []
                 yield _cast(Chunk(cells, _row_of(file, row, skipped), found), schema)

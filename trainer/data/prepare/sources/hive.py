@@ -31,6 +31,14 @@ class Hive:
         self._types: dict[str, pa.DataType] = {}
         self._inner = pa.schema([])
 
+    @property
+    def chosen(self) -> bool:
+        return self.reader.chosen
+
+    @chosen.setter
+    def chosen(self, chosen: bool) -> None:
+        self.reader.chosen = chosen
+
     def choose(self, files: Sequence[File]) -> list[File]:
         return self.reader.choose(files)
 

@@ -51,8 +51,7 @@ class JsonLines(WholeFiles):
         return cut_lines(file, size)
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        # Who chose columns knows of others; else one that nobody has seen is no reason to lose it.
-        wanted = Wanted(schema, frozenset(self.known if set(self.known) <= set(schema.names) else ()))
+        wanted = Wanted(schema, frozenset(self.allowed))
         rows = 0
         try:
             for found, place in _read(piece, wanted):

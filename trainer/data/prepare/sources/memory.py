@@ -92,7 +92,7 @@ class Generator(WholeFiles):
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
         rows, done = self._rows(), 0
-        known = set(self.known if set(self.known) <= set(schema.names) else ())
+        known = set(self.allowed)
         while gathered := _gathered(rows, _size):
             bad: list[Bad] = []
             good = list(range(len(gathered)))

@@ -48,7 +48,7 @@ class NumPy(WholeFiles):
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
         if piece.file.url.lower().endswith(".npz"):
             arrays = _archive(piece.file)
-            refuse_others(piece.file, list(arrays), schema.names, self.known)
+            refuse_others(piece.file, list(arrays), schema.names, self.allowed)
             yield Chunk(table_of(arrays).select(schema.names), row_of(piece.file))
             return
         shape, kind, _ = _header(piece.file)

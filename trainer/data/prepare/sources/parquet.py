@@ -47,7 +47,7 @@ class Parquet(WholeFiles):
         facts = parquet.metadata
         groups = range(piece.start, facts.num_row_groups if piece.stop is None else piece.stop)
         row = sum(facts.row_group(group).num_rows for group in range(piece.start))
-        refuse_others(piece.file, parquet.schema_arrow.names, schema.names, self.known)
+        refuse_others(piece.file, parquet.schema_arrow.names, schema.names, self.allowed)
         size = sum(facts.row_group(group).total_byte_size for group in groups)
         rows = sum(facts.row_group(group).num_rows for group in groups)
         many = max(1, min(rows, rows * CHUNK_BYTES // max(1, size)))

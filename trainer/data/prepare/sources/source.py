@@ -81,6 +81,8 @@ class Reader(Protocol):
     """Columns that are a sample's content; () for all. Names of files are not."""
     problems: dict[str, str]
     """For each column that cannot be read from all files, why."""
+    chosen: bool
+    """Columns were chosen; else one that nobody has seen, in a source too large to look at as a whole, is told."""
 
     def choose(self, files: Sequence[File]) -> list[File]:
         """Those of the files that hold samples."""
@@ -113,6 +115,7 @@ class WholeFiles:
         self.known: list[str] = []
         """The columns that the files have, as far as they were looked at."""
         self.problems: dict[str, str] = {}
+        self.chosen = False
 
     def choose(self, files: Sequence[File]) -> list[File]:
         return list(files)
@@ -130,6 +133,11 @@ class WholeFiles:
 
     def attributes(self) -> dict[str, Any]:
         return {}
+
+    @property
+    def allowed(self) -> Sequence[str]:
+        """The columns that a file may have; () for any."""
+        return () if self.chosen else self.known
 
     def together(self, schemas: Sequence[tuple[File, pa.Schema]]) -> pa.Schema:
         """The columns of all files, with types that hold the values of each."""
@@ -185,13 +193,13 @@ def all_columns(found: Sequence[tuple[File, Sequence[str]]]) -> tuple[list[str],
 
 
 def refuse_others(file: File, names: Sequence[str], wanted: Sequence[str], known: Sequence[str]) -> None:
-    """DataError for a file without a column that is wanted; or with one that nobody knew of, where all are."""
+    """DataError for a file without a column that is wanted, or with one that is not known; with none known, all are."""
     refuse_twice(file, names)
     missing = next((name for name in wanted if name not in names), None)
     if missing is not None:
         raise DataError(f"{file.url} has no column {missing!r}; choose columns=[…] or src=")
-    late = next((name for name in names if name not in known), None)
-    if late is not None and set(known) <= set(wanted):
+    late = next((name for name in names if name not in known), None) if known else None
+    if late is not None:
         raise DataError(f"{file.url} has a column {late!r}, which comes too late; choose columns=[…] or src=")
 
 

@@ -51,11 +51,9 @@ class WebDataset(WholeFiles):
         found: list[Sample] = []
         bad: list[Bad] = []
         size = rows = 0
-        # Who chose columns knows of others.
-        known = self.known if set(self.known) <= set(schema.names) else []
         try:
             for key, sample in _samples(piece.file, bad):
-                reason = _unfit(sample, schema, known)
+                reason = _unfit(sample, schema, self.allowed)
                 if reason:
                     bad.append(Bad(f"{piece.file.url}: {key}", reason))
                     continue
@@ -118,17 +116,23 @@ def _extensions(file: File) -> dict[str, None]:
 def _samples(file: File, bad: list[Bad]) -> Iterator[tuple[str, Sample]]:
     """Each sample and its key; `bad` collects what is none."""
     key, sample, twice = "", Sample(), ""
-    for entry in entries(file):
-        if isinstance(entry, Bad):
-            bad.append(entry)
-            continue
-        if entry.key != key:
-            if sample and not twice:
-                yield key, sample
-            key, sample, twice = entry.key, Sample(), ""
-        if entry.extension in sample and not twice:
-            twice = entry.extension
-            bad.append(Bad(f"{file.url}: {key}", f"has .{twice} twice"))
-        sample[entry.extension] = entry.content
+    broken = None
+    try:
+        for entry in entries(file):
+            if isinstance(entry, Bad):
+                bad.append(entry)
+                continue
+            if entry.key != key:
+                if sample and not twice:
+                    yield key, sample
+                key, sample, twice = entry.key, Sample(), ""
+            if entry.extension in sample and not twice:
+                twice = entry.extension
+                bad.append(Bad(f"{file.url}: {key}", f"has .{twice} twice"))
+            sample[entry.extension] = entry.content
+    except CutShortError as error:
+        broken = error
     if sample and not twice:
         yield key, sample
+    if broken is not None:
+        raise broken
