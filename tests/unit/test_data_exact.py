@@ -17,12 +17,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_helpers import Outcome, outcome, read
+from dataset_helpers import outcome, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prepare import prepare, prepare_frame, prepare_rows
-from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare import prepare_frame, prepare_rows
 from trainer.data.prepare.sources import lines, parquet
 from trainer.errors import DataError
 
@@ -63,6 +62,7 @@ def equal(one: Any, other: Any) -> bool:
     return bool(one == other or (one != one and other != other))
 
 
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
 @settings(max_examples=200)
 @given(
     st.lists(st.tuples(st.sampled_from(NUMBERS), st.lists(VALUES, min_size=1, max_size=4)), min_size=1, max_size=4),
@@ -155,7 +155,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 def test_a_compressed_file_that_is_cut_is_named_and_its_rows_before_are_kept(
     tmp_path: Path, name: str, suffix: str
 ) -> None:
-    texts = {"a.jsonl": ['{"n": %d}' % n for n in range(5000)], "a.csv": ["n", *map(str, range(5000))]}
+    texts = {"a.jsonl": [f'{{"n": {n}}}' for n in range(5000)], "a.csv": ["n", *map(str, range(5000))]}
     text = "\n".join(texts.get(name, list(map(str, range(5000))))) + "\n"
     whole = COMPRESSORS[suffix](text.encode())
     file = tmp_path / f"{name}{suffix}"
@@ -164,14 +164,12 @@ def test_a_compressed_file_that_is_cut_is_named_and_its_rows_before_are_kept(
     assert len(rows) == 5000
     for cut in (0, 1, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:cut])
-        try:
-            found = outcome(file)
-        except DataError as error:
-            assert file.name in str(error)
-            assert "cut short" in str(error) or "is empty" in str(error)
-            continue
-        assert found.rows == rows[: len(found.rows)]
+        (tmp_path / f"0{name}").write_text(text[:200].rpartition("\n")[0] + "\n")
+        found = outcome(tmp_path)
+        count = len(outcome(tmp_path / f"0{name}").rows)
+        assert found.rows[count:] == rows[: len(found.rows) - count]
         assert len(found.places) == 1
+        assert file.name in found.places[0]
         assert "cut short" in found.reasons[0] or "is empty" in found.reasons[0]
 
 

@@ -144,7 +144,7 @@ def test_of_a_source_too_large_to_look_at_the_rest_is_checked(tmp_path: Path, mo
     for module in (jsonl, __import__("trainer.data.prepare.sources.source", fromlist=["source"])):
         monkeypatch.setattr(module, "LOOK_BYTES", 1000)
     monkeypatch.setattr(jsonl, "BLOCK", 500)
-    texts = ['{"x": %d}' % n for n in range(2000)]
+    texts = [f'{{"x": {n}}}' for n in range(2000)]
     texts[777], texts[888], texts[999] = '{"x": 0.5}', '{"x": 9, "late": 1}', '{"x": "text"}'
     (tmp_path / "a.jsonl").write_text("\n".join(texts))
     found = outcome(tmp_path / "a.jsonl")

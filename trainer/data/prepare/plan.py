@@ -20,7 +20,7 @@ from trainer.data.prepare.tokenizers import BYTES, Tokenizer, open_tokenizer, to
 from trainer.data.prepare.unit import Job
 from trainer.errors import DataError
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the same source and options come to give other shards, so that no half of each is mixed."""
 
 

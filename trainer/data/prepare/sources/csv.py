@@ -151,7 +151,7 @@ def _without_end(last: pa.Table, file: File, row: int, bad: list[Bad], skipped: 
 
 
 class _Blocks:
-    """A text for PyArrow, read by whole lines: where CRLF lies at the border of two blocks, it loses bytes or its way."""
+    """A text for PyArrow, read by whole lines: where CRLF lies at the border of two blocks, it loses bytes."""
 
     closed = False
 

@@ -70,8 +70,8 @@ def reader_of(name: str) -> Reader:
 
     readers: dict[str, type[Reader]] = {
         "parquet": parquet.Parquet, "arrow": arrow.Arrow, "hf": arrow.HuggingFace, "csv": csv.Csv,
-        "jsonl": jsonl.JsonLines, "text": text.Text, "files": files.Files, "images": files.Images,
-        "webdataset": webdataset.WebDataset, "npy": npy.NumPy,
+        "jsonl": jsonl.JsonLines, "json": jsonl.JsonLines, "text": text.Text, "files": files.Files,
+        "images": files.Images, "webdataset": webdataset.WebDataset, "npy": npy.NumPy,
     }  # fmt: skip
     return readers[name]()
 

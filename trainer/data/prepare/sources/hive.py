@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -17,8 +18,11 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def parts_of(file: File) -> dict[str, str]:
-    """Column to value, by the folders between the one that was given and the file."""
-    folders = (folder.partition("=") for folder in file.name.split("/")[:-1])
+    """Column to value, by the folders of the file below the one that was given, and by that and its parents as far as
+    they are named so."""
+    above = file.url.removesuffix(file.name).rstrip("/").split("/")
+    named = itertools.takewhile(lambda folder: "=" in folder, reversed(above))
+    folders = (folder.partition("=") for folder in (*reversed(list(named)), *file.name.split("/")[:-1]))
     return {unquote(name): unquote(value) for name, equals, value in folders if name and equals}
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from trainer.data.prepare.sources.json_values import DECODER, as_row, loaded
 from trainer.data.prepare.sources.source import File
-from trainer.data.prepare.sources.streams import CutShortError, open_text
+from trainer.data.prepare.sources.streams import CutShortError, open_text, text_head
 
 HEAD = 1 << 16
 BLOCK = 1 << 20
@@ -20,13 +20,12 @@ NEAR = 32
 
 def is_array(file: File) -> bool:
     """True if the file is one array, and not lines of which the first is one by mistake."""
-    with open_text(file) as stream:
-        try:
-            head = stream.read(HEAD).lstrip()
-        except CutShortError:
-            return False
-    line, _, rest = head.partition(b"\n")
-    return bool(head.startswith(b"[") and not (rest.strip() and loaded(line) == "is no JSON object"))
+    try:
+        head = text_head(file, HEAD).lstrip()
+    except CutShortError:
+        return False
+    line, _, rest = head.partition("\n")
+    return head.startswith("[") and not (rest.strip() and loaded(line.encode()) == "is no JSON object")
 
 
 def elements(file: File) -> Iterator[tuple[int, Any, int]]:

@@ -100,25 +100,26 @@ def read_lines(block: bytes, wanted: Wanted) -> Rows:
     return rows_of(lines_of(block), wanted)
 
 
-def seen_in(values: Iterable[tuple[int, Any]]) -> dict[str, Values]:
-    """What the columns of these values hold."""
-    found: dict[str, Values] = {}
-    for _, row in values:
-        if isinstance(row, dict):
-            for name, value in row.items():
-                found.setdefault(name, Values()).see(value)
-    return found
+Seen = dict[str, Values]
+"""What was seen of each column."""
 
 
-def seen_in_lines(block: bytes) -> dict[str, Values]:
-    """What the columns of a block of lines hold."""
+def see(row: Any, found: Seen) -> None:
+    """Count the values of an object."""
+    if isinstance(row, dict):
+        for name, value in row.items():
+            found.setdefault(name, Values()).see(value)
+
+
+def see_lines(block: bytes, found: Seen) -> None:
+    """Count the values of a block of lines."""
     table = _by_arrow(block, _filled(block), None)
     if table is None:
-        return seen_in(lines_of(block))
-    found: dict[str, Values] = {}
+        for _, row in lines_of(block):
+            see(row, found)
+        return
     for name, column in zip(table.column_names, table.columns, strict=True):
         found.setdefault(name, Values()).see_column(column)
-    return found
 
 
 def _filled(block: bytes) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from trainer.data.prepare.sources.json_array import elements, is_array
-from trainer.data.prepare.sources.json_values import Rows, Wanted, read_lines, rows_of, seen_in, seen_in_lines
+from trainer.data.prepare.sources.json_values import Rows, Seen, Wanted, read_lines, rows_of, see, see_lines
 from trainer.data.prepare.sources.lines import BLOCK, cut_lines, line_at, line_blocks
 from trainer.data.prepare.sources.source import (
     CHUNK_BYTES,
@@ -33,7 +33,7 @@ class JsonLines(WholeFiles):
 
     def open(self, files: Sequence[File]) -> pa.Schema:
         pieces = looked_at([piece for file in files for piece in self.cut(file, BLOCK)])
-        by_file: dict[str, dict[str, Values]] = {}
+        by_file: dict[str, Seen] = {}
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             for piece, found in zip(pieces, pool.map(_seen, pieces), strict=True):
                 for name, values in found.items():
@@ -93,14 +93,12 @@ def _chunk(found: Rows, place: Callable[[int], str]) -> Chunk:
     return Chunk(found.table, lambda row: place(int(found.numbers[row])), bad)
 
 
-def _seen(piece: Piece) -> dict[str, Values]:
-    found: dict[str, Values] = {}
+def _seen(piece: Piece) -> Seen:
+    found: Seen = {}
     size = 0
     try:
-        for values, length in _values(piece):
+        for length in _see(piece, found):
             size += length
-            for name, seen in values.items():
-                found.setdefault(name, Values()).add(seen)
             if size > LOOK_BYTES:
                 break
     except CutShortError:
@@ -108,8 +106,13 @@ def _seen(piece: Piece) -> dict[str, Values]:
     return found
 
 
-def _values(piece: Piece) -> Iterator[tuple[dict[str, Values], int]]:
+def _see(piece: Piece, found: Seen) -> Iterator[int]:
+    """Count the values of a piece; the bytes that are done."""
     if not piece.start and is_array(piece.file):
-        yield from ((seen_in([(number, value)]), size) for number, value, size in elements(piece.file))
+        for _, value, size in elements(piece.file):
+            see(value, found)
+            yield size
     else:
-        yield from ((seen_in_lines(block), len(block)) for _, block in line_blocks(piece))
+        for _, block in line_blocks(piece):
+            see_lines(block, found)
+            yield len(block)

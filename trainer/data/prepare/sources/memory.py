@@ -167,8 +167,6 @@ def _stacked(values: list[Any]) -> pa.ChunkedArray:
     for value in values:
         if value.dtype != stacked.dtype and not np.array_equal(stacked.dtype.type(value).astype(value.dtype), value):
             raise ValueError(f"{value.dtype} is rounded by {stacked.dtype}")
-    if stacked.dtype.kind in "mM" and np.isnat(stacked).any():
-        raise ValueError("a time is missing")
     return table_of({"": stacked}).column(0)
 
 

@@ -69,6 +69,8 @@ def _archive(file: File) -> dict[str, NDArray[Any]]:
     try:
         with open_file(file) as source, np.load(io.BytesIO(source.read()), allow_pickle=False) as archive:
             arrays = {name: _native(archive[name]) for name in archive.files}
+            for array in arrays.values():
+                _refuse_kind(file, array.dtype)
     except (ValueError, OSError) as error:
         raise DataError(f"{file.url} cannot be read: {error}") from error
     lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
@@ -86,9 +88,15 @@ def _header(file: File) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         shape, fortran, kind = read(head)
     except ValueError as error:
         raise DataError(f"{file.url} is no .npy file: {error}") from error
+    _refuse_kind(file, kind)
     if (fortran and len(shape) > 1) or kind.hasobject or not shape:
         raise DataError(f"{file.url} must hold numbers in C order, samples first; it has shape {shape} of {kind}")
     return shape, kind, head.tell()
+
+
+def _refuse_kind(file: File, kind: np.dtype[Any]) -> None:
+    if kind.kind not in "biufmM" or kind.itemsize > 8:
+        raise DataError(f"{file.url} holds values of type {kind}; only numbers, truths and times train")
 
 
 def _row_bytes(shape: tuple[int, ...], kind: np.dtype[Any]) -> int:

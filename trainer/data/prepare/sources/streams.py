@@ -66,6 +66,17 @@ def open_text(file: File) -> Any:
     return _Text(stream, head[len(mark) :], file, decoder, len(mark))
 
 
+def text_head(file: File, size: int) -> str:
+    """The beginning of a file's text, without a byte order mark; some `size` bytes of it."""
+    if codec_of(file) is None:
+        head = read_file(file, 0, size)
+    else:
+        with open_plain(file) as stream:
+            head = stream.read(size)
+    mark, encoding = _marked(head)
+    return codecs.getincrementaldecoder(encoding)("replace").decode(head[len(mark) :])
+
+
 def is_cuttable(file: File) -> bool:
     """True if a byte of the file is a byte of its text, wherever reading begins."""
     return codec_of(file) is None and _marked(read_file(file, 0, MARK_BYTES))[1] == "utf-8"
