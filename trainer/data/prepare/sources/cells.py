@@ -16,11 +16,14 @@ from trainer.data.prepare.sources.values import EXACT, HIGHEST, HIGHEST_UNSIGNED
 BLANKS = " \t"
 WHOLE = r"-?(?:0|[1-9][0-9]*)"
 FLOAT = rf"{WHOLE}(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|-?\.[0-9]+(?:[eE][+-]?[0-9]+)?"
-WORD = r"-?(?:nan|NaN|inf|Inf|INF|Infinity)"
+INFINITE = r"-?(?:inf|Inf|INF|Infinity)"
+WORD = rf"-?(?:nan|NaN)|{INFINITE}"
 BOOL = r"true|false|True|False|TRUE|FALSE"
 CODE = r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\+\.[0-9]+(?:[eE][+-]?[0-9]+)?|0[xX][0-9a-fA-F]+"
 """What only looks like a number, where it is none of the above."""
 NULL = r"|NA|N/A|n/a|#NA|#N/A|NULL|null|None"
+BEGINNINGS = r"[-+.#0-9tTfFnNiI]"
+"""With what all of these begin."""
 STRAYS = 1000
 """A column of so many numbers for one cell that is none is one of numbers, in which that cell is bad."""
 _WHOLE = re.compile(WHOLE)
@@ -73,25 +76,31 @@ class Cells:
         return pa.uint64() if not self.low and self.high <= HIGHEST_UNSIGNED else pa.string()
 
 
-def seen(cells: pa.Array) -> Cells:
+def see(cells: pa.Array, found: Cells) -> None:
     """Count the cells of a column of bytes."""
-    found = Cells()
+    if found.words:  # others are likely to be words too: what begins as one is looked at no further
+        likely = _matches(cells, f"(?s:{BEGINNINGS}.*)|")
+        found.words += len(cells) - _count(likely)
+        cells = cells.filter(likely)
     whole = _matches(cells, WHOLE)
-    found.wholes = _count(whole)
-    if found.wholes:
-        found.low, found.high = _ends(_texts(cells.filter(whole)))
-    rest = cells.filter(pc.invert(whole))
+    wholes = _count(whole)
+    if wholes:
+        found.wholes += wholes
+        low, high = _ends(_texts(cells if wholes == len(cells) else cells.filter(whole)))
+        found.low, found.high = min(found.low, low), max(found.high, high)
+    if wholes == len(cells):
+        return
+    rest = cells.filter(pc.invert(whole)) if wholes else cells
     floats = _matches(rest, f"{FLOAT}|{WORD}")
     texts = _texts(rest.filter(floats))
+    infinite = _count(pc.is_inf(texts.cast(pa.float64())))
+    large = infinite and infinite - _count(_matches(texts, INFINITE))  # beyond what a float holds
+    found.floats += len(texts) - large
     rest = rest.filter(pc.invert(floats))
-    large = _count(pc.is_inf(texts.cast(pa.float64()))) - _count(_matches(texts, WORD))  # beyond what a float holds
-    large += _count(pc.is_nan(texts.cast(pa.float64())))
-    found.floats = len(texts) - large
-    found.bools = _count(_matches(rest, BOOL))
-    codes = _count(_matches(rest, CODE))
-    found.codes = codes + large
-    found.words = len(rest) - codes - found.bools - _count(_matches(rest, NULL))
-    return found
+    bools, codes = _count(_matches(rest, BOOL)), _count(_matches(rest, CODE))
+    found.bools += bools
+    found.codes += codes + large
+    found.words += len(rest) - codes - bools - _count(_matches(rest, NULL))
 
 
 def _count(mask: pa.BooleanArray) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from trainer.data.prepare.sources.cells import Cells, seen, typed
+from trainer.data.prepare.sources.cells import Cells, see, typed
 from trainer.data.prepare.sources.source import (
     LOOK_BYTES,
     Bad,
@@ -100,7 +100,7 @@ def _seen(file: File, names: list[str]) -> dict[str, Cells]:
     try:
         for batch in _batches(file, names, names, [], []):
             for name in names:
-                found[name].add(seen(batch.column(name).combine_chunks()))
+                see(batch.column(name).combine_chunks(), found[name])
             size += batch.nbytes
             if size > LOOK_BYTES:
                 break

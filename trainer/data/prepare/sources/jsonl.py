@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from trainer.data.prepare.sources.json_array import elements, is_array
-from trainer.data.prepare.sources.json_values import Rows, Seen, Wanted, read_lines, rows_of, see, see_lines
+from trainer.data.prepare.sources.json_values import Guess, Rows, Seen, Wanted, read_lines, rows_of, see, see_lines
 from trainer.data.prepare.sources.lines import BLOCK, cut_lines, line_at, line_blocks
 from trainer.data.prepare.sources.source import (
     CHUNK_BYTES,
@@ -34,8 +34,9 @@ class JsonLines(WholeFiles):
     def open(self, files: Sequence[File]) -> pa.Schema:
         pieces = looked_at([piece for file in files for piece in self.cut(file, BLOCK)])
         by_file: dict[str, Seen] = {}
+        guess = Guess()
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            for piece, found in zip(pieces, pool.map(_seen, pieces), strict=True):
+            for piece, found in zip(pieces, pool.map(lambda piece: _seen(piece, guess), pieces), strict=True):
                 for name, values in found.items():
                     by_file.setdefault(piece.file.url, {}).setdefault(name, Values()).add(values)
         if not by_file:
@@ -93,11 +94,11 @@ def _chunk(found: Rows, place: Callable[[int], str]) -> Chunk:
     return Chunk(found.table, lambda row: place(int(found.numbers[row])), bad)
 
 
-def _seen(piece: Piece) -> Seen:
+def _seen(piece: Piece, guess: Guess) -> Seen:
     found: Seen = {}
     size = 0
     try:
-        for length in _see(piece, found):
+        for length in _see(piece, found, guess):
             size += length
             if size > LOOK_BYTES:
                 break
@@ -106,7 +107,7 @@ def _seen(piece: Piece) -> Seen:
     return found
 
 
-def _see(piece: Piece, found: Seen) -> Iterator[int]:
+def _see(piece: Piece, found: Seen, guess: Guess) -> Iterator[int]:
     """Count the values of a piece; the bytes that are done."""
     if not piece.start and is_array(piece.file):
         for _, value, size in elements(piece.file):
@@ -114,5 +115,5 @@ def _see(piece: Piece, found: Seen) -> Iterator[int]:
             yield size
     else:
         for _, block in line_blocks(piece):
-            see_lines(block, found)
+            see_lines(block, found, guess)
             yield len(block)
