@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
 from trainer.data.index import ShardIndex
+from trainer.data.prepare.options import PrepareOptions
+from trainer.data.prepare.plan import plan
+from trainer.data.prepare.sources.formats import open_source
+from trainer.data.prepare.sources.source import Bad
+from trainer.data.prepare.unit import cleaned
 
 
 def lines(folder: Path, count: int = 400, files: int = 3) -> list[str]:
@@ -34,3 +40,29 @@ def read(folder: Path, split: str = "") -> pa.Table:
     index = ShardIndex.read(str(folder / split))
     files = [str(folder / split / shard.file) for shard in index.shards]
     return pa.concat_tables([pa.ipc.open_file(pa.memory_map(file)).read_all() for file in files])
+
+
+class Outcome(NamedTuple):
+    """What a preparation made of a source."""
+
+    table: pa.Table
+    places: list[str]
+    """Of the bad records."""
+    reasons: list[str]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return list(self.table.to_pylist())
+
+    def column(self, name: str) -> Any:
+        return self.table[name].to_numpy()
+
+
+def outcome(src: Path, **options: Any) -> Outcome:
+    """All good rows of a source and what is said of the others, as `prepare` reads them; nothing is written."""
+    chosen = PrepareOptions(**{"src": [str(src)], "dst": str(src.parent / "set"), "max_bad": 10**6, **options})
+    todo = plan(chosen, *open_source(chosen))
+    bad: list[Bad] = []
+    tables = [rows for unit in todo.units for rows in cleaned(todo.job, unit, bad, lambda rows, size: None)]
+    table = pa.concat_tables(tables) if tables else todo.job.target.empty_table()
+    return Outcome(table, [one.place for one in bad], [one.reason for one in bad])

@@ -94,7 +94,7 @@ def test_all_bad_rows_of_a_batch_are_told_at_once_with_their_reasons() -> None:
         Images()({"image": files})
     errors = caught.value.errors
     assert list(errors) == [0, 2, 3, 5, 6]
-    assert errors[0] == errors[3] == "ValueError: is no PNG or JPEG"
+    assert errors[0] == errors[3] == "ValueError: is no PNG, JPEG, WEBP, GIF, BMP, TIFF or PPM"
     assert "truncated" in errors[2]
     assert "8 bits" in errors[5]
     assert "DecompressionBomb" in errors[6]
@@ -183,5 +183,5 @@ def test_a_run_leaves_out_the_images_that_do_not_decode_and_names_them_where_it_
     kept = Gather(data, 0, Images(dtype="uint8"), on_bad=BadSample.skip)(request)
     assert kept.ids.tolist() == kept.batch["id"].tolist() == [0, 5]
     assert np.array_equal(kept.batch["image"][1].permute(1, 2, 0).numpy(), pixels(seed=5))
-    with pytest.raises(DataError, match=r"shard-1.arrow, row 2: ValueError: is no PNG or JPEG"):
+    with pytest.raises(DataError, match=r"shard-1.arrow, row 2: ValueError: is no PNG, JPEG, WEBP"):
         Gather(data, 0, Images())(request)

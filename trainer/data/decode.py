@@ -5,10 +5,7 @@ Each is a pure function of the batch. Samples that do not decode are told all at
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping, Sequence
-from io import BytesIO
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainer.data.bad import BadSamples
+from trainer.data.pixels import FORMATS, pillow, upright
 from trainer.data.ragged import Ragged
 from trainer.errors import ConfigError, DataError
 
@@ -24,7 +22,6 @@ Columns = Mapping[str, Tensor | Ragged]
 
 CHANNELS = {"RGB": 3, "L": 1}
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
-FORMATS = ("PNG", "JPEG")
 
 
 class Each:
@@ -43,7 +40,7 @@ class Each:
 
 
 class Images:
-    """PNG and JPEG become [n, channels, height, width].
+    """Still images of the formats that `prepare` takes become [n, channels, height, width], turned as EXIF says.
 
     Args:
         column: which holds the files' bytes.
@@ -64,7 +61,7 @@ class Images:
         for key, value, known in (("mode", mode, CHANNELS), ("dtype", dtype, DTYPES)):
             if value not in known:
                 raise ConfigError(f"data.decode.{key}={value!r} must be one of {', '.join(known)}")
-        _pillow()
+        pillow()
         self.column, self.mode, self.dtype = column, mode, dtype
         self.size = None if size is None else (int(size[0]), int(size[1]))
 
@@ -80,19 +77,15 @@ class Images:
         return {**batch, self.column: stacked.div_(255) if self.dtype == "float32" else stacked}
 
     def _decode(self, content: bytes) -> Tensor:
-        pillow = _pillow()
         try:
-            opened = pillow.open(BytesIO(content), formats=FORMATS)
-        except pillow.UnidentifiedImageError:
-            raise ValueError("is no PNG or JPEG") from None  # Pillow's own text has an address in it
-        with opened as image:
-            if image.mode.startswith(("I", "F")):
-                # Pillow would clip them to 8 bits.
-                raise ValueError(f"{image.mode} pixels; only images of 8 bits a channel are decoded")
-            image = image.convert(self.mode)
-            if self.size is not None and image.size != self.size[::-1]:
-                image = image.resize(self.size[::-1], pillow.Resampling.BILINEAR)
-            pixels = np.array(image)
+            image = upright(content).convert(self.mode)
+        except pillow().UnidentifiedImageError:
+            raise ValueError(
+                f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
+            ) from None  # Pillow's own text has an address in it
+        if self.size is not None and image.size != self.size[::-1]:
+            image = image.resize(self.size[::-1], pillow().Resampling.BILINEAR)
+        pixels = np.array(image)
         return torch.from_numpy(pixels.reshape(*pixels.shape[:2], CHANNELS[self.mode])).permute(2, 0, 1)
 
 
@@ -133,10 +126,3 @@ def _described(batch: Columns) -> str:
         return "ragged " + str(column.values.dtype) if isinstance(column, Ragged) else column.dtype
 
     return ", ".join(f"{name} ({kind(column)})" for name, column in batch.items())
-
-
-def _pillow() -> ModuleType:
-    try:
-        return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise ConfigError(f"decoding images needs {error.name}: pip install 'everstep[images]'") from error

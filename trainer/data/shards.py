@@ -114,7 +114,7 @@ def table_of(arrays: Arrays) -> pa.Table:
 
 def _to_arrow(array: NDArray[Any]) -> pa.Array:
     flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype == bool:
+    if flat.dtype == bool or flat.dtype.kind in "mM":  # of times, not all lie in memory as Arrow's do
         values = pa.array(flat)
     else:
         values = pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)])

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from blake3 import blake3
 from numpy.typing import NDArray
 
+from trainer.data.prepare.exact import cast_exactly
 from trainer.data.prepare.sources.source import Bad, Chunk
 from trainer.data.shards import stored
 from trainer.errors import DataError, nearest
@@ -43,7 +44,7 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 
 def _unwrapped(kind: pa.DataType) -> pa.DataType:
     """Hugging Face keeps images and audio as a struct of bytes and path: the bytes are what counts."""
-    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+    if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
         return kind.field("bytes").type
     return kind
 
@@ -79,22 +80,19 @@ def _cast(name: str, column: pa.Array, via: pa.DataType, to: pa.DataType, most: 
             part = pc.struct_field(part, "bytes")
         if part.type == to:
             return part
-        if _is_bytes(part.type) and not _is_bytes(to):
-            part = part.cast(pa.large_string())  # refuses what is not UTF-8
-        return part.cast(via).cast(to) if part.type != to else part
+        made = cast_exactly(part, to if pa.types.is_decimal(via) else via)
+        # How times are stored is no matter of their value.
+        return made.cast(to) if pa.types.is_temporal(via) else cast_exactly(made, to)
 
+    if not len(column):
+        return pa.array([], to), {}
     try:
-        wrong = misfits(column, via, build, most)
-        if wrong:
-            return column, wrong
         converted = build(column)
     except NotImplementedError as error:
         raise DataError(f"column {name!r} of type {column.type} cannot become {via}; choose columns=[…]") from error
+    except (TypeError, ValueError, OverflowError):
+        return column, misfits(column, via, build, most)
     return converted, {int(row): "is null" for row in null_rows(converted)}
-
-
-def _is_bytes(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most: int = 1 << 60) -> dict[int, str]:
@@ -103,7 +101,7 @@ def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most
     Found by halving, so that one in a million costs 20 builds; ends early when more than `most` are found.
     """
     found: dict[int, str] = {}
-    parts = [(0, len(values))]
+    parts = [(0, len(values))] if len(values) else []
     while parts and len(found) <= most:
         start, stop = parts.pop()
         try:

@@ -10,7 +10,7 @@ from typing import Any
 from trainer.errors import ConfigError, nearest
 
 FORMATS = (
-    "parquet", "arrow", "hf", "csv", "jsonl", "text", "files", "images", "webdataset", "npy", "generator",
+    "parquet", "arrow", "hf", "csv", "jsonl", "json", "text", "files", "images", "webdataset", "npy", "generator",
 )  # fmt: skip
 COMPRESSIONS = ("none", "lz4", "zstd")
 FREE_ON_RESUME = ("dst", "processes", "max_bad", "append")

@@ -20,7 +20,7 @@ from trainer.data.prepare.tokenizers import BYTES, Tokenizer, open_tokenizer, to
 from trainer.data.prepare.unit import Job
 from trainer.errors import DataError
 
-LAYOUT = 1
+LAYOUT = 2
 """Raised when the same source and options come to give other shards, so that no half of each is mixed."""
 
 
@@ -55,8 +55,12 @@ def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: 
     tokenizer = open_tokenizer(options.tokenizer, options.separator) if options.tokenizer else None
     text = _text_column(options, there) if tokenizer else None
     kept = _kept(options, there, text)
+    reader.chosen = options.columns is not None or text is not None
     extra = [options.key] if options.key and options.key not in kept else []
     source = select(there, [*kept, *extra])
+    problem = next((reader.problems[name] for name in source.names if name in reader.problems), None)
+    if problem:
+        raise DataError(problem)
     target = stored_schema(source)
     if text is not None:
         kind = pa.large_binary() if options.tokenizer == BYTES else pa.large_string()

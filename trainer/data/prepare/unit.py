@@ -94,7 +94,7 @@ def write_unit(job: Job, unit: Unit, keep: NDArray[np.bool_] | None, say: Say) -
     }
     samples, sides = _Samples(job), _Sides(job)
     done = 0
-    for rows in _cleaned(job, unit, record.bad, say):
+    for rows in cleaned(job, unit, record.bad, say):
         if keep is not None:
             mask = keep[done : done + rows.num_rows]
             done += rows.num_rows
@@ -111,11 +111,11 @@ def write_unit(job: Job, unit: Unit, keep: NDArray[np.bool_] | None, say: Say) -
 
 def digest_unit(job: Job, unit: Unit, say: Say) -> Digests:
     """The digest of each good row's content."""
-    found = [row_digests(rows, job.content) for rows in _cleaned(job, unit, [], say)]
+    found = [row_digests(rows, job.content) for rows in cleaned(job, unit, [], say)]
     return np.concatenate([np.empty((0, 2), np.uint64), *found])
 
 
-def _cleaned(job: Job, unit: Unit, bad: list[Bad], say: Say) -> Iterator[pa.Table]:
+def cleaned(job: Job, unit: Unit, bad: list[Bad], say: Say) -> Iterator[pa.Table]:
     """The unit's good rows; `bad` collects the others, and too many of them end it."""
     most, said = job.options.max_bad, 0
     for read in job.reader.read(unit.pieces, job.source):
@@ -145,8 +145,8 @@ def refuse_bad(bad: list[Bad], most: int, dst: str) -> None:
     if len(bad) > most:
         first, where = bad[0], join_url(dst, "bad.jsonl")
         raise TooManyBadError(
-            f"{first.place} {first.reason}: {len(bad)} bad so far, max_bad={most}; mend the source or set max_bad= "
-            f"higher (all that were found: {where})",
+            f"{first.place} {first.reason}: {len(bad)} bad so far, max_bad={most}; mend the source, "
+            f"choose columns= or set max_bad= higher (all that were found: {where})",
             bad,
         )
 

@@ -10,7 +10,16 @@ from typing import Any
 import pyarrow as pa
 
 from trainer.data.prepare.sources.listing import is_url, open_file, read_file
-from trainer.data.prepare.sources.source import Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
+from trainer.data.prepare.sources.source import (
+    Chunk,
+    File,
+    Piece,
+    WholeFiles,
+    in_parallel,
+    refuse_others,
+    row_of,
+    spread,
+)
 from trainer.errors import DataError
 
 MAGIC = b"ARROW1"
@@ -20,7 +29,7 @@ class Arrow(WholeFiles):
     """Reads Arrow IPC files, cut by record batches, and streams."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        return same_columns([(file, _opened(file).schema) for file in spread(files)])
+        return self.together(in_parallel(lambda file: _opened(file).schema, spread(files)))
 
     def cut(self, file: File, size: int) -> list[Piece]:
         opened = _opened(file) if file.size > size else None
@@ -33,9 +42,7 @@ class Arrow(WholeFiles):
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
         opened, row = _opened(piece.file), 0
-        missing = [name for name in schema.names if name not in opened.schema.names]
-        if missing:
-            raise DataError(f"{piece.file.url} has no column {missing[0]!r}; choose columns=[…] or src=")
+        refuse_others(piece.file, opened.schema.names, schema.names, self.allowed)
         try:
             if isinstance(opened, pa.RecordBatchFileReader):
                 stop = opened.num_record_batches if piece.stop is None else piece.stop

@@ -1,48 +1,209 @@
-"""CSV and TSV: a file is one piece, streamed; cells are cast afterwards, so that a bad one is named."""
+"""CSV and TSV: a file is one piece, streamed; types are told from all cells, and a cell of another one is named."""
 
 from __future__ import annotations
 
+import csv as python_csv
+import io
+import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from trainer.data.prepare.sources.lines import head_lines, open_text
-from trainer.data.prepare.sources.source import Bad, Chunk, File, Piece, WholeFiles, row_of, same_columns, spread
+from trainer.data.prepare.sources.cells import Cells, see, typed
+from trainer.data.prepare.sources.source import (
+    LOOK_BYTES,
+    Bad,
+    Chunk,
+    File,
+    Piece,
+    WholeFiles,
+    all_columns,
+    ended_early,
+    looked_at,
+    refuse_others,
+    refuse_twice,
+)
+from trainer.data.prepare.sources.streams import CutShortError, open_text, suffix_of
+from trainer.data.prepare.sources.values import in_all
 from trainer.errors import DataError
 
 BLOCK = 8 << 20
+TABS = (".tsv", ".tab")
+END = b"\x02everstep end of file\x03"
+"""The cells of a row after the last one, where a quote may be open: if it is, they are part of a cell."""
 
 
 class Csv(WholeFiles):
     """Reads files whose first line names the columns."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        return same_columns([(file, _inferred(file)) for file in spread(files)])
+        chosen = [piece.file for piece in looked_at([Piece(file, size=file.size) for file in files])]
+        headers = [(file, names) for file in chosen if (names := _known_header(file))]
+        if not headers:
+            _header(files[0])  # tells why
+            raise DataError(f"{files[0].url} is no CSV file: it is empty; set src=")
+        self.known, self.problems = all_columns(headers)
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            found = pool.map(lambda one: _seen(*one), headers)
+            columns = in_all(zip((file.url for file, _ in headers), found, strict=True), Cells)
+        return pa.schema([pa.field(name, columns[name].type) for name in self.known])
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        from pyarrow import csv
-
         file, row = piece.file, 0
         skipped: list[int] = []
         bad: list[Bad] = []
-        # As bytes, which never fail: what does not fit its type is found when it is cast, row by row.
-        convert = csv.ConvertOptions(
-            column_types={name: pa.large_binary() for name in schema.names}, include_columns=schema.names
-        )
-        read = csv.ReadOptions(use_threads=False, block_size=BLOCK)
         try:
-            with open_text(file) as stream:
-                for batch in csv.open_csv(stream, read, _parse_options(file, bad, skipped), convert):
-                    found, bad[:] = list(bad), []
-                    yield Chunk(pa.table(batch), _row_of(file, row, skipped), found)
-                    row += batch.num_rows
-        except KeyError as error:
-            raise DataError(f"{file.url}: {error.args[0]}; choose columns=[…] or src=") from error
-        except (pa.ArrowInvalid, OSError) as error:
-            raise DataError(f"{file.url} after row {row}: {str(error).splitlines()[0]}") from error
+            names = _header(file)
+            if names:
+                refuse_others(file, names, schema.names, self.allowed)
+            for cells in _batches(file, names, schema.names, bad, skipped):
+                found, bad[:] = list(bad), []
+                yield _cast(Chunk(cells, _row_of(file, row, skipped), found), schema)
+                row += cells.num_rows
+        except CutShortError as error:
+            yield ended_early(file, error, row, schema)
         if bad:
-            yield Chunk(pa.table({name: pa.array([], pa.large_binary()) for name in schema.names}), row_of(file), bad)
+            yield Chunk(schema.empty_table(), _row_of(file, row, skipped), bad)
+
+
+def _known_header(file: File) -> list[str]:
+    try:
+        return _header(file)
+    except CutShortError:
+        return []  # told when the file is read
+
+
+def _header(file: File) -> list[str]:
+    """The names of the columns; none in an empty file."""
+    with open_text(file) as stream:
+        head = stream.read(BLOCK)
+    try:
+        text = io.StringIO(head.decode(errors="strict" if len(head) < BLOCK else "ignore"), newline="")
+        names = next((names for names in python_csv.reader(text, delimiter=_delimiter(file)) if names), [])
+    except UnicodeDecodeError:
+        text = io.StringIO(head.decode(errors="surrogateescape"), newline="")
+        names = next((names for names in python_csv.reader(text, delimiter=_delimiter(file)) if names), [])
+    except python_csv.Error as error:
+        raise DataError(f"{file.url} is no CSV file: {error}") from error
+    if any("\ud800" <= letter <= "\udfff" for name in names for letter in name):
+        raise DataError(f"{file.url}: its first line, which names the columns, is not UTF-8; convert the file")
+    refuse_twice(file, names)
+    return names
+
+
+def _seen(file: File, names: list[str]) -> dict[str, Cells]:
+    found = {name: Cells() for name in names}
+    size = 0
+    try:
+        for batch in _batches(file, names, names, [], []):
+            for name in names:
+                see(batch.column(name).combine_chunks(), found[name])
+            size += batch.nbytes
+            if size > LOOK_BYTES:
+                break
+    except CutShortError:
+        pass  # told when the file is read
+    return found
+
+
+def _batches(file: File, names: list[str], wanted: list[str], bad: list[Bad], skipped: list[int]) -> Iterator[pa.Table]:
+    """The cells as bytes, which never fail."""
+    from pyarrow import csv
+
+    kinds = {name: pa.large_binary() for name in names}
+    convert = csv.ConvertOptions(column_types=kinds, include_columns=wanted)
+    read = csv.ReadOptions(use_threads=False, block_size=BLOCK)
+    row, last = 0, None
+    with open_text(file) as text:
+        stream = _Blocks(text, len(names), _delimiter(file))
+        try:
+            for batch in csv.open_csv(
+                pa.PythonFile(stream, mode="r"), read, _parse_options(file, bad, skipped), convert
+            ):
+                if last is not None:
+                    yield last
+                last = pa.table(batch)
+                row += last.num_rows
+        except pa.ArrowInvalid as error:
+            if "Empty CSV" not in str(error):  # as PyArrow calls a header alone
+                reason = str(error).splitlines()[0]
+                if "straddl" in reason:
+                    reason = f"a row is larger than {BLOCK >> 20} MiB, or its quote is not closed, which is the limit"
+                raise DataError(f"{file.url} after row {row}: {reason}") from error
+    if last is not None and stream.marked:
+        last = _without_end(last, file, row + len(skipped), bad, skipped)
+    if last is not None:
+        yield last
+
+
+def _without_end(last: pa.Table, file: File, row: int, bad: list[Bad], skipped: list[int]) -> pa.Table:
+    """The rows before those that were put to the end, and without one whose quote is open."""
+    rest = last.slice(0, last.num_rows - 1)
+    if all(column[-1].as_py() == END for column in last.columns):
+        return rest
+    if skipped and skipped[-1] >= row:
+        return last  # told already, as a row of another number of cells
+    bad.append(Bad(f"{file.url}: row {row}", "has a quote that is not closed"))
+    return rest
+
+
+class _Blocks:
+    """A text for PyArrow, read by whole lines: where CRLF lies at the border of two blocks, it loses bytes."""
+
+    closed = False
+
+    def __init__(self, stream: Any, columns: int, delimiter: str) -> None:
+        self._stream, self._pending, self._quotes, self.marked = stream, b"", 0, False
+        self._end = b"\n" + delimiter.encode().join([END] * columns) + b"\n"
+
+    def read(self, size: int = -1) -> bytes:
+        data, more = self._pending, b""
+        while len(data) < size and (more := self._stream.read(size - len(data))):
+            data += more
+        end = _line_end(data) if more else len(data)
+        data, self._pending = data[:end], data[end:]
+        self._quotes += data.count(b'"')
+        if not data and self._quotes % 2 and not self.marked:
+            self.marked = True
+            return self._end
+        return data
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return False
+
+    def writable(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def _line_end(data: bytes) -> int:
+    """Where the last line ends; all of what is no whole line."""
+    return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1 or len(data.rstrip(b"\r")) or len(data)
+
+
+def _cast(cells: Chunk, schema: pa.Schema) -> Chunk:
+    """The rows with the types of their columns; a row with a cell that is none of its column's is bad."""
+    columns: list[pa.Array] = []
+    wrong: dict[int, str] = {}
+    for field in schema:
+        column, fits = typed(cells.rows.column(field.name).combine_chunks(), field.type)
+        columns.append(column)
+        for row in pc.indices_nonzero(pc.invert(fits)).to_pylist():
+            wrong.setdefault(row, f"column {field.name!r}: does not fit {field.type}")
+    rows = pa.table(columns, names=schema.names)
+    if not wrong:
+        return cells._replace(rows=rows)
+    good = [row for row in range(rows.num_rows) if row not in wrong]
+    bad = [Bad(cells.place(row), wrong[row]) for row in sorted(wrong)]
+    return Chunk(rows.take(pa.array(good, pa.int64())), lambda row: cells.place(good[row]), [*cells.bad, *bad])
 
 
 def _row_of(file: File, first: int, skipped: list[int]) -> Callable[[int], str]:
@@ -57,15 +218,8 @@ def _row_of(file: File, first: int, skipped: list[int]) -> Callable[[int], str]:
     return place
 
 
-def _inferred(file: File) -> pa.Schema:
-    from pyarrow import csv
-
-    try:
-        head = pa.BufferReader(head_lines(file))
-        found = csv.read_csv(head, csv.ReadOptions(use_threads=False), _parse_options(file, [], [])).schema
-    except (pa.ArrowInvalid, OSError) as error:
-        raise DataError(f"{file.url} is no CSV file: {str(error).splitlines()[0]}") from error
-    return pa.schema([pa.field(f.name, pa.string() if pa.types.is_null(f.type) else f.type) for f in found])
+def _delimiter(file: File) -> str:
+    return "\t" if suffix_of(file) in TABS else ","
 
 
 def _parse_options(file: File, bad: list[Bad], skipped: list[int]) -> Any:
@@ -81,5 +235,4 @@ def _parse_options(file: File, bad: list[Bad], skipped: list[int]) -> Any:
         )
         return "skip"
 
-    tabs = ".tsv" in file.url
-    return csv.ParseOptions(delimiter="\t" if tabs else ",", newlines_in_values=True, invalid_row_handler=invalid)
+    return csv.ParseOptions(delimiter=_delimiter(file), newlines_in_values=True, invalid_row_handler=invalid)

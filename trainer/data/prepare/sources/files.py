@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import io
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
+from trainer.data.pixels import pillow, undecodable
 from trainer.data.prepare.sources.listing import read_files
 from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles
 from trainer.errors import DataError
@@ -42,6 +41,7 @@ class Images(Files):
     content: tuple[str, ...] = ("image",)
 
     def __init__(self) -> None:
+        super().__init__()
         self.classes: list[str] = []
 
     def choose(self, files: Sequence[File]) -> list[File]:
@@ -51,6 +51,7 @@ class Images(Files):
         return chosen
 
     def open(self, files: Sequence[File]) -> pa.Schema:
+        pillow()
         self.classes = sorted({_folder(file) for file in files})
         return pa.schema({"image": pa.large_binary(), "label": pa.int64()})
 
@@ -67,20 +68,6 @@ class Images(Files):
 
     def attributes(self) -> dict[str, Any]:
         return {"classes": self.classes}
-
-
-def undecodable(content: bytes) -> str:
-    """Why these bytes are no image; empty when they are one, or when Pillow is not there to tell."""
-    if importlib.util.find_spec("PIL") is None:
-        return ""
-    from PIL import Image
-
-    try:
-        with Image.open(io.BytesIO(content)) as image:
-            image.verify()
-    except Exception as error:  # Pillow's decoders raise what they like
-        return f"cannot be decoded ({type(error).__name__})"
-    return ""
 
 
 def _folder(file: File) -> str:

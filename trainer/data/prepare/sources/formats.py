@@ -8,16 +8,20 @@ from collections.abc import Sequence
 from trainer.data.index import INDEX
 from trainer.data.prepare.options import PrepareOptions
 from trainer.data.prepare.sources.files import IMAGES
-from trainer.data.prepare.sources.lines import CODECS
+from trainer.data.prepare.sources.hive import Hive, parts_of
 from trainer.data.prepare.sources.listing import list_files
 from trainer.data.prepare.sources.source import File, Reader
+from trainer.data.prepare.sources.streams import suffix_of
 from trainer.errors import ConfigError, DataError
 
 SUFFIXES = {
-    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".csv": "csv", ".tsv": "csv",
-    ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl", ".txt": "text", ".tar": "webdataset", ".npy": "npy",
-    ".npz": "npy", **dict.fromkeys(IMAGES, "images"),
+    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
+    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
+    ".txt": "text", ".tar": "webdataset", ".tgz": "webdataset", ".tbz2": "webdataset", ".txz": "webdataset",
+    ".npy": "npy", ".npz": "npy", **dict.fromkeys(IMAGES, "images"),
 }  # fmt: skip
+NAMED = ("files", "images", "hf")
+"""Formats whose folders are told otherwise."""
 
 
 def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
@@ -30,14 +34,18 @@ def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
         imported(options.src[0])
         return Generator(options.src[0]), [in_memory(options.src[0])]
     files = [file for file in list_files(options.src) if not _is_marker(file)]
-    if any(_suffix(file) == ".arrow" for file in files):  # a dataset may be prepared again, in another way
+    if any(suffix_of(file) == ".arrow" for file in files):  # a dataset may be prepared again, in another way
         files = [file for file in files if os.path.basename(file.url) != INDEX]
     inside = f"{os.path.abspath(os.path.expanduser(options.dst))}/"
     for file in files:
         if os.path.abspath(file.url).startswith(inside):
             raise ConfigError(f"src holds {file.url}, which lies in dst={options.dst}; choose another dst")
-    reader = reader_of(options.format or format_of(files))
-    return reader, reader.choose(files)
+    name = options.format or format_of(files)
+    reader = reader_of(name)
+    chosen = reader.choose(files)
+    if name not in NAMED and any(parts_of(file) for file in chosen):
+        reader = Hive(reader)
+    return reader, chosen
 
 
 def format_of(files: Sequence[File]) -> str:
@@ -47,7 +55,7 @@ def format_of(files: Sequence[File]) -> str:
         return "hf"
     found: dict[str, File] = {}
     for file in files:
-        found.setdefault(SUFFIXES.get(_suffix(file), "files"), file)
+        found.setdefault(SUFFIXES.get(suffix_of(file), "files"), file)
     if len(found) > 1:
         listed = ", ".join(f"{file.url} ({name})" for name, file in sorted(found.items()))
         raise DataError(f"src holds files of several formats: {listed}; set format= or a narrower src=")
@@ -62,16 +70,10 @@ def reader_of(name: str) -> Reader:
 
     readers: dict[str, type[Reader]] = {
         "parquet": parquet.Parquet, "arrow": arrow.Arrow, "hf": arrow.HuggingFace, "csv": csv.Csv,
-        "jsonl": jsonl.JsonLines, "text": text.Text, "files": files.Files, "images": files.Images,
-        "webdataset": webdataset.WebDataset, "npy": npy.NumPy,
+        "jsonl": jsonl.JsonLines, "json": jsonl.JsonLines, "text": text.Text, "files": files.Files,
+        "images": files.Images, "webdataset": webdataset.WebDataset, "npy": npy.NumPy,
     }  # fmt: skip
     return readers[name]()
-
-
-def _suffix(file: File) -> str:
-    """The last suffix, that of a compression left out."""
-    stem, suffix = os.path.splitext(file.url.lower())
-    return os.path.splitext(stem)[1] if suffix in CODECS and suffix != "" else suffix
 
 
 def _is_marker(file: File) -> bool:

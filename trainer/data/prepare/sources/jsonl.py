@@ -1,120 +1,119 @@
-"""JSON lines: PyArrow parses blocks at once; a block that it refuses is read line by line to tell which are bad."""
+"""JSON: an object a line, or a file that is one array of objects."""
 
 from __future__ import annotations
 
-import json
+import collections
+import os
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from trainer.data.prepare.cleaning import misfits
-from trainer.data.prepare.sources.lines import cut_lines, head_lines, line_at, line_blocks
-from trainer.data.prepare.sources.source import Bad, Chunk, File, Piece, WholeFiles, spread
+from trainer.data.prepare.sources.json_array import elements, is_array
+from trainer.data.prepare.sources.json_values import Guess, Rows, Seen, Wanted, read_lines, rows_of, see, see_lines
+from trainer.data.prepare.sources.lines import BLOCK, cut_lines, line_at, line_blocks
+from trainer.data.prepare.sources.source import (
+    CHUNK_BYTES,
+    LOOK_BYTES,
+    Bad,
+    Chunk,
+    File,
+    Piece,
+    WholeFiles,
+    ended_early,
+    looked_at,
+)
+from trainer.data.prepare.sources.streams import CutShortError
+from trainer.data.prepare.sources.values import Values, in_all
 from trainer.errors import DataError
 
 
 class JsonLines(WholeFiles):
-    """Reads one JSON object a line; keys that are not wanted are passed over."""
+    """Reads JSON objects; keys that are not wanted are passed over."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        return pa.schema([pa.field(f.name, _plain(f.type)) for f in _inferred(files)])
+        pieces = looked_at([piece for file in files for piece in self.cut(file, BLOCK)])
+        by_file: dict[str, Seen] = {}
+        guess = Guess()
+        with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+            for piece, found in zip(pieces, pool.map(lambda piece: _seen(piece, guess), pieces), strict=True):
+                for name, values in found.items():
+                    by_file.setdefault(piece.file.url, {}).setdefault(name, Values()).add(values)
+        if not by_file:
+            collections.deque(_read(Piece(files[0]), Wanted(pa.schema([]), frozenset())), maxlen=0)  # tells why
+            raise DataError(f"{files[0].url} begins without one JSON object a line, and is no array of objects")
+        columns = in_all(by_file.items(), Values)
+        self.known = list(columns)
+        return pa.schema([pa.field(name, values.type) for name, values in columns.items()])
 
     def cut(self, file: File, size: int) -> list[Piece]:
+        if file.size > size and is_array(file):
+            return super().cut(file, size)
         return cut_lines(file, size)
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        for offset, block in line_blocks(piece):
-            yield _parsed(block, schema, line_at(piece.file, offset, block))
-
-
-def _inferred(files: Sequence[File]) -> pa.Schema:
-    """Columns and types by the beginnings of some files; a bad line among them is left to be told when it is read."""
-    found = []
-    for file in spread(files):
-        head = head_lines(file)
+        wanted = Wanted(schema, frozenset(self.allowed))
+        rows = 0
         try:
-            found.append(_arrow(head, None).schema)
-        except pa.ArrowInvalid:
-            good = [line for line in head.splitlines() if isinstance(_loaded(line), dict)]
-            if good:
-                found.append(_by_python([_loaded(line) for line in good]))
-    if not found:
-        raise DataError(f"{files[0].url} begins without one JSON object a line; set format=")
+            for found, place in _read(piece, wanted):
+                rows += found.table.num_rows
+                yield _chunk(found, place)
+        except CutShortError as error:
+            yield ended_early(piece.file, error, rows, schema)
+
+
+def _read(piece: Piece, wanted: Wanted) -> Iterator[tuple[Rows, Callable[[int], str]]]:
+    if not piece.start and is_array(piece.file):
+        yield from _elements(piece.file, wanted)
+        return
+    for offset, block in line_blocks(piece):
+        yield read_lines(block, wanted), line_at(piece.file, offset, block)
+
+
+def _elements(file: File, wanted: Wanted) -> Iterator[tuple[Rows, Callable[[int], str]]]:
+    def place(number: int) -> str:
+        return f"{file.url}: element {number + 1}"
+
+    pending, size, broken = [], 0, None
     try:
-        return pa.unify_schemas(found, promote_options="permissive")
-    except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
-        raise DataError(f"the files' columns are not of the same types: {str(error).splitlines()[0]}") from error
+        for number, value, length in elements(file):
+            pending.append((number, value))
+            size += length
+            if size >= CHUNK_BYTES:
+                yield rows_of(pending, wanted), place
+                pending, size = [], 0
+    except CutShortError as error:
+        broken = error
+    yield rows_of(pending, wanted), place
+    if broken is not None:
+        raise broken
 
 
-def _by_python(rows: list[dict[str, Any]]) -> pa.Schema:
-    """The types of the first value of each key: the safe guess where values disagree."""
-    first: dict[str, Any] = {}
-    for row in rows:
-        for name, value in row.items():
-            if value is not None:
-                first.setdefault(name, value)
-    return pa.schema({name: pa.array([value]).type for name, value in first.items()})
+def _chunk(found: Rows, place: Callable[[int], str]) -> Chunk:
+    bad = [Bad(place(number), found.bad[number]) for number in sorted(found.bad)]
+    return Chunk(found.table, lambda row: place(int(found.numbers[row])), bad)
 
 
-def _plain(kind: pa.DataType) -> pa.DataType:
-    """Text that looks like a time is text in JSON; a column of nothing but nulls could be any."""
-    return pa.string() if pa.types.is_temporal(kind) or pa.types.is_null(kind) else kind
-
-
-def _arrow(block: bytes, schema: pa.Schema | None) -> pa.Table:
-    from pyarrow import json as arrow_json
-
-    return arrow_json.read_json(
-        pa.BufferReader(block),
-        arrow_json.ReadOptions(use_threads=False, block_size=len(block) + 1),
-        arrow_json.ParseOptions(
-            explicit_schema=schema, unexpected_field_behavior="infer" if schema is None else "ignore"
-        ),
-    )
-
-
-def _parsed(block: bytes, schema: pa.Schema, place: Callable[[int], str]) -> Chunk:
+def _seen(piece: Piece, guess: Guess) -> Seen:
+    found: Seen = {}
+    size = 0
     try:
-        str(block, "utf-8")
-        rows = _arrow(block, schema)
-        if rows.num_rows == block.count(b"\n") + (not block.endswith(b"\n")):
-            return Chunk(rows, place)
-    except (pa.ArrowInvalid, UnicodeDecodeError):
-        pass  # some line is bad: which one is found below
-    return _line_by_line(block, schema, place)
+        for length in _see(piece, found, guess):
+            size += length
+            if size > LOOK_BYTES:
+                break
+    except CutShortError:
+        pass  # told when the file is read
+    return found
 
 
-def _line_by_line(block: bytes, schema: pa.Schema, place: Callable[[int], str]) -> Chunk:
-    rows: list[dict[str, Any]] = []
-    lines: list[int] = []
-    bad: dict[int, str] = {}
-    for number, line in enumerate(block.split(b"\n")):
-        if not line.strip():
-            continue
-        value = _loaded(line)
-        if isinstance(value, dict):
-            rows.append(value)
-            lines.append(number)
-        else:
-            bad[number] = value
-    for column in schema:
-        values = [row.get(column.name) for row in rows]
-        wrong = misfits(values, column.type, lambda part, kind=column.type: pa.array(part, kind))  # type: ignore[misc]
-        for row, reason in sorted(wrong.items(), reverse=True):
-            bad[lines[row]] = f"column {column.name!r}: {reason}"
-            del rows[row], lines[row]
-    columns = {c.name: pa.array([row.get(c.name) for row in rows], c.type) for c in schema}
-    told = [Bad(place(number), bad[number]) for number in sorted(bad)]
-    return Chunk(pa.table(columns), lambda row: place(lines[row]), told)
-
-
-def _loaded(line: bytes) -> Any:
-    """The value of a line, or a string that says why there is none."""
-    try:
-        value = json.loads(line)
-    except UnicodeDecodeError:
-        return "is not UTF-8"
-    except ValueError as error:
-        return f"is no JSON: {error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__}"
-    return value if isinstance(value, dict) else "is no JSON object"
+def _see(piece: Piece, found: Seen, guess: Guess) -> Iterator[int]:
+    """Count the values of a piece; the bytes that are done."""
+    if not piece.start and is_array(piece.file):
+        for _, value, size in elements(piece.file):
+            see(value, found)
+            yield size
+    else:
+        for _, block in line_blocks(piece):
+            see_lines(block, found, guess)
+            yield len(block)

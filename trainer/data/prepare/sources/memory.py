@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import itertools
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, row_of
+from trainer.data.prepare.exact import cast_exactly
+from trainer.data.prepare.sources.source import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, refuse_twice, row_of
+from trainer.data.prepare.sources.values import HIGHEST
 from trainer.data.shards import table_of
 from trainer.errors import ConfigError, DataError
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
 ROWS_AT_A_TIME = 1024
+MISFITS = (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError)
+"""What is raised for values that do not go together."""
 
 
 def in_memory(name: str, size: int = 0) -> File:
@@ -31,9 +37,11 @@ class Table(WholeFiles):
     stays = True
 
     def __init__(self, table: pa.Table) -> None:
+        super().__init__()
         self._table = table
 
     def open(self, files: Sequence[File]) -> pa.Schema:
+        refuse_twice(files[0], self._table.schema.names)
         return self._table.schema
 
     def cut(self, file: File, size: int) -> list[Piece]:
@@ -54,6 +62,7 @@ class Documents(WholeFiles):
     content: tuple[str, ...] = ("bytes",)
 
     def __init__(self, documents: Iterable[tuple[str, bytes]]) -> None:
+        super().__init__()
         self._documents = iter(documents)
 
     def open(self, files: Sequence[File]) -> pa.Schema:
@@ -70,6 +79,7 @@ class Generator(WholeFiles):
     """Reads rows, as mappings of column to value, from a function: NumPy arrays keep their shape, lists may differ."""
 
     def __init__(self, function: str | Callable[[], Iterable[Row]]) -> None:
+        super().__init__()
         self._function = function
         self.stays = callable(function)
 
@@ -77,17 +87,21 @@ class Generator(WholeFiles):
         first = _gathered(self._rows(), _size)
         if not first:
             raise DataError(f"src={files[0].url} gives no rows")
-        return table_of_rows(first, list(first[0])).schema
+        self.known = list(dict.fromkeys(name for row in first for name in row))
+        return pa.schema([pa.field(name, type_of(name, [row.get(name) for row in first])) for name in self.known])
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
         rows, done = self._rows(), 0
+        known = set(self.allowed)
         while gathered := _gathered(rows, _size):
+            bad: list[Bad] = []
+            good = list(range(len(gathered)))
             try:
+                if known and not all(row.keys() <= known for row in gathered):
+                    raise ValueError("a column that is not known")
                 table = table_of_rows(gathered, schema.names)
-                bad: list[Bad] = []
-                good = list(range(len(gathered)))
-            except (pa.ArrowException, ValueError, TypeError, KeyError):
-                table, good, bad = _one_by_one(gathered, schema, piece.file, done)
+            except MISFITS:
+                table, good, bad = _one_by_one(gathered, schema, known, row_of(piece.file, done))
             places = row_of(piece.file, done)
             yield Chunk(table, lambda row, places=places, good=good: places(good[row]), bad)  # type: ignore[misc]
             done += len(gathered)
@@ -135,26 +149,86 @@ def imported(name: str) -> Callable[[], Iterable[Row]]:
 
 
 def table_of_rows(rows: Sequence[Row], names: Sequence[str]) -> pa.Table:
-    """A table of rows; ValueError or ArrowInvalid where they do not go together."""
+    """A table of rows; one of MISFITS where they do not go together."""
     return pa.table({name: _column([row[name] for row in rows]) for name in names})
 
 
 def _column(values: list[Any]) -> pa.ChunkedArray | pa.Array:
     if any(isinstance(value, np.ndarray) and value.ndim for value in values):
-        return table_of({"": np.stack(values)}).column(0)
+        return _stacked(values)
+    _refuse_mixed(values)
+    if all(type(value) is int for value in values) and max(values, default=0) > HIGHEST:
+        return pa.array(values, pa.uint64())
     return pa.array(values)
 
 
-def _one_by_one(rows: list[Row], schema: pa.Schema, file: File, done: int) -> tuple[pa.Table, list[int], list[Bad]]:
+def _stacked(values: list[Any]) -> pa.ChunkedArray:
+    stacked = np.stack(values)
+    for value in values:
+        if value.dtype != stacked.dtype and not np.array_equal(stacked.dtype.type(value).astype(value.dtype), value):
+            raise ValueError(f"{value.dtype} is rounded by {stacked.dtype}")
+    return table_of({"": stacked}).column(0)
+
+
+def _refuse_mixed(values: Iterable[Any]) -> None:
+    """TypeError for values of which PyArrow would make one kind without a word."""
+    kinds = {_kind(value) for value in values if value is not None}
+    if len(kinds) > 1 or "set" in kinds:
+        raise TypeError(f"{', '.join(sorted(kinds))} are no one type")
+    if kinds == {"list"}:
+        _refuse_mixed(itertools.chain.from_iterable(value for value in values if value is not None))
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "bool"
+    if isinstance(value, int | float | np.number):
+        return "number"
+    if isinstance(value, datetime.datetime):
+        return "datetime" if value.tzinfo is None else "datetime with zone"
+    if isinstance(value, list | tuple | np.ndarray):
+        return "list"
+    return "set" if isinstance(value, set | frozenset) else type(value).__name__
+
+
+def type_of(name: str, values: list[Any]) -> pa.DataType:
+    """The type of a column by its first values: where they are of several kinds, that of most of them."""
+    there = [value for value in values if value is not None]
+    try:
+        return _column(there).type
+    except MISFITS:
+        pass  # those that do not fit are told when they are read
+    most = Counter(map(_kind, there)).most_common(1)[0][0]
+    for value in there:
+        if _kind(value) == most:
+            try:
+                return _column([value]).type
+            except MISFITS:
+                continue
+    raise DataError(f"column {name!r} has values that cannot train, such as {type(there[0]).__name__}")
+
+
+def _one_by_one(
+    rows: list[Row], schema: pa.Schema, known: set[str], place: Callable[[int], str]
+) -> tuple[pa.Table, list[int], list[Bad]]:
     """The rows that go with the schema, and what is wrong with the others."""
     tables, good, bad = [], [], []
     for number, row in enumerate(rows):
+        late = next((name for name in row if known and name not in known), None)
         try:
-            tables.append(table_of_rows([row], schema.names).cast(schema))
-            good.append(number)
-        except (pa.ArrowException, ValueError, TypeError, KeyError) as error:
-            reason = (
-                f"has no column {error}" if isinstance(error, KeyError) else "does not fit the columns of the first"
-            )
-            bad.append(Bad(f"{file.url}: row {done + number + 1}", reason))
+            columns = [cast_exactly(_in_one(_column([row[field.name]])), field.type) for field in schema]
+        except KeyError as error:
+            bad.append(Bad(place(number), f"has no column {error}"))
+        except MISFITS:
+            bad.append(Bad(place(number), "does not fit the columns of the first"))
+        else:
+            if late is None:
+                tables.append(pa.table(columns, schema=schema))
+                good.append(number)
+            else:
+                bad.append(Bad(place(number), f"has a column {late!r}, which comes too late to be seen"))
     return pa.concat_tables(tables) if tables else schema.empty_table(), good, bad
+
+
+def _in_one(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column

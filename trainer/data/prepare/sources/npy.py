@@ -17,8 +17,9 @@ from trainer.data.prepare.sources.source import (
     File,
     Piece,
     WholeFiles,
+    in_parallel,
+    refuse_others,
     row_of,
-    same_columns,
     spread,
 )
 from trainer.data.shards import table_of
@@ -32,10 +33,10 @@ class NumPy(WholeFiles):
     """Reads arrays whose first dimension counts samples; the column of a .npy is named `values`."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        return same_columns([(file, table_of(_first_rows(file)).schema) for file in spread(files)])
+        return self.together(in_parallel(lambda file: table_of(_first_rows(file)).schema, spread(files)))
 
     def cut(self, file: File, size: int) -> list[Piece]:
-        if file.size <= size or file.url.endswith(".npz"):
+        if file.size <= size or file.url.lower().endswith(".npz"):
             return super().cut(file, size)
         shape, kind, _ = _header(file)
         step = max(1, size // _row_bytes(shape, kind))
@@ -45,8 +46,10 @@ class NumPy(WholeFiles):
         return [Piece(file, start, stop, (stop - start) * row) for start, stop in zip(starts, stops, strict=True)]
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        if piece.file.url.endswith(".npz"):
-            yield Chunk(table_of(_archive(piece.file)).select(schema.names), row_of(piece.file))
+        if piece.file.url.lower().endswith(".npz"):
+            arrays = _archive(piece.file)
+            refuse_others(piece.file, list(arrays), schema.names, self.allowed)
+            yield Chunk(table_of(arrays).select(schema.names), row_of(piece.file))
             return
         shape, kind, _ = _header(piece.file)
         stop = shape[0] if piece.stop is None else piece.stop
@@ -57,7 +60,7 @@ class NumPy(WholeFiles):
 
 
 def _first_rows(file: File) -> dict[str, NDArray[Any]]:
-    if file.url.endswith(".npz"):
+    if file.url.lower().endswith(".npz"):
         return {name: array[:1] for name, array in _archive(file).items()}
     return {VALUES: _rows(file, 0, 1)}
 
@@ -66,6 +69,8 @@ def _archive(file: File) -> dict[str, NDArray[Any]]:
     try:
         with open_file(file) as source, np.load(io.BytesIO(source.read()), allow_pickle=False) as archive:
             arrays = {name: _native(archive[name]) for name in archive.files}
+            for array in arrays.values():
+                _refuse_kind(file, array.dtype)
     except (ValueError, OSError) as error:
         raise DataError(f"{file.url} cannot be read: {error}") from error
     lengths = {len(array) if array.ndim else 0 for array in arrays.values()}
@@ -83,9 +88,15 @@ def _header(file: File) -> tuple[tuple[int, ...], np.dtype[Any], int]:
         shape, fortran, kind = read(head)
     except ValueError as error:
         raise DataError(f"{file.url} is no .npy file: {error}") from error
+    _refuse_kind(file, kind)
     if (fortran and len(shape) > 1) or kind.hasobject or not shape:
         raise DataError(f"{file.url} must hold numbers in C order, samples first; it has shape {shape} of {kind}")
     return shape, kind, head.tell()
+
+
+def _refuse_kind(file: File, kind: np.dtype[Any]) -> None:
+    if kind.kind not in "biufmM" or kind.itemsize > 8:
+        raise DataError(f"{file.url} holds values of type {kind}; only numbers, truths and times train")
 
 
 def _row_bytes(shape: tuple[int, ...], kind: np.dtype[Any]) -> int:

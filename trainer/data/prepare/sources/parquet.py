@@ -14,8 +14,9 @@ from trainer.data.prepare.sources.source import (
     File,
     Piece,
     WholeFiles,
+    in_parallel,
+    refuse_others,
     row_of,
-    same_columns,
     spread,
 )
 from trainer.errors import DataError
@@ -25,7 +26,7 @@ class Parquet(WholeFiles):
     """Reads Parquet files."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        return same_columns([(file, _opened(file).schema_arrow) for file in spread(files)])
+        return self.together(in_parallel(lambda file: _opened(file).schema_arrow, spread(files)))
 
     def cut(self, file: File, size: int) -> list[Piece]:
         if file.size <= size:
@@ -46,9 +47,7 @@ class Parquet(WholeFiles):
         facts = parquet.metadata
         groups = range(piece.start, facts.num_row_groups if piece.stop is None else piece.stop)
         row = sum(facts.row_group(group).num_rows for group in range(piece.start))
-        missing = [name for name in schema.names if name not in parquet.schema_arrow.names]
-        if missing:
-            raise DataError(f"{piece.file.url} has no column {missing[0]!r}; choose columns=[…] or src=")
+        refuse_others(piece.file, parquet.schema_arrow.names, schema.names, self.allowed)
         size = sum(facts.row_group(group).total_byte_size for group in groups)
         rows = sum(facts.row_group(group).num_rows for group in groups)
         many = max(1, min(rows, rows * CHUNK_BYTES // max(1, size)))

@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from trainer.data.prepare.sources.lines import cut_lines, line_at, line_blocks
-from trainer.data.prepare.sources.source import Chunk, File, Piece, WholeFiles
+from trainer.data.prepare.sources.source import Chunk, File, Piece, WholeFiles, ended_early
+from trainer.data.prepare.sources.streams import CutShortError
 
 
 class Text(WholeFiles):
@@ -21,8 +22,14 @@ class Text(WholeFiles):
         return cut_lines(file, size)
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        for offset, block in line_blocks(piece):
-            yield _lines(piece.file, offset, block)
+        rows = 0
+        try:
+            for offset, block in line_blocks(piece):
+                found = _lines(piece.file, offset, block)
+                rows += found.rows.num_rows
+                yield found
+        except CutShortError as error:
+            yield ended_early(piece.file, error, rows, pa.schema({"text": pa.large_binary()}))
 
 
 def _lines(file: File, offset: int, block: bytes) -> Chunk:
