@@ -19,13 +19,14 @@ from trainer.checkpoint.weights import load_weights
 from trainer.compose import plain
 from trainer.config import Dtype, Node, RunConfig
 from trainer.console import open_display, short
-from trainer.data.dataset import MapDataset, Splits
+from trainer.data.dataset import TEST, Splits
 from trainer.data.exclusion import Exclusion
 from trainer.data.feed import Feed
 from trainer.data.gather import Gather, Request
 from trainer.data.mixture import records_of
 from trainer.data.node import node_cache
 from trainer.data.order import SampleOrder, microbatches
+from trainer.data.randomness import seeded
 from trainer.data.record import order_sources, write_record
 from trainer.errors import ConfigError, DataError
 from trainer.evaluate import Evaluator
@@ -116,32 +117,30 @@ def load_data(run: RunConfig, mesh: Mesh) -> Splits:
 
 def _splits(run: RunConfig) -> Splits:
     node = _needed(run.data, "data")
-    found = instantiate(node, "data", run.plugins, cache=partial(node_cache, run.loader))
-    if isinstance(found, Splits):
-        return found
-    if hasattr(found, "take"):
-        return Splits(found)
-    if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
-        return Splits(MapDataset(found))
-    raise ConfigError(
-        f"data._target_={node['_target_']!r} gives a {type(found).__name__}: no Splits, and no map-style dataset, "
-        "which has __len__ and __getitem__"
-    )
+    with seeded(run.seed):  # a random split, say, is the same on all ranks and at every start
+        found = instantiate(node, "data", run.plugins, cache=partial(node_cache, run.loader))
+    return found if isinstance(found, Splits) else Splits(found)
 
 
-def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, Gather | None]:
-    """What makes the batches of training and of evaluation."""
+def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, dict[str, Gather]]:
+    """What makes the batches of training, and those of each set to evaluate on, by its name."""
     train = Gather(
         splits.train, run.seed, splits.decode, splits.collate, splits.augment, run.bad_samples, Exclusion(run.exclude)
     )
-    if splits.validation is None:
-        return train, None
-    return train, Gather(splits.validation, run.seed, splits.decode, splits.collate, None, run.bad_samples)
+    held_out = splits.held_out() | ({TEST: splits.test} if splits.test is not None else {})
+    sets = {
+        name: Gather(dataset, run.seed, splits.decode, splits.collate, None, run.bad_samples)
+        for name, dataset in held_out.items()
+    }
+    for gather in (train, *sets.values()):
+        gather.check_repeats()
+    return train, sets
 
 
 def digest_of(splits: Splits) -> str:
-    held_out = splits.validation.digest if splits.validation is not None else ""
-    return hashlib.sha256(f"{splits.train.digest}/{held_out}".encode()).hexdigest()
+    named = [f"{name}={found.digest}" if name else found.digest for name, found in splits.held_out().items()]
+    test = f"/{splits.test.digest}" if splits.test is not None else ""
+    return hashlib.sha256(f"{splits.train.digest}/{','.join(named)}{test}".encode()).hexdigest()
 
 
 def build_task(run: RunConfig) -> Task:

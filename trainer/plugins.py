@@ -15,9 +15,9 @@ from typing import Any
 from trainer.errors import ConfigError, EverstepError, nearest
 
 ALLOWED = (
-    "trainer.tasks.", "trainer.models.", "trainer.hooks.",
+    "trainer.tasks.", "trainer.models.",
     *(f"trainer.data.{name}." for name in (
-        "arrow", "collate", "corpus", "dataset", "decode", "mixture", "prepared", "scikit",
+        "arrow", "collate", "corpus", "dataset", "decode", "map_style", "mixture", "prepared", "scikit", "weighted",
     )),
     "torch.nn.", "torch.optim.",
 )  # fmt: skip
