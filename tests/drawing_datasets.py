@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -175,6 +176,22 @@ def drawn_evenly() -> Splits:
 def bare() -> Any:
     """Not even in Splits."""
     return Drawing()
+
+
+class OpensItsFile(Quiet):
+    """Opens a file when it is first read, as people do so that each worker has one of its own."""
+
+    opened_by = 0
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        self.opened_by = self.opened_by or os.getpid()
+        if self.opened_by != os.getpid():
+            raise RuntimeError("reads a file at another process's offset")
+        return super().__getitem__(index)
+
+
+def opens_its_file() -> Splits:
+    return Splits(OpensItsFile(), OpensItsFile(13))
 
 
 class Stream(torch.utils.data.IterableDataset[int]):

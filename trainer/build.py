@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -125,12 +125,18 @@ def _splits(run: RunConfig) -> Splits:
 def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, dict[str, Gather]]:
     """What makes the batches of training, and those of each set to evaluate on, by its name."""
     train = Gather(
-        splits.train, run.seed, splits.decode, splits.collate, splits.augment, run.bad_samples, Exclusion(run.exclude)
+        splits.train,
+        run.seed,
+        splits.decode,
+        splits.collate,
+        splits.augment,
+        run.bad_samples,
+        Exclusion(run.exclude),
+        run.loader.workers,
     )
     held_out = splits.held_out() | ({TEST: splits.test} if splits.test is not None else {})
     sets = {
-        name: Gather(dataset, run.seed, splits.decode, splits.collate, None, run.bad_samples)
-        for name, dataset in held_out.items()
+        name: replace(train, dataset=dataset, augment=None, excluded=Exclusion()) for name, dataset in held_out.items()
     }
     for gather in (train, *sets.values()):
         gather.check_repeats()

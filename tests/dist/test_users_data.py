@@ -78,6 +78,13 @@ def test_numbers_that_a_dataset_throws_away_leave_dropout_alone(tmp_path: Path, 
     assert differing(tmp_path / "quiet", tmp_path / "thrown") == []
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_workers_never_share_a_file_that_a_dataset_opens_when_it_is_first_read(tmp_path: Path, world: int) -> None:
+    run(tmp_path, world, of("opens_its_file", "loader.workers=2", "steps=7"))
+    run(tmp_path, world, of("opens_its_file", "loader.workers=2"))
+    assert len(losses(tmp_path, "evaluate")) == 3
+
+
 def test_a_bare_map_style_dataset_is_data(tmp_path: Path) -> None:
     run(tmp_path, 1, of("bare", "steps=1"))
     assert len(losses(tmp_path)) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import get_worker_info
 
 from trainer.config import BadSample
 from trainer.data.bad import BadSamples
@@ -21,6 +22,7 @@ from trainer.data.order import Ids, sample_keys
 from trainer.data.permutation import Words
 from trainer.data.ragged import Ragged
 from trainer.data.randomness import Randomness, batch_key, draws
+from trainer.data.workers import Workers
 from trainer.errors import DataError
 
 STAND_INS = 1000
@@ -102,6 +104,14 @@ class Gather:
     augment: Augment | None = None
     on_bad: BadSample = BadSample.stop
     excluded: Exclusion = field(default_factory=Exclusion)
+    workers: int = 0
+    """Processes that run users' code. With any, the trainer's own process never does: a file that a dataset opens when
+    it is first read would be shared by all workers forked later, which then read at each other's offsets."""
+
+    @cached_property
+    def apart(self) -> bool:
+        """Whether each call from the trainer's own process has to be made in another."""
+        return self.workers > 0 and self.draws
 
     @cached_property
     def draws(self) -> bool:
@@ -109,7 +119,22 @@ class Gather:
         return any(draws(part) for part in (self.dataset, self.decode, self.collate, self.augment))
 
     def __call__(self, request: Request) -> Microbatch:
+        if self.apart and get_worker_info() is None:
+            [microbatch] = self.each([request])
+            return microbatch
         return self._alone(self._kept(request), None)
+
+    def each(self, requests: Sequence[Request]) -> Iterator[Microbatch]:
+        """Every request in turn, by the workers where there are any for it."""
+        if not self.apart:
+            yield from map(self, requests)
+            return
+        count = min(self.workers, len(requests))
+        workers = Workers(self, requests, count, 2 * count)
+        try:
+            yield from workers
+        finally:
+            workers.close()
 
     def check_repeats(self) -> None:
         """Read the first samples twice; DataError if they differ, since then something else than their keys decides."""
@@ -118,7 +143,8 @@ class Gather:
         ids = np.arange(min(REPEATED, len(self.dataset)))
         request = Request(ids, np.zeros_like(ids), 1)
         try:
-            first, again = self(request).batch, self(request).batch
+            reader = replace(self, workers=min(1, self.workers))
+            first, again = (microbatch.batch for microbatch in reader.each([request] * 2))
         except DataError:
             return  # a sample that cannot be read is told where the order comes to it
         for name, column in first.items():

@@ -219,9 +219,9 @@ def _fetched(batches: Iterator[Microbatch], slots: list[Slot], want: Want, ahead
 
 
 def _in_order(gather: Gather, slots: list[Slot], device: torch.device) -> Iterator[Microbatch]:
-    for slot in slots:
-        ids = np.arange(slot.start, slot.stop)
-        microbatch = gather(Request(ids, np.zeros_like(ids), 0, slot.index, slot.real))
+    ranges = [(np.arange(slot.start, slot.stop), slot) for slot in slots]
+    requests = [Request(ids, np.zeros_like(ids), 0, slot.index, slot.real) for ids, slot in ranges]
+    for microbatch in gather.each(requests):
         if device.type == "cuda":
             microbatch.batch = _pinned(microbatch.batch)
         if device.type != "cpu":

@@ -96,10 +96,13 @@ def _slots(kind: type) -> tuple[str, ...]:
 def _of_class(kind: type, packages: Set[str]) -> Iterator[object]:
     for base in kind.__mro__:
         if _is_own(base.__module__, packages):
-            for value in tuple(vars(base).values()):
-                yield getattr(value, "__func__", None) if isinstance(value, staticmethod | classmethod) else value
+            for name, value in tuple(vars(base).items()):
                 if isinstance(value, property):
                     yield value.fget
+                elif isinstance(value, staticmethod | classmethod):
+                    yield value.__func__
+                elif name != "__init__" and (isinstance(value, types.FunctionType) or not name.startswith("__")):
+                    yield value
 
 
 def _of_function(function: types.FunctionType, packages: Set[str]) -> Iterator[object]:
