@@ -36,7 +36,7 @@ from trainer.laps import Laps
 from trainer.loop import Parts, short_of_memory
 from trainer.mesh import Mesh
 from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
-from trainer.optim import Average, build_optimizer
+from trainer.optim import Average, build_optimizer, group_facts
 from trainer.parallel import Spread, spread
 from trainer.plugins import check_allowed, instantiate
 from trainer.run_folder import EVENTS, RunFolder
@@ -81,7 +81,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
     step = Stepper(run, state, model, task, stop, checkpoints.poll)
     evaluate = Evaluator(run, state, model, task, held_out, stop)
-    journal = open_journal(run, start, mesh)
+    journal = open_journal(run, start, mesh, state.progress.step)
     journal.unit = getattr(task, "unit", "items")
     journal.checkpoint_step = restored.step if restored else 0
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
@@ -193,10 +193,11 @@ def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool) -> TrainState
     )
 
 
-def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
+def open_journal(run: RunConfig, start: Start, mesh: Mesh, step: int) -> Journal:
+    """`step` is the one that this attempt goes on from."""
     display = open_display(run.log, mesh.is_main)
     sinks: list[Sink] = []
-    mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run))))
+    mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run), step)))
     if not mesh.is_main:
         return Journal(run, start.folder, display, (), None, start.laps)
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS))
@@ -243,14 +244,17 @@ def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
 
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
     mesh, feed = parts.step.spread.mesh, parts.feed
-    parameters = sum(p.numel() for p in parts.state.model.parameters())
+    parameters, trained = (
+        sum(p.numel() for p in parts.state.model.parameters() if p.requires_grad or not only) for only in (False, True)
+    )
     slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
     epochs = run.steps * run.global_batch / feed.order.samples
     facts = {
-        "parameters": short(parameters),
+        "parameters": short(parameters) + (f", of which {short(trained)} are trained" if trained < parameters else ""),
         "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
         "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
         "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
+        **group_facts(parts.state.optimizer, parts.state.model),
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }

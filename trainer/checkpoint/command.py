@@ -105,14 +105,18 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from trainer.checkpoint.removal import check_removable, named, remove, selected, size
+    from trainer.checkpoint.removal import check_removable, named, newest_good, remove, selected, size
     from trainer.run_folder import RunFolder
 
     if options.older_than_step is None and not options.orphans:
         doomed = named(options.urls)
     elif len(options.urls) == 1:
         run = RunFolder(options.urls[0])
-        doomed = [(run, selected(run, options.older_than_step, options.orphans))]
+        chosen = selected(run, options.older_than_step, options.orphans)
+        newest = newest_good(run) if chosen and not options.even_the_newest else None
+        if any(found.path == newest for found in chosen):
+            print(f"kept {run.url}/{newest}: the run goes on from it (--even-the-newest would remove it too)")
+        doomed = [(run, [found for found in chosen if found.path != newest])]
     else:
         raise ConfigError(
             f"--older-than-step and --orphans take one run, not {len(options.urls)}; give them one by one"
