@@ -159,11 +159,29 @@ def test_the_newest_that_verifies_stays_unless_one_insists(run: RunFolder, capsy
     said = capsys.readouterr().err
     assert f"{run.checkpoint(8, 1)} is the newest checkpoint that verifies" in said
     assert said.count("\n") == 1
-    assert verb(["checkpoint", "rm", run.url, "--older-than-step", "9"]) == 2
     assert left(run) == [4, 8, 12]
     assert verb(["checkpoint", "rm", names[2], names[0]]) == 0
     assert left(run) == [8]
     assert verb(["checkpoint", "rm", names[1], "--even-the-newest"]) == 0
+    assert left(run) == []
+
+
+def test_a_rule_keeps_the_newest_that_verifies_and_removes_the_others(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(run, 12)
+    for dry in (["--dry-run"], []):
+        assert verb(["checkpoint", "rm", run.url, "--older-than-step", "5000", *dry]) == 0
+        kept, *removed, total = capsys.readouterr().out.splitlines()
+        assert kept.startswith(f"kept {run.url}/{run.checkpoint(8, 1)}: the run goes on from it")
+        assert [line.split("/")[-1].split()[0] for line in removed] == [
+            run.checkpoint(step, 1).split("/")[-1] for step in (12, 4)
+        ]
+        assert "2 in all" in total
+    assert left(run) == [8]
+    assert verb(["checkpoint", "rm", run.url, "--older-than-step", "5000"]) == 0
+    assert left(run) == [8]
+    assert verb(["checkpoint", "rm", run.url, "--older-than-step", "5000", "--even-the-newest"]) == 0
     assert left(run) == []
 
 

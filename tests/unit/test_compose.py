@@ -58,7 +58,11 @@ def test_an_unknown_word_gets_the_nearest_one(override: str, said: str) -> None:
         ("parallel.kind=foo", "parallel.kind", "single, ddp, fsdp, hsdp"),
         ("schedule.shape=cosin", "schedule.shape", "constant, cosine, linear, wsd"),
         ("hooks=3", "hooks", "int is not a ListConfig"),
-        ("plugins=mine", "plugins", "str is not a ListConfig"),
+        ("plugins=mine", "plugins", "write 'plugins=[mine]'"),
+        ("init_match=head.*", "init_match", "write 'init_match=[head.*]'"),
+        ("optimizer.lr=1e-3,", "optimizer.lr=1e-3,", "; leave out the ',' at its end"),
+        ("parallel=FSDP", "parallel", "did you mean 'fsdp'?"),
+        ("experiment=mine", "experiment", "one of your own needs --config-dir FOLDER"),
         ("model.width=${nosuch}", "model.width", "'nosuch' not found"),
     ],
 )
