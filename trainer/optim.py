@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -74,12 +74,24 @@ def group_facts(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str,
     decays = {id(p): group.get("weight_decay", 0.0) for group in optimizer.param_groups for p in group["params"]}
     values = sorted({value for value in decays.values() if value})
     if values:
-        names = [name for name, p in model.named_parameters() if decays.get(id(p)) == 0.0]
-        kinds = list(dict.fromkeys(re.sub(r"\b\d+\b", "*", name) for name in names))
+        names = {name: decays[id(p)] for name, p in model.named_parameters() if id(p) in decays}
+        kinds = _kinds([name for name in names if not names[name]], [name for name in names if names[name]])
         more = f" and {len(kinds) - SHOWN} more kinds" if len(kinds) > SHOWN else ""
-        none = f"; none for {', '.join(kinds[:SHOWN])}{more}" if names else ""
+        none = f"; none for {', '.join(kinds[:SHOWN])}{more}" if kinds else ""
         facts["weight decay"] = " and ".join(f"{value:.3g}" for value in values[:3]) + none
     return facts
+
+
+def _kinds(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The shortest patterns, of few, that the names match and the others do not."""
+    kinds = []
+    for name in names:
+        words = name.split(".")
+        ends = [".".join(["*", *words[-1:]])] if words[-1] == "bias" else []
+        ends += [".".join(["*", *words[-2:]])] if len(words) > 2 else []
+        free = (end for end in ends if not any(f".{other}".endswith(end[1:]) for other in others))
+        kinds.append(next(free, re.sub(r"\b\d+\b", "*", name)))
+    return list(dict.fromkeys(kinds))
 
 
 def local(tensor: Tensor) -> Tensor:

@@ -108,11 +108,15 @@ def test_an_optimizer_that_makes_its_own_groups_keeps_their_decay() -> None:
 def test_what_does_not_decay_is_told_by_kind_and_rates_that_differ_too() -> None:
     model = ToyTask().model()
     optimizer = build_optimizer(ADAMW, model, ())
-    none = "blocks.*.norm.weight, blocks.*.norm.bias, blocks.*.linear.bias, head.bias"
+    none = "*.norm.weight, *.bias"
     assert group_facts(optimizer, model) == {"weight decay": f"0.1; none for {none}"}
     optimizer.param_groups[1]["peak_lr"] = 0.25
     assert group_facts(optimizer, model)["lr"] == "0.25 to 0.5, by group; that of the first is logged"
     assert group_facts(build_optimizer(SGD, model, ()), model) == {}
+    model.blocks[1].norm.weight = nn.Parameter(torch.ones(6, 1))  # a name of two kinds
+    model.head.bias = nn.Parameter(torch.ones(1, 1))
+    told = group_facts(build_optimizer(ADAMW, model, ()), model)["weight decay"]
+    assert told == "0.1; none for blocks.*.norm.weight, *.norm.bias, *.linear.bias"
 
 
 def test_what_is_frozen_is_left_out() -> None:
