@@ -39,6 +39,7 @@ from trainer.data.randomness import draws, draws_nothing, seeded
 from trainer.data.scikit import shifted
 from trainer.data.weighted import Weighted
 from trainer.errors import DataError
+from trainer.storage.patience import retry
 
 ROUTES = [(0, 0, Worker.process), (2, 0, Worker.process), (0, 2, Worker.process), (2, 2, Worker.process),
           (2, 0, Worker.thread), (2, 2, Worker.thread)]  # fmt: skip
@@ -280,6 +281,18 @@ def test_an_endless_list_of_samples_is_not_searched_for_generators() -> None:
     for _ in range(20):
         own_generators(MapDataset(data))
     assert time.thread_time() - start < 1
+
+
+def test_waiting_for_a_store_draws_nothing_from_pythons_generator() -> None:
+    answers = iter([TimeoutError("busy"), None])
+
+    def work() -> None:
+        if (error := next(answers)) is not None:
+            raise error
+
+    before = states()
+    retry(work, "a store")
+    assert states() == before
 
 
 def test_a_data_factory_is_seeded_and_leaves_no_trace() -> None:
