@@ -148,7 +148,10 @@ def _data(composed: Composed, job: JobConfig) -> Iterator[str]:
 
 def _init_from(composed: Composed, job: JobConfig) -> Iterator[str]:
     url = composed.run.init_from
-    if url is not None and not only_there(url, job) and not open_storage(url).names():
+    if url is None or only_there(url, job):
+        return
+    # RUN/best is no folder.
+    if not open_storage(url).names() and not open_storage(url.rstrip("/").removesuffix("/best")).names():
         yield f"init_from={url!r}: there is neither a checkpoint nor a run; change init_from"
 
 

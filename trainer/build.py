@@ -244,13 +244,12 @@ def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
 
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
     mesh, feed = parts.step.spread.mesh, parts.feed
-    parameters, trained = (
-        sum(p.numel() for p in parts.state.model.parameters() if p.requires_grad or not only) for only in (False, True)
-    )
+    parameters = sum(p.numel() for p in parts.state.model.parameters())
+    trained = sum(p.numel() for p in parts.state.model.parameters() if p.requires_grad)
     slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
     epochs = run.steps * run.global_batch / feed.order.samples
     facts = {
-        "parameters": short(parameters) + (f", of which {short(trained)} are trained" if trained < parameters else ""),
+        "parameters": short(parameters) + (f", {short(trained)} of them trained" if trained < parameters else ""),
         "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
         "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
         "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",

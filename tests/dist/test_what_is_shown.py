@@ -52,7 +52,7 @@ def test_what_does_not_decay_and_what_is_not_trained_stands_in_the_first_lines(t
     ended = train(1, tmp_path, PREVIEWS, "task._target_=previews.Frozen", "steps=1", "log.progress=lines")
     assert ended.codes == [0], ended.printed
     facts = {line[:15].strip(): line[15:] for line in ended.printed.splitlines()}
-    assert facts["parameters"] == "115, of which 61 are trained"
+    assert facts["parameters"] == "115, 61 of them trained"
     assert facts["weight decay"].endswith("; none for *.norm.weight, *.bias")
 
 

@@ -27,14 +27,14 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
     return run
 
 
-def commit(run: RunFolder, step: int, attempt: int = 1) -> str:
+def commit(run: RunFolder, step: int, attempt: int = 1, best_step: int = 0) -> str:
     path, files = run.checkpoint(step, attempt), {}
     for name, data in ((TENSORS, b"{}"), (SHARD, f"{step}".encode() * 1000)):
         run.storage.write(f"{path}/{name}", data)
         files[name] = FileRecord(len(data), blake3(data).hexdigest())
     record = Manifest(
         step=step, attempt=attempt, samples=step * 64, world=2, parallel="ddp", time=1e9, config_digest="c",
-        data_digest="d", progress={"step": step}, scalars={}, metric=0.25, files=files,
+        data_digest="d", progress={"step": step, "best_step": best_step}, scalars={}, metric=0.25, files=files,
     )  # fmt: skip
     run.storage.write(f"{path}/{MANIFEST}", record.to_json())
     return path
@@ -127,6 +127,28 @@ def test_the_list_says_who_wrote_what_and_what_does_not_count(
     assert four.split()[:4] == ["4", "256", "1", host]
     digest = blake3(run.storage.read(f"{run.checkpoint(4, 1)}/{MANIFEST}")).hexdigest()
     assert four.split()[-2:] == [digest[:12], "committed"]
+
+
+def test_the_best_is_marked_and_has_a_name(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb(["checkpoint", "verify", f"{run.url}/best"]) == 2
+    assert "no checkpoint with a held-out metric; set evaluate.every" in capsys.readouterr().err
+    commit(run, 16, best_step=8)
+    assert verb(["checkpoint", "ls", run.url]) == 0
+    states = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [state[-1] == "best" for state in states] == [False, False, True, False]
+    assert verb(["checkpoint", "verify", f"{run.url}/best"]) == 0
+    assert capsys.readouterr().out.startswith(f"{run.checkpoint(8, 1)}: whole")
+    assert verb(["checkpoint", "rm", f"{run.url}/best"]) == 0
+    assert left(run) == [4, 12, 16]
+    assert verb(["checkpoint", "verify", f"{run.url}/best"]) == 2
+    assert "the best was step 8, of which no checkpoint is left; set checkpoint.keep_best=1" in capsys.readouterr().err
+
+
+def test_a_run_called_best_is_a_run(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "best"))
+    run.claim({})
+    commit(run, 4)
+    assert verb(["checkpoint", "verify", run.url]) == 0
 
 
 # ------------------------------------------------------------------------------------------------------------ rm
