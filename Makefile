@@ -15,6 +15,7 @@ help:  ## this page
 demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and list its checkpoints
 	$(BIN)/everstep run $(DEMO)
 	$(BIN)/everstep checkpoint ls runs/demo
+	@echo 'The command everstep is in $(VENV): source $(BIN)/activate'
 
 test: $(VENV)/test.stamp  ## all tests; ARGS= goes to pytest
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)

@@ -11,11 +11,17 @@ from launch.verbs import VERBS
 from trainer import __version__
 from trainer.errors import EverstepError
 
+ELSEWHERE = {
+    "train": "run", "fit": "run", "start": "run", "launch": "run", "sbatch": "submit", "list": "ls", "ps": "ls",
+    "stop": "cancel", "kill": "cancel", "log": "logs", "validate": "check",
+}  # fmt: skip
+"""What other programs call our verbs."""
 HIDDEN = {"__complete": ("launch.completion", "complete")}
 
 EXAMPLES = """examples:
-  everstep run experiment=gpt_stdlib                  train; again the same command goes on where it stopped
-  everstep run experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
+  everstep run experiment=gpt_stdlib                  train; the run is named after experiment and time
+  everstep run experiment=gpt_stdlib run=demo         train; the same command again resumes run=demo
+  everstep run experiment=gpt_stdlib run=demo parallel=fsdp job.nproc=2
   everstep run --cfg experiment=digits steps=500      show the resolved config and start nothing
   everstep checkpoint ls runs/demo
   source <(everstep completion bash)
@@ -64,7 +70,8 @@ def _become_trainer(arguments: list[str]) -> None:
 def _unknown(verb: str) -> int:
     from trainer.errors import nearest
 
-    hint = nearest(verb, VERBS) or f"; there are {', '.join(VERBS)}"
+    near = f"; did you mean {ELSEWHERE[verb]!r}?" if verb in ELSEWHERE else nearest(verb, VERBS)
+    hint = near or f"; there are {', '.join(VERBS)}"
     if "=" in verb:
         hint = f"; write everstep run {verb}"
     print(f"everstep: no verb {verb!r}{hint}", file=sys.stderr)

@@ -17,7 +17,7 @@ from launch.mistakes import composed_or_mistakes
 from launch.mounts import datasets, only_there
 from launch.rehearsal import rehearse, worlds
 from launch.schedulers.base import Program
-from trainer.compose import Composed, freeze, refuse_changes, thaw
+from trainer.compose import Composed, changes_since, freeze
 from trainer.errors import ConfigError, EverstepError
 from trainer.run_folder import CONFIG, RunFolder
 from trainer.storage import open_storage
@@ -41,7 +41,7 @@ def run(arguments: Sequence[str]) -> int:
     for problem in found:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     code = ConfigError.exit_code if found else 0
-    return code if options.quick or composed is None else max(code, rehearse(composed.run, job))
+    return code if options.quick or composed is None else max(code, rehearse(composed.run, job, brief=bool(found)))
 
 
 def check(composed: Composed, job: JobConfig, program: Program | None = None) -> list[str]:
@@ -135,7 +135,7 @@ def _folder(composed: Composed) -> Iterator[str]:
     if composed.run.run is not None:
         folder = RunFolder.of(composed.run.run_root, composed.run.run)
         if folder.storage.exists(CONFIG):
-            refuse_changes(thaw(folder.storage.read(CONFIG).decode()), composed.run)
+            changes_since(composed.run, folder)
     yield from ()
 
 
@@ -148,7 +148,10 @@ def _data(composed: Composed, job: JobConfig) -> Iterator[str]:
 
 def _init_from(composed: Composed, job: JobConfig) -> Iterator[str]:
     url = composed.run.init_from
-    if url is not None and not only_there(url, job) and not open_storage(url).names():
+    if url is None or only_there(url, job):
+        return
+    # RUN/best is no folder.
+    if not open_storage(url).names() and not open_storage(url.rstrip("/").removesuffix("/best")).names():
         yield f"init_from={url!r}: there is neither a checkpoint nor a run; change init_from"
 
 

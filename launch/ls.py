@@ -90,10 +90,10 @@ def line(history: History, job: JobStatus | None) -> Line:
 
 
 def metric(progress: dict[str, Any]) -> tuple[str | None, float | None]:
-    """The last evaluation's first metric, or the training loss."""
+    """The last evaluation's `evaluate.metric`, or the training loss."""
     evaluated = progress.get("metrics") or {}
-    name = next(iter(evaluated), None)
-    return ("loss", progress.get("loss")) if name is None else (name, evaluated[name])
+    name = progress.get("metric")
+    return (name, evaluated[name]) if name in evaluated else ("loss", progress.get("loss"))
 
 
 def where(history: History, job: JobStatus | None) -> str:

@@ -21,6 +21,7 @@ from launch.runs import add_run, find
 from launch.state import RunState
 from launch.sweep.find import sweep_at
 from launch.timeline import timeline
+from trainer.errors import printable
 from trainer.run_folder import RunFolder
 
 REFRESH_S = 2.0
@@ -122,7 +123,7 @@ def _print(report: Report, as_json: bool) -> None:
         print(json.dumps(report.facts(), indent=1), flush=True)
         return
     for name, value in rows(report):
-        print(f"{name:<12} {value}" if name else value, flush=True)
+        print(printable(f"{name:<12} {value}" if name else value), flush=True)
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
@@ -212,7 +213,9 @@ def _live(folder: RunFolder, ask: Statuses) -> int:
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
         while True:
             found = report(folder, ask)
-            live.update(Text("\n".join(f"{name:<12} {value}" if name else value for name, value in rows(found))))
+            live.update(
+                Text(printable("\n".join(f"{name:<12} {value}" if name else value for name, value in rows(found))))
+            )
             live.refresh()
             if found.line.standing.state.is_over:
                 return 0

@@ -23,7 +23,7 @@ from launch.schedulers.base import Program, Scheduler
 from launch.submission import Receipt, current
 from launch.submission import submit as submit_once
 from launch.torchrun import trainer
-from trainer.compose import Composed, compose, compose_job, freeze, refuse_changes, settle, thaw, with_name
+from trainer.compose import Composed, changes_since, compose, compose_job, freeze, settle, with_name
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
 from trainer.run_folder import CONFIG, RunFolder
@@ -198,7 +198,7 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
     """
     is_here = plan.folder.storage.path() is not None
     if plan.config is not None and is_here and plan.folder.storage.exists(CONFIG):
-        refuse_changes(thaw(plan.folder.storage.read(CONFIG).decode()), plan.config)
+        changes_since(plan.config, plan.folder)
     token = "TOKEN"
     if plan.job.scheduler == "k8s":  # may be applied by hand as it is, so it must name this run and no other
         token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"

@@ -193,11 +193,27 @@ def _run(
 def _close(parts: Parts, ending: Ending) -> None:
     if ending.outcome is Outcome.done:
         parts.checkpoints.close()
-    preview = getattr(parts.step.task, "preview", None)
-    if ending.outcome is Outcome.done and preview is not None:
-        text = preview(parts.step.spread.module)
-        parts.journal.event("preview", f"a sample of what it has learnt:\n{text}")
+    if ending.outcome is Outcome.done:
+        _preview(parts)
     parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
+
+
+def _preview(parts: Parts) -> None:
+    """Show what the task makes of the trained model. The run is done and saved: a fault here is only told."""
+    preview = getattr(parts.step.task, "preview", None)
+    if preview is None:
+        return
+    try:
+        text = str(preview(parts.step.spread.module) or "")
+    except Exception as error:
+        LOG.warning("the task's preview failed", exc_info=True)
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        parts.journal.event(
+            "preview_failed", f"warning: the task's preview failed, the run is done all the same: {said}"
+        )
+        return
+    if text.strip():
+        parts.journal.event("preview", f"a sample of what it has learnt:\n{text}")
 
 
 def _ending_of(error: BaseException, step: int) -> Ending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -20,13 +20,14 @@ from trainer.checkpoint.weights import load_weights
 from trainer.compose import plain
 from trainer.config import Dtype, Node, RunConfig
 from trainer.console import open_display, short
-from trainer.data.dataset import MapDataset, Splits
+from trainer.data.dataset import TEST, Splits
 from trainer.data.exclusion import Exclusion
 from trainer.data.feed import Feed
 from trainer.data.gather import Gather, Request
 from trainer.data.mixture import records_of
 from trainer.data.node import node_cache
 from trainer.data.order import SampleOrder, microbatches
+from trainer.data.randomness import seeded
 from trainer.data.record import order_sources, write_record
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.evaluate import Evaluator
@@ -37,7 +38,7 @@ from trainer.loop import Parts, short_of_memory
 from trainer.mesh import Mesh
 from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
 from trainer.model_state import check_model, has_custom_state
-from trainer.optim import Average, build_optimizer, has_modes
+from trainer.optim import Average, build_optimizer, group_facts, has_modes
 from trainer.parallel import Spread, spread, without_values
 from trainer.plugins import check_allowed, instantiate
 from trainer.run_folder import EVENTS, RunFolder
@@ -86,7 +87,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
     step = Stepper(run, state, model, task, stop, checkpoints.poll)
     evaluate = Evaluator(run, state, model, task, held_out, stop)
-    journal = open_journal(run, start, mesh)
+    journal = open_journal(run, start, mesh, state.progress.step)
     journal.unit = getattr(task, "unit", "items")
     journal.checkpoint_step = restored.step if restored else 0
     parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
@@ -121,32 +122,36 @@ def load_data(run: RunConfig, mesh: Mesh) -> Splits:
 
 def _splits(run: RunConfig) -> Splits:
     node = _needed(run.data, "data")
-    found = instantiate(node, "data", run.plugins, cache=partial(node_cache, run.loader))
-    if isinstance(found, Splits):
-        return found
-    if hasattr(found, "take"):
-        return Splits(found)
-    if hasattr(found, "__getitem__") and hasattr(found, "__len__"):
-        return Splits(MapDataset(found))
-    raise ConfigError(
-        f"data._target_={node['_target_']!r} gives a {type(found).__name__}: no Splits, and no map-style dataset, "
-        "which has __len__ and __getitem__"
-    )
+    with seeded(run.seed):  # a random split, say, is the same on all ranks and at every start
+        found = instantiate(node, "data", run.plugins, cache=partial(node_cache, run.loader))
+    return found if isinstance(found, Splits) else Splits(found)
 
 
-def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, Gather | None]:
-    """What makes the batches of training and of evaluation."""
+def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, dict[str, Gather]]:
+    """What makes the batches of training, and those of each set to evaluate on, by its name."""
     train = Gather(
-        splits.train, run.seed, splits.decode, splits.collate, splits.augment, run.bad_samples, Exclusion(run.exclude)
+        splits.train,
+        run.seed,
+        splits.decode,
+        splits.collate,
+        splits.augment,
+        run.bad_samples,
+        Exclusion(run.exclude),
+        run.loader.workers,
     )
-    if splits.validation is None:
-        return train, None
-    return train, Gather(splits.validation, run.seed, splits.decode, splits.collate, None, run.bad_samples)
+    held_out = splits.held_out() | ({TEST: splits.test} if splits.test is not None else {})
+    sets = {
+        name: replace(train, dataset=dataset, augment=None, excluded=Exclusion()) for name, dataset in held_out.items()
+    }
+    for gather in (train, *sets.values()):
+        gather.check_repeats()
+    return train, sets
 
 
 def digest_of(splits: Splits) -> str:
-    held_out = splits.validation.digest if splits.validation is not None else ""
-    return hashlib.sha256(f"{splits.train.digest}/{held_out}".encode()).hexdigest()
+    named = [f"{name}={found.digest}" if name else found.digest for name, found in splits.held_out().items()]
+    test = f"/{splits.test.digest}" if splits.test is not None else ""
+    return hashlib.sha256(f"{splits.train.digest}/{','.join(named)}{test}".encode()).hexdigest()
 
 
 def build_task(run: RunConfig) -> Task:
@@ -220,10 +225,11 @@ def _check_comes_back(state: TrainState, make: Callable[[], SelfTest] | None) ->
         raise ConfigError(f"the run's state cannot be saved: {error}") from error
 
 
-def open_journal(run: RunConfig, start: Start, mesh: Mesh) -> Journal:
+def open_journal(run: RunConfig, start: Start, mesh: Mesh, step: int) -> Journal:
+    """`step` is the one that this attempt goes on from."""
     display = open_display(run.log, mesh.is_main)
     sinks: list[Sink] = []
-    mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run))))
+    mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run), step)))
     if not mesh.is_main:
         return Journal(run, start.folder, display, (), None, start.laps)
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS))
@@ -279,6 +285,7 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
         "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
         "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
         "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
+        **group_facts(parts.state.optimizer, parts.state.model),
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }

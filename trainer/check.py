@@ -36,7 +36,7 @@ class Findings:
         """What is worth knowing; `brief` leaves out the tables."""
         kind = run.parallel.kind.value
         counts = {seen.parameters for seen in self.memory.values()}
-        if counts and not brief:
+        if counts and not brief and not self.problems:
             yield f"fine: {max(counts):,} parameters, {run.steps} steps of {run.global_batch}"
         for world, seen in self.memory.items():
             yield from [seen.line(world, kind)] if brief else seen.table(world, kind)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 SWEEPS = "sweep"
 """The folder of sweeps in conf/."""
+OWN_FOLDER = "; one of your own needs --config-dir FOLDER"
+LISTS = [f.name for f in dataclasses.fields(RunConfig) if str(f.type).startswith("list")]
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,13 @@ def changes(old: RunConfig, new: RunConfig) -> list[Change]:
     return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
+def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
+    """What differs from the run's own config; ConfigError for what may not, unless the run never came to a step."""
+    old = thaw(folder.storage.read(CONFIG).decode())
+    found = changes(old, config)
+    return found if not found or folder.never_trained() else refuse_changes(old, config)
+
+
 def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
     """All changes when each may change as a run goes on; else ConfigError that lists those which may not."""
     found = changes(old, new)
@@ -185,15 +194,14 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     """Put the config into the run folder; what was changed since, or ConfigError for what may not change.
 
     Whoever starts a run calls this before anything else: of two starters one creates the file and the other is
-    held to it.
+    held to it. A config that never came to a step holds nobody.
     """
     text = freeze(config).encode()
     if folder.storage.create(CONFIG, text):
         return []
-    old = thaw(folder.storage.read(CONFIG).decode())
-    found = refuse_changes(old, config)
+    found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):
-        _refuse_rewriting(old, config, folder.reached_step())
+        _refuse_rewriting(thaw(folder.storage.read(CONFIG).decode()), config, folder.reached_step())
     if found:
         folder.storage.write(CONFIG, text)
     return found
@@ -302,10 +310,12 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
             hint = of_a_word(text, known_keys, known_groups) or f": {in_one_line(error)}; write key=value"
             raise ConfigError(f"cannot read {text!r}{hint}") from error
         key, value = override.key_or_group, override.value()
+        if key in LISTS and isinstance(value, str):
+            raise ConfigError(f"{text}: {key} is a list; write '{key}=[{value}]'")
         if override.is_sweep_override():
             raise ConfigError(f"{text!r} names several values: only 'everstep sweep' takes them")
         if key in known_groups:
-            _check_option(key, value, known_groups[key])
+            _check_option(key, value, known_groups[key], "" if folders[1:] else OWN_FOLDER)
             text = f"~{key}" if value is None else text
             experiment = str(value) if key == "experiment" and value else experiment
         elif key.split(".")[0] in (*OPEN_NODES, "job"):
@@ -316,8 +326,9 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
     return experiment, cleaned
 
 
-def _check_option(group: str, value: object, options: list[str]) -> None:
+def _check_option(group: str, value: object, options: list[str], hint: str) -> None:
     if value is not None and str(value) not in options:
+        near = nearest(str(value), options)
         raise ConfigError(
-            f"{group}={value}: there is no such {group}{nearest(str(value), options)}; there are {', '.join(options)}"
+            f"{group}={value}: there is no such {group}{near}; there are {', '.join(options)}{'' if near else hint}"
         )

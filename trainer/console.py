@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from trainer.config import LogConfig, Progress
+from trainer.errors import printable
 
 SHORTEST_BAR = 4
 
@@ -60,7 +61,7 @@ class Lines:
         self.say(f"step {step}/{self._steps}  " + "  ".join(f"{k} {v}" for k, v in columns(record).items()))
 
     def say(self, line: str) -> None:
-        print(line, flush=True)
+        print(printable(line), flush=True)
 
     def close(self) -> None: ...
 
@@ -114,7 +115,7 @@ class Bar:
 
     def say(self, line: str) -> None:
         # Not markup: a line may hold brackets, as a model's sample of Python does.
-        self.bar.console.print(line, markup=False)
+        self.bar.console.print(printable(line), markup=False)
 
     def close(self) -> None:
         self.bar.stop()

@@ -13,7 +13,11 @@ EverstepError                 one clear line: the value, the limit, the key to c
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
+
+_OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""Control characters of C0 and C1, and those that turn the direction of what follows."""
 
 
 class EverstepError(Exception):
@@ -64,8 +68,14 @@ class DivergedError(EverstepError):
 
 def nearest(word: str, choices: Iterable[str]) -> str:
     """`"; did you mean 'x'?"` for the choice most like `word`, or an empty string when none is near."""
-    matches = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
+    known = {choice.lower(): choice for choice in choices}
+    matches = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
+    return f"; did you mean {known[matches[0]]!r}?" if matches else ""
+
+
+def printable(text: str) -> str:
+    """The text with characters that a terminal would obey as their escapes; lines and tabs stay."""
+    return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def misread(said: str, options: Iterable[str], more: str) -> ConfigError:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
+from trainer.data.dataset import TEST
 from trainer.data.gather import Gather
 from trainer.data.loader import evaluation_batches
 from trainer.errors import ConfigError
@@ -30,18 +32,20 @@ class Evaluator:
     """Evaluates the state when it is due, and keeps the score in its progress."""
 
     def __init__(
-        self, run: RunConfig, state: TrainState, spread: Spread, task: Task, data: Gather | None, stop: Stop
+        self, run: RunConfig, state: TrainState, spread: Spread, task: Task, data: Mapping[str, Gather], stop: Stop
     ) -> None:
+        """`data` are the sets by name: "" where there is but one to validate on, and the test set."""
         self.run = run
         self.state = state
         self.spread = spread
         self.task = task
-        self.data = data
+        self.data = {name: gather for name, gather in data.items() if name != TEST}
+        self.test = data.get(TEST)
         self.stop = stop
 
     def due(self, step: int, *, last: bool) -> bool:
         """Whether to evaluate at this step; also true after a restart at a step whose evaluation was cut short."""
-        if self.data is None or step == 0 or self.state.progress.evaluated >= step:
+        if step == 0 or self.state.progress.evaluated >= step or not (self.data or (self.test and last)):
             return False
         every = self.run.evaluate.every
         return last or (every is not None and step % every == 0)
@@ -53,27 +57,50 @@ class Evaluator:
             evaluating(self.spread.module, self.state.optimizer),
             self._weights(),
         ):
-            return self._measure()
+            metrics = self._measure_all()
+            if metrics is None or self.test is None or not self._is_last(metrics):
+                return metrics
+            tested = self._measure(self.test)
+            return None if tested is None else metrics | means(tested, f"{TEST}/")
 
     def rehearse(self) -> None:
         """Evaluate one microbatch and forget it: a metric that the task does not measure is an error now, not later."""
-        if self.data is not None:
+        if self.data:
             with preserved(self.spread.model, self.task), evaluating(self.spread.module, self.state.optimizer):
-                metrics = self._measure(limit=self._batch() * self.spread.mesh.world)
+                metrics = self._measure_all(limit=self._batch() * self.spread.mesh.world)
             if metrics is not None:
                 check_metric(self.run.evaluate, metrics)
 
     def _batch(self) -> int:
         return min(self.run.evaluate.batch or self.run.micro_batch, self.state.progress.micro_batch)
 
-    def _measure(self, limit: int | None = None) -> dict[str, float] | None:
+    def _is_last(self, metrics: dict[str, float]) -> bool:
+        """Whether training is done with this evaluation."""
+        progress, patience = replace(self.state.progress), self.run.evaluate.patience
+        keep_score(progress, self.run.evaluate, metrics)
+        return progress.step >= self.run.steps or (patience is not None and progress.stale >= patience)
+
+    def _measure_all(self, limit: int | None = None) -> dict[str, float] | None:
+        """The metrics of all validation sets together, and of each by its name."""
+        metrics: dict[str, float] = {}
+        together: dict[str, tuple[float, float]] = {}
+        for name, data in self.data.items():
+            sums = self._measure(data, limit)
+            if sums is None:
+                return None
+            if name:
+                metrics |= means(sums, f"{name}/")
+            for metric, (total, count) in sums.items():
+                before = together.get(metric, (0.0, 0.0))
+                together[metric] = before[0] + total, before[1] + count
+        return means(together) | metrics
+
+    def _measure(self, data: Gather, limit: int | None = None) -> dict[str, tuple[float, float]] | None:
+        """Sum and count of each metric; None when a rank was asked to stop meanwhile."""
         mesh, names, sums = self.spread.mesh, ["loss"], torch.zeros(0)
-        if self.data is None:
-            raise ConfigError("data has no validation split; set evaluate.every=null")
-        config = self.run.evaluate
-        samples = limit if limit is not None else config.limit
+        samples = limit if limit is not None else self.run.evaluate.limit
         ahead_mb = self.run.loader.ahead_mb
-        batches = evaluation_batches(self.data, self._batch(), mesh.rank, mesh.world, mesh.device, samples, ahead_mb)
+        batches = evaluation_batches(data, self._batch(), mesh.rank, mesh.world, mesh.device, samples, ahead_mb)
         cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
@@ -90,7 +117,7 @@ class Evaluator:
                 ]
                 sums += torch.stack([value.detach().double() for value in values])
         count, *totals = mesh.sum(sums).tolist()
-        return {name: total / count if count else float("nan") for name, total in zip(names, totals, strict=True)}
+        return {name: (total, count) for name, total in zip(names, totals, strict=True)}
 
     @contextlib.contextmanager
     def _weights(self) -> Iterator[None]:
@@ -135,8 +162,16 @@ def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
                     parameter.copy_(value)
 
 
+def means(sums: Mapping[str, tuple[float, float]], prefix: str = "") -> dict[str, float]:
+    """Each metric over its items, NaN where there are none."""
+    return {f"{prefix}{name}": total / count if count else float("nan") for name, (total, count) in sums.items()}
+
+
 def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, float]) -> bool:
     """Note an evaluation in `progress`; True when its metric is the best so far."""
+    if all(name.startswith(f"{TEST}/") for name in metrics):  # nothing to choose by
+        progress.evaluated = progress.step
+        return False
     check_metric(config, metrics)
     value = metrics[config.metric]
     gain = (

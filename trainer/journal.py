@@ -100,7 +100,7 @@ class Journal:
             self._write_progress(record)
 
     def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float = 0.0) -> None:
-        self._shown["metrics"] = dict(metrics)
+        self._shown |= {"metrics": dict(metrics), "metric": self.run.evaluate.metric}
         if self.writes:
             for sink in self.sinks:
                 sink.log({"kind": "evaluate", "step": step, "time": time.time(), **metrics})

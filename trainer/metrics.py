@@ -12,6 +12,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 from trainer.config import RunConfig
@@ -19,9 +20,12 @@ from trainer.errors import ConfigError
 from trainer.outbox import Outbox
 from trainer.run_folder import METRICS, RunFolder
 from trainer.storage import Storage
+from trainer.wandb_files import last_steps
 
 LOG = logging.getLogger("everstep")
 PART_EVERY_S = 30.0
+NO_METRICS = ("kind", "step", "time", "unit")
+"""Of a record what tells about it; it is plotted nowhere."""
 Record = Mapping[str, Any]
 
 
@@ -88,7 +92,10 @@ def read_metrics(folder: RunFolder, kind: str = "train") -> dict[int, dict[str, 
 
 
 class WandbSink:
-    """Weights & Biases. All starts of a run write to one W&B run; the step is ours, since W&B's begins anew offline."""
+    """Weights & Biases. All starts of a run write to one W&B run, whose step is ours, and each step once.
+
+    A step that is replayed is the same again, and W&B takes back none, so what an earlier start has written stands.
+    """
 
     def __init__(self, run: RunConfig, folder: RunFolder, config: Record) -> None:
         import wandb
@@ -97,6 +104,8 @@ class WandbSink:
         identity = json.loads(folder.storage.read("wandb.json"))["id"]
         options = run.log.wandb
         local = folder.storage.path()
+        directory = os.environ.get("WANDB_DIR") or (str(local) if local is not None else None)
+        written = last_steps(Path(directory or "."), identity)
         self._run = wandb.init(
             project=options.project,
             entity=options.entity,
@@ -106,7 +115,7 @@ class WandbSink:
             resume="allow",
             config=dict(config),
             mode=options.mode,  # type: ignore[arg-type]
-            dir=os.environ.get("WANDB_DIR") or (str(local) if local is not None else None),
+            dir=directory,
             settings=wandb.Settings(
                 console="off",
                 silent=True,
@@ -119,24 +128,31 @@ class WandbSink:
             ),
         )
         self._run.define_metric("*", step_metric="step")
+        self._written = written if self._run.offline else {}
+        self._first = self._run.starting_step
+        """Online W&B itself says which step comes next."""
 
     def log(self, record: Record) -> None:
-        prefix = record["kind"]
-        values = {f"{prefix}/{k}": v for k, v in record.items() if k not in ("kind", "step")}
-        self._run.log({**values, "step": record["step"]})
+        kind, step = record["kind"], record["step"]
+        if step < self._first or step <= self._written.get(kind, 0):
+            return
+        values = {f"{kind}/{k}": v for k, v in record.items() if k not in NO_METRICS}
+        self._run.log({**values, "step": step}, step=step)
 
     def close(self) -> None:
         self._run.finish()
 
 
 class TensorBoardSink:
-    """TensorBoard's event files in the run folder."""
+    """TensorBoard's event files in the run folder. What an earlier start wrote of later steps is taken back."""
 
-    def __init__(self, folder: RunFolder, hparams: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: RunFolder, hparams: Mapping[str, Any] | None = None, step: int = 0) -> None:
+        """`step` is the one that the run goes on from."""
         from torch.utils.tensorboard import SummaryWriter
 
         local = folder.storage.path("tensorboard")
-        self._writer: Any = SummaryWriter(str(local) if local is not None else f"{folder.url}/tensorboard")
+        place = str(local) if local is not None else f"{folder.url}/tensorboard"
+        self._writer: Any = SummaryWriter(place, purge_step=step + 1)
         if hparams:
             self._begin_trial(hparams)
 
@@ -156,7 +172,7 @@ class TensorBoardSink:
 
     def log(self, record: Record) -> None:
         for key, value in record.items():
-            if key not in ("kind", "step") and isinstance(value, int | float):
+            if key not in NO_METRICS and isinstance(value, int | float):
                 self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
         self._writer.flush()
 
@@ -190,13 +206,17 @@ class Guarded:
         self.sink = None
 
 
-def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record) -> list[Sink]:
-    """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning."""
+def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record, step: int = 0) -> list[Sink]:
+    """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning.
+
+    Args:
+        step: the one that this attempt goes on from.
+    """
     own = JsonLines(folder.storage, folder.attempt(attempt, METRICS))
     sinks: list[Sink] = [Guarded(METRICS, own)]
     wanted: dict[str, tuple[bool, str, Callable[[], Sink]]] = {
         "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
-        "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder, run.log.hparams)),
+        "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder, run.log.hparams, step)),
     }
     for name, (enabled, extra, opener) in wanted.items():
         if not enabled:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from trainer.config import Node, ScheduleConfig, Shape
 from trainer.errors import ConfigError
 from trainer.plugins import TARGET, instantiate
 
+SHOWN = 6
+"""Kinds of parameters that are listed by name."""
 FUSED = ("torch.optim.AdamW", "torch.optim.Adam")
 FUSED_WHOLE = ("torch.optim.SGD",)
 """Optimizers whose fused kernel works on whole tensors only, not on shards."""
@@ -41,13 +44,17 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> torch.optim.Optimizer:
-    """The optimizer of a node, fused where it can be; norms and biases (one dimension or none) do not decay."""
+    """The optimizer of a node, fused where it can be; norms and biases (one dimension or none) do not decay.
+
+    An optimizer that makes groups of its own decides about their decay itself.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
         raise ConfigError("the model has no parameters to train; change model or task")
     matrices = [p for p in trained if p.dim() >= 2]
     vectors = [p for p in trained if p.dim() < 2]
-    groups: list[dict[str, Any]] = [{"params": part} for part in (matrices, vectors) if part]
+    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
+    groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
     sharded = any(isinstance(p, DTensor) for p in trained)
     fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE)) and _fits_fused(model, trained)
     optimizer = instantiate({**({"fused": True} if fusable else {}), **node}, "optimizer", plugins, params=groups)
@@ -55,8 +62,6 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
         raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
-        if "weight_decay" in group and group["params"][0].dim() < 2:
-            group["weight_decay"] = 0.0
     return optimizer
 
 
@@ -69,6 +74,35 @@ def _fits_fused(model: nn.Module, trained: Sequence[nn.Parameter]) -> bool:
 def has_modes(optimizer: torch.optim.Optimizer) -> bool:
     """True for optimizers that are to be told when the model is evaluated (schedule-free)."""
     return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
+
+
+def group_facts(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, str]:
+    """What the run's first lines say of parameter groups: rates that differ, and which parameters do not decay."""
+    facts = {}
+    rates = sorted({group["peak_lr"] for group in optimizer.param_groups})
+    if len(rates) > 1:
+        facts["lr"] = f"{rates[0]:.3g} to {rates[-1]:.3g}, by group; that of the first is logged"
+    decays = {id(p): group.get("weight_decay", 0.0) for group in optimizer.param_groups for p in group["params"]}
+    values = sorted({value for value in decays.values() if value})
+    if values:
+        names = {name: decays[id(p)] for name, p in model.named_parameters() if id(p) in decays}
+        kinds = _kinds([name for name in names if not names[name]], [name for name in names if names[name]])
+        more = f" and {len(kinds) - SHOWN} more kinds" if len(kinds) > SHOWN else ""
+        none = f"; none for {', '.join(kinds[:SHOWN])}{more}" if kinds else ""
+        facts["weight decay"] = " and ".join(f"{value:.3g}" for value in values[:3]) + none
+    return facts
+
+
+def _kinds(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    """The shortest patterns, of few, that the names match and the others do not."""
+    kinds = []
+    for name in names:
+        words = name.split(".")
+        ends = [".".join(["*", *words[-1:]])] if words[-1] == "bias" else []
+        ends += [".".join(["*", *words[-2:]])] if len(words) > 2 else []
+        free = (end for end in ends if not any(f".{other}".endswith(end[1:]) for other in others))
+        kinds.append(next(free, re.sub(r"\b\d+\b", "*", name)))
+    return list(dict.fromkeys(kinds))
 
 
 def local(tensor: Tensor) -> Tensor:

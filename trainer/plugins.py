@@ -12,12 +12,13 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from trainer.config import meant
 from trainer.errors import ConfigError, EverstepError, nearest
 
 ALLOWED = (
-    "trainer.tasks.", "trainer.models.", "trainer.hooks.",
+    "trainer.tasks.", "trainer.models.",
     *(f"trainer.data.{name}." for name in (
-        "arrow", "collate", "corpus", "dataset", "decode", "mixture", "prepared", "scikit",
+        "arrow", "collate", "corpus", "dataset", "decode", "map_style", "mixture", "prepared", "scikit", "weighted",
     )),
     "torch.nn.", "torch.optim.",
 )  # fmt: skip
@@ -134,7 +135,7 @@ def _check_arguments(target: Any, name: str, key: str, arguments: Mapping[str, A
     if not any(p.kind is kinds.VAR_KEYWORD for p in parameters.values()):
         for argument in arguments:
             if argument not in named:
-                raise ConfigError(f"{key}.{argument}: {name} takes no {argument!r}{nearest(argument, named)}")
+                raise ConfigError(f"{key}.{argument}: {name} takes no {argument!r}{meant(argument, named)}")
     missing = [p for p in named - arguments.keys() if parameters[p].default is kinds.empty]
     if missing and not partial:
         raise ConfigError(f"{key}: {name} needs {', '.join(sorted(missing))}; set {key}.{sorted(missing)[0]}")

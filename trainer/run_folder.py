@@ -230,6 +230,18 @@ class RunFolder:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return None
 
+    def never_trained(self) -> bool:
+        """True when all that was ever started has ended, and before its first step: nothing rests on its config."""
+        endings = [self.ending(number) for number in self.attempts()]
+        if not endings or self.newest_step() is not None:
+            return False
+        if any(ending is None or ending.step > 0 for ending in endings):
+            return False
+        ended = max(ending.time or 0.0 for ending in endings if ending is not None)
+        # A job that was submitted since then may still be in the queue.
+        asked = [self.facts(f"{SUBMISSIONS}/{name}").get("time") for name in self.storage.names(SUBMISSIONS)]
+        return all(moment is not None and moment < ended for moment in asked)
+
     def last_ending(self) -> Ending | None:
         numbers = self.attempts()
         return self.ending(numbers[-1]) if numbers else None

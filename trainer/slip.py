@@ -43,7 +43,9 @@ def in_one_line(
 
 
 def of_a_word(word: str, keys: Sequence[str], groups: Mapping[str, Sequence[str]]) -> str:
-    """What was meant by a word without `=`, or an empty string."""
+    """What was meant by a word that cannot be read, or an empty string."""
+    if "=" in word and word[-1] in ",;":
+        return f"; leave out the {word[-1]!r} at its end"
     if word in keys or word in groups:
         return f"; write {word}=VALUE"
     holders = sorted((group for group, options in groups.items() if word in options), key=lambda g: g != "experiment")

@@ -33,7 +33,8 @@ class Task(Protocol):
 
     A task may also have `unit`, the name of the items that `Loss.count` counts ("tokens"), and
     `preview(model) -> str`: it is called on all ranks when training is done, and rank 0 shows what it
-    returns (a generated text, say).
+    returns (a generated text, say). The model is as it was trained, wrapped in DDP or sharded by FSDP. A preview that
+    raises is a warning; the run is done.
     """
 
     def model(self) -> nn.Module:

@@ -87,3 +87,21 @@ def test_the_links_in_the_pages_lead_somewhere() -> None:
     for page in pages:
         for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / page).read_text()):
             assert ((ROOT / page).parent / target).exists(), f"{page}: {target}"
+
+
+def test_the_first_command_after_the_demo_finds_everstep() -> None:
+    text = (ROOT / "README.md").read_text()
+    after = text[text.index("Now break it.") :]
+    activate, first = re.findall(r"^    (\S.*)$", after, flags=re.MULTILINE)[:2]
+    assert activate.split("#")[0].strip() == "source .venv/bin/activate"
+    assert first.startswith("everstep run ")
+    assert "source $(BIN)/activate" in (ROOT / "Makefile").read_text()
+
+
+def test_what_is_said_to_resume_a_run_names_it() -> None:
+    text = (ROOT / "examples/quickstart/README.md").read_text()
+    [start] = [words for words in commands("examples/quickstart/README.md") if "run=wine" in words]
+    assert text.index(" ".join(start)) < text.index("give the same command again")
+    helped = subprocess.run([sys.executable, "-m", "launch", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    [resumes] = [line for line in helped.splitlines() if "resumes" in line and "everstep run" in line]
+    assert "run=demo" in resumes

@@ -27,14 +27,14 @@ def run(request: pytest.FixtureRequest, tmp_path: Path) -> RunFolder:
     return run
 
 
-def commit(run: RunFolder, step: int, attempt: int = 1) -> str:
+def commit(run: RunFolder, step: int, attempt: int = 1, best_step: int = 0) -> str:
     path, files = run.checkpoint(step, attempt), {}
     for name, data in ((TENSORS, b"{}"), (SHARD, f"{step}".encode() * 1000)):
         run.storage.write(f"{path}/{name}", data)
         files[name] = FileRecord(len(data), blake3(data).hexdigest())
     record = Manifest(
         step=step, attempt=attempt, samples=step * 64, world=2, parallel="ddp", time=1e9, config_digest="c",
-        data_digest="d", progress={"step": step}, values={}, metric=0.25, files=files,
+        data_digest="d", progress={"step": step, "best_step": best_step}, values={}, metric=0.25, files=files,
     )  # fmt: skip
     run.storage.write(f"{path}/{MANIFEST}", record.to_json())
     return path
@@ -129,6 +129,28 @@ def test_the_list_says_who_wrote_what_and_what_does_not_count(
     assert four.split()[-2:] == [digest[:12], "committed"]
 
 
+def test_the_best_is_marked_and_has_a_name(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
+    assert verb(["checkpoint", "verify", f"{run.url}/best"]) == 2
+    assert "no checkpoint with a held-out metric; set evaluate.every" in capsys.readouterr().err
+    commit(run, 16, best_step=8)
+    assert verb(["checkpoint", "ls", run.url]) == 0
+    states = [line.split()[-2:] for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [state[-1] == "best" for state in states] == [False, False, True, False]
+    assert verb(["checkpoint", "verify", f"{run.url}/best"]) == 0
+    assert capsys.readouterr().out.startswith(f"{run.checkpoint(8, 1)}: whole")
+    assert verb(["checkpoint", "rm", f"{run.url}/best"]) == 0
+    assert left(run) == [4, 12, 16]
+    assert verb(["checkpoint", "verify", f"{run.url}/best"]) == 2
+    assert "the best was step 8, of which no checkpoint is left; set checkpoint.keep_best=1" in capsys.readouterr().err
+
+
+def test_a_run_called_best_is_a_run(tmp_path: Path) -> None:
+    run = RunFolder(str(tmp_path / "best"))
+    run.claim({})
+    commit(run, 4)
+    assert verb(["checkpoint", "verify", run.url]) == 0
+
+
 # ------------------------------------------------------------------------------------------------------------ rm
 
 
@@ -159,11 +181,29 @@ def test_the_newest_that_verifies_stays_unless_one_insists(run: RunFolder, capsy
     said = capsys.readouterr().err
     assert f"{run.checkpoint(8, 1)} is the newest checkpoint that verifies" in said
     assert said.count("\n") == 1
-    assert verb(["checkpoint", "rm", run.url, "--older-than-step", "9"]) == 2
     assert left(run) == [4, 8, 12]
     assert verb(["checkpoint", "rm", names[2], names[0]]) == 0
     assert left(run) == [8]
     assert verb(["checkpoint", "rm", names[1], "--even-the-newest"]) == 0
+    assert left(run) == []
+
+
+def test_a_rule_keeps_the_newest_that_verifies_and_removes_the_others(
+    run: RunFolder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flip(run, 12)
+    for dry in (["--dry-run"], []):
+        assert verb(["checkpoint", "rm", run.url, "--older-than-step", "5000", *dry]) == 0
+        kept, *removed, total = capsys.readouterr().out.splitlines()
+        assert kept.startswith(f"kept {run.url}/{run.checkpoint(8, 1)}: the run goes on from it")
+        assert [line.split("/")[-1].split()[0] for line in removed] == [
+            run.checkpoint(step, 1).split("/")[-1] for step in (12, 4)
+        ]
+        assert "2 in all" in total
+    assert left(run) == [8]
+    assert verb(["checkpoint", "rm", run.url, "--older-than-step", "5000"]) == 0
+    assert left(run) == [8]
+    assert verb(["checkpoint", "rm", run.url, "--older-than-step", "5000", "--even-the-newest"]) == 0
     assert left(run) == []
 
 

@@ -58,7 +58,11 @@ def test_an_unknown_word_gets_the_nearest_one(override: str, said: str) -> None:
         ("parallel.kind=foo", "parallel.kind", "single, ddp, fsdp, hsdp"),
         ("schedule.shape=cosin", "schedule.shape", "constant, cosine, linear, wsd"),
         ("hooks=3", "hooks", "int is not a ListConfig"),
-        ("plugins=mine", "plugins", "str is not a ListConfig"),
+        ("plugins=mine", "plugins", "write 'plugins=[mine]'"),
+        ("init_match=head.*", "init_match", "write 'init_match=[head.*]'"),
+        ("optimizer.lr=1e-3,", "optimizer.lr=1e-3,", "; leave out the ',' at its end"),
+        ("parallel=FSDP", "parallel", "did you mean 'fsdp'?"),
+        ("experiment=mine", "experiment", "one of your own needs --config-dir FOLDER"),
         ("model.width=${nosuch}", "model.width", "'nosuch' not found"),
     ],
 )
@@ -235,7 +239,7 @@ def test_every_key_has_a_default_that_may_run() -> None:
 FREE = [
     "steps=999", "run_root=elsewhere", "parallel=fsdp", "parallel.bucket_mb=1", "checkpoint=often",
     "checkpoint.keep_every=7", "evaluate.every=5", "evaluate.batch=3", "stop.wall_time_s=9", "log=wandb",
-    "log.every=1", "loader.workers=1", "group_timeout_s=9", "hooks=[{_target_: trainer.hooks.x}]", "plugins=[mine]",
+    "log.every=1", "loader.workers=1", "group_timeout_s=9", "hooks=[{_target_: mine.x}]", "plugins=[mine]",
 ]  # fmt: skip
 HELD = [
     "seed=1", "global_batch=2", "micro_batch=2", "clip=null", "ema=0.5", "optimizer.lr=1", "optimizer=sgd",

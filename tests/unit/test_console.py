@@ -42,6 +42,17 @@ def test_a_record_shows_what_it_has_and_waiting_only_when_there_is_some() -> Non
     assert shown["wait"] == "12%"
 
 
+def test_what_a_terminal_would_obey_is_shown_as_its_escape(capsys: pytest.CaptureFixture[str]) -> None:
+    said = "a\x1b[31mb\x07\r\x9b2J\u202ec\td\n«é» 🎉 می\u200cخواهم"
+    Lines(0).say(said)
+    assert capsys.readouterr().out == "a\\x1b[31mb\\x07\\r\\x9b2J\\u202ec\td\n«é» 🎉 می\u200cخواهم\n"
+    bar = Bar()
+    bar.bar.console.file = stream = io.StringIO()
+    bar.say(said)
+    assert "\x1b" not in stream.getvalue()
+    assert "\x07" not in stream.getvalue()
+
+
 def test_nan_and_infinity_are_shown_as_they_are() -> None:
     assert columns({**LEAST, "loss": float("nan"), "lr": float("inf")}) == {"loss": "nan", "lr": "inf"}
 

@@ -30,6 +30,16 @@ def imported(*words: str, cwd: Path | None = None) -> tuple[set[str], str]:
     return {line.rsplit("|", 1)[1].strip() for line in shown.stderr.splitlines() if "|" in line}, shown.stdout
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("train", "run"), ("fit", "run"), ("stop", "cancel"), ("statsu", "status")]
+)
+def test_a_verb_of_another_program_is_answered_with_ours(
+    word: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([word]) == 2
+    assert capsys.readouterr().err == f"everstep: no verb {word!r}; did you mean {meant!r}?\n"
+
+
 @pytest.mark.process
 def test_help_imports_nothing_heavy() -> None:
     modules, printed = imported("--help")

@@ -20,7 +20,7 @@ from launch.run import run as launch_run
 from trainer.compose import settle, thaw
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
-from trainer.run_folder import RunFolder
+from trainer.run_folder import Ending, Outcome, RunFolder
 
 FAKE = """
 import json, os, signal, sys, time
@@ -278,6 +278,17 @@ def test_a_run_without_a_name_gets_one_from_the_experiment_and_the_time(bench: B
     assert main([word for word in bench.words() if word != "run=r"]) == 0
     (name,) = [entry.name for entry in bench.root.iterdir()]
     assert name.startswith("tiny-2")
+
+
+def test_a_config_that_never_came_to_a_step_does_not_hold_its_name(tmp_path: Path) -> None:
+    folder = RunFolder.of(str(tmp_path), "r")
+    settle(RunConfig(run="r", seed=1), folder)
+    folder.end(folder.claim({}), Ending(Outcome.config_error))
+    assert [str(change) for change in settle(RunConfig(run="r", seed=2), folder)] == ["seed: 1 → 2"]
+    assert thaw(folder.storage.read("config.yaml").decode()).seed == 2
+    folder.end(folder.claim({}), Ending(Outcome.crashed, 1))
+    with pytest.raises(ConfigError, match="was started with another config"):
+        settle(RunConfig(run="r", seed=1), folder)
 
 
 def test_settle_holds_the_second_of_two_starters_to_the_config_of_the_first(tmp_path: Path) -> None:

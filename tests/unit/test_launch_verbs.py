@@ -38,7 +38,16 @@ def done(root: Path, name: str, ago_s: float = 1000.0) -> Records:
     records = Records(str(root / name), ago_s, steps=50)
     records.attempt(1, 0)
     records.events(1, (10, "first_step", {"step": 1}))
-    records.progress(100, 50, 50, steps_per_s=0.5, eta_s=0.0, loss=0.25, metrics={"accuracy": 0.75})
+    records.progress(
+        100,
+        50,
+        50,
+        steps_per_s=0.5,
+        eta_s=0.0,
+        loss=0.25,
+        metric="accuracy",
+        metrics={"aardvarks": 9.0, "accuracy": 0.75},
+    )
     records.log(1, "one\ntwo\nthree\n")
     records.end(1, 110, "done", 50)
     return records

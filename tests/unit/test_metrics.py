@@ -17,6 +17,7 @@ from trainer.config import LogConfig, RunConfig, WandbConfig
 from trainer.errors import ConfigError, StorageError
 from trainer.metrics import Guarded, JsonLines, TensorBoardSink, WandbSink, open_sinks, read_lines, read_metrics
 from trainer.run_folder import RunFolder
+from trainer.wandb_files import last_steps, rows
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -175,19 +176,25 @@ def test_nothing_but_the_runs_own_lines_is_opened_unasked(local: RunFolder) -> N
     assert list(read_metrics(local)) == [1]
 
 
-def test_tensorboard_reads_what_was_logged_and_a_replayed_step_again(local: RunFolder) -> None:
+def test_tensorboard_shows_each_step_once_and_as_it_was_last(local: RunFolder) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    for records in ([train(1, 1.0), train(2, 0.9)], [{**train(2, 0.5), "unit": "tokens"}, train(3, 0.25)]):
-        sink = TensorBoardSink(local)
+    starts = [  # each with the step that it goes on from; the second is killed before its first checkpoint
+        (0, [train(1, 1.0), train(2, 0.9), train(3, 0.8)]),
+        (0, [train(1, 1.0), train(2, 0.9), {"kind": "evaluate", "step": 2, "loss": 2.0}, train(3, 0.7), train(4, 0.6)]),
+        (2, [{**train(3, 0.5), "unit": "tokens", "time": 1.8e9}, train(4, 0.25)]),
+    ]
+    for step, records in starts:
+        sink = TensorBoardSink(local, step=step)
         for record in records:
             sink.log(record)
         sink.close()
     events = EventAccumulator(str(local.storage.path("tensorboard"))).Reload()
-    assert events.Tags()["scalars"] == ["train/loss"]
-    last = {event.step: event.value for event in events.Scalars("train/loss")}
-    assert last == {1: 1.0, 2: 0.5, 3: 0.25}
+    assert sorted(events.Tags()["scalars"]) == ["evaluate/loss", "train/loss"]
+    shown = [(event.step, event.value) for event in events.Scalars("train/loss")]
+    assert shown == [(1, 1.0), (2, pytest.approx(0.9)), (3, 0.5), (4, 0.25)]
+    assert [event.step for event in events.Scalars("evaluate/loss")] == [2]
 
 
 def test_tensorboard_has_a_table_of_what_trials_have_tried_and_reached(tmp_path: Path) -> None:
@@ -225,50 +232,69 @@ def test_tensorboard_has_a_table_of_what_trials_have_tried_and_reached(tmp_path:
     }
 
 
-def logged(file: Path) -> list[dict[str, Any]]:
-    """The records in one of W&B's own files: protocol buffers in LevelDB's log format (blocks of 32 KiB)."""
-    from wandb.proto import wandb_internal_pb2
-
-    data, place, whole, found = file.read_bytes(), 7, b"", []
-    while place + 7 <= len(data):
-        if (left := 32768 - place % 32768) < 7:
-            place += left
-            continue
-        _, length, part = struct.unpack_from("<IHB", data, place)
-        whole += data[place + 7 : place + 7 + length]
-        place += 7 + length
-        if part in (1, 4):  # a full record, or the last part of one
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(whole)
-            whole = b""
-            if record.WhichOneof("record_type") == "history":
-                items = record.history.item
-                named = {i.key or "/".join(i.nested_key): json.loads(i.value_json) for i in items}
-                found.append({name: value for name, value in named.items() if name[0] != "_"})
-    return found
-
-
 @pytest.mark.process
-def test_two_starts_of_a_run_are_one_run_of_wandb(local: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_starts_of_a_run_are_one_run_of_wandb_with_each_step_once(
+    local: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("wandb")
     for name in ("WANDB_DIR", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
     run = asking(wandb=WandbConfig(enabled=True, mode="offline", project="tests"))
-    seen = []
-    for records in ([train(10, 1.0), train(20, 0.5)], [train(20, 0.25), {"kind": "evaluate", "step": 20, "mae": 3.0}]):
-        sink = WandbSink(run, local, {"steps": 30})
+    evaluated = {"kind": "evaluate", "step": 20, "mae": 3.0}
+    starts = [
+        ([train(10, 1.0), train(20, 0.5)], [{"step": 10, "train/loss": 1.0}, {"step": 20, "train/loss": 0.5}]),
+        ([train(20, 0.5), evaluated, {**train(30, 0.25), "unit": "tokens", "time": 1.8e9}],
+         [{"step": 20, "evaluate/mae": 3.0}, {"step": 30, "train/loss": 0.25}]),
+        ([train(20, 0.5), evaluated, train(30, 0.25), train(40, 0.125)], [{"step": 40, "train/loss": 0.125}]),
+    ]  # fmt: skip
+    known: set[Path] = set()
+    for records, wanted in starts:
+        sink = WandbSink(run, local, {"steps": 40})
         for record in records:
             sink.log(record)
         sink.close()
-        new = set(Path(local.url).rglob("*.wandb")) - {file for file, _ in seen}
-        assert len(new) == 1
-        seen.append((new.pop(), records))
-    identity = json.loads(local.storage.read("wandb.json"))["id"]
-    for file, records in seen:
-        assert file.name == f"run-{identity}.wandb"
-        wanted = [
-            {"step": r["step"], **{f"{r['kind']}/{k}": v for k, v in r.items() if k not in ("kind", "step")}}
-            for r in records
-        ]
+        (file,) = set(Path(local.url).rglob("*.wandb")) - known
+        known.add(file)
+        assert file.name == f"run-{json.loads(local.storage.read('wandb.json'))['id']}.wandb"
         # W&B's own process writes the file, within a second or so.
-        until(lambda file=file, wanted=wanted: logged(file) == wanted)  # type: ignore[misc]
+        until(lambda file=file, wanted=wanted: own(file) == wanted)  # type: ignore[misc]
+        assert [row["_step"] for row in rows(file)] == [row["step"] for row in wanted]
+
+
+def own(file: Path) -> list[dict[str, Any]]:
+    """Its rows without W&B's own columns."""
+    return [{name: value for name, value in row.items() if name[0] != "_"} for row in rows(file)]
+
+
+def test_a_file_of_wandb_that_a_kill_has_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
+    pytest.importorskip("wandb")
+    from wandb.proto import wandb_internal_pb2
+
+    content = b"\0" * 7
+    for step in range(1, 2000):
+        record = wandb_internal_pb2.Record()
+        for key, value in (("step", step), ("train/loss", 0.5)):
+            item = record.history.item.add()
+            item.key, item.value_json = key, json.dumps(value)
+        content = in_blocks(content, record.SerializeToString())
+    file = tmp_path / "wandb" / "offline-run-1" / "run-x.wandb"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    assert [row["step"] for row in rows(file)] == list(range(1, 2000))
+    file.write_bytes(content[:-3])
+    assert last_steps(tmp_path, "x") == {"train": 1998}
+    assert last_steps(tmp_path, "y") == {}
+
+
+def in_blocks(content: bytes, record: bytes) -> bytes:
+    """The content with a record after it, in as many parts as blocks that it touches."""
+    part = 1
+    while True:
+        if (left := 32768 - len(content) % 32768) < 7:
+            content, left = content + b"\0" * left, 32768
+        piece, record = record[: left - 7], record[left - 7 :]
+        kind = (1 if not record else 2) if part == 1 else (4 if not record else 3)
+        content += struct.pack("<IHB", 0, len(piece), kind) + piece
+        if not record:
+            return content
+        part += 1

@@ -13,7 +13,7 @@ from toy import EmptyTask, ToyTask
 
 from trainer.config import ScheduleConfig, Shape
 from trainer.errors import ConfigError
-from trainer.optim import Average, build_optimizer, lr_factor, set_lr
+from trainer.optim import Average, build_optimizer, group_facts, lr_factor, set_lr
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.5, "weight_decay": 0.1}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}
@@ -90,6 +90,35 @@ def test_norms_and_biases_do_not_decay_and_matrices_do(node: dict[str, object]) 
         assert (decays[id(parameter)] > 0) == (name.endswith("linear.weight") or name == "head.weight"), name
 
 
+class Layered(torch.optim.AdamW):
+    """Makes groups of its own, of which the first parameter may be a norm's."""
+
+    def __init__(self, params: list[dict[str, object]], lr: float, weight_decay: float) -> None:
+        flat = [p for group in params for p in group["params"]]  # type: ignore[attr-defined]
+        super().__init__([{"params": sorted(flat, key=lambda p: p.dim()), "lr": lr}], weight_decay=weight_decay)
+
+
+def test_an_optimizer_that_makes_its_own_groups_keeps_their_decay() -> None:
+    model = ToyTask().model()
+    optimizer = build_optimizer({**ADAMW, "_target_": "test_optim.Layered"}, model, ["test_optim"])
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.1]
+    assert group_facts(optimizer, model) == {"weight decay": "0.1"}
+
+
+def test_what_does_not_decay_is_told_by_kind_and_rates_that_differ_too() -> None:
+    model = ToyTask().model()
+    optimizer = build_optimizer(ADAMW, model, ())
+    none = "*.norm.weight, *.bias"
+    assert group_facts(optimizer, model) == {"weight decay": f"0.1; none for {none}"}
+    optimizer.param_groups[1]["peak_lr"] = 0.25
+    assert group_facts(optimizer, model)["lr"] == "0.25 to 0.5, by group; that of the first is logged"
+    assert group_facts(build_optimizer(SGD, model, ()), model) == {}
+    model.blocks[1].norm.weight = nn.Parameter(torch.ones(6, 1))  # a name of two kinds
+    model.head.bias = nn.Parameter(torch.ones(1, 1))
+    told = group_facts(build_optimizer(ADAMW, model, ()), model)["weight decay"]
+    assert told == "0.1; none for blocks.*.norm.weight, *.norm.bias, *.linear.bias"
+
+
 def test_what_is_frozen_is_left_out() -> None:
     model = ToyTask().model()
     model.head.requires_grad_(False)
@@ -127,7 +156,7 @@ def test_a_model_that_is_wholly_frozen_is_refused() -> None:
 @pytest.mark.parametrize(
     ("node", "said"),
     [
-        ({**ADAMW, "learning_rate": 1}, "optimizer.learning_rate: torch.optim.AdamW takes no 'learning_rate'"),
+        ({**ADAMW, "learning_rate": 1}, "torch.optim.AdamW takes no 'learning_rate'; did you mean 'optimizer.lr'?"),
         ({**ADAMW, "lr": -1.0}, "optimizer (torch.optim.AdamW): Invalid learning rate: -1.0"),
         ({"_target_": "torch.optim.AdamWW"}, "did you mean 'AdamW'?"),
         ({"_target_": "torch.nn.ReLU"}, "'torch.nn.ReLU' is not an optimizer"),

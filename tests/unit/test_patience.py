@@ -91,7 +91,7 @@ def test_waits_are_drawn_from_a_range_that_doubles_up_to_a_limit(
     waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[float, float]] = []
-    monkeypatch.setattr(patience.random, "uniform", lambda low, high: (drawn.append((low, high)), high)[1])
+    monkeypatch.setattr(patience._JITTER, "uniform", lambda low, high: (drawn.append((low, high)), high)[1])
     with pytest.raises(StorageError):
         flaky(10**6, OSError("down"))[0].read("file")
     assert drawn[:7] == [(0, 0.2), (0, 0.4), (0, 0.8), (0, 1.6), (0, 3.2), (0, 6.4), (0, 10.0)]

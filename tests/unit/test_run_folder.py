@@ -71,6 +71,27 @@ def test_the_first_word_on_how_an_attempt_ended_stands(folder: RunFolder) -> Non
     assert folder.last_ending() == cause
 
 
+def test_a_run_has_never_trained_while_all_that_was_started_ended_before_its_first_step(folder: RunFolder) -> None:
+    assert not folder.never_trained()  # another may be about to claim it
+    first = folder.claim({})
+    assert not folder.never_trained()  # it may be training
+    folder.end(first, Ending(Outcome.config_error))
+    assert folder.never_trained()
+    folder.storage.write("submissions/0001.json", b'{"token": "t"}')
+    assert not folder.never_trained()  # its job may be in the queue
+    folder.storage.write("submissions/0001.json", b'{"token": "t", "time": 1.0}')
+    folder.storage.write("submissions/0001.handle.json", b'{"handle": "slurm://c/1", "time": 1.0}')
+    assert folder.never_trained()
+    folder.end(folder.claim({}), Ending(Outcome.crashed, 3))
+    assert not folder.never_trained()
+
+
+def test_a_checkpoint_means_that_a_run_has_trained(folder: RunFolder) -> None:
+    folder.end(folder.claim({}), Ending(Outcome.config_error))
+    folder.storage.write(f"{folder.checkpoint(4, 1)}/{MANIFEST}", b"{}")
+    assert not folder.never_trained()
+
+
 def test_the_last_ending_is_the_newest_attempts_even_when_it_has_none(folder: RunFolder) -> None:
     assert folder.last_ending() is None
     folder.end(folder.claim({}), Ending(Outcome.done))

@@ -50,18 +50,21 @@ def _list(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from trainer.checkpoint.survey import survey
+    from trainer.checkpoint.survey import best_step, survey
     from trainer.run_folder import RunFolder, meant
 
     run = RunFolder(options.url)
     found = survey(run)
+    best = best_step(found)
     if not found:
         raise ConfigError(f"{options.url} holds no checkpoint{meant(options.url) or '; is it a run folder?'}")
     names = ("step", "samples", "attempt", "by", "size", "world", "metric", "written", "digest", "state")
     table = Table(*names, box=None, header_style="dim")
     hosts = {each.attempt: run.host(each.attempt) or "" for each in found}
     for each in found:
-        table.add_row(*map(escape, _row(each, hosts[each.attempt])))
+        mark = ", best" if each.is_committed and each.step == best else ""
+        *cells, state = _row(each, hosts[each.attempt])
+        table.add_row(*map(escape, (*cells, state + mark)))
     # A line that is cut off to fit is of no use to a program that reads it.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
@@ -105,14 +108,18 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from trainer.checkpoint.removal import check_removable, named, remove, selected, size
+    from trainer.checkpoint.removal import check_removable, named, newest_good, remove, selected, size
     from trainer.run_folder import RunFolder
 
     if options.older_than_step is None and not options.orphans:
         doomed = named(options.urls)
     elif len(options.urls) == 1:
         run = RunFolder(options.urls[0])
-        doomed = [(run, selected(run, options.older_than_step, options.orphans))]
+        chosen = selected(run, options.older_than_step, options.orphans)
+        newest = newest_good(run) if chosen and not options.even_the_newest else None
+        if any(found.path == newest for found in chosen):
+            print(f"kept {run.url}/{newest}: the run goes on from it (--even-the-newest would remove it too)")
+        doomed = [(run, [found for found in chosen if found.path != newest])]
     else:
         raise ConfigError(
             f"--older-than-step and --orphans take one run, not {len(options.urls)}; give them one by one"

@@ -59,18 +59,20 @@ def check_removable(run: RunFolder, doomed: list[Found], even_the_newest: bool) 
         if local is not None and local.is_symlink():
             raise CheckpointError(f"{run.url}/{found.path} is a link to another place; nothing was removed")
     paths = {found.path for found in doomed if found.kind is Kind.committed}
-    if not paths or even_the_newest:
-        return
+    if paths and not even_the_newest and (newest := newest_good(run)) in paths:
+        raise CheckpointError(
+            f"{run.url}/{newest} is the newest checkpoint that verifies, which the run goes on from; "
+            "nothing was removed; leave it out, or give --even-the-newest"
+        )
+
+
+def newest_good(run: RunFolder) -> str | None:
+    """The newest checkpoint that verifies, which the run goes on from."""
     for candidate in candidates(run):
         check_format(run, candidate)
-        if any(why for _, why in faults(run, [candidate])):
-            continue
-        if candidate.path in paths:
-            raise CheckpointError(
-                f"{run.url}/{candidate.path} is the newest checkpoint that verifies, which the run goes on from; "
-                "nothing was removed; leave it out, or give --even-the-newest"
-            )
-        return
+        if not any(why for _, why in faults(run, [candidate])):
+            return candidate.path
+    return None
 
 
 def size(run: RunFolder, found: Found) -> int:

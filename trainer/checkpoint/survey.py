@@ -11,6 +11,8 @@ from trainer.checkpoint.manifest import SET_ASIDE, Candidate, damage, folders, p
 from trainer.errors import CheckpointError, StorageError
 from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
 
+BEST = "best"
+"""In place of a checkpoint's name."""
 THREADS = 8
 """Files that are read side by side: enough to fill a disk or a network, each with one block in memory."""
 
@@ -61,10 +63,39 @@ def survey(run: RunFolder) -> list[Found]:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """(run folder, name of the checkpoint in it) of a URL; the name is empty when the URL is a run's."""
+    """(run folder, name of the checkpoint in it) of a URL; the name is empty when the URL is a run's.
+
+    RUN/best is the checkpoint with the best held-out metric of that run.
+    """
     url = url.rstrip("/")
     head, _, name = (f"./{url}" if url.startswith(f"{CHECKPOINTS}/") else url).rpartition(f"/{CHECKPOINTS}/")
-    return (head, name) if head and parse_name(name) is not None else (url, "")
+    if head and parse_name(name) is not None:
+        return head, name
+    head, _, name = url.rpartition("/")
+    if head and name == BEST and not RunFolder(url).attempts():
+        return head, _best(RunFolder(head))
+    return url, ""
+
+
+def best_step(found: Iterable[Found]) -> int | None:
+    """The step of the best held-out metric, as the newest checkpoint of the run's line that can be read knows it."""
+    for each in found:
+        if each.kind is Kind.committed and each.candidate is not None and each.candidate.manifest is not None:
+            return each.candidate.manifest.progress.get("best_step") or None
+    return None
+
+
+def _best(run: RunFolder) -> str:
+    found = survey(run)
+    step = best_step(found)
+    if step is None:
+        raise CheckpointError(f"{run.url}/{BEST}: the run has no checkpoint with a held-out metric; set evaluate.every")
+    names = [each.path.rpartition("/")[2] for each in found if each.kind is Kind.committed and each.step == step]
+    if not names:
+        raise CheckpointError(
+            f"{run.url}/{BEST}: the best was step {step}, of which no checkpoint is left; set checkpoint.keep_best=1"
+        )
+    return names[0]
 
 
 def committed(url: str) -> tuple[RunFolder, list[Candidate]]:

@@ -43,9 +43,12 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
         new, left = tensors.keys() - wanted.keys(), there - wanted.keys()
         line = f"{folder.url}/{candidate.path}: {len(wanted)} of {len(tensors)} weights"
         return line + (f"; not taken: {_some(new)}" if new else "") + (f"; left there: {_some(left)}" if left else "")
-    raise CheckpointError(
-        f"init_from={url} has no checkpoint that can be read ({'; '.join(faults) or 'none was written'})"
-    )
+    if not faults:
+        raise CheckpointError(
+            f"init_from={url} has no checkpoint of Everstep; weights of another kind (safetensors, Hugging Face) are "
+            "loaded by the task itself, in model()"
+        )
+    raise CheckpointError(f"init_from={url} has no checkpoint that can be read ({'; '.join(faults)})")
 
 
 def _take(

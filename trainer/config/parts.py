@@ -256,11 +256,13 @@ class ExcludeConfig:
 @dataclass(kw_only=True)
 class LoaderConfig:
     prefetch: int = 2
-    """Steps of data that are made ready ahead of need; 0 reads when the step asks, small samples some steps at once."""
+    """Steps of data that are made ready ahead of need; 0 reads when the step asks, small samples some steps at once.
+    Code of your own, which may draw random numbers, runs between steps unless there are workers."""
     workers: int = 0
     """Processes or threads per rank that read and transform; 0 reads in one thread of the trainer."""
     worker: Worker = Worker.process
-    """thread: less memory and no copy between processes, where the work waits for disks or leaves Python's lock."""
+    """thread: less memory and no copy between processes, where the work waits for disks or leaves Python's lock. Code
+    of your own runs in processes all the same."""
     ahead_mb: int = 256
     """MB of remote data that are fetched ahead of need; 0 fetches when a batch asks."""
     cache: str | None = None

@@ -16,6 +16,7 @@ from trainer.data.index import Column, ShardIndex
 from trainer.data.node import node_cache
 from trainer.data.open_shards import Absent, OpenShards
 from trainer.data.order import Ids
+from trainer.data.randomness import draws_nothing
 from trainer.data.stored_column import stored_column
 from trainer.errors import ConfigError, DataError
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from trainer.data.cache import ShardCache
 
 
+@draws_nothing
 class ArrowDataset:
     """The samples of a prepared dataset folder or fsspec URL; shards are opened when first needed.
 

@@ -15,12 +15,14 @@ from torch import Tensor
 
 from trainer.data.bits import bit_pattern, bits_of, counted_from_zero, values_of
 from trainer.data.ragged import Ragged
+from trainer.data.randomness import draws_nothing
 from trainer.errors import ConfigError, DataError
 
 Columns = Mapping[str, Tensor | Ragged]
 """What the loader gathered; the classes here are `trainer.data.dataset.Collate`."""
 
 
+@draws_nothing
 class Pad:
     """Ragged columns become [n, longest], filled up at the end with `value`, and their lengths a column of their own.
 
@@ -61,6 +63,7 @@ class Pad:
         return max(1, -(-longest // self.multiple_of)) * self.multiple_of
 
 
+@draws_nothing
 class Bucket:
     """`Pad` to the smallest of `boundaries` that holds the longest sample of the microbatch.
 
@@ -102,6 +105,7 @@ class Bucket:
         )
 
 
+@draws_nothing
 class Pack:
     """Samples end to end in rows of `length`, so that next to nothing is padding.
 
@@ -168,6 +172,7 @@ class Pack:
         return out
 
 
+@draws_nothing
 class Segments:
     """`segments` and `positions` of blocks that hold several documents with a separator after each.
 

@@ -5,39 +5,43 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import default_collate
 
-from trainer.data.bad import BadSamples
 from trainer.data.columns import Columns, pieces
+from trainer.data.map_style import MapDataset as MapDataset
+from trainer.data.map_style import Seed
 from trainer.data.order import Ids
 from trainer.data.permutation import Words
+from trainer.data.randomness import batch_key, draws, draws_nothing
 from trainer.errors import DataError
 
 if TYPE_CHECKING:
     import pandas as pd
 
+TEST = "test"
+"""Name of the test set, before the names of its metrics."""
 Decode = Callable[[Columns], Columns]
 """Turns stored bytes into tensors; samples that do not decode are told by `BadSamples`."""
 Collate = Callable[[Columns], dict[str, Tensor]]
 """Makes tensors of columns whose samples differ in length: see trainer/data/collate.py."""
 Augment = Callable[[dict[str, Tensor], Words], dict[str, Tensor]]
-"""(batch, one uint64 key a sample) -> batch; every random draw comes from the keys, nothing from a global
-generator, so that a sample is augmented alike on every rank and after every restart."""
+"""(batch, one uint64 key a sample) -> batch. Draws come from the keys, or from global generators, which are seeded by
+the microbatch; a function that uses the keys alone may be marked with `draws_nothing`."""
 
 
 class Dataset(Protocol):
     """Samples with ids 0 to len - 1.
 
-    It may have more: `shard_rows`, the samples of each of its shards, for the order to keep together; `takes`, many
-    `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, where a sample lies, for people;
-    `want(ids)`, which begins to fetch samples ahead of need, and `room_bytes`, how much of them may be at hand.
+    It may have more: `take_seeded`, a `take` that seeds all generators by the key of each sample; `draws`, False where
+    that is not needed (see `draws_nothing`); `shard_rows`, the samples of each of its shards, for the order to keep
+    together; `takes`, many `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, where a sample lies,
+    for people; `want(ids)`, which begins to fetch samples ahead of need; `room_bytes`, how much of them may be at hand.
     """
 
     @property
@@ -52,22 +56,80 @@ class Dataset(Protocol):
         ...
 
 
+class MapStyle(Protocol):
+    """What torch calls a map-style dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 Takes = Callable[[Ids, Sequence[int]], Iterator[Columns]]
 """(ids, bounds) -> the samples between each two bounds. A fault that it knows of is raised by the call itself."""
 
 
 @dataclass
 class Splits:
-    """What a `data` node of the config builds."""
+    """What a `data` node of the config builds. Torch map-style datasets are wrapped in `MapDataset`."""
 
     train: Dataset
-    validation: Dataset | None = None
+    validation: Dataset | Mapping[str, Dataset] | None = None
+    """Held-out samples; of several named sets each metric is `NAME/metric`, beside that of all together."""
     augment: Augment | None = None
     """Applied to batches of `train` only."""
     decode: Decode | None = None
     collate: Collate | None = None
+    test: Dataset | None = None
+    """Evaluated once, when training is done, as `test/metric`."""
+    collate_fn: Callable[[list[Any]], Any] | None = None
+    """As for torch's DataLoader: makes tensors of a list of samples, where a split is a map-style dataset."""
+    columns: Sequence[str] | None = None
+    """Names of the items of samples that are tuples, where a split is a map-style dataset."""
+
+    def __post_init__(self) -> None:
+        wrap = partial(as_dataset, columns=self.columns, collate_fn=self.collate_fn)
+        self.train = wrap(self.train)
+        if isinstance(self.validation, Mapping):
+            self.validation = {_set_name(name): wrap(found) for name, found in self.validation.items()}
+        elif self.validation is not None:
+            self.validation = wrap(self.validation)
+        if self.test is not None:
+            self.test = wrap(self.test)
+
+    def held_out(self) -> dict[str, Dataset]:
+        """The validation sets by name; that of a single one is empty."""
+        if self.validation is None:
+            return {}
+        return dict(self.validation) if isinstance(self.validation, Mapping) else {"": self.validation}
 
 
+def as_dataset(
+    found: Any, columns: Sequence[str] | None = None, collate_fn: Callable[[list[Any]], Any] | None = None
+) -> Dataset:
+    """A dataset as it is, a torch map-style dataset wrapped; DataError for what has no samples by number."""
+    if hasattr(found, "take") and hasattr(found, "digest"):
+        dataset: Dataset = found
+        return dataset
+    return MapDataset(found, columns, collate_fn)
+
+
+def take_seeded(dataset: Dataset, ids: Ids, keys: Words, seed: Seed) -> Columns:
+    """The samples with every generator seeded by the key of each, or by all keys where they are taken at once."""
+    seeded: Callable[[Ids, Words, Seed], Columns] | None = getattr(dataset, "take_seeded", None)
+    if seeded is not None:
+        return seeded(ids, keys, seed)
+    if draws(dataset):
+        seed(batch_key(keys))
+    return dataset.take(ids)
+
+
+def _set_name(name: object) -> str:
+    if not isinstance(name, str) or not name or "/" in name or name == TEST:
+        raise DataError(f"data: a validation set is called {name!r}; give it a name without '/', other than {TEST!r}")
+    return name
+
+
+@draws_nothing
 class ArrayDataset:
     """Columns that lie in memory (or in a memory map): a mapping from name to array of equal lengths."""
 
@@ -140,65 +202,14 @@ def _target(column: pd.Series[Any]) -> NDArray[Any]:
     raise DataError(f"target {column.name!r} is of type {column.dtype}; make it categories or numbers")
 
 
-class MapDataset:
-    """A torch map-style dataset (`__len__`, `__getitem__`), collated by torch's default_collate.
-
-    `columns` names the items where the dataset returns tuples. The digest is the object's own `digest`
-    attribute where it has one; otherwise only its class and length, which tell no change of content.
-    """
-
-    def __init__(self, source: Any, columns: Sequence[str] | None = None) -> None:
-        for method in ("__len__", "__getitem__"):
-            if not hasattr(source, method):
-                raise DataError(f"{type(source).__name__} has no {method}; a map-style dataset needs it")
-        self.source = source
-        self._columns = columns
-
-    @property
-    def digest(self) -> str:
-        """The source's own `digest`, else a hash of its class name and length."""
-        own = getattr(self.source, "digest", None)
-        if own is not None:
-            return str(own)
-        kind = type(self.source)
-        return hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}\0{len(self)}".encode()).hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def take(self, ids: Ids) -> Columns:
-        """Sample by sample, because that is all a map-style dataset offers; `workers` spread the cost."""
-        batch = default_collate(self._samples(ids))
-        if isinstance(batch, Mapping):
-            return dict(batch)
-        items = [batch] if isinstance(batch, Tensor) else list(batch)
-        if self._columns is None or len(self._columns) != len(items):
-            raise DataError(
-                f"{type(self.source).__name__} returns {len(items)} unnamed items a sample; "
-                f"pass columns=[…] with {len(items)} names, or return dicts"
-            )
-        return dict(zip(self._columns, items, strict=True))
-
-    def _samples(self, ids: Ids) -> list[Any]:
-        samples, errors = [], {}
-        for row, index in enumerate(ids.tolist()):
-            try:
-                samples.append(self.source[index])
-            except Exception as error:
-                cause, errors[row] = error, f"{type(error).__name__}: {error}"
-        if errors:
-            raise BadSamples(errors) from cause
-        return samples
-
-
 class Subset:
     """Some samples of another dataset, in the order of `ids`."""
 
-    def __init__(self, dataset: Dataset, ids: Sequence[int] | Ids) -> None:
-        self.dataset = dataset
+    def __init__(self, dataset: Dataset | MapStyle, ids: Sequence[int] | Ids) -> None:
+        self.dataset = as_dataset(dataset)
         self.ids = np.asarray(ids, dtype=np.int64)
-        if self.ids.size and not 0 <= self.ids.min() <= self.ids.max() < len(dataset):
-            raise DataError(f"a subset of {len(dataset)} samples has ids 0 to {len(dataset) - 1} only")
+        if self.ids.size and not 0 <= self.ids.min() <= self.ids.max() < len(self.dataset):
+            raise DataError(f"a subset of {len(self.dataset)} samples has ids 0 to {len(self.dataset) - 1} only")
 
     @cached_property
     def digest(self) -> str:
@@ -208,9 +219,16 @@ class Subset:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def draws(self) -> bool:
+        return draws(self.dataset)
+
     def take(self, ids: Ids) -> Columns:
         """Rows `self.ids[ids]` of the whole dataset."""
         return self.dataset.take(self.ids[ids])
+
+    def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
+        return take_seeded(self.dataset, self.ids[ids], keys, seed)
 
     def place(self, sample: int) -> str:
         return place_of(self.dataset, int(self.ids[sample]))

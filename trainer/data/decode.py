@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.data.bad import BadSamples
 from trainer.data.pixels import FORMATS, pillow, upright
 from trainer.data.ragged import Ragged
+from trainer.data.randomness import draws, draws_nothing
 from trainer.errors import ConfigError, DataError
 
 Columns = Mapping[str, Tensor | Ragged]
@@ -34,11 +35,16 @@ class Each:
     def __init__(self, function: Callable[[bytes], Tensor], column: str) -> None:
         self.function, self.column = function, column
 
+    @property
+    def draws(self) -> bool:
+        return draws(self.function)
+
     def __call__(self, batch: Columns) -> dict[str, Tensor | Ragged]:
         """The batch with `column` decoded."""
         return {**batch, self.column: _joined(self.column, decode_each(batch, self.column, self.function))}
 
 
+@draws_nothing
 class Images:
     """Still images of the formats that `prepare` takes become [n, channels, height, width], turned as EXIF says.
 

@@ -47,6 +47,8 @@ class Loader:
 
     `prefetch` steps are kept ready by a thread (0: each is gathered when asked for, the fastest way for
     small data in memory); `workers` processes or threads gather in parallel where reading or augmenting is slow.
+    Generators belong to the process, so code that may draw from them never runs in a thread beside the step: it is
+    run between steps or, with `workers`, in processes.
     """
 
     def __init__(
@@ -89,7 +91,7 @@ class Loader:
         gathered = self._gathered(first_step)
         lookahead = self._look_ahead(first_step)
         source = self._steps(gathered)
-        if self._prefetch and not self._workers:
+        if self._prefetch and not self._workers and not self._gather.draws:
             source = thread = Prefetcher(source, self._prefetch)
             self._open.append(thread)
         return self._timed(source, lookahead)
@@ -131,7 +133,7 @@ class Loader:
         dataset = self._gather.dataset
         if self._workers:
             ahead = max(1, self._prefetch) * len(self.slots)
-            kind = Workers if self._worker is Worker.process else Threads
+            kind = Workers if self._worker is Worker.process or self._gather.draws else Threads
             workers = kind(self._gather, self._requests(first_step), self._workers, ahead)
             self._open.append(workers)
             return workers
@@ -217,9 +219,9 @@ def _fetched(batches: Iterator[Microbatch], slots: list[Slot], want: Want, ahead
 
 
 def _in_order(gather: Gather, slots: list[Slot], device: torch.device) -> Iterator[Microbatch]:
-    for slot in slots:
-        ids = np.arange(slot.start, slot.stop)
-        microbatch = gather(Request(ids, np.zeros_like(ids), 0, slot.index, slot.real))
+    ranges = [(np.arange(slot.start, slot.stop), slot) for slot in slots]
+    requests = [Request(ids, np.zeros_like(ids), 0, slot.index, slot.real) for ids, slot in ranges]
+    for microbatch in gather.each(requests):
         if device.type == "cuda":
             microbatch.batch = _pinned(microbatch.batch)
         if device.type != "cpu":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from fractions import Fraction
 
@@ -13,10 +13,13 @@ from torch import Tensor
 
 from trainer.data.bad import BadSamples
 from trainer.data.columns import Columns, split
-from trainer.data.dataset import Dataset, Takes, place_of
+from trainer.data.dataset import Dataset, Takes, place_of, take_seeded
+from trainer.data.map_style import Seed
 from trainer.data.order import Ids
+from trainer.data.permutation import Words
 from trainer.data.ragged import Ragged
-from trainer.data.record import DataRecord
+from trainer.data.randomness import draws
+from trainer.data.record import DataRecord, packed
 from trainer.errors import DataError
 
 
@@ -51,8 +54,18 @@ class Mixture:
         rooms = (getattr(dataset, "room_bytes", None) for dataset in self.datasets)
         return min((room for room in rooms if room is not None), default=None)
 
+    @property
+    def draws(self) -> bool:
+        return any(draws(dataset) for dataset in self.datasets)
+
     def take(self, ids: Ids) -> Columns:
         """The samples of each dataset in one gather, put in the order of `ids`."""
+        return self._merged(ids, lambda number, rows, own: self.datasets[number].take(own))
+
+    def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
+        return self._merged(ids, lambda number, rows, own: take_seeded(self.datasets[number], own, keys[rows], seed))
+
+    def _merged(self, ids: Ids, take: Callable[[int, Ids, Ids], Columns]) -> Columns:
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
         rows: list[Ids] = []
         parts: list[Columns] = []
@@ -60,7 +73,7 @@ class Mixture:
         for number in np.unique(numbers).tolist():
             here = np.flatnonzero(numbers == number)
             try:
-                parts.append(self.datasets[number].take(ids[here] - self._starts[number]))
+                parts.append(take(number, here, ids[here] - self._starts[number]))
             except BadSamples as bad:
                 errors |= {int(here[row]): why for row, why in bad.errors.items()}
             rows.append(here)
@@ -128,4 +141,5 @@ def records_of(dataset: Dataset) -> list[DataRecord]:
 def _record(dataset: Dataset, share: Fraction) -> DataRecord:
     rows: Sequence[int] | None = getattr(dataset, "shard_rows", None)
     place, files = getattr(dataset, "path", type(dataset).__name__), getattr(dataset, "shard_files", ())
-    return DataRecord(place, dataset.digest, str(share), rows if rows is not None else [len(dataset)], files)
+    weights = packed(getattr(dataset, "weights", None))
+    return DataRecord(place, dataset.digest, str(share), rows if rows is not None else [len(dataset)], files, weights)

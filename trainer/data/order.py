@@ -24,7 +24,7 @@ from trainer.errors import ConfigError
 
 Ids = NDArray[np.int64]
 
-_ORDER_STREAM, _SAMPLE_STREAM = 0x6F72646572, 0x73616D706C65
+_ORDER_STREAM, _SAMPLE_STREAM, _DRAW_STREAM = 0x6F72646572, 0x73616D706C65, 0x6472617773
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,24 @@ class Source:
     """Samples of each shard, in stored order; one number where there are no shards."""
     share: Fraction = Fraction(1)
     """Of all samples that a run uses; the shares of a run's sources sum to 1."""
+    weights: NDArray[np.float64] | None = None
+    """How likely each sample is drawn, where an epoch is as many draws as samples; None visits each once."""
+
+
+class Draws:
+    """Which sample each draw of a weighted source gives: a hash of the draw's number, so any can be entered."""
+
+    def __init__(self, weights: NDArray[np.float64], seed: int) -> None:
+        self._ends = np.cumsum(weights)
+        self._last = int(np.flatnonzero(weights)[-1])
+        self._seed = np.uint64(mix_int(seed + _DRAW_STREAM))
+
+    def samples(self, draws: Ids) -> Ids:
+        """int64 like `draws`, which are counted since the first epoch."""
+        chances = uniform(mix(draws.astype(np.uint64) * np.uint64(GOLDEN) + self._seed), 0)
+        found = np.searchsorted(self._ends, chances * self._ends[-1], side="right")
+        samples: Ids = np.minimum(found, self._last)  # where the product was rounded up
+        return samples
 
 
 class SampleOrder:
@@ -78,6 +96,10 @@ class SampleOrder:
             SourceOrder(source.rows, base ^ mix_int(number * GOLDEN), window, lanes, shuffle)
             for number, source in enumerate(self.sources)
         ]
+        self._draws = [
+            None if source.weights is None else Draws(source.weights, base ^ mix_int(number * GOLDEN))
+            for number, source in enumerate(self.sources)
+        ]
         self.starts = np.cumsum([0, *(order.samples for order in self._orders)])
         """The first id of each source, and the number of all ids."""
         for number, order in enumerate(self._orders):
@@ -107,6 +129,9 @@ class SampleOrder:
         """Samples in all sources."""
         return int(self.starts[-1])
 
+    def source_of(self, sample: int) -> Source:
+        return self.sources[int(np.searchsorted(self.starts, sample, side="right")) - 1]
+
     def ids(self, position: int, count: int) -> Ids:
         """The sample ids at positions [position, position + count): int64 [count]."""
         return self.at(position, np.arange(count))[1]
@@ -118,6 +143,7 @@ class SampleOrder:
     def at(self, position: int, offsets: NDArray[np.integer]) -> tuple[Ids, Ids]:
         """Epochs and sample ids, int64 like `offsets`, at the positions `position + offsets`.
 
+        Of a weighted source the number of the draw stands for the epoch, since an epoch may draw a sample twice.
         `position` may be any size; only the offsets (0 or more) need to fit into an array.
         """
         if position < 0:
@@ -145,6 +171,14 @@ class SampleOrder:
 
     def _of_source(self, number: int, first: int, indices: Ids, position: int, offsets: Ids) -> tuple[Ids, Ids]:
         """Epochs and samples of one source: its samples number `first + indices`, at `position + offsets`."""
+        epochs, ids = self._visited(number, first, indices, position, offsets)
+        draws = self._draws[number]
+        if draws is None:
+            return epochs, ids
+        numbers = epochs * np.int64(self._orders[number].samples) + ids
+        return numbers, draws.samples(numbers)
+
+    def _visited(self, number: int, first: int, indices: Ids, position: int, offsets: Ids) -> tuple[Ids, Ids]:
         order = self._orders[number]
         epoch, entry = divmod(first, order.samples)
         entries = indices + np.int64(entry)
@@ -193,7 +227,10 @@ class SampleOrder:
         return found
 
     def position_of(self, sample: int, epoch: int) -> int:
-        """The one position at which the sample's source visits it for the `epoch`-th time, counted from 0."""
+        """The one position at which the sample's source visits it for the `epoch`-th time, counted from 0.
+
+        Of a weighted source `sample` is a draw's number within the epoch, for which it has no inverse.
+        """
         if not 0 <= sample < self.samples:
             raise ValueError(f"a sample is 0 to {self.samples - 1}, not {sample}")
         number = int(np.searchsorted(self.starts, sample, side="right")) - 1

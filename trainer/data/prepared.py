@@ -66,7 +66,7 @@ def mixture(
         splits = dataset(str(entry["path"]), columns=columns, cast=cast, verify=verify, cache=cache)
         weights.append(entry["weight"])
         train.append(splits.train)
-        held_out += [splits.validation] if splits.validation is not None else []
+        held_out += splits.held_out().values()
     validation = Mixture(held_out, shares([1] * len(held_out))) if held_out else None
     return Splits(Mixture(train, shares(weights)), validation, augment, decode, collate)
 

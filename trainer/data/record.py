@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trainer.data.order import SampleOrder, Source
 from trainer.errors import DataError
@@ -28,6 +31,8 @@ class DataRecord:
     """Samples of each shard."""
     files: Sequence[str] = ()
     """Name of each shard, where there are files."""
+    weights: str | None = None
+    """How likely each sample is drawn: float64, deflated, base64; None where each comes once an epoch."""
 
 
 def read_record(folder: RunFolder) -> list[DataRecord]:
@@ -50,7 +55,15 @@ def write_record(folder: RunFolder, sources: Sequence[DataRecord]) -> None:
 
 
 def order_sources(records: Sequence[DataRecord]) -> list[Source]:
-    return [Source(record.rows, Fraction(record.share)) for record in records]
+    return [Source(record.rows, Fraction(record.share), unpacked(record.weights)) for record in records]
+
+
+def packed(weights: NDArray[np.float64] | None) -> str | None:
+    return None if weights is None else base64.b64encode(zlib.compress(weights.tobytes(), 1)).decode()
+
+
+def unpacked(text: str | None) -> NDArray[np.float64] | None:
+    return None if text is None else np.frombuffer(zlib.decompress(base64.b64decode(text)))
 
 
 class Places:

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from trainer.data.dataset import ArrayDataset, Splits, frame_dataset
 from trainer.data.order import Ids, uniform
 from trainer.data.permutation import KeyedPermutation, Words
+from trainer.data.randomness import draws_nothing
 from trainer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def split_ids(samples: int, held_out: float, seed: int) -> tuple[Ids, Ids]:
     return np.sort(order[count:]), np.sort(order[:count])
 
 
+@draws_nothing
 def shifted(batch: dict[str, Tensor], keys: Words) -> dict[str, Tensor]:
     """Move each `image` [n, c, h, w] by -1, 0 or 1 pixels in both directions, zeros coming in."""
     image = batch["image"]

@@ -16,6 +16,9 @@ from trainer.data.record import Places, order_sources, read_record
 from trainer.errors import ConfigError
 from trainer.run_folder import CONFIG, RunFolder, meant
 
+LOOKED_AT = 1 << 16
+"""Positions of the order that are computed at once."""
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -63,17 +66,37 @@ class Trace:
         batch = self.run.global_batch
         epochs, ids = self.order.at((number - 1) * batch, np.arange(batch))
         pairs = zip(ids.tolist(), epochs.tolist(), strict=True)
-        return [self._visit(sample, number, epoch, place) for place, (sample, epoch) in enumerate(pairs)]
+        return [self._visit(sample, number, self._epoch(sample, turn), place)
+                for place, (sample, turn) in enumerate(pairs)]  # fmt: skip
 
     def visits(self, sample: int) -> Iterator[Visit]:
         """Every step up to the run's last that visits a sample."""
         if not 0 <= sample < self.order.samples:
             raise ConfigError(f"--sample {sample}: the run has samples 0 to {self.order.samples - 1}")
+        if self.order.source_of(sample).weights is not None:
+            yield from self._drawn(sample)
+            return
         end, epoch = self.run.steps * self.run.global_batch, 0
         while (position := self.order.position_of(sample, epoch)) < end:
             step, place = divmod(position, self.run.global_batch)
             yield self._visit(sample, step + 1, epoch, place)
             epoch += 1
+
+    def _drawn(self, sample: int) -> Iterator[Visit]:
+        """The visits of a sample that is drawn by weight, which only a look at every step finds."""
+        batch = self.run.global_batch
+        together = max(1, LOOKED_AT // batch)
+        for first in range(0, self.run.steps, together):
+            count = min(together, self.run.steps - first) * batch
+            turns, ids = self.order.at(first * batch, np.arange(count))
+            for offset in np.flatnonzero(ids == sample).tolist():
+                step, place = divmod(offset, batch)
+                yield self._visit(sample, first + step + 1, self._epoch(sample, int(turns[offset])), place)
+
+    def _epoch(self, sample: int, turn: int) -> int:
+        """The epoch of what the order calls a turn: that of a weighted source counts draws."""
+        source = self.order.source_of(sample)
+        return turn if source.weights is None else turn // sum(source.rows)
 
     def sample(self, text: str) -> int:
         """The id that `text` means: an id, or `FILE:ROW` of a shard."""

@@ -7,10 +7,14 @@ import ctypes
 import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
+
+from trainer.errors import EverstepError
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -35,6 +39,7 @@ class Workers(Generic[Request, Result]):
             prefetch_factor=max(2, -(-ahead // count)),
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # or it would draw a seed from the step's own
         )
         # Until a worker has set its handlers, the mask that it inherits keeps the signals from it.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
@@ -50,7 +55,10 @@ class Workers(Generic[Request, Result]):
     def __next__(self) -> Result:
         if self._results is None:
             raise StopIteration
-        return next(self._results)
+        result = next(self._results)
+        if isinstance(result, _Failed):
+            raise result.error
+        return result
 
     def close(self) -> None:
         """Stop the workers; one that does not stop within torch's 5 s is killed."""
@@ -60,12 +68,20 @@ class Workers(Generic[Request, Result]):
                 process.kill()
 
 
+@dataclass(frozen=True)
+class _Failed:
+    error: EverstepError
+
+
 class _Work(TorchDataset[Any]):
     def __init__(self, work: Callable[[Any], Any]) -> None:
         self._work = work
 
     def __getitem__(self, request: Any) -> Any:
-        return self._work(request)
+        try:
+            return self._work(request)
+        except EverstepError as error:
+            return _Failed(error)  # torch would wrap its one line in a traceback
 
 
 class _Requests(Sampler[Any]):

@@ -42,6 +42,8 @@ REFUSED = (errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOO
 """What will be the same however often it is tried."""
 PASSING_CODES = ("IncompleteBody", "BadDigest", "RequestTimeout", "XAmzContentSHA256Mismatch")
 """Of the codes of status 400, those of a request that was damaged on its way."""
+_JITTER = random.SystemRandom()
+"""Not Python's own generator: saves wait in threads, while code of users draws from that one."""
 _STATUS = re.compile(r"\bstatus(?: code)?:? (\d{3})\b")
 
 
@@ -61,7 +63,7 @@ def retry(work: Callable[[], T], what: str) -> T:
             if lasts is not None:
                 raise lasts from error
             tries += 1
-            delay_s = random.uniform(0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(tries - 1, 20)))
+            delay_s = _JITTER.uniform(0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(tries - 1, 20)))
             passed_s = time.monotonic() - began
             if passed_s + delay_s > deadline_s():
                 raise StorageError(f"{what}: gave up after {passed_s:.0f} s, {tries} tries: {reason(error)}") from error

@@ -1,0 +1,76 @@
+"""What a run tells of itself while it trains, when it ends and when it is resumed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import traps
+from ranks import folder, train
+
+from trainer.run_folder import Outcome
+
+pytestmark = pytest.mark.dist
+PREVIEWS = "plugins=[toy,previews]"
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_a_preview_that_raises_is_a_warning_and_the_run_is_done(tmp_path: Path, world: int) -> None:
+    ended = train(world, tmp_path, PREVIEWS, "task._target_=previews.Raising", "steps=2", "log.progress=lines")
+    assert ended.codes == [0] * world, ended.printed
+    last = folder(tmp_path).last_ending()
+    assert last is not None
+    assert last.outcome is Outcome.done
+    said = "warning: the task's preview failed, the run is done all the same: AttributeError: no such thing"
+    assert ended.printed.count(said) == 1
+    assert "Traceback" in folder(tmp_path).storage.read("attempts/0001/rank-0000.log").decode()
+
+
+@pytest.mark.parametrize(("text", "shown"), [("\\x1b[2Jx\\x07", "a sample of what it has learnt:\n\\x1b[2Jx\\x07"), (" ", "")])
+def test_a_preview_cannot_command_the_terminal_and_an_empty_one_is_not_announced(
+    tmp_path: Path, text: str, shown: str
+) -> None:
+    asked = f"task.text='{text.encode().decode('unicode_escape')}'"
+    ended = train(1, tmp_path, PREVIEWS, "task._target_=previews.Says", asked, "steps=1", "log.progress=lines")
+    assert ended.codes == [0], ended.printed
+    assert shown in ended.printed
+    assert ("a sample of" in ended.printed) == bool(shown)
+    assert "\x1b" not in ended.printed
+    assert "\x07" not in ended.printed
+
+
+def test_a_corrected_command_takes_the_name_of_one_that_could_not_run(tmp_path: Path) -> None:
+    assert train(1, tmp_path, "evaluate.metric=accuracy").codes == [2]
+    ended = train(1, tmp_path, "evaluate.metric=mae", "optimizer.lr=0.02", "steps=2")
+    assert ended.codes == [0], ended.printed
+    ended = train(1, tmp_path, "evaluate.metric=mae", "optimizer.lr=0.03", "steps=2")
+    assert ended.codes == [2]
+    assert "was started with another config" in ended.printed
+
+
+def test_what_does_not_decay_and_what_is_not_trained_stands_in_the_first_lines(tmp_path: Path) -> None:
+    ended = train(1, tmp_path, PREVIEWS, "task._target_=previews.Frozen", "steps=1", "log.progress=lines")
+    assert ended.codes == [0], ended.printed
+    facts = {line[:15].strip(): line[15:] for line in ended.printed.splitlines()}
+    assert facts["parameters"] == "115, 61 of them trained"
+    assert facts["weight decay"].endswith("; none for *.norm.weight, *.bias")
+
+
+def test_progress_names_the_metric_that_the_run_goes_by(tmp_path: Path) -> None:
+    assert train(1, tmp_path, "evaluate.metric=mae").codes == [0]
+    progress = folder(tmp_path).facts("progress.json")
+    assert progress["metric"] == "mae"
+    assert progress["metrics"]["mae"] != progress["metrics"]["loss"]
+
+
+def test_tensorboard_has_each_step_of_a_killed_run_once(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    killed = train(1, tmp_path, "log.tensorboard=true", before=lambda rank: traps.in_step(7))
+    assert killed.codes == [-9]
+    assert train(2, tmp_path, "log.tensorboard=true").codes == [0, 0]
+    events = EventAccumulator(str(tmp_path / "toy" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
+    assert [event.step for event in events.Scalars("evaluate/mae")] == [6, 12]
+    assert not {"train/time", "train/unit", "evaluate/time"} & set(events.Tags()["scalars"])

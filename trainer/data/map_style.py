@@ -1,0 +1,146 @@
+"""A torch map-style dataset as a dataset of a run: sample by sample, each under its own random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import IterableDataset, default_collate
+
+from trainer.data.bad import BadSamples
+from trainer.data.columns import Columns
+from trainer.data.order import Ids
+from trainer.data.permutation import Words
+from trainer.data.ragged import Ragged
+from trainer.data.randomness import batch_key
+from trainer.errors import ConfigError, DataError
+
+Seed = Callable[[int], None]
+"""Seeds every generator that the dataset may draw from."""
+COLLATE_STREAM = 0x636F6C6C617465
+
+
+class MapDataset:
+    """A torch map-style dataset (`__len__`, `__getitem__`). All generators are seeded by the sample before each.
+
+    The digest is the object's own `digest` attribute where it has one; otherwise only its class and length, which tell
+    no change of content.
+    """
+
+    def __init__(
+        self,
+        source: Any,
+        columns: Sequence[str] | None = None,
+        collate_fn: Callable[[list[Any]], Any] | None = None,
+    ) -> None:
+        """
+        Args:
+            columns: names of the items where the dataset, or `collate_fn`, returns tuples.
+            collate_fn: makes tensors of a list of samples, as for torch's DataLoader. Without it samples of one shape
+                are stacked, and one-dimensional ones of different lengths are a ragged column for `Splits.collate`.
+        """
+        _check_map_style(source)
+        self.source = source
+        self.collate_fn = collate_fn
+        self._columns = columns
+
+    @property
+    def digest(self) -> str:
+        """The source's own `digest`, else a hash of its class name and length."""
+        own = getattr(self.source, "digest", None)
+        if own is not None:
+            return str(own)
+        kind = type(self.source)
+        return hashlib.sha256(f"{kind.__module__}.{kind.__qualname__}\0{len(self)}".encode()).hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def take(self, ids: Ids) -> Columns:
+        """Sample by sample, because that is all a map-style dataset offers; `workers` spread the cost."""
+        return self.take_seeded(ids, np.zeros(len(ids), np.uint64), lambda key: None)
+
+    def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
+        """The same with `seed` called before each sample, with its key, and before the collate, with all keys."""
+        samples, errors = [], {}
+        for row, (index, key) in enumerate(zip(ids.tolist(), keys.tolist(), strict=True)):
+            seed(key)
+            try:
+                samples.append(self.source[index])
+            except (MemoryError, ConfigError):
+                raise
+            except Exception as error:
+                cause, errors[row] = error, " ".join(f"{type(error).__name__}: {error}".split())
+        if errors:
+            raise BadSamples(errors) from cause
+        seed(batch_key(keys) ^ COLLATE_STREAM)
+        return self._collated(samples)
+
+    def _collated(self, samples: list[Any]) -> Columns:
+        if self.collate_fn is not None:
+            batch = self.collate_fn(samples)
+            return dict(batch) if isinstance(batch, Mapping) else self._named(_items(batch))
+        first = samples[0]
+        if isinstance(first, Mapping):
+            return {name: _column(str(name), [_value(sample, name) for sample in samples]) for name in first}
+        names = list(self._named(_items(first)))
+        return {name: _column(name, [_items(s)[number] for s in samples]) for number, name in enumerate(names)}
+
+    def _named(self, items: Sequence[Any]) -> dict[str, Any]:
+        if self._columns is None or len(self._columns) != len(items):
+            raise DataError(
+                f"{type(self.source).__name__} returns {len(items)} unnamed items a sample; "
+                f"pass columns=[…] with {len(items)} names, or return dicts"
+            )
+        return dict(zip(self._columns, items, strict=True))
+
+
+def _check_map_style(source: Any) -> None:
+    kind = type(source).__name__
+    has_items = hasattr(source, "__getitem__") and not isinstance(source, IterableDataset)
+    if not has_items and hasattr(source, "__iter__"):
+        raise DataError(
+            f"data: {kind} can only be iterated, so a run could not resume in it: use a map-style dataset (__len__, "
+            "__getitem__), or make shards of it with `everstep data prepare format=generator`"
+        )
+    for method in ("__len__", "__getitem__"):
+        if not hasattr(source, method):
+            raise DataError(f"data: {kind} has no {method}; a map-style dataset needs it")
+
+
+def _items(sample: Any) -> list[Any]:
+    return list(sample) if isinstance(sample, list | tuple) else [sample]
+
+
+def _value(sample: Any, name: Any) -> Any:
+    try:
+        return sample[name]
+    except (KeyError, TypeError, IndexError):
+        raise DataError(
+            f"data: a sample has no {name!r}, which the first of its batch has; return the same for each"
+        ) from None
+
+
+def _column(name: str, values: list[Any]) -> Any:
+    """Values of one shape stacked, vectors of different lengths as a ragged column, text as a list of it."""
+    if isinstance(values[0], Tensor | np.ndarray):
+        tensors = [torch.as_tensor(value) for value in values]
+        if len({tensor.shape for tensor in tensors}) > 1:
+            if all(tensor.ndim == 1 for tensor in tensors):
+                return Ragged.of(tensors)
+            shapes = " and ".join(sorted({str([*tensor.shape]) for tensor in tensors})[:2])
+            raise DataError(
+                f"data: samples of column {name!r} are of shapes {shapes}; give a collate_fn that pads them"
+            )
+    try:
+        return default_collate(values)
+    except (TypeError, RuntimeError) as error:
+        kind = type(values[0]).__name__
+        raise DataError(
+            f"data: column {name!r} holds a {kind}, of which no batch can be made "
+            f"({' '.join(str(error).split())[:120]}); make it a tensor in __getitem__, or give a collate_fn"
+        ) from error

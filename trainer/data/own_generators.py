@@ -1,0 +1,155 @@
+"""Generators that a dataset or a transform made for itself, wherever it keeps them."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import random
+import sys
+import types
+from collections import deque
+from collections.abc import Iterator, Set
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+
+from trainer.errors import DataError
+
+Generator = torch.Generator | np.random.Generator | RandomState | random.Random
+LONGEST = 256
+"""Items of a list or dict that are looked at: transforms stand in short ones, samples and file names in long ones."""
+MOST = 5000
+"""Objects that are looked at."""
+_LEAVES = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, np.ndarray, np.generic,
+           types.ModuleType, types.BuiltinFunctionType)  # fmt: skip
+_SEVERAL = (list, tuple, set, frozenset, deque)
+_PLAIN = ("types", "argparse")
+_WRAPPERS = ("trainer", "torch")
+_NOT_OWN = (*_WRAPPERS, "numpy")
+_INSTALLED = ("site-packages", "dist-packages")
+
+
+def own_generators(*parts: object) -> list[Generator]:
+    """Every generator that can be reached from the parts, in an order that depends on their structure alone.
+
+    It follows attributes, short containers, closures and partials; of the user's own code also class attributes and
+    the globals that its functions name. DataError for one that cannot be seeded.
+    """
+    packages = {_package(part) for part in parts}
+    found: list[Generator] = []
+    seen: dict[int, object] = {}  # kept alive, so that no id is used twice
+    waiting = list(reversed(parts))
+    while waiting and len(seen) < MOST:
+        part = waiting.pop()
+        if isinstance(part, _LEAVES) or id(part) in seen:
+            continue
+        seen[id(part)] = part
+        if isinstance(part, random.SystemRandom):
+            raise DataError(
+                "data: the dataset draws from a random.SystemRandom, which nothing can seed: use random.Random"
+            )
+        if isinstance(part, Generator):
+            found.append(part)
+        else:
+            held = [*_held(part, packages)]
+            if _package(part) in _WRAPPERS:
+                packages |= {_package(value) for value in held}
+            waiting.extend(reversed(held))
+    return found
+
+
+def _held(part: Any, packages: Set[str]) -> Iterator[object]:
+    """What one object holds, or what the code of a function names."""
+    if isinstance(part, functools.partial):
+        yield from (part.func, part.args, part.keywords)
+    elif isinstance(part, types.MethodType):
+        yield from (part.__self__, part.__func__)
+    elif isinstance(part, types.FunctionType):
+        yield from _of_function(part, packages)
+    elif isinstance(part, type):
+        yield from _of_class(part, packages)
+    else:
+        yield from _of_instance(part)
+
+
+def _of_instance(part: Any) -> Iterator[object]:
+    if isinstance(part, (dict, *_SEVERAL)) and len(part) <= LONGEST:
+        yield from part.values() if isinstance(part, dict) else part
+    if _is_opaque(type(part).__module__):
+        return
+    yield type(part)
+    yield from getattr(part, "__dict__", {}).values()
+    for kind in type(part).__mro__:
+        for name in _slots(kind):
+            yield getattr(part, name, None)
+
+
+@functools.lru_cache(maxsize=4096)
+def _slots(kind: type) -> tuple[str, ...]:
+    slots = vars(kind).get("__slots__", ())
+    names = (slots,) if isinstance(slots, str) else tuple(slots)
+    return tuple(name for name in names if inspect.isdatadescriptor(vars(kind).get(name)))
+
+
+def _of_class(kind: type, packages: Set[str]) -> Iterator[object]:
+    for base in kind.__mro__:
+        if _is_own(base.__module__, packages):
+            for name, value in tuple(vars(base).items()):
+                if isinstance(value, property):
+                    yield value.fget
+                elif isinstance(value, staticmethod | classmethod):
+                    yield value.__func__
+                elif name != "__init__" and (isinstance(value, types.FunctionType) or not name.startswith("__")):
+                    yield value
+
+
+def _of_function(function: types.FunctionType, packages: Set[str]) -> Iterator[object]:
+    for cell in function.__closure__ or ():
+        try:
+            yield cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    yield function.__dict__.get("__wrapped__")
+    if _is_own(function.__module__, packages):
+        names = function.__globals__
+        yield from (names[name] for name in _names(function.__code__) if name in names)
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(code: types.CodeType) -> tuple[str, ...]:
+    """Globals that the code, or a function inside of it, may name."""
+    inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
+    return tuple(dict.fromkeys([*code.co_names, *inner]))
+
+
+def _package(part: Any) -> str:
+    """The package that a dataset or function was written in; that of what it wraps, for a partial or a method."""
+    while isinstance(part, functools.partial):
+        part = part.func
+    module = getattr(part, "__module__", None) or type(part).__module__
+    return str(module).partition(".")[0]
+
+
+def _is_own(module: str | None, packages: Set[str]) -> bool:
+    package = (module or "builtins").partition(".")[0]
+    if package in _NOT_OWN or package in sys.stdlib_module_names:
+        return False
+    return package in packages or _is_local(package)
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_opaque(module: str) -> bool:
+    """True for classes of Python's own, such as loggers and locks, but for those that only hold attributes."""
+    package = module.partition(".")[0]
+    return package in sys.stdlib_module_names and package not in _PLAIN
+
+
+@functools.lru_cache(maxsize=4096)
+def _is_local(package: str) -> bool:
+    """True for code that was not installed as a library."""
+    path = str(getattr(sys.modules.get(package), "__file__", None) or "")
+    return not any(name in path.split("/") for name in _INSTALLED)

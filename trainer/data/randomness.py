@@ -1,0 +1,112 @@
+"""Random numbers of code that is not Everstep's: datasets, transforms and collates draw from the sample's key.
+
+Such code draws from torch's, NumPy's and Python's global generators, or from one that it made for itself. All of them
+are seeded before each sample and put back after the microbatch: a sample is the same in every process and after every
+restart, and the training step finds its generators as they were. Global generators belong to the process and not to a
+thread, so code that draws may not run in a thread beside the step (`draws`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+import types
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.random import RandomState
+
+from trainer.data.own_generators import Generator, own_generators
+from trainer.data.permutation import GOLDEN, Words, mix, mix_int
+from trainer.errors import DataError
+
+Part = TypeVar("Part")
+GLOBAL: tuple[Generator, ...] = (torch.default_generator, np.random.mtrand._rand, random._inst)
+_MARK = "draws"
+
+
+def draws_nothing(part: Part) -> Part:
+    """Mark a class or function that draws no random number but from the keys it is given: it may run in a thread."""
+    setattr(part, _MARK, False)
+    return part
+
+
+def draws(part: object) -> bool:
+    """True unless the function, or the class itself, is marked: a subclass may draw where its base does not."""
+    while isinstance(part, functools.partial):
+        part = part.func
+    if part is None:
+        return False
+    home = part if isinstance(part, types.FunctionType) else type(part)
+    return bool(getattr(part, _MARK, True)) if _MARK in vars(home) else True
+
+
+def batch_key(keys: Words) -> int:
+    """One key for all samples of a microbatch, in their order."""
+    return int(np.bitwise_xor.reduce(mix(keys + np.arange(len(keys), dtype=np.uint64) * np.uint64(GOLDEN))))
+
+
+class Randomness:
+    """The global generators, and those that `parts` hold themselves."""
+
+    def __init__(self, *parts: object) -> None:
+        known = {id(generator) for generator in GLOBAL}
+        self._all = [*GLOBAL, *(found for found in own_generators(*parts) if id(found) not in known)]
+        if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+            self._all.append(torch.cuda.default_generators[torch.cuda.current_device()])
+
+    def seed(self, key: int, stream: int = 0) -> None:
+        """Seed each with a number of its own, made of the key and the stream."""
+        for number, generator in enumerate(self._all):
+            _seed(generator, mix_int(key + (stream * len(self._all) + number + 1) * GOLDEN))
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Put all back as they were. Meanwhile torch has one thread, as in a worker, so that sums are the same."""
+        restores, threads = [_restore(generator) for generator in self._all], torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+            for restore in restores:
+                restore()
+
+
+@contextlib.contextmanager
+def seeded(key: int) -> Iterator[None]:
+    """Run code that may draw from the global generators, the same at every start, and put them back."""
+    randomness = Randomness()
+    with randomness.kept():
+        randomness.seed(key)
+        yield
+
+
+def _seed(generator: Generator, seed: int) -> None:
+    try:
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(seed)
+        elif isinstance(generator, random.Random):
+            generator.seed(seed)
+        elif isinstance(generator, RandomState):
+            generator.seed(seed >> 32)  # ten times as fast as a list of two words
+        else:
+            bits = generator.bit_generator
+            bits.state = type(bits)(seed).state
+    except (TypeError, ValueError, NotImplementedError) as error:
+        kind = getattr(getattr(generator, "_bit_generator", generator), "__class__", type(generator)).__name__
+        raise DataError(f"data: a {kind} of the dataset cannot be seeded ({error}); use NumPy's default_rng") from error
+
+
+def _restore(generator: Generator) -> Callable[[], Any]:
+    """What brings the generator back to the state that it has now."""
+    if isinstance(generator, torch.Generator):
+        return functools.partial(generator.set_state, generator.get_state())
+    if isinstance(generator, random.Random):
+        return functools.partial(generator.setstate, generator.getstate())
+    if isinstance(generator, RandomState):
+        return functools.partial(generator.set_state, generator.get_state(legacy=False))
+    return functools.partial(setattr, generator.bit_generator, "state", generator.bit_generator.state)

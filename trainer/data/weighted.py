@@ -1,0 +1,67 @@
+"""Samples drawn by weight, with replacement: how often each comes is up to the weights and not to the epoch."""
+
+from __future__ import annotations
+
+import hashlib
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+
+from trainer.data.columns import Columns
+from trainer.data.dataset import Dataset, MapStyle, as_dataset, take_seeded
+from trainer.data.map_style import Seed
+from trainer.data.order import Ids
+from trainer.data.permutation import Words
+from trainer.data.randomness import draws
+from trainer.errors import DataError
+
+
+class Weighted:
+    """A dataset whose samples are drawn with probabilities proportional to their weights.
+
+    An epoch is as many draws as there are samples. Which sample a draw gives is a hash of seed, epoch and place, so it
+    is the same on every world and after every restart. A sample that is drawn again is augmented anew.
+    """
+
+    def __init__(self, dataset: Dataset | MapStyle, weights: ArrayLike | torch.Tensor) -> None:
+        self.dataset = as_dataset(dataset)
+        self.weights: NDArray[np.float64] = np.array(weights, dtype=np.float64)
+        if self.weights.shape != (len(self.dataset),):
+            raise DataError(
+                f"data: weights of shape {[*self.weights.shape]} for {len(self.dataset)} samples; give one for each"
+            )
+        if not np.isfinite(self.weights).all() or self.weights.min(initial=0) < 0 or not self.weights.any():
+            raise DataError("data: weights must be finite, 0 or more, and one of them above 0")
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the dataset's digest and the weights."""
+        return hashlib.sha256(self.dataset.digest.encode() + b"weights" + self.weights.tobytes()).hexdigest()
+
+    @property
+    def draws(self) -> bool:
+        return draws(self.dataset)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getattr__(self, name: str) -> Any:
+        # What the dataset offers beside the protocol, such as `takes` or `want`, it offers here too.
+        if name.startswith("_") or name == "dataset":
+            raise AttributeError(name)
+        return getattr(self.dataset, name)
+
+    def take(self, ids: Ids) -> Columns:
+        return self.dataset.take(ids)
+
+    def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
+        return take_seeded(self.dataset, ids, keys, seed)
+
+
+def balanced(dataset: Dataset | MapStyle, labels: ArrayLike | torch.Tensor) -> Weighted:
+    """Draw every class equally often: weights that are one over the number of samples with the same label."""
+    _, inverse, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
+    return Weighted(dataset, 1.0 / counts[inverse])
