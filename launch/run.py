@@ -20,6 +20,7 @@ from launch.supervise import Supervisor, marker
 from trainer.compose import compose, freeze, settle, with_name
 from trainer.config import ParallelKind, RunConfig
 from trainer.errors import ConfigError
+from trainer.place import WORLD
 from trainer.run_folder import GRACE, JOB, STARTER, Outcome, RunFolder
 
 EXAMPLES = """examples:
@@ -69,7 +70,7 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     record(folder, config, ["everstep", *sys.argv[1:]])
     argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins)
     starter = uuid.uuid4().hex
-    extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter}
+    extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
     env = torchrun.environment(os.environ, share, extra)
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:

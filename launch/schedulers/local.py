@@ -16,6 +16,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from trainer.death import OutOfMemoryCount, death_of
+from trainer.run_folder import ENDING_FILE, Ending, Outcome
+
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SLACK_S = 10.0
 """Seconds beyond the grace before a child that was told to stop is killed: torchrun first kills its own."""
@@ -23,6 +26,12 @@ MARKER_S = 1.0
 """Seconds that a slow store may hold up the signal that tells the child to stop."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+
+
+LEFT = 130
+"""Exit code of a trainer that was told a second time to leave, as a terminal tells it."""
+MOST_SIGNALS = 64
+LONGEST_ENDING = 1 << 16
 
 
 class LeftAtOnce(Exception):
@@ -92,6 +101,8 @@ class Local:
         self.agent = agent
         self.relay = relay
         self.stopped: str | None = None
+        self.handed_over: Ending | None = None
+        """The ending that the last child could not write into the run folder, or what it was killed by."""
         self.abandon: Callable[[], bool] = lambda: False
         """True as soon as the child is of no use any more: it is killed then, without being asked."""
 
@@ -100,10 +111,30 @@ class Local:
 
         `output`: a file descriptor for all that is printed; the caller's own where it is None.
         """
-        # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order.
-        spared = _adopt_orphans()
+        spared, memory = _adopt_orphans(), OutOfMemoryCount()
+        with EndingFile() as ending:
+            code = self._run(argv, {**env, **ending.environment()}, output, spared)
+            self.handed_over = ending.read()
+        died = 128 < code <= 128 + MOST_SIGNALS and code != LEFT
+        if self.handed_over is None and died and self.stopped is None:
+            who = "the agent" if self.agent else "rank 0"
+            reason = death_of(who, code - 128, memory.since())
+            self.handed_over = Ending(Outcome.crashed, 0, reason)
+        return code
+
+    def _run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None, spared: set[int]) -> int:
+        # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order. Only a
+        # process that is alone stays in ours: it may read from the terminal, as a debugger does.
+        terminal = sys.stdin is not None and sys.stdin.isatty()
+        reads = terminal and not self.agent
         child = subprocess.Popen(
-            argv, env=dict(env), stdout=output, stderr=output, process_group=0, preexec_fn=leash(os.getpid())
+            argv,
+            env=dict(env),
+            stdin=subprocess.DEVNULL if terminal and self.agent else None,
+            stdout=output,
+            stderr=output,
+            process_group=None if reads else 0,
+            preexec_fn=leash(os.getpid(), hangs_up=not reads),
         )
         deadline = float("inf")
         try:
@@ -120,6 +151,8 @@ class Local:
                 self.signals.wait(min(1.0, max(0.0, deadline - time.monotonic())))
         finally:
             _kill(child, spared)
+        if reads and child.returncode == LEFT:
+            raise LeftAtOnce
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def wait(self, seconds: float) -> bool:
@@ -149,8 +182,33 @@ class Local:
                 os.kill(pid, signal.SIGTERM)
 
 
-def leash(parent: int) -> Callable[[], None] | None:
-    """Code for the child between fork and exec: die when the launcher dies, by kill -9 too."""
+class EndingFile:
+    """A file in this process's memory: a child writes its ending there when the run folder does not take it."""
+
+    def __enter__(self) -> EndingFile:
+        self._file = os.memfd_create("everstep-ending") if sys.platform == "linux" else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def environment(self) -> dict[str, str]:
+        return {} if self._file is None else {ENDING_FILE: f"/proc/{os.getpid()}/fd/{self._file}"}
+
+    def read(self) -> Ending | None:
+        """Return what has been written; None for nothing, or for what cannot be read."""
+        try:
+            return None if self._file is None else Ending.from_json(os.pread(self._file, LONGEST_ENDING, 0))
+        except (ValueError, KeyError, TypeError):
+            return None
+
+
+def leash(parent: int, hangs_up: bool = True) -> Callable[[], None] | None:
+    """Code for the child between fork and exec: die when the launcher dies, by kill -9 too.
+
+    With `hangs_up` False it ignores that its terminal is closed: the launcher is told as well, and has it save.
+    """
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
@@ -160,6 +218,8 @@ def leash(parent: int) -> Callable[[], None] | None:
         # Slurm sends its notice to every process. torchrun would die of it and leave its workers behind; they inherit
         # this and install a handler of their own, and until then the marker in the run folder speaks for the signal.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if not hangs_up:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if os.getppid() != parent:  # it died before the leash was on
             os._exit(1)
 

@@ -235,7 +235,7 @@ class Checkpointer:
                 f"{self._failures} saves in a row have failed, the last one: {error}; "
                 f"checkpoint.max_failures={self.run.checkpoint.max_failures}"
             )
-            last.told = not self.mesh.is_main
+            last.told, last.passing = not self.mesh.is_main, True
             raise last
 
     def _planned(self) -> Layout:

@@ -64,7 +64,9 @@ def retry(work: Callable[[], T], what: str) -> T:
             delay_s = random.uniform(0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(tries - 1, 20)))
             passed_s = time.monotonic() - began
             if passed_s + delay_s > deadline_s():
-                raise StorageError(f"{what}: gave up after {passed_s:.0f} s, {tries} tries: {reason(error)}") from error
+                away = StorageError(f"{what}: gave up after {passed_s:.0f} s, {tries} tries: {reason(error)}")
+                away.passing = True
+                raise away from error
             time.sleep(delay_s)
 
 
@@ -109,7 +111,9 @@ def lasting(error: Exception, what: str) -> Exception | None:
         return FileNotFoundError(f"{what}: {reason(error)}")
     refused = isinstance(error, OSError) and error.errno in REFUSED
     if refused or (400 <= status < 500 and status not in PASSING):
-        return StorageError(f"{what}: the store refuses: {reason(error)}")
+        refusal = StorageError(f"{what}: the store refuses: {reason(error)}")
+        refusal.passing = refused  # a full or read-only disk behind it
+        return refusal
     return None
 
 
