@@ -57,7 +57,7 @@ def decide(
     if ending is not None and is_last(ending):
         detail = f": {ending.reason}" if ending.reason and ending.outcome not in SAID else ""
         return Decision(False, f"{last_words(ending)} (step {ending.step}{detail})", restarts)
-    what, spent = _what(ending), 0 if progressed else restarts
+    what, spent = what_of(ending), 0 if progressed else restarts
     if (mistake := mistake_of(ending, stepped, repeated)) is not None:
         return Decision(False, f"{what}; {mistake}", spent, mistake)
     if stopped is not None:
@@ -98,7 +98,7 @@ def mistake_of(ending: Ending | None, stepped: bool, repeated: bool) -> str | No
     return None
 
 
-def _what(ending: Ending | None) -> str:
+def what_of(ending: Ending | None) -> str:
     if ending is None:
         return "killed without a word"
     if ending.outcome is Outcome.out_of_memory:

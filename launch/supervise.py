@@ -76,10 +76,10 @@ class Supervisor:
                 return Outcome.preempted.exit_code
 
     def _exit_code(self, ending: Ending | None) -> int:
+        if ending is not None:
+            return ending.outcome.exit_code
         # Killed because it took too long to stop is stopped all the same: the same command goes on.
-        if ending is None or (ending.outcome is Outcome.crashed and self.local.stopped is not None and not ending.error):
-            return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
-        return ending.outcome.exit_code
+        return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
 
     def _ended(self, before: list[int], step: int, code: int) -> Ended:
         def look() -> Ended:
@@ -126,7 +126,7 @@ class Supervisor:
 
     def _keep(self, decision: Decision, ending: Ending | None) -> None:
         say(decision.brief or decision.reason)
-        outcome = None if ending is None else ending.outcome.value
+        outcome = None if ending is None or self.local.killed else ending.outcome.value
         facts = {"outcome": outcome, **dataclasses.asdict(decision), "time": time.time()}
         self._write(lambda: self.folder.record_restart(facts))
         for left in reversed(range(0 if decision.go_on else LAST_TRIES)):

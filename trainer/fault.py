@@ -19,14 +19,11 @@ from trainer.run_folder import Fault
 
 LONGEST_REASON = 400
 """Characters of an error's message that go into a line."""
-MACHINE_ERRNOS = frozenset(
-    getattr(errno, name)
-    for name in (
-        "EIO ENOSPC EDQUOT EROFS ESTALE ENXIO ENODEV ENOMEM EMFILE ENFILE EAGAIN EBUSY EPERM ETXTBSY EREMOTEIO ENOLINK "
-        "ECONNREFUSED ECONNRESET ECONNABORTED EPIPE ENOTCONN ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN"
-    ).split()
-    if hasattr(errno, name)
-)
+_NAMES = """
+    EIO ENOSPC EDQUOT EROFS ESTALE ENXIO ENODEV ENOMEM EMFILE ENFILE EAGAIN EBUSY EPERM EREMOTEIO ENOLINK ECONNREFUSED
+    ECONNRESET ECONNABORTED EPIPE ENOTCONN ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN
+"""
+MACHINE_ERRNOS = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
 """Of a disk, a file server, a network or a limit. A file that is missing, or not the user's, is a mistake."""
 MACHINE_TYPES = re.compile(r"Connect|Timeout|TimedOut|HTTP|URLError|SSL|Protocol|Transport|Unavailable|BrokenProcess")
 """Names of the exceptions with which clients of all kinds report a network or a server."""
@@ -119,8 +116,8 @@ def _is_users(frame: FrameType, roots: set[str]) -> bool:
 
 def _others() -> tuple[str, ...]:
     ours = Path(__file__).resolve().parent
-    library = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
-    return tuple(f"{os.path.realpath(path)}{os.sep}" for path in [ours, ours.parent / "launch", *library])
+    library = [Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib")]
+    return tuple(f"{path}{os.sep}" for path in [ours, ours.parent / "launch", *library])
 
 
 _OTHERS = _others()

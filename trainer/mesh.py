@@ -174,7 +174,8 @@ class Numbers:
             return
         self._answered = numbers
         name = uuid.uuid5(uuid.NAMESPACE_OID, b",".join(numbers).decode()).hex
-        self.store.multi_set([f"{self.prefix}/answer/{number.decode()}" for number in numbers], [name] * len(numbers))
+        keys = [f"{self.prefix}/answer/{number.decode()}" for number in numbers]
+        self.store.multi_set(keys, [name] * len(keys))  # type: ignore[attr-defined]  # missing in torch's stubs
 
 
 def _peek(store: Store, key: str) -> str:

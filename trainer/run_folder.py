@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from trainer.config import RunConfig
@@ -107,8 +107,7 @@ class Ending:
 
     @staticmethod
     def from_json(data: bytes) -> Ending:
-        known = {each.name for each in fields(Ending)}
-        facts = {name: value for name, value in json.loads(data).items() if name in known}
+        facts = json.loads(data)
         fault = Fault(facts.get("fault", Fault.machine.value))
         return Ending(**{**facts, "outcome": Outcome(facts["outcome"]), "fault": fault})
 
@@ -274,7 +273,7 @@ class RunFolder:
         """How an attempt ended; None when it has not, or when its word cannot be read: then it counts as killed."""
         try:
             return Ending.from_json(self.storage.read(self.attempt(attempt, "outcome.json")))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def last_ending(self) -> Ending | None:

@@ -15,7 +15,7 @@ from trainer.errors import StorageError
 from trainer.storage.port import STAGED
 
 LASTING = (errno.EACCES, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
-"""What the user has to mend; a disk that is full or read-only, or a file server, may be well again at the next start."""
+"""What the user has to mend; a disk that is full or a file server may be well again at the next start."""
 COPIED = 16 << 20
 """Bytes that a copy holds in memory."""
 
