@@ -23,6 +23,7 @@ from trainer.errors import CheckpointError, SupersededError
 from trainer.mesh import Mesh
 from trainer.run_folder import MANIFEST, RunFolder
 from trainer.state import TrainState
+from trainer.storage.probe import is_kept
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.25
 """Seconds between looks at a save that is waited for."""
@@ -266,6 +267,11 @@ class Checkpointer:
         manifest.files.update(files)
         if not storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(f"{self.folder.url}/{path} was committed by another process")
+        # A store may answer that it has it and keep nothing; on that belief older checkpoints would be removed.
+        if not is_kept(storage, f"{path}/{MANIFEST}", manifest.to_json()):
+            raise CheckpointError(
+                f"{self.folder.url}/{path}/{MANIFEST} is not what was written: the store kept nothing"
+            )
         self.retention.committed(path, manifest)
         return ""
 
