@@ -34,18 +34,25 @@ class Lasting(io.FileIO):
             return len(memoryview(data).cast("B"))
 
 
-def keep_printing() -> None:
-    """Have no `print`, of ours or of a user, fail for want of a reader: a `tee` that is killed, a closed terminal."""
-    for descriptor, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
+def open_closed() -> None:
+    """Open what `>&-` has closed: the next file would get its number, and what is printed would go there."""
+    for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
-        except OSError:  # closed by `>&-`: the next file to be opened would get its number
+        except OSError:
             os.open(os.devnull, os.O_RDWR)
-        if name != "stdin":
-            stream = getattr(sys, name)
-            encoding, errors = getattr(stream, "encoding", "utf-8"), getattr(stream, "errors", "replace")
-            raw = io.BufferedWriter(Lasting(descriptor, "wb", closefd=False))
-            setattr(sys, name, io.TextIOWrapper(raw, encoding, errors, line_buffering=True, write_through=True))
+            setattr(sys, name, open(descriptor, "w" if descriptor else "r", closefd=False))  # noqa: SIM115
+
+
+def keep_printing() -> None:
+    """Have no `print`, of ours or of a user, fail for want of a reader: a `tee` that is killed, a closed terminal."""
+    open_closed()
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        stream = getattr(sys, name)
+        raw = io.BufferedWriter(Lasting(descriptor, "wb", closefd=False))
+        setattr(
+            sys, name, io.TextIOWrapper(raw, stream.encoding, stream.errors, line_buffering=True, write_through=True)
+        )
 
 
 def refuse_debugger(processes: int) -> None:

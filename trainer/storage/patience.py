@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -28,6 +29,8 @@ QUIET_S = 15.0
 """Without a byte of an answer. Stores answer in 0.1 s and within 2 s at their slowest."""
 SEND_S = 75.0
 """For one request that sends up to a part's bytes: PARALLEL_PARTS of them at once through a line of 1 MB/s."""
+QUIET_FOR_S, SAY_EVERY_S = 5.0, 60.0
+"""Seconds for which a verb fails before that is said, and between two lines about it."""
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
 """Waits are drawn from 0 to FIRST_DELAY_S, twice that and so on to this, so an outage is outlived by at most this."""
@@ -67,7 +70,20 @@ def retry(work: Callable[[], T], what: str) -> T:
                 away = StorageError(f"{what}: gave up after {passed_s:.0f} s, {tries} tries: {reason(error)}")
                 away.passing = True
                 raise away from error
+            if passed_s > QUIET_FOR_S:
+                _say(f"waiting for the store, {tries} tries so far: {what}: {reason(error)}")
             time.sleep(delay_s)
+
+
+_said_at = float("-inf")
+
+
+def _say(line: str) -> None:
+    """Tell the user, now and then, what is waited for; of several ranks the first does."""
+    global _said_at
+    if os.environ.get("RANK", "0") == "0" and time.monotonic() - _said_at > SAY_EVERY_S:
+        _said_at = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
