@@ -48,6 +48,7 @@ class Supervisor:
     """What stands in the claims of the attempts that are ours; somebody else may start the same run."""
     _unwritten: list[Callable[[], object]] = field(default_factory=list)
     """What the run folder has not taken yet, the oldest first."""
+    _is_behind: bool = False
 
     def run(self, start: Callable[[], int]) -> int:
         restarts, smallest = 0, sys.maxsize
@@ -71,6 +72,9 @@ class Supervisor:
             if not decision.go_on:
                 return self._exit_code(ending)
             restarts, smallest = decision.restarts, (ending and ending.micro_batch) or smallest
+            if not self._await_folder():
+                say(f"the run folder could not be written for {PATIENCE_S:.0f} s: not started again")
+                return self._exit_code(ending)
             if not self.local.wait(back_off_s(restarts)):
                 say(f"{self.local.stopped}: not started again; the same command goes on from the last checkpoint")
                 return Outcome.preempted.exit_code
@@ -129,22 +133,33 @@ class Supervisor:
         outcome = None if ending is None or self.local.killed else ending.outcome.value
         facts = {"outcome": outcome, **dataclasses.asdict(decision), "time": time.time()}
         self._write(lambda: self.folder.record_restart(facts))
-        for left in reversed(range(0 if decision.go_on else LAST_TRIES)):
+        for _ in range(0 if decision.go_on else LAST_TRIES):
             if self._unwritten:
                 time.sleep(LAST_PAUSE_S)
-                self._write(say_so=left == 0)
+                self._write()
 
-    def _write(self, what: Callable[[], object] | None = None, say_so: bool = True) -> None:
+    def _await_folder(self) -> bool:
+        """Wait until the run folder has taken all that there is to write: until then a start would only fail."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._unwritten and self.local.wait(AGAIN_S):
+            self._write()
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _write(self, what: Callable[[], object] | None = None) -> None:
         """Write it after all that the run folder has not taken before; what it does not take now is kept."""
         self._unwritten += [what] if what is not None else []
         while self._unwritten:
             try:
                 self._unwritten[0]()
             except (OSError, StorageError) as error:
-                if say_so:
-                    say(f"not written down ({error}); that costs the run nothing")
+                if not self._is_behind:
+                    say(f"not written down yet, which costs the run nothing: {error}")
+                self._is_behind = True
                 return
             del self._unwritten[0]
+        self._is_behind = False
 
     def _remove_marker(self) -> None:
         try:

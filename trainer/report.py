@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -17,7 +18,7 @@ from trainer.errors import (
     ShortOfMemoryError,
     SupersededError,
 )
-from trainer.fault import fault_of, place_of, reason_of
+from trainer.fault import LONGEST_REASON, fault_of, place_of, reason_of
 from trainer.place import AGENT_PID, Place
 from trainer.run_folder import ENDING_FILE, STOP_MARKER, Ending, Fault, Outcome, RunFolder
 
@@ -25,6 +26,7 @@ LOG = logging.getLogger("everstep")
 LOST_PEER = 69
 """Exit code of a rank that lost another one, for the agent: what the other died of is the reason."""
 LEFT = "the debugger was left, or found no terminal; it needs one process: job.nproc=1, or python -m trainer"
+LONGEST_ENDING = 1 << 16
 TRIES, PAUSE_S = 3, 1.0
 """How often, with which seconds between, an outcome is tried to be written that the run folder refuses."""
 
@@ -43,12 +45,18 @@ def ending_of(error: BaseException, step: int, place: Place, plugins: list[str])
     elif isinstance(error, EverstepError):
         outcome = Outcome.config_error
     elif lost_peer(error):
-        reason = f"rank {place.rank} lost another rank ({reason_of(error)})"
+        reason = f"rank {place.rank} lost another rank ({_of_peer(error)})"
         return Ending(outcome, step, reason, rank=place.rank, error=type(error).__name__, lost_peer=True)
     else:
         reason = LEFT if fault_of(error) is Fault.left else reason_of(error)
     line = "" if isinstance(error, EverstepError) else place_of(error, plugins)
     return Ending(outcome, step, reason, micro_batch, place.rank, None, fault_of(error), type(error).__name__, line)
+
+
+def _of_peer(error: BaseException) -> str:
+    """Return what torch says of a peer, without gloo's source file and advice."""
+    text = re.sub(r"^\[\S+:\d+\] ", "", str(error)).split(". This is typically")[0].split("Exception raised from")[0]
+    return " ".join(text.split())[:LONGEST_REASON] or type(error).__name__
 
 
 def exit_code(ending: Ending) -> int:
@@ -105,12 +113,21 @@ def hand_over(ending: Ending) -> bool:
     with contextlib.suppress(OSError):
         descriptor = os.open(file, os.O_RDWR)
         try:
-            if os.fstat(descriptor).st_size == 0:
-                os.write(descriptor, ending.to_json())
+            if _gives_way(os.pread(descriptor, LONGEST_ENDING, 0), ending):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, ending.to_json(), 0)
             return True
         finally:
             os.close(descriptor)
     return False
+
+
+def _gives_way(said: bytes, ending: Ending) -> bool:
+    """True if nothing was said, or only that another rank was lost, of which more is known now."""
+    try:
+        return not said or (Ending.from_json(said).lost_peer and not ending.lost_peer)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return True
 
 
 def refuse(error: EverstepError, place: Place) -> int:
