@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
+from launch.say import say
 from launch.verbs import VERBS
 from trainer import __version__
 from trainer.errors import EverstepError
+from trainer.process import open_closed
 
 ELSEWHERE = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "sbatch": "submit", "list": "ls", "ps": "ls",
@@ -29,8 +35,34 @@ EXAMPLES = """examples:
 everstep VERB --help says more. EVERSTEP_TRACEBACK=1 shows where an error comes from."""
 
 
+EARLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Early(KeyboardInterrupt):
+    """A signal that came before there was a run that could save; the message is its name."""
+
+
+def _on_early(number: int, _: FrameType | None) -> None:
+    raise Early(signal.Signals(number).name)
+
+
+@contextlib.contextmanager
+def _early_signals() -> Iterator[None]:
+    """Have signals that would end this process without a word raise Early, until those of a run are in place."""
+    here = threading.current_thread() is threading.main_thread()
+    caught = [number for number in EARLY if here and signal.getsignal(number) is signal.SIG_DFL]
+    for number in caught:
+        signal.signal(number, _on_early)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, signal.SIG_DFL)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Do what the command line says; the exit code. Errors of the user are one line."""
+    open_closed()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except EverstepError as error:
@@ -38,6 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"everstep: {error}", file=sys.stderr)
         return error.exit_code
+    except Early as early:
+        say(f"{early}: nothing has been started; the same command begins again")
+        return 75
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:  # `everstep … | head`: the reader has seen enough
@@ -58,7 +93,8 @@ def _dispatch(argv: list[str]) -> int:
     module, function = (HIDDEN[verb] if verb in HIDDEN else VERBS[verb])[:2]
     if not module:
         _become_trainer([verb, *rest])
-    code: int = getattr(importlib.import_module(module), function)(rest)
+    with _early_signals() if verb == "run" else contextlib.nullcontext():
+        code: int = getattr(importlib.import_module(module), function)(rest)
     return code
 
 

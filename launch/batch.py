@@ -9,6 +9,7 @@ each run is given its handle. Whoever finds intents without handles asks the sch
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TypeVar
 from launch.config import JobConfig, job_yaml
 from launch.job import JobHandle
 from launch.schedulers.base import Batch, Batching, Scheduler
-from launch.submission import Submission, intend, is_gone, refuse_if_under_way, settled, submissions
+from launch.submission import ENDING_S, LOOK_S, Submission, intend, is_gone, refuse_if_under_way, settled, submissions
 from trainer.errors import ConfigError, EverstepError
 from trainer.run_folder import JOB, RunFolder
 from trainer.storage import open_storage
@@ -84,7 +85,11 @@ def _alive(seen: Sequence[Sequence[Submission]], scheduler: Scheduler) -> dict[i
     """Number of a run → its job that is queued or running: one question for all of them."""
     handles = in_threads(lambda each: [submission.handle for submission in each], seen)
     of = {handle: number for number, each in enumerate(handles) for handle in each if handle is not None}
-    return {of[handle]: handle for handle, status in scheduler.status(list(of)).items() if not is_gone(status)}
+    found, deadline = scheduler.status(list(of)), time.monotonic() + ENDING_S
+    while any(status.ending for status in found.values()) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)  # of a job that ends, cancelled or not, nothing comes any more
+        found = scheduler.status(list(of))
+    return {of[handle]: handle for handle, status in found.items() if not is_gone(status)}
 
 
 def _keep_list(batch: Batch, members: Sequence[Member]) -> None:

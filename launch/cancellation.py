@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from launch.alive import has_process, is_here
 from launch.cluster import scheduler, statuses
 from launch.history import History, read
-from launch.job import JobHandle
+from launch.job import CANCELLED, JobHandle
 from launch.ls import Line, line
-from launch.state import CANCELLED
 from trainer.provenance import user
 from trainer.run_folder import STOP_MARKER, RunFolder
 

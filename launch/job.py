@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from trainer.errors import ConfigError
 
+CANCELLED = "cancelled"
+"""The outcome in a decision of somebody who cancelled the run."""
+
 
 class JobState(enum.Enum):
     """What has become of a job, in words that hold for every scheduler."""
@@ -64,5 +67,7 @@ class JobStatus:
     started_at: float | None = None
     ended_at: float | None = None
     exit_code: int | None = None
+    ending: bool = False
+    """It still clears its nodes, and is over, or waits again, in a moment."""
     worn: str = ""
     """Why a new job would go on sooner than this one; empty where it would not."""

@@ -6,6 +6,7 @@ it reports how the node fared, and exits with the code of its torchrun.
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -20,18 +21,23 @@ from launch.config import processes, threads
 from launch.node_checks import BadNode, address, failures
 from launch.output import Output
 from launch.say import say
-from launch.schedulers.local import LeftAtOnce, Local, Signals
+from launch.schedulers.local import SLACK_S, LeftAtOnce, Local, Signals
 from launch.snapshot import open_code, search_path
 from launch.starts import NodeReport, Start
 from launch.submitted import Submitted
 from launch.supervise import marker
-from trainer.errors import EverstepError
+from trainer.errors import EverstepError, StorageError
+from trainer.place import WORLD
 from trainer.run_folder import GRACE, STARTER, RunFolder
 
 START = "EVERSTEP_START"
 """Environment variable: the number that this start has in the run folder."""
 BAD_NODE = 78
 """Exit code of a node that failed its checks."""
+TOLD_SKEW_S, MOST_SKEW_S = 2.0, 300.0
+"""Seconds between a node's clock and the head's from which it is told, and beyond which the node is not used."""
+SCRIPT_IDLE_S = 400.0
+"""Seconds for which torchrun may live on without processes: by itself it waits 300 s for other nodes' to end."""
 PORTS = 20000
 """Where the ports for the rendezvous begin, and how many there are."""
 
@@ -69,25 +75,40 @@ class Node:
         # Where the scheduler has said the address, there is none to be found out.
         fellows = 1 if self.allocation.address else len(self.allocation.hosts)
         failed = failures(job, self.folder, host, fellows)
-        self.start.report(NodeReport(host, tuple(failed)))
-        for line in failed:
-            say(f"node {host}: {line}")
         if failed:
-            return BAD_NODE
-        meeting = self._meet()
+            return self._refuse(failed)
+        self._report(NodeReport(host))
+        try:
+            meeting = self._meet()
+        except BadNode as bad:
+            return self._refuse([str(bad)])
         if meeting is None:
-            self.start.report(NodeReport(host, code=1, stopped=self.local.stopped))
+            self._report(NodeReport(host, code=1, stopped=self.local.stopped))
             return 1
         output = Output(job.all_causes())
         with output:
             code = self._train(meeting, output.descriptor)
         name, line = output.cause() if code else (None, "")
-        self.start.report(NodeReport(host, (), code, self.local.stopped, name, line))
+        told = None if self.local.handed_over is None else json.loads(self.local.handed_over.to_json())
+        self._report(NodeReport(host, (), code, self.local.stopped, name, line, ending=told))
         if code and self.start.is_left_behind():
             # srun would have the step ended that had a bad exit, by its number: the new start's has the same one.
             say(f"node {host}: the job has started again elsewhere")
             return 0
         return code
+
+    def _refuse(self, failed: Sequence[str]) -> int:
+        self._report(NodeReport(self.allocation.host, tuple(failed)))
+        for line in failed:
+            say(f"node {self.allocation.host}: {line}")
+        return BAD_NODE
+
+    def _report(self, report: NodeReport) -> None:
+        """Write down how the node fares, if the run folder takes it: that it does not is no reason to fail."""
+        try:
+            self.start.report(report)
+        except (OSError, StorageError) as error:
+            say(f"node {report.host}: not written down ({error})")
 
     def _train(self, meeting: torchrun.Meeting, output: int) -> int:
         job = self.submitted.job
@@ -96,6 +117,7 @@ class Node:
         program = self.program()
         argv = [sys.executable, *program] if alone else torchrun.agent(program, nproc, job.grace_s, meeting)
         self.local.agent = not alone
+        self.local.idle_s = job.grace_s + SLACK_S if self.submitted.is_trainer else SCRIPT_IDLE_S
         try:
             return self.local.run(argv, self.environment(threads(job, nproc)), output)
         except LeftAtOnce:
@@ -117,6 +139,8 @@ class Node:
         extra = {GRACE: str(job.grace_s), **job.env, STARTER: self.start.starter}
         if job.interface is not None:
             extra |= {"GLOO_SOCKET_IFNAME": job.interface, "NCCL_SOCKET_IFNAME": job.interface}
+        if self.submitted.is_trainer:
+            extra |= {WORLD: str(len(self.allocation.hosts) * processes(job))}
         if code is not None:
             given = extra.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
             script = self.program()[0]
@@ -138,7 +162,19 @@ class Node:
         if endpoint is None:
             say(f"node {self.allocation.host}: heard nothing of the head node {hosts[0]}")
             return None
+        if place != 0:
+            self._compare_clocks(hosts[0])
         return torchrun.Meeting(len(hosts), endpoint, mine, place == 0, name)
+
+    def _compare_clocks(self, head: str) -> None:
+        """Tell of a clock that differs from the head's. BadNode when it does by more than agents put up with."""
+        ahead_s = self.start.ahead_of_head_s()
+        if abs(ahead_s) < TOLD_SKEW_S:
+            return
+        line = f"its clock is {abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of {head}: fix NTP"
+        if abs(ahead_s) > MOST_SKEW_S:
+            raise BadNode(f"{line} (at most {MOST_SKEW_S:.0f} s)")
+        say(f"node {self.allocation.host}: {line}")
 
 
 def free_port(job: str, host: str) -> int:

@@ -16,6 +16,9 @@ from launch.config import CauseConfig, Remedy
 from launch.starts import NodeReport
 from trainer.run_folder import Ending, Outcome
 
+LOST_PEER = 69
+"""Exit code of ranks that merely lost another one."""
+
 
 class Action(enum.Enum):
     """What the batch script does next."""
@@ -57,6 +60,10 @@ class Evidence:
     """After out_of_memory: the microbatch would get smaller."""
     spent: int = 0
     """Starts without a new checkpoint so far."""
+    stepped: bool = True
+    """A step of the run has succeeded, in this start or before."""
+    repeated: bool = False
+    """The same error of the user's code has ended an attempt at the same step before."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +110,7 @@ def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: i
 def _final(evidence: Evidence, spent: int) -> Verdict | None:
     """An ending that another start would not change."""
     ending = evidence.ending or _by_code(evidence)
-    if ending is None or ending.outcome not in restart.LAST_WORDS:
+    if ending is None or not restart.is_last(ending):
         return None
     if ending.outcome is Outcome.preempted and (evidence.noticed or evidence.lost or _signal(evidence) is not None):
         return None
@@ -127,7 +134,8 @@ def _by_code(evidence: Evidence) -> Ending | None:
 
 def _first_code(evidence: Evidence) -> int:
     """The exit code of the node that failed first: the others fail because of it. The step's own if none has said."""
-    return next((report.code for report in evidence.reports if report.code and not report.stopped), evidence.code)
+    codes = [report.code for report in evidence.reports if report.code and not report.stopped]
+    return next((code for code in codes if code != LOST_PEER), codes[0] if codes else evidence.code)
 
 
 def _signal(evidence: Evidence) -> str | None:
@@ -183,8 +191,9 @@ def _short_of_memory(evidence: Evidence, ending: Ending, max_restarts: int) -> V
 
 def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, max_restarts: int) -> Verdict:
     report, cause = _cause(evidence, causes)
-    what = f"crashed at step {evidence.ending.step}: {evidence.ending.reason}" if evidence.ending else (
-        f"ended with exit code {_first_code(evidence)}")  # fmt: skip
+    what = restart.what_of(evidence.ending) if evidence.ending else f"ended with exit code {_first_code(evidence)}"
+    if (mistake := restart.mistake_of(evidence.ending, evidence.stepped, evidence.repeated)) is not None:
+        return _exit("user_error", f"{what}; {mistake}", spent, 1)
     if report is not None and cause is not None:
         what = f"{what} (cause {report.cause} on {report.host}: {report.line})"
         if cause.remedy is Remedy.stop:

@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import datetime
 import os
+import socket
 import sys
 import uuid
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from launch.supervise import Supervisor, marker
 from trainer.compose import compose, freeze, settle, with_name
 from trainer.config import ParallelKind, RunConfig
 from trainer.errors import ConfigError
+from trainer.place import WORLD
 from trainer.run_folder import GRACE, JOB, STARTER, RunFolder
 
 EXAMPLES = """examples:
@@ -48,6 +50,8 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     nproc = _processes(composed.run, job)
     refuse_too_many(nproc)
+    if nproc > 1:
+        _check_loopback()
     composed.run.parallel.check_world(nproc)
     config = with_name(composed, datetime.datetime.now())
     folder = RunFolder.of(config.run_root, str(config.run))
@@ -69,7 +73,7 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     record(folder, config, ["everstep", *sys.argv[1:]])
     argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins)
     starter = uuid.uuid4().hex
-    extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter}
+    extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
     env = torchrun.environment(os.environ, share, extra)
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
@@ -88,6 +92,18 @@ def _check_here(job: JobConfig) -> None:
         raise ConfigError(f"job={job.scheduler} is a cluster: write everstep submit, or job=local to start here")
     if job.node_range != (1, 1):
         raise ConfigError(f"job.nodes={job.nodes}: job=local is this one machine; choose job=slurm or job=k8s")
+
+
+def _check_loopback() -> None:
+    """Raise ConfigError where the processes of this machine cannot meet: in a network of its own without `lo`."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"127.0.0.1 cannot be reached ({error.strerror or error}), and several processes meet there; "
+            "use job.nproc=1, or ip link set lo up"
+        ) from error
 
 
 def _processes(config: RunConfig, job: JobConfig) -> int:

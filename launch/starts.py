@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from launch.allocation import Allocation
-from trainer.run_folder import RESTARTS, STARTS, RunFolder
+from trainer.run_folder import RESTARTS, STARTS, Ending, RunFolder
 
+LEAST_SKEW_S = 1.0
+"""Seconds between two clocks that may be the file server's delay."""
 POLL_S, POLL_REMOTE_S = 0.2, 1.0
 """Seconds between two looks for the word of the head; the second in a store, which a hundred nodes may ask at once."""
 
@@ -32,6 +36,16 @@ class NodeReport:
     """Where it was seen."""
     time: float = 0.0
     """Seconds since the epoch."""
+    ending: dict[str, Any] | None = None
+    """The ending that the run folder has not taken, as `Ending.to_json` gives it."""
+
+    @property
+    def said(self) -> Ending | None:
+        """That ending; None where there is none, or none that can be read."""
+        try:
+            return None if self.ending is None else Ending.from_json(json.dumps(self.ending).encode())
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
 
 
 @dataclass
@@ -43,6 +57,8 @@ class Start:
     _facts: dict[str, Any] = field(default_factory=dict)
     _last_words: dict[str, NodeReport] = field(default_factory=dict, compare=False)
     """Reports after which none of that node comes."""
+    _missed_at: float | None = field(default=None, compare=False)
+    """When the head was last looked for in vain, by this node's clock."""
 
     @property
     def starter(self) -> str:
@@ -107,21 +123,58 @@ class Start:
         return report
 
     def announce(self, endpoint: str) -> None:
-        """The head node says where all meet."""
-        self.folder.storage.write(self.path("head.json"), _json({"endpoint": endpoint}))
+        """The head node says where all meet, and what its clock shows."""
+        facts = {"endpoint": endpoint, "time": time.time(), "ahead_of_folder_s": self.ahead_of_folder_s()}
+        self.folder.storage.write(self.path("head.json"), _json(facts))
 
     def await_head(self, wait: Callable[[float], bool], deadline_s: float) -> str | None:
         """Where all meet; None when the head has not said it in time, or when `wait` says that we are to stop."""
         deadline = time.monotonic() + deadline_s
         pause_s = POLL_S if self.folder.storage.path() is not None else POLL_REMOTE_S
         while time.monotonic() < deadline:
+            began = time.time()
             try:
                 endpoint: str = json.loads(self.folder.storage.read(self.path("head.json")))["endpoint"]
                 return endpoint
             except FileNotFoundError:
+                self._missed_at = began
                 if not wait(pause_s):
                     return None
         return None
+
+    def ahead_of_head_s(self) -> float:
+        """Return by how many seconds, at least, this node's clock is ahead of the head's; behind it: less than 0.
+
+        The head wrote after our last look in vain, and before now. And the clock of a file server has stamped files of
+        both nodes, which tells of a node that was late as well.
+        """
+        head, ours = self.folder.facts(self.path("head.json")), self.ahead_of_folder_s()
+        theirs, at = head.get("ahead_of_folder_s"), head.get("time")
+        if ours is not None and theirs is not None and abs(ours - theirs) >= LEAST_SKEW_S:
+            return float(ours - theirs)
+        if at is None:
+            return 0.0
+        return _nearest_to_0(float("-inf") if self._missed_at is None else self._missed_at - at, time.time() - at)
+
+    def ahead_of_folder_s(self) -> float | None:
+        """Return by how much our clock is ahead of that which stamps files of the run folder; None if none does."""
+        probe = self.folder.storage.path(self.path(f"clock-{socket.gethostname()}-{os.getpid()}"))
+        if probe is None:
+            return None
+        try:
+            probe.parent.mkdir(parents=True, exist_ok=True)
+            began = time.time()
+            probe.write_bytes(b"")
+            ended, stamped = time.time(), probe.stat().st_mtime
+            probe.unlink()
+        except OSError:  # another check has told of it
+            return None
+        return _nearest_to_0(began - stamped, ended - stamped)
+
+
+def _nearest_to_0(least: float, most: float) -> float:
+    """Return the number between two others that is nearest to 0."""
+    return max(0.0, least) or min(0.0, most)
 
 
 @dataclass

@@ -8,11 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.history import Attempt, History
-from launch.job import JobState, JobStatus
+from launch.job import CANCELLED, JobState, JobStatus
 from trainer.run_folder import Outcome
 
-CANCELLED = "cancelled"
-"""The outcome in a decision of somebody who cancelled the run."""
 RESTART_S = 120.0
 """Seconds after the decision to start again in which the new attempt should have claimed its number."""
 

@@ -18,15 +18,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from launch.config import JobConfig, job_yaml
-from launch.job import JobHandle, JobState, JobStatus
+from launch.job import CANCELLED, JobHandle, JobState, JobStatus
 from launch.say import say
 from launch.schedulers.base import Program, Rendered, Scheduler
 from trainer.errors import ConfigError, EverstepError
-from trainer.run_folder import JOB, SUBMISSIONS, RunFolder
+from trainer.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder
 
 BORN = time.time()
 WORN = "worn_out"
 """Outcome in the record of a job that was given up for a new one."""
+ENDING_S, LOOK_S = 300.0, 1.0
+"""Seconds for which a job that ends is waited for, and between two looks."""
 PATIENCE_S = 180.0
 """Seconds for which an intent of another machine is left alone: its launcher may still be waiting for the scheduler."""
 
@@ -100,7 +102,7 @@ def submit(
         ConfigError: the scheduler refuses, or another launcher is at it right now.
     """
     seen = submissions(folder)
-    if (present := _alive(seen, scheduler)) is not None:
+    if (present := _present(folder, seen, scheduler)) is not None:
         if present.status is None or not present.status.worn:
             return present
         _give_up(folder, present.handle, present.status.worn, scheduler)
@@ -135,6 +137,29 @@ def _submit(scheduler: Scheduler, rendered: Rendered, submission: Submission) ->
             submission.settle(None)
             raise
         return found
+
+
+def _present(folder: RunFolder, seen: Sequence[Submission], scheduler: Scheduler) -> Receipt | None:
+    """The run's job that is queued or running, when one that ends has ended: nothing comes of that any more."""
+    deadline, told = time.monotonic() + ENDING_S, False
+    while (found := _alive(seen, scheduler)) is not None and found.status is not None:
+        if not found.status.ending and not _is_cancelled(folder, seen):
+            return found
+        if time.monotonic() > deadline:
+            raise ConfigError(f"job {found.handle} has been ending for {ENDING_S:.0f} s; try again when it has ended")
+        if not told:
+            say(f"waiting for job {found.handle} to end")
+            told = True
+        time.sleep(LOOK_S)
+    return found
+
+
+def _is_cancelled(folder: RunFolder, seen: Sequence[Submission]) -> bool:
+    """True if somebody has cancelled the run since it was last submitted."""
+    names = folder.storage.names(RESTARTS)
+    last = folder.facts(f"{RESTARTS}/{names[-1]}") if names else {}
+    submitted_at = float(seen[-1].intent["time"]) if seen else 0.0
+    return last.get("outcome") == CANCELLED and float(last.get("time") or 0.0) > submitted_at
 
 
 def current(folder: RunFolder, scheduler: Scheduler) -> Receipt | None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-RENDEZVOUS = "keep_alive_interval=1,keep_alive_max_attempt=3,last_call_timeout=3,join_timeout={join_s}"
-"""Whole seconds. torchrun's own settings let 44 s pass after a lost node before a survivor starts again, these 6."""
+RENDEZVOUS = "keep_alive_interval=5,keep_alive_max_attempt=120,last_call_timeout=3,join_timeout={join_s}"
+"""Whole seconds. An agent takes another for dead whose sign of life is older than the product of the first two by its
+own clock, and goes on alone: so clocks may be ten minutes apart. That an agent is lost is noticed by its ranks, or by
+the scheduler; none waits for these signs."""
 JOIN_S = 60
 JOIN_NODES_S = 600
 """Many nodes that import torch from one file server start minutes apart."""
@@ -63,6 +66,7 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Meeting, re
         f"--local-addr={meeting.address}",
         "--monitor-interval=0.1",
         f"--shutdown-timeout={grace_s}",
+        f"--log-dir={os.devnull}",  # else it makes a folder for each start, and leaves it there
         f"--max-restarts={restarts}",
         *program,
     ]
@@ -82,5 +86,7 @@ def environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str])
         # Set in any case: torchrun else sets 1 and says so in a paragraph.
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
+        # Its warnings of a peer that has gone are pages of stack frames; errors are shown.
+        "TORCH_CPP_LOG_LEVEL": base.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         **extra,
     }

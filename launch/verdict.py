@@ -3,7 +3,8 @@
 python -m launch.verdict element LIST N                        prints the run folder of element N of an array
 python -m launch.verdict begin RUN_FOLDER                      prints the number of the start; not 0: do not start
 python -m launch.verdict end RUN_FOLDER NUMBER --code=C [--noticed]
-                                                               prints `again`, `requeue [NODES]`, `wait` or `exit CODE`
+                                                               prints `again`, `requeue [NODES]`, `wait`, `hold`
+                                                               or `exit CODE`
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import argparse
 import dataclasses
 import os
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from launch.allocation import Allocation
 from launch.batch import run_of
@@ -20,9 +23,16 @@ from launch.requeue import Action, Evidence, Verdict, judge
 from launch.say import say
 from launch.starts import Start, decisions
 from launch.submitted import Submitted
-from trainer.errors import EverstepError
-from trainer.run_folder import STOP_MARKER, Ending, RunFolder
+from trainer.errors import EverstepError, StorageError
+from trainer.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
 
+T = TypeVar("T")
+WAIT = "EVERSTEP_FOLDER_WAIT_S"
+"""Environment variable in place of WAIT_S."""
+WAIT_S, AGAIN_S = 120.0, 2.0
+"""Seconds for which the nodes are kept while the run folder cannot be used, and between two tries."""
+HOLD = 85
+"""Exit code of `begin` when the job has to wait for a run folder that can be written."""
 ALREADY_OVER = 86
 """Exit code of `begin` when the run needs no other start; the batch script then ends well."""
 
@@ -35,12 +45,37 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         folder = RunFolder(options.folder)
         if options.what == "begin":
-            return begin(folder, Allocation.of(os.environ))
-        return end(Start(folder, options.number), options.code, options.noticed)
+            return patiently(lambda: begin(folder, Allocation.of(os.environ)))
+        return patiently(lambda: end(Start(folder, options.number), options.code, options.noticed))
+    except Unusable as unusable:
+        say(f"{unusable}; the job waits in the queue, held: when that is mended, scontrol release lets it go on")
+        print("hold")
+        return HOLD
     except EverstepError as error:
         say(str(error))
         print(f"exit {error.exit_code}")
         return error.exit_code
+
+
+class Unusable(Exception):
+    """The run folder has been of no use for too long; the message is the last error."""
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do what needs the run folder, again while it cannot be read or written; Unusable when that takes too long."""
+    deadline, told = time.monotonic() + float(os.environ.get(WAIT, WAIT_S)), False
+    while True:
+        try:
+            return work()
+        except (OSError, StorageError) as error:
+            if isinstance(error, StorageError) and not error.passing:
+                raise
+            if not told:
+                say(f"waiting for the run folder: {error}")
+                told = True
+            if time.monotonic() > deadline:
+                raise Unusable(str(error)) from error
+            time.sleep(AGAIN_S)
 
 
 def begin(folder: RunFolder, allocation: Allocation) -> int:
@@ -64,7 +99,13 @@ def end(start: Start, code: int, noticed: bool) -> int:
     if verdict.action is Action.wait:
         say(verdict.reason)  # no decision about the run, so it is not kept there
     else:
-        keep(start, verdict)
+        try:
+            patiently(lambda: keep(start, verdict))
+        except Unusable as unusable:
+            say(verdict.reason)
+            if verdict.action is not Action.exit:
+                raise
+            say(f"not written down ({unusable}); that costs the run nothing")
     if verdict.action is Action.exit:
         print(f"exit {verdict.exit_code}")
     else:
@@ -77,20 +118,25 @@ def decide(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
     folder, job = start.folder, submitted.job
     attempts = folder.attempts()
     ours = [number for number in attempts if folder.starter(number) == start.starter]
-    ending = folder.ending(ours[-1]) if ours else None
+    reports = tuple(start.reports())
+    told = next((report.said for report in reports if report.said is not None), None)
+    ending = (folder.ending(ours[-1]) if ours else None) or told
+    failed = ending is not None and ending.outcome is Outcome.crashed
     earlier = [d for d in decisions(folder) if d.get("job") == start.facts["job"]]
     excluded = {*job.exclude, *(host for kept in earlier for host in kept.get("exclude", []))}
     evidence = dataclasses.replace(
         known,
         ending=ending,
         hosts=tuple(start.facts["hosts"]),
-        reports=tuple(start.reports()),
+        reports=reports,
         progressed=folder.reached_step() > (start.facts["step"] or 0),
         is_trainer=submitted.is_trainer,
         left_behind=start.is_left_behind(),
         overtaken=Start.numbers(folder)[-1] > start.number or (bool(ours) and attempts[-1] > ours[-1]),
         shrank=_shrank(folder, ending, ours),
         spent=earlier[-1].get("restarts", 0) if earlier else 0,
+        stepped=not failed or folder.has_stepped(),
+        repeated=failed and ending is not None and folder.is_repeated(ours[-1] if ours else 0, ending),
     )
     verdict = judge(evidence, job.all_causes(), job.max_restarts)
     # The scheduler's list is set as a whole, so it has to hold those of earlier decisions too.
@@ -111,8 +157,7 @@ def decision(start: Start) -> dict[str, object] | None:
 
 
 def keep(start: Start, verdict: Verdict) -> Verdict:
-    """Say it and write it down; the same verdict."""
-    say(verdict.reason)
+    """Write it down and say it; the same verdict."""
     start.folder.record_restart(
         {
             **dataclasses.asdict(verdict),
@@ -123,6 +168,7 @@ def keep(start: Start, verdict: Verdict) -> Verdict:
             "job": start.facts["job"],
         }
     )
+    say(verdict.reason)
     return verdict
 
 

@@ -7,25 +7,32 @@ python -m trainer check | checkpoint | data …
 
 from __future__ import annotations
 
+import os
 import sys
 
-from trainer.process import keep_freed_memory, raise_file_limit
-from trainer.stop import Stop
+from trainer.place import AGENT_PID, die_with_parent
 
 VERBS = ("check", "checkpoint", "data")
 
 
 def main() -> int:
+    if "TORCHELASTIC_RUN_ID" in os.environ or AGENT_PID in os.environ:
+        die_with_parent()  # first of all: the imports take seconds on a busy node, and the agent may die meanwhile
     arguments = sys.argv[1:]
     if arguments and arguments[0] in VERBS:
         from trainer.command import verb
 
         return verb(arguments)
+    from trainer.process import keep_freed_memory, keep_printing, quieten, raise_file_limit
+    from trainer.stop import Stop
+
     # Before anything heavy is imported: a signal that comes meanwhile must not be lost.
     stop = Stop()
     stop.listen()
+    keep_printing()
     keep_freed_memory()
     raise_file_limit()
+    quieten()
     from trainer.attempt import attempt
 
     return attempt(arguments, stop)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import logging
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trainer import compose
 from trainer.config import RunConfig
-from trainer.errors import ConfigError, DivergedError, EverstepError, ShortOfMemoryError, SupersededError
+from trainer.errors import ConfigError, EverstepError
 from trainer.laps import Laps
-from trainer.place import Place, die_with_parent
-from trainer.process import spare_what_lives
+from trainer.place import Place
+from trainer.process import refuse_debugger, spare_what_lives
 from trainer.provenance import record
 from trainer.ranklog import RankLog
-from trainer.run_folder import CONFIG, STOP_MARKER, Ending, Outcome, RunFolder
+from trainer.report import Report, ending_of, exit_code, lose, refuse
+from trainer.run_folder import CONFIG, Ending, Outcome, RunFolder
 from trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
 
     from trainer.loop import Parts
 
-LOG = logging.getLogger("everstep")
 LAST_SAVE_S = 60.0
 """Seconds that a rank which has failed gives the save that is under way, so that its steps need not be done again."""
 
@@ -52,14 +50,16 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
     Under torchrun a run that was stopped and saved exits with 0, since torchrun would start anything else again.
     """
     place, laps = Place.from_environment(), Laps(stop.started)
-    if place.under_torchrun:
-        die_with_parent()
+    refuse_debugger(place.world)
     try:
+        place.check_world()
         options = parse(arguments)
         store = _store(place, laps)
         assignment = _assignment(options, place, store, stop.began)
     except EverstepError as error:
-        return _refuse(error, place)
+        return refuse(error, place)
+    except RuntimeError as error:  # torch's own when rank 0 and its store are gone
+        return lose(error, place)
     run = compose.thaw(assignment.config)
     laps.end("config")
     if assignment.done_at is not None:
@@ -67,16 +67,17 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
             print(f"run {run.run} is done: step {assignment.done_at} of {run.steps} in {assignment.url}")
         return 0
     folder = RunFolder(assignment.url)
-    with RankLog(folder, assignment.attempt, place.rank):
+    with RankLog(folder, assignment.attempt, place.rank) as log:
         ending, failure = _run(run, folder, assignment, place, store, stop, laps)
+        report = Report(folder, assignment.attempt, place, log.shown)
         if failure is not None:
-            _fail(failure, ending, folder, assignment.attempt)
+            report.fail(failure, ending)
         elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
-            folder.end(assignment.attempt, ending)
+            report.end(ending)
     if place.rank == 0 and ending.outcome is Outcome.preempted:
-        folder.storage.delete(STOP_MARKER)  # it has done its work, and would stop the next start too
+        report.remove_marker()
     stopped = ending.outcome is Outcome.preempted and place.under_torchrun
-    return _leave(place, 0 if stopped else ending.outcome.exit_code)
+    return _leave(place, 0 if stopped else exit_code(ending))
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -180,8 +181,8 @@ def _run(
     except BaseException as error:
         if parts is not None and not lost_peer(error):
             parts.checkpoints.drain(LAST_SAVE_S)
-        ending = _ending_of(error, parts.state.progress.step if parts is not None else 0)
-        return dataclasses.replace(ending, rank=place.rank), error
+        step = parts.state.progress.step if parts is not None else 0
+        return ending_of(error, step, place, run.plugins), error
     finally:
         stop.close()
         if parts is not None:
@@ -193,7 +194,6 @@ def _run(
 def _close(parts: Parts, ending: Ending) -> None:
     if ending.outcome is Outcome.done:
         parts.checkpoints.close()
-    if ending.outcome is Outcome.done:
         _preview(parts)
     parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
 
@@ -206,7 +206,7 @@ def _preview(parts: Parts) -> None:
     try:
         text = str(preview(parts.step.spread.module) or "")
     except Exception as error:
-        LOG.warning("the task's preview failed", exc_info=True)
+        logging.getLogger("everstep").warning("the task's preview failed", exc_info=True)
         said = " ".join(f"{type(error).__name__}: {error}".split())
         parts.journal.event(
             "preview_failed", f"warning: the task's preview failed, the run is done all the same: {said}"
@@ -214,49 +214,6 @@ def _preview(parts: Parts) -> None:
         return
     if text.strip():
         parts.journal.event("preview", f"a sample of what it has learnt:\n{text}")
-
-
-def _ending_of(error: BaseException, step: int) -> Ending:
-    reason = f"{type(error).__name__}: {error}".splitlines()[0] if str(error) else type(error).__name__
-    if isinstance(error, ShortOfMemoryError):
-        return Ending(Outcome.out_of_memory, step, str(error), error.micro_batch)
-    if isinstance(error, SupersededError):
-        return Ending(Outcome.superseded, step, str(error))
-    if isinstance(error, DivergedError):
-        return Ending(Outcome.diverged, step, str(error))
-    if isinstance(error, EverstepError):
-        return Ending(Outcome.config_error, step, str(error))
-    return Ending(Outcome.crashed, step, reason)
-
-
-def _fail(error: BaseException, ending: Ending, folder: RunFolder, attempt: int) -> None:
-    """Log the error, and show it if it is the first of all ranks: the others fail alike, or because of it."""
-    LOG.error("%s", "".join(traceback.format_exception(error)))
-    if isinstance(error, EverstepError) and error.told:
-        return
-    try:
-        first = folder.end(attempt, ending)
-    except (EverstepError, OSError) as second:
-        LOG.error("cannot write down how this ended: %s", second)
-        first = True
-    if first:
-        _show(error, ending.rank)
-
-
-def _refuse(error: EverstepError, place: Place) -> int:
-    if not error.told:
-        _show(error, place.rank)
-    return error.exit_code
-
-
-def _show(error: BaseException, rank: int) -> None:
-    """One line for the user's own errors, the traceback for ours (and for all with EVERSTEP_TRACEBACK=1)."""
-    if isinstance(error, EverstepError) and os.environ.get("EVERSTEP_TRACEBACK") != "1":
-        # A config is the same on all ranks; what else goes wrong may be one rank's alone.
-        where = "" if rank == 0 or isinstance(error, ConfigError) else f" (rank {rank})"
-        print(f"error: {error}{where}", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
 
 
 def _leave(place: Place, code: int) -> int:

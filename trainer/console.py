@@ -24,7 +24,7 @@ class Display(Protocol):
 
 def open_display(log: LogConfig, main: bool) -> Display:
     """The display that the config asks for; `auto` is a bar on a terminal, lines elsewhere. Only rank 0 shows."""
-    if not main or log.progress is Progress.off:
+    if not main or log.progress is Progress.off or sys.stdout is None:
         return Quiet()
     if log.progress is Progress.bar or (log.progress is Progress.auto and sys.stdout.isatty()):
         return Bar()

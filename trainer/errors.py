@@ -5,6 +5,7 @@ EverstepError                 one clear line: the value, the limit, the key to c
 ├── DataError                 a dataset that is missing, damaged or not the one     exit code 2
 ├── StorageError              a store that refuses or does not answer               exit code 2
 ├── CheckpointError           nothing good to restore, or a save that failed        exit code 2
+├── MachineError              a node or a network that fails; started again         exit code 1
 ├── ShortOfMemoryError        the device's memory is too small for the microbatch   exit code 1
 ├── SupersededError           a newer attempt owns the run folder                   exit code 4
 └── DivergedError             too many steps with NaN or Inf                        exit code 3
@@ -26,6 +27,8 @@ class EverstepError(Exception):
     exit_code = 2
     told = False
     """True on a rank that merely heard of the error from rank 0, which shows it."""
+    passing = False
+    """True for what may be over when the run is started again: a full disk, a store that is away, a lost node."""
 
 
 class ConfigError(EverstepError):
@@ -42,6 +45,13 @@ class StorageError(EverstepError):
 
 class CheckpointError(EverstepError):
     """No checkpoint that can be restored, or a save that failed."""
+
+
+class MachineError(EverstepError):
+    """A node, a network or a clock that is not as it should be; another start may fare better."""
+
+    exit_code = 1
+    passing = True
 
 
 class ShortOfMemoryError(EverstepError):

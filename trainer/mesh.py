@@ -21,12 +21,16 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.rendezvous import rendezvous
 
 from trainer.config import ParallelConfig, ParallelKind
-from trainer.errors import ConfigError, EverstepError
+from trainer.errors import ConfigError, EverstepError, MachineError
+from trainer.fault import chain
 from trainer.place import Place
 
 T = TypeVar("T")
 U = TypeVar("U")
-POLL_S = 0.005
+FIRST_POLL_S, LONGEST_POLL_S = 0.005, 0.2
+"""Seconds between two looks into the store: thousands of processes may look at once."""
+HEARD_S = 5.0
+"""Seconds for which rank 0, which has refused to start, stays for the others to read why."""
 
 
 @dataclass(frozen=True)
@@ -129,27 +133,49 @@ def join(place: Place, timeout_s: float) -> Store:
 def agree_on_generation(store: Store, place: Place, timeout_s: float) -> str:
     """A name for this start that all its processes agree on, over a store that may remember earlier starts.
 
-    Each process writes a number used once; rank 0 announces the list of all, again whenever it sees one change; a
-    process accepts the announcement that holds its own number. When all have accepted the same one, it is the name.
+    Each process writes a number used once, and waits for an answer under that number: no earlier start can have left
+    one. Rank 0 answers all with a digest of the numbers, again whenever one of them changes. Who has accepted counts
+    itself; the last says that the name is complete. So no key or value grows with the world, but what rank 0 reads.
     """
     prefix, mine, deadline = f"everstep/join/{place.world}", uuid.uuid4().hex, time.monotonic() + timeout_s
     store.set(f"{prefix}/{place.rank}", mine)
-    announced, accepted = "", ""
+    numbers = Numbers(store, prefix, place.world) if place.rank == 0 else None
+    accepted, pause_s = "", FIRST_POLL_S
     while time.monotonic() < deadline:
-        if place.rank == 0:
-            numbers = [_peek(store, f"{prefix}/{rank}") for rank in range(place.world)]
-            if all(numbers) and ",".join(numbers) != announced:
-                announced = ",".join(numbers)
-                store.set(f"{prefix}/announced", announced)
-        seen = _peek(store, f"{prefix}/announced")
-        numbers = seen.split(",")
-        if seen != accepted and len(numbers) == place.world and numbers[place.rank] == mine:
+        if numbers is not None:
+            numbers.answer()
+        seen = _peek(store, f"{prefix}/answer/{mine}")
+        if seen != accepted:
             accepted = seen
-            store.add(f"{prefix}/accepted/{accepted}", 1)
-        if accepted and store.add(f"{prefix}/accepted/{accepted}", 0) == place.world:
-            return uuid.uuid5(uuid.NAMESPACE_OID, accepted).hex
-        time.sleep(POLL_S)
-    raise TimeoutError(f"rank {place.rank}: the {place.world} processes did not all join within {timeout_s:.0f} s")
+            if store.add(f"{prefix}/accepted/{accepted}", 1) == place.world:
+                store.set(f"{prefix}/complete/{accepted}", "1")
+        if accepted and store.check([f"{prefix}/complete/{accepted}"]):
+            return accepted
+        time.sleep(pause_s)
+        pause_s = min(LONGEST_POLL_S, 1.5 * pause_s)
+    raise MachineError(f"rank {place.rank}: the {place.world} processes did not all join within {timeout_s:.0f} s")
+
+
+class Numbers:
+    """What rank 0 knows of the numbers that all ranks have written."""
+
+    def __init__(self, store: Store, prefix: str, world: int) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.keys = [f"{prefix}/{rank}" for rank in range(world)]
+        self._answered: list[bytes] = []
+
+    def answer(self) -> None:
+        """Answer all ranks, if all have written a number and one of them is new."""
+        if not self.store.check(self.keys):
+            return
+        numbers = self.store.multi_get(self.keys)
+        if numbers == self._answered:
+            return
+        self._answered = numbers
+        name = uuid.uuid5(uuid.NAMESPACE_OID, b",".join(numbers).decode()).hex
+        keys = [f"{self.prefix}/answer/{number.decode()}" for number in numbers]
+        self.store.multi_set(keys, [name] * len(keys))  # type: ignore[attr-defined]  # missing in torch's stubs
 
 
 def _peek(store: Store, key: str) -> str:
@@ -163,11 +189,20 @@ def tell(store: Store, place: Place, decision: Callable[[], str]) -> str:
             store.set("told", "+" + decision())
         except EverstepError as error:
             store.set("told", f"-{type(error).__name__}: {error}")
+            _await_readers(store, place.world - 1)
             raise
     told = store.get("told").decode()
     if told[0] == "-":
+        store.add("heard", 1)
         raise ToldError(told[1:])
     return told[1:]
+
+
+def _await_readers(store: Store, readers: int) -> None:
+    """Wait until all have read: the store goes with rank 0, and who has not read would fail by itself."""
+    deadline = time.monotonic() + HEARD_S
+    while store.add("heard", 0) < readers and time.monotonic() < deadline:
+        time.sleep(FIRST_POLL_S)
 
 
 class ToldError(EverstepError):
@@ -212,8 +247,11 @@ def grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceMe
 
 
 def lost_peer(error: BaseException) -> bool:
-    """Whether another rank's end is what this one met, in a collective. gloo has no type of its own for that."""
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+    """True if another rank's end is what this one met, in a collective. gloo has no type of its own for that."""
+    return any(
+        isinstance(each, dist.DistError) or (isinstance(each, RuntimeError) and "gloo" in str(each))
+        for each in chain(error)
+    )
 
 
 def part() -> None:

@@ -1,19 +1,21 @@
 """What is written down while a run trains: metrics and events as JSON lines, always; W&B and TensorBoard on request.
 
 Metrics are keyed by step, and a step that is replayed after a restart supersedes its earlier record. A sink that fails
-is switched off with a warning; it never stops training.
+never stops training: the run's own file is kept up with later, and others are left alone for a minute.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import Any, Protocol
 
 from trainer.config import RunConfig
 from trainer.errors import ConfigError
@@ -26,6 +28,12 @@ LOG = logging.getLogger("everstep")
 PART_EVERY_S = 30.0
 NO_METRICS = ("kind", "step", "time", "unit")
 """Of a record what tells about it; it is plotted nowhere."""
+AGAIN_S = 60.0
+"""Seconds for which a sink that has failed is left alone."""
+CLOSE_S = 5.0
+"""Seconds for which the end of a run waits for a file that cannot be written."""
+LARGEST_BACKLOG = 8 << 20
+"""Bytes of records that wait for a disk or a store, and again as many on their way."""
 Record = Mapping[str, Any]
 
 
@@ -37,46 +45,94 @@ class Sink(Protocol):
 
 
 class JsonLines:
-    """A file of JSON lines; on an object store, which cannot append, a row of parts that are written now and then."""
+    """A file of JSON lines; on an object store, which cannot append, a row of parts that are written now and then.
+
+    What a disk or a store does not take is kept, up to LARGEST_BACKLOG, and tried again with the next record.
+    """
 
     def __init__(self, storage: Storage, path: str) -> None:
         self.storage = storage
         self.path = path
         self._parts = 0
-        self._lines: list[str] = []
         self._written = time.monotonic()
         self._outbox = Outbox(storage)
-        self._file: IO[str] | None = None
-        local = storage.path(path)
-        if local is not None:
-            local.parent.mkdir(parents=True, exist_ok=True)
-            self._file = local.open("a", encoding="utf-8")
+        self._backlog = bytearray()
+        self._local = storage.path(path)
+        self._file: int | None = None
+        self._torn = False
+        """The file ends in the middle of a line, of which the backlog begins with the rest."""
+        self._failing = False
 
     def log(self, record: Record) -> None:
-        line = json.dumps(record) + "\n"
-        if self._file is not None:
-            self._file.write(line)
-            self._file.flush()
-            return
-        self._lines.append(line)
-        if time.monotonic() - self._written > PART_EVERY_S:
+        self._backlog += json.dumps(record).encode() + b"\n"
+        if len(self._backlog) > LARGEST_BACKLOG:
+            self._shorten()
+        if self._local is not None:
+            self._append()
+        elif time.monotonic() - self._written > PART_EVERY_S:
             self.flush()
 
     def flush(self) -> None:
-        """Send a part on its way."""
-        if self._lines:
+        """Send a part on its way, if the parts before it are not too far behind."""
+        if self._backlog and self._outbox.waiting_bytes < LARGEST_BACKLOG:
             stem, dot, suffix = self.path.rpartition(".")
-            self._outbox.put(f"{stem}-{self._parts:05d}{dot}{suffix}", "".join(self._lines).encode())
+            self._outbox.put(f"{stem}-{self._parts:05d}{dot}{suffix}", bytes(self._backlog))
             self._parts += 1
-            self._lines = []
+            self._backlog.clear()
         self._written = time.monotonic()
 
     def close(self) -> None:
-        if self._file is not None:
-            self._file.close()
-        else:
+        if self._local is None:
             self.flush()
             self._outbox.close()
+            return
+        deadline = time.monotonic() + CLOSE_S
+        while self._backlog and not self._append() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if self._backlog:
+            LOG.warning("%s lacks its last %d bytes", self._local, len(self._backlog))
+        self._give_up_file()
+
+    def _append(self) -> bool:
+        """Write what there is; True if the file has taken all of it."""
+        try:
+            if self._file is None and self._local is not None:
+                self._local.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._local, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            while self._backlog and self._file is not None:
+                written = os.write(self._file, self._backlog)
+                self._torn = self._backlog[written - 1 : written] != b"\n"
+                del self._backlog[:written]
+        except OSError as error:
+            self._give_up_file()
+            if not self._failing:
+                say_behind(self._local, error)
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    def _give_up_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a file server reports late what it did not take
+                os.close(self._file)
+            self._file = None
+
+    def _shorten(self) -> None:
+        """Leave out the older half of what is waiting."""
+        cut = self._backlog.index(b"\n", len(self._backlog) // 2) + 1
+        del self._backlog[:cut]
+        if self._torn:
+            self._backlog[:0] = b"\n"  # so that the torn line spoils none but itself
+            self._torn = False
+        LOG.warning("%s: what could not be written has grown too large, and its older half is left out", self.path)
+
+
+def say_behind(file: object, error: OSError) -> None:
+    """Say in the rank's log and on the console, which may be on another disk, that a file is behind."""
+    line = f"{file} is behind, training goes on and it is tried again: {error.strerror or error}"
+    LOG.warning("%s", line)
+    print(line, file=sys.stderr, flush=True)
 
 
 def read_lines(folder: RunFolder, name: str) -> Iterator[dict[str, Any]]:
@@ -181,29 +237,34 @@ class TensorBoardSink:
 
 
 class Guarded:
-    """A sink whose failures are warnings: after the first it is switched off."""
+    """A sink whose failures are warnings: after one it is left alone for a while, and then tried again."""
 
     def __init__(self, name: str, sink: Sink) -> None:
         self.name = name
-        self.sink: Sink | None = sink
+        self.sink = sink
+        self._off_until: float | None = None
 
     def log(self, record: Record) -> None:
-        if self.sink is not None:
-            try:
-                self.sink.log(record)
-            except Exception as error:
-                self._switch_off(error)
+        if self._off_until is None or time.monotonic() >= self._off_until:
+            self._try(lambda: self.sink.log(record))
 
     def close(self) -> None:
-        if self.sink is not None:
-            try:
-                self.sink.close()
-            except Exception as error:
-                self._switch_off(error)
+        if self._off_until is None:
+            self._try(self.sink.close)
 
-    def _switch_off(self, error: Exception) -> None:
-        LOG.warning("%s failed and is switched off, training goes on: %s: %s", self.name, type(error).__name__, error)
-        self.sink = None
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            if self._off_until is None:
+                LOG.warning(
+                    "%s failed and is switched off, training goes on: %s: %s", self.name, type(error).__name__, error
+                )
+            self._off_until = time.monotonic() + AGAIN_S
+            return
+        if self._off_until is not None:
+            LOG.warning("%s works again", self.name)
+            self._off_until = None
 
 
 def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record, step: int = 0) -> list[Sink]:

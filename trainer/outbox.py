@@ -25,6 +25,12 @@ class Outbox:
         self._closed = False
         self._thread: threading.Thread | None = None
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes that have not left yet."""
+        with self._changed:
+            return sum(map(len, self._waiting.values()))
+
     def put(self, path: str, data: bytes) -> None:
         with self._changed:
             self._waiting[path] = data

@@ -50,9 +50,13 @@ class RankLog:
         self._closed = threading.Event()
         self._uploading = threading.Thread(target=self._upload_what_comes, daemon=True)
 
+    @property
+    def shown(self) -> str:
+        """The log as the user finds it."""
+        return f"{self.folder.url}/{self.name}"
+
     def __enter__(self) -> RankLog:
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        self._handler = LogFile(self.file)
+        self._handler = self._open()
         self._handler.setFormatter(logging.Formatter(FORMAT))
         logger = logging.getLogger("everstep")
         logger.setLevel(logging.INFO)
@@ -60,6 +64,14 @@ class RankLog:
         if self._spool is not None:
             self._uploading.start()
         return self
+
+    def _open(self) -> logging.Handler:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            return LogFile(self.file)
+        except OSError as error:
+            print(f"{self.file} cannot be written: {error}", file=sys.stderr)
+            return logging.NullHandler()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -75,10 +87,10 @@ class RankLog:
     def _upload_what_comes(self) -> None:
         uploaded = 0
         while not self._closed.wait(UPLOAD_EVERY_S):
-            if (size := self.file.stat().st_size) > uploaded:
+            if self.file.exists() and (size := self.file.stat().st_size) > uploaded:
                 self._upload()
                 uploaded = size
 
     def _upload(self) -> None:
-        with contextlib.suppress(StorageError):
+        with contextlib.suppress(StorageError, OSError):
             self.folder.storage.write(self.name, self.file.read_bytes())

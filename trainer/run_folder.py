@@ -33,12 +33,17 @@ MEMBERS = "members"
 """JOB/INDEX-NNNN.json: the pods that a job on Kubernetes has had, of each index one after the other."""
 CODE = "code"
 """DIGEST.tar.gz: what the user's checkout held when a job was submitted."""
+LOOKED_BACK = 8
+"""Attempts among which an error of the user's code is looked for that has come before."""
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 GRACE = "EVERSTEP_GRACE_S"
 """Environment variable: seconds between the word to stop and the kill, from whoever would kill."""
 STARTER = "EVERSTEP_STARTER"
 """Environment variable: who started this process. It stands in the claim, so a launcher knows its own attempts."""
+
+ENDING_FILE = "EVERSTEP_ENDING_FILE"
+"""Environment variable: a file in the launcher's memory, for an ending that the run folder has not taken."""
 
 
 class Outcome(enum.Enum):
@@ -57,6 +62,17 @@ class Outcome(enum.Enum):
         return {"done": 0, "config_error": 2, "diverged": 3, "superseded": 4, "preempted": 75}.get(self.value, 1)
 
 
+class Fault(enum.Enum):
+    """Whose fault it is that an attempt failed; the policy of restarts reads it."""
+
+    machine = "machine"
+    """A lost rank, a store, memory, a device, a signal: another start may fare better."""
+    user = "user"
+    """An exception of Python or torch. Before the first step, or twice at one step, it is a mistake."""
+    left = "left"
+    """The user has left the debugger."""
+
+
 @dataclass(frozen=True)
 class Ending:
     """The outcome of an attempt with what the next one, and the user, must know."""
@@ -68,10 +84,25 @@ class Ending:
     """After out_of_memory: the size that the next attempt should use."""
     rank: int = 0
     """Who says so."""
-    patience: int | None = None
-    """The `evaluate.patience` that ended the run before its last step."""
     time: float | None = field(default=None, compare=False)
     """When it was written down, in seconds since the epoch."""
+    fault: Fault = Fault.machine
+    error: str = ""
+    """Type of the exception; empty where there was none."""
+    place: str = ""
+    """Line of the user's code that raised it."""
+    lost_peer: bool = False
+    """Said by a rank that lost another one: what is known of that one takes its place."""
+    patience: int | None = None
+    """The `evaluate.patience` that ended the run before its last step."""
+
+    def repeats(self, earlier: Ending) -> bool:
+        """True when both are the same error of the user's code at the same step."""
+        both = (self, earlier)
+        if any(each.fault is not Fault.user or each.outcome is not Outcome.crashed for each in both):
+            return False
+        mine, other = ((each.step, each.error, each.place or each.reason) for each in both)
+        return mine == other
 
     def is_done(self, steps: int, patience: int | None) -> bool:
         """True if a run of so many steps, with this patience, has nothing left to do."""
@@ -79,12 +110,13 @@ class Ending:
         return self.outcome is Outcome.done and (self.step >= steps or early)
 
     def to_json(self) -> bytes:
-        return _json({**asdict(self), "outcome": self.outcome.value})
+        return _json({**asdict(self), "outcome": self.outcome.value, "fault": self.fault.value})
 
     @staticmethod
     def from_json(data: bytes) -> Ending:
-        fields = json.loads(data)
-        return Ending(**{**fields, "outcome": Outcome(fields["outcome"])})
+        facts = json.loads(data)
+        fault = Fault(facts.get("fault", Fault.machine.value))
+        return Ending(**{**facts, "outcome": Outcome(facts["outcome"]), "fault": fault})
 
 
 @dataclass
@@ -126,7 +158,7 @@ class RunFolder:
     def record_restart(self, facts: dict[str, Any]) -> None:
         """Keep one decision of the restart policy: an object of its own, since object stores cannot append."""
         number = len(self.storage.names(RESTARTS)) + 1
-        while not self.storage.create(f"{RESTARTS}/{number:04d}.json", _json({**facts, "time": time.time()})):
+        while not self.storage.create(f"{RESTARTS}/{number:04d}.json", _json({"time": time.time(), **facts})):
             number += 1
 
     def attempts(self) -> list[int]:
@@ -216,18 +248,39 @@ class RunFolder:
             raise CheckpointError(f"{self.url}/{self.attempt(attempt, 'restored.json')} is damaged: {error}") from error
 
     def end(self, attempt: int, ending: Ending) -> bool:
-        """Write the outcome; the first word stands, since a rank that fails later fails because of it.
+        """Write the outcome; the first stands, since a rank that fails later fails because of it.
 
-        Returns whether this was the first.
+        A rank that merely lost another may be faster than what is known of that one, which then takes its place.
+        Returns whether this one is the outcome now.
         """
         said = replace(ending, time=time.time())
-        return self.storage.create(self.attempt(attempt, "outcome.json"), said.to_json())
+        path = self.attempt(attempt, "outcome.json")
+        if self.storage.create(path, said.to_json()):
+            return True
+        before = self.ending(attempt)
+        if ending.lost_peer or before is None or not before.lost_peer:
+            return False
+        self.storage.write(path, said.to_json())
+        return True
+
+    def has_stepped(self) -> bool:
+        """True if a step of this run is known to have succeeded, in any attempt."""
+        step = self.facts(PROGRESS).get("step", 0)
+        return (isinstance(step, int) and step > 0) or self.reached_step() > 0
+
+    def is_repeated(self, attempt: int, ending: Ending) -> bool:
+        """True if the error that ended an attempt is that of the newest one before it that ended by the user's code."""
+        for number in reversed([number for number in self.attempts() if number < attempt][-LOOKED_BACK:]):
+            before = self.ending(number)
+            if before is not None and before.fault is Fault.user and before.outcome is Outcome.crashed:
+                return ending.repeats(before)
+        return False
 
     def ending(self, attempt: int) -> Ending | None:
         """How an attempt ended; None when it has not, or when its word cannot be read: then it counts as killed."""
         try:
             return Ending.from_json(self.storage.read(self.attempt(attempt, "outcome.json")))
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def never_trained(self) -> bool:

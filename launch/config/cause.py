@@ -42,12 +42,21 @@ def known_causes() -> dict[str, CauseConfig]:
         ("cuda_hardware", Remedy.exclude, r"CUDA error: (?:hardware|unspecified launch|misaligned|uncorrectable)"),
         ("gpu_gone", Remedy.exclude, r"(?i)no cuda gpus are available|cuda driver initialization failed|GPU is lost"),
         ("disk_full", Remedy.restart, r"No space left on device"),
-        ("host_memory", Remedy.stop, r"(?i)oom[-_ ]kill|Out of memory: Killed process|DataLoader worker .* Bus error"),
+        (
+            "host_memory",
+            Remedy.stop,
+            r"(?i)oom[-_ ]kill(?!=)|Out of memory: Killed process|DataLoader worker .* Bus error",
+        ),
         ("gpu_memory", Remedy.stop, r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError"),
         ("import", Remedy.stop, r"^(?:\[.*?\]:\s*)?(?:ModuleNotFoundError|ImportError|SyntaxError|IndentationError): "),
         ("usage", Remedy.stop, r": error: (?:unrecognized arguments|the following arguments are required)"),
         ("no_script", Remedy.stop, r"can't open file .*: \[Errno 2\]"),
         ("nccl", Remedy.restart, r"ncclSystemError|ncclRemoteError|ncclInternalError|NCCL (?:WARN|error|timeout)"),
-        ("peer_lost", Remedy.restart, r"(?i)connection (?:closed|reset) by peer|Watchdog caught collective"),
+        (
+            "peer_lost",
+            Remedy.restart,
+            r"(?i)connection (?:closed|reset) by peer|Watchdog caught collective|"
+            r"^(?:\[.*?\]:\s*)?error: rank \d+.* (?:was killed by SIG|lost another rank)",
+        ),
     ]
     return {name: CauseConfig(match=match, remedy=remedy) for name, remedy, match in table}

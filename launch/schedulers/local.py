@@ -12,9 +12,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from launch.process_tree import Idle, children, descendants
+from trainer.death import OutOfMemoryCount, death_of
+from trainer.run_folder import ENDING_FILE, Ending, Outcome
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SLACK_S = 10.0
@@ -23,6 +26,13 @@ MARKER_S = 1.0
 """Seconds that a slow store may hold up the signal that tells the child to stop."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
+
+
+LEFT = 130
+"""Exit code of a trainer that was told a second time to leave, as a terminal tells it."""
+MOST_SIGNALS = 64
+LONGEST_ENDING = 1 << 16
+HUNG = "the agent hung: its ranks had ended, and it had not"
 
 
 class LeftAtOnce(Exception):
@@ -92,6 +102,13 @@ class Local:
         self.agent = agent
         self.relay = relay
         self.stopped: str | None = None
+        self.handed_over: Ending | None = None
+        """The ending that the last child could not write into the run folder, or what it was killed by."""
+        self.idle_s = grace_s + SLACK_S
+        """Seconds for which the agent may live on when its workers have ended, before it is taken to hang."""
+        self.killed = False
+        """The last child was killed, and nobody has asked for that."""
+        self._hung = False
         self.abandon: Callable[[], bool] = lambda: False
         """True as soon as the child is of no use any more: it is killed then, without being asked."""
 
@@ -100,12 +117,32 @@ class Local:
 
         `output`: a file descriptor for all that is printed; the caller's own where it is None.
         """
-        # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order.
-        spared = _adopt_orphans()
+        spared, memory = _adopt_orphans(), OutOfMemoryCount()
+        with EndingFile() as ending:
+            code = self._run(argv, {**env, **ending.environment()}, output, spared)
+            self.handed_over = ending.read()
+        died = 128 < code <= 128 + MOST_SIGNALS and code != LEFT
+        self.killed = self.handed_over is None and died and self.stopped is None
+        if self.killed:
+            reason = death_of("the agent" if self.agent else "rank 0", code - 128, memory.since())
+            self.handed_over = Ending(Outcome.crashed, 0, HUNG if self._hung else reason)
+        return code
+
+    def _run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None, spared: set[int]) -> int:
+        # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order. Only a
+        # process that is alone stays in ours: it may read from the terminal, as a debugger does.
+        terminal = sys.stdin is not None and sys.stdin.isatty()
+        reads = terminal and not self.agent
         child = subprocess.Popen(
-            argv, env=dict(env), stdout=output, stderr=output, process_group=0, preexec_fn=leash(os.getpid())
+            argv,
+            env=dict(env),
+            stdin=subprocess.DEVNULL if terminal and self.agent else None,
+            stdout=output,
+            stderr=output,
+            process_group=None if reads else 0,
+            preexec_fn=leash(os.getpid(), hangs_up=not reads),
         )
-        deadline = float("inf")
+        deadline, idle = float("inf"), Idle(child.pid, self.idle_s if self.agent else float("inf"))
         try:
             while child.poll() is None:
                 for number in self.signals.take():
@@ -114,12 +151,15 @@ class Local:
                     if self.stopped is None:
                         self._ask_to_stop(child, number)
                         deadline = time.monotonic() + self.grace_s + SLACK_S
-                if time.monotonic() > deadline or self.abandon():
+                self._hung = idle.is_over()
+                if time.monotonic() > deadline or self.abandon() or self._hung:
                     _kill(child, spared)
                 _bury_orphans(child.pid)
                 self.signals.wait(min(1.0, max(0.0, deadline - time.monotonic())))
         finally:
             _kill(child, spared)
+        if reads and child.returncode == LEFT:
+            raise LeftAtOnce
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def wait(self, seconds: float) -> bool:
@@ -144,13 +184,38 @@ class Local:
         if not self.relay:
             return
         # An agent that has no workers yet is told itself.
-        for pid in (_children().get(child.pid) if self.agent else None) or [child.pid]:
+        for pid in (children().get(child.pid) if self.agent else None) or [child.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
 
-def leash(parent: int) -> Callable[[], None] | None:
-    """Code for the child between fork and exec: die when the launcher dies, by kill -9 too."""
+class EndingFile:
+    """A file in this process's memory: a child writes its ending there when the run folder does not take it."""
+
+    def __enter__(self) -> EndingFile:
+        self._file = os.memfd_create("everstep-ending") if sys.platform == "linux" else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def environment(self) -> dict[str, str]:
+        return {} if self._file is None else {ENDING_FILE: f"/proc/{os.getpid()}/fd/{self._file}"}
+
+    def read(self) -> Ending | None:
+        """Return what has been written; None for nothing, or for what cannot be read."""
+        try:
+            return None if self._file is None else Ending.from_json(os.pread(self._file, LONGEST_ENDING, 0))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def leash(parent: int, hangs_up: bool = True) -> Callable[[], None] | None:
+    """Code for the child between fork and exec: die when the launcher dies, by kill -9 too.
+
+    With `hangs_up` False it ignores that its terminal is closed: the launcher is told as well, and has it save.
+    """
     if sys.platform != "linux":
         return None
     prctl = ctypes.CDLL(None).prctl
@@ -160,6 +225,8 @@ def leash(parent: int) -> Callable[[], None] | None:
         # Slurm sends its notice to every process. torchrun would die of it and leave its workers behind; they inherit
         # this and install a handler of their own, and until then the marker in the run folder speaks for the signal.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if not hangs_up:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         if os.getppid() != parent:  # it died before the leash was on
             os._exit(1)
 
@@ -170,7 +237,7 @@ def _adopt_orphans() -> set[int]:
     """From now on, processes whose parents die become ours, so none gets lost; those that we have already."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    return set(_descendants(os.getpid()))
+    return set(descendants(os.getpid()))
 
 
 def _bury_orphans(child: int) -> None:
@@ -189,7 +256,7 @@ def _bury_orphans(child: int) -> None:
 
 def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
     """SIGKILL the child and all that came from it: torchrun's workers have sessions of their own."""
-    doomed = set(_descendants(os.getpid())) - spared
+    doomed = set(descendants(os.getpid())) - spared
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     for pid in doomed:
@@ -199,25 +266,3 @@ def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
     for pid in doomed:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, os.WNOHANG)
-
-
-def _descendants(pid: int) -> list[int]:
-    children = _children()
-    found, todo = [], [pid]
-    while todo:
-        below = children.get(todo.pop(), [])
-        found += below
-        todo += below
-    return found
-
-
-def _children() -> dict[int, list[int]]:
-    """The children of every process that have not ended; empty where there is no /proc."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            # The name, in parentheses, may hold anything; the parent is the second word after it.
-            state, parent = entry.read_text().rsplit(")", 1)[1].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(entry.parent.name))
-    return children

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import subprocess
@@ -17,6 +18,7 @@ import launch
 from launch.config import JobConfig
 from launch.config.job import NOTICE_SLACK_S
 from launch.job import JobHandle, JobState, JobStatus
+from launch.say import say
 from launch.schedulers.base import BATCHES, Ask, Batch, Program, Rendered
 from trainer.errors import ConfigError
 from trainer.storage import join_url, open_storage
@@ -179,8 +181,15 @@ class Slurm:
             # An sbatch that was not answered may have been accepted all the same: to repeat it could make two jobs.
             if not away or argv[0] == "sbatch" or time.monotonic() + pause > deadline:
                 return done
+            _say_away(_last_line(done.stderr))
             time.sleep(pause)
             pause = min(10.0, 2 * pause)
+
+
+@functools.cache
+def _say_away(why: str) -> None:
+    """Say, once, what is waited for."""
+    say(f"waiting for Slurm's controller: {why}")
 
 
 def _environment() -> dict[str, str]:

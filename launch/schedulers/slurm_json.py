@@ -94,7 +94,7 @@ def _status(node: Mapping[str, Any]) -> JobStatus:
     reason = str(node.get("state_reason") or "")
     return JobStatus(
         state=state,
-        reason=reason if reason != "None" else (words[0] if state is JobState.failed else ""),
+        reason=_reason(reason, words, state),
         nodes=expand(str(node.get("nodes") or "")),
         restarts=_number(node.get("restart_cnt")) or 0,
         submitted_at=_time(node.get("submit_time")),
@@ -102,7 +102,14 @@ def _status(node: Mapping[str, Any]) -> JobStatus:
         started_at=None if state is JobState.pending else started,
         ended_at=ended if state.is_over else None,
         exit_code=_exit_code(node.get("exit_code")) if state.is_over else None,
+        ending="COMPLETING" in words,
     )
+
+
+def _reason(reason: str, words: list[str], state: JobState) -> str:
+    if state is JobState.pending and reason.startswith("JobHeld"):
+        return f"{reason}: scontrol release lets it go on"
+    return reason if reason != "None" else (words[0] if state is JobState.failed else "")
 
 
 def _state(words: list[str]) -> JobState:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -234,3 +236,71 @@ def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
             assert signals.take() == []
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+TELLS = """
+import os, sys
+from trainer.report import hand_over
+from trainer.run_folder import Ending, Outcome
+for reason, lost in [("lost", True), ("mine", False), ("late", False)][int(sys.argv[1]):]:
+    hand_over(Ending(Outcome.crashed, 3, reason, lost_peer=lost))
+sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_an_ending_that_the_run_folder_has_not_taken_comes_to_the_launcher(first: int) -> None:
+    with Signals() as signals:
+        local = Local(signals, lambda _: None, 1)
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        assert local.run([sys.executable, "-c", TELLS, str(first)], env) == 1
+    assert local.handed_over is not None
+    assert (local.handed_over.reason, local.handed_over.step) == ("mine", 3)
+
+
+@pytest.mark.parametrize(("script", "reason"), [("kill -9 $$", "rank 0 was killed by SIGKILL"),
+                                                ("kill -SEGV $$", "rank 0 was killed by SIGSEGV")])  # fmt: skip
+def test_what_a_child_was_killed_by_is_known(script: str, reason: str) -> None:
+    with Signals() as signals:
+        local = Local(signals, lambda _: None, 1)
+        local.run(["bash", "-c", script], os.environ)
+        assert local.handed_over is not None
+        assert local.handed_over.reason == reason
+        local.run(["bash", "-c", "exit 0"], os.environ)
+        assert local.handed_over is None
+
+
+def test_an_agent_whose_workers_have_ended_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.process_tree.LOOK_S", 0.05)
+    with Signals() as signals:
+        local = Local(signals, lambda _: None, 1, agent=True)
+        local.idle_s = 0.5
+        begun = time.monotonic()
+        # bash is the agent: it has a child for a while, and then stays on without one.
+        assert local.run(["bash", "-c", "sleep 1.5 & wait; while :; do :; done"], os.environ) == 137
+        assert time.monotonic() - begun < 15
+    assert local.handed_over is not None
+    assert "the agent hung" in local.handed_over.reason
+
+
+def test_a_process_that_is_alone_may_read_from_the_terminal() -> None:
+    """As a debugger does; in a group of its own it would be stopped at its first read."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        script = (
+            "import os, sys; from launch.schedulers.local import Local, Signals\n"
+            "with Signals() as signals:\n"
+            "    sys.exit(Local(signals, print, 1).run(['bash', '-c', 'read word; echo heard $word'], os.environ))"
+        )
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))
+        os.execv(sys.executable, [sys.executable, "-c", script])
+    os.write(terminal, b"quit\n")
+    seen, deadline = b"", time.monotonic() + 20
+    while b"heard quit" not in seen and time.monotonic() < deadline:
+        try:
+            seen += os.read(terminal, 1000) if select.select([terminal], [], [], 1)[0] else b""
+        except OSError:  # all have closed it
+            break
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert b"heard quit" in seen

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from launch.snapshot import node_folder, take
 from launch.starts import NodeReport, Start
 from launch.submitted import Submitted
 from launch.torchrun import Meeting, agent
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, StorageError
 from trainer.run_folder import RunFolder
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2",
@@ -154,3 +155,54 @@ def test_code_that_was_submitted_comes_before_what_lies_where_the_job_runs(
 def test_a_folder_that_is_no_runs_is_one_line(folder: RunFolder) -> None:
     with pytest.raises(ConfigError, match="is not a run folder; write everstep submit"):
         Submitted.read(folder)
+
+
+def test_clocks_that_agree_are_not_told_of(folder: RunFolder) -> None:
+    start = Start.claim(folder, Allocation.of(SLURM), None)
+    start.await_head(lambda _: False, 60)
+    start.announce("10.0.0.1:20012")
+    start.await_head(lambda _: True, 60)
+    assert start.ahead_of_head_s() == 0
+
+
+@pytest.mark.parametrize("skew_s", [-10.0, 10.0, 900.0])
+@pytest.mark.parametrize("stamps", [True, False])
+def test_a_clock_that_differs_from_the_heads_is_measured(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, skew_s: float, stamps: bool
+) -> None:
+    """By the clock that stamps the folder's files; without one by when the head's word was missed, and then found."""
+    start, true = Start.claim(folder, Allocation.of(SLURM), None), time.time
+    if not stamps:
+        monkeypatch.setattr(Start, "ahead_of_folder_s", lambda _: None)
+    with monkeypatch.context() as patched:
+        patched.setattr(time, "time", lambda: true() + skew_s)
+        start.await_head(lambda _: False, 60)
+    start.announce("10.0.0.1:20012")
+    monkeypatch.setattr(time, "time", lambda: true() + skew_s)
+    assert start.await_head(lambda _: True, 60) == "10.0.0.1:20012"
+    assert start.ahead_of_head_s() == pytest.approx(skew_s, abs=1)
+
+
+def test_a_report_that_the_folder_does_not_take_costs_the_node_nothing(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setenv("EVERSTEP_START", "1")
+    monkeypatch.setattr(Start, "report", full)
+    with Signals() as signals:
+        node = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(), ("-m", "trainer"), None), signals)
+        node._report(NodeReport("n1"))
+    assert "not written down (No space left on device)" in capsys.readouterr().err
+
+
+def test_the_trainers_of_a_job_are_told_how_many_they_are_to_be(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERSTEP_START", "1")
+    with Signals() as signals:
+        ours = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("-m", "trainer"), None), signals)
+        other = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("mine.py",), None), signals)
+        assert ours.environment(1)["EVERSTEP_WORLD"] == "12"
+        assert "EVERSTEP_WORLD" not in other.environment(1)

@@ -7,9 +7,10 @@ import dataclasses
 import pytest
 
 from launch.config import JobConfig
-from launch.requeue import Action, Evidence, Verdict, judge
+from launch.output import find_cause
+from launch.requeue import LOST_PEER, Action, Evidence, Verdict, judge
 from launch.starts import NodeReport
-from trainer.run_folder import Ending, Outcome
+from trainer.run_folder import Ending, Fault, Outcome
 
 CAUSES = JobConfig().all_causes()
 HOSTS = ("n1", "n2")
@@ -168,3 +169,35 @@ def test_causes_of_the_user_come_first_and_may_drop_ours() -> None:
     job = job_config({"causes": {"mine": {"match": "ECC error on rail 7", "remedy": "stop"}, "nccl": None}})
     assert next(iter(job.all_causes())) == "mine"
     assert "nccl" not in job.all_causes()
+
+
+USERS = Ending(Outcome.crashed, 0, "TypeError: x", fault=Fault.user, error="TypeError", place="mine.py:3, in loss")
+
+
+def test_an_error_of_the_user_before_the_first_step_ends_the_job_and_names_the_line() -> None:
+    found = verdict(ending=USERS, stepped=False)
+    assert (found.action, found.cause, found.exit_code) == (Action.exit, "user_error", 1)
+    assert "mine.py:3, in loss" in found.reason
+    assert verdict(ending=USERS, stepped=True).action is Action.again
+    assert verdict(ending=USERS, stepped=True, repeated=True).action is Action.exit
+
+
+def test_a_run_folder_that_was_full_is_no_error_of_the_user() -> None:
+    full = Ending(Outcome.config_error, 3, "No space left on device", error="StorageError")
+    assert verdict(ending=full).action is Action.again
+
+
+def test_a_rank_that_was_killed_for_memory_is_started_again() -> None:
+    line = "error: rank 1 on n2 was killed by SIGKILL (out of memory: memory.events oom_kill=1)"
+    name, seen = find_cause(CAUSES, [f"[rank]: {line}"])
+    assert name == "peer_lost"
+    report = NodeReport("n2", code=1, cause=name, line=seen)
+    assert (
+        verdict(ending=Ending(Outcome.crashed, 7, line), reports=reports(report, NodeReport("n1", code=1))).action
+        is Action.again
+    )
+
+
+def test_the_code_of_a_rank_that_lost_another_says_nothing_of_why() -> None:
+    both = reports(NodeReport("n1", code=LOST_PEER), NodeReport("n2", code=2))
+    assert verdict(reports=both, code=143).cause == "user_error"

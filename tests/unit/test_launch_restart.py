@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from launch.restart import back_off_s, decide
-from trainer.run_folder import Ending, Outcome
+from trainer.run_folder import Ending, Fault, Outcome
 
 
 @pytest.mark.parametrize("outcome", ["done", "preempted", "config_error", "diverged", "superseded"])
@@ -72,3 +74,48 @@ def test_waits_grow_and_stay_short() -> None:
     assert waits == sorted(waits)
     assert waits[:4] == [0.0, 0.0, 0.5, 1.0]
     assert waits[-1] == 10.0
+
+
+USERS = Ending(Outcome.crashed, 0, "TypeError: x", fault=Fault.user, error="TypeError", place="mine.py:3, in loss")
+
+
+def test_an_error_of_the_user_before_the_first_step_is_not_tried_again() -> None:
+    decision = decide(USERS, restarts=0, max_restarts=3, progressed=False, stepped=False)
+    assert not decision.go_on
+    assert "TypeError: x (mine.py:3, in loss)" in decision.reason
+    assert "TypeError" not in decision.brief  # the trainer has shown it
+
+
+@pytest.mark.parametrize(("step", "stepped"), [(40, False), (0, True)])
+def test_an_error_of_the_user_once_a_step_has_succeeded_is_tried_once_more(step: int, stepped: bool) -> None:
+    later = dataclasses.replace(USERS, step=step)
+    assert decide(later, restarts=0, max_restarts=3, progressed=True, stepped=stepped).go_on
+    again = decide(later, restarts=0, max_restarts=3, progressed=True, stepped=stepped, repeated=True)
+    assert not again.go_on
+    assert "same step twice" in again.reason
+
+
+def test_a_machines_fault_before_the_first_step_is_tried_again() -> None:
+    crashed = dataclasses.replace(USERS, fault=Fault.machine)
+    assert decide(crashed, restarts=0, max_restarts=3, progressed=False, stepped=False, repeated=True).go_on
+
+
+def test_who_has_left_the_debugger_is_not_asked_again() -> None:
+    left = dataclasses.replace(USERS, fault=Fault.left, step=7)
+    assert not decide(left, restarts=0, max_restarts=3, progressed=True).go_on
+
+
+def test_a_store_that_may_come_back_is_tried_again_and_one_that_will_not_is_not_called_a_config() -> None:
+    full = Ending(Outcome.config_error, 3, "cannot write x: No space left on device", error="StorageError")
+    assert decide(full, restarts=0, max_restarts=1, progressed=False).go_on
+    damaged = Ending(Outcome.config_error, 3, "no checkpoint", fault=Fault.user, error="CheckpointError")
+    decision = decide(damaged, restarts=0, max_restarts=1, progressed=False)
+    assert not decision.go_on
+    assert decision.reason == "the checkpoints cannot be used (step 3)"
+
+
+def test_the_same_error_is_known_by_its_step_type_and_line_and_not_by_its_words() -> None:
+    first = dataclasses.replace(USERS, step=5, reason="KeyError: <object at 0x1>")
+    assert dataclasses.replace(first, reason="KeyError: <object at 0x2>").repeats(first)
+    for other in ({"step": 6}, {"error": "KeyError"}, {"place": "mine.py:4, in loss"}, {"fault": Fault.machine}):
+        assert not dataclasses.replace(first, **other).repeats(first)  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from launch.__main__ import main
 from launch.run import run as launch_run
 from trainer.compose import settle, thaw
 from trainer.config import RunConfig
-from trainer.errors import ConfigError
+from trainer.errors import ConfigError, StorageError
 from trainer.run_folder import Ending, Outcome, RunFolder
 
 FAKE = """
@@ -340,3 +341,56 @@ def test_a_job_of_a_cluster_is_not_started_here(words: list[str], said: str, tmp
     with pytest.raises(ConfigError, match=said):
         launch_run(["experiment=digits", f"run_root={tmp_path}", *words])
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "plan", [[{"outcome": "done", "step": 1000}], [{"kill": True}, {"outcome": "done", "step": 1000}]]
+)
+def test_decisions_that_cannot_be_written_cost_the_run_nothing(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, plan: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("launch.supervise.AGAIN_S", 0.01)
+    monkeypatch.setattr("launch.supervise.LAST_PAUSE_S", 0.0)
+    record, tries = RunFolder.record_restart, iter(range(3))
+
+    def full(self: RunFolder, facts: dict[str, Any]) -> None:
+        if next(tries, None) is not None:
+            raise StorageError("cannot write restarts/0001.json: No space left on device")
+        record(self, facts)
+
+    monkeypatch.setattr(RunFolder, "record_restart", full)
+    bench.plan(*plan)
+    assert bench.run() == 0
+    assert [d["go_on"] for d in bench.decisions()] == [act.get("kill", False) for act in plan]
+    assert "No space left on device" in capsys.readouterr().err
+
+
+@pytest.mark.process
+def test_a_folder_that_never_takes_the_last_decision_leaves_the_exit_code_of_the_run(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StorageError("No space left on device")
+
+    monkeypatch.setattr("launch.supervise.LAST_PAUSE_S", 0.0)
+    monkeypatch.setattr(RunFolder, "record_restart", full)
+    bench.plan({"outcome": "done", "step": 1000})
+    assert bench.run() == 0
+
+
+@pytest.mark.process
+def test_a_signal_before_anything_is_started_is_told(bench: Bench) -> None:
+    script = (
+        "import os, signal, sys\n"
+        "import launch.run\n"
+        "launch.run.compose = lambda *_: os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "from launch.__main__ import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    heard = functools.partial(signal.signal, signal.SIGUSR1, signal.SIG_DFL)
+    done = subprocess.run(
+        [sys.executable, "-c", script, *bench.words()], capture_output=True, text=True, preexec_fn=heard
+    )
+    assert done.returncode == 75
+    assert done.stderr == "everstep: SIGUSR1: nothing has been started; the same command begins again\n"

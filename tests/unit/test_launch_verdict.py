@@ -11,7 +11,8 @@ import pytest
 from launch import verdict
 from launch.allocation import Allocation
 from launch.starts import NodeReport, Start, decisions
-from trainer.run_folder import CONFIG, JOB, STARTER, Ending, Outcome, RunFolder
+from trainer.errors import StorageError
+from trainer.run_folder import CONFIG, JOB, STARTER, Ending, Fault, Outcome, RunFolder
 
 ALLOCATION = Allocation("slurm", "12", 0, "n1", ("n1", "n2"))
 
@@ -144,3 +145,59 @@ def test_every_decision_stands_in_the_run_folder_with_its_reason(
 def test_a_folder_that_is_no_runs_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert verdict.main(["begin", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
+
+
+def full(*_: object) -> None:
+    error = StorageError("cannot write x: No space left on device")
+    error.passing = True
+    raise error
+
+
+def test_a_job_waits_held_for_a_run_folder_that_cannot_be_written(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(verdict.WAIT, "0")
+    assert begin(folder) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "record_restart", full)
+        assert verdict.main(["end", folder.url, "1", "--code=1"]) == verdict.HOLD
+        printed = capsys.readouterr()
+        assert printed.out.split()[-1] == "hold"
+        assert "No space left on device" in printed.err
+        assert "scontrol release" in printed.err
+    assert folder.storage.names("restarts") == []
+    assert begin(folder) == 0  # released: what was not decided is decided now, and it goes on
+    assert last(folder)["cause"] == "lost"
+
+
+def test_a_run_that_is_done_ends_well_though_that_cannot_be_written(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(verdict.WAIT, "0")
+    begin(folder)
+    attempt(folder, 1, monkeypatch, Ending(Outcome.done, 300))
+    monkeypatch.setattr(RunFolder, "record_restart", full)
+    assert end(folder, 1, "--code=0", capsys=capsys) == ["exit", "0"]
+
+
+def test_a_start_waits_for_a_folder_that_is_full_for_a_moment(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verdict, "AGAIN_S", 0.01)
+    create, tries = folder.storage.create, iter([full, full])
+    monkeypatch.setattr(folder.storage, "create", lambda *words: next(tries, create)(*words))
+    monkeypatch.setattr(verdict, "RunFolder", lambda url: folder)
+    monkeypatch.setattr(verdict.Allocation, "of", lambda _: ALLOCATION)
+    assert verdict.main(["begin", folder.url]) == 0
+    assert capsys.readouterr().err.count("waiting for the run folder") == 1
+
+
+def test_what_a_node_could_not_write_is_known_by_its_report(
+    folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin(folder)
+    attempt(folder, 1, monkeypatch)
+    told = Ending(Outcome.crashed, 0, "TypeError: x", fault=Fault.user, error="TypeError")
+    Start(folder, 1).report(NodeReport("n1", code=1, ending=json.loads(told.to_json())))
+    assert end(folder, 1, "--code=1", capsys=capsys) == ["exit", "1"]
+    assert last(folder)["cause"] == "user_error"

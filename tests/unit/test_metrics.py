@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
+import os
 import struct
 import sys
 import uuid
@@ -298,3 +300,58 @@ def in_blocks(content: bytes, record: bytes) -> bytes:
         if not record:
             return content
         part += 1
+
+
+def test_a_disk_that_is_full_for_a_while_loses_no_record(
+    local: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes half a line, then nothing, then all."""
+    lines = JsonLines(local.storage, local.attempt(local.claim({}), "metrics.jsonl"))
+    lines.log(train(1, 0.5))
+    write_, left = os.write, [10]
+
+    def full(file: int, data: bytes) -> int:
+        taken = write_(file, data[: left[0]]) if left[0] else 0
+        left[0] = 0
+        if not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return taken
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "write", full)
+        for step in (2, 3, 4):
+            lines.log(train(step, 0.1))
+    assert capsys.readouterr().err.count("No space left on device") == 1
+    lines.log(train(5, 0.1))
+    lines.close()
+    assert list(read_metrics(local)) == [1, 2, 3, 4, 5]
+
+
+def test_a_disk_that_stays_full_takes_a_bounded_part_of_memory(
+    local: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = JsonLines(local.storage, local.attempt(local.claim({}), "metrics.jsonl"))
+    monkeypatch.setattr("trainer.metrics.LARGEST_BACKLOG", 2000)
+    with monkeypatch.context() as patched:
+        patched.setattr(lines, "_append", lambda: False)
+        for step in range(1, 1000):
+            lines.log(train(step, 0.1))
+        assert len(lines._backlog) <= 2000
+    lines.close()
+    steps = list(read_metrics(local))
+    assert steps == list(range(steps[0], 1000))  # the newest are kept
+
+
+def test_a_sink_that_has_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ill(Fragile):
+        def log(self, record: object) -> None:
+            self.calls += 1
+            if self.calls == 1:
+                raise OSError("away")
+
+    ill = Ill()
+    sink = Guarded("W&B", ill)
+    monkeypatch.setattr("trainer.metrics.AGAIN_S", 0.0)
+    for step in range(3):
+        sink.log(train(step, 1.0))
+    assert ill.calls == 3

@@ -27,6 +27,7 @@ from trainer.mesh import Mesh
 from trainer.run_folder import MANIFEST, RunFolder
 from trainer.self_test import FirstCheckpoint, SelfTest
 from trainer.state import Packed, TrainState
+from trainer.storage.probe import is_kept
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.25
 """Seconds between looks at a save that is waited for."""
@@ -226,7 +227,7 @@ class Checkpointer:
                 f"{self._failures} saves in a row have failed, the last one: {error}; "
                 f"checkpoint.max_failures={self.run.checkpoint.max_failures}"
             )
-            last.told = not self.mesh.is_main
+            last.told, last.passing = not self.mesh.is_main, True
             raise last
 
     def _packed(self, last: bool) -> Packed:
@@ -268,6 +269,11 @@ class Checkpointer:
         manifest.files.update(files)
         if not storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(f"{self.folder.url}/{path} was committed by another process")
+        # A store may answer that it has it and keep nothing; on that belief older checkpoints would be removed.
+        if not is_kept(storage, f"{path}/{MANIFEST}", manifest.to_json()):
+            raise CheckpointError(
+                f"{self.folder.url}/{path}/{MANIFEST} is not what was written: the store kept nothing"
+            )
         self.retention.committed(path, manifest)
         return ""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import uuid
@@ -13,6 +14,8 @@ from typing import IO
 from trainer.errors import StorageError
 from trainer.storage.port import STAGED
 
+LASTING = (errno.EACCES, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+"""What the user has to mend; a disk that is full or a file server may be well again at the next start."""
 COPIED = 16 << 20
 """Bytes that a copy holds in memory."""
 
@@ -115,7 +118,7 @@ def clear_errors(verb: str, where: str | Path) -> Iterator[None]:
     except OSError as error:
         if verb == "read" and isinstance(error, NotADirectoryError):
             raise FileNotFoundError(str(where)) from error
-        raise StorageError(f"cannot {verb} {where}: {error.strerror or error}") from error
+        raise _refusal(f"cannot {verb} {where}", error) from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -124,7 +127,13 @@ def _make_folder(folder: Path) -> None:
     except FileExistsError as error:
         raise StorageError(f"cannot write below {folder}: it is a file, not a folder") from error
     except OSError as error:
-        raise StorageError(f"cannot write below {folder}: {error.strerror}") from error
+        raise _refusal(f"cannot write below {folder}", error) from error
+
+
+def _refusal(what: str, error: OSError) -> StorageError:
+    refused = StorageError(f"{what}: {error.strerror or error}")
+    refused.passing = error.errno not in LASTING
+    return refused
 
 
 def _sync_folder(folder: Path) -> None:

@@ -10,6 +10,7 @@ import errno
 import os
 import random
 import re
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -28,6 +29,8 @@ QUIET_S = 15.0
 """Without a byte of an answer. Stores answer in 0.1 s and within 2 s at their slowest."""
 SEND_S = 75.0
 """For one request that sends up to a part's bytes: PARALLEL_PARTS of them at once through a line of 1 MB/s."""
+QUIET_FOR_S, SAY_EVERY_S = 5.0, 60.0
+"""Seconds for which a verb fails before that is said, and between two lines about it."""
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
 """Waits are drawn from 0 to FIRST_DELAY_S, twice that and so on to this, so an outage is outlived by at most this."""
@@ -66,8 +69,23 @@ def retry(work: Callable[[], T], what: str) -> T:
             delay_s = _JITTER.uniform(0, min(LONGEST_DELAY_S, FIRST_DELAY_S * 2.0 ** min(tries - 1, 20)))
             passed_s = time.monotonic() - began
             if passed_s + delay_s > deadline_s():
-                raise StorageError(f"{what}: gave up after {passed_s:.0f} s, {tries} tries: {reason(error)}") from error
+                away = StorageError(f"{what}: gave up after {passed_s:.0f} s, {tries} tries: {reason(error)}")
+                away.passing = True
+                raise away from error
+            if passed_s > QUIET_FOR_S:
+                _say(f"waiting for the store, {tries} tries so far: {what}: {reason(error)}")
             time.sleep(delay_s)
+
+
+_said_at = float("-inf")
+
+
+def _say(line: str) -> None:
+    """Tell the user, now and then, what is waited for; of several ranks the first does."""
+    global _said_at
+    if os.environ.get("RANK", "0") == "0" and time.monotonic() - _said_at > SAY_EVERY_S:
+        _said_at = time.monotonic()
+        print(line, file=sys.stderr, flush=True)
 
 
 @contextlib.contextmanager
@@ -111,7 +129,9 @@ def lasting(error: Exception, what: str) -> Exception | None:
         return FileNotFoundError(f"{what}: {reason(error)}")
     refused = isinstance(error, OSError) and error.errno in REFUSED
     if refused or (400 <= status < 500 and status not in PASSING):
-        return StorageError(f"{what}: the store refuses: {reason(error)}")
+        refusal = StorageError(f"{what}: the store refuses: {reason(error)}")
+        refusal.passing = refused  # a full or read-only disk behind it
+        return refusal
     return None
 
 

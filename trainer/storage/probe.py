@@ -28,3 +28,11 @@ def probe(storage: Storage) -> None:
             f"{storage.url} lets a second writer overwrite what a first one has created (it ignores preconditions); "
             "two starts of a run could destroy each other's checkpoints there: use another store or a disk for run_root"
         )
+
+
+def is_kept(storage: Storage, path: str, data: bytes) -> bool:
+    """True if a file that was just written can be read back."""
+    try:
+        return storage.read(path) == data
+    except FileNotFoundError:
+        return False
