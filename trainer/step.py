@@ -18,8 +18,9 @@ from torch import Tensor
 
 from trainer.config import Dtype, RunConfig
 from trainer.data.gather import Microbatch
+from trainer.data.own_generators import own_generators
 from trainer.errors import ConfigError
-from trainer.generators import find_generators, microbatch_seed, seed_generators, seed_own
+from trainer.generators import microbatch_seed, seed_generators, seed_own
 from trainer.optim import lr_factor, set_lr
 from trainer.parallel import Replicated, Spread
 from trainer.preserve import preserved
@@ -118,7 +119,7 @@ class Stepper:
         """Whether the optimizer itself leaves the weights alone after NaN or Inf; else the host looks."""
         self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
         """Gradient of each loss sum: it holds gradients small until the items of the whole batch are counted."""
-        self.generators = find_generators((spread.model, task))
+        self.generators = own_generators(spread.model, task)
         """Those that the model and the task keep themselves; seeded along with the global ones."""
         self.searches = spread.mesh.world == 1 or run.parallel.find_unused or not isinstance(spread.module, Replicated)
         """Whether a parameter may go without a gradient: no reduction waits for it."""

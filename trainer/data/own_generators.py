@@ -48,7 +48,7 @@ def own_generators(*parts: object) -> list[Generator]:
         seen[id(part)] = part
         if isinstance(part, random.SystemRandom):
             raise DataError(
-                "data: the dataset draws from a random.SystemRandom, which nothing can seed: use random.Random"
+                "the dataset, model or task has a random.SystemRandom, which nothing can seed: use random.Random"
             )
         if isinstance(part, Generator):
             found.append(part)

@@ -61,7 +61,7 @@ class Randomness:
     def seed(self, key: int, stream: int = 0) -> None:
         """Seed each with a number of its own, made of the key and the stream."""
         for number, generator in enumerate(self._all):
-            _seed(generator, mix_int(key + (stream * len(self._all) + number + 1) * GOLDEN))
+            seed_generator(generator, mix_int(key + (stream * len(self._all) + number + 1) * GOLDEN))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
@@ -85,7 +85,8 @@ def seeded(key: int) -> Iterator[None]:
         yield
 
 
-def _seed(generator: Generator, seed: int) -> None:
+def seed_generator(generator: Generator, seed: int) -> None:
+    """Seed one generator of any kind with 64 bits; DataError for a kind that cannot be seeded."""
     try:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
@@ -98,7 +99,9 @@ def _seed(generator: Generator, seed: int) -> None:
             bits.state = type(bits)(seed).state
     except (TypeError, ValueError, NotImplementedError) as error:
         kind = getattr(getattr(generator, "_bit_generator", generator), "__class__", type(generator)).__name__
-        raise DataError(f"data: a {kind} of the dataset cannot be seeded ({error}); use NumPy's default_rng") from error
+        raise DataError(
+            f"a {kind} of the dataset, model or task cannot be seeded ({error}); use NumPy's default_rng"
+        ) from error
 
 
 def _restore(generator: Generator) -> Callable[[], Any]:
