@@ -39,7 +39,7 @@ from trainer.mesh import Mesh
 from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
 from trainer.model_state import check_model, has_custom_state
 from trainer.optim import Average, build_optimizer, group_facts, has_modes
-from trainer.parallel import Spread, spread, without_values
+from trainer.parallel import Spread, second_copy, spread
 from trainer.plugins import check_allowed, instantiate
 from trainer.run_folder import EVENTS, RunFolder
 from trainer.self_test import SelfTest
@@ -72,7 +72,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     model = spread(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
     state = _state(run, model, mesh, fresh, {"task": task, **{f"hooks.{n}": hook for n, hook in enumerate(hooks)}})
-    copy = partial(self_test, run, task, mesh) if fresh and run.checkpoint.self_test else None
+    copy = partial(self_test, run, task, model.model, mesh) if fresh and run.checkpoint.self_test else None
     checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits), copy)
     _check_comes_back(state, copy)
     start.laps.end("build")
@@ -205,9 +205,9 @@ def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool, plugins: Mapp
     return state
 
 
-def self_test(run: RunConfig, task: Task, mesh: Mesh) -> SelfTest:
+def self_test(run: RunConfig, task: Task, live: nn.Module, mesh: Mesh) -> SelfTest:
     """The test of whether the run's state comes back, with a second model and optimizer of the run's factories."""
-    model = without_values(task.model, mesh, run.parallel, run.precision, run.seed)
+    model = second_copy(task.model, live, mesh, run.parallel, run.precision, run.seed)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model, run.plugins)
     state = TrainState(model, optimizer, Progress())
     if has_modes(optimizer):

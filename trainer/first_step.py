@@ -83,7 +83,7 @@ def _step(run: RunConfig, batch: Mapping[str, Tensor], world: int, held_out: boo
         optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     if run.checkpoint.self_test:
-        self_test(run, task, Mesh(Place(), torch.device("cpu"))).round_trip(state.pack())
+        self_test(run, task, model, Mesh(Place(), torch.device("cpu"))).round_trip(state.pack())
     if held_out:
         _try_evaluation(run, task, model, inputs(batch, cast))
     return notes

@@ -6,6 +6,7 @@ of items, never by the world. The model keeps the parameter names that its task 
 
 from __future__ import annotations
 
+import copy
 import functools
 import warnings
 from collections.abc import Callable
@@ -166,7 +167,13 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     materialise(model, mesh.device)
     put_back_tags(model, tags)
     if fresh:
-        hand_out(seeded(build, seed, precision, parallel) if mesh.is_main else None, model, mesh)
+        whole_model = seeded(build, seed, precision, parallel) if mesh.is_main else None
+        if whole_model is not None and shares_modules(whole_model, model):
+            kind = parallel.kind.value
+            raise ConfigError(
+                f"parallel={kind}: task.model() gives the same modules at each call; make them in model()"
+            )
+        hand_out(whole_model, model, mesh)
     # A model that ends in a view (`…[:, 0]`) is the rule; the loss is no operation in place.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
@@ -178,20 +185,33 @@ def is_sharded(mesh: Mesh, parallel: ParallelConfig) -> bool:
     return parallel.kind in (ParallelKind.fsdp, ParallelKind.hsdp) and mesh.grid is not None
 
 
-def without_values(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
-                   seed: int) -> nn.Module:  # fmt: skip
-    """A second model with memory for a checkpoint and no values: sharded as the run's, or whole and on the CPU."""
+def second_copy(build: Callable[[], nn.Module], live: nn.Module, mesh: Mesh, parallel: ParallelConfig,
+                precision: PrecisionConfig, seed: int) -> nn.Module:  # fmt: skip
+    """A second model with memory for a checkpoint and no values: sharded as the run's, or whole and on the CPU.
+
+    Args:
+        live: the model that trains; a factory that gives the same modules again is answered with a copy of it.
+    """
     with generators_preserved():
         if is_sharded(mesh, parallel):
             model, device = sharded_on_meta(build, mesh, parallel, precision, seed)[0], mesh.device
         else:
             device = torch.device("cpu")
-            with parameters_on_meta():
-                model = seeded(build, seed, precision, parallel)
+            try:
+                with parameters_on_meta():
+                    model = seeded(build, seed, precision, parallel)
+            except Exception:  # a factory that looks at its weights
+                return seeded(build, seed, precision, parallel)
+            if shares_modules(model, live):
+                return copy.deepcopy(live)
         tags = tags_of(model)
         materialise(model, device)
         put_back_tags(model, tags)
     return model
+
+
+def shares_modules(one: nn.Module, other: nn.Module) -> bool:
+    return bool({id(module) for module in one.modules()} & {id(module) for module in other.modules()})
 
 
 def _is_sharded(parameter: Tensor) -> bool:
@@ -201,8 +221,11 @@ def _is_sharded(parameter: Tensor) -> bool:
 def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
                     seed: int) -> tuple[nn.Module, list[nn.Parameter], str]:  # fmt: skip
     """The model with this rank's shards of its parameters, which have no memory yet; what stays whole; its units."""
-    with parameters_on_meta():
-        model = seeded(build, seed, precision, parallel)
+    try:
+        with parameters_on_meta():
+            model = seeded(build, seed, precision, parallel)
+    except Exception:  # a factory that looks at its weights: then each process makes all of them
+        model = seeded(build, seed, precision, parallel).to(mesh.device)
     check_shardable(model, parallel.kind.value)
     prepare_units(model, parallel)
     line = describe_units(model, shardable_units(model, find_units(model, parallel.wrap)))

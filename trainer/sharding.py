@@ -127,6 +127,8 @@ def put_back_tags(model: nn.Module, tags: Mapping[str, Mapping[str, Any]]) -> No
 
 def materialise(model: nn.Module, device: torch.device) -> None:
     """Give parameters on the meta device memory; buffers keep their values, and tied weights stay tied."""
+    if not any(parameter.is_meta for parameter in model.parameters()):
+        return
     kept = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     tied = _tied(model)
     model.to_empty(device=device)

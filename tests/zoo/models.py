@@ -544,3 +544,23 @@ class Matrix(Regression):
 class Broken(Regression):
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         return Loss(model(batch["x"]).sum(), 1 // 0)
+
+
+class MadeBefore(Regression):
+    """Makes its model in the constructor, and gives the same one at each call."""
+
+    def __init__(self, model) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(model)
+        self.net = Plain()
+
+    def model(self) -> nn.Module:
+        return self.net
+
+
+class LooksAtWeights(Regression):
+    """A factory that reads values of its weights."""
+
+    def model(self) -> nn.Module:
+        model = Plain()
+        assert float(model.net[0].weight.abs().max()) < 1e6  # type: ignore[union-attr]
+        return model
