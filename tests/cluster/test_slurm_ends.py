@@ -56,14 +56,25 @@ def cancelled_and_resumed(job: Job) -> None:
 
 
 def full_folder(job: Job) -> None:
-    """The disk of the run folder is read-only when a rank is killed, and stays so: the job waits, held."""
+    """The run folder takes nothing when a rank is killed, and later it does again."""
     job.submit(*LONG, env={"EVERSTEP_FOLDER_WAIT_S": "3"})
     job.wait_for_step(25)
-    place = job.root / job.name
-    job.cluster.run("mount", "--bind", str(place), str(place))
+    (job.root / job.name / "restarts").mkdir()
+    places = [job.root / job.name / name for name in ("starts/0001", "attempts/0001", "restarts", "checkpoints", "")]
+    try:
+        job.cluster.run("chattr", "+i", *map(str, places))
+        found = job.cluster.enter(job.nodes[1], "pgrep", "-f", "-o", f"trainer --frozen {job.folder.url}")
+        job.cluster.enter(job.nodes[1], "kill", "-KILL", found.split()[0])
+        job.until(lambda: job.facts().get("Reason") == "JobHeldUser", "hold")
+        (job.root / "shown").write_text(job.everstep("status", job.name, "--root", str(job.root)))
+    finally:
+        job.cluster.run("chattr", "-i", *map(str, places))
+    job.cluster.run("scontrol", "release", job.id)
+    job.until(lambda: job.step(2) > 0, "step of the second start")
+    job.everstep("cancel", job.name, "--root", str(job.root))
 
 
-CASES = (clock_behind, clock_far_ahead, agent_that_hangs, cancelled_and_resumed)
+CASES = (clock_behind, clock_far_ahead, agent_that_hangs, cancelled_and_resumed, full_folder)
 
 
 @pytest.fixture(scope="module")
@@ -109,4 +120,10 @@ def test_cancelled_and_resumed_at_once_goes_on_in_a_new_job(ended: Callable[...,
     job = ended(cancelled_and_resumed)
     first, second = json.loads((job.root / "jobs").read_text())
     assert first != second
+    assert job.folder.attempts()[:2] == [1, 2]
+
+
+def test_full_folder_holds_the_job_until_there_is_room(ended: Callable[..., Job]) -> None:
+    job = ended(full_folder)
+    assert "scontrol release" in (job.root / "shown").read_text()
     assert job.folder.attempts()[:2] == [1, 2]

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from launch.config import JobConfig
-from launch.job import JobHandle, JobState, JobStatus
+from launch.job import CANCELLED, JobHandle, JobState, JobStatus
 from launch.schedulers.base import Ask, Program, Rendered
 from launch.submission import Receipt, submissions, submit
 from trainer.errors import ConfigError
@@ -202,3 +202,32 @@ def test_a_job_that_would_wait_for_long_gives_way_to_one_new_job_whenever_the_la
     alive = [number for number, state in cluster.jobs.items() if not state.is_over]
     assert (cluster.jobs["1"], [receipt.handle.id]) == (JobState.cancelled, alive)
     assert folder.facts("restarts/0001.json")["reason"] == "waits; a new job takes the place of slurm://c/1"
+
+
+@pytest.mark.parametrize("ending", [True, False])
+def test_a_job_that_ends_is_waited_for_and_the_run_gets_another(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, ending: bool
+) -> None:
+    """The scheduler says that it still clears its nodes, or only the run folder that somebody has cancelled it."""
+    monkeypatch.setattr("launch.submission.LOOK_S", 0.01)
+    cluster, looks = Cluster(), iter(range(3))
+    submitted(folder, cluster)
+    if not ending:
+        folder.record_restart({"outcome": CANCELLED, "go_on": False, "reason": "cancelled by me", "restarts": 0})
+
+    def status(handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+        here = next(looks, None) is not None
+        state = JobState.running if here else JobState.cancelled
+        return {handle: JobStatus(state, ending=ending and here) for handle in handles}
+
+    monkeypatch.setattr(cluster, "status", status)
+    assert submitted(folder, cluster, "second").handle.id == "2"
+
+
+def test_a_job_that_never_ends_is_named(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launch.submission.ENDING_S", 0.0)
+    cluster = Cluster()
+    submitted(folder, cluster)
+    folder.record_restart({"outcome": CANCELLED, "go_on": False, "reason": "cancelled by me", "restarts": 0})
+    with pytest.raises(ConfigError, match="job slurm://c/1 has been ending for"):
+        submitted(folder, cluster, "second")
