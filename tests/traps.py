@@ -16,6 +16,7 @@ from trainer.evaluate import Evaluator
 from trainer.run_folder import MANIFEST
 from trainer.step import Stepper
 from trainer.storage import LocalStorage
+from trainer.update import Update
 
 Trap = Callable[[int], None]
 
@@ -61,7 +62,7 @@ def at_step(step: int) -> None:
 
 def in_step(step: int) -> None:
     """Between the gradients and the update."""
-    before(Stepper, "_update", lambda self, _: self.state.progress.step + 1 == step)
+    before(Update, "__call__", lambda self, _: self.state.progress.step + 1 == step)
 
 
 # ------------------------------------------------------- from "save called" to "old one removed", in this order

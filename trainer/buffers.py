@@ -41,21 +41,24 @@ class BufferSync:
             if not self._observed or name in self.changing
         }
 
-    def after_step(self, before: dict[str, Tensor], bad: Tensor) -> None:
+    def after_step(self, before: dict[str, Tensor], skipped: Tensor | bool) -> None:
         """Undo what a bad step did to the buffers, else make those that it changed equal on all ranks.
 
         Args:
             before: what `copies` gave before the step.
-            bad: 1.0 or 0.0, on the device, so that the host does not wait for it.
+            skipped: True for a step that is to change nothing; a tensor on a GPU, so that the host does not wait.
         """
         if not self._observed:
             self._observe(before)
         if not self.changing:
             return
         self.sync()
+        if skipped is False:
+            return
         for name, buffer in self.model.named_buffers():
             if name in before and name in self.changing and before[name].shape == buffer.shape:
-                write(buffer.detach(), torch.where(bad > 0, before[name], buffer.detach()))
+                old = before[name]
+                write(buffer.detach(), old if skipped is True else torch.where(skipped > 0, old, buffer.detach()))
 
     def make_equal(self) -> None:
         """Give all ranks rank 0's buffers, as a new model's may be made of what differs between processes."""

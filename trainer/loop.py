@@ -108,10 +108,11 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
 
 def _note_harmless(parts: Parts, info: StepInfo) -> None:
     """Count the steps that changed nothing and are no trouble; the first of each kind is shown."""
-    progress, lr = parts.state.progress, f"(loss {info.loss:.4g}, gradient norm {info.norm})"
+    progress = parts.state.progress
     if info.overflow:
+        measured = f"(loss {info.loss:.4g}, gradient norm {info.norm})"
         progress.overflows += 1
-        line = f"step {info.step} overflowed in fp16 {lr}; the loss scale is halved, which is how it is found"
+        line = f"step {info.step} overflowed in fp16 {measured}; the loss scale is halved, which is how it is found"
         parts.journal.event("overflow", line if progress.overflows == 1 else "", step=info.step)
     if info.empty:
         progress.empty += 1

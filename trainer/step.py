@@ -28,6 +28,7 @@ from trainer.state import TrainState
 from trainer.stop import Stop
 from trainer.task import Loss, Task
 from trainer.task_calls import checked, inputs
+from trainer.update import Update
 
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
@@ -69,14 +70,16 @@ class Pending:
 
     step: int
     lr: float
-    packed: Tensor
+    facts: Tensor | list[float]
     ready: torch.cuda.Event | None
 
     def read(self) -> StepInfo:
         """Waits, on CUDA, until the device has come to the end of this step."""
         if self.ready is not None:
             self.ready.synchronize()
-        loss, items, asked, unsaved, norm, bad, scale = self.packed.tolist()
+        loss, items, asked, unsaved, norm, bad, scale = (
+            self.facts if isinstance(self.facts, list) else self.facts.tolist()
+        )
         overflow = bool(bad) and scale > 1 and math.isfinite(loss)
         return StepInfo(
             self.step,
@@ -115,8 +118,7 @@ class Stepper:
         on_cuda = self.device.type == "cuda"
         self.lag = 2 if on_cuda else 0
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
-        self.masks = on_cuda and any(group.get("fused") for group in state.optimizer.param_groups)
-        """Whether the optimizer itself leaves the weights alone after NaN or Inf; else the host looks."""
+        self.update = Update(run, state, spread)
         self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
         """Gradient of each loss sum: it holds gradients small until the items of the whole batch are counted."""
         self.generators = own_generators(spread.model, task)
@@ -132,12 +134,12 @@ class Stepper:
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
         sums = self._backward(step, batches)
-        facts, skipped = self._update(sums)
+        applied = self.update(sums)
         if buffers is not None:
-            buffers.after_step(before, skipped)
+            buffers.after_step(before, applied.skipped)
         self.state.progress.step = step
         lr = self.state.optimizer.param_groups[0]["lr"]
-        self._pending.append(self._pend(step, lr, torch.cat([sums, facts])))
+        self._pending.append(self._pend(step, lr, applied.facts))
 
     def results(self, *, all_of_them: bool = False) -> list[StepInfo]:
         """Results that are due, oldest first; all that are outstanding before a checkpoint or an evaluation."""
@@ -210,57 +212,10 @@ class Stepper:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ConfigError(UNUSED.format(f"{missing[0]}{more}"))
 
-    @torch.no_grad()
-    def _update(self, sums: Tensor) -> tuple[Tensor, Tensor]:
-        """Normalise, clip and apply the gradients; returns (norm, bad, loss scale) and 1.0 for a step to be skipped."""
-        scale = self.state.scale
-        self.spread.reduce_whole()
-        gradients = self.spread.gradients()
-        loss_sum, items, _, _ = sums.unbind()
-        empty = items == 0
-        inverse = self.spread.ranks * self.run.global_batch / torch.where(empty, 1.0, items)
-        if scale is not None:
-            inverse = inverse / scale.scale
-        norm = self.spread.norm(gradients) * inverse
-        total = norm + loss_sum
-        bad = ((total - total != 0.0) & ~empty).float()  # NaN and Inf are what does not cancel
-        if self.run.clip is not None:
-            inverse = inverse * torch.clamp(self.run.clip / (norm + 1e-6), max=1.0)
-        _multiply(gradients, inverse)
-        skipped = torch.maximum(bad, empty.float())
-        self._apply(skipped)
-        facts = torch.stack([norm.double(), bad.double(), sums.new_ones(()) if scale is None else scale.scale.double()])
-        if scale is not None:
-            scale.update(bad, empty)
-        self.spread.drop_gradients()
-        return facts, skipped
-
-    def _apply(self, skipped: Tensor) -> None:
-        optimizer, average = self.state.optimizer, self.state.average
-        if self.masks:
-            optimizer.found_inf = skipped  # type: ignore[attr-defined]
-            optimizer.step()
-            if average is not None:
-                average.update(skipped)
-        elif not skipped.item():
-            optimizer.step()
-            if average is not None:
-                average.update()
-
-    def _pend(self, step: int, lr: float, packed: Tensor) -> Pending:
-        if self.device.type != "cuda":
-            return Pending(step, lr, packed, None)
-        host = packed.to("cpu", non_blocking=True)
+    def _pend(self, step: int, lr: float, facts: Tensor | list[float]) -> Pending:
+        if isinstance(facts, list):
+            return Pending(step, lr, facts, None)
+        host = facts.to("cpu", non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
         return Pending(step, lr, host, ready)
-
-
-def _multiply(gradients: Sequence[Tensor], factor: Tensor) -> None:
-    """Multiply gradients of any types by one factor, in the precision of each; halves in fp32."""
-    kinds: dict[torch.dtype, list[Tensor]] = {}
-    for gradient in gradients:
-        kinds.setdefault(gradient.dtype, []).append(gradient)
-    for dtype, group in kinds.items():
-        double = dtype in (torch.float64, torch.complex128)
-        torch._foreach_mul_(group, factor.to(torch.float64 if double else torch.float32))

@@ -1,0 +1,114 @@
+"""What turns the gradients of a step into new weights: normalise, clip, look for NaN, apply.
+
+On the CPU the few numbers that it takes are floats: as tensors of one element they cost a small model's step 5 %. On a
+GPU they stay tensors, so that the host does not wait for the device.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trainer.config import RunConfig
+from trainer.parallel import Spread
+from trainer.state import TrainState
+
+
+@dataclass(frozen=True)
+class Applied:
+    """What an update did, as floats on the CPU and as float64 tensors on a GPU."""
+
+    facts: Tensor | list[float]
+    """Loss sum, items, asked, unsaved, norm, bad, loss scale."""
+    skipped: Tensor | bool
+    """True (1.0) for a step that changed nothing."""
+
+
+class Update:
+    """Applies the gradients of one step; a step with NaN or Inf, or without an item that counts, changes nothing."""
+
+    def __init__(self, run: RunConfig, state: TrainState, spread: Spread) -> None:
+        self.state = state
+        self.spread = spread
+        self.clip = run.clip
+        self.share = spread.ranks * run.global_batch
+        """What each gradient was multiplied and divided by: the mean over ranks, and the weight of a loss sum."""
+        self.on_host = spread.mesh.device.type != "cuda"
+        self.masks = not self.on_host and any(group.get("fused") for group in state.optimizer.param_groups)
+        """True if the optimizer itself leaves the weights alone after NaN or Inf; else the host looks."""
+
+    @torch.no_grad()
+    def __call__(self, sums: Tensor) -> Applied:
+        """Args: sums: loss sum, items, asked, unsaved of all ranks (float64)."""
+        self.spread.reduce_whole()
+        gradients = self.spread.gradients()
+        norm = self.spread.norm(gradients)
+        applied = self._on_host(sums, gradients, norm) if self.on_host else self._on_device(sums, gradients, norm)
+        self.spread.drop_gradients()
+        return applied
+
+    def _on_host(self, sums: Tensor, gradients: Sequence[Tensor], norm_of_sums: Tensor) -> Applied:
+        scale = self.state.scale
+        loss_sum, items, asked, unsaved = sums.tolist()
+        loss_scale = 1.0 if scale is None else scale.scale.item()
+        inverse = self.share / (items or 1.0) / loss_scale
+        norm = norm_of_sums.item() * inverse
+        bad = items != 0 and not math.isfinite(norm + loss_sum)
+        skipped = bad or items == 0
+        if not skipped:
+            if self.clip is not None:
+                inverse *= min(self.clip / (norm + 1e-6), 1.0)
+            for group in _by_dtype(gradients):
+                torch._foreach_mul_(group, inverse)
+            self.state.optimizer.step()
+            if self.state.average is not None:
+                self.state.average.update()
+        if scale is not None:
+            scale.update(sums.new_tensor(bad, dtype=torch.float32), sums.new_tensor(items == 0, dtype=torch.bool))
+        return Applied([loss_sum, items, asked, unsaved, norm, float(bad), loss_scale], skipped)
+
+    def _on_device(self, sums: Tensor, gradients: Sequence[Tensor], norm_of_sums: Tensor) -> Applied:
+        scale = self.state.scale
+        loss_sum, items, _, _ = sums.unbind()
+        empty = items == 0
+        inverse = self.share / torch.where(empty, 1.0, items)
+        loss_scale = sums.new_ones(()) if scale is None else scale.scale.double()
+        inverse = inverse / loss_scale
+        norm = norm_of_sums * inverse
+        total = norm + loss_sum
+        bad = ((total - total != 0.0) & ~empty).float()  # NaN and Inf are what does not cancel
+        if self.clip is not None:
+            inverse = inverse * torch.clamp(self.clip / (norm + 1e-6), max=1.0)
+        for group in _by_dtype(gradients):
+            double = group[0].dtype in (torch.float64, torch.complex128)
+            torch._foreach_mul_(group, inverse.to(torch.float64 if double else torch.float32))
+        skipped = torch.maximum(bad, empty.float())
+        self._apply(skipped)
+        facts = torch.cat([sums, torch.stack([norm.double(), bad.double(), loss_scale])])
+        if scale is not None:
+            scale.update(bad, empty)
+        return Applied(facts, skipped)
+
+    def _apply(self, skipped: Tensor) -> None:
+        optimizer, average = self.state.optimizer, self.state.average
+        if self.masks:
+            optimizer.found_inf = skipped  # type: ignore[attr-defined]
+            optimizer.step()
+            if average is not None:
+                average.update(skipped)
+        elif not skipped.item():
+            optimizer.step()
+            if average is not None:
+                average.update()
+
+
+def _by_dtype(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
+    """One list a type: a factor is rounded to the type that it multiplies."""
+    kinds: dict[torch.dtype, list[Tensor]] = {}
+    for gradient in gradients:
+        kinds.setdefault(gradient.dtype, []).append(gradient)
+    return list(kinds.values())
