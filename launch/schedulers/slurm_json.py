@@ -106,8 +106,12 @@ def _status(node: Mapping[str, Any]) -> JobStatus:
     )
 
 
+HELD = ("JobHeld", "JobHoldMaxRequeue", "job_requeued_in_held_state")
+"""Reasons of a job that waits for `scontrol release`; the last one until the scheduler next looks at it."""
+
+
 def _reason(reason: str, words: list[str], state: JobState) -> str:
-    if state is JobState.pending and reason.startswith("JobHeld"):
+    if state is JobState.pending and reason.startswith(HELD):
         return f"{reason}: scontrol release lets it go on"
     return reason if reason != "None" else (words[0] if state is JobState.failed else "")
 

@@ -12,6 +12,7 @@ import pytest
 from jobs import PATHS, TESTS, Job
 from slurm_cluster import Cluster
 
+from launch.schedulers.slurm_json import HELD
 from trainer.run_folder import Outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
@@ -65,7 +66,7 @@ def full_folder(job: Job) -> None:
         job.cluster.run("chattr", "+i", *map(str, places))
         found = job.cluster.enter(job.nodes[1], "pgrep", "-f", "-o", f"trainer --frozen {job.folder.url}")
         job.cluster.enter(job.nodes[1], "kill", "-KILL", found.split()[0])
-        job.until(lambda: job.facts().get("Reason") == "JobHeldUser", "hold")
+        job.until(lambda: job.facts().get("Reason", "").startswith(HELD), "hold")
         (job.root / "shown").write_text(job.everstep("status", job.name, "--root", str(job.root)))
     finally:
         job.cluster.run("chattr", "-i", *map(str, places))
