@@ -69,6 +69,9 @@ class Between:
                 continue
             with self._lock:
                 self._open |= {client, server}
+                if self._away.is_set():  # a cut that came while this one was being made has not seen it
+                    with contextlib.suppress(OSError):
+                        client.shutdown(socket.SHUT_RDWR)
             for one, other in ((client, server), (server, client)):
                 threading.Thread(target=self._pump, args=(one, other), daemon=True).start()
 
