@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from typing import NoReturn
 
 from trainer.config import meant
 from trainer.errors import ConfigError, misread
+
+
+def refuse_script(words: Sequence[str], verb: str) -> None:
+    """Raise ConfigError where a verb of the trainer alone is given a script after '--'."""
+    if "--" in words:
+        script = " ".join(words[words.index("--") + 1 :][:1]) or "SCRIPT"
+        raise ConfigError(
+            f"{verb} takes no script after '--': start it here with torchrun --nproc-per-node N {script}, or on a "
+            f"cluster with everstep submit job=slurm … -- {script}"
+        )
 
 
 class Arguments(argparse.ArgumentParser):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from launch.arguments import Arguments
+from launch.arguments import Arguments, refuse_script
 from launch.cluster import scheduler
 from launch.config import JobConfig, job_config
 from launch.mistakes import composed_or_mistakes
@@ -33,6 +33,7 @@ exit codes: 0 nothing stands against the run, 2 something does
 
 def run(arguments: Sequence[str]) -> int:
     """The verb: first what needs no torch, then the trainer's part in a process of its own."""
+    refuse_script(arguments, "check")
     options = _parser().parse_intermixed_args(arguments)
     composed, found = composed_or_mistakes(options.overrides, options.config_dir)
     job = JobConfig() if composed is None else job_config(composed.job)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Sequence
 
 from launch import torchrun
-from launch.arguments import Arguments
+from launch.arguments import Arguments, refuse_script
 from launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from launch.runs import ROOT
 from launch.say import say
@@ -40,6 +40,7 @@ exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another
 
 def run(arguments: Sequence[str]) -> int:
     """The verb; the exit code is the run's outcome."""
+    refuse_script(arguments, "run")
     options = _parser().parse_intermixed_args(arguments)
     words = [*(_winner(options.winner) if options.winner else []), *options.overrides]
     composed = compose(words, options.config_dir)

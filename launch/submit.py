@@ -128,7 +128,9 @@ def _program(name: str, folder: RunFolder, argv: Sequence[str]) -> Program:
 
 def _cluster(job: JobConfig) -> Scheduler:
     if job.scheduler == "local":
-        raise ConfigError("job=local starts here and now: write everstep run, or choose job=slurm or job=k8s")
+        raise ConfigError(
+            "job=local starts here and now: write everstep run, or torchrun for a script; or set job=slurm or job=k8s"
+        )
     # On Kubernetes they are in a Secret, and this shell need not know them.
     if job.scheduler != "k8s" and (missing := [name for name in job.secrets if not os.environ.get(name)]):
         raise ConfigError(f"job.secrets names {', '.join(missing)}, which this shell does not have; export it first")

@@ -1,4 +1,4 @@
-"""Whether the ranks hold the same bytes where they should: one checksum a tensor, compared by two small reductions."""
+"""Comparison of values that all ranks should hold alike: one checksum a tensor, compared by two small reductions."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ CHUNK = 1 << 20
 def checksum(tensor: Tensor) -> Tensor:
     """Return an int64 scalar of the tensor's bytes and their places; 64-bit words, each times an odd weight."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
-    if rest := -len(data) % 8:
+    rest = -len(data) % 8
+    if rest or data.storage_offset() % 8:  # part of a larger tensor may begin between two words
         data = torch.cat([data, data.new_zeros(rest)])
     words = data.view(torch.int64)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
@@ -32,11 +33,16 @@ def checksum(tensor: Tensor) -> Tensor:
 
 
 def differing(tensors: Mapping[str, Tensor], mesh: Mesh) -> list[str]:
-    """Return the names of the tensors whose bytes are not the same on all ranks; all ranks pass the same names."""
+    """Return the names of the tensors whose bytes are not the same on all ranks.
+
+    Args:
+        tensors: of the same names on all ranks, in any order.
+    """
     if mesh.world == 1 or not tensors:
         return []
-    sums = torch.stack([checksum(tensor).to(mesh.device) for tensor in tensors.values()])
-    return [name for name, same in zip(tensors, _equal(sums), strict=True) if not same]
+    names = sorted(tensors)
+    sums = torch.stack([checksum(tensors[name]).to(mesh.device) for name in names])
+    return [name for name, same in zip(names, _equal(sums), strict=True) if not same]
 
 
 def agree(values: Any, mesh: Mesh) -> bool:

@@ -1,23 +1,23 @@
 """Buffers that forward passes change (running statistics, codebooks, queues), kept equal on all ranks.
 
-DDP and FSDP leave buffers to each rank, where each sees its own microbatches. A checkpoint holds one copy, so ranks
-that differ could not be resumed. After each step the ranks therefore take over rank 0's values, or the mean of all.
+Under DDP and FSDP each rank changes its buffers by its own microbatches. A checkpoint holds one copy, so a run whose
+ranks differ could not be resumed. After each step the ranks therefore take rank 0's values, or the mean of all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from trainer.agreement import differing
+from trainer.agreement import agree, differing
 from trainer.config import Buffers
 from trainer.errors import ConfigError
 from trainer.mesh import Mesh
 from trainer.model_state import write
+from trainer.optim import by_dtype
 
 
 class BufferSync:
@@ -32,7 +32,7 @@ class BufferSync:
         self._observed = False
 
     def copies(self) -> dict[str, Tensor]:
-        """Copies of the buffers that a step may change: of all of them before the first step of a start."""
+        """Return copies of the buffers that a step may change: of all buffers before the first step of a start."""
         if self._observed and not self.changing:
             return {}
         return {
@@ -42,10 +42,10 @@ class BufferSync:
         }
 
     def after_step(self, before: dict[str, Tensor], skipped: Tensor | bool) -> None:
-        """Undo what a bad step did to the buffers, else make those that it changed equal on all ranks.
+        """Make the buffers that change equal on all ranks; after a skipped step, put their values back.
 
         Args:
-            before: what `copies` gave before the step.
+            before: result of `copies` before the step.
             skipped: True for a step that is to change nothing; a tensor on a GPU, so that the host does not wait.
         """
         if not self._observed:
@@ -61,7 +61,7 @@ class BufferSync:
                 write(buffer.detach(), old if skipped is True else torch.where(skipped > 0, old, buffer.detach()))
 
     def make_equal(self) -> None:
-        """Give all ranks rank 0's buffers, as a new model's may be made of what differs between processes."""
+        """Make all buffers equal on all ranks: a new model's may depend on the process that has built it."""
         kept, self.changing = self.changing, [name for name, _ in self.model.named_buffers()]
         self.sync()
         self.changing = kept
@@ -71,7 +71,7 @@ class BufferSync:
         if self.mesh.world == 1 or self.policy is Buffers.local:
             return
         named = dict(self.model.named_buffers())
-        for group in _by_dtype(named[name].detach() for name in self.changing if name in named):
+        for group in by_dtype([named[name].detach() for name in self.changing if name in named]):
             flat = torch.cat([buffer.reshape(-1) for buffer in group])
             if self.policy is Buffers.mean and (flat.is_floating_point() or flat.is_complex()):
                 dist.all_reduce(flat)
@@ -82,34 +82,37 @@ class BufferSync:
                 write(buffer, part.view(buffer.shape))
 
     def before_save(self) -> None:
-        """Make equal what has come to differ since the last save, so that a checkpoint holds what all ranks have."""
+        """Make the buffers equal that differ between ranks, so that a checkpoint holds the values of all ranks."""
         if self.mesh.world == 1 or self.policy is Buffers.local:
             return
-        found = differing(dict(self.model.named_buffers()), self.mesh)
-        if not found:
-            return
-        shapes: list[dict[str, Any]] = self.mesh.gather({n: tuple(b.shape) for n, b in self.model.named_buffers()})
-        for name in found:
-            if any(other[name] != shapes[0][name] for other in shapes):
-                sizes = ", ".join(str(shape[name]) for shape in shapes)
-                raise ConfigError(
-                    f"the model's buffer {name} has another shape on each rank ({sizes}); a checkpoint holds one: "
-                    "give it a fixed size, or train with parallel=single"
-                )
-        self._add(found)
-        self.sync()
+        self._check_shapes()
+        if found := differing(dict(self.model.named_buffers()), self.mesh):
+            self._add(found)
+            self.sync()
 
     def _observe(self, before: dict[str, Tensor]) -> None:
+        """Note, on all ranks, the buffers that the first step of a start has changed on one of them."""
         self._observed = True
         changed = [n for n, b in self.model.named_buffers() if n not in before or not torch.equal(before[n], b)]
         self._add(name for names in self.mesh.gather(changed) for name in names)
+        if self.policy is not Buffers.local:
+            self._check_shapes()
+
+    def _check_shapes(self) -> None:
+        """Raise ConfigError on all ranks if a buffer is missing, or has another shape or type, on one of them.
+
+        A collective over tensors of different sizes fails in gloo, as if a rank were lost, or mixes their values.
+        """
+        mine = {name: f"{list(buffer.shape)} of {buffer.dtype}" for name, buffer in self.model.named_buffers()}
+        if agree(mine, self.mesh):
+            return
+        found = self.mesh.gather(mine)
+        name = next(name for other in found for name in other if any(one.get(name) != other[name] for one in found))
+        shapes = ", ".join(dict.fromkeys(one.get(name, "none") for one in found))
+        raise ConfigError(
+            f"the model's buffer {name} is not of one shape and type on all ranks ({shapes}); a checkpoint holds one: "
+            "give it a fixed shape, or train with parallel=single"
+        )
 
     def _add(self, names: Iterable[str]) -> None:
         self.changing = sorted({*self.changing, *names})
-
-
-def _by_dtype(buffers: Iterable[Tensor]) -> list[list[Tensor]]:
-    groups: dict[torch.dtype, list[Tensor]] = {}
-    for buffer in buffers:
-        groups.setdefault(buffer.dtype, []).append(buffer)
-    return list(groups.values())

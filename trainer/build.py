@@ -31,6 +31,7 @@ from trainer.data.randomness import seeded
 from trainer.data.record import order_sources, write_record
 from trainer.errors import CheckpointError, ConfigError, DataError
 from trainer.evaluate import Evaluator
+from trainer.factory import second_copy
 from trainer.flops import count_flops, peak_flops
 from trainer.journal import Hook, Journal
 from trainer.laps import Laps
@@ -39,7 +40,8 @@ from trainer.mesh import Mesh
 from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
 from trainer.model_state import check_model, has_custom_state
 from trainer.optim import Average, build_optimizer, group_facts, has_modes
-from trainer.parallel import Spread, second_copy, spread
+from trainer.parallel import Spread, spread
+from trainer.plugin_state import hook_keys
 from trainer.plugins import check_allowed, instantiate
 from trainer.run_folder import EVENTS, RunFolder
 from trainer.self_test import SelfTest
@@ -71,7 +73,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     model = spread(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
-    state = _state(run, model, mesh, fresh, {"task": task, **{f"hooks.{n}": hook for n, hook in enumerate(hooks)}})
+    state = _state(run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))})
     copy = partial(self_test, run, task, model.model, mesh) if fresh and run.checkpoint.self_test else None
     checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits), copy)
     _check_comes_back(state, copy)

@@ -1,4 +1,4 @@
-"""Classify the error that ended an attempt, and find the user's line that it came from. Imports torch only if asked."""
+"""Classification of the error that ended an attempt, and the user's line that raised it. Does not import torch."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ _NAMES = """
     ECONNRESET ECONNABORTED EPIPE ENOTCONN ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN
 """
 MACHINE_ERRNOS = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
-"""Of a disk, a file server, a network or a limit. A file that is missing, or not the user's, is a mistake."""
+"""Errors of a disk, a file server, a network or a limit. A file that is missing, or not the user's, is a mistake."""
 MACHINE_TYPES = re.compile(r"Connect|Timeout|TimedOut|HTTP|URLError|SSL|Protocol|Transport|Unavailable|BrokenProcess")
-"""Names of the exceptions with which clients of all kinds report a network or a server."""
+"""Names of exceptions with which clients of networks and servers report a fault."""
 MACHINE_MESSAGES = re.compile(
     r"(?i)CUDA error|CUDA driver|CUDA out of memory|HIP error|NCCL|cuDNN error|CUDNN_STATUS|CUBLAS_STATUS|\bgloo\b|"
     r"connection (closed|reset|refused)|DefaultCPUAllocator|unable to (mmap|open shared memory)|bus error|"
     r"worker .*(killed|died|exited unexpectedly)|cannot allocate memory|can't start new thread"
 )
-"""Of RuntimeErrors, in which torch reports devices, memory and peers."""
+"""Messages of RuntimeErrors with which torch reports devices, memory and peers."""
 USER_MESSAGES = re.compile(r"device-side assert")
-"""Of those, what an index out of range does to a GPU."""
+"""Messages among those that report a mistake: an index out of range on a GPU."""
 
 
 def fault_of(error: BaseException) -> Fault:
-    """Return whose fault an error is. One that came of a machine's fault is the machine's too."""
+    """Return the fault behind an error: the machine's, if any error in its chain is one of the machine."""
     found = list(chain(error))
     if any(isinstance(each, bdb.BdbQuit) for each in found):
         return Fault.left
@@ -46,7 +46,7 @@ def fault_of(error: BaseException) -> Fault:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error, what it was raised from or while, and so on."""
+    """Yield an error, the error that it was raised from or during, and so on."""
     seen: set[int] = set()
     each: BaseException | None = error
     while each is not None and id(each) not in seen:
@@ -72,7 +72,7 @@ def _is_machine(error: BaseException) -> bool:
 
 
 def _is_torch(error: BaseException) -> bool:
-    """True for torch's own types of errors of devices and peers."""
+    """True for an error of a type with which torch reports devices and peers."""
     torch = sys.modules.get("torch")
     if torch is None:
         return False
@@ -82,7 +82,7 @@ def _is_torch(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return an error in one line: its type, and what it says."""
+    """Return an error's type and message in one line."""
     text = " ".join(str(error).split())
     cut = text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}…"
     return f"{type(error).__name__}: {cut}" if cut else type(error).__name__

@@ -1,7 +1,7 @@
-"""One real step of one microbatch on the CPU, before a run is started: what fails in the first step fails here.
+"""Trial of a run's first step on the CPU, before the run is started: one microbatch, forward, backward and update.
 
-It is bounded in memory and time, since it runs on login nodes too; a model that is too large for it is passed a batch
-without values instead.
+It is bounded in memory and time, since it runs on login nodes too; a model that is too large gets a batch without
+values.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from trainer.build import build_task, self_test
 from trainer.config import Dtype, ParallelKind, RunConfig
 from trainer.errors import ConfigError, EverstepError
 from trainer.evaluate import check_metric
+from trainer.factory import seeded
 from trainer.generators import seed_generators
 from trainer.mesh import Mesh
 from trainer.model_state import check_model
 from trainer.optim import build_optimizer, has_modes
-from trainer.parallel import seeded
 from trainer.place import Place
 from trainer.sharding import parameters_on_meta
 from trainer.state import Progress, TrainState
 from trainer.step import UNUSED
 from trainer.task import Task
-from trainer.task_calls import checked, inputs
+from trainer.task_calls import checked, float64_advice, inputs, sparse_advice
 
 LARGEST_BYTES = 2**31
-"""Weights, gradients and optimizer state of a model that is tried with values."""
+"""Size of weights, gradients and optimizer state up to which a model is tried with values."""
 LONGEST_S = 30
+"""Time limit of the trial."""
 
 
-class TookTooLongError(Exception):
-    """The step was not through in time."""
+class TookTooLongError(BaseException):
+    """The step was not finished in time; no Exception, since the user's code may catch all of those."""
 
 
 def try_first_step(
@@ -47,12 +48,12 @@ def try_first_step(
 
     Args:
         batch: the first microbatch, on the CPU.
-        parameters: of the model, counted.
-        world: processes that the run will have.
-        held_out: whether the run evaluates.
+        parameters: number of the model's parameters.
+        world: number of processes of the run.
+        held_out: True if the run evaluates.
 
     Raises:
-        ConfigError: something of it fails; the line says what to change.
+        ConfigError: the step fails; the line says what to change.
     """
     if parameters * 16 > LARGEST_BYTES:
         return _without_values(run, batch)
@@ -108,29 +109,21 @@ def _try_evaluation(run: RunConfig, task: Task, model: nn.Module, batch: Mapping
 
 @contextlib.contextmanager
 def _explained(model: nn.Module, batch: Mapping[str, Tensor], where: str) -> Iterator[None]:
-    """Errors of torch and Python as a line; those that a key mends name the key."""
+    """Raise errors of torch and Python as a ConfigError of one line, with the key to change where there is one."""
     try:
         yield
-    except (EverstepError, TookTooLongError):
+    except EverstepError:
         raise
     except Exception as error:
         said = f"{where} fails: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        doubles = [name for name, column in batch.items() if column.dtype is torch.float64]
-        if doubles and not any(p.dtype is torch.float64 for p in model.parameters()) and "ouble" in str(error):
-            said += (
-                f"; {', '.join(doubles)} are float64 and the model's weights are not: set data.cast={{{doubles[0]}: "
-                "float32}, or convert them in the dataset"
-            )
-        sparse = [name for name, p in model.named_parameters() if p.grad is not None and p.grad.is_sparse]
-        if sparse and "parse" in str(error):
-            said += f"; {', '.join(sparse)} have sparse gradients: use SGD, Adagrad or SparseAdam, or sparse=False"
-        raise ConfigError(said) from error
+        advice = float64_advice(model, batch, error) or sparse_advice(model, error)
+        raise ConfigError(f"{said}; {advice}" if advice else said) from error
 
 
 def _without_values(run: RunConfig, batch: Mapping[str, Tensor]) -> Sequence[str]:
-    """Pass the batch to the task without a single value, which costs nothing; ConfigError for a column that lacks.
+    """Pass the batch to the task on the meta device, which costs nothing; ConfigError for a column that is missing.
 
-    What else fails is only noted: a model may look at values, which are not there.
+    Any other error is a note only: a model may look at values, and there are none.
     """
     task, dtype = build_task(run), torch.float64 if run.precision.dtype is Dtype.fp64 else None
     with parameters_on_meta():
@@ -147,7 +140,7 @@ def _without_values(run: RunConfig, batch: Mapping[str, Tensor]) -> Sequence[str
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raise TookTooLongError in the main thread after some time; elsewhere there is no limit."""
+    """Raise TookTooLongError in the main thread after a time; other threads have no limit."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from trainer.config import Dtype, ParallelConfig, ParallelKind, RunConfig
 from trainer.errors import ConfigError
+from trainer.factory import COMPUTE, sharded_on_meta
 from trainer.mesh import Mesh, grid
 from trainer.model_state import check_model
 from trainer.optim import build_optimizer, local
-from trainer.parallel import COMPUTE, sharded_on_meta
 from trainer.place import Place
 from trainer.sharding import parameters_on_meta
 from trainer.units import find_units, shardable_units
@@ -73,7 +73,7 @@ class Footprint:
 def footprint(run: RunConfig, build: Callable[[], nn.Module], mesh: Mesh) -> Footprint:
     """What rank 0 will hold. ConfigError and the like for a model that cannot be built or spread so."""
     if mesh.grid is not None and run.parallel.kind in SHARDED:
-        model, _, _ = sharded_on_meta(build, mesh, run.parallel, run.precision, run.seed)
+        model, _ = sharded_on_meta(build, mesh, run.parallel, run.precision, run.seed)
     else:
         with parameters_on_meta(), torch.no_grad():
             model = build()

@@ -28,11 +28,11 @@ def seed_generators(seed: int, device: torch.device | None = None) -> None:
 
 
 def seed_own(generators: Iterable[Generator], seed: int) -> None:
-    """Seed generators that `own_generators` found, each with a number of its own."""
+    """Seed the generators that `own_generators` found, each with another number."""
     for number, generator in enumerate(generators):
         seed_generator(generator, _mix(seed ^ (number + 1)) >> 1)
 
 
 def _mix(value: int) -> int:
-    """One round of splitmix64 (Steele, Lea, Flood 2014): neighbouring numbers in, unrelated ones out."""
+    """Return one round of splitmix64 (Steele, Lea, Flood 2014), which makes unrelated numbers of neighbouring ones."""
     return mix_int(value + GOLDEN)

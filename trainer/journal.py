@@ -140,6 +140,7 @@ class Journal:
         now, speed = time.perf_counter(), self._speed
         seconds = max(now - speed.since, 1e-9)
         record: dict[str, Any] = {
+            **info.metrics,
             "kind": "train",
             "step": info.step,
             "time": time.time(),

@@ -129,10 +129,14 @@ class JsonLines:
 
 
 def say_behind(file: object, error: OSError) -> None:
-    """Say in the rank's log and on the console, which may be on another disk, that a file is behind."""
-    line = f"{file} is behind, training goes on and it is tried again: {error.strerror or error}"
+    warn(f"{file} is behind, training goes on and it is tried again: {error.strerror or error}")
+
+
+def warn(line: str) -> None:
+    """Write a warning of one line to the rank's log and to the console, which may be on another disk."""
+    line = " ".join(line.split())
     LOG.warning("%s", line)
-    print(line, file=sys.stderr, flush=True)
+    print(f"warning: {line}", file=sys.stderr, flush=True)
 
 
 def read_lines(folder: RunFolder, name: str) -> Iterator[dict[str, Any]]:
@@ -257,9 +261,7 @@ class Guarded:
             work()
         except Exception as error:
             if self._off_until is None:
-                LOG.warning(
-                    "%s failed and is switched off, training goes on: %s: %s", self.name, type(error).__name__, error
-                )
+                warn(f"{self.name} failed and is switched off, training goes on: {type(error).__name__}: {error}")
             self._off_until = time.monotonic() + AGAIN_S
             return
         if self._off_until is not None:
@@ -289,5 +291,5 @@ def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record, 
                 f"log asks for {name}, which is not installed: pip install 'everstep[{extra}]'"
             ) from error
         except Exception as error:
-            LOG.warning("%s cannot be used, training goes on without: %s: %s", name, type(error).__name__, error)
+            warn(f"{name} cannot be used, training goes on without: {type(error).__name__}: {error}")
     return sinks

@@ -1,8 +1,8 @@
-"""The state of a user's model, whatever its `state_dict()` and `load_state_dict()` mean.
+"""State of a user's model, in the meaning that its own `state_dict()` and `load_state_dict()` give it.
 
 Most state dicts hold the live parameters and buffers: those are filled in place, without a second copy. All else (extra
 state, copies made by hooks, buffers that overlap in memory, buffers of another shape than a new model's) is read into
-tensors of its own and handed to the model by `load_state_dict()` or put in the buffer's place.
+new tensors, and passed to `load_state_dict()` or put in the buffer's place.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HOOKS = (
 
 
 class ModelState:
-    """Packs a model's state for a checkpoint and puts a checkpoint's into the model."""
+    """Packs a model's state for a checkpoint, and puts the state of a checkpoint into the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -55,7 +55,7 @@ class ModelState:
         Raises:
             CheckpointError: the checkpoint's names or the shapes of its parameters are not the model's.
         """
-        nested = {entry["tensor"]: entry for entry in tensor_entries(dict(values))}
+        nested = {entry["tensor"] for entry in tensor_entries(dict(values))}
         current = self.model.state_dict()
         buffers = {name: (module, leaf) for name, module, leaf in _buffers(self.model)}
         saved = {n.removeprefix(PREFIX) for n in metadata.state_dict_metadata if n.startswith(PREFIX)}
@@ -70,12 +70,11 @@ class ModelState:
             PREFIX + name: _target(name, current.get(name), _entry(metadata, PREFIX + name), live, buffers, device)
             for name in sorted(saved)
         }
-        for name, entry in nested.items():
-            self._targets[name] = empty(_entry(metadata, name), torch.device("cpu") if entry["on_host"] else device)
+        self._targets |= nested_targets(metadata, values, device)
         return self._targets
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Put what was filled into the model, by `load_state_dict()` where the model has a say in it."""
+        """Put the filled tensors into the model, by `load_state_dict()` where the model has its own."""
         current = self.model.state_dict()
         given = OrderedDict(
             (name.removeprefix(PREFIX), tensor) for name, tensor in self._targets.items() if name.startswith(PREFIX)
@@ -87,7 +86,7 @@ class ModelState:
         self._put_buffers(given)
         if has_custom_state(self.model):
             whole = OrderedDict({**current, **given})
-            # Modules migrate a state that does not tell its version.
+            # A module migrates a state without a version as one of an old version.
             whole._metadata = getattr(current, "_metadata", {})  # type: ignore[attr-defined]
             self._load_state_dict(whole)
         self._targets = {}
@@ -129,7 +128,7 @@ class ModelState:
 
 
 def has_custom_state(model: nn.Module) -> bool:
-    """True if `load_state_dict()` does more than to copy into the parameters and buffers of their names."""
+    """True if `load_state_dict()` does more than copy into the parameters and buffers of these names."""
     return any(_is_custom(module) for module in model.modules())
 
 
@@ -183,6 +182,16 @@ def empty(entry: dcp.TensorStorageMetadata, device: torch.device) -> Tensor:
     return torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
 
 
+def nested_targets(
+    metadata: dcp.Metadata, values: Mapping[str, Any], device: torch.device
+) -> dict[str, Tensor]:  # fmt: skip
+    """Return an empty tensor for each that `values` names, on the CPU or on `device` as it was, by name."""
+    return {
+        saved["tensor"]: empty(_entry(metadata, saved["tensor"]), torch.device("cpu") if saved["on_host"] else device)
+        for saved in tensor_entries(dict(values))
+    }
+
+
 def _overlaps(tensor: Tensor) -> bool:
     """True if two elements of a dense tensor may be one place in memory."""
     dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
@@ -198,7 +207,7 @@ def _target(
     name: str, tensor: Any, entry: dcp.TensorStorageMetadata, live: set[Any],
     buffers: Mapping[str, Any], device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """The model's own tensor where it can be filled in place, else a new one."""
+    """Return the model's own tensor where it can be filled in place, else a new one."""
     if isinstance(tensor, Tensor):
         same = tensor.shape == entry.size and tensor.dtype == entry.properties.dtype
         is_live = _place(tensor) in live
@@ -216,7 +225,7 @@ def _target(
 
 
 def _place(tensor: Any) -> tuple[Any, ...]:
-    """Address, shape and strides: what two names of one tensor have in common."""
+    """Return address, type, shape and strides, which two names of one tensor have in common."""
     if isinstance(tensor, DTensor):
         tensor = tensor.to_local()
     if not isinstance(tensor, Tensor):
@@ -232,7 +241,7 @@ def _entry(metadata: dcp.Metadata, name: str) -> dcp.TensorStorageMetadata:
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """All persistent buffers, those that are None too: (name, module, name within the module)."""
+    """Yield (name, module, name within the module) of all persistent buffers, of those that are None too."""
     for path, module in model.named_modules(remove_duplicate=False):
         for leaf in module._buffers:
             if leaf not in module._non_persistent_buffers_set:
@@ -241,7 +250,7 @@ def _buffers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 @contextlib.contextmanager
 def _dense_buffers(model: nn.Module) -> Iterator[None]:
-    """Give overlapping buffers memory of their own for a while: `load_state_dict` cannot write into them."""
+    """Replace overlapping buffers by dense ones for the time of `load_state_dict`, which cannot write into them."""
     kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
     for _, module, leaf in _buffers(model):
         buffer = module._buffers[leaf]

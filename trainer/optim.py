@@ -110,6 +110,14 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
+def by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    """Return the tensors as one list for each type, in their order."""
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())
+
+
 class Average:
     """An exponential moving average of the weights, laid out over the ranks as they are."""
 

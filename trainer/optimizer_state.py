@@ -1,6 +1,6 @@
-"""The state of a user's optimizer: per parameter, in its groups, beside both, and in its plain attributes.
+"""The state of a user's optimizer: per parameter, in its groups, and beside both.
 
-Optimizers keep state where they like: a list of tensors for a parameter (Shampoo), counters in `param_groups` (Prodigy,
+Optimizers keep state in many places: a list of tensors for a parameter (Shampoo), counters in `param_groups` (Prodigy,
 schedule-free), entries of their own in `state_dict()`. Values of a group are saved if they have changed since the
 optimizer was built, so that a hyperparameter that the user changes on a resume is not overwritten by an old one.
 """
@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
 from trainer.errors import CheckpointError
 from trainer.model_state import empty
-from trainer.state_tree import pack, tensor_entries, unpack
+from trainer.state_tree import KIND, pack, tensor_entries, unpack
 
 PREFIX = "optimizer."
 SCHEDULED = ("params", "lr", "peak_lr")
@@ -40,19 +40,9 @@ class OptimizerState:
     def pack(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Add all tensors to `tensors` as `optimizer.PARAMETER.KEY`; return the rest as JSON."""
         named = dict(self.model.named_parameters())
-        parameters: dict[str, dict[str, Any]] = {}
-        for name, parameter in named.items():
-            rest = {}
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                packed = pack(value, f"{PREFIX}{name}.{key}", tensors)
-                if not (isinstance(value, Tensor) and _is_ordinary(value, parameter)):
-                    rest[key] = packed
-            if rest:
-                parameters[name] = rest
-        groups = [
-            {key: pack(value, f"{PREFIX}groups.{number}.{key}", tensors) for key, value in changed.items()}
-            for number, changed in enumerate(self._changed())
-        ]
+        parameters = {name: self._pack_parameter(name, parameter, tensors) for name, parameter in named.items()}
+        parameters = {name: rest for name, rest in parameters.items() if rest}
+        groups = [pack(group, f"{PREFIX}groups.{number}", tensors) for number, group in enumerate(self._changed())]
         values = {"parameters": parameters, "groups": groups if any(groups) else [],
                   "shared": self._pack_shared(named, tensors), "own": self._pack_own(tensors)}  # fmt: skip
         return {key: value for key, value in values.items() if value}
@@ -99,8 +89,17 @@ class OptimizerState:
             self.optimizer.load_state_dict({**self.optimizer.state_dict(), **unpack(own, self._targets)})
         self._targets = {}
 
+    def _pack_parameter(self, name: str, parameter: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
+        """Add the tensors of one parameter's state to `tensors`; return as JSON what `_room` cannot make again."""
+        state = self.optimizer.state.get(parameter, {})
+        packed = pack(dict(state), f"{PREFIX}{name}", tensors)
+        if KIND in packed:  # keys that are no text
+            return dict(packed)
+        ordinary = [key for key, value in state.items() if isinstance(value, Tensor) and _is_ordinary(value, parameter)]
+        return {key: value for key, value in packed.items() if key not in ordinary}
+
     def _changed(self) -> list[dict[str, Any]]:
-        """The entries of each group that are not as they were when the optimizer was built."""
+        """Return the entries of each group that are not as they were when the optimizer was built."""
         return [
             {key: value for key, value in group.items()
              if key not in SCHEDULED and (key not in first or not _same(value, first[key]))}
@@ -108,7 +107,7 @@ class OptimizerState:
         ]  # fmt: skip
 
     def _pack_shared(self, named: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> Any:
-        """State that belongs to no parameter of the model."""
+        """Pack the state that belongs to no parameter of the model."""
         known = set(map(id, named.values()))
         shared = {key: value for key, value in self.optimizer.state.items() if id(key) not in known}
         strange = next((key for key in shared if not isinstance(key, str | int)), None)
@@ -119,7 +118,7 @@ class OptimizerState:
         return pack(shared, f"{PREFIX}shared", tensors) if shared else {}
 
     def _pack_own(self, tensors: dict[str, Tensor]) -> Any:
-        """What an optimizer's own `state_dict()` has beside the two entries that each has."""
+        """Pack the entries of an optimizer's own `state_dict()` other than `state` and `param_groups`."""
         if type(self.optimizer).state_dict is torch.optim.Optimizer.state_dict:
             return {}
         own = {k: v for k, v in self.optimizer.state_dict().items() if k not in ("state", "param_groups")}
@@ -130,7 +129,7 @@ class OptimizerState:
 
 
 def _split(full: str, named: Mapping[str, Tensor]) -> tuple[str, str]:
-    """(parameter, key) of `optimizer.PARAMETER.KEY`; both may have dots, so the longest parameter that is there."""
+    """Return (parameter, key) of `optimizer.PARAMETER.KEY`; both may have dots, so the longest name of a parameter."""
     parts = full.removeprefix(PREFIX).split(".")
     for cut in range(len(parts) - 1, 0, -1):
         if (name := ".".join(parts[:cut])) in named:
@@ -146,7 +145,7 @@ def _is_ordinary(value: Tensor, parameter: Tensor) -> bool:
 
 
 def _room(entry: dcp.TensorStorageMetadata, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
-    """An empty tensor for one piece of state: like its parameter, or small and whole on every rank."""
+    """Return an empty tensor for one piece of state: like its parameter, or small and whole on every rank."""
     if entry.size == parameter.shape and parameter.dim() > 0:
         return torch.empty_like(parameter, dtype=entry.properties.dtype, requires_grad=False)
     on_device = group.get("fused") or group.get("capturable") or entry.size != torch.Size([])
@@ -156,7 +155,7 @@ def _room(entry: dcp.TensorStorageMetadata, parameter: Tensor, group: Mapping[st
 def _room_for(
     saved: Mapping[str, Any], entry: dcp.TensorStorageMetadata, parameter: Tensor | None, device: torch.device
 ) -> Tensor:
-    """An empty tensor for state of a shape of its own, sharded as it was where the parameter is sharded now."""
+    """Return an empty tensor for state of a shape of its own, sharded as it was where the parameter is sharded now."""
     dtype = entry.properties.dtype
     if not isinstance(parameter, DTensor) or "shard_dim" not in saved:
         return empty(entry, torch.device("cpu") if saved.get("on_host") else device)
@@ -169,7 +168,7 @@ def _room_for(
 def _copy(value: Any) -> Any:
     try:
         return copy.deepcopy(value)
-    except Exception:  # what cannot be copied is held to be the same as long as it is the same object
+    except Exception:  # an object that cannot be copied counts as unchanged as long as it is the same object
         return value
 
 

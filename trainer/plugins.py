@@ -138,4 +138,5 @@ def _check_arguments(target: Any, name: str, key: str, arguments: Mapping[str, A
                 raise ConfigError(f"{key}.{argument}: {name} takes no {argument!r}{meant(argument, named)}")
     missing = [p for p in named - arguments.keys() if parameters[p].default is kinds.empty]
     if missing and not partial:
-        raise ConfigError(f"{key}: {name} needs {', '.join(sorted(missing))}; set {key}.{sorted(missing)[0]}")
+        itself = ", or _partial_: true if the function itself is the hook" if key.startswith("hooks[") else ""
+        raise ConfigError(f"{key}: {name} needs {', '.join(sorted(missing))}; set {key}.{sorted(missing)[0]}{itself}")

@@ -1,8 +1,9 @@
-"""Say, and write down, why an attempt ended: to the user in a line, in the run folder, and to the launcher."""
+"""Report why an attempt ended: to the user in one line, in the run folder, and to the launcher."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import re
@@ -27,12 +28,13 @@ LOST_PEER = 69
 """Exit code of a rank that lost another one, for the agent: what the other died of is the reason."""
 LEFT = "the debugger was left, or found no terminal; it needs one process: job.nproc=1, or python -m trainer"
 LONGEST_ENDING = 1 << 16
+"""Bytes of an ending."""
 TRIES, PAUSE_S = 3, 1.0
-"""How often, with which seconds between, an outcome is tried to be written that the run folder refuses."""
+"""Attempts to write an outcome that the run folder refuses, and seconds between them."""
 
 
 def ending_of(error: BaseException, step: int, place: Place, plugins: list[str]) -> Ending:
-    """Return the outcome that an error comes to."""
+    """Return the ending of an attempt that an error ends."""
     from trainer.mesh import lost_peer
 
     outcome, reason, micro_batch = Outcome.crashed, str(error), None
@@ -66,13 +68,13 @@ def exit_code(ending: Ending) -> int:
 
 @dataclass(frozen=True)
 class Report:
-    """How this rank's part in an attempt ended."""
+    """Report of the way in which this rank's part in an attempt ended."""
 
     folder: RunFolder
     attempt: int
     place: Place
     log: str
-    """The rank's log, as the user finds it."""
+    """Path of the rank's log, for the user."""
 
     def fail(self, error: BaseException, ending: Ending) -> None:
         """Log the error, and show it if it is the first of all ranks: the others fail alike, or because of it."""
@@ -83,7 +85,7 @@ class Report:
             show(error, ending, self.log)
 
     def end(self, ending: Ending) -> bool:
-        """Write the outcome into the run folder, else to the launcher; True if it is the first of all ranks."""
+        """Write the outcome into the run folder, else to the launcher; return True if it is the first of all ranks."""
         for left in reversed(range(TRIES)):
             try:
                 return self.folder.end(self.attempt, ending)
@@ -98,7 +100,7 @@ class Report:
         return True
 
     def remove_marker(self) -> None:
-        """Remove the stop marker: it has done its work, and would stop the next start too."""
+        """Remove the stop marker, which would stop the next start too."""
         try:
             self.folder.storage.delete(STOP_MARKER)
         except (EverstepError, OSError) as error:
@@ -106,14 +108,15 @@ class Report:
 
 
 def hand_over(ending: Ending) -> bool:
-    """Leave an ending in the launcher's memory; the first of all ranks stands. False where there is no launcher."""
+    """Write an ending into the launcher's memory, unless another rank has; return False where there is no launcher."""
     file = os.environ.get(ENDING_FILE)
     if not file:
         return False
     with contextlib.suppress(OSError):
         descriptor = os.open(file, os.O_RDWR)
         try:
-            if _gives_way(os.pread(descriptor, LONGEST_ENDING, 0), ending):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)  # ranks that fail together would mix their endings
+            if _is_replaced_by(os.pread(descriptor, LONGEST_ENDING, 0), ending):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, ending.to_json(), 0)
             return True
@@ -122,16 +125,16 @@ def hand_over(ending: Ending) -> bool:
     return False
 
 
-def _gives_way(said: bytes, ending: Ending) -> bool:
-    """True if nothing was said, or only that another rank was lost, of which more is known now."""
+def _is_replaced_by(written: bytes, ending: Ending) -> bool:
+    """True if nothing was written, or only that another rank was lost, while this ending names a cause."""
     try:
-        return not said or (Ending.from_json(said).lost_peer and not ending.lost_peer)
+        return not written or (Ending.from_json(written).lost_peer and not ending.lost_peer)
     except (ValueError, KeyError, TypeError, AttributeError):
         return True
 
 
 def refuse(error: EverstepError, place: Place) -> int:
-    """Show an error that rank 0 met before the attempt had a number; the exit code."""
+    """Show an error that rank 0 met before the attempt had a number; return the exit code."""
     if not error.told:
         ending = Ending(
             Outcome.crashed if error.exit_code == 1 else Outcome.config_error,
@@ -147,7 +150,7 @@ def refuse(error: EverstepError, place: Place) -> int:
 
 
 def lose(error: RuntimeError, place: Place) -> int:
-    """Leave because rank 0 is gone before the attempt had a number; the exit code. Other errors are raised again."""
+    """Return the exit code for a rank that lost rank 0 before the attempt had a number; raise any other error again."""
     from trainer.mesh import lost_peer
 
     if not lost_peer(error):
@@ -159,7 +162,7 @@ def lose(error: RuntimeError, place: Place) -> int:
 
 
 def show(error: BaseException, ending: Ending, log: str = "") -> None:
-    """Print one line; a traceback for an error without a line of the user's, and for all with EVERSTEP_TRACEBACK=1."""
+    """Print one line; a traceback for an error without a line of the user's, and always with EVERSTEP_TRACEBACK=1."""
     asked = os.environ.get("EVERSTEP_TRACEBACK") == "1"
     if isinstance(error, EverstepError) and not asked:
         # A config is the same on all ranks; what else goes wrong may be one rank's alone.

@@ -1,14 +1,15 @@
-"""The proof, once a run, that its own model and optimizer come back from a checkpoint as they were saved.
+"""Test, once a run, that its model and optimizer come back from a checkpoint as they were saved.
 
 A second copy is made by the same factories, without memory at first, so that it costs no initialisation; the first
-checkpoint is read into it, and what it would save itself is compared with what the checkpoint holds, bit by bit.
+checkpoint is read into it, and what the copy would save is compared with what the checkpoint holds, bit by bit.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,9 +20,10 @@ from torch.distributed.checkpoint import metadata as dcp
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.reading import Source, fill
 from trainer.checkpoint.table import read_metadata
-from trainer.errors import CheckpointError, ConfigError
+from trainer.errors import ConfigError, EverstepError
+from trainer.fault import fault_of, reason_of
 from trainer.optim import local
-from trainer.run_folder import MANIFEST
+from trainer.run_folder import MANIFEST, Fault
 from trainer.state import Packed, TrainState
 from trainer.storage import Storage
 
@@ -36,31 +38,37 @@ class SelfTest:
     copy: TrainState
 
     def read_back(self, source: Source, manifest: Manifest, rank: int) -> None:
-        """Read a checkpoint into the copy and compare; ConfigError names what does not come back."""
+        """Read a checkpoint into the copy and compare.
+
+        Raises:
+            ConfigError: a part does not come back as it was saved; the error names it.
+        """
         with torch.no_grad():
             values = _own(manifest.values)
-            targets = self.copy.prepare(source.metadata, values)
+            targets = self._prepare(source.metadata, values)
             raw = {name: torch.empty_like(tensor) for name, tensor in targets.items()}
             fill(raw, source, rank)
             self._compare(targets, Packed(raw, values))
 
     def round_trip(self, packed: Packed) -> None:
-        """The same with a state in memory, before there is a checkpoint."""
+        """Put a packed state into the copy and compare, as `read_back` does with a checkpoint."""
         values = _own(json.loads(json.dumps(packed.values)))
         metadata = dcp.Metadata({name: _entry(tensor) for name, tensor in packed.tensors.items()})
         with torch.no_grad():
-            targets = self.copy.prepare(metadata, values)
+            targets = self._prepare(metadata, values)
             raw = {name: packed.tensors[name].detach() for name in targets}
             self._compare(targets, Packed(raw, values))
 
+    def _prepare(self, metadata: dcp.Metadata, values: dict[str, Any]) -> dict[str, Tensor]:
+        with _refused():
+            return self.copy.prepare(metadata, values)
+
     def _compare(self, targets: dict[str, Tensor], saved: Packed) -> None:
-        try:
+        with _refused():
             for name, target in targets.items():
                 local(target.detach()).copy_(local(saved.tensors[name]))
             self.copy.load(saved.values)
             again = self.copy.pack()
-        except CheckpointError as error:
-            raise ConfigError(f"self-test: the state cannot be read back: {error}; {OFF}") from error
         for name, tensor in saved.tensors.items():
             if name not in again.tensors or not _equal(tensor, again.tensors[name]):
                 raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
@@ -73,16 +81,31 @@ class SelfTest:
                 raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
 
 
+@contextlib.contextmanager
+def _refused() -> Iterator[None]:
+    """Turn what the copy does not take into a ConfigError; a fault of the machine, such as lack of memory, stays."""
+    try:
+        yield
+    except Exception as error:
+        if fault_of(error) is Fault.machine:
+            raise
+        said = str(error) if isinstance(error, EverstepError) else reason_of(error)
+        raise ConfigError(f"self-test: the state cannot be read back: {said}; {OFF}") from error
+
+
 class FirstCheckpoint:
     """Reads the first checkpoint of a run back, in the thread that has written it."""
 
     def __init__(self, make: Callable[[], SelfTest] | None) -> None:
         self._make = make
-        """Makes the second copy; None when the test is done, or is not asked for."""
+        """Factory of the second copy; None when the test is done, or is switched off."""
         self._error: ConfigError | None = None
 
     def of(self, storage: Storage, path: str, rank: int) -> Callable[[], None] | None:
-        """What to do once this checkpoint is there; the copy is made now, where nothing else draws numbers."""
+        """Make the second copy; return the function that reads this checkpoint back, or None where none is to be.
+
+        The copy is made in the thread that trains, since its initialisation draws random numbers.
+        """
         if self._make is None:
             return None
         test = self._make()
@@ -95,25 +118,26 @@ class FirstCheckpoint:
                 self._make = None
             except ConfigError as error:
                 self._error = error
-            except Exception as error:  # the store was away, say: the next checkpoint is read back instead
+            except Exception as error:  # such as a store that does not answer: the next checkpoint is read back
                 LOG.warning("the self-test could not read %s: %s: %s", path, type(error).__name__, error)
 
         return read_back
 
     def check(self) -> None:
-        """Raise what the test has found, in the thread that trains."""
+        """Raise, in the thread that trains, the error that the test has found."""
         if self._error is not None:
             raise self._error
 
 
 def _own(values: dict[str, Any]) -> dict[str, Any]:
-    """Without what belongs to a task or a hook: there is no second copy of those."""
+    """Return the values of model and optimizer; there is no second copy of the task and the hooks."""
     attributes = {n: v for n, v in values.get("attributes", {}).items() if n.startswith(("model.", "optimizer."))}
     own: dict[str, Any] = {part: values[part] for part in ("model", "optimizer") if part in values}
     return own | ({"attributes": attributes} if attributes else {})
 
 
 def _first_difference(one: Any, other: Any, name: str) -> str:
+    """Return the path of the first value in which two packed states differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *other]:
             if one.get(key) != other.get(key):
@@ -126,7 +150,7 @@ def _entry(tensor: Tensor) -> dcp.TensorStorageMetadata:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Equal to the last bit, wherever the two are."""
+    """True if two tensors, on any devices, are equal to the last bit."""
     one, other = local(one.detach()), local(other.detach())
     if one.shape != other.shape or one.dtype != other.dtype:
         return False

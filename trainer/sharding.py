@@ -1,7 +1,7 @@
-"""FSDP2 for models as people have them: units, tied weights, scalars, mixed types, tags on parameters.
+"""FSDP2 for models of any kind: units, tied weights, scalars, mixed types, attributes of parameters.
 
-A sharded model is made without memory for its parameters. What `fully_shard` cannot shard (scalars, complex numbers, a
-second type within a unit) stays whole on every rank, and its gradients are reduced beside those of the shards.
+A sharded model is made without memory for its parameters. Parameters that `fully_shard` cannot shard (scalars, complex
+numbers, a second type within a unit) stay whole on every rank; their gradients are reduced beside those of the shards.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainer.units import find_units, shardable_units
 
 @contextlib.contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Make modules whose parameters have shape and type but no memory; buffers are made as ever.
+    """Make modules whose parameters have shape and type but no memory; buffers get their values.
 
     A parameter that is registered twice becomes one parameter again, with the attributes that it had.
     """
@@ -62,15 +62,15 @@ def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, dtype: torch.dtype | None,
-          compile_unit: Callable[[nn.Module], None]) -> list[nn.Parameter]:  # fmt: skip
-    """Shard a model unit by unit; return the parameters that stay whole.
+          compile_unit: Callable[[nn.Module], None]) -> None:  # fmt: skip
+    """Shard a model unit by unit; `whole_parameters` names those that stay whole.
 
     Args:
-        dtype: what the units compute in; None is the type of their parameters.
-        compile_unit: is called with each unit before it is sharded.
+        dtype: type that the units compute in; None is the type of their parameters.
+        compile_unit: called with each unit before it is sharded.
     """
     inner = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=None if dtype is None else torch.float32)
-    # What leaves the model is what losses are summed from, so it leaves in full precision.
+    # The model's output is in full precision, since losses are summed from it.
     outer = MixedPrecisionPolicy(inner.param_dtype, inner.reduce_dtype, None if dtype is None else torch.float32)
     units = shardable_units(model, find_units(model, parallel.wrap))
     # Innermost first, as fully_shard asks for.
@@ -80,6 +80,10 @@ def shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, dtype: torch.d
     if not units:
         compile_unit(model)
     _fully_shard(model, mesh, outer)
+
+
+def whole_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a sharded model that each rank holds whole."""
     return [p for p in model.parameters() if not isinstance(p, DTensor)]
 
 
@@ -94,7 +98,7 @@ def _fully_shard(unit: nn.Module, mesh: Mesh, policy: MixedPrecisionPolicy) -> N
 
 
 def _not_shardable(parameters: list[nn.Parameter]) -> set[nn.Parameter]:
-    """Scalars, complex and whole numbers, and all of another type than most of the unit."""
+    """Return the scalars, complex and whole numbers, and all of another type than most of the unit."""
     sizes: dict[torch.dtype, int] = defaultdict(int)
     for parameter in parameters:
         if parameter.dim() > 0 and parameter.is_floating_point():
@@ -104,6 +108,7 @@ def _not_shardable(parameters: list[nn.Parameter]) -> set[nn.Parameter]:
 
 
 def check_shardable(model: nn.Module, kind: str) -> None:
+    """Raise ConfigError for a model without parameters, or with sparse gradients."""
     if not any(True for _ in model.parameters()):
         raise ConfigError(f"parallel={kind}: the model has no parameters to shard; use parallel=ddp")
     for path, module in model.named_modules():
@@ -113,11 +118,12 @@ def check_shardable(model: nn.Module, kind: str) -> None:
 
 
 def tags_of(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """The attributes that people have set on parameters, by name."""
+    """Return the attributes that the user has set on parameters, by the parameters' names."""
     return {name: dict(vars(p)) for name, p in model.named_parameters() if vars(p)}
 
 
 def put_back_tags(model: nn.Module, tags: Mapping[str, Mapping[str, Any]]) -> None:
+    """Set the attributes that `tags_of` returned on parameters that lack them."""
     named = dict(model.named_parameters())
     for name, attributes in tags.items():
         for key, value in attributes.items():
@@ -126,9 +132,13 @@ def put_back_tags(model: nn.Module, tags: Mapping[str, Mapping[str, Any]]) -> No
 
 
 def materialise(model: nn.Module, device: torch.device) -> None:
-    """Give parameters on the meta device memory; buffers keep their values, and tied weights stay tied."""
+    """Give parameters on the meta device memory.
+
+    Parameters keep the user's attributes, buffers keep their values, and tied weights stay tied.
+    """
     if not any(parameter.is_meta for parameter in model.parameters()):
         return
+    tags = tags_of(model)
     kept = {name: buffer for name, buffer in model.named_buffers() if not buffer.is_meta}
     tied = _tied(model)
     model.to_empty(device=device)
@@ -139,13 +149,15 @@ def materialise(model: nn.Module, device: torch.device) -> None:
         for name, buffer in model.named_buffers():
             if name in kept:
                 buffer.copy_(kept[name])
+    put_back_tags(model, tags)
 
 
 Place = tuple[nn.Module, str]
+"""A module, and the name of a parameter in it."""
 
 
 def _tied(model: nn.Module) -> list[tuple[Place, list[Place]]]:
-    """(the first place, the others) of each parameter that modules share."""
+    """Return (the first place, the others) of each parameter that modules share."""
     places: dict[int, list[Place]] = defaultdict(list)
     for module in model.modules():
         for leaf, parameter in module._parameters.items():
@@ -155,7 +167,7 @@ def _tied(model: nn.Module) -> list[tuple[Place, list[Place]]]:
 
 
 def hand_out(whole: nn.Module | None, model: nn.Module, mesh: Mesh) -> None:
-    """Give every rank its shard of the weights that rank 0 has made, one parameter at a time.
+    """Send every rank its shard of the weights that rank 0 has made, one parameter at a time.
 
     Args:
         whole: the model with its weights, on rank 0 alone.

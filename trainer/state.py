@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -23,12 +24,12 @@ from trainer.optimizer_state import OptimizerState
 from trainer.plugin_state import PluginState, has_state
 
 SHOWN = 3
-"""Names that a line lists before it says how many more there are."""
+"""Names that an error lists; of the others it gives the number."""
 
 
 @dataclass
 class Progress:
-    """Where a run is. Position is one integer: the next batch starts at sample `step × global_batch`."""
+    """Position and counters of a run; the next batch starts at sample `step × global_batch`."""
 
     step: int = 0
     items: int = 0
@@ -38,7 +39,7 @@ class Progress:
     evaluated: int = -1
     """The step of the last evaluation."""
     metric: float | None = None
-    """What the last evaluation measured."""
+    """Value of the metric in the last evaluation."""
     best: float | None = None
     best_step: int = 0
     stale: int = 0
@@ -46,9 +47,9 @@ class Progress:
     nonfinite: int = 0
     """Steps (or rollbacks) in a row because of NaN or Inf."""
     overflows: int = 0
-    """Steps so far that fp16's loss scale answered to."""
+    """Steps so far that overflowed in fp16, after which the loss scale was halved."""
     empty: int = 0
-    """Steps so far whose batches had no item that counts."""
+    """Steps so far whose batches had no item that counts in the loss."""
     passed_over: list[list[int]] = field(default_factory=list)
     """Steps [first, last] whose batches a rollback left out."""
 
@@ -65,7 +66,7 @@ class LossScale:
         self.good_steps = torch.tensor(0, dtype=torch.int32, device=device)
 
     def update(self, overflow: Tensor, empty: Tensor) -> None:
-        """Answer to a step.
+        """Set the scale after a step.
 
         Args:
             overflow: 1.0 where the step had NaN or Inf, else 0.0.
@@ -79,7 +80,7 @@ class LossScale:
 
 @dataclass(frozen=True)
 class Packed:
-    """A state as it is saved: live tensors by name, and JSON."""
+    """State as it is saved: live tensors by name, and JSON."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
@@ -87,7 +88,7 @@ class Packed:
 
 @dataclass
 class TrainState:
-    """The model as the task made it (before any wrapper), its optimizer, and the rest."""
+    """State of a run: the model as the task made it (before any wrapper), its optimizer, and the rest."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -108,7 +109,7 @@ class TrainState:
         self._read: dict[str, Tensor] = {}
 
     def pack(self) -> Packed:
-        """The whole state by names that do not depend on how the model is parallelized.
+        """Return the whole state, by names that do not depend on how the model is parallelized.
 
         Raises:
             CheckpointError: a part has a type that a checkpoint cannot hold; the error names it.
@@ -131,7 +132,11 @@ class TrainState:
         return asdict(self.progress)
 
     def prepare(self, metadata: dcp.Metadata, values: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Make room for what a checkpoint holds; return all tensors that are to be filled, by name."""
+        """Allocate the tensors that a checkpoint fills; return them by name.
+
+        Raises:
+            CheckpointError: the checkpoint's names or shapes are not those of the state.
+        """
         own = self._own_tensors()
         _check_own(own, metadata)
         with _readable():
@@ -145,7 +150,7 @@ class TrainState:
             }
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Put what was filled in since `prepare`, and the values that are no tensors, where they belong."""
+        """Put the tensors of `prepare`, filled since, and the values that are no tensors, into the state."""
         with _readable():
             self._model.load(values.get("model", {}))
             self._optimizer.load(values.get("optimizer", {}))
@@ -156,7 +161,7 @@ class TrainState:
         self._read = {}
 
     def _own_tensors(self) -> dict[str, Tensor]:
-        """Those that belong neither to the model nor to its optimizer."""
+        """Return the tensors of the moving average and the loss scale."""
         own: dict[str, Tensor] = {}
         if self.average is not None:
             own |= {f"average.{name}": value for name, value in self.average.shadow.items()}
@@ -165,18 +170,19 @@ class TrainState:
         return own
 
     def check_agreement(self, mesh: Mesh) -> None:
-        """Raise ConfigError on all ranks if what they should hold alike differs: a checkpoint holds one copy.
+        """Raise ConfigError on all ranks if they differ in state of which a checkpoint holds one copy.
 
-        Buffers are left to `BufferSync`, shards to their ranks, and a plug-in's own counters to the plug-in.
+        Buffers, which `BufferSync` makes equal, shards and the counters of plug-ins are not compared.
         """
         if mesh.world == 1:
             return
         packed = self.pack()
         buffers = {f"model.{name}" for name, _ in self.model.named_buffers()}
         whole = {n: t for n, t in packed.tensors.items() if not isinstance(t, DTensor) and n not in buffers}
-        names = mesh.gather(sorted(f"{name} {list(tensor.shape)}" for name, tensor in whole.items()))
-        if any(other != names[0] for other in names):
-            odd = next(iter(set(names[0]) ^ set(next(other for other in names if other != names[0]))))
+        names = sorted(f"{name} {list(tensor.shape)}" for name, tensor in whole.items())
+        if not agree(names, mesh):
+            found = Counter(name for others in mesh.gather(names) for name in others)
+            odd = min(name for name in found if found[name] < mesh.world)
             raise ConfigError(f"the state has {odd} on some ranks only; a checkpoint holds what all ranks have")
         _check_equal(differing(whole, mesh))
         for part in ("model", "optimizer"):
@@ -186,7 +192,7 @@ class TrainState:
 
 @contextlib.contextmanager
 def _readable() -> Iterator[None]:
-    """Errors of a manifest's values, which may come from elsewhere, as CheckpointError."""
+    """Raise errors of a manifest's values, which another process may have written, as CheckpointError."""
     try:
         yield
     except (TypeError, ValueError, KeyError, IndexError, AttributeError, RecursionError) as error:
@@ -208,7 +214,7 @@ def _check_equal(names: list[str]) -> None:
     if any(name.startswith("model.") for name in names):
         raise ConfigError(
             f"the ranks hold different values of {shown}: their gradients were not reduced. In task.loss call "
-            "model(...) itself, and not model.module or one of its parts"
+            "model(...) itself, and not model.module, a method of the model or one of its parts"
         )
     raise ConfigError(f"the ranks hold different values of {shown}: {DIFFERS}")
 

@@ -1,8 +1,8 @@
-"""Nested state of other people's objects as named tensors and JSON: numbers, text, lists, dicts, tensors, arrays.
+"""Nested state of user objects as named tensors and JSON: numbers, text, lists, dicts, tensors, arrays.
 
-A model's extra state, an optimizer's groups and a task's `state_dict()` may hold anything. Tensors go to the checkpoint
-under names of their own, everything else goes into the manifest as JSON that is read back without running code. A value
-that neither can hold is refused by its name.
+A model's extra state, an optimizer's groups and a task's `state_dict()` may hold anything. Tensors are saved in the
+checkpoint under their own names, everything else in the manifest as JSON that is read back without running code. A
+value that neither can hold is refused by its name.
 """
 
 from __future__ import annotations
@@ -21,12 +21,13 @@ from torch.distributed.tensor import DTensor, Shard
 from trainer.errors import CheckpointError
 
 KIND = "$"
-"""The key of a JSON object that stands for something which JSON has no type for."""
+"""Key of a JSON object that encodes a value for which JSON has no type."""
 MAX_DEPTH = 32
+"""Levels of containers; a container that holds itself has no end."""
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor], depth: int = 0) -> Any:
-    """Return `value` as JSON; its tensors are added to `tensors`, under names that begin with `name`.
+    """Return `value` as JSON, and add its tensors to `tensors` under names that begin with `name`.
 
     Raises:
         CheckpointError: a part of the value has a type that cannot be read back; the error names the part.
@@ -58,7 +59,7 @@ def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
         return {key: unpack(item, tensors) for key, item in packed.items()}
     try:
         return _unpack_special(packed, tensors)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, IndexError, OverflowError) as error:
         raise CheckpointError(f"the manifest holds a value that cannot be read: {error}") from error
 
 
@@ -71,6 +72,11 @@ def tensor_entries(packed: Any) -> list[dict[str, Any]]:
     if "tensor" in packed and KIND in packed:
         return [packed]
     return [entry for item in packed.values() for entry in tensor_entries(item)]
+
+
+def is_number(kind: np.dtype[Any]) -> bool:
+    """True if a checkpoint holds arrays of a NumPy type: booleans and numbers, no long double."""
+    return kind.kind in "biufc" and kind.itemsize <= (16 if kind.kind == "c" else 8)
 
 
 def _pack_tensor(value: Tensor, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -113,10 +119,10 @@ def _is_plain_tuple(key: Any) -> bool:
 
 
 def _pack_special(value: Any, name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    if isinstance(value, np.ndarray) and value.dtype.kind in "biufc":
+    if isinstance(value, np.ndarray) and is_number(value.dtype):
         whole = torch.from_numpy(np.array(value, dtype=value.dtype.newbyteorder("=")))
         return {**_pack_tensor(whole, name, tensors), KIND: "array"}
-    if isinstance(value, np.generic) and value.dtype.kind in "biufc":
+    if isinstance(value, np.generic) and is_number(value.dtype):
         return {KIND: "number", "dtype": value.dtype.str, "of": value.tobytes().hex()}
     if isinstance(value, bytes | bytearray | io.BytesIO):
         data = value.getvalue() if isinstance(value, io.BytesIO) else bytes(value)

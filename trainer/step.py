@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
@@ -27,9 +27,12 @@ from trainer.preserve import preserved
 from trainer.state import TrainState
 from trainer.stop import Stop
 from trainer.task import Loss, Task
-from trainer.task_calls import checked, inputs
-from trainer.update import Update
+from trainer.task_calls import checked, float64_advice, inputs, sparse_advice
+from trainer.task_metrics import TaskMetrics
+from trainer.update import Applied, Update
 
+MOST_OBJECTS = 1_000_000
+"""Objects of a model or task that are searched, once, for generators of their own."""
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
     "parallel.find_unused=true for branches that only some batches take, or freeze what is never used"
@@ -50,6 +53,7 @@ class StepInfo:
         empty: whether no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
         stop: whether any rank was asked to stop.
         unsaved: whether a save came to nothing and should be tried again now.
+        metrics: mean over the items of each metric that `task.loss` returned.
     """
 
     step: int
@@ -62,22 +66,25 @@ class StepInfo:
     unsaved: bool = False
     overflow: bool = False
     empty: bool = False
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Pending:
-    """A step's results while they are still on the device: loss sum, items, asked, unsaved, norm, bad, loss scale."""
+    """A step's results while they are still on the device: loss sum, items, asked, unsaved, norm, bad, loss scale; then
+    what `TaskMetrics.joined` appended."""
 
     step: int
     lr: float
     facts: Tensor | list[float]
     ready: torch.cuda.Event | None
+    means: Callable[[Sequence[float]], dict[str, float]]
 
     def read(self) -> StepInfo:
         """Waits, on CUDA, until the device has come to the end of this step."""
         if self.ready is not None:
             self.ready.synchronize()
-        loss, items, asked, unsaved, norm, bad, scale = (
+        loss, items, asked, unsaved, norm, bad, scale, *metrics = (
             self.facts if isinstance(self.facts, list) else self.facts.tolist()
         )
         overflow = bool(bad) and scale > 1 and math.isfinite(loss)
@@ -92,6 +99,7 @@ class Pending:
             unsaved=unsaved > 0,
             overflow=overflow,
             empty=not items,
+            metrics=self.means(metrics),
         )
 
 
@@ -119,9 +127,10 @@ class Stepper:
         self.lag = 2 if on_cuda else 0
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
         self.update = Update(run, state, spread)
+        self.metrics = TaskMetrics(spread.mesh)
         self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
         """Gradient of each loss sum: it holds gradients small until the items of the whole batch are counted."""
-        self.generators = own_generators(spread.model, task)
+        self.generators = own_generators(spread.model, task, most=MOST_OBJECTS)
         """Those that the model and the task keep themselves; seeded along with the global ones."""
         self.searches = spread.mesh.world == 1 or run.parallel.find_unused or not isinstance(spread.module, Replicated)
         """Whether a parameter may go without a gradient: no reduction waits for it."""
@@ -134,12 +143,12 @@ class Stepper:
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
         sums = self._backward(step, batches)
-        applied = self.update(sums)
+        applied = self._apply(sums[:4])
         if buffers is not None:
             buffers.after_step(before, applied.skipped)
         self.state.progress.step = step
         lr = self.state.optimizer.param_groups[0]["lr"]
-        self._pending.append(self._pend(step, lr, applied.facts))
+        self._pending.append(self._pend(step, lr, applied.facts, sums[4:]))
 
     def results(self, *, all_of_them: bool = False) -> list[StepInfo]:
         """Results that are due, oldest first; all that are outstanding before a checkpoint or an evaluation."""
@@ -153,8 +162,7 @@ class Stepper:
         """
         with preserved(self.spread.model, self.task), self.spread.reduce_on(True):
             self._seed(0, 0)
-            with self.spread.autocast():
-                loss = checked(self.task.loss(self.spread.module, inputs(batch, self.cast)), "loss")
+            loss = self._loss(batch)
             loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
         self._check_all_used()
         self.spread.drop_gradients()
@@ -164,8 +172,18 @@ class Stepper:
         """Drop outstanding results: the steps that they speak of have been rolled back."""
         self._pending.clear()
 
+    def _apply(self, sums: Tensor) -> Applied:
+        try:
+            return self.update(sums)
+        except RuntimeError as error:
+            if advice := sparse_advice(self.spread.model, error):
+                said = f"optimizer ({type(self.state.optimizer).__name__}) fails: {' '.join(str(error).split())[:300]}"
+                raise ConfigError(f"{said}; {advice}") from error
+            raise
+
     def _backward(self, step: int, batches: Sequence[Microbatch]) -> Tensor:
-        """Gradients of the loss sum over `global_batch`; returns loss sum, items, asked, unsaved of all (float64)."""
+        """Gradients of the loss sum over `global_batch`; returns loss sum, items, asked, unsaved of all (float64), and
+        what the task's metrics came to."""
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         loss_sum, items, asked, unsaved = sums.unbind()
         if self.stop.asked:
@@ -174,14 +192,18 @@ class Stepper:
             unsaved.fill_(1.0)
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
+        self.metrics.begin()
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
             self._seed(step, microbatch.index)
             with self.spread.reduce_on(last):
                 loss = self._loss(microbatch.batch)
+                self.metrics.add(loss, microbatch.real)
                 if microbatch.real:
                     loss_sum += loss.sum.detach()
                     items += loss.count
+                if last:
+                    sums = self.metrics.joined(sums)
                 if last and self.spread.mesh.world > 1:
                     # Under way while the last backward pass computes.
                     work = dist.all_reduce(sums, async_op=True)
@@ -203,19 +225,22 @@ class Stepper:
         except RuntimeError as error:
             if "Expected to have finished reduction" in str(error):
                 raise ConfigError(UNUSED.format("some parameters")) from error
+            if advice := float64_advice(self.spread.model, batch, error):
+                raise ConfigError(f"task.loss fails: {' '.join(str(error).split())[:300]}; {advice}") from error
             raise
 
     def _check_all_used(self) -> None:
         """Without its gradient DDP's reduction of a parameter never ends, on this rank or on another."""
         if not self.searches and self.spread.count_gradients() < self.spread.trained:
-            missing = self.spread.without_gradient()
+            missing = self.spread.without_gradient() or ["a parameter that was frozen after the start"]
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ConfigError(UNUSED.format(f"{missing[0]}{more}"))
 
-    def _pend(self, step: int, lr: float, facts: Tensor | list[float]) -> Pending:
+    def _pend(self, step: int, lr: float, facts: Tensor | list[float], metrics: Tensor) -> Pending:
+        means = self.metrics.means
         if isinstance(facts, list):
-            return Pending(step, lr, facts, None)
-        host = facts.to("cpu", non_blocking=True)
+            return Pending(step, lr, [*facts, *metrics.tolist()], None, means)
+        host = torch.cat([facts, metrics]).to("cpu", non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return Pending(step, lr, host, ready)
+        return Pending(step, lr, host, ready, means)

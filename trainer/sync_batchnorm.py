@@ -1,4 +1,4 @@
-"""BatchNorm over the microbatches of all processes at a time, on any device (torch's own needs a GPU)."""
+"""BatchNorm over the microbatches of all ranks at a time, on any device (torch's own needs a GPU)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainer.errors import ConfigError
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -42,20 +44,34 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Return the model with SyncBatchNorm in place of BatchNorm1d, 2d and 3d; parameters and buffers stay the same."""
-    if isinstance(model, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
-        with torch.device("meta"):
-            new = SyncBatchNorm(model.num_features, model.eps, model.momentum, model.affine, model.track_running_stats)
-        new._parameters, new._buffers, new.training = model._parameters, model._buffers, model.training
-        return new
-    for name, child in model.named_children():
-        if (new_child := convert(child)) is not child:
-            setattr(model, name, new_child)
+    """Make SyncBatchNorm of each BatchNorm1d, 2d and 3d, in place: all else of the modules stays as it is.
+
+    Raises:
+        ConfigError: a class of the user's does more than to normalise; it would lose that.
+    """
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
+            continue
+        if type(module).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            kind = type(module).__name__
+            raise ConfigError(
+                f"parallel.sync_batchnorm=true: the model has a {kind} at {path!r}, whose own forward() would be lost; "
+                "use a BatchNorm of torch.nn, or set it to false"
+            )
+        module.__class__ = SyncBatchNorm  # type: ignore[assignment]
+    return model
+
+
+def convert_torchs(model: nn.Module) -> nn.Module:
+    """Make our SyncBatchNorm, which needs no GPU, of each of torch's, in place; they keep groups of their own."""
+    for module in model.modules():
+        if type(module) is nn.SyncBatchNorm and module.process_group in (None, dist.group.WORLD):
+            module.__class__ = SyncBatchNorm  # type: ignore[assignment]
     return model
 
 
 def _statistics(input: Tensor) -> tuple[Tensor, Tensor, float]:
-    """(mean, biased variance, samples) of each channel over all ranks, in fp32 or more."""
+    """Return (mean, biased variance, samples) of each channel over all ranks, in fp32 or more."""
     values = input if input.dtype in (torch.float32, torch.float64) else input.float()
     dims = [dim for dim in range(values.dim()) if dim != 1]
     count = torch.full((1,), values.numel() / values.shape[1], dtype=values.dtype, device=values.device)

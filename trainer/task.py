@@ -25,7 +25,7 @@ class Loss:
     count: Tensor | int
     """How many items were summed."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scalars summed over the same items, reported as sum / count."""
+    """Scalars summed over the same items, reported as sum / count, in training at each record (`log.every`)."""
 
 
 class Task(Protocol):

@@ -1,18 +1,18 @@
-"""The batch that is handed to a task, and what it gives back."""
+"""Calls of a task: the batch that it gets, and checks of the Loss that it returns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainer.errors import ConfigError, nearest
 from trainer.task import Loss
 
 
 class Inputs(dict[str, Tensor]):
-    """A microbatch that tells a task which wants another column so: its data and its task do not go together."""
+    """A microbatch; a column that it lacks is a ConfigError, since the data does not fit the task."""
 
     def __missing__(self, name: str) -> Tensor:
         raise ConfigError(
@@ -22,14 +22,14 @@ class Inputs(dict[str, Tensor]):
 
 
 def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
-    """The batch as the model takes it: floats in the type of its weights where that is not fp32."""
+    """Return the batch with its floats as `cast`, the type of the model's weights where that is not fp32."""
     if cast is None:
         return Inputs(batch)
     return Inputs({name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()})
 
 
 def checked(loss: object, method: str) -> Loss:
-    """Return what a task gave, if it is a Loss with a scalar sum and a count.
+    """Return the result of a task's method, if it is a Loss with a scalar sum and a count.
 
     Raises:
         ConfigError: it is something else; the line says what to return.
@@ -46,6 +46,30 @@ def checked(loss: object, method: str) -> Loss:
         if isinstance(value, Tensor) and value.numel() != 1:
             raise ConfigError(
                 f"task.{method} returned a metric {name!r} of shape {list(value.shape)}: a metric is one number, "
-                "summed over the items"
+                "summed over the items; give each cell a name of its own, or make one number of them"
             )
     return loss
+
+
+def float64_advice(model: nn.Module, batch: Mapping[str, Tensor], error: Exception) -> str:
+    """Return what to change where a pass failed on float64 columns; empty where it failed on something else."""
+    doubles = [name for name, column in batch.items() if column.dtype is torch.float64]
+    if not doubles or "ouble" not in str(error) or any(p.dtype is torch.float64 for p in model.parameters()):
+        return ""
+    return (
+        f"{', '.join(doubles)} are float64 and the model's weights are not: set data.cast={{{doubles[0]}: float32}}, "
+        "or convert them in the dataset"
+    )
+
+
+def sparse_advice(model: nn.Module, error: Exception) -> str:
+    """Return what to change where an optimizer failed on sparse gradients; empty where it failed on something else."""
+    found = {name: p.grad.is_sparse for name, p in model.named_parameters() if p.grad is not None}
+    sparse = [name for name, is_sparse in found.items() if is_sparse]
+    if not sparse or not ("parse" in str(error) or "dense" in str(error)):
+        return ""
+    adam = "torch.optim.SparseAdam, " if len(sparse) == len(found) else ""
+    return (
+        f"{', '.join(sparse)} have sparse gradients: use sparse=False, {adam}torch.optim.Adagrad with weight_decay=0, "
+        "or torch.optim.SGD with weight_decay=0, momentum=0 and nesterov=false"
+    )

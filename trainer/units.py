@@ -1,4 +1,4 @@
-"""The units of a model: FSDP shards them, and activation checkpointing recomputes them, one by one."""
+"""Units of a model, which FSDP shards and activation checkpointing recomputes one by one."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def find_units(model: nn.Module, wrap: Sequence[str] = ()) -> dict[str, nn.Modul
     counts: dict[int, int] = defaultdict(int)
     for _, module in model.named_modules(remove_duplicate=False):
         counts[id(module)] += 1
-    # A module that stands in several places (shared layers) is called several times a pass: it stays with the rest.
+    # A module with several paths (a shared layer) is called several times a pass: it stays with the rest.
     return {path: unit for path, unit in found.items() if counts[id(unit)] == 1}
 
 
@@ -43,7 +43,7 @@ def shardable_units(model: nn.Module, units: Mapping[str, nn.Module]) -> dict[st
 
 
 def describe_units(model: nn.Module, units: Mapping[str, nn.Module]) -> str:
-    """A line for people: how many units of which class, and where."""
+    """Return a line for the user: the number of units of each class, and the first one's path."""
     if not units:
         return f"1 unit (all of {type(model).__name__}; name its blocks by parallel.wrap)"
     kinds: dict[str, list[str]] = defaultdict(list)
@@ -96,6 +96,6 @@ def _is_block(module: nn.Module) -> bool:
 
 
 def _unit_of(name: str, units: Mapping[str, nn.Module]) -> str:
-    """The path of the innermost unit that a parameter lies in; an empty string for none."""
+    """Return the path of the innermost unit that holds a parameter; an empty string for none."""
     parts = name.split(".")
     return next((path for cut in range(len(parts), 0, -1) if (path := ".".join(parts[:cut])) in units), "")

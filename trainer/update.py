@@ -1,7 +1,7 @@
-"""What turns the gradients of a step into new weights: normalise, clip, look for NaN, apply.
+"""Update of the weights from a step's gradients: normalise, clip, look for NaN, apply.
 
-On the CPU the few numbers that it takes are floats: as tensors of one element they cost a small model's step 5 %. On a
-GPU they stay tensors, so that the host does not wait for the device.
+On the CPU the few scalars are floats: as tensors of one element they cost a small model's step 5 %. On a GPU they stay
+tensors, so that the host does not wait for the device.
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from trainer.config import RunConfig
+from trainer.optim import by_dtype
 from trainer.parallel import Spread
 from trainer.state import TrainState
 
 
 @dataclass(frozen=True)
 class Applied:
-    """What an update did, as floats on the CPU and as float64 tensors on a GPU."""
+    """Result of an update, as floats on the CPU and as float64 tensors on a GPU."""
 
     facts: Tensor | list[float]
     """Loss sum, items, asked, unsaved, norm, bad, loss scale."""
@@ -36,14 +37,18 @@ class Update:
         self.spread = spread
         self.clip = run.clip
         self.share = spread.ranks * run.global_batch
-        """What each gradient was multiplied and divided by: the mean over ranks, and the weight of a loss sum."""
+        """Factor by which gradients are too small: the mean over ranks, times the weight of a loss sum."""
         self.on_host = spread.mesh.device.type != "cuda"
         self.masks = not self.on_host and any(group.get("fused") for group in state.optimizer.param_groups)
-        """True if the optimizer itself leaves the weights alone after NaN or Inf; else the host looks."""
+        """True if the optimizer's kernels skip an update after NaN or Inf; else the host has to read the flag."""
 
     @torch.no_grad()
     def __call__(self, sums: Tensor) -> Applied:
-        """Args: sums: loss sum, items, asked, unsaved of all ranks (float64)."""
+        """Apply the gradients of the step.
+
+        Args:
+            sums: [4] float64: loss sum, items, asked, unsaved, summed over all ranks.
+        """
         self.spread.reduce_whole()
         gradients = self.spread.gradients()
         norm = self.spread.norm(gradients)
@@ -62,7 +67,7 @@ class Update:
         if not skipped:
             if self.clip is not None:
                 inverse *= min(self.clip / (norm + 1e-6), 1.0)
-            for group in _by_dtype(gradients):
+            for group in by_dtype(gradients):
                 torch._foreach_mul_(group, inverse)
             self.state.optimizer.step()
             if self.state.average is not None:
@@ -83,7 +88,7 @@ class Update:
         bad = ((total - total != 0.0) & ~empty).float()  # NaN and Inf are what does not cancel
         if self.clip is not None:
             inverse = inverse * torch.clamp(self.clip / (norm + 1e-6), max=1.0)
-        for group in _by_dtype(gradients):
+        for group in by_dtype(gradients):
             double = group[0].dtype in (torch.float64, torch.complex128)
             torch._foreach_mul_(group, inverse.to(torch.float64 if double else torch.float32))
         skipped = torch.maximum(bad, empty.float())
@@ -104,11 +109,3 @@ class Update:
             optimizer.step()
             if average is not None:
                 average.update()
-
-
-def _by_dtype(gradients: Sequence[Tensor]) -> list[list[Tensor]]:
-    """One list a type: a factor is rounded to the type that it multiplies."""
-    kinds: dict[torch.dtype, list[Tensor]] = {}
-    for gradient in gradients:
-        kinds.setdefault(gradient.dtype, []).append(gradient)
-    return list(kinds.values())

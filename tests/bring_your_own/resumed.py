@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -59,8 +60,13 @@ def state(root: Path, side: str) -> dict[str, torch.Tensor]:
 
 def values(root: Path, side: str) -> dict:  # type: ignore[type-arg]
     """What the manifest of the newest checkpoint holds that is no tensor."""
-    import json
-
     where, path = last(root, side)
     found: dict = json.loads(where.storage.read(f"{path}/manifest.json"))["values"]  # type: ignore[type-arg]
     return found
+
+
+def training_records(root: Path, side: str) -> list[dict]:  # type: ignore[type-arg]
+    """The records of training steps, of the newest attempt."""
+    where = root / side / "zoo/attempts"
+    lines = (max(where.iterdir()) / "metrics.jsonl").read_text().splitlines()
+    return [record for record in map(json.loads, lines) if record["kind"] == "train"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from resumed import IDS, PLACES, assert_resumes, changed, cut_off, state, values, zoo
+from resumed import IDS, PLACES, assert_resumes, changed, cut_off, state, training_records, values, zoo
 
 pytestmark = pytest.mark.dist
 
@@ -14,7 +14,7 @@ EVERYWHERE = (
     "BatchNorm", "Codebook", "Queue", "Tied", "TwoNames", "TiedAcrossBlocks", "Recurrent", "WeightNorm", "SpectralNorm",
     "ExtraTensor", "ExtraDict", "ExtraBytes", "Hooked", "Complex", "MixedTypes", "FrozenBackbone", "Adapter",
     "Expanded", "ExpandedHooked", "Views", "Replaced", "ChannelsLast", "Scalar", "Counter", "NotPersistent", "Dropped",
-    "OwnGenerator", "Switched",
+    "OwnGenerator", "Switched", "Running", "TorchsSyncBatchNorm",
 )  # fmt: skip
 ANY_WORLD = (
     "Tied", "TwoNames", "TiedAcrossBlocks", "Recurrent", "WeightNorm", "Complex", "FrozenBackbone", "Adapter",
@@ -100,13 +100,56 @@ def test_sync_batchnorm_on_two_processes_is_batchnorm_of_the_whole_batch(tmp_pat
         torch.testing.assert_close(other[name], tensor, rtol=1e-9, atol=1e-9, msg=name)
 
 
+def test_a_sync_batchnorm_of_torch_is_that_of_everstep_on_the_cpu(tmp_path: Path) -> None:
+    given = ("model._target_=zoo.models.BatchNorm", "parallel.sync_batchnorm=true")
+    assert zoo(2, tmp_path, "ddp", *given).codes == [0, 0]
+    assert zoo(2, tmp_path, "ddp", "model._target_=zoo.models.TorchsSyncBatchNorm", side="resumed").codes == [0, 0]
+    assert changed(tmp_path) == []
+
+
+def test_metrics_of_the_training_loss_are_recorded_as_means_over_the_whole_batch(tmp_path: Path) -> None:
+    given = ("task._target_=zoo.models.Measuring", "precision=fp64")
+    assert zoo(1, tmp_path, "single", *given).codes == [0]
+    assert zoo(2, tmp_path, "ddp", *given, side="resumed").codes == [0, 0]
+    one, other = (training_records(tmp_path, side) for side in ("straight", "resumed"))
+    assert len(one) == 6
+    for record, same in zip(one, other, strict=True):
+        assert record["twice"] == pytest.approx(2 * record["loss"])
+        assert same["twice"] == pytest.approx(record["twice"], rel=1e-9)
+        assert [record["ones"], same["ones"]] == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
+def test_a_metric_that_only_some_microbatches_have_is_a_mean_over_their_items(
+    tmp_path: Path, world: int, kind: str
+) -> None:
+    assert_resumes(world, tmp_path, kind, "task._target_=zoo.models.Measuring", "steps=6")
+    found = [record["above"] for record in training_records(tmp_path, "straight") if "above" in record]
+    assert set(found) == {1.0}
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ("task._target_=zoo.models.TakenName", "a metric 'lr': a record has that already; rename it"),
+    ("model._target_=zoo.models.SparseEmbedding", "table.weight have sparse gradients: use sparse=False"),
+    ("data._target_=zoo.data.doubles", "are float64 and the model's weights are not: set data.cast={x: float32}"),
+])  # fmt: skip
+@pytest.mark.parametrize(("world", "kind"), [(1, "single"), (2, "ddp")])
+def test_a_first_step_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, world: int, kind: str, given: str, said: str
+) -> None:
+    ended = zoo(world, tmp_path, kind, given, "evaluate.every=null")
+    assert ended.codes == [2] * world, ended.printed
+    assert said in ended.printed
+    assert "Traceback" not in ended.printed
+
+
 def test_a_task_that_goes_around_ddp_is_refused_after_its_first_step(tmp_path: Path) -> None:
     ended = zoo(2, tmp_path, "ddp", "task._target_=zoo.models.AroundDdp")
     assert ended.codes == [2, 2], ended.printed
     assert "their gradients were not reduced" in ended.printed
 
 
-@pytest.mark.parametrize("task", ["MadeBefore", "LooksAtWeights", "Remembering", "Annealing"])
+@pytest.mark.parametrize("task", ["MadeBefore", "LooksAtWeights", "HandsOut", "Remembering", "Annealing"])
 @pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
 def test_the_state_of_a_task_is_saved(tmp_path: Path, world: int, kind: str, task: str) -> None:
     given = f"task._target_=zoo.models.{task}"
@@ -133,6 +176,42 @@ def test_state_that_does_not_come_back_is_refused_before_the_first_step(tmp_path
     assert ended.codes == [2], ended.printed
     assert said in ended.printed
     assert not (tmp_path / "straight/zoo/ledger.jsonl").exists()
+
+
+def test_a_buffer_of_another_size_on_each_rank_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    ended = zoo(2, tmp_path, "ddp", "model._target_=zoo.models.Growing")
+    assert ended.codes == [2, 2], ended.printed
+    assert "the model's buffer largest is not of one shape and type on all ranks" in ended.printed
+
+
+@pytest.mark.parametrize(("world", "kind"), [(1, "single"), (2, "ddp")])
+def test_a_buffer_that_no_new_model_has_is_refused_at_the_first_checkpoint(
+    tmp_path: Path, world: int, kind: str
+) -> None:
+    ended = zoo(world, tmp_path, kind, "model._target_=zoo.models.Late")
+    assert set(ended.codes) <= {1, 2}, ended.printed
+    assert "self-test: the state cannot be read back: the checkpoint has model.mean, which the model has not" in (
+        ended.printed
+    )
+
+
+def test_sync_batchnorm_refuses_a_norm_that_does_more(tmp_path: Path) -> None:
+    ended = zoo(1, tmp_path, "single", "model._target_=zoo.models.ActivatedNorm", "parallel.sync_batchnorm=true")
+    assert ended.codes == [2], ended.printed
+    assert "Activated at 'net.1', whose own forward() would be lost" in ended.printed
+
+
+def test_hooks_that_move_or_go_keep_their_own_state(tmp_path: Path) -> None:
+    one, other, third = (
+        "{_target_: zoo.models.Counts}", "{_target_: zoo.models.CountsTwice}", "{_target_: zoo.models.Counts, by: 3}"
+    )  # fmt: skip
+    assert zoo(1, tmp_path, "single", f"hooks=[{one},{other},{third}]").codes == [0]
+    cut_off(tmp_path)
+    again = zoo(1, tmp_path, "single", f"hooks=[{other}]", side="resumed")
+    assert again.codes == [0], again.printed
+    found = {name: value for name, value in values(tmp_path, "resumed")["attributes"].items() if "hooks" in name}
+    assert found == {"hooks.zoo.models.CountsTwice.count": 12}
+    assert values(tmp_path, "straight")["attributes"]["hooks.zoo.models.Counts:2.count"] == 18
 
 
 def test_tags_on_parameters_are_there_under_fsdp(tmp_path: Path) -> None:

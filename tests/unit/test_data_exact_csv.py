@@ -180,6 +180,7 @@ def test_columns_that_some_files_lack_are_refused_unless_others_are_chosen(tmp_p
     [
         (b"a,b,a\n1,2,3\n", "has the column 'a' twice"),
         ("ä,b\n1,2\n".encode("latin-1"), "is not UTF-8"),
+        ("ä,b\n".encode("latin-1") + b"1,2\n" * (csv.BLOCK // 4), "is not UTF-8"),
         (b"", "is empty"),
     ],
 )

@@ -158,8 +158,11 @@ def test_a_package_that_is_not_installed_is_said_with_how_to_get_it(
         open_sinks(asking(**log), local, 1, {})
 
 
-def test_a_sink_that_cannot_be_opened_is_left_out(
-    local: RunFolder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
+    local: RunFolder,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def unreachable(*_: object) -> None:
         raise ConnectionError("no network")
@@ -168,7 +171,9 @@ def test_a_sink_that_cannot_be_opened_is_left_out(
     with caplog.at_level(logging.WARNING, "everstep"):
         sinks = open_sinks(asking(tensorboard=True), local, 1, {})
     assert len(sinks) == 1
-    assert "TensorBoard cannot be used, training goes on without: ConnectionError: no network" in caplog.text
+    said = "TensorBoard cannot be used, training goes on without: ConnectionError: no network"
+    assert said in caplog.text
+    assert capsys.readouterr().err == f"warning: {said}\n"
 
 
 def test_nothing_but_the_runs_own_lines_is_opened_unasked(local: RunFolder) -> None:

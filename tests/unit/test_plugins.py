@@ -213,3 +213,8 @@ def test_runtime_objects_go_only_where_the_constructor_asks_for_them(shop: Path)
     made = instantiate({"_target_": "shop.Thing", "width": 1}, "task", ["shop"], inner="given", other="not")
     assert made.inner == "given"
     assert instantiate({"_target_": "shop.Anything", "a": 1}, "task", ["shop"], b=2).options == {"a": 1}
+
+
+def test_a_function_that_is_a_hook_itself_is_told_how_to_be_one() -> None:
+    with pytest.raises(ConfigError, match="or _partial_: true if the function itself is the hook"):
+        instantiate({"_target_": "torch.nn.Linear", "in_features": 2}, "hooks[0]", ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import random
 import secrets
@@ -27,14 +28,14 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, random_split
 from torch.utils.data import Subset as TorchSubset
 
-from trainer.config import Worker
+from trainer.config import BadSample, Worker
 from trainer.data.collate import Pad
 from trainer.data.dataset import ArrayDataset, MapDataset, Splits, Subset
 from trainer.data.gather import Gather, Microbatch, Request
 from trainer.data.loader import Loader, evaluation_batches
 from trainer.data.mixture import Mixture
 from trainer.data.order import SampleOrder, Source
-from trainer.data.own_generators import own_generators
+from trainer.data.own_generators import _log_limit, own_generators
 from trainer.data.randomness import draws, draws_nothing, seeded
 from trainer.data.scikit import shifted
 from trainer.data.weighted import Weighted
@@ -350,3 +351,53 @@ def test_weights_change_the_digest() -> None:
     data = ArrayDataset({"x": np.zeros(3)})
     digests = {data.digest, Weighted(data, [1, 2, 3]).digest, Weighted(data, [1, 2, 4]).digest}
     assert len(digests) == 3
+
+
+class OwnDice:
+    def __init__(self) -> None:
+        self.generator = torch.Generator()
+
+
+@pytest.mark.parametrize("layers", [1, 250])
+def test_a_generator_is_found_behind_a_large_model(layers: int) -> None:
+    model = torch.nn.ModuleList([torch.nn.Sequential(torch.nn.Linear(1, 1), torch.nn.ReLU()) for _ in range(layers)])
+    task = OwnDice()
+    assert own_generators(model, task) == [task.generator]
+
+
+def test_a_part_with_too_many_objects_is_named_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    class Crowded:
+        def __init__(self) -> None:
+            self.pages = [[[number, page] for number in range(30)] for page in range(30)]
+
+    _log_limit.cache_clear()  # each kind is logged once a process
+    assert own_generators(Crowded(), OwnDice(), most=100)
+    assert "Crowded holds so many objects" in caplog.text
+    assert "OwnDice" not in caplog.text
+
+
+class Remote:
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index == 3:
+            raise self.error
+        return {"x": torch.tensor([float(index)])}
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("no answer"), OSError(errno.ESTALE, "stale file handle"), MemoryError()]
+)
+def test_a_sample_behind_a_fault_of_the_machine_is_not_left_out(error: Exception) -> None:
+    gather = Gather(MapDataset(Remote(error)), 5, on_bad=BadSample.skip)
+    with pytest.raises(type(error)):
+        loaded(gather)
+
+
+def test_a_sample_that_is_itself_bad_is_left_out() -> None:
+    gather = Gather(MapDataset(Remote(ValueError("no image"))), 5, on_bad=BadSample.skip)
+    assert any(m.skipped for step in loaded(gather) for m in step)

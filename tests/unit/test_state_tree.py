@@ -80,7 +80,17 @@ def test_tensors_arrays_and_files_come_back_to_the_bit() -> None:
     assert again["e"].shape == (0, 2)
 
 
-@pytest.mark.parametrize("value", [object(), defaultdict(int), torch.Generator(), lambda: 0, {object(): 1}])
+@pytest.mark.parametrize(
+    "value",
+    [
+        object(),
+        defaultdict(int),
+        torch.Generator(),
+        lambda: 0,
+        {object(): 1},
+        np.zeros(2, np.longdouble),
+    ],
+)
 def test_what_cannot_come_back_is_refused_by_its_name(value: Any) -> None:
     with pytest.raises(CheckpointError, match=r"^x\.deep"):
         pack({"deep": [value] if not isinstance(value, dict) else value}, "x", {})

@@ -8,7 +8,7 @@ from torch import nn
 
 from trainer.config import ParallelConfig
 from trainer.errors import ConfigError
-from trainer.parallel import prepare_units
+from trainer.factory import prepare_units
 from trainer.units import describe_units, find_units, shardable_units
 
 

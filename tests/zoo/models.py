@@ -30,6 +30,14 @@ class BatchNorm(Plain):
         self.net = nn.Sequential(nn.Linear(WIDTH, 8), nn.BatchNorm1d(8), nn.GELU(), nn.Linear(8, 1))
 
 
+class TorchsSyncBatchNorm(BatchNorm):
+    """Layers that torch itself has for GPUs only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.SyncBatchNorm.convert_sync_batchnorm(self.net)
+
+
 class Codebook(Plain):
     """Vector quantisation whose codes move by writes through `.data`, which torch's version counters do not see."""
 
@@ -528,6 +536,23 @@ class Mean(Regression):
         return F.mse_loss(model(batch["x"]), batch["y"])
 
 
+class Measuring(Regression):
+    """Metrics of the training loss; one that only some microbatches have."""
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        metrics = {"twice": 2 * loss.sum, "ones": torch.ones(()) * len(batch["x"])}
+        return Loss(
+            loss.sum, loss.count, metrics if batch["x"].sum() < 0 else metrics | {"above": loss.sum * 0 + loss.count}
+        )
+
+
+class TakenName(Regression):
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        return Loss(loss.sum, loss.count, {"lr": loss.sum})
+
+
 class PerSample(Regression):
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
         return Loss((model(batch["x"]) - batch["y"]).square(), len(batch["y"]))
@@ -564,3 +589,90 @@ class LooksAtWeights(Regression):
         model = Plain()
         assert float(model.net[0].weight.abs().max()) < 1e6  # type: ignore[union-attr]
         return model
+
+
+class Running(Plain):
+    """State in attributes that NumPy made, in a set, in nested containers, and in a list that grows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.array, self.number, self.complex = np.zeros(WIDTH, np.float32), np.float64(1.0), 1j
+        self.seen: set[int] = set()
+        self.history: list[float] = []
+        self.nested = {"tensor": torch.zeros(WIDTH), "list": [0.0]}
+
+    def forward(self, x: Tensor) -> Tensor:
+        # In place, in evaluations too: those are to leave nothing behind.
+        self.array += 0.1
+        self.number *= 0.9
+        self.complex *= 1j
+        self.seen.add(len(self.history) % 7)
+        self.history += [float(self.number)] * 20
+        self.nested["tensor"].add_(0.1)  # type: ignore[attr-defined]
+        self.nested["list"][0] += 0.1  # type: ignore[index]
+        bias = sum(self.history) + self.complex.real + len(self.seen) + self.nested["list"][0]  # type: ignore[index]
+        return super().forward(x + torch.from_numpy(self.array.copy()) + self.nested["tensor"]) + 0.01 * bias
+
+
+class Growing(Plain):
+    """A buffer whose size follows from the samples that a process has seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("largest", torch.zeros(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.largest = torch.cat([self.largest, x[:, 0][x[:, 0] > 0].detach()])
+        return super().forward(x)
+
+
+class Late(Plain):
+    """A buffer that the first forward pass adds, which no new model has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training and not hasattr(self, "mean"):
+            self.register_buffer("mean", x.detach().mean(0))
+        return super().forward(x)
+
+
+class Activated(nn.BatchNorm1d):
+    """A BatchNorm with an activation, as libraries of vision models have it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(super().forward(x))
+
+
+class ActivatedNorm(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(WIDTH, 8), Activated(8), nn.Linear(8, 1))
+
+
+class HandsOut(Regression):
+    """Hands the same tensor to each model that it makes, and looks at the weights of each."""
+
+    def __init__(self, model) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(model)
+        self.codes = torch.linspace(-1, 1, 4 * WIDTH).view(4, WIDTH)
+
+    def model(self) -> nn.Module:
+        model = Codebook()
+        model.codes = self.codes
+        assert float(model.net[0].weight.abs().max()) < 1e6  # type: ignore[union-attr]
+        return model
+
+
+class Counts:
+    """A hook that counts steps in an attribute."""
+
+    def __init__(self, by: int = 1) -> None:
+        self.by, self.count = by, 0
+
+    def __call__(self, info: object) -> None:
+        self.count += self.by
+
+
+class CountsTwice(Counts):
+    def __call__(self, info: object) -> None:
+        self.count += 2 * self.by

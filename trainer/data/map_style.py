@@ -1,4 +1,4 @@
-"""A torch map-style dataset as a dataset of a run: sample by sample, each under its own random numbers."""
+"""Adapter of torch's map-style datasets: samples are read one by one, each with its own random numbers."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ from trainer.data.permutation import Words
 from trainer.data.ragged import Ragged
 from trainer.data.randomness import batch_key
 from trainer.errors import ConfigError, DataError
+from trainer.fault import fault_of
+from trainer.run_folder import Fault
 
 Seed = Callable[[int], None]
 """Seeds every generator that the dataset may draw from."""
@@ -61,19 +63,24 @@ class MapDataset:
         return len(self.source)
 
     def take(self, ids: Ids) -> Columns:
-        """Sample by sample, because that is all a map-style dataset offers; `workers` spread the cost."""
+        """Return the samples, read one by one, as a map-style dataset offers; `workers` share the cost."""
         return self.take_seeded(ids, np.zeros(len(ids), np.uint64), lambda key: None)
 
     def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
-        """The same with `seed` called before each sample, with its key, and before the collate, with all keys."""
+        """Return the samples; call `seed` before each with its key, and before the collate with a key of all.
+
+        Raises:
+            BadSamples: some samples cannot be read, for another reason than a fault of the machine.
+        """
         samples, errors = [], {}
         for row, (index, key) in enumerate(zip(ids.tolist(), keys.tolist(), strict=True)):
             seed(key)
             try:
                 samples.append(self.source[index])
-            except (MemoryError, ConfigError):
-                raise
             except Exception as error:
+                # Not the sample's fault: without it this would be another run than on a machine in order.
+                if isinstance(error, ConfigError) or fault_of(error) is Fault.machine:
+                    raise
                 cause, errors[row] = error, " ".join(f"{type(error).__name__}: {error}".split())
         if errors:
             raise BadSamples(errors) from cause
@@ -126,7 +133,7 @@ def _value(sample: Any, name: Any) -> Any:
 
 
 def _column(name: str, values: list[Any]) -> Any:
-    """Values of one shape stacked, vectors of different lengths as a ragged column, text as a list of it."""
+    """Return a column: values of one shape stacked, vectors of different lengths ragged, text as a list."""
     if isinstance(values[0], Tensor | np.ndarray):
         tensors = [torch.as_tensor(value) for value in values]
         if len({tensor.shape for tensor in tensors}) > 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import logging
 import random
 import sys
 import types
@@ -17,34 +18,52 @@ from numpy.random import RandomState
 
 from trainer.errors import DataError
 
+LOG = logging.getLogger("everstep")
 Generator = torch.Generator | np.random.Generator | RandomState | random.Random
 LONGEST = 256
 """Items of a list or dict that are looked at: transforms stand in short ones, samples and file names in long ones."""
 MOST = 5000
-"""Objects that are looked at."""
+"""Objects that are looked at in each part; a dataset is looked through before each microbatch."""
 _LEAVES = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, np.ndarray, np.generic,
            types.ModuleType, types.BuiltinFunctionType)  # fmt: skip
 _SEVERAL = (list, tuple, set, frozenset, deque)
+_CONTAINERS = (dict, *_SEVERAL)
 _PLAIN = ("types", "argparse")
 _WRAPPERS = ("trainer", "torch")
 _NOT_OWN = (*_WRAPPERS, "numpy")
 _INSTALLED = ("site-packages", "dist-packages")
 
 
-def own_generators(*parts: object) -> list[Generator]:
-    """Every generator that can be reached from the parts, in an order that depends on their structure alone.
+def own_generators(*parts: object, most: int = MOST) -> list[Generator]:
+    """Return every generator that can be reached from the parts, in an order that depends on their structure alone.
 
-    It follows attributes, short containers, closures and partials; of the user's own code also class attributes and
-    the globals that its functions name. DataError for one that cannot be seeded.
+    The search follows attributes, short containers, closures and partials; of the user's own code also class attributes
+    and the globals that its functions name.
+
+    Args:
+        most: objects of each part that are looked at; the log names a part that has more.
+
+    Raises:
+        DataError: one of them cannot be seeded.
     """
     packages = {_package(part) for part in parts}
     found: list[Generator] = []
     seen: dict[int, object] = {}  # kept alive, so that no id is used twice
-    waiting = list(reversed(parts))
-    while waiting and len(seen) < MOST:
+    for part in parts:
+        _search(part, packages, found, seen, len(seen) + most)
+    return found
+
+
+def _search(root: object, packages: set[str], found: list[Generator], seen: dict[int, object], most: int) -> None:
+    """Add the generators that can be reached from `root` to `found`, and the objects that were looked at to `seen`."""
+    waiting = [root]
+    while waiting:
         part = waiting.pop()
-        if isinstance(part, _LEAVES) or id(part) in seen:
+        if isinstance(part, _LEAVES) or id(part) in seen or (isinstance(part, _CONTAINERS) and not part):
             continue
+        if len(seen) >= most:
+            _log_limit(type(root).__qualname__)
+            return
         seen[id(part)] = part
         if isinstance(part, random.SystemRandom):
             raise DataError(
@@ -57,11 +76,18 @@ def own_generators(*parts: object) -> list[Generator]:
             if _package(part) in _WRAPPERS:
                 packages |= {_package(value) for value in held}
             waiting.extend(reversed(held))
-    return found
+
+
+@functools.cache
+def _log_limit(kind: str) -> None:
+    LOG.warning(
+        "%s holds so many objects that not all were searched for generators; one that was not found is not seeded: "
+        "draw from the global generators instead", kind
+    )  # fmt: skip
 
 
 def _held(part: Any, packages: Set[str]) -> Iterator[object]:
-    """What one object holds, or what the code of a function names."""
+    """Yield the objects that one object holds, or that the code of a function names."""
     if isinstance(part, functools.partial):
         yield from (part.func, part.args, part.keywords)
     elif isinstance(part, types.MethodType):
@@ -75,7 +101,7 @@ def _held(part: Any, packages: Set[str]) -> Iterator[object]:
 
 
 def _of_instance(part: Any) -> Iterator[object]:
-    if isinstance(part, (dict, *_SEVERAL)) and len(part) <= LONGEST:
+    if isinstance(part, _CONTAINERS) and len(part) <= LONGEST:
         yield from part.values() if isinstance(part, dict) else part
     if _is_opaque(type(part).__module__):
         return
@@ -121,13 +147,13 @@ def _of_function(function: types.FunctionType, packages: Set[str]) -> Iterator[o
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Globals that the code, or a function inside of it, may name."""
+    """Return the globals that the code, or a function inside of it, may name."""
     inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
 def _package(part: Any) -> str:
-    """The package that a dataset or function was written in; that of what it wraps, for a partial or a method."""
+    """Return the package that an object's code is in; for a partial, that of the function in it."""
     while isinstance(part, functools.partial):
         part = part.func
     module = getattr(part, "__module__", None) or type(part).__module__

@@ -1,8 +1,8 @@
-"""Random numbers of code that is not Everstep's: datasets, transforms and collates draw from the sample's key.
+"""Random numbers of the user's datasets, transforms and collates: all generators are seeded by the sample's key.
 
-Such code draws from torch's, NumPy's and Python's global generators, or from one that it made for itself. All of them
-are seeded before each sample and put back after the microbatch: a sample is the same in every process and after every
-restart, and the training step finds its generators as they were. Global generators belong to the process and not to a
+Such code draws from torch's, NumPy's and Python's global generators, or from one of its own. All of them are seeded
+before each sample and put back after the microbatch: a sample is the same in every process and after every restart, and
+the training step finds its generators as they were. Global generators belong to the process and not to a
 thread, so code that draws may not run in a thread beside the step (`draws`).
 """
 
@@ -29,13 +29,13 @@ _MARK = "draws"
 
 
 def draws_nothing(part: Part) -> Part:
-    """Mark a class or function that draws no random number but from the keys it is given: it may run in a thread."""
+    """Mark a class or function that draws random numbers from its keys alone, so that it may run in a thread."""
     setattr(part, _MARK, False)
     return part
 
 
 def draws(part: object) -> bool:
-    """True unless the function, or the class itself, is marked: a subclass may draw where its base does not."""
+    """True unless the function or the class itself is marked: a subclass of a marked class may draw."""
     while isinstance(part, functools.partial):
         part = part.func
     if part is None:
@@ -45,12 +45,12 @@ def draws(part: object) -> bool:
 
 
 def batch_key(keys: Words) -> int:
-    """One key for all samples of a microbatch, in their order."""
+    """Return one key for all samples of a microbatch, in their order."""
     return int(np.bitwise_xor.reduce(mix(keys + np.arange(len(keys), dtype=np.uint64) * np.uint64(GOLDEN))))
 
 
 class Randomness:
-    """The global generators, and those that `parts` hold themselves."""
+    """Global generators, and those that `parts` hold."""
 
     def __init__(self, *parts: object) -> None:
         known = {id(generator) for generator in GLOBAL}
@@ -59,13 +59,13 @@ class Randomness:
             self._all.append(torch.cuda.default_generators[torch.cuda.current_device()])
 
     def seed(self, key: int, stream: int = 0) -> None:
-        """Seed each with a number of its own, made of the key and the stream."""
+        """Seed each generator with another number, which follows from the key and the stream."""
         for number, generator in enumerate(self._all):
             seed_generator(generator, mix_int(key + (stream * len(self._all) + number + 1) * GOLDEN))
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Put all back as they were. Meanwhile torch has one thread, as in a worker, so that sums are the same."""
+        """Put all generators back at the end. Meanwhile torch has one thread, as in a worker: sums are the same."""
         restores, threads = [_restore(generator) for generator in self._all], torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -78,7 +78,7 @@ class Randomness:
 
 @contextlib.contextmanager
 def seeded(key: int) -> Iterator[None]:
-    """Run code that may draw from the global generators, the same at every start, and put them back."""
+    """Seed the global generators for code that is to draw the same at every start, and put them back at the end."""
     randomness = Randomness()
     with randomness.kept():
         randomness.seed(key)
@@ -105,7 +105,7 @@ def seed_generator(generator: Generator, seed: int) -> None:
 
 
 def _restore(generator: Generator) -> Callable[[], Any]:
-    """What brings the generator back to the state that it has now."""
+    """Return a function that puts the generator back into its present state."""
     if isinstance(generator, torch.Generator):
         return functools.partial(generator.set_state, generator.get_state())
     if isinstance(generator, random.Random):

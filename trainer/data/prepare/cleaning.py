@@ -96,7 +96,7 @@ def _cast(name: str, column: pa.Array, via: pa.DataType, to: pa.DataType, most: 
 
 
 def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most: int = 1 << 60) -> dict[int, str]:
-    """Which of the values `build` refuses to make a `kind`, and why.
+    """Return the rows of the values that `build` cannot make a `kind`, with the reason.
 
     Found by halving, so that one in a million costs 20 builds; ends early when more than `most` are found.
     """
@@ -161,7 +161,7 @@ def row_bytes(column: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
 
 def held_out(digests: Digests, fraction: float) -> NDArray[np.bool_]:
-    """Which rows fall to the validation set: a matter of their digest alone."""
+    """Return a mask of the rows of the validation set, which follows from their digests alone."""
     return digests[:, 0] < np.uint64(min(fraction * 2.0**64, 2.0**64 - 2048))
 
 

@@ -1,4 +1,4 @@
-"""Casts of Arrow columns that give back each value as it was, or refuse."""
+"""Casts of Arrow columns that change no value."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 
 def cast_exactly(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """The column as `kind`; ValueError or TypeError where a value would come out as another one."""
+    """Return the column as `kind`; raise ValueError or TypeError where a value would become another one."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if column.type == kind:
@@ -27,7 +27,7 @@ def cast_exactly(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _equal(made: pa.Array, given: pa.Array) -> pa.Array:
-    """What was made, where it can be made into what was given again."""
+    """Return the cast column; raise ValueError unless a cast back gives the column that was cast."""
     if pa.types.is_string(given.type):
         digits = pa.decimal256(76, 38)
         same = pc.equal(made.cast(pa.string()).cast(digits), given.cast(digits))
@@ -46,14 +46,14 @@ def _comparable(column: pa.Array) -> pa.Array:
 
 
 def _leaves(column: pa.Array) -> pa.Array:
-    """The elements of lists of any depth."""
+    """Return the elements of lists of any depth."""
     while _is_list(column.type):
         column = pc.list_flatten(column)
     return column
 
 
 def _go_together(one: pa.DataType, other: pa.DataType) -> bool:
-    """True if values of both types are of one kind: a truth, a number, a text, a time, or a list of one of these."""
+    """True if values of both types are of one kind: a boolean, a number, a text, a time, or a list of one of these."""
     if pa.types.is_null(one):
         return True
     if _is_list(one) and _is_list(other):

@@ -19,7 +19,7 @@ FREE_ON_RESUME = ("dst", "processes", "max_bad", "append")
 
 @dataclass(kw_only=True)
 class PrepareOptions:
-    """What to read, and what to make of it."""
+    """Options of a preparation: the source, and the form of the dataset."""
 
     src: list[str] = field(default_factory=list)
     """Files, folders, globs (`**` goes into folders) or URLs of any fsspec store; or package.module:function."""

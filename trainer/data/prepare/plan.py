@@ -1,4 +1,4 @@
-"""What a preparation is going to do: the columns, the units of work, and how to tell whether they have changed."""
+"""Plan of a preparation: the columns, the units of work, and the digests that tell whether they have changed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Plan:
     size: int
     """Bytes of the source."""
     attributes: dict[str, Any]
-    """What the index tells of how the dataset was made."""
+    """Facts for the index of how the dataset was made."""
     made_by: str
     """Digest of the options and columns."""
 
@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def mark(self) -> str | None:
-        """What the index keeps, so that the same command finds its work done; None when nobody could tell."""
+        """Mark in the index by which a command finds its work done; None for a source without a lasting stamp."""
         lasts = all(piece.file.is_lasting for unit in self.units for piece in unit.pieces)
         return f"{self.made_by}-{self.made_of}" if lasts else None
 
@@ -153,7 +153,7 @@ def _attributes(options: PrepareOptions, tokenizer: Tokenizer | None) -> dict[st
 
 
 def _provenance(options: PrepareOptions, files: Sequence[File]) -> dict[str, Any]:
-    """Where the samples came from; credentials that stand in a URL are left out."""
+    """Return the places that the samples came from, without credentials in a URL."""
     return {"src": [bare(source) for source in options.src], "files": len(files)}
 
 

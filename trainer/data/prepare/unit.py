@@ -22,19 +22,19 @@ from trainer.errors import DataError
 from trainer.storage import join_url
 
 Say = Callable[[int, int], None]
-"""Told the rows and bytes that are done."""
+"""Function that is called with the rows and bytes done since its last call."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What all units of a preparation have in common."""
+    """Facts that all units of a preparation share."""
 
     options: PrepareOptions
     reader: Reader
     source: pa.Schema
     """Columns to read."""
     target: pa.Schema
-    """The same, as they are stored (before tokens are made of the text)."""
+    """These columns as they are stored (before tokens are made of the text)."""
     output: pa.Schema
     """Columns of the dataset."""
     text: str | None = None
@@ -58,7 +58,7 @@ class Job:
 
 @dataclass
 class Record:
-    """What a finished unit leaves behind."""
+    """Record of a finished unit."""
 
     shards: dict[str, list[Shard]] = field(default_factory=dict)
     tails: dict[str, bytes] = field(default_factory=dict)
@@ -110,13 +110,13 @@ def write_unit(job: Job, unit: Unit, keep: NDArray[np.bool_] | None, say: Say) -
 
 
 def digest_unit(job: Job, unit: Unit, say: Say) -> Digests:
-    """The digest of each good row's content."""
+    """Return the digest of each good row's content."""
     found = [row_digests(rows, job.content) for rows in cleaned(job, unit, [], say)]
     return np.concatenate([np.empty((0, 2), np.uint64), *found])
 
 
 def cleaned(job: Job, unit: Unit, bad: list[Bad], say: Say) -> Iterator[pa.Table]:
-    """The unit's good rows; `bad` collects the others, and too many of them end it."""
+    """Yield the unit's good rows, and add the others to `bad`; raise TooManyBadError above max_bad."""
     most, said = job.options.max_bad, 0
     for read in job.reader.read(unit.pieces, job.source):
         chunk: Chunk = clean(read, job.source, job.target, most)
@@ -141,7 +141,7 @@ class TooManyBadError(DataError):
 
 
 def refuse_bad(bad: list[Bad], most: int, dst: str) -> None:
-    """TooManyBadError when there are more than `most`."""
+    """Raise TooManyBadError when there are more than `most`."""
     if len(bad) > most:
         first, where = bad[0], join_url(dst, "bad.jsonl")
         raise TooManyBadError(
@@ -155,14 +155,14 @@ CHANGED = "the source gave other rows at its second reading, which dedup=true ne
 
 
 class _Sides:
-    """Says which rows fall to which split."""
+    """Divides rows between the splits."""
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._seen = 0
 
     def split(self, rows: pa.Table) -> Iterator[tuple[str, pa.Table]]:
-        """The rows of each split."""
+        """Yield each split and its rows."""
         job = self._job
         if job.splits == ("",):
             yield "", rows
@@ -190,7 +190,7 @@ class _Samples:
             self.packers = {split: Packer(job.options.pack + 1, end, kind) for split in job.splits}
 
     def make(self, split: str, rows: pa.Table) -> pa.Table:
-        """The samples that these rows give now; what is left of a block waits."""
+        """Return the samples of these rows; tokens that fill no block wait for the next rows."""
         job = self._job
         if self._tokenizer is None or job.text is None:
             return rows.select(job.output.names)

@@ -1,6 +1,6 @@
-"""What the cells of a CSV file are: numbers only where each is one as numbers are written, else text to the letter.
+"""Types of the cells of a CSV file: numbers only where each cell is written as numbers are, else text as it stands.
 
-`007`, `+49`, `0x10` and what no type holds are no numbers that could be written back, so their column is text.
+`007`, `+49`, `0x10` and numbers that no type holds could not be written back as they were, so their column is text.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ INFINITE = r"-?(?:inf|Inf|INF|Infinity)"
 WORD = rf"-?(?:nan|NaN)|{INFINITE}"
 BOOL = r"true|false|True|False|TRUE|FALSE"
 CODE = r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\+\.[0-9]+(?:[eE][+-]?[0-9]+)?|0[xX][0-9a-fA-F]+"
-"""What only looks like a number, where it is none of the above."""
+"""Cells that look like a number and are none of the above."""
 NULL = r"|NA|N/A|n/a|#NA|#N/A|NULL|null|None"
 BEGINNINGS = r"[-+.#0-9tTfFnNiI]"
-"""With what all of these begin."""
+"""First characters of all of these."""
 STRAYS = 1000
-"""A column of so many numbers for one cell that is none is one of numbers, in which that cell is bad."""
+"""Numbers for each cell that is none, from which on a column is one of numbers and that cell is bad."""
 _WHOLE = re.compile(WHOLE)
 
 
@@ -36,7 +36,7 @@ def is_whole(text: str) -> bool:
 
 @dataclass
 class Cells:
-    """How many cells of a column are of which kind."""
+    """Number of cells of each kind in a column."""
 
     wholes: int = 0
     floats: int = 0
@@ -47,14 +47,14 @@ class Cells:
     high: int = 0
 
     def add(self, other: Cells) -> None:
-        """Count what another has counted."""
+        """Add the counts of another part of the column."""
         for name in ("wholes", "floats", "bools", "codes", "words"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
 
     @property
     def kind(self) -> str | None:
-        """The kind of nearly all cells; None where there are none, or of several kinds."""
+        """The kind of nearly all cells; None where there are none, or several kinds."""
         numbers = self.wholes + self.floats
         if numbers > STRAYS * (self.words + self.bools):
             return "numbers"
@@ -78,7 +78,7 @@ class Cells:
 
 def see(cells: pa.Array, found: Cells) -> None:
     """Count the cells of a column of bytes."""
-    if found.words:  # others are likely to be words too: what begins as one is looked at no further
+    if found.words:  # the other cells are likely to be words too: those that begin as a word are counted at once
         likely = _matches(cells, f"(?s:{BEGINNINGS}.*)|")
         found.words += len(cells) - _count(likely)
         cells = cells.filter(likely)
@@ -126,7 +126,7 @@ def _texts(cells: pa.Array) -> pa.Array:
 
 
 def typed(cells: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.BooleanArray]:
-    """Cells of bytes as values of a type, and which of them are one; text stays bytes, which `clean` decodes."""
+    """Return cells of bytes as values of a type, and a mask of those that are; `clean` decodes those of text."""
     if pa.types.is_string(kind):
         return cells, pa.repeat(True, len(cells))
     if pa.types.is_boolean(kind):

@@ -1,4 +1,4 @@
-"""CSV and TSV: a file is one piece, streamed; types are told from all cells, and a cell of another one is named."""
+"""CSV and TSV: a file is one piece, streamed; types follow from all cells, and a cell of another type is a bad row."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from trainer.errors import DataError
 BLOCK = 8 << 20
 TABS = (".tsv", ".tab")
 END = b"\x02everstep end of file\x03"
-"""The cells of a row after the last one, where a quote may be open: if it is, they are part of a cell."""
+"""Cells of a row that is added where a quote may be open: if it is, they become part of a cell."""
 
 
 class Csv(WholeFiles):
@@ -43,7 +43,7 @@ class Csv(WholeFiles):
         chosen = [piece.file for piece in looked_at([Piece(file, size=file.size) for file in files])]
         headers = [(file, names) for file in chosen if (names := _known_header(file))]
         if not headers:
-            _header(files[0])  # tells why
+            _header(files[0])  # raises the reason
             raise DataError(f"{files[0].url} is no CSV file: it is empty; set src=")
         self.known, self.problems = all_columns(headers)
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -73,18 +73,15 @@ def _known_header(file: File) -> list[str]:
     try:
         return _header(file)
     except CutShortError:
-        return []  # told when the file is read
+        return []  # `read_one` reports it
 
 
 def _header(file: File) -> list[str]:
-    """The names of the columns; none in an empty file."""
+    """Return the names of the columns; none of an empty file."""
     with open_text(file) as stream:
         head = stream.read(BLOCK)
+    text = io.StringIO(head.decode(errors="surrogateescape"), newline="")
     try:
-        text = io.StringIO(head.decode(errors="strict" if len(head) < BLOCK else "ignore"), newline="")
-        names = next((names for names in python_csv.reader(text, delimiter=_delimiter(file)) if names), [])
-    except UnicodeDecodeError:
-        text = io.StringIO(head.decode(errors="surrogateescape"), newline="")
         names = next((names for names in python_csv.reader(text, delimiter=_delimiter(file)) if names), [])
     except python_csv.Error as error:
         raise DataError(f"{file.url} is no CSV file: {error}") from error
@@ -105,12 +102,12 @@ def _seen(file: File, names: list[str]) -> dict[str, Cells]:
             if size > LOOK_BYTES:
                 break
     except CutShortError:
-        pass  # told when the file is read
+        pass  # `read_one` reports it
     return found
 
 
 def _batches(file: File, names: list[str], wanted: list[str], bad: list[Bad], skipped: list[int]) -> Iterator[pa.Table]:
-    """The cells as bytes, which never fail."""
+    """Yield the cells as bytes, a type that each cell has."""
     from pyarrow import csv
 
     kinds = {name: pa.large_binary() for name in names}
@@ -128,7 +125,7 @@ def _batches(file: File, names: list[str], wanted: list[str], bad: list[Bad], sk
                 last = pa.table(batch)
                 row += last.num_rows
         except pa.ArrowInvalid as error:
-            if "Empty CSV" not in str(error):  # as PyArrow calls a header alone
+            if "Empty CSV" not in str(error):  # PyArrow's message for a header alone
                 reason = str(error).splitlines()[0]
                 if "straddl" in reason:
                     reason = f"a row is larger than {BLOCK >> 20} MiB, or its quote is not closed, which is the limit"
@@ -140,18 +137,18 @@ def _batches(file: File, names: list[str], wanted: list[str], bad: list[Bad], sk
 
 
 def _without_end(last: pa.Table, file: File, row: int, bad: list[Bad], skipped: list[int]) -> pa.Table:
-    """The rows before those that were put to the end, and without one whose quote is open."""
+    """Return the last rows without the row of END, or without the row whose quote is open."""
     rest = last.slice(0, last.num_rows - 1)
     if all(column[-1].as_py() == END for column in last.columns):
         return rest
     if skipped and skipped[-1] >= row:
-        return last  # told already, as a row of another number of cells
+        return last  # bad already, as a row of another number of cells
     bad.append(Bad(f"{file.url}: row {row}", "has a quote that is not closed"))
     return rest
 
 
 class _Blocks:
-    """A text for PyArrow, read by whole lines: where CRLF lies at the border of two blocks, it loses bytes."""
+    """Stream of text for PyArrow by whole lines: PyArrow loses bytes where a CRLF is divided between two blocks."""
 
     closed = False
 
@@ -185,12 +182,12 @@ class _Blocks:
 
 
 def _line_end(data: bytes) -> int:
-    """Where the last line ends; all of what is no whole line."""
+    """Return the end of the last whole line; without one, that of the data."""
     return data.rfind(b"\n") + 1 or data.rfind(b"\r", 0, -1) + 1 or len(data.rstrip(b"\r")) or len(data)
 
 
 def _cast(cells: Chunk, schema: pa.Schema) -> Chunk:
-    """The rows with the types of their columns; a row with a cell that is none of its column's is bad."""
+    """Return the rows with the types of their columns; a row with a cell of another type is bad."""
     columns: list[pa.Array] = []
     wrong: dict[int, str] = {}
     for field in schema:
@@ -207,7 +204,7 @@ def _cast(cells: Chunk, schema: pa.Schema) -> Chunk:
 
 
 def _row_of(file: File, first: int, skipped: list[int]) -> Callable[[int], str]:
-    """Names rows by their number in the file, where some in between were not parsed."""
+    """Return a function that names rows by their number in the file, in which some rows were not parsed."""
 
     def place(row: int) -> str:
         number = first + row + 1

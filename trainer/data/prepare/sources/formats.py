@@ -1,4 +1,4 @@
-"""Which reader a source needs: by format=, or by the suffix of its files."""
+"""Choice of the reader for a source: by format=, or by the suffix of its files."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SUFFIXES = {
     ".npy": "npy", ".npz": "npy", **dict.fromkeys(IMAGES, "images"),
 }  # fmt: skip
 NAMED = ("files", "images", "hf")
-"""Formats whose folders are told otherwise."""
+"""Formats in which the names of folders have another meaning than COLUMN=VALUE."""
 
 
 def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
-    """The reader and the files it reads."""
+    """Return the reader and the files that it reads."""
     if options.format == "generator":
         from trainer.data.prepare.sources.memory import Generator, imported, in_memory
 
@@ -49,7 +49,7 @@ def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
 
 
 def format_of(files: Sequence[File]) -> str:
-    """The format that all files have by their suffix; DataError where they differ."""
+    """Return the format that all files have by their suffix; raise DataError where they differ."""
     names = {os.path.basename(file.url) for file in files}
     if {"state.json", "dataset_info.json"} <= names:
         return "hf"
@@ -65,7 +65,7 @@ def format_of(files: Sequence[File]) -> str:
 
 
 def reader_of(name: str) -> Reader:
-    """A reader of the format `name`; imported only now, since a run needs one of them."""
+    """Return a reader of the format `name`, which is imported only now."""
     from trainer.data.prepare.sources import arrow, csv, files, jsonl, npy, parquet, text, webdataset
 
     readers: dict[str, type[Reader]] = {

@@ -1,4 +1,4 @@
-"""Folders named COLUMN=VALUE, as Hive, Spark and others lay tables out: each is a column of the rows below it."""
+"""Folders named COLUMN=VALUE, the layout of Hive and Spark: each is a column of the rows below it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,10 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 
 
 def parts_of(file: File) -> dict[str, str]:
-    """Column to value, by the folders of the file below the one that was given, and by that and its parents as far as
-    they are named so."""
+    """Return column to value, by the folders COLUMN=VALUE of the file.
+
+    Counted are all folders below the one that was given, and that one and its parents up to the first other name.
+    """
     above = file.url.removesuffix(file.name).rstrip("/").split("/")
     named = itertools.takewhile(lambda folder: "=" in folder, reversed(above))
     folders = (folder.partition("=") for folder in (*reversed(list(named)), *file.name.split("/")[:-1]))
@@ -27,7 +29,7 @@ def parts_of(file: File) -> dict[str, str]:
 
 
 class Hive:
-    """Gives the rows of another reader the columns that their folders tell: whole numbers, or else text."""
+    """Adds the columns of the folders to the rows of another reader: whole numbers, or else text."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader, self.stays, self.content = reader, reader.stays, reader.content

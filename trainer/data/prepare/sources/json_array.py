@@ -1,4 +1,4 @@
-"""A file that is one JSON array of objects: its elements, some megabytes at a time."""
+"""Elements of a file that is one JSON array of objects, read some megabytes at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEAD = 1 << 16
 BLOCK = 1 << 20
 BLANKS = " \t\r\n"
 NEAR = 32
-"""An error so near to the end of what was read may be one of what was not read yet, such as half of `false`."""
+"""Characters before the end of the read text in which an error may be due to a value that is cut, such as `fal`."""
 
 
 def is_array(file: File) -> bool:
@@ -29,9 +29,10 @@ def is_array(file: File) -> bool:
 
 
 def elements(file: File) -> Iterator[tuple[int, Any, int]]:
-    """(number, object or a string that says why there is none, its bytes) of each element, counted from 0.
+    """Yield (number from 0, object or the reason why it is none, its bytes) of each element.
 
-    CutShortError where the array breaks off.
+    Raises:
+        CutShortError: the array breaks off.
     """
     with open_text(file) as stream:
         text = _Text(stream)
@@ -53,15 +54,15 @@ def elements(file: File) -> Iterator[tuple[int, Any, int]]:
 
 
 class _Text:
-    """What was read and not yet used."""
+    """Text that was read and not yet parsed."""
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._text, self._at, self._ended = stream, "", 0, False
-        # What is no UTF-8 becomes halves of surrogate pairs, which no text may have: the element is bad, and no other.
+        # Bytes that are no UTF-8 become halves of surrogate pairs, which no text may have: only this element is bad.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def next(self) -> str:
-        """The next character that is no blank; empty at the end."""
+        """Return the next character that is no blank; an empty string at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in BLANKS:
@@ -72,13 +73,13 @@ class _Text:
             self._more()
 
     def skip(self, character: str) -> bool:
-        """Go past the next character when it is this one."""
+        """Go past the next character if it is this one; return True if it is."""
         found = self.next() == character
         self._at += found
         return found
 
     def value(self) -> tuple[Any, int]:
-        """The next value, and how long it is."""
+        """Return the next value and its length in characters."""
         self.next()
         while True:
             try:
@@ -93,7 +94,7 @@ class _Text:
             self._more()
 
     def _more(self) -> None:
-        """Read as much again as waits, so that a long value is not begun again too often."""
+        """Double the text that is not parsed yet, so that a long value is parsed only a few times."""
         data = self._stream.read(max(BLOCK, len(self._text) - self._at))
         self._ended = not data
         self._text = self._text[self._at :] + self._decoder.decode(data, final=self._ended)

@@ -1,4 +1,4 @@
-"""JSON objects to rows: by PyArrow where that is exact, else one by one as Python reads them."""
+"""Rows of JSON objects: by PyArrow where that is exact, else one by one by Python's decoder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from trainer.data.prepare.sources.values import Values, as_float, fits, may_roun
 
 
 class Twice(dict[str, Any]):
-    """An object in which a key is there twice."""
+    """Object that has a key twice."""
 
 
 class Rows(NamedTuple):
-    """Rows of a table, and which of what was read they are."""
+    """Rows of a table, with their numbers among the values that were read."""
 
     table: pa.Table
     numbers: Sequence[int] | NDArray[np.int64]
     bad: dict[int, str]
-    """Why others are none."""
+    """Reasons why other values are no rows, by number."""
 
 
 class Wanted(NamedTuple):
@@ -43,7 +43,7 @@ DECODER = json.JSONDecoder(object_pairs_hook=_object)
 
 
 def loaded(text: bytes) -> Any:
-    """The value of a line, or a string that says why there is none."""
+    """Return the object of a line, or the reason, as a string, why it is none."""
     try:
         return as_row(DECODER.decode(str(text, "utf-8").strip(" \t\r\n")))
     except UnicodeDecodeError:
@@ -53,14 +53,14 @@ def loaded(text: bytes) -> Any:
 
 
 def as_row(value: Any) -> Any:
-    """An object, or a string that says why a value is none that can be a row."""
+    """Return the object, or the reason, as a string, why it cannot be a row."""
     if isinstance(value, Twice):
         return "has a key twice"
     return value if isinstance(value, dict) else "is no JSON object"
 
 
 def rows_of(values: Iterable[tuple[int, Any]], wanted: Wanted) -> Rows:
-    """The rows of numbered values; those that a column does not hold exactly are bad."""
+    """Return the rows of numbered values; those that a column does not hold exactly are bad."""
     rows: list[dict[str, Any]] = []
     numbers: list[int] = []
     bad: dict[int, str] = {}
@@ -87,12 +87,12 @@ def _misfit(row: dict[str, Any], wanted: Wanted) -> str:
 
 
 def lines_of(block: bytes) -> Iterable[tuple[int, Any]]:
-    """The values of a block's lines, numbered; empty lines have none."""
+    """Yield (number, value) of a block's lines, without the empty ones."""
     return ((number, loaded(line)) for number, line in enumerate(block.split(b"\n")) if line.strip())
 
 
 def read_lines(block: bytes, wanted: Wanted) -> Rows:
-    """The rows of a block of lines."""
+    """Return the rows of a block of lines."""
     filled = _filled(block)
     table = _by_arrow(block, filled, wanted)
     if table is not None:
@@ -101,7 +101,7 @@ def read_lines(block: bytes, wanted: Wanted) -> Rows:
 
 
 Seen = dict[str, Values]
-"""What was seen of each column."""
+"""Counts of the values of each column."""
 
 
 def see(row: Any, found: Seen) -> None:
@@ -112,12 +112,12 @@ def see(row: Any, found: Seen) -> None:
 
 
 class Guess:
-    """The columns of blocks before: as they are given, PyArrow needs half the time to tell them."""
+    """Columns of earlier blocks: with their types given, PyArrow needs half the time."""
 
     wanted: Wanted | None = None
 
     def of(self, table: pa.Table) -> None:
-        """Take the columns of a block."""
+        """Keep the columns of a block."""
         kinds = {
             field.name: pa.string() if pa.types.is_temporal(field.type) else field.type
             for field in table.schema
@@ -143,7 +143,7 @@ def see_lines(block: bytes, found: Seen, guess: Guess) -> None:
 
 
 def _filled(block: bytes) -> NDArray[np.int64]:
-    """Numbers of the lines that are not empty."""
+    """Return the numbers of the lines that are not empty."""
     starts, letters = _line_starts(block)
     return np.flatnonzero((letters[starts] != ord("\n")) & (letters[starts] != ord("\r")))
 
@@ -155,7 +155,7 @@ def _line_starts(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 def _by_arrow(block: bytes, filled: NDArray[np.int64], wanted: Wanted | None) -> pa.Table | None:
-    """The block as PyArrow reads it; None where that is not to the letter what its lines say."""
+    """Return the block as PyArrow reads it; None where that is not exactly the content of its lines."""
     starts, letters = _line_starts(block)
     if (letters[starts[filled]] != ord("{")).any():  # PyArrow takes more than objects, and crashes on null
         return None

@@ -1,4 +1,4 @@
-"""JSON: an object a line, or a file that is one array of objects."""
+"""JSON files: an object on each line, or one array of objects."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainer.errors import DataError
 
 
 class JsonLines(WholeFiles):
-    """Reads JSON objects; keys that are not wanted are passed over."""
+    """Reads JSON objects; keys that no column was chosen for are left out."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
         pieces = looked_at([piece for file in files for piece in self.cut(file, BLOCK)])
@@ -40,7 +40,7 @@ class JsonLines(WholeFiles):
                 for name, values in found.items():
                     by_file.setdefault(piece.file.url, {}).setdefault(name, Values()).add(values)
         if not by_file:
-            collections.deque(_read(Piece(files[0]), Wanted(pa.schema([]), frozenset())), maxlen=0)  # tells why
+            collections.deque(_read(Piece(files[0]), Wanted(pa.schema([]), frozenset())), maxlen=0)  # raises the reason
             raise DataError(f"{files[0].url} begins without one JSON object a line, and is no array of objects")
         columns = in_all(by_file.items(), Values)
         self.known = list(columns)
@@ -103,12 +103,12 @@ def _seen(piece: Piece, guess: Guess) -> Seen:
             if size > LOOK_BYTES:
                 break
     except CutShortError:
-        pass  # told when the file is read
+        pass  # `read_one` reports it
     return found
 
 
 def _see(piece: Piece, found: Seen, guess: Guess) -> Iterator[int]:
-    """Count the values of a piece; the bytes that are done."""
+    """Count the values of a piece; yield the bytes that are done."""
     if not piece.start and is_array(piece.file):
         for _, value, size in elements(piece.file):
             see(value, found)

@@ -14,7 +14,7 @@ BLOCK = 8 << 20
 
 
 def cut_lines(file: File, size: int) -> list[Piece]:
-    """Pieces of `size` bytes; a compressed file, or one in another encoding than UTF-8, stays whole."""
+    """Return pieces of `size` bytes; a compressed file, or one in another encoding than UTF-8, is one piece."""
     if file.size <= size or not is_cuttable(file):
         return [Piece(file, size=file.size)]
     starts = range(0, file.size, size)
@@ -22,9 +22,10 @@ def cut_lines(file: File, size: int) -> list[Piece]:
 
 
 def line_blocks(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """(offset in the file, whole lines) of the lines that begin in the piece, some megabytes at a time.
+    """Yield (offset in the file, whole lines) of the lines that begin in the piece, some megabytes at a time.
 
-    CutShortError when the file ends too early; the whole lines before that come first.
+    Raises:
+        CutShortError: the file ends too early; the whole lines before that have been yielded.
     """
     with open_plain(piece.file) if piece.start else open_text(piece.file) as stream:
         first = _to_first_line(stream, piece.start) if piece.start else stream.first
@@ -33,7 +34,7 @@ def line_blocks(piece: Piece) -> Iterator[tuple[int, bytes]]:
 
 
 def _to_first_line(stream: Any, start: int) -> int:
-    """Go to the first line that begins at `start` or later."""
+    """Seek to the first line that begins at `start` or later; return its offset."""
     position = start - 1
     stream.seek(position)
     while data := stream.read(BLOCK):
@@ -66,7 +67,7 @@ def _blocks(stream: Any, position: int, stop: int | None) -> Iterator[tuple[int,
 
 
 def line_at(file: File, offset: int, block: bytes) -> Callable[[int], str]:
-    """Names line n of a block: by number in the block that begins the file, else by byte, since none has counted."""
+    """Return a function that names line n of a block: by number in the file's first block, in others by offset."""
 
     def place(line: int) -> str:
         if not offset:

@@ -1,4 +1,4 @@
-"""What is in memory already, or is made on the way: tables, documents, and rows from a generator."""
+"""Sources in memory: tables, documents, and rows that a generator makes."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ T = TypeVar("T")
 Row = Mapping[str, Any]
 ROWS_AT_A_TIME = 1024
 MISFITS = (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError)
-"""What is raised for values that do not go together."""
+"""Errors for values that do not fit one column."""
 
 
 def in_memory(name: str, size: int = 0) -> File:
-    """A source that is no file; nobody can tell whether it is the same as last time, so its stamp is new."""
+    """Return a source that is no file; its stamp is new each time, as a change could not be noticed."""
     return File(name, size, uuid.uuid4().hex, is_lasting=False)
 
 
@@ -115,7 +115,7 @@ class Generator(WholeFiles):
 
 
 def _gathered(rows: Iterator[T], size: Callable[[T], int]) -> list[T]:
-    """The next rows: a thousand, or fewer that are large."""
+    """Return the next rows: ROWS_AT_A_TIME, or fewer that have CHUNK_BYTES."""
     found: list[T] = []
     total = 0
     for row in itertools.islice(rows, ROWS_AT_A_TIME):
@@ -127,7 +127,7 @@ def _gathered(rows: Iterator[T], size: Callable[[T], int]) -> list[T]:
 
 
 def _size(row: Row) -> int:
-    """About how many bytes the values of a row take."""
+    """Return about the bytes of a row's values."""
     return sum(
         value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, str | bytes) else 8
         for value in row.values()
@@ -135,7 +135,7 @@ def _size(row: Row) -> int:
 
 
 def imported(name: str) -> Callable[[], Iterable[Row]]:
-    """The function that `package.module:function` names; ConfigError when there is none."""
+    """Return the function that `package.module:function` names; raise ConfigError when there is none."""
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(f"src={name}: with format=generator write package.module:function")
@@ -149,7 +149,7 @@ def imported(name: str) -> Callable[[], Iterable[Row]]:
 
 
 def table_of_rows(rows: Sequence[Row], names: Sequence[str]) -> pa.Table:
-    """A table of rows; one of MISFITS where they do not go together."""
+    """Return a table of rows; raise one of MISFITS where their values do not fit one column."""
     return pa.table({name: _column([row[name] for row in rows]) for name in names})
 
 
@@ -171,7 +171,7 @@ def _stacked(values: list[Any]) -> pa.ChunkedArray:
 
 
 def _refuse_mixed(values: Iterable[Any]) -> None:
-    """TypeError for values of which PyArrow would make one kind without a word."""
+    """Raise TypeError for values of several kinds, which PyArrow would make one kind silently."""
     kinds = {_kind(value) for value in values if value is not None}
     if len(kinds) > 1 or "set" in kinds:
         raise TypeError(f"{', '.join(sorted(kinds))} are no one type")
@@ -192,12 +192,12 @@ def _kind(value: Any) -> str:
 
 
 def type_of(name: str, values: list[Any]) -> pa.DataType:
-    """The type of a column by its first values: where they are of several kinds, that of most of them."""
+    """Return the type of a column by its first values: where they are of several kinds, that of most of them."""
     there = [value for value in values if value is not None]
     try:
         return _column(there).type
     except MISFITS:
-        pass  # those that do not fit are told when they are read
+        pass  # `read_one` reports those that do not fit
     most = Counter(map(_kind, there)).most_common(1)[0][0]
     for value in there:
         if _kind(value) == most:
@@ -211,7 +211,7 @@ def type_of(name: str, values: list[Any]) -> pa.DataType:
 def _one_by_one(
     rows: list[Row], schema: pa.Schema, known: set[str], place: Callable[[int], str]
 ) -> tuple[pa.Table, list[int], list[Bad]]:
-    """The rows that go with the schema, and what is wrong with the others."""
+    """Return the rows that fit the schema, their numbers, and the other rows with the reasons."""
     tables, good, bad = [], [], []
     for number, row in enumerate(rows):
         late = next((name for name in row if known and name not in known), None)

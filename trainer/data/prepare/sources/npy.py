@@ -115,5 +115,5 @@ def _rows(file: File, start: int, stop: int) -> NDArray[Any]:
 
 
 def _native(array: NDArray[Any]) -> NDArray[Any]:
-    """In this machine's byte order, which is Arrow's."""
+    """Return the array in this machine's byte order, which is Arrow's."""
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))

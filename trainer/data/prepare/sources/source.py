@@ -1,4 +1,4 @@
-"""What preparing knows of a source: files, pieces of them that are read on their own, and a reader for each format."""
+"""Sources of a preparation: files, pieces of them that are read on their own, and a reader for each format."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import pyarrow as pa
 from trainer.errors import DataError
 
 CHUNK_BYTES = 16 << 20
-"""About what a reader gives at a time, so that memory stays bounded."""
+"""About the size of a chunk, which bounds a reader's memory."""
 LOOK_BYTES = 1 << 30
-"""A source of up to so many bytes is read as a whole to tell its columns; of a larger one as many, spread over it."""
+"""Size up to which a source is read as a whole to find its columns; of a larger one as much is read, spread over it."""
 
 
 @dataclass(frozen=True)
 class File:
-    """One file of a source, and what tells whether it has changed since."""
+    """One file of a source, with a stamp that changes when the file does."""
 
     url: str
     """Path, or URL with its protocol."""
@@ -27,9 +27,9 @@ class File:
     stamp: str
     """Time of the last change, or the store's tag of the content."""
     name: str = ""
-    """Path below the folder that was given; what a sample of format files is called."""
+    """Path below the folder that was given; the name of a sample of format=files."""
     is_lasting: bool = True
-    """Whether the stamp tells, another time, that nothing has changed."""
+    """True if an equal stamp at another time means that nothing has changed."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Unit:
-    """What one process does at a time, and what a restart does not do again."""
+    """Unit of work of one process; a restart does not repeat a finished one."""
 
     number: int
     pieces: tuple[Piece, ...]
@@ -57,7 +57,7 @@ class Unit:
 
 
 class Bad(NamedTuple):
-    """A record that was left out."""
+    """Record that was left out."""
 
     place: str
     reason: str
@@ -73,47 +73,47 @@ class Chunk(NamedTuple):
 
 
 class Reader(Protocol):
-    """One format. Travels to the processes that read, so it holds plain values only, unless it `stays`."""
+    """Reader of one format. It is pickled for the processes that read, so it holds plain values, unless it `stays`."""
 
     stays: bool
-    """Reads from this process's memory: threads do the work."""
+    """True if it reads from this process's memory, so that threads do the work."""
     content: tuple[str, ...]
     """Columns that are a sample's content; () for all. Names of files are not."""
     problems: dict[str, str]
-    """For each column that cannot be read from all files, why."""
+    """Reason for each column that cannot be read from all files."""
     chosen: bool
-    """Columns were chosen; else one that nobody has seen, in a source too large to look at as a whole, is told."""
+    """True if columns were chosen; else a column that `open` has not seen, in a large source, is an error."""
 
     def choose(self, files: Sequence[File]) -> list[File]:
-        """Those of the files that hold samples."""
+        """Return those of the files that hold samples."""
         ...
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        """Look at the files, once, in the process that plans; the columns that they have."""
+        """Look at the files, once, in the process that plans; return their columns."""
         ...
 
     def cut(self, file: File, size: int) -> list[Piece]:
-        """Pieces of some `size` bytes each, the same on every machine."""
+        """Return pieces of about `size` bytes each, the same on every machine."""
         ...
 
     def read(self, pieces: Sequence[Piece], schema: pa.Schema) -> Iterator[Chunk]:
-        """Tables with at least the columns of `schema`, in the order of the source; `clean` gives them its types."""
+        """Yield tables with at least the columns of `schema`, in the order of the source; `clean` casts them."""
         ...
 
     def attributes(self) -> dict[str, Any]:
-        """What the index should tell of the source beside the columns."""
+        """Return facts of the source for the index, beside the columns."""
         ...
 
 
 class WholeFiles:
-    """What most readers share: all files count, one is read in one piece, all columns are content."""
+    """Base of most readers: all files are read, each in one piece, and all columns are content."""
 
     stays = False
     content: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.known: list[str] = []
-        """The columns that the files have, as far as they were looked at."""
+        """Columns of the files that were looked at."""
         self.problems: dict[str, str] = {}
         self.chosen = False
 
@@ -128,7 +128,7 @@ class WholeFiles:
             yield from self.read_one(piece, schema)
 
     def read_one(self, piece: Piece, schema: pa.Schema) -> Iterator[Chunk]:
-        """The rows of one piece."""
+        """Yield the rows of one piece."""
         raise NotImplementedError
 
     def attributes(self) -> dict[str, Any]:
@@ -136,48 +136,48 @@ class WholeFiles:
 
     @property
     def allowed(self) -> Sequence[str]:
-        """The columns that a file may have; () for any."""
+        """Columns that a file may have; () for any."""
         return () if self.chosen else self.known
 
     def together(self, schemas: Sequence[tuple[File, pa.Schema]]) -> pa.Schema:
-        """The columns of all files, with types that hold the values of each."""
+        """Return the columns of all files, with types that hold the values of each."""
         self.known, self.problems = all_columns([(file, schema.names) for file, schema in schemas])
         return same_types(schemas)
 
 
 def row_of(file: File, first: int = 0) -> Callable[[int], str]:
-    """Names rows of a file, counted from 1; `first` is how many come before."""
+    """Return a function that names rows of a file, counted from 1, after `first` others."""
     return lambda row: f"{file.url}: row {first + row + 1}"
 
 
 def ended_early(file: File, error: Exception, rows: int, schema: pa.Schema) -> Chunk:
-    """No rows, but the bad record that stands for what is lost of a file that is cut short or damaged."""
+    """Return a chunk of no rows and one bad record: the rest of a file that is cut short or damaged."""
     reason = str(error).removeprefix(file.url).strip()
     bad = Bad(f"{file.url} after row {rows}", f"{reason}; what follows is lost")
     return Chunk(schema.empty_table(), row_of(file), [bad])
 
 
 def in_parallel(look: Callable[[File], pa.Schema], files: Sequence[File]) -> list[tuple[File, pa.Schema]]:
-    """Each file with its schema; in a store several are looked at together, since each costs a round trip."""
+    """Return each file with its schema; in a store several are read at a time, since each costs a round trip."""
     with ThreadPoolExecutor(16 if "://" in files[0].url else 1) as pool:
         return list(zip(files, pool.map(look, files), strict=True))
 
 
 def spread(files: Sequence[File], most: int = 1024) -> list[File]:
-    """Up to `most` of the files, evenly over the list: what the columns are told from."""
+    """Return up to `most` of the files, evenly over the list."""
     step = max(1, len(files) / most)
     return [files[int(number * step)] for number in range(min(most, len(files)))]
 
 
 def refuse_twice(file: File, names: Sequence[str]) -> None:
-    """DataError when two columns have one name."""
+    """Raise DataError when two columns have one name."""
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{file.url} has the column {name!r} twice; rename one of them")
 
 
 def all_columns(found: Sequence[tuple[File, Sequence[str]]]) -> tuple[list[str], dict[str, str]]:
-    """The columns of all files, and for each that not all of them have what is wrong with it."""
+    """Return the columns of all files, and the problem of each that some file lacks."""
     first_file, first = found[0]
     together = list(dict.fromkeys(name for _, names in found for name in names))
     problems: dict[str, str] = {}
@@ -193,7 +193,7 @@ def all_columns(found: Sequence[tuple[File, Sequence[str]]]) -> tuple[list[str],
 
 
 def refuse_others(file: File, names: Sequence[str], wanted: Sequence[str], known: Sequence[str]) -> None:
-    """DataError for a file without a column that is wanted, or with one that is not known; with none known, all are."""
+    """Raise DataError for a file without a wanted column, or with one that is not in `known`, unless that is empty."""
     refuse_twice(file, names)
     missing = next((name for name in wanted if name not in names), None)
     if missing is not None:
@@ -204,7 +204,7 @@ def refuse_others(file: File, names: Sequence[str], wanted: Sequence[str], known
 
 
 def same_types(schemas: Sequence[tuple[File, pa.Schema]]) -> pa.Schema:
-    """One schema for all files; numbers widen."""
+    """Return one schema for all files; numbers widen."""
     try:
         return pa.unify_schemas([schema for _, schema in schemas], promote_options="permissive")
     except (pa.ArrowTypeError, pa.ArrowInvalid) as error:
@@ -212,7 +212,7 @@ def same_types(schemas: Sequence[tuple[File, pa.Schema]]) -> pa.Schema:
 
 
 def looked_at(pieces: Sequence[Piece]) -> list[Piece]:
-    """The pieces that types are told from: all, or of a source that is too large some from its whole length."""
+    """Return the pieces to find types in: all, or of a large source LOOK_BYTES spread over its length."""
     total = sum(piece.size for piece in pieces)
     if total <= LOOK_BYTES:
         return list(pieces)
@@ -224,7 +224,7 @@ MANY_FILES = 10_000
 
 
 def units(pieces: Iterable[Piece], size: int) -> list[Unit]:
-    """Pieces in order, gathered until they reach `size` bytes."""
+    """Return units of pieces in order, of `size` bytes or a little more."""
     found: list[Unit] = []
     pending: list[Piece] = []
     total = 0

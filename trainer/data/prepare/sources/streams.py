@@ -1,4 +1,4 @@
-"""A file's content as a stream: decompressed, and text as UTF-8 without its byte order mark."""
+"""Streams of a file's content: decompressed, and text as UTF-8 without its byte order mark."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class CutShortError(DataError):
 
 
 def codec_of(file: File) -> str | None:
-    """How a file is compressed, by its suffix."""
+    """Return the name of a file's compression, by its suffix."""
     name = file.url.lower()
     return next((codec for suffix, codec in {**CODECS, **SHORT}.items() if name.endswith(suffix)), None)
 
 
 def suffix_of(file: File) -> str:
-    """The last suffix in lower case, that of a compression left out."""
+    """Return the last suffix in lower case, without that of a compression."""
     stem, suffix = os.path.splitext(file.url.lower())
     return os.path.splitext(stem)[1] if suffix in CODECS else suffix
 
 
 def open_plain(file: File) -> Any:
-    """The file's bytes, decompressed; reading raises CutShortError where they end too early."""
+    """Open a file's bytes, decompressed; reading raises CutShortError where they end too early."""
     codec = codec_of(file)
     raw = _Reading(open_file(file), file, StorageError, "cannot be read")
     if codec is None:
@@ -56,7 +56,7 @@ def _decompressed(raw: Any, codec: str) -> Any:
 
 
 def open_text(file: File) -> Any:
-    """The text of a file from its beginning as UTF-8, without a byte order mark."""
+    """Open the text of a file as UTF-8, without a byte order mark."""
     stream = open_plain(file)
     head = b""
     while len(head) < MARK_BYTES and (more := stream.read(MARK_BYTES - len(head))):
@@ -67,7 +67,7 @@ def open_text(file: File) -> Any:
 
 
 def text_head(file: File, size: int) -> str:
-    """The beginning of a file's text, without a byte order mark; some `size` bytes of it."""
+    """Return about the first `size` bytes of a file's text, without a byte order mark."""
     if codec_of(file) is None:
         head = read_file(file, 0, size)
     else:
@@ -87,7 +87,7 @@ def _marked(head: bytes) -> tuple[bytes, str]:
 
 
 class _Reading:
-    """A stream whose errors name the file, as `kind`."""
+    """Stream that raises errors as `kind`, with the file's name."""
 
     closed = False
 
@@ -134,18 +134,18 @@ class _Reading:
 
 
 class _Text(_Reading):
-    """Puts what was read of the head before the rest, and makes UTF-8 of other encodings."""
+    """Stream of UTF-8 of any encoding, whose first bytes were read before."""
 
     def __init__(
         self, stream: Any, head: bytes, file: File, decoder: codecs.IncrementalDecoder | None, mark: int
     ) -> None:
-        super().__init__(stream, file, CutShortError, "is no text in the encoding that its byte order mark tells")
+        super().__init__(stream, file, CutShortError, "is no text in the encoding of its byte order mark")
         self._head, self._decoder = head, decoder
         self.first = mark
-        """Where in the file its text begins."""
+        """Offset in the file at which its text begins."""
 
     def read(self, size: int = -1) -> bytes:
-        """Some `size` bytes; none only at the end."""
+        """Return about `size` bytes; none at the end only."""
         while True:
             raw = self._head + self._stream.read(size if size < 0 else max(0, size - len(self._head)))
             self._head = b""

@@ -1,4 +1,4 @@
-"""The files of a tar archive, in order; an archive that breaks off, which Python takes for its end, is told."""
+"""Files of a tar archive, in order; an archive that breaks off, which Python takes for its end, is an error."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Entry(NamedTuple):
 
 
 class _Info(tarfile.TarInfo):
-    """The header of an entry; notes the mark at the end of an archive."""
+    """Header of an entry; it sets `has_end` of the archive at the mark of its end."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Any:
@@ -37,9 +37,10 @@ class _Info(tarfile.TarInfo):
 
 
 def entries(file: File, contents: bool = True) -> Iterator[Entry | Bad]:
-    """Files named KEY.EXTENSION, and what else is there that is no part of a sample; hidden files are passed over.
+    """Yield the files named KEY.EXTENSION, and as bad records all others but hidden ones and folders.
 
-    CutShortError where the archive breaks off or goes on after its end.
+    Raises:
+        CutShortError: the archive breaks off, or goes on after its end.
     """
     count = 0
     try:

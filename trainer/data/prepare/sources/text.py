@@ -1,4 +1,4 @@
-"""Plain text: each line is a sample; empty lines are none."""
+"""Plain text: each line that is not empty is a sample."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Text(WholeFiles):
 
 
 def _lines(file: File, offset: int, block: bytes) -> Chunk:
-    """All at once: newlines are deleted from the bytes, and what lay between them is told by offsets."""
+    """Return a block's lines without a copy of each: newlines are deleted, and offsets mark the lines."""
     plain = block.replace(b"\r\n", b"\n") if b"\r\n" in block else block
     ends = np.flatnonzero(np.frombuffer(plain, dtype=np.uint8) == ord("\n"))
     if not plain.endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""Which type holds the values of a column exactly, told from all of them, and whether a value is of a type."""
+"""Types that hold all values of a column exactly, and checks of a value against a type."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BOOL, NUMBER, TEXT, LIST, OBJECT = "booleans", "numbers", "text", "lists", "obje
 
 @dataclass
 class Values:
-    """What is known of the values of one column: how many are of which kind, and how large whole numbers are."""
+    """Counts of one column's values by kind, and the range of whole numbers."""
 
     kinds: Counter[str] = field(default_factory=Counter)
     floats: int = 0
@@ -50,11 +50,11 @@ class Values:
     def _see_number(self, value: float) -> None:
         if isinstance(value, float):
             self.floats += 1
-        elif LOWEST <= value <= HIGHEST_UNSIGNED:  # what no type holds says nothing of the others
+        elif LOWEST <= value <= HIGHEST_UNSIGNED:  # a number that no type holds is a bad value, and sets no type
             self.low, self.high = min(self.low, value), max(self.high, value)
 
     def see_column(self, column: pa.ChunkedArray | pa.Array) -> None:
-        """Count a column as PyArrow reads it from JSON, where floats that may have been whole numbers are no part."""
+        """Count a column as PyArrow reads it from JSON, without floats that may have been whole numbers."""
         kind, count = column.type, len(column) - column.null_count
         if not count:
             return
@@ -73,7 +73,7 @@ class Values:
         self.kinds[name] += count
 
     def add(self, other: Values) -> None:
-        """Count what another has counted."""
+        """Add the counts of another part of the column."""
         self.kinds.update(other.kinds)
         self.floats += other.floats
         self.low, self.high = min(self.low, other.low), max(self.high, other.high)
@@ -83,7 +83,7 @@ class Values:
 
     @property
     def type(self) -> pa.DataType:
-        """The type that holds most of the values; a column of nothing but nulls could be any."""
+        """The type that holds most of the values; text for a column of nulls alone."""
         if self.kind == NUMBER:
             unsigned = self.high > HIGHEST and not self.low
             return pa.float64() if self.floats else pa.uint64() if unsigned else pa.int64()
@@ -108,7 +108,7 @@ def may_round(column: pa.ChunkedArray | pa.Array) -> bool:
 
 
 def fits(value: Any, kind: pa.DataType) -> bool:
-    """True if a value as `json` reads it is exactly one of `kind`; null is one of each."""
+    """True if `kind` holds a value of Python's json exactly; null fits each."""
     if value is None:
         return True
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -124,7 +124,7 @@ def fits(value: Any, kind: pa.DataType) -> bool:
 
 
 def as_float(value: Any, kind: pa.DataType) -> Any:
-    """A value that fits `kind`, with floats where it has some: PyArrow takes no whole number above EXACT for one."""
+    """Return a value that fits `kind` with floats in place of whole numbers: PyArrow takes none above EXACT."""
     if pa.types.is_list(kind) and value is not None:
         return [as_float(element, kind.value_type) for element in value]
     return float(value) if pa.types.is_floating(kind) and value is not None else value
@@ -146,7 +146,7 @@ def _is_unicode(value: str) -> bool:
 
 
 class Evidence(Protocol):
-    """What was seen of a column."""
+    """Counts of a column's values."""
 
     @property
     def kind(self) -> str | None: ...
@@ -158,7 +158,7 @@ E = TypeVar("E", bound=Evidence)
 
 
 def in_all(found: Iterable[tuple[str, Mapping[str, E]]], make: Callable[[], E]) -> dict[str, E]:
-    """The columns of all files together; DataError where most of one are of one kind here and of another there."""
+    """Return the counts of all files' columns; raise DataError for a column of another kind in another file."""
     together: dict[str, E] = {}
     first: dict[str, tuple[str, str]] = {}
     for url, columns in found:

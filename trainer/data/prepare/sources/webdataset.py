@@ -27,7 +27,7 @@ from trainer.errors import DataError
 Sample = dict[str, bytes]
 KEY = "key"
 CLASS = "cls"
-"""The extension of a number: the label."""
+"""Extension of the label, a whole number."""
 NUMBER = re.compile(rb"\s*[+-]?[0-9]{1,19}\s*")
 
 
@@ -39,7 +39,7 @@ class WebDataset(WholeFiles):
         for piece in looked_at([Piece(file, size=file.size) for file in files]):
             found |= _extensions(piece.file)
         if not found:
-            collections.deque(entries(files[0], contents=False), maxlen=0)  # tells why
+            collections.deque(entries(files[0], contents=False), maxlen=0)  # raises the reason
             raise DataError(f"{files[0].url} holds no sample: files named KEY.EXTENSION")
         self.known = [KEY, *found]
         self.content = tuple(found)
@@ -98,7 +98,7 @@ def _chunk(file: File, keys: list[str], found: list[Sample], bad: list[Bad], sch
 
 
 def _extensions(file: File) -> dict[str, None]:
-    """The extensions of an archive, in order."""
+    """Return the extensions of an archive, in order."""
     found: dict[str, None] = {}
     size = 0
     try:
@@ -109,12 +109,12 @@ def _extensions(file: File) -> dict[str, None]:
             if size > LOOK_BYTES:
                 break
     except CutShortError:
-        pass  # told when the file is read
+        pass  # `read_one` reports it
     return found
 
 
 def _samples(file: File, bad: list[Bad]) -> Iterator[tuple[str, Sample]]:
-    """Each sample and its key; `bad` collects what is none."""
+    """Yield each sample's key and files; add other entries to `bad`."""
     key, sample, twice = "", Sample(), ""
     broken = None
     try:
