@@ -10,7 +10,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainer.buffers import BufferSync
 from trainer.checkpoint.checkpointer import Checkpointer
@@ -43,12 +43,14 @@ from trainer.optim import Average, build_optimizer, group_facts, has_modes
 from trainer.parallel import Spread, spread
 from trainer.plugin_state import hook_keys
 from trainer.plugins import check_allowed, instantiate
+from trainer.resume_trial import try_resume
 from trainer.run_folder import EVENTS, RunFolder
 from trainer.self_test import SelfTest
 from trainer.state import LossScale, Progress, TrainState
 from trainer.step import Stepper
 from trainer.stop import Stop
 from trainer.task import Task
+from trainer.trainable import Trainable
 
 LOG = logging.getLogger("everstep")
 PLUGINS = ("task", "model", "data", "optimizer", "hooks")
@@ -93,7 +95,10 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     journal.unit = getattr(task, "unit", "items")
     journal.checkpoint_step = restored.step if restored else 0
     parts = Parts(state, feed, step, evaluate, checkpoints, journal, hooks)
-    _rehearse(run, parts)
+    batch = _first_batch(run, parts)
+    _rehearse(run, parts, batch)
+    if copy is not None and restored is None:
+        try_resume(partial(_trainable, run, model), model.model, batch, mesh)
     _announce(run, parts, restored)
     start.laps.end("build")
     return parts
@@ -241,15 +246,23 @@ def open_journal(run: RunConfig, start: Start, mesh: Mesh, step: int) -> Journal
     return journal
 
 
-def _rehearse(run: RunConfig, parts: Parts) -> None:
+def _trainable(run: RunConfig, model: Spread, others: Iterable[nn.Module]) -> Trainable:
+    return Trainable(run, build_task(run), model.mesh.device, others, model.autocast)
+
+
+def _first_batch(run: RunConfig, parts: Parts) -> dict[str, Tensor]:
+    """Return the first samples of the dataset, as many as a microbatch has, on the device."""
+    ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
+    found = parts.feed.gather(Request(ids, np.zeros_like(ids), run.steps))
+    return {name: value.to(parts.feed.device) for name, value in found.batch.items()}
+
+
+def _rehearse(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> None:
     """One pass that changes nothing, before the first step of a start.
 
     DDP orders its buckets by what it saw in its first backward pass. A run that goes on must sum gradients in the order
     of a run that never stopped, so that order has to be settled before the first step of either.
     """
-    ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
-    found = parts.feed.gather(Request(ids, np.zeros_like(ids), run.steps))
-    batch = {name: value.to(parts.feed.device) for name, value in found.batch.items()}
     items: list[int] = []
     try:
         if parts.journal.peak and run.parallel.compile is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import nn
@@ -48,9 +48,7 @@ def second_copy(build: Callable[[], nn.Module], live: nn.Module, mesh: Mesh, par
         if is_sharded(mesh, parallel):
             model, device = sharded_on_meta(build, mesh, parallel, precision, seed)[0], mesh.device
         else:
-            model, device = _on_meta(build, precision, parallel, seed), torch.device("cpu")
-            if shares_modules(model, live) or _shares_memory(model, live):
-                model = copy.deepcopy(model)
+            model, device = apart(_on_meta(build, precision, parallel, seed), [live]), torch.device("cpu")
         materialise(model, device)
     return model
 
@@ -64,6 +62,13 @@ def _on_meta(
             return seeded(build, seed, precision, parallel)
     except Exception:  # a mistake of the factory is raised by the second call
         return seeded(build, seed, precision, parallel)
+
+
+def apart(model: nn.Module, others: Iterable[nn.Module]) -> nn.Module:
+    """Return the model, or a copy of it where it has modules or memory in common with one of the others."""
+    if any(shares_modules(model, other) or _shares_memory(model, other) for other in others):
+        return copy.deepcopy(model)
+    return model
 
 
 def shares_modules(one: nn.Module, other: nn.Module) -> bool:

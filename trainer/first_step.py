@@ -19,20 +19,15 @@ from trainer.build import build_task, self_test
 from trainer.config import Dtype, ParallelKind, RunConfig
 from trainer.errors import ConfigError, EverstepError
 from trainer.evaluate import check_metric
-from trainer.factory import seeded
-from trainer.generators import seed_generators
 from trainer.mesh import Mesh
-from trainer.model_state import check_model
-from trainer.optim import build_optimizer, has_modes
 from trainer.place import Place
+from trainer.resume_trial import LARGEST_BYTES, try_resume
 from trainer.sharding import parameters_on_meta
-from trainer.state import Progress, TrainState
 from trainer.step import UNUSED
 from trainer.task import Task
 from trainer.task_calls import checked, float64_advice, inputs, sparse_advice
+from trainer.trainable import Trainable
 
-LARGEST_BYTES = 2**31
-"""Size of weights, gradients and optimizer state up to which a model is tried with values."""
 LONGEST_S = 30
 """Time limit of the trial."""
 
@@ -65,28 +60,20 @@ def try_first_step(
 
 
 def _step(run: RunConfig, batch: Mapping[str, Tensor], world: int, held_out: bool) -> Sequence[str]:
-    task, cast = build_task(run), torch.float64 if run.precision.dtype is Dtype.fp64 else None
-    model = seeded(task.model, run.seed, run.precision, run.parallel)
-    check_model(model)
-    if run.optimizer is None:
-        raise ConfigError("optimizer=null: give optimizer=NAME")
-    optimizer = build_optimizer(run.optimizer, model, run.plugins)
-    state = TrainState(model, optimizer, Progress(), plugins={"task": task})
-    if has_modes(optimizer):
-        optimizer.train()  # type: ignore[attr-defined]
-    seed_generators(run.seed)
-    with _explained(model, batch, "task.loss"):
-        loss = checked(task.loss(model, inputs(batch, cast)), "loss")
-    with _explained(model, batch, "the backward pass of task.loss"):
+    cpu = torch.device("cpu")
+    one = Trainable(run, build_task(run), cpu)
+    with _explained(one.model, batch, "task.loss"):
+        loss = one.loss(batch, 1)
+    with _explained(one.model, batch, "the backward pass of task.loss"):
         loss.sum.backward()  # type: ignore[no-untyped-call]
-    notes = _look_at_gradients(run, model, world)
-    with _explained(model, batch, f"optimizer ({type(optimizer).__name__})"):
-        optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    notes = _look_at_gradients(run, one.model, world)
+    with _explained(one.model, batch, f"optimizer ({type(one.optimizer).__name__})"):
+        one.update()
     if run.checkpoint.self_test:
-        self_test(run, task, model, Mesh(Place(), torch.device("cpu"))).round_trip(state.pack())
+        self_test(run, one.task, one.model, Mesh(Place(), cpu)).round_trip(one.state.pack())
+        try_resume(lambda others: Trainable(run, build_task(run), cpu, others), one.model, batch, Mesh(Place(), cpu))
     if held_out:
-        _try_evaluation(run, task, model, inputs(batch, cast))
+        _try_evaluation(run, one.task, one.model, one.inputs(batch))
     return notes
 
 

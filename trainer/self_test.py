@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,40 +45,50 @@ class SelfTest:
         """
         with torch.no_grad():
             values = _own(manifest.values)
-            targets = self._prepare(source.metadata, values)
+            with _refused():
+                targets = self.copy.prepare(source.metadata, values)
             raw = {name: torch.empty_like(tensor) for name, tensor in targets.items()}
             fill(raw, source, rank)
-            self._compare(targets, Packed(raw, values))
+            with _refused():
+                _fill_from(targets, raw)
+                self.copy.load(values)
+            self._compare(Packed(raw, values))
 
     def round_trip(self, packed: Packed) -> None:
         """Put a packed state into the copy and compare, as `read_back` does with a checkpoint."""
         values = _own(json.loads(json.dumps(packed.values)))
-        metadata = dcp.Metadata({name: _entry(tensor) for name, tensor in packed.tensors.items()})
         with torch.no_grad():
-            targets = self._prepare(metadata, values)
-            raw = {name: packed.tensors[name].detach() for name in targets}
-            self._compare(targets, Packed(raw, values))
+            with _refused():
+                targets = put_into(self.copy, Packed(packed.tensors, values))
+            self._compare(Packed({name: packed.tensors[name].detach() for name in targets}, values))
 
-    def _prepare(self, metadata: dcp.Metadata, values: dict[str, Any]) -> dict[str, Tensor]:
+    def _compare(self, saved: Packed) -> None:
         with _refused():
-            return self.copy.prepare(metadata, values)
-
-    def _compare(self, targets: dict[str, Tensor], saved: Packed) -> None:
-        with _refused():
-            for name, target in targets.items():
-                local(target.detach()).copy_(local(saved.tensors[name]))
-            self.copy.load(saved.values)
             again = self.copy.pack()
         for name, tensor in saved.tensors.items():
-            if name not in again.tensors or not _equal(tensor, again.tensors[name]):
+            if name not in again.tensors or not equal(tensor, again.tensors[name]):
                 raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
         if more := sorted(again.tensors.keys() - saved.tensors.keys()):
             raise ConfigError(f"self-test: {more[0]} comes back from a checkpoint that has none; {OFF}")
         again_values = json.loads(json.dumps(again.values))
         for part in ("model", "optimizer", "attributes"):
             if saved.values.get(part) != again_values.get(part):
-                name = _first_difference(saved.values.get(part), again_values.get(part), part)
+                name = first_difference(saved.values.get(part), again_values.get(part), part)
                 raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
+
+
+def put_into(state: TrainState, packed: Packed) -> Iterable[str]:
+    """Put a packed state into another one, as a restore does; return the names of its tensors."""
+    metadata = dcp.Metadata({name: _entry(tensor) for name, tensor in packed.tensors.items()})
+    targets = state.prepare(metadata, packed.values)
+    _fill_from(targets, packed.tensors)
+    state.load(packed.values)
+    return targets.keys()
+
+
+def _fill_from(targets: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
+    for name, target in targets.items():
+        local(target.detach()).copy_(local(saved[name].detach()))
 
 
 @contextlib.contextmanager
@@ -136,12 +146,12 @@ def _own(values: dict[str, Any]) -> dict[str, Any]:
     return own | ({"attributes": attributes} if attributes else {})
 
 
-def _first_difference(one: Any, other: Any, name: str) -> str:
+def first_difference(one: Any, other: Any, name: str) -> str:
     """Return the path of the first value in which two packed states differ."""
     if isinstance(one, dict) and isinstance(other, dict):
         for key in [*one, *other]:
             if one.get(key) != other.get(key):
-                return _first_difference(one.get(key), other.get(key), f"{name}.{key}")
+                return first_difference(one.get(key), other.get(key), f"{name}.{key}")
     return name
 
 
@@ -149,7 +159,7 @@ def _entry(tensor: Tensor) -> dcp.TensorStorageMetadata:
     return dcp.TensorStorageMetadata(dcp.TensorProperties(tensor.dtype), tensor.shape, [])
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def equal(one: Tensor, other: Tensor) -> bool:
     """True if two tensors, on any devices, are equal to the last bit."""
     one, other = local(one.detach()), local(other.detach())
     if one.shape != other.shape or one.dtype != other.dtype:

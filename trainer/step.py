@@ -29,10 +29,9 @@ from trainer.stop import Stop
 from trainer.task import Loss, Task
 from trainer.task_calls import checked, float64_advice, inputs, sparse_advice
 from trainer.task_metrics import TaskMetrics
+from trainer.trainable import MOST_OBJECTS
 from trainer.update import Applied, Update
 
-MOST_OBJECTS = 1_000_000
-"""Objects of a model or task that are searched, once, for generators of their own."""
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
     "parallel.find_unused=true for branches that only some batches take, or freeze what is never used"

@@ -627,15 +627,6 @@ class Growing(Plain):
         return super().forward(x)
 
 
-class Late(Plain):
-    """A buffer that the first forward pass adds, which no new model has."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and not hasattr(self, "mean"):
-            self.register_buffer("mean", x.detach().mean(0))
-        return super().forward(x)
-
-
 class Activated(nn.BatchNorm1d):
     """A BatchNorm with an activation, as libraries of vision models have it."""
 

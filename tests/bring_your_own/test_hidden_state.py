@@ -1,0 +1,59 @@
+"""State that no checkpoint holds is refused before the first step, if what is trained depends on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from resumed import IDS, PLACES, assert_resumes, zoo
+
+from trainer.check import examine
+from trainer.compose import compose
+
+TESTS = Path(__file__).parent.parent
+BARE = ("optimizer=bare", "optimizer._target_=zoo.hidden.Decaying")
+HIDDEN = [
+    (("model._target_=zoo.hidden.InAnObject",), "because of model.meter (Meter)"),
+    (("model._target_=zoo.hidden.InADictOfObjects",), "because of model.meters (dict)"),
+    (("model._target_=zoo.hidden.InAClosure",), "because of a closure or a global variable"),
+    (("model._target_=zoo.hidden.LastOutput",), "because of model.last (Tensor)"),
+    (("model._target_=zoo.hidden.MadeByTheFirstPass",), "has no attribute 'meter', and would not without one"),
+    (("model._target_=zoo.hidden.FromAGlobal",), "takes something from outside"),
+    (("model._target_=zoo.hidden.FromTheClock",), "takes something from outside"),
+    (("model._target_=zoo.hidden.FromAnUnseededGenerator",), "takes something from outside"),
+    (("model._target_=zoo.hidden.LateBuffer",), "the checkpoint has model.mean, which the model has not"),
+    (("task._target_=zoo.hidden.Weighted",), "because of task.meter (Meter)"),
+    (BARE, "because of optimizer.meter (Meter)"),
+]
+NAMES = [given[-1].rpartition(".")[2] for given, _ in HIDDEN]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("given", "said"), HIDDEN, ids=NAMES)
+@pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
+def test_it_is_refused_on_all_ranks_before_the_first_step(
+    tmp_path: Path, world: int, kind: str, given: tuple[str, ...], said: str
+) -> None:
+    ended = zoo(world, tmp_path, kind, *given)
+    assert ended.codes == [2] * world, ended.printed
+    assert said in ended.printed
+    assert "Traceback" not in ended.printed
+    assert not (tmp_path / "straight/zoo/ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize(("given", "said"), HIDDEN, ids=NAMES)
+def test_check_names_it(given: tuple[str, ...], said: str) -> None:
+    (found,) = examine(compose(["experiment=zoo", *given], [str(TESTS / "conf")]).run, 1).problems
+    assert said in found
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
+def test_objects_that_change_nothing_in_the_training_are_no_state(tmp_path: Path, world: int, kind: str) -> None:
+    assert_resumes(world, tmp_path, kind, "model._target_=zoo.hidden.Activations")
+
+
+@pytest.mark.dist
+def test_the_self_test_can_be_turned_off(tmp_path: Path) -> None:
+    ended = zoo(1, tmp_path, "single", "model._target_=zoo.hidden.InAnObject", "checkpoint.self_test=false")
+    assert ended.codes == [0], ended.printed

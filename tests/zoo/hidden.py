@@ -1,0 +1,154 @@
+"""Models, tasks and optimizers with state that no checkpoint holds."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainer.task import Batch, Loss
+from zoo.models import Plain, Regression
+
+PASSES = [0]
+
+
+class Meter:
+    """A running value in an object of a class."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def step(self) -> float:
+        self.value *= 0.9
+        return self.value
+
+
+class InAnObject(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.meter = Meter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.meter.step()
+
+
+class InADictOfObjects(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.meters = {"scale": Meter()}
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.meters["scale"].step()
+
+
+class InAClosure(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        value = 1.0
+
+        def step() -> float:
+            nonlocal value
+            value *= 0.9
+            return value
+
+        self.scale = step
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale()
+
+
+class LastOutput(Plain):
+    """What a pass leaves in an attribute, and the next one takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if self.last is not None:
+            out = out + self.last.mean()
+        self.last = out.detach()
+        return out
+
+
+class MadeByTheFirstPass(Plain):
+    """A flag that is saved, beside a module that is not there in a new model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.started = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.started:
+            self.started, self.meter = True, Meter()
+        return super().forward(x) * self.meter.step()
+
+
+class FromAGlobal(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        PASSES[0] += 1
+        return super().forward(x) * 0.9 ** PASSES[0]
+
+
+class FromTheClock(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (time.monotonic_ns() % 1009)
+
+
+class FromAnUnseededGenerator(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + float(np.random.default_rng().normal())
+
+
+class LateBuffer(Plain):
+    """A buffer that the first pass adds, which no new model has."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "mean"):
+            self.register_buffer("mean", x.detach().mean(0))
+        return super().forward(x)
+
+
+class Activations(Plain):
+    """What a pass leaves in attributes to be looked at, and no other pass takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Tensor | None = None
+        self.count = Meter()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.count.step()
+        self.seen = super().forward(x)
+        return self.seen
+
+
+class Weighted(Regression):
+    """A task that weighs the loss by a running value in an object."""
+
+    def __init__(self, model) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(model)
+        self.meter = Meter()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        return Loss(loss.sum * self.meter.step(), loss.count)
+
+
+class Decaying(torch.optim.SGD):
+    """An optimizer with a factor in an object of a class."""
+
+    def __init__(self, params, lr: float = 0.05) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(params, lr=lr)
+        self.meter = Meter()
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def, override]
+        factor = self.meter.step()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+        return super().step(closure)
