@@ -17,11 +17,11 @@ from pathlib import Path
 
 from benchmarks.contest import ROOT
 from benchmarks.table import machine, markdown
-from launch.sweep.leaderboard import ranked
-from launch.sweep.plan import load
-from launch.sweep.records import SweepFolder
-from launch.text import duration
-from trainer.run_folder import RunFolder
+from everstep.launch.cli.leaderboard import ranked
+from everstep.launch.sweep.plan import load
+from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.text_tables import duration
+from everstep.run_folder import RunFolder
 
 SPACE = ("optimizer.lr=1e-3,4e-3,1.6e-2", "model.width=8,16,32", "model.dropout=0,0.1,0.3")
 HEAD = ("seed", "sweep", "steps", "of the grid's", "starts", "best accuracy", "short of the grid's best, points",
@@ -68,7 +68,7 @@ def _row(seed: int, name: str, swept: Swept, grid: Swept) -> list[str]:
 
 
 def _swept(root: str, name: str, options: argparse.Namespace, seed: int, *words: str) -> Swept:
-    argv = [sys.executable, "-m", "launch", "sweep", "experiment=digits", *SPACE, f"steps={options.steps}",
+    argv = [sys.executable, "-m", "everstep.launch", "sweep", "experiment=digits", *SPACE, f"steps={options.steps}",
             f"seed={seed}", "evaluate.every=null", "log.progress=off", f"job.max_parallel={options.parallel}",
             "sweep.poll_s=0.2", f"run={name}", f"run_root={root}", *words]  # fmt: skip
     begun = time.monotonic()

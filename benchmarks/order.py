@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 
 from benchmarks.table import machine, markdown, spread
-from trainer.data.loader import CHUNK
-from trainer.data.order import SampleOrder
+from everstep.trainer.data.loader import CHUNK
+from everstep.trainer.data.order import SampleOrder
 
 HEAD = ("samples", "enter at 0, µs", "enter at 10^12, µs", "in bulk, ns a sample",
         "randperm, ns a sample", "epoch's table, ms")  # fmt: skip

@@ -19,7 +19,7 @@ from benchmarks.contest import PEERS_PYTHON, ROOT
 from benchmarks.table import figures, machine, markdown, ratios, spread
 
 HEAD = ("command", "n", "CPU, s", "CPU / torchx")
-EVERSTEP = [sys.executable, "-m", "launch"]
+EVERSTEP = [sys.executable, "-m", "everstep.launch"]
 JOB = ["job.nodes=2", "job.nproc=8", "job.time=10h", "experiment=gpt_stdlib", "run=bench"]
 SLURM = ["job=slurm", "job.partition=a", *JOB]
 K8S = ["job=k8s", "job.image=registry.example.com/everstep:1", "run_root=s3://bucket/runs", *JOB]

@@ -94,7 +94,7 @@ def _started(name: str, out: Path, scratch: str, save_every: int) -> Iterator[No
         run = ["experiment=overhead", "plugins=[benchmarks]", f"run_root={scratch}", "run=bench", "job.nproc=2"]
         rest = [f"checkpoint.every={save_every}", "steps=100000", "global_batch=64",
                 "hooks=[{_target_: benchmarks.task.Footprints}]"]  # fmt: skip
-        argv = [sys.executable, "-m", "launch", "run", "--config-dir", "benchmarks/conf", *run, *rest]
+        argv = [sys.executable, "-m", "everstep.launch", "run", "--config-dir", "benchmarks/conf", *run, *rest]
     else:
         if name == "torchrun, new store":
             env["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from benchmarks.contest import ROOT, FailedError
 from benchmarks.table import machine, markdown, spread
-from trainer.run_folder import EVENTS, RunFolder
+from everstep.run_folder import EVENTS, RunFolder
 
 PARTS = ("command", "import", "rendezvous", "config", "build", "load", "first step")
 HEAD = ("processes", "n", *(f"{part}, s" for part in PARTS), "in all, s")
@@ -62,7 +62,7 @@ def _measure(processes: int, width: int) -> dict[str, float]:
 
 
 def _everstep(*words: str) -> None:
-    argv = [sys.executable, "-m", "launch", *words, "plugins=[benchmarks]"]
+    argv = [sys.executable, "-m", "everstep.launch", *words, "plugins=[benchmarks]"]
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=False, env=env)
     if done.returncode:

@@ -65,10 +65,10 @@ def _measure(contestant: Contestant | str) -> tuple[float, float]:
         seen = run([sys.executable, "-c", JUST_TORCH], SETTINGS)
     else:
         with tempfile.TemporaryDirectory(prefix="bench-run-") as root:
-            argv = ["-m", "launch", "run", *OVERRIDES, f"run_root={root}", "run=bench", "parallel=single"]
+            argv = ["-m", "everstep.launch", "run", *OVERRIDES, f"run_root={root}", "run=bench", "parallel=single"]
             if contestant == "everstep":
                 _settle(root)
-                argv = ["-m", "trainer", "--frozen", f"{root}/bench", "--plugins", "benchmarks"]
+                argv = ["-m", "everstep.trainer", "--frozen", f"{root}/bench", "--plugins", "benchmarks"]
             seen = run([sys.executable, *argv], SETTINGS)
     return seen["first_step_at"] - seen["started"], seen["wall_s"]
 
@@ -92,7 +92,7 @@ def _settle(root: str) -> None:
 SETTLE = """
 import sys
 from trainer import compose
-from trainer.run_folder import RunFolder
+from everstep.run_folder import RunFolder
 run = compose.compose([*sys.argv[2:], f"run_root={sys.argv[1]}", "run=bench", "parallel=single"],
                       ["benchmarks/conf"]).run
 compose.settle(run, RunFolder.of(run.run_root, run.run))

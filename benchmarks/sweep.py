@@ -22,10 +22,10 @@ from typing import Any
 
 from benchmarks.contest import ROOT
 from benchmarks.table import machine, markdown
-from launch.config import JobConfig
-from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Ask, Program, Rendered
-from trainer.run_folder import METRICS, Ending, Outcome, RunFolder
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
+from everstep.launch.schedulers.base import Ask, Program, Rendered
+from everstep.run_folder import METRICS, Ending, Outcome, RunFolder
 
 HEAD = ("sampler", "what", "CPU, s", "peak memory, MB", "torch imported", "looks", "questions")
 PARTS = ("expand", "drive", "go on")
@@ -132,7 +132,7 @@ def _part(what: str, words: list[str]) -> dict[str, Any]:
 
 
 def _expand(words: list[str]) -> tuple[float, dict[str, int]]:
-    from launch.sweep.verb import sweep
+    from everstep.launch.cli.sweep import sweep
 
     sweep(["--dry-run", *words])
     return 0.0, {}
@@ -140,12 +140,12 @@ def _expand(words: list[str]) -> tuple[float, dict[str, int]]:
 
 def _drive(words: list[str]) -> tuple[float, dict[str, int]]:
     """What `everstep sweep` does once it has looked at the cluster; CPU seconds of others, and counts."""
-    from launch.schedulers.local import Signals
-    from launch.sweep.driver import Driver
-    from launch.sweep.jobs import Jobs
-    from launch.sweep.leaderboard import print_rows, ranked
-    from launch.sweep.lease import take
-    from launch.sweep.plan import plan, settle
+    from everstep.launch.node.process import Signals
+    from everstep.launch.sweep.driver import Driver
+    from everstep.launch.sweep.workers_cluster import Jobs
+    from everstep.launch.cli.leaderboard import print_rows, ranked
+    from everstep.launch.sweep.lease import take
+    from everstep.launch.sweep.plan import plan, settle
 
     made, scheduler, in_flight = settle(plan(words)), Instant(), []
     lease = take(made.folder.storage)

@@ -11,18 +11,18 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from launch.say import say
-from launch.verbs import VERBS
-from trainer import __version__
-from trainer.errors import EverstepError
-from trainer.process import open_closed
+from everstep.launch.messages import say
+from everstep.launch.cli.verbs import VERBS
+from everstep import __version__
+from everstep.errors import EverstepError
+from everstep.process_tuning import open_closed
 
 ELSEWHERE = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "sbatch": "submit", "list": "ls", "ps": "ls",
     "stop": "cancel", "kill": "cancel", "log": "logs", "validate": "check",
 }  # fmt: skip
 """What other programs call our verbs."""
-HIDDEN = {"__complete": ("launch.completion", "complete")}
+HIDDEN = {"__complete": ("everstep.launch.cli.completion", "complete")}
 
 EXAMPLES = """examples:
   everstep run experiment=gpt_stdlib                  train; the run is named after experiment and time
@@ -100,11 +100,11 @@ def _dispatch(argv: list[str]) -> int:
 
 def _become_trainer(arguments: list[str]) -> None:
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "trainer", *arguments])
+    os.execv(sys.executable, [sys.executable, "-m", "everstep.trainer", *arguments])
 
 
 def _unknown(verb: str) -> int:
-    from trainer.errors import nearest
+    from everstep.errors import nearest
 
     near = f"; did you mean {ELSEWHERE[verb]!r}?" if verb in ELSEWHERE else nearest(verb, VERBS)
     hint = near or f"; there are {', '.join(VERBS)}"

@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from launch.__main__ import main
-from launch.sweep import here
-from launch.sweep.workers import Task
+from everstep.launch.__main__ import main
+from everstep.launch.sweep import workers_local
+from everstep.launch.sweep.workers import Task
 
 PROGRAM = Path(__file__).parent / "cheap_trial.py"
 
@@ -17,5 +17,5 @@ def command(task: Task) -> list[str]:
 
 
 if __name__ == "__main__":
-    here.resume_command = command  # type: ignore[assignment]
+    workers_local.resume_command = command  # type: ignore[assignment]
     sys.exit(main())

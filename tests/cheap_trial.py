@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 
-from trainer.run_folder import CONFIG, METRICS, STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.run_folder import CONFIG, METRICS, STOP_MARKER, Ending, Outcome, RunFolder
 
 CHECKPOINTS_EVERY = 5
 HELD_AT = 15

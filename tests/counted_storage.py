@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from trainer.run_folder import RunFolder
+from everstep.run_folder import RunFolder
 
 
 class Counted:

@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from trainer.data.index import ShardIndex
-from trainer.data.prepare.options import PrepareOptions
-from trainer.data.prepare.plan import plan
-from trainer.data.prepare.sources.formats import open_source
-from trainer.data.prepare.sources.source import Bad
-from trainer.data.prepare.unit import cleaned
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.prepare.options import PrepareOptions
+from everstep.dataset.prepare.plan import plan
+from everstep.dataset.readers.formats import open_source
+from everstep.dataset.readers.base import Bad
+from everstep.dataset.prepare.work_unit import cleaned
 
 
 def lines(folder: Path, count: int = 400, files: int = 3) -> list[str]:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.data.dataset import Splits
-from trainer.data.weighted import balanced
+from everstep.trainer.data.dataset import Splits
+from everstep.trainer.data.weighted import balanced
 
 WIDTH = 6
 OF_MODULE = np.random.default_rng()

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from launch.config import JobConfig
-from launch.job import JobHandle, JobState, JobStatus
-from launch.schedulers.base import Ask, Batch, Program, Rendered
-from trainer.errors import ConfigError
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
+from everstep.launch.schedulers.base import Ask, Batch, Program, Rendered
+from everstep.errors import ConfigError
 
 VARIABLE = "FILE_SCHEDULER"
 """Environment variable: the file."""
@@ -97,7 +97,7 @@ class FileArrays(FileScheduler):
         known = self.known()
         whole = JobHandle("slurm", "file", str(len(known["jobs"]) + 1))
         for number, url in rendered.files.items():
-            argv = ["-m", "trainer", "--frozen", url]
+            argv = ["-m", "everstep.trainer", "--frozen", url]
             known["jobs"][f"{whole.id}_{number}"] = {"state": "pending", "token": f"{token}.{number}", "argv": argv}
         facts = {"token": token, "size": len(rendered.files), "parallel": int(parallel), "after": after}
         known.setdefault("batches", {})[whole.id] = facts

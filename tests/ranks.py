@@ -22,13 +22,13 @@ import torch.distributed as dist
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 
-import trainer.build  # noqa: F401
-from trainer.attempt import attempt
-from trainer.compose import compose
-from trainer.place import die_with_parent
-from trainer.run_folder import RunFolder
-from trainer.step import Stepper
-from trainer.stop import Stop
+import everstep.trainer.build  # noqa: F401
+from everstep.trainer.worker import attempt
+from everstep.compose import compose
+from everstep.rank_env import die_with_parent
+from everstep.run_folder import RunFolder
+from everstep.trainer.step import Stepper
+from everstep.trainer.stop import Stop
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent

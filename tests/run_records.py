@@ -6,10 +6,10 @@ import json
 import time
 from typing import Any
 
-from launch.job import JobHandle
-from trainer.compose import freeze
-from trainer.config import RunConfig
-from trainer.run_folder import CONFIG, EVENTS, METRICS, PROGRESS, RESTARTS, SUBMISSIONS, Ending, Outcome, RunFolder
+from everstep.launch.schedulers.job import JobHandle
+from everstep.compose import freeze
+from everstep.config import RunConfig
+from everstep.run_folder import CONFIG, EVENTS, METRICS, PROGRESS, RESTARTS, SUBMISSIONS, Ending, Outcome, RunFolder
 
 
 class Records:

@@ -7,13 +7,13 @@ import json
 import torch
 from blake3 import blake3
 
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.config import RunConfig
-from trainer.mesh import Mesh
-from trainer.optim import build_optimizer
-from trainer.place import Place
-from trainer.run_folder import MANIFEST, RunFolder
-from trainer.state import Progress, TrainState
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.config import RunConfig
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.optim import build_optimizer
+from everstep.rank_env import Place
+from everstep.run_folder import MANIFEST, RunFolder
+from everstep.trainer.state.train_state import Progress, TrainState
 
 
 def saved(run: RunFolder) -> tuple[Checkpointer, str]:

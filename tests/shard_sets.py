@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from trainer.data.index import ShardIndex
-from trainer.data.shards import columns_of, stored, table_of, write_shard
-from trainer.storage import open_storage
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.shards import columns_of, stored, table_of, write_shard
+from everstep.storage import open_storage
 
 
 def write_dataset(folder: str | Path, rows: Sequence[int], columns: dict[str, Any], compression: str = "none") -> None:

@@ -11,15 +11,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from launch.sweep.leaderboard import ranked
-from launch.sweep.plan import Plan, load
-from launch.sweep.records import SweepFolder
-from launch.sweep.story import Story
-from trainer.run_folder import Outcome, RunFolder
+from everstep.launch.cli.leaderboard import ranked
+from everstep.launch.sweep.plan import Plan, load
+from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.sweep.state import Story
+from everstep.run_folder import Outcome, RunFolder
 
 TESTS = Path(__file__).parent
 CHEAP = [sys.executable, str(TESTS / "cheap_sweep.py")]
-REAL = [sys.executable, "-m", "launch"]
+REAL = [sys.executable, "-m", "everstep.launch"]
 
 
 def environment(**more: str) -> dict[str, str]:

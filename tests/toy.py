@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.data.dataset import ArrayDataset, Splits
-from trainer.data.order import uniform
-from trainer.task import Batch, Loss
+from everstep.trainer.data.dataset import ArrayDataset, Splits
+from everstep.trainer.data.order import uniform
+from everstep.trainer.task import Batch, Loss
 
 WIDTH = 6
 

@@ -1,8 +1,8 @@
-"""`python -m trainer`: what torchrun starts, and the verbs that need torch.
+"""`python -m everstep.trainer`: what torchrun starts, and the verbs that need torch.
 
-python -m trainer [--config-dir DIR] key=value …       compose, settle the run folder, train
-python -m trainer --frozen RUN_URL [--plugins a,b]     train what RUN_URL/config.yaml says
-python -m trainer check | checkpoint | data …
+python -m everstep.trainer [--config-dir DIR] key=value …       compose, settle the run folder, train
+python -m everstep.trainer --frozen RUN_URL [--plugins a,b]     train what RUN_URL/config.yaml says
+python -m everstep.trainer check | checkpoint | data …
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 
-from trainer.place import AGENT_PID, die_with_parent
+from everstep.rank_env import AGENT_PID, die_with_parent
 
 VERBS = ("check", "checkpoint", "data")
 
@@ -20,11 +20,11 @@ def main() -> int:
         die_with_parent()  # first of all: the imports take seconds on a busy node, and the agent may die meanwhile
     arguments = sys.argv[1:]
     if arguments and arguments[0] in VERBS:
-        from trainer.command import verb
+        from everstep.trainer.command import verb
 
         return verb(arguments)
-    from trainer.process import keep_freed_memory, keep_printing, quieten, raise_file_limit
-    from trainer.stop import Stop
+    from everstep.process_tuning import keep_freed_memory, keep_printing, quieten, raise_file_limit
+    from everstep.trainer.stop import Stop
 
     # Before anything heavy is imported: a signal that comes meanwhile must not be lost.
     stop = Stop()
@@ -33,7 +33,7 @@ def main() -> int:
     keep_freed_memory()
     raise_file_limit()
     quieten()
-    from trainer.attempt import attempt
+    from everstep.trainer.worker import attempt
 
     return attempt(arguments, stop)
 

@@ -12,45 +12,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainer.buffers import BufferSync
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.manifest import candidates
-from trainer.checkpoint.restoring import Restored
-from trainer.checkpoint.weights import load_weights
-from trainer.compose import plain
-from trainer.config import Dtype, Node, RunConfig
-from trainer.console import open_display, short
-from trainer.data.dataset import TEST, Splits
-from trainer.data.exclusion import Exclusion
-from trainer.data.feed import Feed
-from trainer.data.gather import Gather, Request
-from trainer.data.mixture import records_of
-from trainer.data.node import node_cache
-from trainer.data.order import SampleOrder, microbatches
-from trainer.data.randomness import seeded
-from trainer.data.record import order_sources, write_record
-from trainer.errors import CheckpointError, ConfigError, DataError
-from trainer.evaluate import Evaluator
-from trainer.factory import second_copy
-from trainer.flops import count_flops, peak_flops
-from trainer.journal import Hook, Journal
-from trainer.laps import Laps
-from trainer.loop import Parts, short_of_memory
-from trainer.mesh import Mesh
-from trainer.metrics import Guarded, JsonLines, Sink, open_sinks
-from trainer.model_state import check_model, has_custom_state
-from trainer.optim import Average, build_optimizer, group_facts, has_modes
-from trainer.parallel import Spread, spread
-from trainer.plugin_state import hook_keys
-from trainer.plugins import check_allowed, instantiate
-from trainer.resume_trial import try_resume
-from trainer.run_folder import EVENTS, RunFolder
-from trainer.self_test import SelfTest
-from trainer.state import LossScale, Progress, TrainState
-from trainer.step import Stepper
-from trainer.stop import Stop
-from trainer.task import Task
-from trainer.trainable import Trainable
+from everstep.trainer.distributed.buffer_sync import BufferSync
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.trainer.checkpoint.manifest import candidates
+from everstep.trainer.checkpoint.restore import Restored
+from everstep.trainer.checkpoint.weights import load_weights
+from everstep.compose import plain
+from everstep.config import Dtype, Node, RunConfig
+from everstep.trainer.reporting.console import open_display, short
+from everstep.trainer.data.dataset import TEST, Splits
+from everstep.trainer.data.exclusion import Exclusion
+from everstep.trainer.data.feed import Feed
+from everstep.trainer.data.fetcher import Gather, Request
+from everstep.trainer.data.mixture import records_of
+from everstep.trainer.data.cache.on_node import node_cache
+from everstep.trainer.data.order import SampleOrder, microbatches
+from everstep.trainer.data.randomness import seeded
+from everstep.trainer.data.sample_ids import order_sources, write_record
+from everstep.errors import CheckpointError, ConfigError, DataError
+from everstep.trainer.evaluate import Evaluator
+from everstep.trainer.distributed.model_factory import second_copy
+from everstep.trainer.reporting.flops import count_flops, peak_flops
+from everstep.trainer.reporting.reporter import Hook, Journal
+from everstep.trainer.reporting.startup_timing import Laps
+from everstep.trainer.loop import Parts, short_of_memory
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink, open_sinks
+from everstep.trainer.state.model_state import check_model, has_custom_state
+from everstep.trainer.optim import Average, build_optimizer, group_facts, has_modes
+from everstep.trainer.distributed.parallel import Spread, spread
+from everstep.trainer.state.plugin_state import hook_keys
+from everstep.trainer.plugins import check_allowed, instantiate
+from everstep.trainer.preflight.resume_trial import try_resume
+from everstep.run_folder import EVENTS, RunFolder
+from everstep.trainer.preflight.self_test import SelfTest
+from everstep.trainer.state.train_state import LossScale, Progress, TrainState
+from everstep.trainer.step import Stepper
+from everstep.trainer.stop import Stop
+from everstep.trainer.task import Task
+from everstep.trainer.state.trainable import Trainable
 
 LOG = logging.getLogger("everstep")
 PLUGINS = ("task", "model", "data", "optimizer", "hooks")

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from trainer.errors import EverstepError, misread
+from everstep.errors import EverstepError, misread
 
 
 def verb(arguments: Sequence[str]) -> int:
     """Run `check`, `checkpoint …` or `data …`; exit code 2 and one line for what the user got wrong."""
     try:
         if arguments[0] == "check":
-            from trainer.check import check
+            from everstep.trainer.preflight.check import check
 
             return check(_check_parser().parse_intermixed_args(arguments[1:]))
         options = _parser().parse_args(arguments)
@@ -49,7 +49,7 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def _check_parser() -> argparse.ArgumentParser:
-    from trainer.check import add_arguments
+    from everstep.trainer.preflight.check import add_arguments
 
     parser = _Arguments(prog="everstep check", description="Compose a config and build its parts.")
     add_arguments(parser)
@@ -57,8 +57,8 @@ def _check_parser() -> argparse.ArgumentParser:
 
 
 def _parser() -> argparse.ArgumentParser:
-    from trainer.checkpoint import command as checkpoint
-    from trainer.data import command as data
+    from everstep.trainer.checkpoint.tools import cli as checkpoint
+    from everstep.trainer.data import cli as data
 
     parser: argparse.ArgumentParser = _Arguments(prog="everstep")
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from trainer.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
-from trainer.data.dataset import TEST
-from trainer.data.gather import Gather
-from trainer.data.loader import evaluation_batches
-from trainer.errors import ConfigError
-from trainer.generators import microbatch_seed, seed_generators
-from trainer.optim import has_modes
-from trainer.parallel import Spread
-from trainer.preserve import preserved
-from trainer.state import Progress, TrainState
-from trainer.stop import Stop
-from trainer.task import Task
-from trainer.task_calls import checked, inputs
+from everstep.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
+from everstep.trainer.data.dataset import TEST
+from everstep.trainer.data.fetcher import Gather
+from everstep.trainer.data.loader import evaluation_batches
+from everstep.errors import ConfigError
+from everstep.trainer.step_seeds import microbatch_seed, seed_generators
+from everstep.trainer.optim import has_modes
+from everstep.trainer.distributed.parallel import Spread
+from everstep.trainer.state.preserve import preserved
+from everstep.trainer.state.train_state import Progress, TrainState
+from everstep.trainer.stop import Stop
+from everstep.trainer.task import Task
+from everstep.trainer.task_calls import checked, inputs
 
 ASK_EVERY = 16
 """Microbatches between looks whether any rank was asked to stop."""

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 import torch
 
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.config import Nonfinite, RunConfig
-from trainer.data.feed import Feed
-from trainer.data.gather import Microbatch
-from trainer.errors import DivergedError, ShortOfMemoryError
-from trainer.evaluate import Evaluator, keep_score
-from trainer.journal import Hook, Journal
-from trainer.run_folder import Ending, Outcome
-from trainer.state import TrainState
-from trainer.step import StepInfo, Stepper
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.config import Nonfinite, RunConfig
+from everstep.trainer.data.feed import Feed
+from everstep.trainer.data.fetcher import Microbatch
+from everstep.errors import DivergedError, ShortOfMemoryError
+from everstep.trainer.evaluate import Evaluator, keep_score
+from everstep.trainer.reporting.reporter import Hook, Journal
+from everstep.run_folder import Ending, Outcome
+from everstep.trainer.state.train_state import TrainState
+from everstep.trainer.step import StepInfo, Stepper
 
 
 @dataclass(frozen=True)

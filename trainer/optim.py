@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from trainer.config import Node, ScheduleConfig, Shape
-from trainer.errors import ConfigError
-from trainer.plugins import TARGET, instantiate
+from everstep.config import Node, ScheduleConfig, Shape
+from everstep.errors import ConfigError
+from everstep.trainer.plugins import TARGET, instantiate
 
 SHOWN = 6
 """Kinds of parameters that are listed by name."""

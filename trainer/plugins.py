@@ -12,18 +12,18 @@ import inspect
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from trainer.config import meant
-from trainer.errors import ConfigError, EverstepError, nearest
+from everstep.config import meant
+from everstep.errors import ConfigError, EverstepError, nearest
 
 ALLOWED = (
-    "trainer.tasks.", "trainer.models.",
-    *(f"trainer.data.{name}." for name in (
+    "everstep.trainer.tasks.", "everstep.trainer.models.",
+    *(f"everstep.trainer.data.{name}." for name in (
         "arrow", "collate", "corpus", "dataset", "decode", "map_style", "mixture", "prepared", "scikit", "weighted",
     )),
     "torch.nn.", "torch.optim.",
 )  # fmt: skip
 """Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes. Not all
-of `trainer.data.`: to prepare a dataset may call any function, and to gather by address may read any memory."""
+of `everstep.trainer.data.`: to prepare a dataset may call any function, and to gather by address may read any memory."""
 TARGET = "_target_"
 PARTIAL = "_partial_"
 

@@ -16,21 +16,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from trainer.config import Dtype, RunConfig
-from trainer.data.gather import Microbatch
-from trainer.data.own_generators import own_generators
-from trainer.errors import ConfigError
-from trainer.generators import microbatch_seed, seed_generators, seed_own
-from trainer.optim import lr_factor, set_lr
-from trainer.parallel import Replicated, Spread
-from trainer.preserve import preserved
-from trainer.state import TrainState
-from trainer.stop import Stop
-from trainer.task import Loss, Task
-from trainer.task_calls import checked, float64_advice, inputs, sparse_advice
-from trainer.task_metrics import TaskMetrics
-from trainer.trainable import MOST_OBJECTS
-from trainer.update import Applied, Update
+from everstep.config import Dtype, RunConfig
+from everstep.trainer.data.fetcher import Microbatch
+from everstep.trainer.data.own_generators import own_generators
+from everstep.errors import ConfigError
+from everstep.trainer.step_seeds import microbatch_seed, seed_generators, seed_own
+from everstep.trainer.optim import lr_factor, set_lr
+from everstep.trainer.distributed.parallel import Replicated, Spread
+from everstep.trainer.state.preserve import preserved
+from everstep.trainer.state.train_state import TrainState
+from everstep.trainer.stop import Stop
+from everstep.trainer.task import Loss, Task
+from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
+from everstep.trainer.task_metrics import TaskMetrics
+from everstep.trainer.state.trainable import MOST_OBJECTS
+from everstep.trainer.update import Applied, Update
 
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "

@@ -12,8 +12,8 @@ import threading
 import time
 from types import FrameType
 
-from trainer.config import StopConfig
-from trainer.run_folder import GRACE, STOP_MARKER, RunFolder
+from everstep.config import StopConfig
+from everstep.run_folder import GRACE, STOP_MARKER, RunFolder
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError, nearest
-from trainer.task import Loss
+from everstep.errors import ConfigError, nearest
+from everstep.trainer.task import Loss
 
 
 class Inputs(dict[str, Tensor]):

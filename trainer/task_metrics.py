@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from trainer.errors import ConfigError
-from trainer.mesh import Mesh
-from trainer.task import Loss
+from everstep.errors import ConfigError
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.task import Loss
 
 _NAMES = "kind step time loss lr norm items samples unit items_per_s steps_per_s data_wait memory_mb mfu"
 TAKEN = frozenset(_NAMES.split())

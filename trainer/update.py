@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trainer.config import RunConfig
-from trainer.optim import by_dtype
-from trainer.parallel import Spread
-from trainer.state import TrainState
+from everstep.config import RunConfig
+from everstep.trainer.optim import by_dtype
+from everstep.trainer.distributed.parallel import Spread
+from everstep.trainer.state.train_state import TrainState
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from benchmarks.problem import BATCH, STEPS, scratch, world
-from trainer.__main__ import main
+from everstep.trainer.__main__ import main
 
 if __name__ == "__main__":
     settings = {

@@ -76,10 +76,10 @@ def _child() -> None:
 def _everstep(samples: int, step: int) -> float:
     import torch
 
-    from trainer.data.columns import Columns
-    from trainer.data.gather import Gather
-    from trainer.data.loader import Loader
-    from trainer.data.order import Ids, SampleOrder
+    from everstep.trainer.data.batching import Columns
+    from everstep.trainer.data.fetcher import Gather
+    from everstep.trainer.data.loader import Loader
+    from everstep.trainer.data.order import Ids, SampleOrder
 
     class Synthetic:
         digest = "0"

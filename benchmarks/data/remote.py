@@ -97,9 +97,9 @@ def _once(case: str, local: Path, cache: Path, size_mb: int, step_ms: float) -> 
 
 
 def _write(url: str, shards: int) -> None:
-    from trainer.data.index import INDEX, ShardIndex
-    from trainer.data.shards import columns_of, table_of, write_shard
-    from trainer.storage import open_storage
+    from everstep.dataset.index import INDEX, ShardIndex
+    from everstep.dataset.shards import columns_of, table_of, write_shard
+    from everstep.storage import open_storage
 
     storage, written = open_storage(url), []
     if storage.exists(INDEX):
@@ -126,11 +126,11 @@ def _store(server: str, folder: Path, delay_s: float) -> Iterator[dict[str, str]
 
 
 def _child() -> None:
-    from trainer.data.arrow import ArrowDataset
-    from trainer.data.cache import ShardCache
-    from trainer.data.gather import Gather
-    from trainer.data.loader import Loader
-    from trainer.data.order import SampleOrder, Source
+    from everstep.trainer.data.arrow_reader import ArrowDataset
+    from everstep.trainer.data.cache import ShardCache
+    from everstep.trainer.data.fetcher import Gather
+    from everstep.trainer.data.loader import Loader
+    from everstep.trainer.data.order import SampleOrder, Source
 
     settings = {name: os.environ[f"BENCH_{name}"] for name in ("URL", "CACHE", "CACHE_BYTES", "STEP_S")}
     step_s = float(settings["STEP_S"])

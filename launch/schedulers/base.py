@@ -7,9 +7,9 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from launch.config import JobConfig
-from launch.job import JobHandle, JobStatus
-from trainer.storage import join_url
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.job import JobHandle, JobStatus
+from everstep.storage import join_url
 
 BATCHES = "batches"
 
@@ -26,7 +26,7 @@ class Program:
     folder: str
     """URL of the run folder."""
     argv: tuple[str, ...]
-    """After `torchrun`'s own flags: `-m trainer --frozen URL`, or a script with its flags."""
+    """After `torchrun`'s own flags: `-m everstep.trainer --frozen URL`, or a script with its flags."""
     token: str
     """Names this submission once and for all; the scheduler keeps it with the job, so the job can be found again."""
     config: str = ""

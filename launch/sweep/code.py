@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from launch.snapshot import archive, open_code, take
-from launch.sweep.records import SweepFolder
-from trainer.run_folder import RunFolder
+from everstep.launch.submit.snapshot import archive, open_code, take
+from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.run_folder import RunFolder
 
 KEPT = "code.json"
 

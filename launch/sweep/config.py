@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainer.config import Goal, require
-from trainer.errors import ConfigError, nearest
+from everstep.config import Goal, require
+from everstep.errors import ConfigError, nearest
 
 
 class Sampler(enum.Enum):

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.errors import ConfigError, StorageError, SupersededError
-from trainer.storage import Storage
+from everstep.errors import ConfigError, StorageError, SupersededError
+from everstep.storage import Storage
 
 LEASES = "leases"
 RENEW_S = 2.0

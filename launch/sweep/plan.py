@@ -14,18 +14,18 @@ from typing import Any
 
 import yaml
 
-from launch.config import JobConfig, job_config, job_yaml
-from launch.sweep import config as keys
-from launch.sweep.base import Base, check_key
-from launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
-from launch.sweep.records import SWEEP, SweepFolder
-from launch.sweep.rungs import rungs
-from launch.sweep.space import Axis, axis, is_sweep
-from launch.sweep.trial import identity
-from trainer.compose import Composed, changes, compose, digest, freeze, groups, sweep_files, thaw
-from trainer.config import Goal, RunConfig
-from trainer.errors import ConfigError, nearest
-from trainer.storage import join_url
+from everstep.launch.config import JobConfig, job_config, job_yaml
+from everstep.launch.sweep import config as keys
+from everstep.launch.sweep.base_config import Base, check_key
+from everstep.launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
+from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
+from everstep.launch.sweep.asha import rungs
+from everstep.launch.sweep.search_space import Axis, axis, is_sweep
+from everstep.launch.sweep.trial_id import identity
+from everstep.compose import Composed, changes, compose, digest, freeze, groups, sweep_files, thaw
+from everstep.config import Goal, RunConfig
+from everstep.errors import ConfigError, nearest
+from everstep.storage import join_url
 
 Constraint = Callable[[dict[str, Any]], dict[str, Any] | None]
 

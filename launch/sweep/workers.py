@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from launch.job import JobStatus
-from trainer.config import RunConfig
-from trainer.errors import EverstepError, SupersededError
-from trainer.run_folder import RunFolder
+from everstep.launch.schedulers.job import JobStatus
+from everstep.config import RunConfig
+from everstep.errors import EverstepError, SupersededError
+from everstep.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from pathlib import Path
 import ledger_toy
 from slurm_cluster import Cluster
 
-from launch.hostlist import expand
-from trainer.run_folder import RunFolder
+from everstep.launch.node.hostlist import expand
+from everstep.run_folder import RunFolder
 
 TESTS = Path(__file__).parent.parent
 PATHS = os.pathsep.join(map(str, (TESTS.parent, TESTS, TESTS / "cluster")))
@@ -74,7 +74,7 @@ class Job:
 
     def everstep(self, *words: str, env: dict[str, str] | None = None, where: Path | None = None) -> str:
         environment = {**self.cluster.env, "PYTHONPATH": PATHS, **(env or {})}
-        done = subprocess.run([sys.executable, "-m", "launch", *words], cwd=where or self.root, env=environment,
+        done = subprocess.run([sys.executable, "-m", "everstep.launch", *words], cwd=where or self.root, env=environment,
                               capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")

@@ -13,8 +13,8 @@ import torch.distributed as dist
 from torch import nn
 from toy import ToyTask, toy_data
 
-from trainer.data.dataset import Splits
-from trainer.step import Stepper
+from everstep.trainer.data.dataset import Splits
+from everstep.trainer.step import Stepper
 
 LATER_PAUSE_S = 0.1
 """What a step of any start but the first is slowed down by at most: faults befall the first, and the others have only

@@ -14,8 +14,8 @@ from process_helpers import until
 from slurm_accounting import manage
 from slurm_cluster import PATH, Cluster, missing
 
-from launch.job import JobHandle, JobState
-from launch.schedulers.slurm import Slurm
+from everstep.launch.schedulers.job import JobHandle, JobState
+from everstep.launch.schedulers.slurm.scheduler import Slurm
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 SECRET = "plänted-91c4-value"
@@ -141,8 +141,8 @@ def test_a_secret_is_in_no_record_and_in_no_file_of_the_database(forgotten: dict
     assert f"{len(SECRET)} letters" in job.printed()
     facts = accounted.run("sacct", "--parsable2", "--format=ALL", f"--jobs={job.id}")
     script = accounted.run("sacct", "--batch-script", f"--jobs={job.id}")
-    assert "launch.verdict" in script  # accounting does keep it
+    assert "everstep.launch.restart.decide" in script  # accounting does keep it
     assert SECRET not in facts + script
     files = [file.read_bytes() for file in (accounted.state / "database").rglob("*") if file.is_file()]
-    assert any(b"launch.verdict" in file for file in files)
+    assert any(b"everstep.launch.restart.decide" in file for file in files)
     assert not any(SECRET.encode() in file for file in files)

@@ -12,8 +12,8 @@ import pytest
 from jobs import PATHS, TESTS, Job
 from slurm_cluster import Cluster
 
-from launch.schedulers.slurm_json import HELD
-from trainer.run_folder import Outcome
+from everstep.launch.schedulers.slurm.jobs_json import HELD
+from everstep.run_folder import Outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 LONG = ("job.nodes=2", "data.pause_s=0.2", "data.pause_from=1", "steps=100000", "job.grace_s=5")
@@ -35,7 +35,7 @@ def clock_far_ahead(job: Job) -> None:
 def agent_that_hangs(job: Job) -> None:
     job.submit(*LONG)
     job.wait_for_step(5)
-    found = job.cluster.enter(job.nodes[1], "pgrep", "-f", f"trainer.agent.*{job.folder.url}")
+    found = job.cluster.enter(job.nodes[1], "pgrep", "-f", f"everstep.trainer.torchrun_agent.*{job.folder.url}")
     for pid in found.split():
         job.cluster.enter(job.nodes[1], "kill", "-STOP", pid)
     job.folder.storage.write("stop", b"enough")

@@ -15,8 +15,8 @@ import pytest
 from jobs import PATHS, TESTS, Job
 from slurm_cluster import Cluster
 
-from launch.job import JobHandle, JobState
-from launch.schedulers.slurm import Slurm, script
+from everstep.launch.schedulers.job import JobHandle, JobState
+from everstep.launch.schedulers.slurm.scheduler import Slurm, script
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 SECRET = "plänted-7f3a-value"

@@ -18,8 +18,8 @@ from process_helpers import until
 from slurm_cluster import PATH, Cluster
 from sweep_processes import CHEAP, ended, ends, kill, order, results, story, sweep, told
 
-from launch.schedulers.slurm import script
-from trainer.run_folder import RunFolder
+from everstep.launch.schedulers.slurm.scheduler import script
+from everstep.run_folder import RunFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20"]
@@ -29,7 +29,7 @@ PARALLEL = 12
 def start(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
     known = ["--config-dir", str(TESTS / "conf"), "job=slurm", "job.nproc=1", "job.gpus=0", "job.flags=[--exclusive]",
              "job.time=1h", "job.grace_s=10", "experiment=toy", "sweep.poll_s=0.5"]  # fmt: skip
-    return subprocess.Popen([sys.executable, "-m", "launch", "sweep", *known, *words], cwd=root, text=True,
+    return subprocess.Popen([sys.executable, "-m", "everstep.launch", "sweep", *known, *words], cwd=root, text=True,
                             env={**cluster.env, "PYTHONPATH": PATHS, **more}, stderr=subprocess.PIPE,
                             stdout=subprocess.PIPE)  # fmt: skip
 

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from trainer.storage import Storage
+from everstep.storage import Storage
 
 MIB = 2**20
 

@@ -11,9 +11,11 @@ from metadata_trap import Trap
 from process_helpers import until
 from servers import AZURITE_KEY, S3_KEYS
 
-from trainer.data.prepare.sources.listing import list_files
-from trainer.errors import StorageError
-from trainer.storage import FsspecStorage, ObstoreStorage, Storage, credentials, filesystem, google
+from everstep.dataset.readers.listing import list_files
+from everstep.errors import StorageError
+from everstep.storage import FsspecStorage, ObstoreStorage, Storage, filesystem
+from everstep.storage import credentials
+from everstep.storage import gcs_credentials
 
 
 def stores() -> list[Storage]:
@@ -49,7 +51,7 @@ def test_public_buckets_need_no_keys(trap: Trap, monkeypatch: pytest.MonkeyPatch
     for name in ("AWS", "AZURE", "GOOGLE"):
         monkeypatch.setenv(f"{name}_SKIP_SIGNATURE", "true")
     assert credentials.s3_profile("s3://bucket") is None
-    assert google.for_gcsfs("gs://bucket") == "anon"
+    assert gcs_credentials.for_gcsfs("gs://bucket") == "anon"
     assert credentials.azure("az://bucket", "mine") == {"account_name": "mine"}
     assert filesystem("s3://bucket")[0].anon
     assert filesystem("abfs://bucket@mine.dfs.core.windows.net/x")[0].anon

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from trainer.storage import FsspecStorage, ObstoreStorage, Storage
+from everstep.storage import FsspecStorage, ObstoreStorage, Storage
 
 pytestmark = pytest.mark.process
 

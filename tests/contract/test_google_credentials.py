@@ -15,8 +15,9 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth import identity_pool, jwt
 from metadata_trap import Trap
 
-from trainer.errors import StorageError
-from trainer.storage import FsspecStorage, ObstoreStorage, Storage, google
+from everstep.errors import StorageError
+from everstep.storage import FsspecStorage, ObstoreStorage, Storage
+from everstep.storage import gcs_credentials as google
 
 FEDERATED = {
     "type": "external_account",

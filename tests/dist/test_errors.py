@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ranks import environment, folder, train
 
-from trainer.run_folder import Outcome
+from everstep.run_folder import Outcome
 
 pytestmark = pytest.mark.dist
 
@@ -22,7 +22,7 @@ WRONG = [
     (2, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
     (1, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
     (2, ["parallel=fsdp", "evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae"),
-    (2, ["data._target_=trainer.data.arrow.ArrowDataset", "+data.path=/nosuch/data"], "/nosuch/data"),
+    (2, ["data._target_=everstep.trainer.data.arrow_reader.ArrowDataset", "+data.path=/nosuch/data"], "/nosuch/data"),
     (2, ["data.samples=0"], "data: the training set is empty"),
     (2, ["task.dept=3"], "task.dept: toy.ToyTask takes no 'dept'; did you mean 'depth'?"),
     (2, ["data.sampels=3"], "data.sampels: toy.toy_data takes no 'sampels'; did you mean 'samples'?"),
@@ -67,7 +67,7 @@ def test_who_asks_gets_the_traceback(tmp_path: Path, overrides: list[str]) -> No
         ended = train(2, tmp_path, *overrides)
     assert ended.codes == [2, 2], ended.printed
     assert ended.printed.count("Traceback (most recent call last):") >= 1
-    assert "trainer.errors.ConfigError: " in ended.printed
+    assert "everstep.errors.ConfigError: " in ended.printed
 
 
 def test_the_traceback_of_each_rank_is_in_its_log(tmp_path: Path) -> None:
@@ -78,8 +78,8 @@ def test_the_traceback_of_each_rank_is_in_its_log(tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_rank_alone_is_told_with_its_rank(tmp_path: Path) -> None:
-    from trainer.data.feed import Feed
-    from trainer.errors import DataError
+    from everstep.trainer.data.feed import Feed
+    from everstep.errors import DataError
 
     def damaged_on_rank_1(rank: int) -> None:
         def fails(self: Feed, *_: object, **__: object) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ranks import folder, train
 
-from trainer.data.arrow import ArrowDataset
-from trainer.metrics import read_metrics
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.dist
 

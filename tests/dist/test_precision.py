@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.restoring import locate
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.table import read_metadata, read_whole
-from trainer.metrics import read_metrics
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
+from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.dist
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.checkpoint.restoring import locate
-from trainer.checkpoint.diff import differences
-from trainer.data.loader import Loader
-from trainer.evaluate import Evaluator
-from trainer.run_folder import STOP_MARKER, Outcome
-from trainer.step import Stepper
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.data.loader import Loader
+from everstep.trainer.evaluate import Evaluator
+from everstep.run_folder import STOP_MARKER, Outcome
+from everstep.trainer.step import Stepper
 
 pytestmark = pytest.mark.dist
 
@@ -87,7 +87,7 @@ def test_a_stop_is_honoured_in_every_phase(
 
 
 def test_an_evaluation_that_was_cut_short_is_made_up_for(undisturbed: Path, tmp_path: Path) -> None:
-    from trainer.metrics import read_metrics
+    from everstep.trainer.reporting.sinks import read_metrics
 
     train(2, tmp_path, before=as_it_begins(Evaluator, "__call__", 1, raise_signal(signal.SIGTERM)))
     assert read_metrics(folder(tmp_path), "evaluate") == {}

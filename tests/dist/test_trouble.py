@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.metrics import read_lines, read_metrics
+from everstep.trainer.reporting.sinks import read_lines, read_metrics
 
 pytestmark = pytest.mark.dist
 
@@ -47,8 +47,8 @@ def test_a_step_with_nan_changes_nothing_and_the_run_goes_on(
                   "steps=4", "checkpoint.every=1", "checkpoint.keep_last=9", "ema=null", "log.progress=lines")  # fmt: skip
     assert ended.codes == [0] * world, ended.printed
     assert "step 3 gave NaN" in ended.printed
-    from trainer.checkpoint.restoring import locate
-    from trainer.checkpoint.diff import differences
+    from everstep.trainer.checkpoint.restore import locate
+    from everstep.trainer.checkpoint.tools.diff import differences
 
     url = folder(tmp_path).url
     before, after = (locate(f"{url}/checkpoints/step-{s:08d}-attempt-0001") for s in (2, 3))

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.restoring import locate
-from trainer.data.trace import Trace
-from trainer.metrics import read_metrics
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.data.trace import Trace
+from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.dist
 ROUTES = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.metrics import read_metrics
+from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.dist
 KINDS = [(1, "single"), (2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp"), (4, "hsdp")]

@@ -11,7 +11,7 @@ import pytest
 from fault_proxy import Proxy, fault_proxy
 from store_ways import WAYS, Way
 
-from trainer.storage import Storage, open_storage
+from everstep.storage import Storage, open_storage
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

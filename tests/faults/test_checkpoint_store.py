@@ -16,12 +16,12 @@ from fault_proxy import Proxy, fault_proxy
 from process_helpers import until
 from ranks import folder, ledger, train
 
-from trainer.checkpoint import checkpointer
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.manifest import candidates, newest, was_set_aside
-from trainer.checkpoint.restoring import locate
-from trainer.metrics import read_lines
-from trainer.run_folder import Outcome, RunFolder
+from everstep.trainer.checkpoint import checkpointer
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.manifest import candidates, newest, was_set_aside
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.reporting.sinks import read_lines
+from everstep.run_folder import Outcome, RunFolder
 
 pytestmark = pytest.mark.dist
 KEEP = ("checkpoint.keep_last=9", "checkpoint.keep_best=0")
@@ -104,7 +104,7 @@ def test_a_save_in_an_outage_fails_and_is_made_up_for(
     proxy.fail(503, times=10_000, method="PUT", path="step-00000004")
 
     def slow(rank: int) -> None:
-        from trainer.step import Stepper
+        from everstep.trainer.step import Stepper
 
         original = Stepper.__call__
 
@@ -217,7 +217,7 @@ def fill_at(step: int, place: Path) -> Callable[[int], None]:
     """A trap: rank 0 fills the disk as a step begins, once the save before it has come to its end."""
 
     def lay(rank: int) -> None:
-        from trainer.step import Stepper
+        from everstep.trainer.step import Stepper
 
         original = Stepper.__call__
 

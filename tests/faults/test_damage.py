@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.restoring import locate
-from trainer.metrics import read_lines
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.reporting.sinks import read_lines
 
 pytestmark = pytest.mark.dist
 KEEP = ("checkpoint.keep_last=9", "checkpoint.keep_best=0")

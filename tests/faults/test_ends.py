@@ -15,9 +15,9 @@ from process_helpers import alive, until
 from ranks import TESTS, environment, folder, train
 from test_torchrun import children
 
-from trainer.place import AGENT_PID
-from trainer.run_folder import Fault, Outcome
-from trainer.step import Stepper
+from everstep.rank_env import AGENT_PID
+from everstep.run_folder import Fault, Outcome
+from everstep.trainer.step import Stepper
 
 MISTAKES = """
 import toy
@@ -39,7 +39,7 @@ def everstep(tmp_path: Path) -> Iterator[object]:
         path = os.pathsep.join(map(str, (TESTS.parent, TESTS, tmp_path)))
         env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
         toy = ["--config-dir", str(TESTS / "conf"), "experiment=toy", "run=toy", f"run_root={tmp_path}"]
-        command = [sys.executable, "-m", "launch", "run", *toy, *words]
+        command = [sys.executable, "-m", "everstep.launch", "run", *toy, *words]
         begun.append(subprocess.Popen(command, env=env, cwd=tmp_path, text=True, stdin=subprocess.DEVNULL,
                                       stdout=subprocess.PIPE, stderr=subprocess.PIPE))  # fmt: skip
         return begun[-1]
@@ -99,7 +99,7 @@ def test_a_rank_whose_agent_is_gone_ends_before_it_has_imported_anything(tmp_pat
     gone = subprocess.Popen(["true"])
     gone.wait()
     env = {**os.environ, AGENT_PID: str(gone.pid), "TORCHELASTIC_RUN_ID": "x"}
-    rank = subprocess.run([sys.executable, "-m", "trainer", "experiment=toy"], env=env, cwd=TESTS.parent,
+    rank = subprocess.run([sys.executable, "-m", "everstep.trainer", "experiment=toy"], env=env, cwd=TESTS.parent,
                           capture_output=True, timeout=60)  # fmt: skip
     assert (rank.returncode, rank.stdout, rank.stderr) == (-signal.SIGKILL, b"", b"")
 

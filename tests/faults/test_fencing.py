@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from trainer.checkpoint.manifest import candidates
-from trainer.run_folder import Outcome, RunFolder
-from trainer.step import Stepper
+from everstep.trainer.checkpoint.manifest import candidates
+from everstep.run_folder import Outcome, RunFolder
+from everstep.trainer.step import Stepper
 
 pytestmark = pytest.mark.dist
 

@@ -12,11 +12,11 @@ import pytest
 import traps
 from ranks import Ranks, folder, ledger, train
 
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.manifest import candidates
-from trainer.checkpoint.restoring import locate
-from trainer.metrics import read_lines
-from trainer.storage import LocalStorage
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.manifest import candidates
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.reporting.sinks import read_lines
+from everstep.storage import LocalStorage
 
 pytestmark = pytest.mark.dist
 STEPS = 12
@@ -62,7 +62,7 @@ def killed_in(step: int, root: Path, *overrides: str) -> None:
 
 def finish_each_save() -> None:
     """So that it is known which checkpoints are there."""
-    from trainer.checkpoint.checkpointer import Checkpointer
+    from everstep.trainer.checkpoint.checkpointer import Checkpointer
 
     original = Checkpointer.save
 
@@ -176,7 +176,7 @@ def test_a_full_node_costs_local_checkpoints_and_nothing_else(undisturbed: Path,
 def test_a_stop_with_little_time_left_saves_on_the_nodes(
     undisturbed: Path, tmp_path: Path, grace_s: float, local: bool
 ) -> None:
-    from trainer.step import Stepper
+    from everstep.trainer.step import Stepper
 
     def trap(rank: int) -> None:
         original = Stepper.__call__

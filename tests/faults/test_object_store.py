@@ -8,11 +8,11 @@ import pytest
 import traps
 from ranks import ledger, train
 
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.restoring import locate
-from trainer.metrics import read_metrics
-from trainer.run_folder import Outcome, RunFolder
-from trainer.storage import ObstoreStorage, open_storage
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.reporting.sinks import read_metrics
+from everstep.run_folder import Outcome, RunFolder
+from everstep.storage import ObstoreStorage, open_storage
 
 pytestmark = pytest.mark.dist
 

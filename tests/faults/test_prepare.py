@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from process_helpers import alive, until
 
-from trainer.data.index import ShardIndex
-from trainer.data.prepare import prepare_blocks
-from trainer.data.prepare.verify import verify
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.prepare import prepare_blocks
+from everstep.dataset.verify import verify
 
 pytestmark = pytest.mark.process
 KINDS = {
@@ -37,7 +37,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def start(source: Path, dst: str, words: list[str]) -> subprocess.Popen[bytes]:
     given = [f"src={source}", f"dst={dst}", "shard_mib=0.02", *words]
     return subprocess.Popen(
-        [sys.executable, "-m", "trainer", "data", "prepare", *given],
+        [sys.executable, "-m", "everstep.trainer", "data", "prepare", *given],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
 
@@ -147,7 +147,7 @@ def test_a_killed_append_goes_on_and_the_old_dataset_stays_readable(tmp_path: Pa
 
 def test_several_processes_that_want_the_same_corpus_get_one(tmp_path: Path) -> None:
     script = (
-        "import sys; from trainer.data.prepare import prepare_blocks\n"
+        "import sys; from everstep.dataset.prepare import prepare_blocks\n"
         "def read():\n"
         "    print('reads', flush=True)\n"
         "    yield from ((str(n), bytes([n]) * 5000) for n in range(1, 200))\n"

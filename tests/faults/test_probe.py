@@ -12,9 +12,9 @@ import pytest
 from fault_proxy import Proxy
 from store_ways import Way
 
-from trainer.errors import StorageError
-from trainer.run_folder import RunFolder
-from trainer.storage import LocalStorage, Storage, probe
+from everstep.errors import StorageError
+from everstep.run_folder import RunFolder
+from everstep.storage import LocalStorage, Storage, probe
 
 pytestmark = pytest.mark.process
 TESTS = Path(__file__).parent.parent
@@ -72,7 +72,7 @@ def test_a_trainer_does_not_start_in_a_store_that_is_refused(proxy: Proxy, way: 
         "run=r",
     ]
     ended = subprocess.run(
-        [sys.executable, "-m", "trainer", *words],
+        [sys.executable, "-m", "everstep.trainer", *words],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])},
         cwd=tmp_path,
         capture_output=True,

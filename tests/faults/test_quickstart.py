@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from ranks import TESTS, folder
 
-from trainer.compose import compose
-from trainer.metrics import read_metrics
+from everstep.compose import compose
+from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.process
 ROOT = TESTS.parent
@@ -37,7 +37,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_example_project_installs_trains_and_learns(installed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch", "run", "--config-dir", str(ROOT / "examples/quickstart/conf"),
+    command = [sys.executable, "-m", "everstep.launch", "run", "--config-dir", str(ROOT / "examples/quickstart/conf"),
                "experiment=quickstart", "plugins=[quickstart]", "run=toy", f"run_root={tmp_path}"]  # fmt: skip
     done = subprocess.run(command, env=environment(ROOT, installed), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -45,7 +45,7 @@ def test_the_example_project_installs_trains_and_learns(installed: Path, tmp_pat
 
 
 def test_a_package_that_was_not_named_is_refused(installed: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "launch", "run", "--config-dir", str(ROOT / "examples/quickstart/conf"),
+    command = [sys.executable, "-m", "everstep.launch", "run", "--config-dir", str(ROOT / "examples/quickstart/conf"),
                "experiment=quickstart", "run=toy", f"run_root={tmp_path}"]  # fmt: skip
     done = subprocess.run(command, env=environment(ROOT, installed), cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
@@ -102,6 +102,6 @@ def test_what_is_said_to_resume_a_run_names_it() -> None:
     text = (ROOT / "examples/quickstart/README.md").read_text()
     [start] = [words for words in commands("examples/quickstart/README.md") if "run=wine" in words]
     assert text.index(" ".join(start)) < text.index("give the same command again")
-    helped = subprocess.run([sys.executable, "-m", "launch", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    helped = subprocess.run([sys.executable, "-m", "everstep.launch", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
     [resumes] = [line for line in helped.splitlines() if "resumes" in line and "everstep run" in line]
     assert "run=demo" in resumes

@@ -14,8 +14,8 @@ import traps
 from process_helpers import until
 from ranks import TESTS, folder, train
 
-from launch.status import report
-from trainer.run_folder import EVENTS, RunFolder
+from everstep.launch.cli.status import report
+from everstep.run_folder import EVENTS, RunFolder
 
 
 @pytest.mark.dist
@@ -62,7 +62,7 @@ def test_a_trainer_writes_down_what_goodput_needs(tmp_path: Path) -> None:
 
 def everstep(*words: str, cwd: Path) -> subprocess.Popen[str]:
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(TESTS), *filter(None, sys.path)])}
-    return subprocess.Popen([sys.executable, "-m", "launch", *words], cwd=cwd, env=env, text=True,
+    return subprocess.Popen([sys.executable, "-m", "everstep.launch", *words], cwd=cwd, env=env, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
 

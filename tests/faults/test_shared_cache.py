@@ -21,10 +21,10 @@ from disks import small_disk
 from fault_proxy import Proxy, fault_proxy
 from process_helpers import until
 
-from trainer.data.cache import ShardCache
-from trainer.data.index import PART_BYTES, Shard, part_digest
-from trainer.errors import DataError, StorageError
-from trainer.storage import open_storage
+from everstep.trainer.data.cache import ShardCache
+from everstep.dataset.index import PART_BYTES, Shard, part_digest
+from everstep.errors import DataError, StorageError
+from everstep.storage import open_storage
 
 pytestmark = pytest.mark.process
 

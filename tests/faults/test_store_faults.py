@@ -20,9 +20,12 @@ from fault_proxy import Proxy
 from process_helpers import until
 from store_ways import Way
 
-from trainer.errors import StorageError
-from trainer.run_folder import RunFolder
-from trainer.storage import LocalStorage, Storage, by_fsspec, clients, open_storage, patience
+from everstep.errors import StorageError
+from everstep.run_folder import RunFolder
+from everstep.storage import LocalStorage, Storage, open_storage
+from everstep.storage import fsspec_backend
+from everstep.storage import obstore_clients
+from everstep.storage import retry
 
 pytestmark = pytest.mark.process
 SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000
@@ -31,17 +34,17 @@ SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patience, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.01)
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waits of two seconds in place of a quarter of a minute; the server needs one for a part on a busy machine."""
-    for module in (by_fsspec, clients):
+    for module in (fsspec_backend, obstore_clients):
         monkeypatch.setattr(module, "QUIET_S", 2.0)
         monkeypatch.setattr(module, "CONNECT_S", 1.0)
         monkeypatch.setattr(module, "SEND_S", 6.0)
-    monkeypatch.setattr(by_fsspec, "QUICK_S", 4.0)
+    monkeypatch.setattr(fsspec_backend, "QUICK_S", 4.0)
 
 
 def stream(store: Storage, path: str, data: bytes) -> None:

@@ -27,9 +27,9 @@ from sweep_processes import (
     told,
 )
 
-from launch.sweep.leaderboard import ranked
-from launch.sweep.results import evaluations
-from trainer.run_folder import RunFolder
+from everstep.launch.cli.leaderboard import ranked
+from everstep.launch.sweep.trial_result import evaluations
+from everstep.run_folder import RunFolder
 
 pytestmark = pytest.mark.process
 GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20", "job.max_parallel=4",

@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from ranks import TESTS, folder
 
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.restoring import locate
-from trainer.metrics import read_metrics
-from trainer.run_folder import Outcome
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.reporting.sinks import read_metrics
+from everstep.run_folder import Outcome
 
 pytestmark = pytest.mark.process
 TOY = ["--config-dir", str(TESTS / "conf"), "experiment=toy", "run=toy"]
@@ -89,7 +89,7 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_every_killed_worker_is_recovered_from_at_the_first_restart(start: Start, tmp_path: Path) -> None:
     """Stock torchrun, one agent, one shared store for all restarts: 20 kills, 20 recoveries, no restart wasted."""
     draws = random.Random(1)
-    agent = start(*TORCHRUN, "--max-restarts=20", "--monitor-interval=0.1", "-m", "trainer", *TOY,
+    agent = start(*TORCHRUN, "--max-restarts=20", "--monitor-interval=0.1", "-m", "everstep.trainer", *TOY,
                   "steps=1000000", "checkpoint.every=50", "evaluate.every=null", "log.every=5")  # fmt: skip
     for attempt in range(1, 22):
         until(lambda number=attempt: step_of(tmp_path, number) > 0)
@@ -101,7 +101,7 @@ def test_every_killed_worker_is_recovered_from_at_the_first_restart(start: Start
 
 
 def test_a_killed_agent_takes_its_workers_along(start: Start, tmp_path: Path) -> None:
-    agent = start(*TORCHRUN, "-m", "trainer", *TOY, "steps=1000000", "checkpoint.every=50", "evaluate.every=null")
+    agent = start(*TORCHRUN, "-m", "everstep.trainer", *TOY, "steps=1000000", "checkpoint.every=50", "evaluate.every=null")
     until(lambda: step_of(tmp_path, 1) > 0)
     workers = children(agent.pid)
     assert len(workers) == 2
@@ -113,7 +113,7 @@ def test_a_killed_agent_takes_its_workers_along(start: Start, tmp_path: Path) ->
 def test_a_run_goes_on_to_the_same_bits_after_the_launcher_or_the_agent_is_killed(
     start: Start, tmp_path: Path, who: str
 ) -> None:
-    everstep = [sys.executable, "-m", "launch", "run", *TOY, "job.nproc=2", "steps=400", "checkpoint.every=60"]
+    everstep = [sys.executable, "-m", "everstep.launch", "run", *TOY, "job.nproc=2", "steps=400", "checkpoint.every=60"]
     whole = start(*everstep, root=tmp_path / "whole")
     assert whole.wait(60) == 0
     process = start(*everstep)
@@ -131,7 +131,7 @@ def test_a_run_goes_on_to_the_same_bits_after_the_launcher_or_the_agent_is_kille
 
 @pytest.mark.parametrize("nproc", [1, 2])
 def test_sigterm_to_everstep_ends_as_preempted_with_a_checkpoint(start: Start, tmp_path: Path, nproc: int) -> None:
-    process = start(sys.executable, "-m", "launch", "run", *TOY, f"job.nproc={nproc}", "steps=1000000",
+    process = start(sys.executable, "-m", "everstep.launch", "run", *TOY, f"job.nproc={nproc}", "steps=1000000",
                     "checkpoint.every=1000000", "evaluate.every=null")  # fmt: skip
     until(lambda: step_of(tmp_path, 1) > 10)
     process.send_signal(signal.SIGTERM)
@@ -147,7 +147,7 @@ def test_sigterm_to_everstep_ends_as_preempted_with_a_checkpoint(start: Start, t
 def test_everstep_starts_again_with_a_smaller_microbatch_when_memory_is_short(
     start: Start, tmp_path: Path, kind: str
 ) -> None:
-    process = start(sys.executable, "-m", "launch", "run", *TOY, "job.nproc=2", f"parallel={kind}", "micro_batch=4",
+    process = start(sys.executable, "-m", "everstep.launch", "run", *TOY, "job.nproc=2", f"parallel={kind}", "micro_batch=4",
                     "task.max_batch=1", "job.max_restarts=0")  # fmt: skip
     assert process.wait(90) == 0, (tmp_path / "printed").read_text()
     assert len(folder(tmp_path).attempts()) == 3
@@ -155,7 +155,7 @@ def test_everstep_starts_again_with_a_smaller_microbatch_when_memory_is_short(
 
 def test_torchrun_alone_restarts_into_the_same_run_without_a_name(start: Start, tmp_path: Path) -> None:
     unnamed = [text for text in TOY if text != "run=toy"]
-    agent = start(*TORCHRUN, "--max-restarts=1", "--monitor-interval=0.1", "-m", "trainer", *unnamed, "steps=300")
+    agent = start(*TORCHRUN, "--max-restarts=1", "--monitor-interval=0.1", "-m", "everstep.trainer", *unnamed, "steps=300")
     until(lambda: list(tmp_path.glob("toy-*/attempts/0001/metrics.jsonl")))
     os.kill(children(agent.pid)[1], signal.SIGKILL)
     assert agent.wait(60) == 0, (tmp_path / "printed").read_text()

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileArrays
 
-from launch.batch import Member, recover, run_of, submit_batch
-from launch.config import JobConfig
-from launch.job import JobHandle
-from launch.schedulers.base import Batch, Batching, Rendered
-from launch.submission import submissions
-from launch.submitted import Submitted
-from trainer.errors import ConfigError
-from trainer.run_folder import RunFolder
+from everstep.launch.submit.array import Member, recover, run_of, submit_batch
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.schedulers.base import Batch, Batching, Rendered
+from everstep.launch.submit.records import submissions
+from everstep.launch.submit.job_spec import Submitted
+from everstep.errors import ConfigError
+from everstep.run_folder import RunFolder
 
 
 class Killed(BaseException):
@@ -49,7 +49,7 @@ def folders(tmp_path: Path) -> list[RunFolder]:
 def together(folders: list[RunFolder], cluster: Batching, token: str = "first") -> list[JobHandle | str]:
     root = folders[0].url.rsplit("/", 2)[0]
     batch = Batch("s", root, token, tuple(range(len(folders))), parallel=2)
-    members = [Member(folder, ("-m", "trainer", "--frozen", folder.url), "code-1/.") for folder in folders]
+    members = [Member(folder, ("-m", "everstep.trainer", "--frozen", folder.url), "code-1/.") for folder in folders]
     return submit_batch(batch, members, JobConfig(scheduler="slurm"), cluster)
 
 
@@ -74,7 +74,7 @@ def test_each_run_has_an_element_that_finds_its_folder_in_the_list(folders: list
     assert [submissions(folder)[-1].handle for folder in folders] == handles
     found = [run_of(f"{tmp_path}/s/batches/first.txt", number) for number in range(3)]
     assert found == [folder.url for folder in folders]
-    assert Submitted.read(folders[1]).argv == ("-m", "trainer", "--frozen", folders[1].url)
+    assert Submitted.read(folders[1]).argv == ("-m", "everstep.trainer", "--frozen", folders[1].url)
     assert Submitted.read(folders[1]).code == "code-1/."
 
 

@@ -15,14 +15,14 @@ from hypothesis import strategies as st
 from shard_sets import write_dataset
 from torch import Tensor
 
-from trainer.data.arrow import ArrowDataset
-from trainer.data.collate import Bucket, Pack, Pad, Segments
-from trainer.data.gather import Gather
-from trainer.data.loader import Loader
-from trainer.data.order import SampleOrder
-from trainer.data.ragged import Ragged
-from trainer.errors import ConfigError, DataError
-from trainer.plugins import instantiate
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.collate import Bucket, Pack, Pad, Segments
+from everstep.trainer.data.fetcher import Gather
+from everstep.trainer.data.loader import Loader
+from everstep.trainer.data.order import SampleOrder
+from everstep.trainer.data.ragged import Ragged
+from everstep.errors import ConfigError, DataError
+from everstep.trainer.plugins import instantiate
 
 DTYPES = [
     torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64,
@@ -246,7 +246,7 @@ def test_names_of_lengths_hide_no_column() -> None:
 
 
 def test_a_collate_node_of_a_config_is_one_of_these() -> None:
-    node = {"_target_": "trainer.data.collate.Bucket", "boundaries": [8, 16]}
+    node = {"_target_": "everstep.trainer.data.collate.Bucket", "boundaries": [8, 16]}
     collate = instantiate(node, "data.collate", [])
     assert collate({"x": ragged([9])})["x"].shape == (1, 16)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from trainer.command import verb
+from everstep.trainer.command import verb
 
 
 def test_check_builds_the_parts_of_a_config(capsys: pytest.CaptureFixture[str]) -> None:

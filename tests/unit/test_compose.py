@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.compose import SWEEPS, changes, compose, conf_dir, digest, freeze, keys, plain, refuse_changes, thaw
-from trainer.config import FREE_ON_RESUME, OPEN_NODES, RunConfig, ScheduleConfig
-from trainer.errors import ConfigError
+from everstep.compose import SWEEPS, changes, compose, conf_dir, digest, freeze, keys, plain, refuse_changes, thaw
+from everstep.config import FREE_ON_RESUME, OPEN_NODES, RunConfig, ScheduleConfig
+from everstep.errors import ConfigError
 
 CONF = conf_dir()
 EXAMPLES = Path(__file__).parents[2] / "examples"

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trainer import console
-from trainer.config import LogConfig, Progress
-from trainer.console import Bar, Display, Lines, Quiet, columns, open_display, short
+from everstep.trainer.reporting import console
+from everstep.config import LogConfig, Progress
+from everstep.trainer.reporting.console import Bar, Display, Lines, Quiet, columns, open_display, short
 
 WIDEST = {
     "kind": "train", "step": 123456, "loss": 12.34567, "lr": 1.234e-4, "norm": 1.0, "unit": "tokens",

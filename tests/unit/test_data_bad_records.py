@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 from dataset_helpers import read
 
-from trainer.data.prepare import prepare, prepare_rows
-from trainer.data.prepare.options import PrepareOptions
-from trainer.errors import DataError
+from everstep.dataset.prepare import prepare, prepare_rows
+from everstep.dataset.prepare.options import PrepareOptions
+from everstep.errors import DataError
 
 BAD_LINES = ['{"a": 1, "b": "x"}', "{oops", '{"a": "x", "b": "y"}', "[1]", "", '{"a": 2}', '{"a": 3, "b": "z"}']
 

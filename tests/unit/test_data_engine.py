@@ -15,11 +15,11 @@ from dataset_helpers import SMALL, contents, lines, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.index import ShardIndex
-from trainer.data.prepare import prepare, prepare_arrays
-from trainer.data.prepare.cleaning import first_ones, row_digests
-from trainer.data.prepare.options import PrepareOptions
-from trainer.errors import DataError
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.prepare import prepare, prepare_arrays
+from everstep.dataset.prepare.cleaning import first_ones, row_digests
+from everstep.dataset.prepare.options import PrepareOptions
+from everstep.errors import DataError
 
 
 @pytest.mark.process
@@ -107,7 +107,7 @@ def test_a_worker_that_dies_is_told_in_one_line(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(str(tmp_path))
     import deadly  # type: ignore[import-not-found]
 
-    from trainer.data.prepare.crew import in_parallel
+    from everstep.dataset.prepare.worker_pool import in_parallel
 
     with pytest.raises(DataError, match="a worker process ended with code 9"):
         list(in_parallel(deadly.die, [(1,), (2,)], 2, lambda rows, size: None))
@@ -131,7 +131,7 @@ def test_arrays_read_back_as_they_were_from_shards_of_any_size(
 @pytest.mark.process
 def test_a_source_larger_than_the_memory_allowed_streams_through(tmp_path: Path) -> None:
     script = (
-        "import resource, sys; import numpy as np; from trainer.data.prepare import prepare_rows\n"
+        "import resource, sys; import numpy as np; from everstep.dataset.prepare import prepare_rows\n"
         "prepare_rows(lambda: ({'n': n} for n in range(3)), sys.argv[1] + '/warm')\n"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "row = np.zeros(1 << 20, np.uint8)\n"

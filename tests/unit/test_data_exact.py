@@ -21,9 +21,10 @@ from dataset_helpers import outcome, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prepare import prepare_frame, prepare_rows
-from trainer.data.prepare.sources import lines, parquet
-from trainer.errors import DataError
+from everstep.dataset.prepare import prepare_frame, prepare_rows
+from everstep.dataset.readers import lines
+from everstep.dataset.readers import parquet
+from everstep.errors import DataError
 
 NUMBERS = [
     pa.int8(),

@@ -14,8 +14,8 @@ from dataset_helpers import outcome
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prepare.sources import csv
-from trainer.errors import DataError
+from everstep.dataset.readers import csv
+from everstep.errors import DataError
 
 NUMBERS = st.one_of(
     st.integers(-9, 9).map(str), st.floats().map(repr),

@@ -12,8 +12,10 @@ from dataset_helpers import Outcome, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainer.data.prepare.sources import json_array, jsonl, lines
-from trainer.errors import DataError
+from everstep.dataset.readers import json_array
+from everstep.dataset.readers import jsonl
+from everstep.dataset.readers import lines
+from everstep.errors import DataError
 
 WHOLE = st.one_of(
     st.integers(-5, 5),
@@ -141,7 +143,7 @@ def test_a_late_column_is_a_column_and_rows_without_it_are_named(tmp_path: Path)
 
 
 def test_of_a_source_too_large_to_look_at_the_rest_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (jsonl, __import__("trainer.data.prepare.sources.source", fromlist=["source"])):
+    for module in (jsonl, __import__("everstep.dataset.readers.base", fromlist=["source"])):
         monkeypatch.setattr(module, "LOOK_BYTES", 1000)
     monkeypatch.setattr(jsonl, "BLOCK", 500)
     texts = [f'{{"x": {n}}}' for n in range(2000)]

@@ -24,18 +24,18 @@ from process_helpers import until
 from shard_sets import numbered, write_dataset
 from torch import Tensor
 
-from trainer.config import Worker
-from trainer.data.arrow import ArrowDataset
-from trainer.data.cache import ShardCache
-from trainer.data.collate import Pad
-from trainer.data.columns import Columns
-from trainer.data.dataset import ArrayDataset
-from trainer.data.gather import Gather, Microbatch
-from trainer.data.loader import Loader, evaluation_batches
-from trainer.data.order import Ids, SampleOrder, Source, uniform
-from trainer.data.permutation import Words
-from trainer.data.prefetch import Prefetcher
-from trainer.errors import ConfigError, DataError
+from everstep.config import Worker
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.cache import ShardCache
+from everstep.trainer.data.collate import Pad
+from everstep.trainer.data.batching import Columns
+from everstep.trainer.data.dataset import ArrayDataset
+from everstep.trainer.data.fetcher import Gather, Microbatch
+from everstep.trainer.data.loader import Loader, evaluation_batches
+from everstep.trainer.data.order import Ids, SampleOrder, Source, uniform
+from everstep.trainer.data.permutation import Words
+from everstep.trainer.data.prefetch import Prefetcher
+from everstep.errors import ConfigError, DataError
 
 SAMPLES = 37
 SEED = 5
@@ -231,10 +231,10 @@ def test_the_time_spent_waiting_is_counted() -> None:
 WORKER_SCRIPT = """
     import os, signal, sys, time
     import numpy as np
-    from trainer.data.dataset import ArrayDataset
-    from trainer.data.gather import Gather
-    from trainer.data.loader import Loader
-    from trainer.data.order import SampleOrder
+    from everstep.trainer.data.dataset import ArrayDataset
+    from everstep.trainer.data.fetcher import Gather
+    from everstep.trainer.data.loader import Loader
+    from everstep.trainer.data.order import SampleOrder
 
     data = ArrayDataset({"x": np.arange(64)})
     loader = Loader(Gather(data, 5), SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)

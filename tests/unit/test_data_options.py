@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from trainer.data.prepare import prepare
-from trainer.data.prepare.options import FORMATS, KEYS, PrepareOptions, parse
-from trainer.data.prepare.plan import bare
-from trainer.errors import ConfigError
+from everstep.dataset.prepare import prepare
+from everstep.dataset.prepare.options import FORMATS, KEYS, PrepareOptions, parse
+from everstep.dataset.prepare.plan import bare
+from everstep.errors import ConfigError
 
 
 def test_words_become_typed_options() -> None:

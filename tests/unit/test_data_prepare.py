@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.data.arrow import ArrowDataset
-from trainer.data.corpus import stdlib_corpus, stdlib_sources
-from trainer.data.index import ShardIndex
-from trainer.data.prepare import prepare_blocks
-from trainer.data.prepare.verify import verify
-from trainer.errors import ConfigError, DataError
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.stdlib_corpus import stdlib_corpus, stdlib_sources
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.prepare import prepare_blocks
+from everstep.dataset.verify import verify
+from everstep.errors import ConfigError, DataError
 
 
 def documents(count: int = 20, size: int = 40) -> list[tuple[str, bytes]]:
@@ -156,10 +156,10 @@ def test_too_little_to_hold_anything_out_says_what_to_change(tmp_path: Path) -> 
 
 
 def test_the_stdlib_corpus_is_prepared_once_and_reused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.data.corpus.stdlib_sources", lambda: iter(documents(40)))
+    monkeypatch.setattr("everstep.trainer.data.stdlib_corpus.stdlib_sources", lambda: iter(documents(40)))
     path = str(tmp_path / "deep" / "stdlib")
     first = stdlib_corpus(path, block=16)
-    monkeypatch.setattr("trainer.data.corpus.stdlib_sources", lambda: pytest.fail("prepared again"))
+    monkeypatch.setattr("everstep.trainer.data.stdlib_corpus.stdlib_sources", lambda: pytest.fail("prepared again"))
     again = stdlib_corpus(path, block=16)
     assert first.train.digest == again.train.digest
     with pytest.raises(DataError, match="prepared with block=16, not 32"):
@@ -176,8 +176,8 @@ def test_the_stdlib_sources_are_sorted_and_hold_no_tests() -> None:
 @pytest.mark.process
 def test_the_parser_needs_neither_numpy_nor_pyarrow_and_preparing_no_torch() -> None:
     script = (
-        "import sys, trainer.data.command; assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
-        "import trainer.data.order, trainer.data.prepare; assert 'torch' not in sys.modules"
+        "import sys, everstep.trainer.data.cli; assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
+        "import everstep.trainer.data.order, everstep.dataset.prepare; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 from dataset_helpers import SMALL, contents, lines, read
 
-from trainer.data.index import ShardIndex
-from trainer.data.prepare import prepare, unit
-from trainer.data.prepare.options import PrepareOptions
-from trainer.data.prepare.verify import verify
-from trainer.errors import DataError
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.prepare import prepare
+from everstep.dataset.prepare import work_unit
+from everstep.dataset.prepare.options import PrepareOptions
+from everstep.dataset.verify import verify
+from everstep.errors import DataError
 
 
 def test_append_leaves_old_shards_as_they_are_and_adds_new_samples(tmp_path: Path) -> None:
@@ -88,7 +89,7 @@ class Stopped(Exception):
 
 def broken_after(units: int, options: PrepareOptions) -> None:
     """A preparation that breaks when that many units are done."""
-    whole, begun = unit.write_unit, iter(range(10**6))
+    whole, begun = work_unit.write_unit, iter(range(10**6))
 
     def breaks(*args: Any) -> Any:
         if next(begun) >= units:
@@ -96,7 +97,7 @@ def broken_after(units: int, options: PrepareOptions) -> None:
         return whole(*args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("trainer.data.prepare.dataset.write_unit", breaks)
+        patch.setattr("everstep.dataset.prepare.engine.write_unit", breaks)
         with pytest.raises(Stopped):
             prepare(options)
 
@@ -129,7 +130,7 @@ def test_what_broke_at_its_very_end_is_completed_once(
     prepare(whole)
     with pytest.MonkeyPatch.context() as patch:
         if where == "before the records go":
-            patch.setattr("trainer.data.prepare.ledger.Ledger.end", stop)
+            patch.setattr("everstep.dataset.prepare.ledger.Ledger.end", stop)
         else:
             patch.setattr(ShardIndex, "write", stop_at(2 if validation else 1, ShardIndex.write))
         with pytest.raises(Stopped):

@@ -13,14 +13,14 @@ import shard_sets
 import torch
 from torch import Tensor
 
-from trainer.data.arrow import ArrowDataset
-from trainer.data.cache import ShardCache
-from trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
-from trainer.data.index import ShardIndex
-from trainer.data.scikit import breast_cancer, digits, shifted, split_ids
-from trainer.data.shards import columns_of, table_of, write_shard
-from trainer.errors import ConfigError, DataError
-from trainer.storage import open_storage
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.cache import ShardCache
+from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
+from everstep.dataset.index import ShardIndex
+from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, shifted, split_ids
+from everstep.dataset.shards import columns_of, table_of, write_shard
+from everstep.errors import ConfigError, DataError
+from everstep.storage import open_storage
 
 
 def write_dataset(folder: Path, shards: int = 3, rows: int = 5) -> dict[str, np.ndarray]:
@@ -232,7 +232,7 @@ def test_the_scikit_sets_hold_out_a_part_that_never_trains() -> None:
 def test_a_process_that_may_open_few_files_reads_many_shards_of_a_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import trainer.data.open_shards as module
+    import everstep.trainer.data.open_shards as module
 
     monkeypatch.setattr(module, "_file_limit", lambda: 200)
     url = f"memory://many/{tmp_path.name}"

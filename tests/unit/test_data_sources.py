@@ -19,12 +19,12 @@ from dataset_helpers import read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.index import Column, ShardIndex
-from trainer.data.prepare import prepare, prepare_arrays, prepare_frame, prepare_rows
-from trainer.data.prepare.options import PrepareOptions
-from trainer.data.prepare.sources.lines import cut_lines, line_blocks
-from trainer.data.prepare.sources.source import File
-from trainer.errors import DataError
+from everstep.dataset.index import Column, ShardIndex
+from everstep.dataset.prepare import prepare, prepare_arrays, prepare_frame, prepare_rows
+from everstep.dataset.prepare.options import PrepareOptions
+from everstep.dataset.readers.lines import cut_lines, line_blocks
+from everstep.dataset.readers.base import File
+from everstep.errors import DataError
 
 ROWS = {
     "a": list(range(50)),

@@ -13,12 +13,12 @@ from dataset_helpers import SMALL, lines, read
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.index import ShardIndex
-from trainer.data.prepare import prepare
-from trainer.data.prepare.options import PrepareOptions
-from trainer.data.prepare.packing import Packer
-from trainer.data.prepare.tokenizers import Tokens, open_tokenizer
-from trainer.errors import ConfigError
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.prepare import prepare
+from everstep.dataset.prepare.options import PrepareOptions
+from everstep.dataset.prepare.packing import Packer
+from everstep.dataset.prepare.tokenizers import Tokens, open_tokenizer
+from everstep.errors import ConfigError
 
 
 @given(st.lists(st.lists(st.integers(1, 255), max_size=9), max_size=8), st.integers(2, 7), st.integers(1, 4))
@@ -67,7 +67,7 @@ def test_an_encoding_of_tiktoken_gives_its_tokens_and_its_end_of_text(tmp_path: 
     words = ["src=x.txt", "dst=set", "tokenizer=tiktoken:mine", "pack=3"]
     root = str(Path(__file__).parents[2])
     subprocess.run(
-        [sys.executable, "-m", "trainer", "data", "prepare", *words],
+        [sys.executable, "-m", "everstep.trainer", "data", "prepare", *words],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{tmp_path}"}, check=True, timeout=60,
     )  # fmt: skip
     assert read(tmp_path / "set")["tokens"].to_pylist() == [[257, 256, 258, ord("c")]]

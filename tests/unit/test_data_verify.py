@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainer.command import verb
-from trainer.data.index import ShardIndex
-from trainer.data.prepare import prepare_arrays
-from trainer.data.prepare.verify import verify
+from everstep.trainer.command import verb
+from everstep.dataset.index import ShardIndex
+from everstep.dataset.prepare import prepare_arrays
+from everstep.dataset.verify import verify
 
 SHARD_MIB = 10
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.config import EvaluateConfig, Goal
-from trainer.errors import ConfigError
-from trainer.evaluate import keep_score
-from trainer.state import Progress
+from everstep.config import EvaluateConfig, Goal
+from everstep.errors import ConfigError
+from everstep.trainer.evaluate import keep_score
+from everstep.trainer.state.train_state import Progress
 
 NAN, INF = float("nan"), float("inf")
 

@@ -15,10 +15,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from trainer.errors import ConfigError, DataError, MachineError, ShortOfMemoryError, StorageError
-from trainer.fault import fault_of, place_of, reason_of
-from trainer.run_folder import Fault
-from trainer.storage import LocalStorage
+from everstep.errors import ConfigError, DataError, MachineError, ShortOfMemoryError, StorageError
+from everstep.fault import fault_of, place_of, reason_of
+from everstep.run_folder import Fault
+from everstep.storage import LocalStorage
 
 
 def raised(work: Callable[[], object]) -> BaseException:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer.check import examine
-from trainer.compose import compose
-from trainer.first_step import TookTooLongError, _at_most
+from everstep.trainer.preflight.check import examine
+from everstep.compose import compose
+from everstep.trainer.preflight.first_step import TookTooLongError, _at_most
 
 TESTS = Path(__file__).parent.parent
 

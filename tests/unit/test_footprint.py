@@ -11,15 +11,15 @@ import torch.distributed as dist
 from torch import nn
 from toy import ToyModel
 
-from trainer.check import examine
-from trainer.command import verb
-from trainer.compose import compose
-from trainer.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig, RunConfig
-from trainer.footprint import Footprint, footprint, pretended
-from trainer.mesh import Mesh
-from trainer.optim import build_optimizer
-from trainer.place import Place
-from trainer.tasks.images import ImageClassifier
+from everstep.trainer.preflight.check import examine
+from everstep.trainer.command import verb
+from everstep.compose import compose
+from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig, RunConfig
+from everstep.trainer.preflight.memory_estimate import Footprint, footprint, pretended
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.optim import build_optimizer
+from everstep.rank_env import Place
+from everstep.trainer.tasks.images import ImageClassifier
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.1}
 
@@ -131,7 +131,7 @@ def test_the_first_step_is_tried_with_values(dtype: str) -> None:
 
 
 def test_a_large_model_is_tried_without_values(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.first_step.LARGEST_BYTES", 0)
+    monkeypatch.setattr("everstep.trainer.preflight.first_step.LARGEST_BYTES", 0)
     monkeypatch.setattr(ImageClassifier, "loss", lambda self, model, batch: batch["image"].sum().item())
     found = examine(compose(["experiment=digits"]).run, 1)
     assert found.problems == []
@@ -140,7 +140,7 @@ def test_a_large_model_is_tried_without_values(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_step_that_takes_too_long_is_given_up_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.first_step.LONGEST_S", 0.05)
+    monkeypatch.setattr("everstep.trainer.preflight.first_step.LONGEST_S", 0.05)
     monkeypatch.setattr(ImageClassifier, "loss", lambda self, model, batch: [None for _ in iter(int, 1)])
     found = examine(compose(["experiment=digits"]).run, 1)
     assert found.problems == []

@@ -11,16 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.config import job_config
-from launch.schedulers.base import Program
-from launch.schedulers.kubernetes.manifest import manifest, objects
-from launch.schedulers.kubernetes.names import job_name, slug
-from launch.schedulers.kubernetes.overlay import merge
-from trainer.errors import ConfigError
+from everstep.launch.config import job_config
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
+from everstep.launch.schedulers.kubernetes.labels import job_name, slug
+from everstep.launch.schedulers.kubernetes.strategic_merge import merge
+from everstep.errors import ConfigError
 
 GOLDEN = Path(__file__).parent.parent / "golden/kubernetes"
 VERSIONS = ("1.31", "1.37")
-PROGRAM = Program("demo", "s3://runs/demo", ("-m", "trainer", "--frozen", "s3://runs/demo"), "everstep-1", "steps: 5\n")
+PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer", "--frozen", "s3://runs/demo"), "everstep-1", "steps: 5\n")
 FULL: dict[str, Any] = {
     "nodes": "2:4", "nproc": 8, "time": "1d", "image": "registry/train:1", "mem": "512G", "cpus": 64,
     "exclude": ["n7"], "env": {"NCCL_DEBUG": "WARN"}, "secrets": ["WANDB_API_KEY"], "queue": "research",
@@ -206,7 +206,7 @@ def test_a_dry_run_is_yaml_for_kubectl_cheap_and_without_a_client(tmp_path: Path
     words = ["submit", "--dry-run", "job=k8s", "job.nodes=2", "job.nproc=1", "job.gpus=0", "job.image=i", "run=demo",
              "experiment=digits", f"run_root={tmp_path}"]  # fmt: skip
     code = f"""import resource, sys
-from launch.__main__ import main
+from everstep.launch.__main__ import main
 code = main({words!r})
 used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_utime + used.ru_stime, [m for m in ("lightkube", "httpx2", "torch") if m in sys.modules], file=sys.stderr)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from launch.config import job_config
-from launch.schedulers.base import Program
-from launch.schedulers.kubernetes import rights
-from launch.schedulers.kubernetes.manifest import objects
-from launch.schedulers.kubernetes.room import Asked, against_nodes, against_quotas
+from everstep.launch.config import job_config
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.kubernetes import rbac
+from everstep.launch.schedulers.kubernetes.manifest import objects
+from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas
 
-PROGRAM = Program("demo", "s3://runs/demo", ("-m", "trainer"), "everstep-1")
+PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "everstep-1")
 KEYS: dict[str, Any] = {"scheduler": "k8s", "nodes": 3, "nproc": 8, "image": "i", "mem": "64G", "cpus": 16}
 RBAC = Path(__file__).parent.parent.parent / "k8s/rbac.yaml"
 
@@ -105,19 +105,19 @@ def test_the_role_in_the_repository_grants_what_the_launcher_needs() -> None:
     if not RBAC.exists():
         pytest.skip("this test reads a checkout")
     role = next(each for each in yaml.safe_load_all(RBAC.read_text()) if each["kind"] == "Role")
-    assert [right for right in rights.needed() if not rights.covers(role["rules"], right)] == []
+    assert [right for right in rbac.needed() if not rbac.covers(role["rules"], right)] == []
     written = {(group, resource): tuple(rule["verbs"]) for rule in role["rules"] for group in rule["apiGroups"]
                for resource in rule["resources"]}  # fmt: skip
-    assert {key: verbs for key, verbs in written.items() if key in rights.GRANTED} == rights.GRANTED
+    assert {key: verbs for key, verbs in written.items() if key in rbac.GRANTED} == rbac.GRANTED
     for_the_doctor = {("", "resourcequotas"), ("", "persistentvolumeclaims"), ("kueue.x-k8s.io", "localqueues")}
     for_queues = {("kueue.x-k8s.io", "workloads"), ("visibility.kueue.x-k8s.io", "localqueues/pendingworkloads")}
     for_status = {*for_queues, ("", "events")}
-    assert written.keys() - rights.GRANTED.keys() == for_the_doctor | for_status
+    assert written.keys() - rbac.GRANTED.keys() == for_the_doctor | for_status
 
 
 def test_a_rule_for_single_names_grants_nothing_to_all() -> None:
     rule = {"apiGroups": ["*"], "resources": ["*"], "verbs": ["*"]}
-    assert rights.covers([rule], ("batch", "jobs", "create"))
-    assert not rights.covers([{**rule, "resourceNames": ["mine"]}], ("batch", "jobs", "create"))
-    assert list(rights.missing([("batch", "jobs", "create"), ("batch", "jobs", "delete"), ("", "pods", "list")])) == [
+    assert rbac.covers([rule], ("batch", "jobs", "create"))
+    assert not rbac.covers([{**rule, "resourceNames": ["mine"]}], ("batch", "jobs", "create"))
+    assert list(rbac.missing([("batch", "jobs", "create"), ("batch", "jobs", "delete"), ("", "pods", "list")])) == [
         "create, delete jobs.batch", "list pods"]  # fmt: skip

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from launch.job import JobState
-from launch.schedulers.kubernetes.standing import lacks_pods, standing
+from everstep.launch.schedulers.job import JobState
+from everstep.launch.schedulers.kubernetes.job_status import lacks_pods, standing
 
 BEGAN = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
 QUOTA = ('Error creating: pods "demo-1-x7k2p" is forbidden: exceeded quota: team, '

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launch.schedulers.kubernetes.standing import COUNTED, IGNORED, standing
+from everstep.launch.schedulers.kubernetes.job_status import COUNTED, IGNORED, standing
 
 
 def pod(index: int, phase: str, failures: int = 0, ended_s_ago: float = 0.0) -> dict[str, Any]:

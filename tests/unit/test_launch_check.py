@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from launch import cluster
-from launch.__main__ import main
-from launch.check import check, program_problems
-from launch.config import JobConfig, job_config
-from launch.rehearsal import rehearse, worlds
-from trainer.compose import Composed, compose, settle
+from everstep.launch.schedulers import registry
+from everstep.launch.__main__ import main
+from everstep.launch.preflight.checks import check, program_problems
+from everstep.launch.config import JobConfig, job_config
+from everstep.launch.preflight.model import rehearse, worlds
+from everstep.compose import Composed, compose, settle
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,7 @@ def problems(*words: str) -> list[str]:
 def listed(*words: str) -> tuple[int, list[str]]:
     """Exit code and lines of the verb without the trainer's part."""
     done = subprocess.run(
-        [sys.executable, "-m", "launch", "check", "--quick", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "everstep.launch", "check", "--quick", *words], capture_output=True, text=True, check=False
     )
     return done.returncode, done.stderr.splitlines()
 
@@ -104,7 +104,7 @@ def test_parts_of_a_mixture_are_looked_for_one_by_one(tmp_path: Path) -> None:
 
 def test_a_run_that_exists_is_held_to_what_may_change() -> None:
     composed = compose(["experiment=digits", "run=r", "seed=1"])
-    from trainer.run_folder import RunFolder
+    from everstep.run_folder import RunFolder
 
     settle(composed.run, RunFolder.of("runs", "r"))
     assert problems("run=r", "seed=1", "steps=900") == []
@@ -150,7 +150,7 @@ def test_secrets_have_to_be_there_and_their_values_are_never_shown(monkeypatch: 
 
 def test_the_cluster_is_asked_and_all_it_says_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
     FileScheduler().keep({"jobs": {}, "queries": 0, "problems": ["job.time is too long", "job.nodes is too large"]})
     job = JobConfig(nproc=1)
     object.__setattr__(job, "scheduler", "slurm")
@@ -206,7 +206,7 @@ def test_a_program_has_to_be_there(tmp_path: Path) -> None:
 @pytest.mark.process
 def test_without_torch_it_is_quick_and_imports_none() -> None:
     code = (
-        "import sys, time; from launch.__main__ import main; "
+        "import sys, time; from everstep.launch.__main__ import main; "
         "code = main(['check', '--quick', 'experiment=digits']); sys.exit(code or 'torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -10,22 +10,22 @@ from pathlib import Path
 
 import pytest
 
-from launch import __main__ as command
-from trainer import __version__
-from trainer.command import verb
+from everstep.launch import __main__ as command
+from everstep import __version__
+from everstep.trainer.command import verb
 
 HEAVY = ("torch", "hydra", "omegaconf", "wandb", "fsspec", "rich", "pyarrow")
 
 
 def everstep(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "launch", *words], capture_output=True, text=True, cwd=cwd, check=False
+        [sys.executable, "-m", "everstep.launch", *words], capture_output=True, text=True, cwd=cwd, check=False
     )
 
 
 def imported(*words: str, cwd: Path | None = None) -> tuple[set[str], str]:
     """Every module that a command imports, and what it prints."""
-    shown = subprocess.run([sys.executable, "-X", "importtime", "-m", "launch", *words], capture_output=True, text=True,
+    shown = subprocess.run([sys.executable, "-X", "importtime", "-m", "everstep.launch", *words], capture_output=True, text=True,
                            check=True, cwd=cwd)  # fmt: skip
     return {line.rsplit("|", 1)[1].strip() for line in shown.stderr.splitlines() if "|" in line}, shown.stdout
 
@@ -51,9 +51,9 @@ def test_help_imports_nothing_heavy() -> None:
 @pytest.mark.process
 def test_a_dry_run_imports_nothing_that_only_a_submission_needs(tmp_path: Path) -> None:
     modules, printed = imported("submit", "--dry-run", "job=slurm", "experiment=digits", cwd=tmp_path)
-    assert "trainer.storage.local" in modules
-    assert not modules & {"torch", "fsspec", "rich", "trainer.storage.by_fsspec", "trainer.storage.by_obstore",
-                          "launch.snapshot", "launch.schedulers.slurm_preflight"}  # fmt: skip
+    assert "everstep.storage.local" in modules
+    assert not modules & {"torch", "fsspec", "rich", "everstep.storage.fsspec_backend", "everstep.storage.obstore_backend",
+                          "everstep.launch.submit.snapshot", "everstep.launch.schedulers.slurm.preflight"}  # fmt: skip
     assert "sbatch --parsable" in printed
 
 
@@ -124,7 +124,7 @@ def test_verbs_that_need_torch_become_the_trainer(verb: str, monkeypatch: pytest
     monkeypatch.setattr(os, "execv", execv)
     with pytest.raises(Became) as became:
         command.main([verb, "ls", "runs/demo", "--help"])
-    assert became.value.args == (sys.executable, [sys.executable, "-m", "trainer", verb, "ls", "runs/demo", "--help"])
+    assert became.value.args == (sys.executable, [sys.executable, "-m", "everstep.trainer", verb, "ls", "runs/demo", "--help"])
 
 
 def test_ctrl_c_prints_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -144,6 +144,6 @@ def test_the_traceback_is_there_for_who_asks(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.process
 def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
-    piped = f"{sys.executable} -m launch --help | true"
+    piped = f"{sys.executable} -m everstep.launch --help | true"
     ended = subprocess.run(["bash", "-c", piped], capture_output=True, text=True, check=False)
     assert ended.stderr == ""

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.__main__ import main
-from launch.completion import OPTIONS, SCRIPTS, candidates
-from launch.verbs import VERBS
+from everstep.launch.__main__ import main
+from everstep.launch.cli.completion import OPTIONS, SCRIPTS, candidates
+from everstep.launch.cli.verbs import VERBS
 
 
 def test_verbs_come_first() -> None:
@@ -82,7 +82,7 @@ def test_an_unknown_shell_is_refused(capsys: pytest.CaptureFixture[str]) -> None
 def test_tab_takes_less_than_a_quarter_of_a_second_of_cpu() -> None:
     def cpu_s() -> float:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "launch", "__complete", "run", "parallel="], check=True)
+        subprocess.run([sys.executable, "-m", "everstep.launch", "__complete", "run", "parallel="], check=True)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -101,7 +101,7 @@ def test_tab_takes_less_than_a_quarter_of_a_second_of_cpu() -> None:
 )
 def test_bash_gets_what_readline_wants(line: str, offered: list[str]) -> None:
     script = f"""{SCRIPTS["bash"]}
-everstep() {{ {sys.executable} -m launch "$@"; }}
+everstep() {{ {sys.executable} -m everstep.launch "$@"; }}
 COMP_LINE={line!r} COMP_POINT={len(line)} COMP_WORDBREAKS=$' \\t\\n=:'
 _everstep
 printf '<%s>\\n' "${{COMPREPLY[@]}}"

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from launch import cluster
-from launch.__main__ import main
+from everstep.launch.schedulers import registry
+from everstep.launch.__main__ import main
 
 
 @pytest.fixture
 def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
     return FileScheduler()
 
 

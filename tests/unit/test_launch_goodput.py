@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.goodput import PARTS, Pause, Stretch, Timeline, goodput
+from everstep.launch.runs.goodput import PARTS, Pause, Stretch, Timeline, goodput
 
 moments = st.floats(0, 1000, allow_nan=False)
 pauses = st.builds(Pause, st.sampled_from(["checkpoint", "evaluation", "data wait"]), moments, st.floats(0, 500))

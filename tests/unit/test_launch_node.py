@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from launch import node_checks
-from launch.allocation import Allocation
-from launch.config import JobConfig
-from launch.node import Node, free_port
-from launch.node_checks import BadNode, address, failures, storage
-from launch.output import KEPT_LINES, Output
-from launch.schedulers.local import Signals
-from launch.snapshot import node_folder, take
-from launch.starts import NodeReport, Start
-from launch.submitted import Submitted
-from launch.torchrun import Meeting, agent
-from trainer.errors import ConfigError, StorageError
-from trainer.run_folder import RunFolder
+from everstep.launch.node import checks
+from everstep.launch.node.allocation import Allocation
+from everstep.launch.config import JobConfig
+from everstep.launch.node.agent import Node, free_port
+from everstep.launch.node.checks import BadNode, address, failures, storage
+from everstep.launch.node.output_capture import KEPT_LINES, Output
+from everstep.launch.node.process import Signals
+from everstep.launch.submit.snapshot import node_folder, take
+from everstep.launch.node.start_record import NodeReport, Start
+from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.node.torchrun import Meeting, agent
+from everstep.errors import ConfigError, StorageError
+from everstep.run_folder import RunFolder
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2",
          "SLURM_NODEID": "1"}  # fmt: skip
@@ -72,7 +72,7 @@ def test_a_good_node_has_nothing_to_say_and_leaves_nothing(folder: RunFolder) ->
 def test_a_check_that_hangs_is_a_failure_and_does_not_hang(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     import threading
 
-    monkeypatch.setattr(node_checks, "storage", lambda *_: threading.Event().wait())
+    monkeypatch.setattr(checks, "storage", lambda *_: threading.Event().wait())
     found = failures(JobConfig(gpus=0, check_s=1), folder, "n1", 1)
     assert found == ["a check did not end within job.check_s=1 s (a file server that hangs, or a device)"]
 
@@ -192,7 +192,7 @@ def test_a_report_that_the_folder_does_not_take_costs_the_node_nothing(
     monkeypatch.setenv("EVERSTEP_START", "1")
     monkeypatch.setattr(Start, "report", full)
     with Signals() as signals:
-        node = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(), ("-m", "trainer"), None), signals)
+        node = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(), ("-m", "everstep.trainer"), None), signals)
         node._report(NodeReport("n1"))
     assert "not written down (No space left on device)" in capsys.readouterr().err
 
@@ -202,7 +202,7 @@ def test_the_trainers_of_a_job_are_told_how_many_they_are_to_be(
 ) -> None:
     monkeypatch.setenv("EVERSTEP_START", "1")
     with Signals() as signals:
-        ours = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("-m", "trainer"), None), signals)
+        ours = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("-m", "everstep.trainer"), None), signals)
         other = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("mine.py",), None), signals)
         assert ours.environment(1)["EVERSTEP_WORLD"] == "12"
         assert "EVERSTEP_WORLD" not in other.environment(1)

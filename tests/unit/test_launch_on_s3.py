@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 
 FAKE = """
 import sys
-from trainer.run_folder import Ending, Outcome, RunFolder
+from everstep.run_folder import Ending, Outcome, RunFolder
 folder = RunFolder(sys.argv[1])
 attempt = folder.claim({})
 folder.end(attempt, Ending(Outcome.crashed if attempt == 1 else Outcome.done, step=attempt * 5))
@@ -24,7 +24,7 @@ sys.exit(1)
 DRIVER = """
 import sys
 from launch import torchrun
-from launch.__main__ import main
+from everstep.launch.__main__ import main
 torchrun.command = lambda url, *_: [sys.executable, "-c", sys.argv[1], url]
 sys.exit(main(sys.argv[2:]))
 """

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from launch import pod as module
-from launch.allocation import Allocation
-from launch.config import JobConfig
-from launch.members import Member, Members
-from launch.pod import Leave, Pod
-from launch.requeue import Action, Evidence, judge
-from launch.schedulers.local import Signals
-from launch.settings import settle
-from launch.starts import NodeReport, Start
-from launch.submission import submissions
-from launch.submitted import Submitted
-from trainer.run_folder import CONFIG, JOB, STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.launch.node import pod as module
+from everstep.launch.node.allocation import Allocation
+from everstep.launch.config import JobConfig
+from everstep.launch.node.pod_membership import Member, Members
+from everstep.launch.node.pod import Leave, Pod
+from everstep.launch.restart.job_policy import Action, Evidence, judge
+from everstep.launch.node.process import Signals
+from everstep.launch.node.mounted_settings import settle
+from everstep.launch.node.start_record import NodeReport, Start
+from everstep.launch.submit.records import submissions
+from everstep.launch.submit.job_spec import Submitted
+from everstep.run_folder import CONFIG, JOB, STOP_MARKER, Ending, Outcome, RunFolder
 
 ENVIRONMENT = {"EVERSTEP_JOB": "demo-1", "JOB_COMPLETION_INDEX": "2", "POD_IP": "10.1.2.3"}
 HOSTS = ("pod-0.1", "pod-1.1")
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def pod(folder: RunFolder, signals: Signals, index: int, nodes: int | str = 2) -> Pod:
     allocation = Allocation.of({**ENVIRONMENT, "JOB_COMPLETION_INDEX": str(index)})
-    return Pod(folder, allocation, Submitted(JobConfig(nodes=nodes, scheduler="k8s"), ("-m", "trainer")), signals)
+    return Pod(folder, allocation, Submitted(JobConfig(nodes=nodes, scheduler="k8s"), ("-m", "everstep.trainer")), signals)
 
 
 def test_the_pods_environment_is_read() -> None:
@@ -157,10 +157,10 @@ def test_a_manifest_that_was_applied_by_hand_makes_its_folder(folder: RunFolder,
     mounted.mkdir()
     (mounted / CONFIG).write_text("steps: 5\n")
     (mounted / JOB).write_text("scheduler: k8s\nnodes: 3\n")
-    (mounted / "program.json").write_text(json.dumps({"argv": ["-m", "trainer"], "token": "t", "run": "demo"}))
+    (mounted / "program.json").write_text(json.dumps({"argv": ["-m", "everstep.trainer"], "token": "t", "run": "demo"}))
     for _ in range(2):
         settle(folder, {"EVERSTEP_SETTINGS": str(mounted)})
-    assert Submitted.read(folder).argv == ("-m", "trainer")
+    assert Submitted.read(folder).argv == ("-m", "everstep.trainer")
     assert Submitted.read(folder).job.nodes == 3
     assert [(each.token, each.is_settled) for each in submissions(folder)] == [("t", False)]
     folder.storage.write(CONFIG, b"steps: 9\n")

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from counted_storage import Counted, counted
 
-from launch.allocation import Allocation
-from launch.config import JobConfig
-from launch.pod import POLL_REMOTE_S, POLL_S, Pod, Watch, poll_s
-from launch.schedulers.local import Signals
-from launch.starts import NodeReport, Start
-from launch.submitted import Submitted
-from trainer.run_folder import RunFolder
+from everstep.launch.node.allocation import Allocation
+from everstep.launch.config import JobConfig
+from everstep.launch.node.pod import POLL_REMOTE_S, POLL_S, Pod, Watch, poll_s
+from everstep.launch.node.process import Signals
+from everstep.launch.node.start_record import NodeReport, Start
+from everstep.launch.submit.job_spec import Submitted
+from everstep.run_folder import RunFolder
 
 PODS = 3
 LISTS = ["names members/demo-1", "names starts"]
@@ -31,7 +31,7 @@ def pod(root: Path, signals: Signals, index: int) -> tuple[Pod, Counted]:
     folder = RunFolder(str(root / "run"))
     environment = {"EVERSTEP_JOB": "demo-1", "JOB_COMPLETION_INDEX": str(index), "POD_IP": f"10.1.2.{index}"}
     job = JobConfig(nodes=PODS, scheduler="k8s")
-    made = Pod(folder, Allocation.of(environment), Submitted(job, ("-m", "trainer")), signals)
+    made = Pod(folder, Allocation.of(environment), Submitted(job, ("-m", "everstep.trainer")), signals)
     return made, counted(folder)
 
 

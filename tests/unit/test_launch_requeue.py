@@ -6,11 +6,11 @@ import dataclasses
 
 import pytest
 
-from launch.config import JobConfig
-from launch.output import find_cause
-from launch.requeue import LOST_PEER, Action, Evidence, Verdict, judge
-from launch.starts import NodeReport
-from trainer.run_folder import Ending, Fault, Outcome
+from everstep.launch.config import JobConfig
+from everstep.launch.node.output_capture import find_cause
+from everstep.launch.restart.job_policy import LOST_PEER, Action, Evidence, Verdict, judge
+from everstep.launch.node.start_record import NodeReport
+from everstep.run_folder import Ending, Fault, Outcome
 
 CAUSES = JobConfig().all_causes()
 HOSTS = ("n1", "n2")
@@ -158,13 +158,13 @@ def test_what_is_left_of_an_earlier_start_does_nothing() -> None:
     ("loss 0.25 at step 12", None),
 ])  # fmt: skip
 def test_lines_of_output_have_causes(line: str, cause: str | None) -> None:
-    from launch.output import find_cause
+    from everstep.launch.node.output_capture import find_cause
 
     assert find_cause(CAUSES, ["before", line, "after"])[0] == cause
 
 
 def test_causes_of_the_user_come_first_and_may_drop_ours() -> None:
-    from launch.config import job_config
+    from everstep.launch.config import job_config
 
     job = job_config({"causes": {"mine": {"match": "ECC error on rail 7", "remedy": "stop"}, "nccl": None}})
     assert next(iter(job.all_causes())) == "mine"

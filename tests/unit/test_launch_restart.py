@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 
-from launch.restart import back_off_s, decide
-from trainer.run_folder import Ending, Fault, Outcome
+from everstep.launch.restart.local_policy import back_off_s, decide
+from everstep.run_folder import Ending, Fault, Outcome
 
 
 @pytest.mark.parametrize("outcome", ["done", "preempted", "config_error", "diverged", "superseded"])

@@ -14,17 +14,18 @@ import yaml
 from file_scheduler import VARIABLE, FileScheduler
 from run_records import Records
 
-from launch import cluster, torchrun
-from launch.__main__ import main
-from launch.amend import amend
-from launch.job import JobHandle
-from trainer.compose import thaw
-from trainer.config import RunConfig
-from trainer.errors import ConfigError
+from everstep.launch.schedulers import registry
+from everstep.launch.node import torchrun
+from everstep.launch.__main__ import main
+from everstep.launch.submit.override_frozen import amend
+from everstep.launch.schedulers.job import JobHandle
+from everstep.compose import thaw
+from everstep.config import RunConfig
+from everstep.errors import ConfigError
 
 FAKE = """
 import sys
-from trainer.run_folder import Ending, Outcome, RunFolder
+from everstep.run_folder import Ending, Outcome, RunFolder
 folder = RunFolder(sys.argv[1])
 folder.end(folder.claim({}), Ending(Outcome.done, step=int(sys.argv[2])))
 """
@@ -128,7 +129,7 @@ def test_packages_of_the_users_are_named_again(
 def cluster_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs go to a scheduler that keeps them in a file."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
 
 
 def submitted() -> list[list[str]]:
@@ -145,7 +146,7 @@ def test_a_job_is_submitted_again(stopped: Records, capsys: pytest.CaptureFixtur
     as_job(stopped)
     FileScheduler().set("0", state="succeeded")
     assert main(["resume", "demo", "--quick", "steps=60", "job.nproc=4"]) == 0
-    assert submitted() == [["-m", "trainer", "--frozen", stopped.folder.storage.url]]
+    assert submitted() == [["-m", "everstep.trainer", "--frozen", stopped.folder.storage.url]]
     assert yaml.safe_load(stopped.folder.storage.read("job.yaml"))["nproc"] == 4
     intent = json.loads(stopped.folder.storage.read("submissions/0002.json"))
     assert intent["code"] == "the code of the first submission"
@@ -159,7 +160,7 @@ def test_what_changes_is_built_before_with_the_code_that_was_submitted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine.py"
-    mine.write_text("from trainer.tasks.images import ImageClassifier\nclass Mine(ImageClassifier):\n    pass\n")
+    mine.write_text("from everstep.trainer.tasks.images import ImageClassifier\nclass Mine(ImageClassifier):\n    pass\n")
     words = ["job=slurm", "job.nproc=1", "job.gpus=0", "experiment=digits", "task._target_=mine.Mine", "plugins=[mine]"]
     assert main(["submit", *words, "run=mine"]) == 0
     mine.write_text("raise RuntimeError('edited since')")

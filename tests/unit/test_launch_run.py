@@ -15,18 +15,18 @@ import pytest
 import yaml
 from process_helpers import alive, until
 
-from launch import torchrun
-from launch.__main__ import main
-from launch.run import run as launch_run
-from trainer.compose import settle, thaw
-from trainer.config import RunConfig
-from trainer.errors import ConfigError, StorageError
-from trainer.run_folder import Ending, Outcome, RunFolder
+from everstep.launch.node import torchrun
+from everstep.launch.__main__ import main
+from everstep.launch.cli.run import run as launch_run
+from everstep.compose import settle, thaw
+from everstep.config import RunConfig
+from everstep.errors import ConfigError, StorageError
+from everstep.run_folder import Ending, Outcome, RunFolder
 
 FAKE = """
 import json, os, signal, sys, time
 from pathlib import Path
-from trainer.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
 folder = RunFolder(sys.argv[1])
 plan = json.loads(Path(os.environ["PLAN"]).read_text())
 done = len(folder.attempts())
@@ -55,7 +55,7 @@ sys.exit(1 if act.get("flat") else ending.outcome.exit_code)
 DRIVER = """
 import sys
 from launch import torchrun
-from launch.__main__ import main
+from everstep.launch.__main__ import main
 torchrun.command = lambda url, *_: [sys.executable, sys.argv[1], url]
 sys.exit(main(sys.argv[2:]))
 """
@@ -70,7 +70,7 @@ class Bench:
         experiment = folder / "conf" / "experiment" / "tiny.yaml"
         experiment.parent.mkdir(parents=True)
         experiment.write_text(
-            "# @package _global_\ntask: {_target_: trainer.tasks.tiny.Tiny}\ndata: {_target_: trainer.data.tiny.Tiny}\n"
+            "# @package _global_\ntask: {_target_: everstep.trainer.tasks.tiny.Tiny}\ndata: {_target_: everstep.trainer.data.tiny.Tiny}\n"
         )
         (folder / "fake.py").write_text(FAKE)
 
@@ -96,7 +96,7 @@ class Bench:
 def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     made = Bench(tmp_path)
     monkeypatch.setattr(torchrun, "command", lambda url, *_: [sys.executable, str(tmp_path / "fake.py"), url])
-    monkeypatch.setattr("launch.supervise.back_off_s", lambda _: 0.0)
+    monkeypatch.setattr("everstep.launch.restart.supervisor.back_off_s", lambda _: 0.0)
     monkeypatch.setenv("PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(p for p in sys.path if p))
     monkeypatch.chdir(tmp_path)
@@ -350,8 +350,8 @@ def test_a_job_of_a_cluster_is_not_started_here(words: list[str], said: str, tmp
 def test_decisions_that_cannot_be_written_cost_the_run_nothing(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, plan: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("launch.supervise.AGAIN_S", 0.01)
-    monkeypatch.setattr("launch.supervise.LAST_PAUSE_S", 0.0)
+    monkeypatch.setattr("everstep.launch.restart.supervisor.AGAIN_S", 0.01)
+    monkeypatch.setattr("everstep.launch.restart.supervisor.LAST_PAUSE_S", 0.0)
     record, tries = RunFolder.record_restart, iter(range(3))
 
     def full(self: RunFolder, facts: dict[str, Any]) -> None:
@@ -373,7 +373,7 @@ def test_a_folder_that_never_takes_the_last_decision_leaves_the_exit_code_of_the
     def full(*_: object) -> None:
         raise StorageError("No space left on device")
 
-    monkeypatch.setattr("launch.supervise.LAST_PAUSE_S", 0.0)
+    monkeypatch.setattr("everstep.launch.restart.supervisor.LAST_PAUSE_S", 0.0)
     monkeypatch.setattr(RunFolder, "record_restart", full)
     bench.plan({"outcome": "done", "step": 1000})
     assert bench.run() == 0
@@ -383,9 +383,9 @@ def test_a_folder_that_never_takes_the_last_decision_leaves_the_exit_code_of_the
 def test_a_signal_before_anything_is_started_is_told(bench: Bench) -> None:
     script = (
         "import os, signal, sys\n"
-        "import launch.run\n"
-        "launch.run.compose = lambda *_: os.kill(os.getpid(), signal.SIGUSR1)\n"
-        "from launch.__main__ import main\n"
+        "import everstep.launch.cli.run\n"
+        "everstep.launch.cli.run.compose = lambda *_: os.kill(os.getpid(), signal.SIGUSR1)\n"
+        "from everstep.launch.__main__ import main\n"
         "sys.exit(main(sys.argv[1:]))"
     )
     heard = functools.partial(signal.signal, signal.SIGUSR1, signal.SIG_DFL)

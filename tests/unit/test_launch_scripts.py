@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from launch import __main__ as command
+from everstep.launch import __main__ as command
 
 
 @pytest.mark.parametrize("verb", ["run", "check"])

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from launch.alive import alive, has_process
-from launch.history import Attempt, History, Submission
-from launch.job import JobHandle, JobState, JobStatus
-from launch.state import RunState, standing
-from trainer.run_folder import Ending, Outcome
+from everstep.launch.runs.liveness import alive, has_process
+from everstep.launch.runs.history import Attempt, History, Submission
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
+from everstep.launch.runs.state import RunState, standing
+from everstep.run_folder import Ending, Outcome
 
 NOW = 10_000.0
 HANDLE = JobHandle("slurm", "c", "7")

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from launch import cluster
-from launch.__main__ import main
-from launch.submit import submit
-from trainer.compose import compose, settle
-from trainer.errors import ConfigError
-from trainer.run_folder import RunFolder
+from everstep.launch.schedulers import registry
+from everstep.launch.__main__ import main
+from everstep.launch.cli.submit import submit
+from everstep.compose import compose, settle
+from everstep.errors import ConfigError
+from everstep.run_folder import RunFolder
 
 JOB = ["job=slurm", "job.nodes=2", "job.nproc=2", "experiment=digits"]
 
@@ -35,7 +35,7 @@ def test_a_dry_run_shows_script_flags_and_config_and_writes_nothing(
     assert "time: '24:00:00'" in shown
     assert "#SBATCH --requeue" in shown
     assert "--job-name=demo --comment=TOKEN --nodes=2 --time=1440 --gpus-per-node=2" in shown
-    assert f"torchrun … -m trainer --frozen {tmp_path}/runs/demo" in shown
+    assert f"torchrun … -m everstep.trainer --frozen {tmp_path}/runs/demo" in shown
     assert list(tmp_path.iterdir()) == []
 
 
@@ -109,7 +109,7 @@ def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_written(
 @pytest.fixture
 def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
     return FileScheduler()
 
 
@@ -155,7 +155,7 @@ def test_elastic_jobs_are_checked_at_every_number_of_nodes() -> None:
 
 @pytest.mark.process
 def test_submitting_imports_no_torch(tmp_path: Path) -> None:
-    code = ("import sys; from launch.__main__ import main; main(sys.argv[1:]); "
+    code = ("import sys; from everstep.launch.__main__ import main; main(sys.argv[1:]); "
             "heavy = {'torch', 'wandb', 'pyarrow', 'numpy'} & set(sys.modules); assert not heavy, heavy")  # fmt: skip
     words = ["submit", "--dry-run", *JOB, "run=demo"]
     root = Path(__file__).parent.parent.parent

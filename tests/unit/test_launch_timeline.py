@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from run_records import Records
 
-from launch.goodput import Goodput, goodput
-from launch.history import read
-from launch.job import JobHandle
-from launch.timeline import timeline
+from everstep.launch.runs.goodput import Goodput, goodput
+from everstep.launch.runs.history import read
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.runs.timeline import timeline
 
 
 def spent(records: Records, until: float | None = None) -> Goodput:

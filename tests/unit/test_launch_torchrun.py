@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from launch.torchrun import command, environment
+from everstep.launch.node.torchrun import command, environment
 
 
 def test_one_process_needs_no_torchrun() -> None:
-    assert command("/runs/demo", nproc=1, grace_s=60) == [sys.executable, "-m", "trainer", "--frozen", "/runs/demo"]
+    assert command("/runs/demo", nproc=1, grace_s=60) == [sys.executable, "-m", "everstep.trainer", "--frozen", "/runs/demo"]
 
 
 def test_many_processes_go_through_torchrun_with_settings_that_put_up_with_clocks_minutes_apart() -> None:
     argv = command("s3://bucket/runs/demo", nproc=4, grace_s=90)
-    assert argv[1:3] == ["-m", "trainer.agent"]
-    assert argv[-4:] == ["-m", "trainer", "--frozen", "s3://bucket/runs/demo"]
+    assert argv[1:3] == ["-m", "everstep.trainer.torchrun_agent"]
+    assert argv[-4:] == ["-m", "everstep.trainer", "--frozen", "s3://bucket/runs/demo"]
     assert {
         "--nproc-per-node=4",
         "--rdzv-endpoint=127.0.0.1:0",

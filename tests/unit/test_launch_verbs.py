@@ -16,15 +16,17 @@ from file_scheduler import VARIABLE, FileScheduler
 from process_helpers import alive, until
 from run_records import Records
 
-from launch import cluster, logs, status
-from launch.__main__ import main
-from launch.goodput import Goodput
+from everstep.launch.schedulers import registry
+from everstep.launch.cli import logs
+from everstep.launch.cli import status
+from everstep.launch.__main__ import main
+from everstep.launch.runs.goodput import Goodput
 
 
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
     return FileScheduler()
 
 
@@ -257,7 +259,7 @@ def test_following_goes_on_across_a_restart_until_the_run_is_over(root: Path, tm
     records = Records(str(root / "demo"), ago_s=0)
     records.attempt(1, 0, host=socket.gethostname(), pid=os.getpid())
     records.log(1, "begin\n")
-    fast = "import launch.logs as l; l.POLL_S = 0.01; l.STATE_EVERY_S = 0.01; from launch.__main__ import main; "
+    fast = "import everstep.launch.cli.logs as l; l.POLL_S = 0.01; l.STATE_EVERY_S = 0.01; from everstep.launch.__main__ import main; "
     followed = (tmp_path / "followed").open("w+b")
     following = subprocess.Popen(
         [sys.executable, "-c", f"{fast}raise SystemExit(main(['logs', 'demo', '-f']))"],
@@ -286,7 +288,7 @@ def test_ctrl_c_ends_following_quietly(root: Path, tmp_path: Path) -> None:
     records.attempt(1, 0, host=socket.gethostname(), pid=os.getpid())
     records.log(1, "begin\n")
     following = subprocess.Popen(
-        [sys.executable, "-m", "launch", "logs", "demo", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        [sys.executable, "-m", "everstep.launch", "logs", "demo", "-f"], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
     assert following.stdout is not None
@@ -393,6 +395,6 @@ def test_cancel_between_two_attempts_stops_the_next(root: Path, capsys: pytest.C
 def test_verbs_of_a_run_import_no_torch(root: Path, verb: str) -> None:
     records = done(root, "demo")
     words = [verb, *([] if verb == "ls" else ["demo"])]
-    code = f"import sys; from launch.__main__ import main; main({words}); sys.exit('torch' in sys.modules)"
+    code = f"import sys; from everstep.launch.__main__ import main; main({words}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
     assert records.folder.attempts() == [1]

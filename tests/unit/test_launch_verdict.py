@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from launch import verdict
-from launch.allocation import Allocation
-from launch.starts import NodeReport, Start, decisions
-from trainer.errors import StorageError
-from trainer.run_folder import CONFIG, JOB, STARTER, Ending, Fault, Outcome, RunFolder
+from everstep.launch.restart import decide
+from everstep.launch.node.allocation import Allocation
+from everstep.launch.node.start_record import NodeReport, Start, decisions
+from everstep.errors import StorageError
+from everstep.run_folder import CONFIG, JOB, STARTER, Ending, Fault, Outcome, RunFolder
 
 ALLOCATION = Allocation("slurm", "12", 0, "n1", ("n1", "n2"))
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def begin(folder: RunFolder, job: str = "12") -> int:
-    return verdict.begin(folder, Allocation("slurm", job, 0, "n1", ("n1", "n2")))
+    return decide.begin(folder, Allocation("slurm", job, 0, "n1", ("n1", "n2")))
 
 
 def attempt(folder: RunFolder, start: int, monkeypatch: pytest.MonkeyPatch, ending: Ending | None = None) -> None:
@@ -42,7 +42,7 @@ def commit(folder: RunFolder, step: int, number: int) -> None:
 
 def end(folder: RunFolder, start: int, *options: str, capsys: pytest.CaptureFixture[str]) -> list[str]:
     capsys.readouterr()
-    assert verdict.main(["end", folder.url, str(start), *options]) == 0
+    assert decide.main(["end", folder.url, str(start), *options]) == 0
     return capsys.readouterr().out.split()
 
 
@@ -87,7 +87,7 @@ def test_a_run_that_was_done_when_its_node_was_lost_does_not_start_again(
 ) -> None:
     begin(folder)
     attempt(folder, 1, monkeypatch, Ending(Outcome.done, 300))
-    assert begin(folder) == verdict.ALREADY_OVER
+    assert begin(folder) == decide.ALREADY_OVER
 
 
 def test_the_word_of_the_attempt_decides(
@@ -143,7 +143,7 @@ def test_every_decision_stands_in_the_run_folder_with_its_reason(
 
 
 def test_a_folder_that_is_no_runs_does_not_start(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verdict.main(["begin", str(tmp_path)]) == 2
+    assert decide.main(["begin", str(tmp_path)]) == 2
     assert "is not a run folder" in capsys.readouterr().err
 
 
@@ -156,11 +156,11 @@ def full(*_: object) -> None:
 def test_a_job_waits_held_for_a_run_folder_that_cannot_be_written(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(verdict.WAIT, "0")
+    monkeypatch.setenv(decide.WAIT, "0")
     assert begin(folder) == 0
     with monkeypatch.context() as patched:
         patched.setattr(RunFolder, "record_restart", full)
-        assert verdict.main(["end", folder.url, "1", "--code=1"]) == verdict.HOLD
+        assert decide.main(["end", folder.url, "1", "--code=1"]) == decide.HOLD
         printed = capsys.readouterr()
         assert printed.out.split()[-1] == "hold"
         assert "No space left on device" in printed.err
@@ -173,7 +173,7 @@ def test_a_job_waits_held_for_a_run_folder_that_cannot_be_written(
 def test_a_run_that_is_done_ends_well_though_that_cannot_be_written(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(verdict.WAIT, "0")
+    monkeypatch.setenv(decide.WAIT, "0")
     begin(folder)
     attempt(folder, 1, monkeypatch, Ending(Outcome.done, 300))
     monkeypatch.setattr(RunFolder, "record_restart", full)
@@ -183,12 +183,12 @@ def test_a_run_that_is_done_ends_well_though_that_cannot_be_written(
 def test_a_start_waits_for_a_folder_that_is_full_for_a_moment(
     folder: RunFolder, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verdict, "AGAIN_S", 0.01)
+    monkeypatch.setattr(decide, "AGAIN_S", 0.01)
     create, tries = folder.storage.create, iter([full, full])
     monkeypatch.setattr(folder.storage, "create", lambda *words: next(tries, create)(*words))
-    monkeypatch.setattr(verdict, "RunFolder", lambda url: folder)
-    monkeypatch.setattr(verdict.Allocation, "of", lambda _: ALLOCATION)
-    assert verdict.main(["begin", folder.url]) == 0
+    monkeypatch.setattr(decide, "RunFolder", lambda url: folder)
+    monkeypatch.setattr(decide.Allocation, "of", lambda _: ALLOCATION)
+    assert decide.main(["begin", folder.url]) == 0
     assert capsys.readouterr().err.count("waiting for the run folder") == 1
 
 

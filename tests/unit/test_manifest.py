@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_checkpoint import reseal, saved
 
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.manifest import (
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     FileRecord,
     Manifest,
@@ -30,11 +30,11 @@ from trainer.checkpoint.manifest import (
     to_keep,
     was_set_aside,
 )
-from trainer.checkpoint.restoring import locate
-from trainer.checkpoint.table import read_metadata, read_whole
-from trainer.checkpoint.weights import load_weights
-from trainer.errors import CheckpointError, DataError
-from trainer.run_folder import MANIFEST, RunFolder
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
+from everstep.trainer.checkpoint.weights import load_weights
+from everstep.errors import CheckpointError, DataError
+from everstep.run_folder import MANIFEST, RunFolder
 
 
 def manifest(step: int = 4, attempt: int = 1, metric: float | None = None) -> Manifest:

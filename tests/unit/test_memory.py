@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shard_sets import write_dataset
 
-from trainer.data.arrow import ArrowDataset
-from trainer.data.index import ShardIndex
-from trainer.data.memory import Rows, address_of, element_of, gather_ragged
-from trainer.data.shards import RaggedArray, inflate, map_shard
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.dataset.index import ShardIndex
+from everstep.trainer.data.address_gather import Rows, address_of, element_of, gather_ragged
+from everstep.dataset.shards import RaggedArray, inflate, map_shard
 
 
 @given(
@@ -71,7 +71,7 @@ def test_memory_that_was_freed_comes_again_without_a_page_fault() -> None:
     script = """
         import resource
         import numpy as np
-        from trainer.process import keep_freed_memory
+        from everstep.process_tuning import keep_freed_memory
         keep_freed_memory()
         for turn in range(400):
             if turn == 100:

@@ -9,9 +9,9 @@ import pytest
 import torch.distributed as dist
 from process_helpers import until
 
-from trainer.errors import ConfigError, MachineError
-from trainer.mesh import ToldError, agree_on_generation, tell
-from trainer.place import WORLD, Place
+from everstep.errors import ConfigError, MachineError
+from everstep.trainer.distributed.mesh import ToldError, agree_on_generation, tell
+from everstep.rank_env import WORLD, Place
 
 
 @pytest.fixture

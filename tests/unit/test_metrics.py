@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 from process_helpers import until
 
-from trainer.config import LogConfig, RunConfig, WandbConfig
-from trainer.errors import ConfigError, StorageError
-from trainer.metrics import Guarded, JsonLines, TensorBoardSink, WandbSink, open_sinks, read_lines, read_metrics
-from trainer.run_folder import RunFolder
-from trainer.wandb_files import last_steps, rows
+from everstep.config import LogConfig, RunConfig, WandbConfig
+from everstep.errors import ConfigError, StorageError
+from everstep.trainer.reporting.sinks import Guarded, JsonLines, TensorBoardSink, WandbSink, open_sinks, read_lines, read_metrics
+from everstep.run_folder import RunFolder
+from everstep.trainer.reporting.wandb_files import last_steps, rows
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -79,9 +79,9 @@ def test_a_line_that_a_kill_cut_short_is_left_out(local: RunFolder) -> None:
 
 def test_a_store_that_cannot_append_gets_parts_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(f"memory://{uuid.uuid4().hex}/run")
-    monkeypatch.setattr("trainer.metrics.PART_EVERY_S", -1.0)
+    monkeypatch.setattr("everstep.trainer.reporting.sinks.PART_EVERY_S", -1.0)
     write(folder, 1, [train(step, 1.0 / step) for step in range(1, 13)])
-    monkeypatch.setattr("trainer.metrics.PART_EVERY_S", 1000.0)
+    monkeypatch.setattr("everstep.trainer.reporting.sinks.PART_EVERY_S", 1000.0)
     write(folder, 2, [train(12, 7.0), train(13, 1.0)])
     assert folder.storage.names(folder.attempt(1)) == [f"metrics-{n:05d}.jsonl" for n in range(12)]
     assert folder.storage.names(folder.attempt(2)) == ["metrics-00000.jsonl"]
@@ -93,7 +93,7 @@ def test_a_store_that_is_down_for_a_while_loses_no_record(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = RunFolder(f"memory://{uuid.uuid4().hex}/run")
-    monkeypatch.setattr("trainer.metrics.PART_EVERY_S", -1.0)
+    monkeypatch.setattr("everstep.trainer.reporting.sinks.PART_EVERY_S", -1.0)
     lines = JsonLines(folder.storage, folder.attempt(1, "metrics.jsonl"))
 
     def down(*_: object) -> None:
@@ -167,7 +167,7 @@ def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
     def unreachable(*_: object) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("trainer.metrics.TensorBoardSink", unreachable)
+    monkeypatch.setattr("everstep.trainer.reporting.sinks.TensorBoardSink", unreachable)
     with caplog.at_level(logging.WARNING, "everstep"):
         sinks = open_sinks(asking(tensorboard=True), local, 1, {})
     assert len(sinks) == 1
@@ -336,7 +336,7 @@ def test_a_disk_that_stays_full_takes_a_bounded_part_of_memory(
     local: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lines = JsonLines(local.storage, local.attempt(local.claim({}), "metrics.jsonl"))
-    monkeypatch.setattr("trainer.metrics.LARGEST_BACKLOG", 2000)
+    monkeypatch.setattr("everstep.trainer.reporting.sinks.LARGEST_BACKLOG", 2000)
     with monkeypatch.context() as patched:
         patched.setattr(lines, "_append", lambda: False)
         for step in range(1, 1000):
@@ -356,7 +356,7 @@ def test_a_sink_that_has_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
 
     ill = Ill()
     sink = Guarded("W&B", ill)
-    monkeypatch.setattr("trainer.metrics.AGAIN_S", 0.0)
+    monkeypatch.setattr("everstep.trainer.reporting.sinks.AGAIN_S", 0.0)
     for step in range(3):
         sink.log(train(step, 1.0))
     assert ill.calls == 3

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import nn
 from toy import EmptyTask, ToyTask
 
-from trainer.config import ScheduleConfig, Shape
-from trainer.errors import ConfigError
-from trainer.optim import Average, build_optimizer, group_facts, lr_factor, set_lr
+from everstep.config import ScheduleConfig, Shape
+from everstep.errors import ConfigError
+from everstep.trainer.optim import Average, build_optimizer, group_facts, lr_factor, set_lr
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.5, "weight_decay": 0.1}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}

@@ -7,10 +7,10 @@ import threading
 import pytest
 from process_helpers import until
 
-from trainer import outbox
-from trainer.errors import StorageError
-from trainer.outbox import Outbox
-from trainer.storage import LocalStorage
+from everstep.trainer.reporting import background_writer
+from everstep.errors import StorageError
+from everstep.trainer.reporting.background_writer import Outbox
+from everstep.storage import LocalStorage
 
 
 class Slow:
@@ -60,7 +60,7 @@ def test_what_changes_while_it_is_written_is_written_again() -> None:
 
 
 def test_what_a_store_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outbox, "AGAIN_S", 0.01)
+    monkeypatch.setattr(background_writer, "AGAIN_S", 0.01)
     store = Slow()
     store.fails = 3
     box = Outbox(store)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import trainer
-from trainer.compose import conf_dir
+from everstep.compose import conf_dir
 
 ROOT = Path(trainer.__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="these tests read a checkout")
@@ -63,7 +63,7 @@ def test_an_installed_wheel_composes_from_another_folder(wheel: Path, tmp_path: 
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
     code = "from trainer import compose; print(compose.conf_dir()); print(sorted(compose.groups())); "
-    code += "from launch.schedulers import slurm; print(slurm.script())"
+    code += "from everstep.launch.schedulers import slurm; print(slurm.script())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={**os.environ, "PYTHONPATH": str(target)},

@@ -8,8 +8,9 @@ import sys
 
 import pytest
 
-from trainer.errors import StorageError
-from trainer.storage import FsspecStorage, patience, retry
+from everstep.errors import StorageError
+from everstep.storage import FsspecStorage, retry
+from everstep.storage import retry as patience
 
 
 class Flaky:
@@ -170,7 +171,7 @@ def test_an_error_is_said_in_one_line_without_signed_queries_and_debug_texts() -
 
 def test_the_package_imports_no_client_before_it_is_asked_to() -> None:
     code = (
-        "import sys, trainer.storage as s; s.open_storage('s3://b/x'); s.open_storage('az://b/x');"
+        "import sys, everstep.storage as s; s.open_storage('s3://b/x'); s.open_storage('az://b/x');"
         "print(sorted({'fsspec','s3fs','obstore','botocore','aiohttp','torch'} & set(sys.modules)))"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from torch import nn
 
-from trainer import compose
-from trainer.errors import ConfigError
-from trainer.plugins import check_allowed, instantiate
+from everstep import compose
+from everstep.errors import ConfigError
+from everstep.trainer.plugins import check_allowed, instantiate
 
 SHOP = """
 from pathlib import Path
@@ -65,8 +65,8 @@ def refused(node: Any, plugins: tuple[str, ...] = ()) -> str:
 
 OUTSIDE = [
     "os.system", "builtins.open", "builtins.exec", "subprocess.Popen", "pickle.loads", "torch.load", "torch.hub.load",
-    "torch.os.system", "trainer.storage.retry", "trainer.attempt.os.system", "trainer.dataset.x", "torch.nnx.Linear",
-    "trainer.data.prepare.prepare_rows", "trainer.data.memory.gather_rows", "trainer.data.command.run",
+    "torch.os.system", "everstep.storage.retry", "everstep.trainer.worker.os.system", "trainer.dataset.x", "torch.nnx.Linear",
+    "everstep.dataset.prepare.prepare_rows", "everstep.trainer.data.address_gather.gather_rows", "everstep.trainer.data.cli.run",
     "torch.utils.data.datapipes.utils.decoder.basichandlers", "shop.Thing", "shopping.Thing", "nodots", "", "torch.nn",
 ]  # fmt: skip
 
@@ -86,8 +86,8 @@ def test_a_target_outside_the_allowed_packages_is_refused_and_nothing_imported(s
     "target",
     [
         "torch.nn.os.system", "torch.nn.modules.module.torch.load", "torch.optim.optimizer.os.system",
-        "torch.nn.modules.module.functools.partial", "trainer.tasks.language.os.system",
-        "trainer.models.gpt.torch.hub.load", "trainer.data.corpus.os.remove", "torch.nn.Linear.__init__.__globals__",
+        "torch.nn.modules.module.functools.partial", "everstep.trainer.tasks.language.os.system",
+        "everstep.trainer.models.gpt.torch.hub.load", "everstep.trainer.data.stdlib_corpus.os.remove", "torch.nn.Linear.__init__.__globals__",
         "torch.nn.Linear.__class__", "torch.nn.Linear.__subclasses__", "torch.nn.functional.handle_torch_function",
     ],
 )  # fmt: skip
@@ -137,9 +137,9 @@ def test_what_a_users_package_merely_imports_is_refused_too(shop: Path) -> None:
         ({"_target_": "torch.nn.Linear", "in_features": 2},
          "task: torch.nn.Linear needs out_features; set task.out_features"),
         ({"_target_": "torch.nn.Linaer"}, "torch.nn has no 'Linaer'; did you mean 'Linear'?"),
-        ({"_target_": "trainer.models.gtp.GPT"}, "trainer.models has no 'gtp'; did you mean 'gpt'?"),
-        ({"_target_": "trainer.models."}, "trainer.models has no ''"),
-        ({"_target_": "trainer.models..GPT"}, "trainer.models"),
+        ({"_target_": "everstep.trainer.models.gtp.GPT"}, "everstep.trainer.models has no 'gtp'; did you mean 'gpt'?"),
+        ({"_target_": "everstep.trainer.models."}, "everstep.trainer.models has no ''"),
+        ({"_target_": "everstep.trainer.models..GPT"}, "everstep.trainer.models"),
         ({"_target_": "torch.nn.GroupNorm", "num_groups": 2, "num_channels": 3},
          "task (torch.nn.GroupNorm): num_channels (3) must be divisible by num_groups (2)"),
         ({"_target_": "torch.nn.Sequential", "args": [1]}, "torch.nn.Sequential takes no 'args'"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from trainer import provenance
-from trainer.config import RunConfig
-from trainer.run_folder import RunFolder
+from everstep import provenance
+from everstep.config import RunConfig
+from everstep.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -28,19 +28,19 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, random_split
 from torch.utils.data import Subset as TorchSubset
 
-from trainer.config import BadSample, Worker
-from trainer.data.collate import Pad
-from trainer.data.dataset import ArrayDataset, MapDataset, Splits, Subset
-from trainer.data.gather import Gather, Microbatch, Request
-from trainer.data.loader import Loader, evaluation_batches
-from trainer.data.mixture import Mixture
-from trainer.data.order import SampleOrder, Source
-from trainer.data.own_generators import _log_limit, own_generators
-from trainer.data.randomness import draws, draws_nothing, seeded
-from trainer.data.scikit import shifted
-from trainer.data.weighted import Weighted
-from trainer.errors import DataError
-from trainer.storage.patience import retry
+from everstep.config import BadSample, Worker
+from everstep.trainer.data.collate import Pad
+from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Splits, Subset
+from everstep.trainer.data.fetcher import Gather, Microbatch, Request
+from everstep.trainer.data.loader import Loader, evaluation_batches
+from everstep.trainer.data.mixture import Mixture
+from everstep.trainer.data.order import SampleOrder, Source
+from everstep.trainer.data.own_generators import _log_limit, own_generators
+from everstep.trainer.data.randomness import draws, draws_nothing, seeded
+from everstep.trainer.data.sklearn_datasets import shifted
+from everstep.trainer.data.weighted import Weighted
+from everstep.errors import DataError
+from everstep.storage.retry import retry
 
 ROUTES = [(0, 0, Worker.process), (2, 0, Worker.process), (0, 2, Worker.process), (2, 2, Worker.process),
           (2, 0, Worker.thread), (2, 2, Worker.thread)]  # fmt: skip

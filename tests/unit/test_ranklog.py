@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from process_helpers import until
 
-from trainer import ranklog
-from trainer.ranklog import RankLog
-from trainer.run_folder import RunFolder
+from everstep.trainer.reporting import rank_log
+from everstep.trainer.reporting.rank_log import RankLog
+from everstep.run_folder import RunFolder
 
 LOG = logging.getLogger("everstep")
 
@@ -27,7 +27,7 @@ def test_what_is_logged_in_the_block_is_in_the_folder_after_it(tmp_path: Path, r
 
 
 def test_a_log_in_a_store_can_be_followed_while_it_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranklog, "UPLOAD_EVERY_S", 0.01)
+    monkeypatch.setattr(rank_log, "UPLOAD_EVERY_S", 0.01)
     folder = RunFolder(f"memory://ranklog/{tmp_path.name}")
 
     def told(line: str) -> bool:

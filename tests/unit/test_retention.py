@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from trainer.checkpoint.manifest import SET_ASIDE, TENSORS, FileRecord, Manifest, candidates
-from trainer.checkpoint.retention import Retention
-from trainer.config import CheckpointConfig
-from trainer.run_folder import CHECKPOINTS, MANIFEST, RunFolder
-from trainer.storage import LocalStorage
+from everstep.trainer.checkpoint.manifest import SET_ASIDE, TENSORS, FileRecord, Manifest, candidates
+from everstep.trainer.checkpoint.retention import Retention
+from everstep.config import CheckpointConfig
+from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
+from everstep.storage import LocalStorage
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from trainer.errors import SupersededError
-from trainer.run_folder import MANIFEST, STARTER, Ending, Outcome, RunFolder, meant
+from everstep.errors import SupersededError
+from everstep.run_folder import MANIFEST, STARTER, Ending, Outcome, RunFolder, meant
 
 
 @pytest.fixture

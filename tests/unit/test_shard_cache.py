@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from process_helpers import until
 
-from trainer.data.cache import CachedShard, ShardCache, fetch, files
-from trainer.data.index import PART_BYTES, Shard, part_digest
-from trainer.errors import ConfigError, DataError, StorageError
-from trainer.storage import Buffer, LocalStorage
+from everstep.trainer.data.cache import CachedShard, ShardCache
+from everstep.trainer.data.cache import downloads
+from everstep.trainer.data.cache import files
+from everstep.dataset.index import PART_BYTES, Shard, part_digest
+from everstep.errors import ConfigError, DataError, StorageError
+from everstep.storage import Buffer, LocalStorage
 
 LARGE = 10**10
 
@@ -311,7 +313,7 @@ def test_a_store_that_fails_says_so(store: Store, folder: str) -> None:
 def test_of_a_slow_request_and_a_second_one_the_first_answer_counts(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "FIRST_HEDGE_S", 0.05)
+    monkeypatch.setattr(downloads, "FIRST_HEDGE_S", 0.05)
     shard, gate, cache = store.shard("a", 3), threading.Event(), ShardCache(folder, LARGE, parallel=2)
     # The second request for part 0 is damaged besides, the third right; the first comes last, when all is done.
     store.on_range = lambda part, data: (
@@ -335,7 +337,7 @@ def test_of_a_slow_request_and_a_second_one_the_first_answer_counts(
 def test_a_slow_line_is_not_filled_with_second_requests(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "FIRST_HEDGE_S", 0.01)
+    monkeypatch.setattr(downloads, "FIRST_HEDGE_S", 0.01)
     shard, gate, cache = store.shard("a", 8), threading.Event(), ShardCache(folder, LARGE)
     store.on_range = lambda part, data: data if gate.wait(20) else b""
     cached = cache.open(store, shard)
@@ -352,7 +354,7 @@ def test_a_slow_line_is_not_filled_with_second_requests(
 def test_an_error_of_one_request_waits_for_the_other(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "FIRST_HEDGE_S", 0.05)
+    monkeypatch.setattr(downloads, "FIRST_HEDGE_S", 0.05)
     shard, failed = store.shard("a", 1), threading.Event()
 
     def answer(part: int, data: bytes) -> bytes:
@@ -371,8 +373,8 @@ def test_an_error_of_one_request_waits_for_the_other(
 def test_a_process_that_hangs_with_its_claim_is_not_waited_for_without_end(
     store: Store, folder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "TAKE_OVER_S", 0.05)
-    monkeypatch.setattr(fetch, "FIRST_HEDGE_S", 0.01)
+    monkeypatch.setattr(downloads, "TAKE_OVER_S", 0.05)
+    monkeypatch.setattr(downloads, "FIRST_HEDGE_S", 0.01)
     shard = store.shard("a", 2)
     other = ShardCache(folder, LARGE)
     other.open(store, shard)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import JobConfig, job_config
-from launch.run import run
-from trainer.compose import compose, groups, keys
-from trainer.config.elsewhere import KEYS, meant
-from trainer.errors import ConfigError
-from trainer.slip import PACKAGE
+from everstep.launch.config import JobConfig, job_config
+from everstep.launch.cli.run import run
+from everstep.compose import compose, groups, keys
+from everstep.config.aliases import KEYS, meant
+from everstep.errors import ConfigError
+from everstep.config_errors import PACKAGE
 
 FILE = "experiment/mine.yaml"
 HEAD = f"{PACKAGE}\ndefaults:\n  - override /data: digits\n  - override /task: images\n"

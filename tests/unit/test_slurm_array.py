@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.allocation import Allocation
-from launch.config import job_config
-from launch.job import JobHandle, JobState
-from launch.schedulers.base import Batch, Batching
-from launch.schedulers.slurm import Slurm, script, spans
-from launch.schedulers.slurm_json import jobs
+from everstep.launch.node.allocation import Allocation
+from everstep.launch.config import job_config
+from everstep.launch.schedulers.job import JobHandle, JobState
+from everstep.launch.schedulers.base import Batch, Batching
+from everstep.launch.schedulers.slurm.scheduler import Slurm, script, spans
+from everstep.launch.schedulers.slurm.jobs_json import jobs
 
 GOLDEN = Path(__file__).parent.parent / "golden/slurm/array.txt"
 BATCH = Batch("lr", "/runs/lr", "everstep-1", (0, 1, 2, 3, 5), 4, tuple(
@@ -116,7 +116,7 @@ def test_a_launcher_within_an_array_does_not_make_its_jobs_elements(
 
 def test_the_script_asks_for_the_element_by_its_number_in_the_list(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("/runs/a\n/runs/b\n")
-    asked = [sys.executable, "-m", "launch.verdict", "element", f"{tmp_path}/list"]
+    asked = [sys.executable, "-m", "everstep.launch.restart.decide", "element", f"{tmp_path}/list"]
     done = subprocess.run([*asked, "1"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "/runs/b\n")
     assert subprocess.run([*asked, "2"], capture_output=True, check=False).returncode == 2

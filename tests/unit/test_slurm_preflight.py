@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import seconds
-from launch.schedulers.slurm_inventory import clock_s, gpus_of, nodes_of, partitions_of, plain
-from launch.schedulers.slurm_preflight import Answer, ask, flags_of, megabytes, problems
+from everstep.launch.config import seconds
+from everstep.launch.schedulers.slurm.partitions import clock_s, gpus_of, nodes_of, partitions_of, plain
+from everstep.launch.schedulers.slurm.preflight import Answer, ask, flags_of, megabytes, problems
 
 RECORDED = Path(__file__).parent.parent / "recorded" / "slurm-22.05"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import job_config
-from launch.schedulers.base import Program
-from launch.schedulers.slurm import Slurm, script
-from trainer.errors import ConfigError
+from everstep.launch.config import job_config
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.slurm.scheduler import Slurm, script
+from everstep.errors import ConfigError
 
-PROGRAM = Program("demo", "/runs/demo", ("-m", "trainer", "--frozen", "/runs/demo"), "everstep-1")
+PROGRAM = Program("demo", "/runs/demo", ("-m", "everstep.trainer", "--frozen", "/runs/demo"), "everstep-1")
 
 
 def argv(**keys: object) -> list[str]:

@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch import snapshot
-from launch.snapshot import Member, SnapshotError, digest_of, pack, take, unpack
-from trainer.errors import ConfigError
-from trainer.run_folder import RunFolder
+from everstep.launch.submit import snapshot
+from everstep.launch.submit.snapshot import Member, SnapshotError, digest_of, pack, take, unpack
+from everstep.errors import ConfigError
+from everstep.run_folder import RunFolder
 
 
 def git(folder: Path, *words: str) -> None:
@@ -182,8 +182,8 @@ def test_processes_that_unpack_at_once_get_one_folder(checkout: Path, run: RunFo
     kept = take(run, checkout)
     node = tmp_path / "node"
     code = (
-        "import sys; from pathlib import Path; from launch.snapshot import unpack\n"
-        "from trainer.run_folder import RunFolder\n"
+        "import sys; from pathlib import Path; from everstep.launch.submit.snapshot import unpack\n"
+        "from everstep.run_folder import RunFolder\n"
         "print((unpack(RunFolder(sys.argv[1]), sys.argv[2], Path(sys.argv[3])) / 'package/a.py').read_text())"
     )
     started = [

@@ -14,8 +14,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.errors import CheckpointError
-from trainer.state_tree import pack, unpack
+from everstep.errors import CheckpointError
+from everstep.trainer.state.state_tree import pack, unpack
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text() | st.binary()
 NAMES = st.text(st.characters(exclude_characters=".$"))

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from launch.config import JobConfig
-from launch.job import CANCELLED, JobHandle, JobState, JobStatus
-from launch.schedulers.base import Ask, Program, Rendered
-from launch.submission import Receipt, submissions, submit
-from trainer.errors import ConfigError
-from trainer.run_folder import RunFolder
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
+from everstep.launch.schedulers.base import Ask, Program, Rendered
+from everstep.launch.submit.records import Receipt, submissions, submit
+from everstep.errors import ConfigError
+from everstep.run_folder import RunFolder
 
 
 class Killed(BaseException):
@@ -76,7 +76,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def submitted(folder: RunFolder, cluster: Cluster, token: str = "first") -> Receipt:
-    program = Program("run", folder.url, ("-m", "trainer", "--frozen", folder.url), token)
+    program = Program("run", folder.url, ("-m", "everstep.trainer", "--frozen", folder.url), token)
     return submit(folder, JobConfig(scheduler="slurm"), program, cluster)
 
 
@@ -209,7 +209,7 @@ def test_a_job_that_ends_is_waited_for_and_the_run_gets_another(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, ending: bool
 ) -> None:
     """The scheduler says that it still clears its nodes, or only the run folder that somebody has cancelled it."""
-    monkeypatch.setattr("launch.submission.LOOK_S", 0.01)
+    monkeypatch.setattr("everstep.launch.submit.records.LOOK_S", 0.01)
     cluster, looks = Cluster(), iter(range(3))
     submitted(folder, cluster)
     if not ending:
@@ -225,7 +225,7 @@ def test_a_job_that_ends_is_waited_for_and_the_run_gets_another(
 
 
 def test_a_job_that_never_ends_is_named(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launch.submission.ENDING_S", 0.0)
+    monkeypatch.setattr("everstep.launch.submit.records.ENDING_S", 0.0)
     cluster = Cluster()
     submitted(folder, cluster)
     folder.record_restart({"outcome": CANCELLED, "go_on": False, "reason": "cancelled by me", "restarts": 0})

@@ -9,20 +9,20 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from launch import cluster
-from launch.submitted import Submitted
-from launch.sweep.code import keep
-from launch.sweep.here import Here
-from launch.sweep.jobs import Jobs
-from launch.sweep.plan import Plan, plan, settle
-from launch.sweep.workers import Task
+from everstep.launch.schedulers import registry
+from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.sweep.code import keep
+from everstep.launch.sweep.workers_local import Here
+from everstep.launch.sweep.workers_cluster import Jobs
+from everstep.launch.sweep.plan import Plan, plan, settle
+from everstep.launch.sweep.workers import Task
 
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """A sweep that is about to begin, beside a package of the user's."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     project = tmp_path / "project"
     project.mkdir()

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.sweep.config import Pruner, Sampler, SweepConfig
-from launch.sweep.cut import reason_to_stop
-from launch.sweep.draws import draws
-from launch.sweep.leaderboard import _front
-from launch.sweep.rungs import Promotion, finalist, first_rung, promotion, rungs
-from launch.sweep.space import Axis
-from launch.sweep.story import Story, Verdict
-from launch.sweep.study import Study
-from trainer.config import Goal, RunConfig
+from everstep.launch.sweep.config import Pruner, Sampler, SweepConfig
+from everstep.launch.sweep.stopping import reason_to_stop
+from everstep.launch.sweep.samplers import draws
+from everstep.launch.cli.leaderboard import _front
+from everstep.launch.sweep.asha import Promotion, finalist, first_rung, promotion, rungs
+from everstep.launch.sweep.search_space import Axis
+from everstep.launch.sweep.state import Story, Verdict
+from everstep.launch.sweep.optuna_sampler import Study
+from everstep.config import Goal, RunConfig
 
 ASHA = SweepConfig(sampler=Sampler.random, pruner=Pruner.asha, trials=9)
 
@@ -33,7 +33,7 @@ def test_rungs_are_steps_of_the_run_and_the_last_is_all_of_it() -> None:
 
 @pytest.mark.parametrize(("budget", "expected"), [("steps", (10, 40)), ("samples", (1, 2)), ("epochs", (32, 125))])
 def test_budgets_are_steps_samples_or_epochs(budget: str, expected: tuple[int, ...]) -> None:
-    from launch.sweep.config import Budget
+    from everstep.launch.sweep.config import Budget
 
     sweep = SweepConfig(pruner=Pruner.asha, rungs=[10, 40], budget=Budget(budget), epoch_samples=100)
     assert rungs(sweep, RunConfig(global_batch=32)) == expected

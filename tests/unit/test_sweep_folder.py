@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from launch.sweep import lease
-from launch.sweep.asking import Asking
-from launch.sweep.find import find_sweep
-from launch.sweep.lease import take
-from launch.sweep.plan import Plan, amended, load, plan, settle
-from launch.sweep.records import SweepFolder
-from launch.sweep.story import Story
-from trainer.compose import freeze, thaw
-from trainer.errors import ConfigError, SupersededError
+from everstep.launch.sweep import lease
+from everstep.launch.sweep.suggest import Asking
+from everstep.launch.sweep.lookup import find_sweep
+from everstep.launch.sweep.lease import take
+from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
+from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.sweep.state import Story
+from everstep.compose import freeze, thaw
+from everstep.errors import ConfigError, SupersededError
 
 ASKED = {"event": "asked", "identity": "i", "name": "n", "values": {"seed": 1}, "drawn": {"seed": 1}}
 
@@ -74,7 +74,7 @@ def test_a_driver_that_lives_on_this_machine_is_respected_at_once_and_a_dead_one
     tmp_path: Path,
 ) -> None:
     storage = SweepFolder(str(tmp_path)).storage
-    code = "import sys, time; from launch.sweep.lease import take; from trainer.storage import open_storage; "
+    code = "import sys, time; from everstep.launch.sweep.lease import take; from everstep.storage import open_storage; "
     code += "take(open_storage(sys.argv[1])); print('taken', flush=True); time.sleep(100)"
     holder = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True,
                               env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))})  # fmt: skip

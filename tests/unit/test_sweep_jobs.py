@@ -10,28 +10,28 @@ from typing import Any
 import pytest
 from file_scheduler import VARIABLE, FileArrays, FileScheduler
 
-from launch import cluster
-from launch.__main__ import main
-from launch.config import JobConfig
-from launch.job import JobHandle
-from launch.schedulers.local import Signals
-from launch.sweep import verb
-from launch.sweep.driver import Driver
-from launch.sweep.jobs import Jobs
-from launch.sweep.leaderboard import ranked
-from launch.sweep.lease import take
-from launch.sweep.looks import cancel
-from launch.sweep.plan import Plan, amended, load, plan, settle
-from launch.sweep.workers import Task
-from trainer.config import RunConfig
-from trainer.errors import ConfigError
-from trainer.run_folder import Ending, Outcome, RunFolder
+from everstep.launch.schedulers import registry
+from everstep.launch.__main__ import main
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.node.process import Signals
+from everstep.launch.cli import sweep as verb
+from everstep.launch.sweep.driver import Driver
+from everstep.launch.sweep.workers_cluster import Jobs
+from everstep.launch.cli.leaderboard import ranked
+from everstep.launch.sweep.lease import take
+from everstep.launch.sweep.status import cancel
+from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
+from everstep.launch.sweep.workers import Task
+from everstep.config import RunConfig
+from everstep.errors import ConfigError
+from everstep.run_folder import Ending, Outcome, RunFolder
 
 
 @pytest.fixture
 def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
     return FileScheduler()
 
 
@@ -208,7 +208,7 @@ def test_a_job_of_which_only_the_intent_is_known_and_that_has_ended_is_not_made_
 
 @pytest.fixture
 def arrays(scheduler: FileScheduler, monkeypatch: pytest.MonkeyPatch) -> FileArrays:
-    monkeypatch.setitem(cluster.CLUSTERS, "slurm", ("file_scheduler", "FileArrays"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileArrays"))
     return FileArrays()
 
 

@@ -11,17 +11,17 @@ import torch
 import yaml
 from torch import nn
 
-from trainer.data.collate import Pack, Pad
-from trainer.data.ragged import Ragged
-from trainer.errors import ConfigError
-from trainer.models.convnet import ConvNet
-from trainer.models.gpt import GPT
-from trainer.models.mlp import MLP
-from trainer.task import Batch, Task
-from trainer.task_calls import inputs
-from trainer.tasks.images import ImageClassifier
-from trainer.tasks.language import LanguageModel
-from trainer.tasks.tabular import TabularClassifier
+from everstep.trainer.data.collate import Pack, Pad
+from everstep.trainer.data.ragged import Ragged
+from everstep.errors import ConfigError
+from everstep.trainer.models.convnet import ConvNet
+from everstep.trainer.models.gpt import GPT
+from everstep.trainer.models.mlp import MLP
+from everstep.trainer.task import Batch, Task
+from everstep.trainer.task_calls import inputs
+from everstep.trainer.tasks.images import ImageClassifier
+from everstep.trainer.tasks.language import LanguageModel
+from everstep.trainer.tasks.tabular import TabularClassifier
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -149,7 +149,7 @@ def test_every_plug_in_of_conf_can_be_imported_and_takes_its_keys(file: Path) ->
 
     node = yaml.safe_load(file.read_text())
     module, _, name = node.pop("_target_").rpartition(".")
-    assert module.startswith(("trainer.tasks.", "trainer.models.", "trainer.data."))
+    assert module.startswith(("everstep.trainer.tasks.", "everstep.trainer.models.", "everstep.trainer.data."))
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     assert set(node) <= set(parameters)
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.config import ParallelConfig
-from trainer.errors import ConfigError
-from trainer.factory import prepare_units
-from trainer.units import describe_units, find_units, shardable_units
+from everstep.config import ParallelConfig
+from everstep.errors import ConfigError
+from everstep.trainer.distributed.model_factory import prepare_units
+from everstep.trainer.distributed.fsdp_units import describe_units, find_units, shardable_units
 
 
 class Layer(nn.Module):

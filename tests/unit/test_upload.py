@@ -8,7 +8,7 @@ from typing import IO
 
 import pytest
 
-from trainer.storage.upload import AbandonedError, uploading
+from everstep.storage.upload_stream import AbandonedError, uploading
 
 PART = 100
 

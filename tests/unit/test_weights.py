@@ -9,10 +9,10 @@ import torch
 from saved_checkpoint import saved
 from torch import nn
 
-from trainer.checkpoint.weights import load_weights
-from trainer.config import RunConfig
-from trainer.errors import CheckpointError, ConfigError
-from trainer.run_folder import RunFolder
+from everstep.trainer.checkpoint.weights import load_weights
+from everstep.config import RunConfig
+from everstep.errors import CheckpointError, ConfigError
+from everstep.run_folder import RunFolder
 
 
 @pytest.fixture

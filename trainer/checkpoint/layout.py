@@ -18,8 +18,8 @@ from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
 
-from trainer.errors import CheckpointError
-from trainer.mesh import Mesh
+from everstep.errors import CheckpointError
+from everstep.trainer.distributed.mesh import Mesh
 
 ALIGN = 64
 """Bytes; any type of tensor may begin there."""

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.checkpoint.layout import Layout
+from everstep.trainer.checkpoint.layout import Layout
 
 LOG = logging.getLogger("everstep")
 _PORTABLE = 1

@@ -12,14 +12,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.bad import BadSamples
-from trainer.data.pixels import FORMATS, pillow, upright
-from trainer.data.ragged import Ragged
-from trainer.data.randomness import draws, draws_nothing
-from trainer.errors import ConfigError, DataError
+from everstep.trainer.data.bad_samples import BadSamples
+from everstep.dataset.pixels import FORMATS, pillow, upright
+from everstep.trainer.data.ragged import Ragged
+from everstep.trainer.data.randomness import draws, draws_nothing
+from everstep.errors import ConfigError, DataError
 
 Columns = Mapping[str, Tensor | Ragged]
-"""What the loader gathered; the classes here are `trainer.data.dataset.Decode`."""
+"""What the loader gathered; the classes here are `everstep.trainer.data.dataset.Decode`."""
 
 CHANNELS = {"RGB": 3, "L": 1}
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import ExcludeConfig, first_steps_without
-from trainer.data.order import Ids
+from everstep.config import ExcludeConfig, first_steps_without
+from everstep.trainer.data.order import Ids
 
 
 class Exclusion:

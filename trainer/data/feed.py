@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import torch
 
-from trainer.config import LoaderConfig
-from trainer.data.gather import Gather, Microbatch
-from trainer.data.loader import Loader
-from trainer.data.order import SampleOrder
+from everstep.config import LoaderConfig
+from everstep.trainer.data.fetcher import Gather, Microbatch
+from everstep.trainer.data.loader import Loader
+from everstep.trainer.data.order import SampleOrder
 
 
 class Feed:

@@ -12,7 +12,7 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.errors import ConfigError
+from everstep.errors import ConfigError
 
 Ints = NDArray[np.int64]
 

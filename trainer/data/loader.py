@@ -17,15 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.config import BadSample, Worker
-from trainer.data.dataset import Dataset, Takes
-from trainer.data.gather import Cut, Gather, Microbatch, Request, Span
-from trainer.data.lookahead import Lookahead, Want
-from trainer.data.order import SampleOrder, Slot, microbatches
-from trainer.data.prefetch import Prefetcher
-from trainer.data.threads import Threads
-from trainer.data.workers import Workers
-from trainer.errors import ConfigError, DataError
+from everstep.config import BadSample, Worker
+from everstep.trainer.data.dataset import Dataset, Takes
+from everstep.trainer.data.fetcher import Cut, Gather, Microbatch, Request, Span
+from everstep.trainer.data.lookahead import Lookahead, Want
+from everstep.trainer.data.order import SampleOrder, Slot, microbatches
+from everstep.trainer.data.prefetch import Prefetcher
+from everstep.trainer.data.threads import Threads
+from everstep.trainer.data.workers import Workers
+from everstep.errors import ConfigError, DataError
 
 LOG = logging.getLogger("everstep")
 CHUNK = 1 << 13

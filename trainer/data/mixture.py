@@ -11,23 +11,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.data.bad import BadSamples
-from trainer.data.columns import Columns, split
-from trainer.data.dataset import Dataset, Takes, place_of, take_seeded
-from trainer.data.map_style import Seed
-from trainer.data.order import Ids
-from trainer.data.permutation import Words
-from trainer.data.ragged import Ragged
-from trainer.data.randomness import draws
-from trainer.data.record import DataRecord, packed
-from trainer.errors import DataError
+from everstep.trainer.data.bad_samples import BadSamples
+from everstep.trainer.data.batching import Columns, split
+from everstep.trainer.data.dataset import Dataset, Takes, place_of, take_seeded
+from everstep.trainer.data.map_style import Seed
+from everstep.trainer.data.order import Ids
+from everstep.trainer.data.permutation import Words
+from everstep.trainer.data.ragged import Ragged
+from everstep.trainer.data.randomness import draws
+from everstep.trainer.data.sample_ids import DataRecord, packed
+from everstep.errors import DataError
 
 
 class Mixture:
     """Datasets with the same columns, each with its share of the samples that a run uses."""
 
     def __init__(self, datasets: Sequence[Dataset], shares: Sequence[Fraction]) -> None:
-        """The shares sum to 1; see `trainer.data.interleave.shares`."""
+        """The shares sum to 1; see `everstep.trainer.data.interleave.shares`."""
         if not datasets or len(datasets) != len(shares):
             raise DataError(f"a mixture of {len(datasets)} datasets has {len(shares)} shares; give one for each")
         self.datasets = list(datasets)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.index import PART_BYTES, Column, Shard, ShardIndex
-from trainer.data.memory import address_of, element_of
-from trainer.data.shards import Mapped, RaggedArray, Stored, file_parts, inflate, map_shard
-from trainer.errors import DataError
-from trainer.storage import open_storage
+from everstep.dataset.index import PART_BYTES, Column, Shard, ShardIndex
+from everstep.trainer.data.address_gather import address_of, element_of
+from everstep.dataset.shards import Mapped, RaggedArray, Stored, file_parts, inflate, map_shard
+from everstep.errors import DataError
+from everstep.storage import open_storage
 
 if TYPE_CHECKING:
-    from trainer.data.cache import CachedShard, ShardCache
+    from everstep.trainer.data.cache import CachedShard, ShardCache
 
 Ints = NDArray[np.int64]
 MOST_MAPS = 8192

@@ -16,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.config import RunConfig
-from trainer.data.interleave import Interleave, crossed, mix_pattern
-from trainer.data.permutation import GOLDEN, MASK, Words, mix, mix_int
-from trainer.data.source_order import SourceOrder, Stretch
-from trainer.errors import ConfigError
+from everstep.config import RunConfig
+from everstep.trainer.data.interleave import Interleave, crossed, mix_pattern
+from everstep.trainer.data.permutation import GOLDEN, MASK, Words, mix, mix_int
+from everstep.trainer.data.source_order import SourceOrder, Stretch
+from everstep.errors import ConfigError
 
 Ids = NDArray[np.int64]
 

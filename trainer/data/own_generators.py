@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from numpy.random import RandomState
 
-from trainer.errors import DataError
+from everstep.errors import DataError
 
 LOG = logging.getLogger("everstep")
 Generator = torch.Generator | np.random.Generator | RandomState | random.Random

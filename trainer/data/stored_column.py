@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from trainer.data.index import BYTES, TEXT, Column
-from trainer.data.memory import Rows, gather_ragged
-from trainer.data.open_shards import OpenShards
-from trainer.data.order import Ids
-from trainer.data.ragged import Ragged
+from everstep.dataset.index import BYTES, TEXT, Column
+from everstep.trainer.data.address_gather import Rows, gather_ragged
+from everstep.trainer.data.open_shards import OpenShards
+from everstep.trainer.data.order import Ids
+from everstep.trainer.data.ragged import Ragged
 
 
 class StoredColumn(Protocol):

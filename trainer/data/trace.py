@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from trainer.checkpoint.manifest import candidates
-from trainer.compose import thaw
-from trainer.config import RunConfig, first_steps_without
-from trainer.data.order import SampleOrder
-from trainer.data.record import Places, order_sources, read_record
-from trainer.errors import ConfigError
-from trainer.run_folder import CONFIG, RunFolder, meant
+from everstep.trainer.checkpoint.manifest import candidates
+from everstep.compose import thaw
+from everstep.config import RunConfig, first_steps_without
+from everstep.trainer.data.order import SampleOrder
+from everstep.trainer.data.sample_ids import Places, order_sources, read_record
+from everstep.errors import ConfigError
+from everstep.run_folder import CONFIG, RunFolder, meant
 
 LOOKED_AT = 1 << 16
 """Positions of the order that are computed at once."""

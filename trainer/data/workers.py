@@ -14,7 +14,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 from torch.utils.data import Dataset as TorchDataset
 
-from trainer.errors import EverstepError
+from everstep.errors import EverstepError
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from trainer.errors import ConfigError
+from everstep.errors import ConfigError
 
 
 class ConvNet(nn.Module):

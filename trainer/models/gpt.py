@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.errors import ConfigError
+from everstep.errors import ConfigError
 
 
 class GPT(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainer.task import Loss
+from everstep.trainer.task import Loss
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Loss:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from torch import nn
 
-from trainer.task import Batch, Loss
-from trainer.tasks.classification import classification_loss, with_accuracy
+from everstep.trainer.task import Batch, Loss
+from everstep.trainer.tasks.classification import classification_loss, with_accuracy
 
 
 class TabularClassifier:

@@ -8,13 +8,13 @@ import torch
 from torch import nn
 
 from benchmarks.checkpoint.saver import State, serve
-from trainer.checkpoint.checkpointer import Checkpointer
-from trainer.config import RunConfig
-from trainer.mesh import Mesh
-from trainer.place import Place
-from trainer.process import keep_freed_memory
-from trainer.run_folder import RunFolder
-from trainer.state import Progress, TrainState
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.config import RunConfig
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.rank_env import Place
+from everstep.process_tuning import keep_freed_memory
+from everstep.run_folder import RunFolder
+from everstep.trainer.state.train_state import Progress, TrainState
 
 
 class Everstep:

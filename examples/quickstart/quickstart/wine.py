@@ -4,9 +4,9 @@ from sklearn.datasets import load_wine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trainer.data.dataset import ArrayDataset, Splits
-from trainer.data.scikit import split_ids
-from trainer.task import Batch, Loss
+from everstep.trainer.data.dataset import ArrayDataset, Splits
+from everstep.trainer.data.sklearn_datasets import split_ids
+from everstep.trainer.task import Batch, Loss
 
 
 class WineTask:

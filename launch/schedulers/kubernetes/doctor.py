@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from launch import text
-from launch.config import JobConfig
-from launch.schedulers.base import Program
-from launch.schedulers.kubernetes import rights
-from launch.schedulers.kubernetes.client import KINDS, RETRY_S, Client, Refused
-from launch.schedulers.kubernetes.growth import on_demand
-from launch.schedulers.kubernetes.manifest import objects
-from launch.schedulers.kubernetes.names import JOB_NAME, JOBSET_NAME, MANAGER
-from launch.schedulers.kubernetes.room import Asked, against_nodes, against_quotas
-from launch.schedulers.kubernetes.standing import index_of, living, next_delay_s
-from trainer.errors import ConfigError
+from everstep.launch import text_tables as text
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.kubernetes import rbac
+from everstep.launch.schedulers.kubernetes.client import KINDS, RETRY_S, Client, Refused
+from everstep.launch.schedulers.kubernetes.autoscaling import on_demand
+from everstep.launch.schedulers.kubernetes.manifest import objects
+from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER
+from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas
+from everstep.launch.schedulers.kubernetes.job_status import index_of, living, next_delay_s
+from everstep.errors import ConfigError
 
 Plain = dict[str, Any]
 OUT_OF_SERVICE = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}
@@ -95,11 +95,11 @@ class Doctor:
 
     def _rights(self) -> Iterator[Finding]:
         namespace = self.client.namespace
-        told = self._review(rights.rules_review(namespace))
-        unsure = [right for right in rights.needed() if not rights.covers(told.get("resourceRules", []), right)]
-        refused = [right for right in unsure if not self._review(rights.review(namespace, right)).get("allowed")]
+        told = self._review(rbac.rules_review(namespace))
+        unsure = [right for right in rbac.needed() if not rbac.covers(told.get("resourceRules", []), right)]
+        refused = [right for right in unsure if not self._review(rbac.review(namespace, right)).get("allowed")]
         remedy = f"kubectl apply -n {namespace} -f k8s/rbac.yaml, or change job.k8s.context or job.k8s.namespace"
-        found = (f"this account may not {what}; {remedy}" for what in rights.missing(refused))
+        found = (f"this account may not {what}; {remedy}" for what in rbac.missing(refused))
         yield from _told("permissions", found, f"all that the launcher needs in namespace {namespace}")
 
     def _review(self, question: Plain) -> Plain:

@@ -6,10 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-from launch.config import JobConfig, job_yaml
-from launch.schedulers.base import Program
-from launch.schedulers.kubernetes import overlay
-from launch.schedulers.kubernetes.names import (
+from everstep.launch.config import JobConfig, job_yaml
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.kubernetes import strategic_merge
+from everstep.launch.schedulers.kubernetes.labels import (
     CONTAINER,
     JOB_NAME,
     JOBSET_NAME,
@@ -18,7 +18,7 @@ from launch.schedulers.kubernetes.names import (
     job_name,
     labels,
 )
-from launch.schedulers.kubernetes.pod import Plain, resources, template
+from everstep.launch.schedulers.kubernetes.pod import Plain, resources, template
 
 DO_NOT_RETRY = 78
 """Exit code of a pod whose job must not be tried again: the config is wrong, or the budget is spent."""
@@ -37,7 +37,7 @@ def objects(job: JobConfig, program: Program) -> list[Plain]:
     config = _settings(job, program, name)
     made = {"job": _job, "jobset": _jobset, "trainjob": _trainjob}[job.kind](job, program, name, _name(config))
     if job.k8s.overlay is not None:
-        made = overlay.merge(made, overlay.read(job.k8s.overlay))
+        made = strategic_merge.merge(made, strategic_merge.read(job.k8s.overlay))
     # A JobSet makes its own service.
     return [config, *([_service(job, program, name)] if job.kind == "job" else []), made]
 

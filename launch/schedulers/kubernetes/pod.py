@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from launch.config import JobConfig
-from launch.schedulers.base import Program
-from launch.schedulers.kubernetes.names import CONTAINER, JOB_NAME, PORT, labels
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME, PORT, labels
 
 GRACE_SLACK_S = 30
 """Seconds that a pod may live beyond job.grace_s: the supervisor kills what has not ended, and writes a report."""
@@ -106,7 +106,7 @@ def _container(job: JobConfig, program: Program, name: str) -> Plain:
         "image": job.image,
         "imagePullPolicy": job.k8s.image_pull_policy,
         # PID 1 itself: a shell before it would keep SIGTERM to itself.
-        "command": [job.python or "python", "-m", "launch.pod", program.folder],
+        "command": [job.python or "python", "-m", "everstep.launch.node.pod", program.folder],
         "env": _env(job, name),
         "ports": [{"name": "rendezvous", "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources(job),

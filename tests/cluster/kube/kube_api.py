@@ -18,10 +18,10 @@ from typing import Any
 from kube_agents import Agents
 from node_agent import HEARTBEAT_S
 
-from launch.config import JobConfig, job_config
-from launch.schedulers.base import Program, Rendered
-from launch.schedulers.kubernetes.client import Client
-from launch.schedulers.kubernetes.cluster import Kubernetes
+from everstep.launch.config import JobConfig, job_config
+from everstep.launch.schedulers.base import Program, Rendered
+from everstep.launch.schedulers.kubernetes.client import Client
+from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 HERE = Path(__file__).parent
 PATHS = os.pathsep.join(map(str, (HERE.parent.parent.parent, HERE.parent.parent, HERE.parent, HERE)))
@@ -151,7 +151,7 @@ class Place:
         return job_config({"scheduler": "k8s", **given, "k8s": k8s})
 
     def rendered(self, job: JobConfig, token: str) -> Rendered:
-        return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "trainer"), token, "steps: 5\n"))
+        return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), token, "steps: 5\n"))
 
     def pods(self) -> list[dict[str, Any]]:
         return self.client.items(f"/api/v1/namespaces/{self.namespace}/pods")
@@ -188,7 +188,7 @@ class Place:
 
     def start(self, folder: Path, *words: str, kubeconfig: str | None = None) -> subprocess.Popen[str]:
         env = {**os.environ, "PYTHONPATH": PATHS, "KUBECONFIG": kubeconfig or self.kubeconfig}
-        return subprocess.Popen([sys.executable, "-m", "launch", *words], cwd=folder, env=env, text=True,
+        return subprocess.Popen([sys.executable, "-m", "everstep.launch", *words], cwd=folder, env=env, text=True,
                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
     def everstep(self, folder: Path, *words: str) -> str:

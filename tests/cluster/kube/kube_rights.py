@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from kube_store import ApiError, Plain
 
-from launch.schedulers.kubernetes.rights import GRANTED, Right
+from everstep.launch.schedulers.kubernetes.rbac import GRANTED, Right
 
 VERSION = {"major": "1", "minor": "36", "gitVersion": "v1.36.2"}
 VERBS = {"POST": "create", "PATCH": "patch", "PUT": "update", "DELETE": "delete"}

@@ -14,7 +14,7 @@ from typing import Any
 import ledger_toy
 from kube_api import LOOK_S, PATHS, PATIENCE_S, Place
 
-from trainer.run_folder import RunFolder
+from everstep.run_folder import RunFolder
 
 TESTS = Path(__file__).parent.parent.parent
 TOY = (TESTS / "toy.py", TESTS / "cluster/ledger_toy.py")

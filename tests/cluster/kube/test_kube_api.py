@@ -13,20 +13,20 @@ import pytest
 import yaml
 from kube_api import WAIT, Place, place
 
-from launch.__main__ import main
-from launch.config import job_config
-from launch.job import JobState
-from launch.runs import find
-from launch.schedulers.base import Program
-from launch.schedulers.kubernetes.client import Refused
-from launch.schedulers.kubernetes.cluster import Kubernetes
-from launch.schedulers.kubernetes.manifest import objects
-from launch.status import report
-from trainer.errors import ConfigError
+from everstep.launch.__main__ import main
+from everstep.launch.config import job_config
+from everstep.launch.schedulers.job import JobState
+from everstep.launch.runs.lookup import find
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.kubernetes.client import Refused
+from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
+from everstep.launch.schedulers.kubernetes.manifest import objects
+from everstep.launch.cli.status import report
+from everstep.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 PLANTED = "planted-value-of-a-secret"
-PROGRAM = Program("demo", "s3://runs/demo", ("-m", "trainer"), "everstep-1", "steps: 5\n")
+PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "everstep-1", "steps: 5\n")
 PATHS = {"Job": "/apis/batch/v1", "ConfigMap": "/api/v1", "Service": "/api/v1",
          "JobSet": "/apis/jobset.x-k8s.io/v1alpha2", "TrainJob": "/apis/trainer.kubeflow.org/v1alpha1"}  # fmt: skip
 FULL: dict[str, Any] = {

@@ -12,9 +12,9 @@ from kube_pods import WAIT, config, submitted
 from kube_store import Plain
 from process_helpers import until
 
-from launch import doctor
-from launch.__main__ import main
-from launch.schedulers.kubernetes.doctor import Doctor
+from everstep.launch.cli import doctor
+from everstep.launch.__main__ import main
+from everstep.launch.schedulers.kubernetes.doctor import Doctor
 
 pytestmark = pytest.mark.cluster
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"

@@ -13,9 +13,9 @@ import pytest
 from kube_api import Place, place
 from kube_run import Run
 
-from launch.starts import Start
-from trainer.checkpoint.diff import differences
-from trainer.checkpoint.restoring import locate
+from everstep.launch.node.start_record import Start
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.checkpoint.restore import locate
 
 pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900)]
 TRAINING = ("steps=40", "checkpoint.every=4", "data.pause_s=0.1", "parallel=ddp", "job.nodes=2")

@@ -12,9 +12,9 @@ import pytest
 from kube_api import Place, place
 from kube_proxy import Between
 
-from launch.job import JobHandle, JobState
-from launch.schedulers.base import Ask
-from launch.schedulers.kubernetes.cluster import Kubernetes
+from everstep.launch.schedulers.job import JobHandle, JobState
+from everstep.launch.schedulers.base import Ask
+from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 OUTAGE_S = 30.0

@@ -12,11 +12,11 @@ from kube_cluster import Cluster
 from kube_pods import config, rendered, submitted
 from process_helpers import until
 
-from launch.job import JobState
-from launch.schedulers.kubernetes.client import Client
-from launch.schedulers.kubernetes.cluster import Kubernetes
-from launch.schedulers.kubernetes.queue import JOB_UID
-from trainer.errors import ConfigError
+from everstep.launch.schedulers.job import JobState
+from everstep.launch.schedulers.kubernetes.client import Client
+from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
+from everstep.launch.schedulers.kubernetes.kueue import JOB_UID
+from everstep.errors import ConfigError
 
 pytestmark = pytest.mark.cluster
 
@@ -123,7 +123,7 @@ def test_restarts_that_kubernetes_puts_off_for_long_are_said(cluster: Cluster, t
 def test_who_may_not_see_events_is_told_less_of_a_quota_and_nothing_fails(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launch.schedulers.kubernetes.standing.SETTLED_S", 0)
+    monkeypatch.setattr("everstep.launch.schedulers.kubernetes.job_status.SETTLED_S", 0)
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"}, "spec": {"hard": {"pods": "0"}}}
     cluster.server.create(("resourcequotas", "default", "team"), quota)
     job = config(tmp_path)

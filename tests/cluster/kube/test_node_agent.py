@@ -24,7 +24,7 @@ from kube_store import Plain
 from node_container import why_plain
 from process_helpers import until
 
-from launch.schedulers.kubernetes.client import Client
+from everstep.launch.schedulers.kubernetes.client import Client
 
 pytestmark = [pytest.mark.cluster, pytest.mark.process]
 SCALE = 0.05
@@ -275,7 +275,7 @@ def test_what_is_kept_in_shared_memory_is_charged_to_the_pod(secure: Cluster, ag
 
 SUPERVISE = """
     import os, sys
-    from launch.schedulers.local import Local, Signals
+    from everstep.launch.node.process import Local, Signals
     with Signals() as signals:
         sys.exit(Local(signals, lambda reason: None, 10).run(sys.argv[1:], os.environ))
 """

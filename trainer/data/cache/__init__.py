@@ -1,5 +1,5 @@
 """A node's cache of remote shards."""
 
-from trainer.data.cache.shard_cache import CachedShard, ShardCache
+from everstep.trainer.data.cache.shard_cache import CachedShard, ShardCache
 
 __all__ = ["CachedShard", "ShardCache"]

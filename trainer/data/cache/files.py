@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.index import PART_BYTES
-from trainer.storage import Buffer
+from everstep.dataset.index import PART_BYTES
+from everstep.storage import Buffer
 
 _BOOT = 36
 _STAMP_BYTES = _BOOT + 20

@@ -1,4 +1,4 @@
-"""First on the path of a job, this makes `python -m trainer` a trial that costs no torch; all else is the real one."""
+"""First on the path of a job, this makes `python -m everstep.trainer` a trial that costs no torch; all else is the real one."""
 
 from pkgutil import extend_path
 

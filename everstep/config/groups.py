@@ -1,0 +1,293 @@
+"""The groups of keys of a run, each a dataclass with its own rules."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from everstep.config.choices import (
+    Buffers,
+    Busy,
+    Dtype,
+    Goal,
+    Nonfinite,
+    ParallelKind,
+    Progress,
+    Shape,
+    Weights,
+    Worker,
+    require,
+)
+from everstep.errors import ConfigError
+
+
+@dataclass(kw_only=True)
+class ParallelConfig:
+    kind: ParallelKind = ParallelKind.ddp
+    shard: int | None = None
+    """Processes that share one copy of the model under hsdp; the others replicate it. Must divide the world."""
+    checkpoint_blocks: int = 0
+    """Activation checkpointing: 0 none, 1 every unit (see `wrap`), n every n-th unit."""
+    compile: str | None = None
+    """Backend for torch.compile (`inductor`, `aot_eager`, `eager`), or null."""
+    bucket_mb: int = 25
+    """Size of DDP's gradient buckets in MiB."""
+    find_unused: bool = False
+    """DDP only: search each step for parameters that got no gradient, where a batch does not reach all of them."""
+    wrap: list[str] = field(default_factory=list)
+    """Units that FSDP shards and activation checkpointing recomputes: names of classes (BertLayer) or patterns of
+    module paths (encoder.layer.*); none finds repeated blocks by itself."""
+    buffers: Buffers = Buffers.broadcast
+    """Buffers that forward passes change (running statistics, codebooks) on several processes. broadcast: after each
+    step all take rank 0's. mean: their mean. local: each keeps its own and rank 0's are saved: no resume is exact."""
+    sync_batchnorm: bool = False
+    """BatchNorm over the microbatches of all processes at a time, in place of each process's own."""
+
+    def __post_init__(self) -> None:
+        require(self.shard is None or self.shard >= 1, "parallel.shard", self.shard, "must be ≥ 1 or null")
+        require(self.kind is not ParallelKind.hsdp or self.shard is not None, "parallel.shard", self.shard,
+                "hsdp needs the number of processes that share one copy of the model")  # fmt: skip
+        require(self.shard is None or self.kind is ParallelKind.hsdp, "parallel.shard", self.shard,
+                f"only hsdp has it, parallel.kind is {self.kind.value}")  # fmt: skip
+        require(self.checkpoint_blocks >= 0, "parallel.checkpoint_blocks", self.checkpoint_blocks, "must be ≥ 0")
+        require(self.bucket_mb >= 1, "parallel.bucket_mb", self.bucket_mb, "must be ≥ 1")
+
+    def check_world(self, world: int) -> None:
+        """ConfigError where the model cannot be spread over so many processes as is asked."""
+        if self.kind is ParallelKind.single and world > 1:
+            raise ConfigError(
+                f"parallel=single on {world} processes: it trains on one; use parallel=ddp, or job.nproc=1"
+            )
+        if self.shard is not None and (self.shard > world or world % self.shard):
+            raise ConfigError(
+                f"parallel.shard={self.shard} does not divide the {world} processes; change parallel.shard or job.nproc"
+            )
+
+
+@dataclass(kw_only=True)
+class PrecisionConfig:
+    dtype: Dtype = Dtype.fp32
+    init_scale: float = 65536.0
+    """fp16 only: the first loss scale; it halves on overflow."""
+    growth_interval: int = 2000
+    """fp16 only: steps without overflow after which the scale doubles."""
+
+    def __post_init__(self) -> None:
+        require(self.init_scale > 0, "precision.init_scale", self.init_scale, "must be > 0")
+        require(self.growth_interval >= 1, "precision.growth_interval", self.growth_interval, "must be ≥ 1")
+
+
+@dataclass(kw_only=True)
+class ScheduleConfig:
+    shape: Shape = Shape.constant
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0 to the learning rate."""
+    final_fraction: float = 0.1
+    """Learning rate at the last step, as a fraction of the highest (cosine, linear, wsd)."""
+    decay_fraction: float = 0.2
+    """wsd only: the last part of the run in which the rate falls."""
+    over_steps: int | None = None
+    """Steps that the curve spans; null is `steps`. Set it when `steps` will grow later."""
+
+    def __post_init__(self) -> None:
+        require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be ≥ 0")
+        require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "must be in [0, 1]")
+        require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", self.decay_fraction, "must be in (0, 1]")
+        require(self.over_steps is None or self.over_steps >= 1, "schedule.over_steps", self.over_steps,
+                "must be ≥ 1 or null")  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class LocalTierConfig:
+    every: int | None = None
+    """Steps between checkpoints on the nodes themselves, beside those in the run folder; null makes none."""
+    path: str = "/dev/shm/everstep"
+    """A folder that each node has for itself: a RAM disk or NVMe; $NAMES of the node's environment are filled in."""
+
+    def __post_init__(self) -> None:
+        require(self.every is None or self.every >= 1, "checkpoint.local.every", self.every, "must be ≥ 1 or null")
+        require(self.path.startswith(("/", "$", "~")), "checkpoint.local.path", self.path,
+                "must be an absolute path on the node")  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    every: int = 100
+    """Steps between checkpoints; one more is written when the run ends or is stopped."""
+    keep_last: int = 2
+    """Newest checkpoints to keep."""
+    keep_best: int = 1
+    """Checkpoints with the best held-out metric to keep."""
+    keep_every: int | None = None
+    """Keep for good each checkpoint whose step is a multiple of this; null keeps none for that reason."""
+    busy: Busy = Busy.wait
+    """When the checkpoint before is still being written: wait for it, or skip this one."""
+    max_failures: int = 5
+    """Saves in a row that may fail before the run ends; each is tried again, after 10 s, 20 s, 40 s …"""
+    timeout_s: float = 1800.0
+    """Seconds after which a save that not all ranks have written counts as failed."""
+    self_test: bool = True
+    """Read the first checkpoint of a run back into a second model and optimizer and compare, and compare the ranks at
+    saves; a state that does not come back as it was ends the run."""
+    local: LocalTierConfig = field(default_factory=LocalTierConfig)
+    """Frequent checkpoints on the nodes' own disks, each part on two nodes: `checkpoint=two_tiers`."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "checkpoint.every", self.every, "must be ≥ 1")
+        require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "must be ≥ 1")
+        require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "must be ≥ 0")
+        require(self.keep_every is None or self.keep_every >= 1, "checkpoint.keep_every", self.keep_every,
+                "must be ≥ 1 or null")  # fmt: skip
+        require(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "must be ≥ 1")
+        require(self.timeout_s > 0, "checkpoint.timeout_s", self.timeout_s, "must be > 0")
+
+
+@dataclass(kw_only=True)
+class EvaluateConfig:
+    every: int | None = None
+    """Steps between evaluations on held-out data; null evaluates only at the end."""
+    batch: int | None = None
+    """Samples per microbatch of the evaluation; null is `micro_batch`."""
+    limit: int | None = None
+    """Held-out samples to use; null is all."""
+    metric: str = "loss"
+    """The metric that picks the best checkpoint and stops early."""
+    goal: Goal = Goal.min
+    patience: int | None = None
+    """Early stopping: evaluations in a row without a better metric after which the run is done; null never."""
+    min_delta: float = 0.0
+    """How much better counts as better."""
+    weights: Weights = Weights.model
+
+    def __post_init__(self) -> None:
+        for key in ("every", "batch", "limit", "patience"):
+            value = getattr(self, key)
+            require(value is None or value >= 1, f"evaluate.{key}", value, "must be ≥ 1 or null")
+        require(self.min_delta >= 0, "evaluate.min_delta", self.min_delta, "must be ≥ 0")
+
+
+@dataclass(kw_only=True)
+class NonfiniteConfig:
+    policy: Nonfinite = Nonfinite.skip
+    """skip: the step changes nothing. rollback: back to the last checkpoint, and the samples since are passed over."""
+    limit: int = 10
+    """Such steps (or rollbacks) in one run after which it ends as diverged."""
+
+    def __post_init__(self) -> None:
+        require(self.limit >= 1, "nonfinite.limit", self.limit, "must be ≥ 1")
+
+
+@dataclass(kw_only=True)
+class StopConfig:
+    wall_time_s: float | None = None
+    """Seconds since the start of the process after which the run saves and ends as preempted; null never."""
+    poll_s: float = 1.0
+    """Seconds between looks for the stop marker in the run folder."""
+    grace_s: float | None = None
+    """Seconds between the word to stop and the kill; null is what the launcher says (EVERSTEP_GRACE_S), or unknown."""
+
+    def __post_init__(self) -> None:
+        require(self.wall_time_s is None or self.wall_time_s > 0, "stop.wall_time_s", self.wall_time_s, "must be > 0")
+        require(self.poll_s > 0, "stop.poll_s", self.poll_s, "must be > 0")
+        require(self.grace_s is None or self.grace_s >= 0, "stop.grace_s", self.grace_s, "must be ≥ 0 or null")
+
+
+@dataclass(kw_only=True)
+class WandbConfig:
+    enabled: bool = False
+    project: str = "everstep"
+    entity: str | None = None
+    group: str | None = None
+    mode: str = "online"
+    """online, offline or disabled."""
+
+    def __post_init__(self) -> None:
+        modes = ("online", "offline", "disabled")
+        require(self.mode in modes, "log.wandb.mode", self.mode, f"must be one of {', '.join(modes)}")
+
+
+@dataclass(kw_only=True)
+class LogConfig:
+    every: int = 10
+    """Steps between records of the training metrics."""
+    progress: Progress = Progress.auto
+    """auto is a bar on a terminal and plain lines elsewhere."""
+    line_every_s: float = 10.0
+    """Seconds between plain lines."""
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    tensorboard: bool = False
+    hparams: dict[str, Any] = field(default_factory=dict)
+    """Key → value of what a sweep tries in this run, for TensorBoard's table of trials; the sweep itself sets it."""
+
+    def __post_init__(self) -> None:
+        require(self.every >= 1, "log.every", self.every, "must be ≥ 1")
+        require(self.line_every_s >= 0, "log.line_every_s", self.line_every_s, "must be ≥ 0")
+
+
+@dataclass(kw_only=True)
+class OrderConfig:
+    shuffle: bool = True
+    """false: each dataset in its stored order, epoch after epoch."""
+    window: int | None = 64
+    """Shards whose samples are mixed at a time; null mixes all. Each node needs about this many at hand."""
+    lanes: int = 1
+    """Streams with shards of their own, that a batch deals its microbatches to in turn: with as many as there are
+    processes, or a multiple of it, a node reads only its share of the shards. The samples of a lane stay in it for an
+    epoch."""
+
+    def __post_init__(self) -> None:
+        require(self.window is None or self.window >= 1, "order.window", self.window, "must be ≥ 1 shard or null")
+        require(self.lanes >= 1, "order.lanes", self.lanes, "must be ≥ 1")
+
+
+@dataclass(kw_only=True)
+class ExcludeConfig:
+    from_step: int = 1
+    """The first step that does without the samples, as the log counts steps; on resume it lies after the checkpoint."""
+    samples: list[int] = field(default_factory=list)
+    """Ids, as `everstep data trace` prints them."""
+
+    def __post_init__(self) -> None:
+        require(self.from_step >= 1, "exclude.from_step", self.from_step, "must be ≥ 1")
+        require(all(sample >= 0 for sample in self.samples), "exclude.samples", self.samples, "must be ≥ 0")
+
+
+@dataclass(kw_only=True)
+class LoaderConfig:
+    prefetch: int = 2
+    """Steps of data that are made ready ahead of need; 0 reads when the step asks, small samples some steps at once.
+    Code of your own, which may draw random numbers, runs between steps unless there are workers."""
+    workers: int = 0
+    """Processes or threads per rank that read and transform; 0 reads in one thread of the trainer."""
+    worker: Worker = Worker.process
+    """thread: less memory and no copy between processes, where the work waits for disks or leaves Python's lock. Code
+    of your own runs in processes all the same."""
+    ahead_mb: int = 256
+    """MB of remote data that are fetched ahead of need; 0 fetches when a batch asks."""
+    cache: str | None = None
+    """Folder on the node's own disk where remote shards are kept, shared by all its processes; null is
+    $EVERSTEP_CACHE or ~/.cache/everstep."""
+    cache_gb: float | None = None
+    """Size of that folder in GB, above which the shards not used for longest go; null is half of what the disk has."""
+
+    def __post_init__(self) -> None:
+        require(self.prefetch >= 0, "loader.prefetch", self.prefetch, "must be ≥ 0")
+        require(self.workers >= 0, "loader.workers", self.workers, "must be ≥ 0")
+        require(self.ahead_mb >= 0, "loader.ahead_mb", self.ahead_mb, "must be ≥ 0")
+        require(self.cache_gb is None or self.cache_gb > 0, "loader.cache_gb", self.cache_gb, "must be > 0 or null")
+
+
+@dataclass(kw_only=True)
+class ResumeConfig:
+    allow: list[str] = field(default_factory=list)
+    """Keys that may differ from those that the run was started with."""
+
+
+def first_steps_without(excludes: Iterable[ExcludeConfig]) -> dict[int, int]:
+    """For each excluded sample the first step that does without it."""
+    first: dict[int, int] = {}
+    for exclude in excludes:
+        for sample in exclude.samples:
+            first[sample] = min(exclude.from_step, first.get(sample, exclude.from_step))
+    return first

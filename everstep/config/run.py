@@ -1,0 +1,108 @@
+"""All keys of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from everstep.config.choices import BadSample, Weights, require
+from everstep.config.groups import (
+    CheckpointConfig,
+    EvaluateConfig,
+    ExcludeConfig,
+    LoaderConfig,
+    LogConfig,
+    NonfiniteConfig,
+    OrderConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    ResumeConfig,
+    ScheduleConfig,
+    StopConfig,
+)
+
+Node = dict[str, Any]
+"""A plug-in: `_target_` names a class or function, the other keys are its arguments."""
+
+
+@dataclass(kw_only=True)
+class RunConfig:
+    run: str | None = None
+    """Name of the run and of its folder; null makes one from the experiment and the time."""
+    run_root: str = "runs"
+    """Folder of runs: a path or any fsspec URL (s3://bucket/runs)."""
+    steps: int = 1000
+    """Optimizer steps in all."""
+    global_batch: int = 32
+    """Samples per optimizer step, over all processes."""
+    micro_batch: int = 32
+    """Samples that one process passes through the model at once."""
+    seed: int = 0
+    clip: float | None = 1.0
+    """Largest norm of the gradient; null does not clip."""
+    ema: float | None = None
+    """Decay per step of the moving average of the weights; null keeps none."""
+    init_from: str | None = None
+    """URL of a checkpoint, or of a run, whose weights a new run starts from."""
+    init_match: list[str] = field(default_factory=lambda: ["*"])
+    """Patterns (`encoder.*`) of the weights to take from there; the others begin as they would without it."""
+    group_timeout_s: float = 600.0
+    """Seconds that a collective may wait for another process before the run counts it as lost."""
+    task: Node | None = None
+    model: Node | None = None
+    data: Node | None = None
+    optimizer: Node | None = None
+    hooks: list[Node] = field(default_factory=list)
+    plugins: list[str] = field(default_factory=list)
+    """Packages of yours whose classes and functions `_target_` may name."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    order: OrderConfig = field(default_factory=OrderConfig)
+    exclude: list[ExcludeConfig] = field(default_factory=list)
+    """Samples to leave out, each from some step on; the places of all others in the order stay the same."""
+    bad_samples: BadSample = BadSample.stop
+    """stop: a sample that cannot be decoded ends the run with its place. skip: it is left out, and reported."""
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    nonfinite: NonfiniteConfig = field(default_factory=NonfiniteConfig)
+    stop: StopConfig = field(default_factory=StopConfig)
+    log: LogConfig = field(default_factory=LogConfig)
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+
+    def __post_init__(self) -> None:
+        require(self.steps >= 1, "steps", self.steps, "must be ≥ 1")
+        require(self.global_batch >= 1, "global_batch", self.global_batch, "must be ≥ 1")
+        require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "must be ≥ 1")
+        require(0 <= self.seed < 2**63, "seed", self.seed, "must be in [0, 2⁶³)")
+        require(self.clip is None or self.clip > 0, "clip", self.clip, "must be > 0 or null")
+        require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "must be in (0, 1) or null")
+        require(bool(self.init_match), "init_match", self.init_match, "must name at least one pattern; [*] takes all")
+        require(self.init_from is not None or self.init_match == ["*"], "init_match", self.init_match,
+                "there is nothing to take while init_from is null")  # fmt: skip
+        require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")
+        require(self.evaluate.weights is Weights.model or self.ema is not None, "evaluate.weights",
+                self.evaluate.weights.value, "there is no moving average to evaluate while ema is null")  # fmt: skip
+        turn = self.order.lanes * self.micro_batch
+        require(self.order.lanes == 1 or self.global_batch % turn == 0, "order.lanes", self.order.lanes,
+                f"times micro_batch={self.micro_batch} it must divide global_batch={self.global_batch}")  # fmt: skip
+        require(self.run is None or _is_name(self.run), "run", self.run,
+                "a name has letters, digits, '.', '_', '-', '=', ',', and starts with a letter or digit")  # fmt: skip
+
+
+def _is_name(name: str) -> bool:
+    plain = name.translate(dict.fromkeys(map(ord, "-_.=,")))  # the last two stand in names of trials
+    return plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 128
+
+
+OPEN_NODES = ("task", "model", "data", "optimizer")
+"""Keys whose children belong to a plug-in: its constructor, not this file, says which exist."""
+
+FREE_ON_RESUME = (
+    "steps", "run_root", *(f"parallel.{key}" for key in (
+        "kind", "shard", "checkpoint_blocks", "compile", "bucket_mb", "find_unused", "wrap",
+    )), "checkpoint", "evaluate.every", "evaluate.batch", "stop", "log", "loader",
+    "resume", "group_timeout_s", "hooks", "plugins", "exclude",
+)  # fmt: skip
+"""Keys that may change when a run goes on: they touch neither samples, order, randomness nor the maths of a step."""

@@ -1,0 +1,1 @@
+"""Prepared datasets: shards, their index and verification; preparation and readers."""

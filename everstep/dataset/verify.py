@@ -1,0 +1,109 @@
+"""Whether a dataset is what its index says, part by part, on a disk or in a store; and how to mend it from a copy."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from everstep.dataset.index import PART_BYTES, TRAIN, VALIDATION, Shard, ShardIndex, part_digest
+from everstep.dataset.prepare.ledger import Ledger, folder_of
+from everstep.errors import DataError
+from everstep.storage import Storage, join_url, open_storage
+
+PARTS_AT_ONCE = 4
+"""Parts of one shard that are held in memory; this many times the threads is all that verifying needs."""
+NAMED = 8
+"""Damaged parts that are told by number."""
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One shard that is not what the index says."""
+
+    folder: str
+    shard: Shard
+    what: str
+
+    def __str__(self) -> str:
+        return f"{join_url(self.folder, self.shard.file)} {self.what}"
+
+
+def datasets(dst: str) -> list[str]:
+    """The dataset in `dst`, or those of its splits; DataError where there is none."""
+    if open_storage(dst).exists("index.json"):
+        return [dst]
+    splits = [folder_of(dst, split) for split in (TRAIN, VALIDATION)]
+    there = [split for split in splits if open_storage(split).exists("index.json")]
+    if not there and Ledger(dst).under_way() is not None:
+        raise DataError(f"{dst} is not finished: give the same `everstep data prepare` again to go on")
+    return there or [dst]
+
+
+def verify(dst: str, done: Callable[[int], None] = lambda size: None) -> list[Damage]:
+    """Check every part of every shard against the index, several at a time; `done` is told the bytes."""
+
+    def check(one: tuple[str, Shard]) -> Damage | None:
+        folder, shard = one
+        what = _what(open_storage(folder), shard)
+        done(shard.bytes)
+        return Damage(folder, shard, what) if what else None
+
+    shards = [(folder, shard) for folder in datasets(dst) for shard in ShardIndex.read(folder).shards]
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        return [damage for damage in pool.map(check, shards) if damage is not None]
+
+
+def repair(damages: list[Damage], dst: str, source: str) -> Iterator[tuple[Damage, str]]:
+    """Copy good shards from another copy of the dataset; (damage, "" or why it could not be mended) for each."""
+    theirs = {shard.digest: (folder, shard) for folder in datasets(source) for shard in ShardIndex.read(folder).shards}
+    for damage in damages:
+        folder, shard = theirs.get(damage.shard.digest, ("", None))
+        if shard is None:
+            yield damage, f"{source} has no shard with digest {damage.shard.digest}; is it a copy of {dst}?"
+            continue
+        try:
+            _copy(open_storage(folder), shard, open_storage(damage.folder), damage.shard)
+        except _NotGoodError as error:
+            yield damage, f"{join_url(folder, shard.file)} {error}"
+        else:
+            yield damage, ""
+
+
+class _NotGoodError(Exception):
+    """The copy is damaged too."""
+
+
+def _copy(source: Storage, there: Shard, storage: Storage, shard: Shard) -> None:
+    """A shard from `source`; what is not good breaks the writing off, and leaves the old file as it was."""
+    try:
+        with storage.writer(shard.file) as target:
+            for number, part in enumerate(_parts(source, there)):
+                if part_digest(part) != shard.parts[number]:
+                    raise _NotGoodError(f"is damaged too: part {number}")
+                target.write(part)
+    except FileNotFoundError:
+        raise _NotGoodError("is missing too") from None
+
+
+def _what(storage: Storage, shard: Shard) -> str:
+    """What is wrong with a shard; empty when nothing is."""
+    try:
+        size = storage.size(shard.file)
+        if size != shard.bytes:
+            return f"is {size} bytes where the index says {shard.bytes}"
+        bad = [n for n, part in enumerate(_parts(storage, shard)) if part_digest(part) != shard.parts[n]]
+    except FileNotFoundError:
+        return "is missing"
+    named = ", ".join(map(str, bad[:NAMED])) + (" …" if len(bad) > NAMED else "")
+    return f"is damaged: part {named} of {len(shard.parts)} does not match its digest" if bad else ""
+
+
+def _parts(storage: Storage, shard: Shard) -> Iterator[memoryview]:
+    """The parts of a shard's file, fetched a few at a time."""
+    step = PARTS_AT_ONCE * PART_BYTES
+    for start in range(0, shard.bytes, step):
+        data = memoryview(storage.read_range(shard.file, start, min(start + step, shard.bytes)))
+        for first in range(0, len(data), PART_BYTES):
+            yield data[first : first + PART_BYTES]

@@ -1,0 +1,107 @@
+"""What a run was made from: code, packages, command and config, as the run folder keeps it."""
+
+from __future__ import annotations
+
+import datetime
+import getpass
+import hashlib
+import json
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from everstep import __version__
+from everstep.compose import digest
+from everstep.config import RunConfig
+from everstep.run_folder import PROVENANCE, RunFolder
+
+LARGEST_DIFF = 256 * 1024
+"""Bytes of uncommitted change that are kept in full; of a larger one only size and hash."""
+
+
+def record(
+    folder: RunFolder,
+    config: RunConfig,
+    command: Sequence[str],
+    snapshot: str | None = None,
+    around: Mapping[str, Any] | None = None,
+) -> None:
+    """Write it once: a run that goes on later keeps what it began with.
+
+    Args:
+        snapshot: digest of the code that was kept for it.
+        around: what `surroundings` said, for who starts many runs at a time; None looks now.
+    """
+    if folder.storage.exists(PROVENANCE):
+        return
+    found = {**facts(config, command, around), "snapshot": snapshot}
+    text = json.dumps(found, indent=1, sort_keys=True) + "\n"
+    folder.storage.create(PROVENANCE, text.encode())
+
+
+def facts(config: RunConfig, command: Sequence[str], around: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    return {
+        **(surroundings() if around is None else around),
+        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": list(command),
+        "config_digest": digest(config),
+    }
+
+
+def surroundings() -> dict[str, Any]:
+    """What is the same for every run that this process starts; looking at it takes a tenth of a second."""
+    return {
+        "everstep": __version__,
+        "host": socket.gethostname(),
+        "user": user(),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "interpreter": sys.executable,
+        "code": code(),
+        "packages": packages(),
+    }
+
+
+def packages() -> dict[str, str]:
+    """Every installed distribution with its version, without importing any."""
+    from importlib.metadata import distributions
+
+    every = [found.metadata for found in distributions()]  # each `metadata` reads a file and parses it anew
+    return {str(one["Name"]).lower(): one["Version"] for one in every if one["Name"]}
+
+
+def code(folder: str = ".") -> dict[str, Any] | None:
+    """Commit and uncommitted change of the checkout in `folder`; None where there is no git or no checkout.
+
+    No remote: its URL may hold a password.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return None
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    digest = hashlib.sha256(diff).hexdigest()
+    facts = {"commit": commit.decode().strip(), "changed": bool(diff), "diff_sha256": digest}
+    return {
+        **facts,
+        **({"diff_bytes": len(diff)} if len(diff) > LARGEST_DIFF else {"diff": diff.decode(errors="replace")}),
+    }
+
+
+def _git(folder: str, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", folder, *arguments], capture_output=True, timeout=30, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
+def user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container may run under a number without a name
+        return "unknown"

@@ -1,0 +1,145 @@
+"""Files on a disk: hard links and renames make them appear at once, fsync makes them last."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO
+
+from everstep.errors import StorageError
+from everstep.storage.base import STAGED
+
+LASTING = (errno.EACCES, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+"""What the user has to mend; a disk that is full or a file server may be well again at the next start."""
+COPIED = 16 << 20
+"""Bytes that a copy holds in memory."""
+
+
+class LocalStorage:
+    """A folder on a disk that this machine mounts."""
+
+    def __init__(self, root: str) -> None:
+        self.root = Path(root).expanduser().absolute()
+        self.url = str(self.root)
+
+    def path(self, path: str = "") -> Path:
+        return self.root / path
+
+    def read(self, path: str) -> bytes:
+        with clear_errors("read", self.path(path)):
+            return self.path(path).read_bytes()
+
+    def read_range(self, path: str, start: int, stop: int) -> bytes:
+        with clear_errors("read", self.path(path)), self.path(path).open("rb") as file:
+            file.seek(start)
+            return file.read(stop - start)
+
+    def size(self, path: str) -> int:
+        with clear_errors("read", self.path(path)):
+            return self.path(path).stat().st_size
+
+    def write(self, path: str, data: bytes) -> None:
+        with self._staged(path, os.replace) as file:
+            file.write(data)
+
+    def create(self, path: str, data: bytes) -> bool:
+        try:
+            # A link appears with its whole content or not at all, and fails if the name is taken.
+            with self._staged(path, os.link) as file:
+                file.write(data)
+        except FileExistsError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def _staged(self, path: str, publish: Callable[[Path, Path], None]) -> Iterator[IO[bytes]]:
+        """A file that grows under a hidden name; complete and on the disk, it is published under its own."""
+        target = self.path(path)
+        with clear_errors("write", target):
+            _make_folder(target.parent)
+            staged = target.with_name(f".{target.name}.{uuid.uuid4().hex}{STAGED}")
+            try:
+                with staged.open("wb") as file:
+                    yield file
+                    file.flush()
+                    os.fsync(file.fileno())
+                publish(staged, target)
+                _sync_folder(target.parent)
+            finally:
+                staged.unlink(missing_ok=True)
+
+    def writer(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        return self._staged(path, os.replace)
+
+    def names(self, path: str = "") -> list[str]:
+        with clear_errors("read", self.path(path)):
+            try:
+                return sorted(name for name in os.listdir(self.path(path)) if not name.endswith(STAGED))
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+
+    def exists(self, path: str) -> bool:
+        return self.path(path).exists()
+
+    def delete(self, path: str) -> None:
+        target = self.path(path)
+        with clear_errors("remove", target):
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
+
+    def copy(self, path: str, to: str) -> None:
+        if self.path(path).is_dir():
+            for name in self.names(path):
+                self.copy(f"{path}/{name}", f"{to}/{name}")
+            return
+        with clear_errors("read", self.path(path)), self.path(path).open("rb") as source, self.writer(to) as file:
+            shutil.copyfileobj(source, file, COPIED)
+
+    def move(self, path: str, to: str) -> None:
+        with clear_errors("move", self.path(path)):
+            _make_folder(self.path(to).parent)
+            self.path(path).rename(self.path(to))
+
+
+@contextlib.contextmanager
+def clear_errors(verb: str, where: str | Path) -> Iterator[None]:
+    """What the operating system refuses, as one line."""
+    try:
+        yield
+    except (FileExistsError, FileNotFoundError):
+        raise
+    except OSError as error:
+        if verb == "read" and isinstance(error, NotADirectoryError):
+            raise FileNotFoundError(str(where)) from error
+        raise _refusal(f"cannot {verb} {where}", error) from error
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise StorageError(f"cannot write below {folder}: it is a file, not a folder") from error
+    except OSError as error:
+        raise _refusal(f"cannot write below {folder}", error) from error
+
+
+def _refusal(what: str, error: OSError) -> StorageError:
+    refused = StorageError(f"{what}: {error.strerror or error}")
+    refused.passing = error.errno not in LASTING
+    return refused
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a new name in `folder` survive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

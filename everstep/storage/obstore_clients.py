@@ -1,0 +1,97 @@
+"""obstore's clients of one store, made in the process that uses them, with deadlines and the environment's keys."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from types import ModuleType
+from typing import Any
+from urllib.parse import urlsplit
+
+from everstep.errors import StorageError
+from everstep.storage import credentials
+from everstep.storage import gcs_credentials
+from everstep.storage import obstore_fork
+from everstep.storage.retry import CONNECT_S, LONGEST_DELAY_S, QUIET_S, SEND_S, deadline_s
+
+READ_S = 3600.0
+"""For the answer to one read, as long as its bytes keep coming."""
+
+
+@dataclass(frozen=True)
+class Clients:
+    """One store in one process. A client has one set of timeouts, so there is one for each kind of request."""
+
+    lib: ModuleType
+    quick: Any
+    """For what is answered at once: looks, lists, small files."""
+    reading: Any
+    """For bytes that come: given up when none come any more."""
+    sending: Any
+    """For bytes that go, in parts; it sends a part again by itself."""
+
+
+def connect(url: str) -> Clients:
+    """Clients for s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or abfs://container@account.host/prefix."""
+    lib = obstore_fork.obstore()
+    parts = urlsplit(url)
+    kind, words = STORES[parts.scheme]
+    opened = words(url)
+    store = partial(getattr(lib.store, kind), parts.netloc.partition("@")[0], prefix=parts.path.strip("/") or None)
+    at = str(opened["config"].get("endpoint") or opened["config"].get("base_url"))
+    http = {"allow_http": True} if at.startswith("http://") else {}
+    once = {"max_retries": 0, "retry_timeout": _seconds(1)}
+    again = {
+        "max_retries": 100,  # the time is what counts
+        "retry_timeout": _seconds(deadline_s()),
+        "backoff": {"init_backoff": _seconds(0.2), "max_backoff": _seconds(LONGEST_DELAY_S), "base": 2},
+    }
+
+    def client(retries: dict[str, Any], **timeouts: float) -> Any:
+        waits = {name: _seconds(value) for name, value in timeouts.items()}
+        options = {**http, "connect_timeout": _seconds(CONNECT_S), **waits}
+        return store(client_options=options, retry_config=retries, **opened)
+
+    try:
+        return Clients(
+            lib,
+            quick=client(once, timeout=CONNECT_S + QUIET_S),
+            reading=client(once, timeout=READ_S, read_timeout=QUIET_S),
+            sending=client(again, timeout=SEND_S),
+        )
+    except (lib.exceptions.BaseError, ValueError) as error:
+        raise StorageError(f"cannot open {url}: {str(error).splitlines()[0]}") from error
+
+
+def _s3(url: str) -> dict[str, Any]:
+    """obstore reads the rest of the AWS variables itself, but no profile file."""
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+    opened = {"config": {"region": region, **({"endpoint": endpoint} if endpoint else {})}}
+    profile = credentials.s3_profile(url)
+    return opened if profile is None else {**opened, "credential_provider": partial(credentials.s3_keys, profile)}
+
+
+def _azure(url: str) -> dict[str, Any]:
+    host = urlsplit(url).netloc.partition("@")[2]
+    return {"config": dict(credentials.azure(url, host.split(".", 1)[0] or None))}
+
+
+def _google(url: str) -> dict[str, Any]:
+    opened = gcs_credentials.for_obstore(url)
+    at = gcs_credentials.endpoint()
+    return {**opened, "config": {**opened["config"], "base_url": at}} if at else opened
+
+
+STORES = {
+    "s3": ("S3Store", _s3), "s3a": ("S3Store", _s3),
+    "gs": ("GCSStore", _google), "gcs": ("GCSStore", _google),
+    "az": ("AzureStore", _azure), "abfs": ("AzureStore", _azure), "abfss": ("AzureStore", _azure),
+}  # fmt: skip
+"""Scheme of a URL → obstore's class, and what says where it is and who opens it."""
+
+
+def _seconds(value: float) -> timedelta:
+    return timedelta(seconds=value)

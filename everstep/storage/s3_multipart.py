@@ -1,0 +1,63 @@
+"""An S3 upload in parts by way of s3fs, each part with a deadline and tries of its own.
+
+s3fs's own files wait for ever for a store that takes a connection and says nothing: the client has asked whether it
+may send, and counts no time before it has sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+from everstep.errors import StorageError
+from everstep.storage.retry import PARALLEL_PARTS
+from everstep.storage.upload_stream import Part
+
+Ask = Callable[..., dict[str, Any]]
+"""Calls a method of S3 for one file, again after a fault that may pass."""
+
+
+def send_in_parts(ask: Ask, parts: Iterator[Part]) -> None:
+    """Upload parts, PARALLEL_PARTS at a time; nothing appears, and nothing is left, when they end by an error."""
+    upload = ask("create_multipart_upload")["UploadId"]
+    try:
+        with ThreadPoolExecutor(PARALLEL_PARTS, "part") as pool:
+            tags = list(_tags(pool, ask, upload, parts))
+        _complete(ask, upload, tags)
+    except BaseException:
+        with contextlib.suppress(StorageError, FileNotFoundError):  # the first error is the one to be told
+            ask("abort_multipart_upload", UploadId=upload)
+        raise
+
+
+def _tags(pool: ThreadPoolExecutor, ask: Ask, upload: str, parts: Iterator[Part]) -> Iterator[str]:
+    sent: deque[Future[dict[str, Any]]] = deque()
+    try:
+        for number, part in enumerate(parts, 1):
+            sent.append(pool.submit(ask, "upload_part", UploadId=upload, PartNumber=number, Body=part))
+            if len(sent) == PARALLEL_PARTS:
+                yield sent.popleft().result()["ETag"]
+        while sent:
+            yield sent.popleft().result()["ETag"]
+    finally:
+        for future in sent:
+            future.cancel()
+
+
+def _complete(ask: Ask, upload: str, tags: list[str]) -> None:
+    parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
+    try:
+        ask("complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts})
+    except FileNotFoundError:
+        # When the answer got lost, the upload has ended: it did so well if what is there is made of these parts.
+        if ask("head_object")["ETag"] != _tag_of(tags):
+            raise
+
+
+def _tag_of(tags: list[str]) -> str:
+    whole = hashlib.md5(b"".join(bytes.fromhex(tag.strip('"')) for tag in tags), usedforsecurity=False)
+    return f'"{whole.hexdigest()}-{len(tags)}"'

@@ -1,0 +1,1 @@
+"""Verbs of the command `everstep`, one file each. Nothing imports them."""

@@ -1,0 +1,177 @@
+"""Tab: scripts for three shells, and the hidden verb that they ask. It answers without Hydra, so at once."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from everstep.launch.cli.verbs import VERBS
+from everstep.errors import ConfigError, nearest
+
+BASH = r"""_everstep() {
+    local line="${COMP_LINE:0:COMP_POINT}" i
+    local -a words
+    read -ra words <<<"$line"
+    [[ $line == *[[:space:]] ]] && words+=("")
+    local word="${words[${#words[@]}-1]}" IFS=$'\n'
+    COMPREPLY=($(everstep __complete "${words[@]:1}" 2>/dev/null))
+    for i in "${!COMPREPLY[@]}"; do
+        [[ ${COMPREPLY[i]} == *[=./] ]] || COMPREPLY[i]+=' '
+        # Readline takes '=' for the end of a word and wants only what follows.
+        [[ $word == *=* && $COMP_WORDBREAKS == *=* ]] && COMPREPLY[i]="${COMPREPLY[i]#*=}"
+    done
+}
+complete -o nospace -F _everstep everstep
+"""
+
+ZSH = r"""#compdef everstep
+_everstep() {
+    local -a found
+    found=("${(@f)$(everstep __complete "${(@)words[2,CURRENT-1]}" "$PREFIX" 2>/dev/null)}")
+    compadd -Q -S '' -- ${(M)found:#*[=./]}
+    compadd -Q -- ${found:#*[=./]}
+}
+compdef _everstep everstep
+"""
+
+FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2..-1] (commandline -ct) 2>/dev/null)'
+"""
+
+SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
+SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
+KEYED = ("run", "submit", "sweep", "check", "doctor", "resume")
+"""Verbs whose words are key=value."""
+OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard")
+"""Verbs whose first word is a run, or a sweep."""
+OPTIONS = {
+    "run": ["--cfg", "--config-dir", "--from"],
+    "sweep": ["--config-dir", "--dry-run", "--quick"],
+    "leaderboard": ["--csv", "--goal", "--json", "--metric", "--root"],
+    "submit": ["--config-dir", "--dry-run", "--quick"],
+    "check": ["--config-dir", "--quick"],
+    "doctor": ["--config-dir", "--out-of-service"],
+    "ls": ["--json"],
+    "status": ["--follow", "--json", "--root"],
+    "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
+    "cancel": ["--root"],
+    "resume": ["--config-dir", "--failed", "--quick", "--root"],
+}
+WITH_VALUE = (
+    "--attempt",
+    "--config-dir",
+    "--csv",
+    "--from",
+    "--goal",
+    "--metric",
+    "--out-of-service",
+    "--rank",
+    "--root",
+    "--tail",
+)
+
+
+def completion(arguments: Sequence[str]) -> int:
+    """`everstep completion bash`: the script on stdout."""
+    shell = arguments[0] if arguments else ""
+    if shell in ("-h", "--help"):
+        print("usage: everstep completion bash|zsh|fish\n\nbash, zsh: source <(everstep completion bash)")
+        print("fish: everstep completion fish > ~/.config/fish/completions/everstep.fish")
+        return 0
+    if shell not in SCRIPTS:
+        raise ConfigError(f"completion {shell!r}: write bash, zsh or fish{nearest(shell, SCRIPTS)}")
+    print(SCRIPTS[shell], end="")
+    return 0
+
+
+def complete(words: Sequence[str]) -> int:
+    """The hidden verb: words of the command line so far, the last one unfinished; one candidate a line."""
+    with contextlib.suppress(Exception):  # half a command line may be anything; Tab must stay silent
+        for candidate in candidates(words):
+            print(candidate)
+    return 0
+
+
+def candidates(words: Sequence[str]) -> list[str]:
+    word = words[-1] if words else ""
+    if len(words) <= 1:
+        return _starting(word, _verbs())
+    verb = words[0]
+    if verb == "completion":
+        return _starting(word, SCRIPTS)
+    if verb in SUBVERBS and len(words) == 2:
+        return _starting(word, SUBVERBS[verb])
+    if verb in OF_A_RUN and not word.startswith("-") and (verb == "cancel" or not _plain(words[1:-1])):
+        return _starting(word, _runs(words))
+    if word.startswith("-"):
+        return _starting(word, [*OPTIONS.get(verb, []), "--help"] if verb in VERBS else [])
+    if verb not in KEYED:
+        return []
+    return _values(word, words) if "=" in word else _keys(word, words)
+
+
+def _plain(words: Sequence[str]) -> list[str]:
+    """Words that are neither options nor what belongs to one."""
+    before = ["", *words]
+    return [word for last, word in zip(before, words, strict=False) if word[:1] != "-" and last not in WITH_VALUE]
+
+
+def _verbs() -> Iterable[str]:
+    return [*VERBS, "--help", "--version"]
+
+
+def _keys(word: str, words: Sequence[str]) -> list[str]:
+    """Groups and keys; of dotted keys only the next part, as files in folders, unless the prefix is typed."""
+    from everstep.launch.config import JobConfig
+    from everstep.compose import groups, keys
+
+    job = [f"job.{field.name}" for field in dataclasses.fields(JobConfig)]
+    shown: set[str] = {f"{group}=" for group in groups(_folders(words))}
+    sweep = _sweep_keys() if words[0] == "sweep" else []
+    for key in [*keys(), *job, *sweep]:
+        depth = word.count(".") + 1
+        parts = key.split(".")
+        shown.add(f"{key}=" if len(parts) <= depth else ".".join(parts[:depth]) + ".")
+    return _starting(word, shown)
+
+
+def _sweep_keys() -> list[str]:
+    from everstep.launch.sweep.config import SweepConfig
+
+    return ["sweep", *(f"sweep.{field.name}" for field in dataclasses.fields(SweepConfig))]
+
+
+def _values(word: str, words: Sequence[str]) -> list[str]:
+    from everstep.compose import groups, sweep_files
+
+    key = word.split("=", 1)[0]
+    options = groups(_folders(words)).get(key, [])
+    if key == "run":
+        options = _runs(words)
+    if key == "sweep":
+        options = sorted(sweep_files(_folders(words)))
+    return _starting(word, [f"{key}={option}" for option in options])
+
+
+def _runs(words: Sequence[str]) -> list[str]:
+    """Names in the folder of runs that the command line says, in either way."""
+    from everstep.launch.runs.lookup import ROOT, is_local, names
+
+    said = [word.removeprefix("run_root=") for word in words if word.startswith("run_root=")]
+    said += [word.removeprefix("--root=") for word in words if word.startswith("--root=")]
+    said += [words[n + 1] for n, word in enumerate(words[:-1]) if word == "--root"]
+    root = said[-1] if said else ROOT
+    # A bucket takes longer to list than anybody waits after Tab.
+    return names(root) if is_local(root) else []
+
+
+def _folders(words: Sequence[str]) -> list[Path]:
+    """The user's config folders that stand on the command line."""
+    given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config-dir"]
+    given += [word.removeprefix("--config-dir=") for word in words if word.startswith("--config-dir=")]
+    return [folder for name in given if (folder := Path(name).expanduser()).is_dir()]
+
+
+def _starting(word: str, choices: Iterable[str]) -> list[str]:
+    return sorted(choice for choice in set(choices) if choice.startswith(word))

@@ -1,0 +1,42 @@
+"""The command line of a verb, whose mistakes are errors like all others: one line, with what was probably meant."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import NoReturn
+
+from everstep.config import meant
+from everstep.errors import ConfigError, misread
+
+
+def refuse_script(words: Sequence[str], verb: str) -> None:
+    """Raise ConfigError where a verb of the trainer alone is given a script after '--'."""
+    if "--" in words:
+        script = " ".join(words[words.index("--") + 1 :][:1]) or "SCRIPT"
+        raise ConfigError(
+            f"{verb} takes no script after '--': start it here with torchrun --nproc-per-node N {script}, or on a "
+            f"cluster with everstep submit job=slurm … -- {script}"
+        )
+
+
+class Arguments(argparse.ArgumentParser):
+    """As argparse has it, but that it raises ConfigError and does not print its usage."""
+
+    def error(self, message: str) -> NoReturn:
+        options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
+        mistake = misread(message, options, f"{self.prog} --help")
+        raise mistake if "did you mean" in str(mistake) else self._about_keys(message) or mistake
+
+    def _about_keys(self, message: str) -> ConfigError | None:
+        """What to write in place of --steps=5, for a verb that takes steps=5."""
+        unknown = message.partition("unrecognized arguments: ")[2].split()
+        words = [word for word in unknown if word.startswith("-")]
+        if not words or not any(action.dest == "overrides" for action in self._actions):
+            return None
+        from everstep.compose import groups, keys  # only for a mistake
+
+        option = words[0].split("=")[0]
+        key, known = option.lstrip("-").replace("-", "_"), [*keys(), *groups()]
+        hint = f": write {key}=VALUE" if key in known else meant(key, known)
+        return ConfigError(f"no option {option}; keys have no dashes{hint}") if hint else None

@@ -1,0 +1,151 @@
+"""`everstep resume RUN`: go on with what the run folder says, as a job or here, whichever it was."""
+
+from __future__ import annotations
+
+import argparse
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from everstep.launch.submit.override_frozen import amend
+from everstep.launch.cli.parser import Arguments
+from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
+from everstep.launch.runs.history import History, read
+from everstep.launch.cli.ls import Line, line
+from everstep.launch.preflight.model import rehearse, worlds
+from everstep.launch.cli.run import start
+from everstep.launch.runs.lookup import add_run, find
+from everstep.launch.messages import say
+from everstep.launch.schedulers.base import Program
+from everstep.launch.submit.snapshot import open_code
+from everstep.launch.runs.state import RunState
+from everstep.launch.submit.records import submissions, submit
+from everstep.launch.cli.submit import refuse
+from everstep.launch.sweep.lookup import sweep_at
+from everstep.compose import freeze, settle, thaw
+from everstep.config import RunConfig
+from everstep.errors import ConfigError
+from everstep.run_folder import CONFIG, JOB, RunFolder
+
+EXAMPLES = """examples:
+  everstep resume demo                      go on from the last checkpoint
+  everstep resume demo steps=2000           the run gets longer
+  everstep resume demo job.nodes=2          on other machines
+  everstep resume demo job=local            here, whatever it was started as
+  everstep resume demo plugins=[my_package] your own package is named again: a run folder's word is not enough
+"""
+
+
+def resume(arguments: Sequence[str]) -> int:
+    """The verb; the exit code of the run, or 0 when it was submitted."""
+    options = _parser().parse_intermixed_args(arguments)
+    if (sweep := sweep_at(options.run, options.root)) is not None:
+        from everstep.launch.sweep import status  # what it needs is loaded for a sweep alone
+
+        return status.resume(sweep, options.overrides, options.failed)
+    folder = find(options.run, options.root)
+    config, job = _changed(folder, options.overrides, options.config_dir)
+    _refuse_unnamed_plugins(config, options.overrides)
+    history = read(folder)
+    here = _standing(history)
+    if _goes_on(here) and not _is_unknown_submission(history) and not (here.job and here.job.worn):
+        raise ConfigError(f"run {history.name} is {here.standing.state.value} already; 'everstep cancel' stops it")
+    last = history.last.ending if history.last else None
+    if last is not None and last.is_done(config.steps, config.evaluate.patience):
+        say(f"run {history.name} is done: step {last.step} of {config.steps}; give a larger steps= to go on")
+        return 0
+    for world in worlds(config, job):
+        config.parallel.check_world(world)
+    if job.scheduler == "local":
+        nproc = processes(job)
+        refuse_too_many(nproc)
+        _settle(config, folder)
+        return start(config, job, nproc, folder)
+    is_changed = any(not word.startswith("plugins=") for word in options.overrides)
+    return _submit(config, job, folder, is_changed and not options.quick)
+
+
+def _submit(config: RunConfig, job: JobConfig, folder: RunFolder, rehearsed: bool) -> int:
+    """As a job; `rehearsed` when its parts are to be built before, which is needless where nothing has changed."""
+    cluster = scheduler(job.scheduler, job)
+    submitted = program(config, folder)
+    refuse(cluster.problems(job, submitted))
+    seen = submissions(folder)
+    # The code that the run was started with, whatever has become of the checkout.
+    place = seen[-1].intent.get("code") if seen else None
+    code = open_code(folder, place) if rehearsed and place is not None else None
+    if rehearsed and (failed := rehearse(config, job, brief=True, code=code)):
+        return failed
+    _settle(config, folder)
+    receipt = submit(folder, job, submitted, cluster, place)
+    print(f"{config.run} in {folder.url}: {receipt.handle}")
+    return 0
+
+
+def _settle(config: RunConfig, folder: RunFolder) -> None:
+    for change in settle(config, folder):
+        say(f"changed since the last start: {change}")
+
+
+def program(config: RunConfig, folder: RunFolder) -> Program:
+    """What the nodes start: the trainer, with what stands in the folder."""
+    named = ["--plugins", ",".join(config.plugins)] if config.plugins else []
+    argv = ("-m", "everstep.trainer", "--frozen", folder.storage.url, *named)
+    return Program(str(config.run), folder.storage.url, argv, uuid.uuid4().hex, freeze(config))
+
+
+def _changed(folder: RunFolder, overrides: Sequence[str], config_dirs: Sequence[str]) -> tuple[RunConfig, JobConfig]:
+    import yaml
+
+    try:
+        config = thaw(folder.storage.read(CONFIG).decode())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{folder.url} has no {CONFIG}: there is nothing that could go on") from error
+    try:
+        job: Any = yaml.safe_load(folder.storage.read(JOB))
+    except FileNotFoundError:  # torchrun started it, without the launcher
+        job = {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{folder.url}/{JOB} is damaged: {str(error).splitlines()[0]}") from error
+    changed, changed_job = amend(config, job or {}, overrides, config_dirs)
+    return changed, job_config(changed_job)
+
+
+def _refuse_unnamed_plugins(config: RunConfig, overrides: Sequence[str]) -> None:
+    """Whoever can write a run folder must not be able to run code here: packages are named on the command line."""
+    if config.plugins and not any(text.startswith("plugins=") for text in overrides):
+        raise ConfigError(
+            f"the run uses packages of its own ({', '.join(config.plugins)}); if you trust this run folder, add "
+            f"'plugins=[{','.join(config.plugins)}]'"
+        )
+
+
+def _standing(history: History) -> Line:
+    jobs = statuses([history.handle] if history.handle is not None else [])
+    return line(history, jobs.get(history.handle) if history.handle is not None else None)
+
+
+def _goes_on(here: Line) -> bool:
+    # One that is silent on another machine may be dead; if it is not, it is told by its next save.
+    return not here.standing.state.is_over and here.standing.state not in (RunState.new, RunState.silent)
+
+
+def _is_unknown_submission(history: History) -> bool:
+    """A launcher died between the intent and the job: `submit` finds out what became of it."""
+    return bool(history.submissions) and not history.submissions[-1].is_settled
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Arguments(
+        prog="everstep resume",
+        description="Go on with a run from its last checkpoint, as its job.yaml says.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_run(parser)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what changes; see docs/resuming.md")
+    parser.add_argument("--failed", action="store_true", help="of a sweep: what has failed or was cancelled, too")
+    parser.add_argument("--quick", action="store_true", help="do not build a changed model before it is submitted")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    return parser

@@ -1,0 +1,126 @@
+"""`everstep run`: compose, settle the config in the run folder, and start the trainer until its work is done."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+import socket
+import sys
+import uuid
+from collections.abc import Sequence
+
+from everstep.launch.node import torchrun
+from everstep.launch.cli.parser import Arguments, refuse_script
+from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
+from everstep.launch.runs.lookup import ROOT
+from everstep.launch.messages import say
+from everstep.launch.node.process import Local, Signals
+from everstep.launch.restart.supervisor import Supervisor, marker
+from everstep.compose import compose, freeze, settle, with_name
+from everstep.config import ParallelKind, RunConfig
+from everstep.errors import ConfigError
+from everstep.rank_env import WORLD
+from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
+
+EXAMPLES = """examples:
+  everstep run experiment=gpt_stdlib                          on all GPUs of this machine, or on its CPU
+  everstep run experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
+  everstep run experiment=gpt_stdlib run=demo steps=2000      the same run goes on from its last checkpoint
+  everstep run experiment=digits run_root=s3://bucket/runs    the run folder in an object store
+  everstep run --config-dir conf experiment=mine plugins=[my_package]
+  everstep run experiment=digits --from my_sweep/best         with the values of a sweep's winner, as a new run
+  everstep run --cfg experiment=digits                        show the resolved config and start nothing
+
+Ctrl-C once saves and stops; twice leaves at once.
+exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another start, 75 stopped and saved, 1 crashed
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The verb; the exit code is the run's outcome."""
+    refuse_script(arguments, "run")
+    options = _parser().parse_intermixed_args(arguments)
+    words = [*(_winner(options.winner) if options.winner else []), *options.overrides]
+    composed = compose(words, options.config_dir)
+    job = job_config(composed.job)
+    _check_here(job)
+    if options.cfg:
+        print(freeze(composed.run) + "job:\n" + "".join(f"  {line}\n" for line in job_yaml(job).splitlines()), end="")
+        return 0
+    nproc = _processes(composed.run, job)
+    refuse_too_many(nproc)
+    if nproc > 1:
+        _check_loopback()
+    composed.run.parallel.check_world(nproc)
+    config = with_name(composed, datetime.datetime.now())
+    folder = RunFolder.of(config.run_root, str(config.run))
+    for change in settle(config, folder):
+        say(f"changed since the last start: {change}")
+    last = folder.last_ending()
+    if last is not None and last.is_done(config.steps, config.evaluate.patience):
+        say(f"run {config.run} is done: step {last.step} of {config.steps} in {folder.url}")
+        return 0
+    return start(config, job, nproc, folder)
+
+
+def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> int:
+    """Write down what is started, and start it."""
+    from everstep.provenance import record
+
+    share = threads(job, nproc)
+    folder.storage.write(JOB, job_yaml(dataclasses.replace(job, nproc=nproc, threads=share)).encode())
+    record(folder, config, ["everstep", *sys.argv[1:]])
+    argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins)
+    starter = uuid.uuid4().hex
+    extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
+    env = torchrun.environment(os.environ, share, extra)
+    say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
+    with Signals() as signals:
+        local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
+        return Supervisor(folder, local, job.max_restarts, starter).run(lambda: local.run(argv, env))
+
+
+def _winner(word: str) -> list[str]:
+    from everstep.launch.sweep import status  # what it needs is loaded for a sweep alone
+
+    return status.winner(word, ROOT)
+
+
+def _check_here(job: JobConfig) -> None:
+    if job.scheduler != "local":
+        raise ConfigError(f"job={job.scheduler} is a cluster: write everstep submit, or job=local to start here")
+    if job.node_range != (1, 1):
+        raise ConfigError(f"job.nodes={job.nodes}: job=local is this one machine; choose job=slurm or job=k8s")
+
+
+def _check_loopback() -> None:
+    """Raise ConfigError where the processes of this machine cannot meet: in a network of its own without `lo`."""
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=10).close()
+    except OSError as error:
+        raise ConfigError(
+            f"127.0.0.1 cannot be reached ({error.strerror or error}), and several processes meet there; "
+            "use job.nproc=1, or ip link set lo up"
+        ) from error
+
+
+def _processes(config: RunConfig, job: JobConfig) -> int:
+    single = job.nproc == "auto" and config.parallel.kind is ParallelKind.single
+    return 1 if single else processes(job)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Arguments(
+        prog="everstep run",
+        description="Train here and now; go on from the last checkpoint when the run exists.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--from", dest="winner", metavar="SWEEP/best", help="with the values of a sweep's best trial")
+    parser.add_argument("--cfg", action="store_true", help="print the resolved config and start nothing")
+    return parser

@@ -1,0 +1,230 @@
+"""`everstep status RUN`: where a run stands, why, and where its time went."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from everstep.launch import text_tables
+from everstep.launch.cli.parser import Arguments
+from everstep.launch.schedulers.registry import Statuses, following, statuses
+from everstep.launch.runs.goodput import PARTS, Goodput, goodput
+from everstep.launch.runs.history import read
+from everstep.launch.cli.ls import Line, line
+from everstep.launch.runs.lookup import add_run, find
+from everstep.launch.runs.state import RunState
+from everstep.launch.sweep.lookup import sweep_at
+from everstep.launch.runs.timeline import timeline
+from everstep.errors import printable
+from everstep.run_folder import RunFolder
+
+REFRESH_S = 2.0
+LAST_LINES = 8
+VALUE_COLUMNS = 67
+"""Of a terminal of 80, what is left beside the names."""
+NO_BREAK = "\N{NO-BREAK SPACE}"
+FAILED = (RunState.failed, RunState.lost, RunState.restarting)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the verb shows of one run at one moment."""
+
+    line: Line
+    goodput: Goodput
+    checkpoint_step: int | None
+    error: Sequence[str]
+    """The last lines of the log of the rank that failed."""
+
+    def facts(self) -> dict[str, Any]:
+        history = self.line.history
+        return {
+            **self.line.facts(time.time()),
+            "job": str(history.handle) if history.handle else None,
+            "nodes": _nodes(self.line),
+            "checkpoint_step": self.checkpoint_step,
+            "attempts": [
+                {
+                    "attempt": each.number,
+                    "host": each.host,
+                    "world": each.world,
+                    "began": each.began_at,
+                    "outcome": each.ending.outcome.value if each.ending else None,
+                    "step": each.ending.step if each.ending else None,
+                    "reason": each.ending.reason if each.ending else None,
+                }
+                for each in history.attempts
+            ],
+            "decisions": list(history.decisions),
+            "error": list(self.error),
+            "goodput": {
+                "fraction": round(self.goodput.fraction, 4),
+                "wall_s": round(self.goodput.wall_s, 2),
+                "replayed_steps": self.goodput.replayed_steps,
+                "parts_s": {part: round(seconds, 2) for part, seconds in self.goodput.parts.items()},
+            },
+        }
+
+
+def _nodes(line: Line) -> list[str]:
+    """Where it runs, or ran last."""
+    if line.job is not None and line.job.nodes:
+        return list(line.job.nodes)
+    if line.history.starts:
+        return list(line.history.starts[-1].hosts)
+    return [line.history.last.host] if line.history.last else []
+
+
+def status(arguments: Sequence[str]) -> int:
+    """The verb; the exit code is 0 whatever the run's state is."""
+    options = _parser().parse_args(arguments)
+    if (sweep := sweep_at(options.run, options.root)) is not None:
+        from everstep.launch.sweep import status as looks  # what it needs is loaded for a sweep alone
+
+        return looks.status(sweep, options.json)
+    folder = find(options.run, options.root)
+    if options.follow:
+        with following() as ask:
+            return _follow(folder, ask, options.json)
+    _print(report(folder), options.json)
+    return 0
+
+
+def report(folder: RunFolder, ask: Statuses = statuses) -> Report:
+    history = read(folder)
+    jobs = ask([history.handle] if history.handle is not None else [])
+    here = line(history, jobs.get(history.handle) if history.handle is not None else None)
+    until = None if here.standing.state.is_over else time.time()
+    spent = goodput(timeline(folder, history, here.job, until))
+    failed = here.standing.state in FAILED
+    return Report(here, spent, folder.newest_step(), _last_words(folder, here) if failed else ())
+
+
+def _last_words(folder: RunFolder, here: Line) -> list[str]:
+    last = here.history.last
+    if last is None:
+        return []
+    rank = last.ending.rank if last.ending else 0
+    try:
+        log = folder.storage.read(folder.attempt(last.number, f"rank-{rank:04d}.log"))
+    except FileNotFoundError:
+        return []
+    return log.decode(errors="replace").splitlines()[-LAST_LINES:]
+
+
+def _print(report: Report, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(report.facts(), indent=1), flush=True)
+        return
+    for name, value in rows(report):
+        print(printable(f"{name:<12} {value}" if name else value), flush=True)
+
+
+def rows(report: Report) -> list[tuple[str, str]]:
+    """What is known, as name and value; what is not is left out."""
+    facts, history = report.facts(), report.line.history
+    why, going = report.line.standing.why, report.line.standing.state is RunState.training
+    steps = f"{facts['step']} of {facts['steps'] or '?'}" if facts["step"] is not None else ""
+    if going and facts["steps_per_s"]:
+        steps += f", {text_tables.rate(facts['steps_per_s'])}, {text_tables.duration(facts['eta_s'])} left"
+    shown = [
+        ("run", f"{history.name} in {history.url}"),
+        ("state", facts["state"] + (f": {why}" if why else "")),
+        ("job", facts["job"] or ""),
+        ("attempt", _attempt(report.line)),
+        ("nodes", " ".join(facts["nodes"])),
+        ("step", steps),
+        ("metric", f"{facts['metric']} {text_tables.number(facts['value'])}" if facts["value"] is not None else ""),
+        ("checkpoint", f"step {report.checkpoint_step}" if report.checkpoint_step is not None else ""),
+    ]
+    shown = [(name, value) for name, value in shown if value]
+    return shown + _restarts(report) + _goodput(report.goodput) + [("", row) for row in _indented(report.error)]
+
+
+def _attempt(line: Line) -> str:
+    last = line.history.last
+    if last is None:
+        return ""
+    world = f", {last.world} {'process' if last.world == 1 else 'processes'}" if last.world else ""
+    return f"{last.number}{world}, began {text_tables.duration(time.time() - last.began_at)} ago"
+
+
+def _restarts(report: Report) -> list[tuple[str, str]]:
+    """Why it was started again: the last few decisions."""
+    decisions = [each for each in report.line.history.decisions if each.get("go_on")]
+    ago = (text_tables.duration(time.time() - float(each.get("time") or 0.0)) for each in decisions[-3:])
+    told = [f"{when} ago: {each.get('reason', '')}" for when, each in zip(ago, decisions[-3:], strict=True)]
+    more = f" (the last 3 of {len(decisions)})" if len(decisions) > 3 else ""
+    return [(f"restarts{more}" if not n else "", each if not n else f"{'':<12} {each}") for n, each in enumerate(told)]
+
+
+def _goodput(spent: Goodput) -> list[tuple[str, str]]:
+    if spent.wall_s <= 0:
+        return []
+    replayed = f" ({spent.replayed_steps} steps)" if spent.replayed_steps else ""
+    lost = [
+        f"{part}{replayed if part == 'replayed' else ''} {text_tables.duration(seconds)} ({seconds / spent.wall_s:.1%})"
+        for part, seconds in sorted(spent.parts.items(), key=lambda item: -item[1])
+        if part != next(iter(PARTS)) and seconds >= 0.0005 * spent.wall_s
+    ]
+    whole = f"{spent.fraction:.1%} of {text_tables.duration(spent.wall_s)}"
+    told = whole + (f"; the rest: {', '.join(part.replace(' ', NO_BREAK) for part in lost)}" if lost else "")
+    first, *more = (row.replace(NO_BREAK, " ") for row in textwrap.wrap(told, VALUE_COLUMNS))
+    return [("goodput", first), *(("", f"{'':<12} {row}") for row in more)]
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
+
+
+def _follow(folder: RunFolder, ask: Statuses, as_json: bool) -> int:
+    """Show it again and again until the run is over: on a terminal in place, else a line whenever something changes."""
+    if sys.stdout.isatty() and not as_json:
+        return _live(folder, ask)
+    shown: tuple[object, ...] = ()
+    while True:
+        found = report(folder, ask)
+        facts = found.facts()
+        key = (facts["state"], facts["why"], facts["step"], facts["attempt"], facts["checkpoint_step"])
+        if key != shown:
+            shown = key
+            print(json.dumps(facts) if as_json else _one_line(found), flush=True)
+        if found.line.standing.state.is_over:
+            return 0
+        time.sleep(REFRESH_S)
+
+
+def _one_line(report: Report) -> str:
+    kept = {name: value for name, value in rows(report) if name in ("state", "attempt", "step", "checkpoint")}
+    return "  ".join(value if name == "state" else f"{name} {value}" for name, value in kept.items())
+
+
+def _live(folder: RunFolder, ask: Statuses) -> int:
+    from rich.console import Console
+    from rich.live import Live
+    from rich.text import Text
+
+    with Live(console=Console(highlight=False), auto_refresh=False) as live:
+        while True:
+            found = report(folder, ask)
+            live.update(
+                Text(printable("\n".join(f"{name:<12} {value}" if name else value for name, value in rows(found))))
+            )
+            live.refresh()
+            if found.line.standing.state.is_over:
+                return 0
+            time.sleep(REFRESH_S)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Arguments(prog="everstep status", description="Where a run stands, why, and its goodput.")
+    add_run(parser)
+    parser.add_argument("--json", action="store_true", help="an object, for scripts; with -f one a line")
+    parser.add_argument("-f", "--follow", action="store_true", help="again and again until the run is over")
+    return parser

@@ -1,0 +1,232 @@
+"""`everstep submit`: compose, settle the config in the run folder, and hand a job to a cluster; returns at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+import shlex
+import sys
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from everstep.launch.cli.parser import Arguments
+from everstep.launch.preflight.checks import check, program_problems
+from everstep.launch.schedulers.registry import scheduler
+from everstep.launch.config import JobConfig, job_config, job_yaml
+from everstep.launch.preflight.model import rehearse, worlds
+from everstep.launch.messages import say
+from everstep.launch.schedulers.base import Program, Scheduler
+from everstep.launch.submit.records import Receipt, current
+from everstep.launch.submit.records import submit as submit_once
+from everstep.launch.node.torchrun import trainer
+from everstep.compose import Composed, changes_since, compose, compose_job, freeze, settle, with_name
+from everstep.config import RunConfig
+from everstep.errors import ConfigError
+from everstep.run_folder import CONFIG, RunFolder
+
+EXAMPLES = """examples:
+  everstep submit job=slurm job.nodes=4 job.nproc=8 job.time=24h experiment=gpt_stdlib
+  everstep submit job=slurm job.nodes=2:4 job.time=24h experiment=mine --config-dir conf plugins=[my_package]
+  everstep submit job=slurm job.nodes=2 job.nproc=8 -- train_my_way.py --any --flags
+  everstep submit --dry-run job=slurm experiment=digits       the exact script, flags and config; nothing is written
+
+Before anything is written, all of 'everstep check' is looked at: model and data too, which takes some seconds.
+The same command again makes no second job: it names the one that is queued or running, or goes on when that is over.
+"""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that would be submitted."""
+
+    folder: RunFolder
+    job: JobConfig
+    program: Program
+    composed: Composed | None = None
+    """None: the program is not our trainer."""
+
+    @property
+    def config(self) -> RunConfig | None:
+        return None if self.composed is None else self.composed.run
+
+
+def submit(arguments: Sequence[str]) -> int:
+    """The verb; 0 when there is a job."""
+    own, other = _split(arguments)
+    options = _parser().parse_intermixed_args(own)
+    now = datetime.datetime.now()
+    plan = _other(options, other, now) if other else _training(options, now)
+    cluster = _cluster(plan.job)
+    if options.dry_run:
+        print(_shown(plan, cluster), end="")
+        return 0
+    if _is_done(plan):
+        return 0
+    refuse(_problems(plan, cluster))
+    if not options.quick and (code := _rehearse(plan, cluster)):
+        return code
+    _settle(plan)
+    place = _keep_code(plan)
+    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, place))
+    return 0
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """ConfigError when there are any; all of them are told."""
+    for problem in problems[:-1]:
+        say(problem)
+    if problems:
+        raise ConfigError(problems[-1])
+
+
+def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """What is ours, and the other program that stands after `--`."""
+    words = list(arguments)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    if at + 1 == len(words):
+        raise ConfigError("nothing stands after --: give a script with its arguments, or leave out the --")
+    return words[:at], words[at + 1 :]
+
+
+def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
+    composed = compose(options.overrides, options.config_dir)
+    job = job_config(composed.job)
+    for world in worlds(composed.run, job):
+        composed.run.parallel.check_world(world)
+    config = with_name(composed, now)
+    folder = RunFolder.of(config.run_root, str(config.run))
+    program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins))
+    program = dataclasses.replace(program, config=freeze(config))
+    return Plan(folder, job, program, dataclasses.replace(composed, run=config))
+
+
+def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.datetime) -> Plan:
+    composed = compose_job(options.overrides, options.config_dir)
+    refuse(program_problems(words, Path.cwd()))
+    script = words[1] if words[0] == "-m" else words[0]
+    words = [_from_here(word) if word == script else word for word in words]
+    name = composed.run or f"{Path(script).stem.replace('.', '-')}-{now:%Y%m%d-%H%M%S}"
+    folder = RunFolder.of(composed.run_root, name)
+    return Plan(folder, job_config(composed.job), _program(name, folder, words))
+
+
+def _from_here(script: str) -> str:
+    """The script as it is called in the folder of the submission, of which the nodes have a copy."""
+    inside = Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd())
+    return str(Path(script).relative_to(Path.cwd())) if inside else script
+
+
+def _program(name: str, folder: RunFolder, argv: Sequence[str]) -> Program:
+    return Program(name, folder.storage.url, tuple(argv), f"everstep-{uuid.uuid4().hex}")
+
+
+def _cluster(job: JobConfig) -> Scheduler:
+    if job.scheduler == "local":
+        raise ConfigError(
+            "job=local starts here and now: write everstep run, or torchrun for a script; or set job=slurm or job=k8s"
+        )
+    # On Kubernetes they are in a Secret, and this shell need not know them.
+    if job.scheduler != "k8s" and (missing := [name for name in job.secrets if not os.environ.get(name)]):
+        raise ConfigError(f"job.secrets names {', '.join(missing)}, which this shell does not have; export it first")
+    return scheduler(job.scheduler, job)
+
+
+def _is_done(plan: Plan) -> bool:
+    last = plan.folder.last_ending()
+    if plan.config is None or last is None or not last.is_done(plan.config.steps, plan.config.evaluate.patience):
+        return False
+    say(f"run {plan.config.run} is done: step {last.step} of {plan.config.steps} in {plan.folder.url}")
+    return True
+
+
+def _problems(plan: Plan, cluster: Scheduler) -> list[str]:
+    if plan.composed is None:
+        return cluster.problems(plan.job, plan.program)
+    return check(plan.composed, plan.job, plan.program)
+
+
+def _rehearse(plan: Plan, cluster: Scheduler) -> int:
+    """The exit code; a job that is there already was looked at when it was made."""
+    if plan.config is None or current(plan.folder, cluster) is not None:
+        return 0
+    return rehearse(plan.config, plan.job, brief=True)
+
+
+def _settle(plan: Plan) -> None:
+    """Put into the run folder what the nodes will read."""
+    if plan.config is None:
+        if plan.folder.storage.exists(CONFIG):
+            raise ConfigError(f"run {plan.program.name!r} is one of our trainer's; give another run=NAME")
+        return
+    for change in settle(plan.config, plan.folder):
+        say(f"changed since the last start: {change}")
+
+
+def _keep_code(plan: Plan) -> str | None:
+    """The code as it is now, in the run folder: later edits do not reach what is queued. None where there is none."""
+    from everstep.launch.submit.snapshot import take
+    from everstep.provenance import record
+
+    script = [plan.program.argv[0]] if plan.config is None else []
+    plugins = plan.config.plugins if plan.config is not None else []
+    code = take(plan.folder, Path.cwd(), plugins, script, plan.job.code_mb)
+    for path in code.left_out:
+        say(f"{path} is a link out of the checkout and does not go along")
+    if plan.config is not None:
+        record(plan.folder, plan.config, ["everstep", *sys.argv[1:]], code.digest)
+    return code.place if code.files else None
+
+
+def _tell(plan: Plan, receipt: Receipt) -> None:
+    name, url = plan.program.name, plan.folder.storage.url
+    if receipt.is_new:
+        print(f"{name} in {url}: {receipt.handle}")
+        return
+    status = receipt.status
+    state = "" if status is None else f" ({status.state.value}{f', {status.reason}' if status.reason else ''})"
+    print(f"{name} in {url}: already submitted as {receipt.handle}{state}")
+
+
+def _shown(plan: Plan, cluster: Scheduler) -> str:
+    """What would be submitted, word for word; the token is made anew at each submission.
+
+    No cluster is asked, and no store: what lies on this machine's disks is all that is looked at.
+    """
+    is_here = plan.folder.storage.path() is not None
+    if plan.config is not None and is_here and plan.folder.storage.exists(CONFIG):
+        changes_since(plan.config, plan.folder)
+    token = "TOKEN"
+    if plan.job.scheduler == "k8s":  # may be applied by hand as it is, so it must name this run and no other
+        token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
+    rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
+    if rendered.manifest:
+        for mistake in rendered.mistakes:
+            say(mistake)
+        return rendered.manifest
+    parts = {f"{plan.folder.storage.url}/job.yaml": job_yaml(plan.job), **rendered.files}
+    if plan.program.config:
+        parts = {f"{plan.folder.storage.url}/{CONFIG}": plan.program.config, **parts}
+    shown = [f"# {name}\n{text.rstrip()}\n" for name, text in parts.items()]
+    started = f"# every node starts\ntorchrun … {shlex.join(plan.program.argv)}\n"
+    return "\n".join([*shown, started, f"# submitted by\n{shlex.join(rendered.argv)}\n"])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Arguments(
+        prog="everstep submit",
+        usage="everstep submit [--dry-run] [--quick] [--config-dir DIR] key=value … [-- SCRIPT …]",
+        description="Queue a run on a cluster; the shell may be closed afterwards.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be submitted; write nothing")
+    parser.add_argument("--quick", action="store_true", help="do not build the model before; what needs no torch only")
+    return parser

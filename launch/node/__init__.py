@@ -1,0 +1,1 @@
+"""Programs and parts that run on the nodes of a job."""

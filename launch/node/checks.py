@@ -1,0 +1,120 @@
+"""What is wrong with this node, found before training starts: one line each. No torch, except in a child for GPUs."""
+
+from __future__ import annotations
+
+import fcntl
+import ipaddress
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from everstep.launch.config import JobConfig, processes
+from everstep.launch.node.devices import gpus
+from everstep.errors import EverstepError
+from everstep.run_folder import STARTS, RunFolder
+
+SIOCGIFADDR = 0x8915
+
+
+class BadNode(Exception):
+    """A check has failed; the message says what and, where the user can do something, which key helps."""
+
+
+def failures(job: JobConfig, folder: RunFolder, host: str, nodes: int) -> list[str]:
+    """The checks that fail here, all of them within job.check_s seconds together."""
+    checks: list[Callable[[], object]] = [lambda: storage(folder, host), lambda: devices(job)]
+    if nodes > 1 or job.interface is not None:
+        checks.insert(0, lambda: address(job.interface))
+    waiting = [(_in_background(check)) for check in checks]
+    return [line for future in waiting if (line := _failure(future, job.check_s)) is not None]
+
+
+def address(interface: str | None) -> str:
+    """This node's IPv4 address as its fellows reach it: the interface's, or what the node's own name resolves to."""
+    if interface is not None:
+        return _address_of(interface)
+    name = socket.gethostname()
+    try:
+        found = [str(entry[4][0]) for entry in socket.getaddrinfo(name, None, socket.AF_INET, socket.SOCK_STREAM)]
+    except OSError as error:
+        raise BadNode(f"its own name {name} does not resolve ({error}); set job.interface") from error
+    outward = [text for text in found if not ipaddress.ip_address(text).is_loopback]
+    if not outward:
+        # gloo announces this address to the other nodes, and they then call themselves.
+        raise BadNode(
+            f"/etc/hosts gives its own name {name} the address {found[0]}; set job.interface, or mend the file"
+        )
+    return outward[0]
+
+
+def _address_of(interface: str) -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface[:15].encode()))
+        except OSError as error:
+            there = ", ".join(name for _, name in socket.if_nameindex() if name != "lo") or "none"
+            raise BadNode(f"no interface {interface} with an IPv4 address (there are {there}); "
+                          "change job.interface") from error  # fmt: skip
+    return socket.inet_ntoa(answer[20:24])
+
+
+def storage(folder: RunFolder, host: str) -> None:
+    """Write, read and remove a file in the run folder."""
+    name, text = f"{STARTS}/probe-{host}", host.encode()
+    try:
+        folder.storage.write(name, text)
+        if folder.storage.read(name) != text:
+            raise BadNode(f"the run folder {folder.url} gives back other bytes than were written")
+        folder.storage.delete(name)
+    except (OSError, EverstepError) as error:
+        raise BadNode(f"the run folder {folder.url} cannot be used: {error}") from error
+
+
+def devices(job: JobConfig) -> None:
+    """Every GPU that was asked for is there, computes a matrix product, and takes part in an all-reduce."""
+    asked = _asked(job)
+    if not asked:
+        return
+    seen = gpus()
+    if seen < asked:
+        raise BadNode(f"{asked} GPUs were asked for, and {seen} can be seen")
+    done = subprocess.run([sys.executable, "-m", "everstep.trainer.preflight.gpu_check", str(asked)], capture_output=True, text=True,
+                          timeout=job.check_s, check=False)  # fmt: skip
+    if done.returncode:
+        raise BadNode(f"GPU check: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
+
+
+def _asked(job: JobConfig) -> int:
+    if isinstance(job.gpus, int):
+        return min(job.gpus, processes(job))
+    # By themselves, nodes without GPUs are no reason to refuse: the same job may be tried on CPUs.
+    return min(gpus(), processes(job))
+
+
+def _in_background(check: Callable[[], object]) -> Future[None]:
+    """In a thread of its own that nobody waits for at the end: a file server that hangs does so for ever."""
+    future: Future[None] = Future()
+
+    def work() -> None:
+        try:
+            check()
+            future.set_result(None)
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def _failure(future: Future[None], seconds: float) -> str | None:
+    try:
+        future.result(seconds)
+    except BadNode as bad:
+        return str(bad)
+    except (TimeoutError, subprocess.TimeoutExpired):
+        return f"a check did not end within job.check_s={seconds:.0f} s (a file server that hangs, or a device)"
+    return None

@@ -1,0 +1,49 @@
+"""How many processes and threads a machine gets."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+
+from everstep.launch.config.job import JobConfig
+from everstep.errors import ConfigError
+
+PER_CORE = 16
+"""Processes for each core of this machine, beyond which a number is taken for a slip: so many would stop it."""
+
+
+def refuse_too_many(nproc: int) -> None:
+    """ConfigError before so many processes are started here that the machine would be of no use any more."""
+    cores = len(os.sched_getaffinity(0))
+    if nproc > PER_CORE * cores:
+        raise ConfigError(
+            f"job.nproc={nproc} is over {PER_CORE} processes for each of this machine's {cores} cores; lower job.nproc"
+        )
+
+
+def processes(job: JobConfig) -> int:
+    """How many processes to start on this machine."""
+    return job.nproc if isinstance(job.nproc, int) else max(1, gpus())
+
+
+def threads(job: JobConfig, nproc: int) -> int:
+    """CPU threads of each process: what was asked for, in the config or in the shell, or a fair share of the cores."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    if job.threads is None and asked.isdigit() and int(asked) >= 1:
+        return int(asked)
+    return job.threads or max(1, len(os.sched_getaffinity(0)) // nproc)
+
+
+def gpus() -> int:
+    """GPUs that a process started here would see. nvidia-smi answers in 50 ms; asking torch would cost seconds."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
+    if shutil.which("nvidia-smi") is None:
+        return 0
+    try:
+        listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return sum(line.startswith("GPU ") for line in listed.stdout.splitlines())

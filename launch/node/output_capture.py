@@ -1,0 +1,53 @@
+"""What the processes of a node print: passed on at once, and the last lines kept to find out why they failed."""
+
+from __future__ import annotations
+
+import collections
+import os
+import re
+import threading
+from collections.abc import Mapping
+
+from everstep.launch.config import CauseConfig
+
+KEPT_LINES = 400
+DRAIN_S = 5.0
+"""Seconds to wait for the last words: a process that was left behind may hold the pipe open for ever."""
+
+
+class Output:
+    """A pipe for the block's processes; its lines go to our own stdout."""
+
+    def __init__(self, causes: Mapping[str, CauseConfig]) -> None:
+        self.causes = causes
+        self._lines: collections.deque[str] = collections.deque(maxlen=KEPT_LINES)
+
+    def __enter__(self) -> Output:
+        self._reading, self.descriptor = os.pipe()
+        self._thread = threading.Thread(target=self._pass_on, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.descriptor)
+        self._thread.join(DRAIN_S)
+
+    def _pass_on(self) -> None:
+        with os.fdopen(self._reading, "rb") as pipe:
+            for line in pipe:
+                os.write(1, line)
+                self._lines.append(line.decode(errors="replace").rstrip())
+
+    def cause(self) -> tuple[str | None, str]:
+        """The name of the first cause that one of the last lines shows, and the line."""
+        return find_cause(self.causes, list(self._lines))
+
+
+def find_cause(causes: Mapping[str, CauseConfig], lines: list[str]) -> tuple[str | None, str]:
+    """Causes in their order, the newest line first; (None, "") when nothing is known."""
+    for name, cause in causes.items():
+        pattern = re.compile(cause.match)
+        for line in reversed(lines):
+            if pattern.search(line):
+                return name, line[:500]
+    return None, ""

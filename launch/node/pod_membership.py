@@ -1,0 +1,51 @@
+"""Which pods a job has now, as they say it themselves in the run folder.
+
+members/JOB/INDEX-LIFE.json is create-only: the second pod of an index takes the second number. So one listing tells
+who has been replaced, and nobody has to give a sign in time: a pod that was cut off is known by its successor.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from everstep.run_folder import MEMBERS, RunFolder
+
+
+@dataclass(frozen=True, order=True)
+class Member:
+    index: int
+    """Its place in the job; the pod that replaces it has the same."""
+    life: int = 1
+    """The how-manieth pod of this index it is."""
+
+    @property
+    def host(self) -> str:
+        """Its name among the nodes of a start."""
+        return f"pod-{self.index}.{self.life}"
+
+
+@dataclass(frozen=True)
+class Members:
+    folder: RunFolder
+    job: str
+
+    def join(self, index: int, facts: Mapping[str, str]) -> Member:
+        """Take the next number of an index; whoever had the one before is then replaced."""
+        life = getattr(self.current().get(index), "life", 0) + 1
+        record = (json.dumps({**facts, "time": time.time()}) + "\n").encode()
+        while not self.folder.storage.create(f"{MEMBERS}/{self.job}/{index:04d}-{life:04d}.json", record):
+            life += 1
+        return Member(index, life)
+
+    def current(self) -> dict[int, Member]:
+        """The newest of each index."""
+        found: dict[int, Member] = {}
+        for name in self.folder.storage.names(f"{MEMBERS}/{self.job}"):
+            index, _, life = name.removesuffix(".json").partition("-")
+            if index.isdigit() and life.isdigit():
+                member = Member(int(index), int(life))
+                found[member.index] = max(member, found.get(member.index, member))
+        return found

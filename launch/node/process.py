@@ -1,0 +1,268 @@
+"""Starts a command on this machine, passes on what the outside says, and leaves no process behind."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import FrameType
+from typing import Any
+
+from everstep.launch.node.process_tree import Idle, children, descendants
+from everstep.process_death import OutOfMemoryCount, death_of
+from everstep.run_folder import ENDING_FILE, Ending, Outcome
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+SLACK_S = 10.0
+"""Seconds beyond the grace before a child that was told to stop is killed: torchrun first kills its own."""
+MARKER_S = 1.0
+"""Seconds that a slow store may hold up the signal that tells the child to stop."""
+PR_SET_PDEATHSIG = 1
+PR_SET_CHILD_SUBREAPER = 36
+
+
+LEFT = 130
+"""Exit code of a trainer that was told a second time to leave, as a terminal tells it."""
+MOST_SIGNALS = 64
+LONGEST_ENDING = 1 << 16
+HUNG = "the agent hung: its ranks had ended, and it had not"
+
+
+class LeftAtOnce(Exception):
+    """The user has asked a second time: everything is killed and nothing is saved."""
+
+
+class Signals:
+    """Signals as a queue: a handler only notes the number, and a pipe wakes the loop that reads it."""
+
+    def __init__(self) -> None:
+        self._arrived: list[int] = []
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> Signals:
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._read, False)
+        os.set_blocking(self._write, False)
+        self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        for number in (*STOP_SIGNALS, signal.SIGCHLD):
+            # What the caller chose to ignore (nohup, a shell's background job) stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN or number is signal.SIGCHLD:
+                self._handlers[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup)
+        os.close(self._read)
+        os.close(self._write)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if number != signal.SIGCHLD:
+            self._arrived.append(number)
+
+    def take(self) -> list[int]:
+        """The signals since the last call, in order."""
+        taken, self._arrived[:] = list(self._arrived), []
+        return taken
+
+    def wait(self, seconds: float) -> None:
+        """Until a signal comes, a child ends, or the time is over."""
+        select.select([self._read], [], [], seconds)
+        with contextlib.suppress(BlockingIOError):
+            os.read(self._read, 4096)
+
+
+class Local:
+    """One child at a time, under one set of signals; `stopped` says by which it was told to stop.
+
+    `agent`: the child is torchrun, and the processes that save are its children. They are told directly: torchrun
+    answers a SIGTERM of its own with a traceback, and with exit code 1 though all has gone well. `relay` is False where
+    the scheduler's signals reach every process by themselves.
+    """
+
+    def __init__(
+        self,
+        signals: Signals,
+        leave_marker: Callable[[str], None],
+        grace_s: float,
+        agent: bool = False,
+        relay: bool = True,
+    ) -> None:
+        self.signals = signals
+        self.leave_marker = leave_marker
+        self.grace_s = grace_s
+        self.agent = agent
+        self.relay = relay
+        self.stopped: str | None = None
+        self.handed_over: Ending | None = None
+        """The ending that the last child could not write into the run folder, or what it was killed by."""
+        self.idle_s = grace_s + SLACK_S
+        """Seconds for which the agent may live on when its workers have ended, before it is taken to hang."""
+        self.killed = False
+        """The last child was killed, and nobody has asked for that."""
+        self._hung = False
+        self.abandon: Callable[[], bool] = lambda: False
+        """True as soon as the child is of no use any more: it is killed then, without being asked."""
+
+    def run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None = None) -> int:
+        """Run to the end; the exit code as a shell gives it. LeftAtOnce when the user asked for that.
+
+        `output`: a file descriptor for all that is printed; the caller's own where it is None.
+        """
+        spared, memory = _adopt_orphans(), OutOfMemoryCount()
+        with EndingFile() as ending:
+            code = self._run(argv, {**env, **ending.environment()}, output, spared)
+            self.handed_over = ending.read()
+        died = 128 < code <= 128 + MOST_SIGNALS and code != LEFT
+        self.killed = self.handed_over is None and died and self.stopped is None
+        if self.killed:
+            reason = death_of("the agent" if self.agent else "rank 0", code - 128, memory.since())
+            self.handed_over = Ending(Outcome.crashed, 0, HUNG if self._hung else reason)
+        return code
+
+    def _run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None, spared: set[int]) -> int:
+        # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order. Only a
+        # process that is alone stays in ours: it may read from the terminal, as a debugger does.
+        terminal = sys.stdin is not None and sys.stdin.isatty()
+        reads = terminal and not self.agent
+        child = subprocess.Popen(
+            argv,
+            env=dict(env),
+            stdin=subprocess.DEVNULL if terminal and self.agent else None,
+            stdout=output,
+            stderr=output,
+            process_group=None if reads else 0,
+            preexec_fn=leash(os.getpid(), hangs_up=not reads),
+        )
+        deadline, idle = float("inf"), Idle(child.pid, self.idle_s if self.agent else float("inf"))
+        try:
+            while child.poll() is None:
+                for number in self.signals.take():
+                    if self.stopped is not None and number == signal.SIGINT:
+                        raise LeftAtOnce
+                    if self.stopped is None:
+                        self._ask_to_stop(child, number)
+                        deadline = time.monotonic() + self.grace_s + SLACK_S
+                self._hung = idle.is_over()
+                if time.monotonic() > deadline or self.abandon() or self._hung:
+                    _kill(child, spared)
+                _bury_orphans(child.pid)
+                self.signals.wait(min(1.0, max(0.0, deadline - time.monotonic())))
+        finally:
+            _kill(child, spared)
+        if reads and child.returncode == LEFT:
+            raise LeftAtOnce
+        return child.returncode if child.returncode >= 0 else 128 - child.returncode
+
+    def wait(self, seconds: float) -> bool:
+        """Wait between two starts; False as soon as somebody wants to stop, or there is nothing to wait for."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0 and self.stopped is None and not self.abandon():
+            self.signals.wait(left)
+            self._note_stop()
+        self._note_stop()
+        return self.stopped is None and not self.abandon()
+
+    def _note_stop(self) -> None:
+        for number in self.signals.take():
+            self.stopped = self.stopped or signal.Signals(number).name
+
+    def _ask_to_stop(self, child: subprocess.Popen[bytes], number: int) -> None:
+        self.stopped = reason = signal.Signals(number).name
+        # In a thread, since a store may hang: neither the signal below nor a second Ctrl-C waits for it.
+        writing = threading.Thread(target=self.leave_marker, args=(reason,), daemon=True)
+        writing.start()
+        writing.join(MARKER_S)
+        if not self.relay:
+            return
+        # An agent that has no workers yet is told itself.
+        for pid in (children().get(child.pid) if self.agent else None) or [child.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+
+
+class EndingFile:
+    """A file in this process's memory: a child writes its ending there when the run folder does not take it."""
+
+    def __enter__(self) -> EndingFile:
+        self._file = os.memfd_create("everstep-ending") if sys.platform == "linux" else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            os.close(self._file)
+
+    def environment(self) -> dict[str, str]:
+        return {} if self._file is None else {ENDING_FILE: f"/proc/{os.getpid()}/fd/{self._file}"}
+
+    def read(self) -> Ending | None:
+        """Return what has been written; None for nothing, or for what cannot be read."""
+        try:
+            return None if self._file is None else Ending.from_json(os.pread(self._file, LONGEST_ENDING, 0))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            return None
+
+
+def leash(parent: int, hangs_up: bool = True) -> Callable[[], None] | None:
+    """Code for the child between fork and exec: die when the launcher dies, by kill -9 too.
+
+    With `hangs_up` False it ignores that its terminal is closed: the launcher is told as well, and has it save.
+    """
+    if sys.platform != "linux":
+        return None
+    prctl = ctypes.CDLL(None).prctl
+
+    def arm() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        # Slurm sends its notice to every process. torchrun would die of it and leave its workers behind; they inherit
+        # this and install a handler of their own, and until then the marker in the run folder speaks for the signal.
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        if not hangs_up:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if os.getppid() != parent:  # it died before the leash was on
+            os._exit(1)
+
+    return arm
+
+
+def _adopt_orphans() -> set[int]:
+    """From now on, processes whose parents die become ours, so none gets lost; those that we have already."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
+    return set(descendants(os.getpid()))
+
+
+def _bury_orphans(child: int) -> None:
+    """Take from the table of processes those that have become ours and have ended; as process 1 nobody else does.
+
+    What our own threads start is in our group, and theirs to wait for; what comes from the child is not.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):  # there are none, or a thread was faster
+        while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            if ended.si_pid == child or os.getpgid(ended.si_pid) == os.getpgrp():
+                return
+            os.waitpid(ended.si_pid, 0)
+
+
+def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
+    """SIGKILL the child and all that came from it: torchrun's workers have sessions of their own."""
+    doomed = set(descendants(os.getpid())) - spared
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
+    for pid in doomed:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, signal.SIGKILL)
+    child.wait()
+    for pid in doomed:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)

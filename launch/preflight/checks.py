@@ -1,0 +1,181 @@
+"""`everstep check`: all that can be known before the queue, each failure one line with the key to change."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from everstep.launch.cli.parser import Arguments, refuse_script
+from everstep.launch.schedulers.registry import scheduler
+from everstep.launch.config import JobConfig, job_config
+from everstep.launch.preflight.config_errors import composed_or_mistakes
+from everstep.launch.preflight.data_paths import datasets, only_there
+from everstep.launch.preflight.model import rehearse, worlds
+from everstep.launch.schedulers.base import Program
+from everstep.compose import Composed, changes_since, freeze
+from everstep.errors import ConfigError, EverstepError
+from everstep.run_folder import CONFIG, RunFolder
+from everstep.storage import open_storage
+
+EXAMPLES = """examples:
+  everstep check experiment=gpt_stdlib parallel=fsdp job.nproc=8
+  everstep check job=slurm job.nodes=16 job.time=24h experiment=mine --config-dir conf
+  everstep check --quick job=slurm experiment=mine       what needs no torch, in under a second
+
+exit codes: 0 nothing stands against the run, 2 something does
+"""
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The verb: first what needs no torch, then the trainer's part in a process of its own."""
+    refuse_script(arguments, "check")
+    options = _parser().parse_intermixed_args(arguments)
+    composed, found = composed_or_mistakes(options.overrides, options.config_dir)
+    job = JobConfig() if composed is None else job_config(composed.job)
+    if composed is not None:
+        found = check(composed, job)
+    for problem in found:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+    code = ConfigError.exit_code if found else 0
+    return code if options.quick or composed is None else max(code, rehearse(composed.run, job, brief=bool(found)))
+
+
+def check(composed: Composed, job: JobConfig, program: Program | None = None) -> list[str]:
+    """What stands against the run and its job, as far as it can be known without torch; empty when nothing does.
+
+    Args:
+        program: what would be submitted, where that is known already.
+    """
+    looks: list[Callable[[], Iterator[str]]] = [
+        lambda: _world(composed, job),
+        lambda: _devices(job),
+        lambda: _secrets(job),
+        lambda: _plugins(composed),
+        lambda: _run_root(composed),
+        lambda: _folder(composed),
+        lambda: _data(composed, job),
+        lambda: _init_from(composed, job),
+        lambda: _cluster(job, program or _program(composed)),
+    ]
+    found: list[str] = []
+    for look in looks:
+        try:
+            found += look()
+        except EverstepError as error:
+            found.append(str(error))
+    return list(dict.fromkeys(found))
+
+
+def program_problems(argv: Sequence[str], where: Path) -> list[str]:
+    """What stands against a program that torchrun is to start: a script with its flags, or -m and a module."""
+    if list(argv[:1]) == ["-m"]:
+        module = argv[1] if len(argv) > 1 else ""
+        return [] if _is_importable(module.split(".")[0], where) else [f"-m {module}: there is no such module"]
+    if not argv:
+        return ["there is nothing to run after '--'; name a script"]
+    return [] if (where / argv[0]).is_file() else [f"{argv[0]}: there is no such script in {where}; change it"]
+
+
+def _world(composed: Composed, job: JobConfig) -> Iterator[str]:
+    for world in worlds(composed.run, job):
+        composed.run.parallel.check_world(world)
+    yield from ()
+
+
+def _devices(job: JobConfig) -> Iterator[str]:
+    """Our trainer gives every process a GPU of its own where there are any."""
+    if isinstance(job.gpus, int) and isinstance(job.nproc, int) and 0 < job.gpus < job.nproc:
+        yield f"job.nproc={job.nproc}: each process needs a GPU, and job.gpus={job.gpus}; change job.nproc or job.gpus"
+
+
+def _secrets(job: JobConfig) -> Iterator[str]:
+    if job.scheduler == "k8s":  # they are in a Secret of the cluster
+        return
+    for name in job.secrets:
+        if not os.environ.get(name):
+            yield f"job.secrets: {name} is not set here; export it, or take it out of job.secrets"
+
+
+def _plugins(composed: Composed) -> Iterator[str]:
+    for package in composed.run.plugins:
+        if not _is_importable(package.split(".")[0], Path.cwd()):
+            yield f"plugins: there is no package {package!r} in {Path.cwd()} or installed; change plugins"
+
+
+def _is_importable(package: str, where: Path) -> bool:
+    """Whether Python would find it; it is not imported."""
+    return PathFinder.find_spec(package, [str(where), *sys.path]) is not None
+
+
+def _run_root(composed: Composed) -> Iterator[str]:
+    """Write, read and delete a file where the runs will be."""
+    root = composed.run.run_root
+    storage = open_storage(root)
+    local = storage.path()
+    made = [folder for folder in (local, *local.parents) if not folder.exists()] if local is not None else []
+    name, data = f".check-{uuid.uuid4().hex}", os.urandom(64)
+    try:
+        storage.write(name, data)
+        if storage.read(name) != data:
+            yield f"run_root={root!r}: what was written reads back as something else; change run_root"
+        storage.delete(name)
+    except (EverstepError, OSError) as error:
+        yield f"run_root={root!r}: {error}; change run_root"
+    for folder in made:
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _folder(composed: Composed) -> Iterator[str]:
+    """A run that exists goes on: what changed must be of what may."""
+    if composed.run.run is not None:
+        folder = RunFolder.of(composed.run.run_root, composed.run.run)
+        if folder.storage.exists(CONFIG):
+            changes_since(composed.run, folder)
+    yield from ()
+
+
+def _data(composed: Composed, job: JobConfig) -> Iterator[str]:
+    """Prepared datasets are folders with names in them."""
+    for key, path in datasets(composed.run):
+        if not only_there(path, job) and not open_storage(path).names():
+            yield f"{key}={path!r}: there is no dataset; change {key}, or make it with 'everstep data prepare'"
+
+
+def _init_from(composed: Composed, job: JobConfig) -> Iterator[str]:
+    url = composed.run.init_from
+    if url is None or only_there(url, job):
+        return
+    # RUN/best is no folder.
+    if not open_storage(url).names() and not open_storage(url.rstrip("/").removesuffix("/best")).names():
+        yield f"init_from={url!r}: there is neither a checkpoint nor a run; change init_from"
+
+
+def _cluster(job: JobConfig, program: Program) -> Iterator[str]:
+    if job.scheduler != "local":
+        yield from scheduler(job.scheduler, job).problems(job, program)
+
+
+def _program(composed: Composed) -> Program:
+    """What a submission would be, but for its name where none was given yet."""
+    name = composed.run.run or "everstep-check"
+    folder = RunFolder.of(composed.run.run_root, name)
+    return Program(name, folder.storage.url, (), "check", freeze(composed.run))
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Arguments(
+        prog="everstep check",
+        description="All that can be known before a run starts: every problem is listed, nothing is started.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--quick", action="store_true", help="only what needs no torch")
+    return parser

@@ -1,0 +1,25 @@
+"""What a run reads from paths that only its pods have."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from everstep.launch.config import JobConfig
+from everstep.config import RunConfig
+
+
+def datasets(run: RunConfig) -> Iterator[tuple[str, str]]:
+    """Key and path of each prepared dataset; what other datasets need only they know."""
+    node = run.data or {}
+    if str(node.get("_target_", "")).startswith("everstep.trainer.data.prepared."):
+        mixed = [(f"data.mix[{n}].path", each.get("path")) for n, each in enumerate(node.get("mix") or [])]
+        for key, path in [("data.path", node.get("path")), *mixed]:
+            if path is not None:
+                yield key, str(path)
+
+
+def only_there(path: str, job: JobConfig) -> bool:
+    """Whether it lies on a claim that pods mount and this machine does not have."""
+    mounts = [Path(mount) for mount in job.k8s.claims.values()] if job.scheduler == "k8s" else []
+    return any(Path(path).is_relative_to(mount) and not mount.exists() for mount in mounts)

@@ -1,0 +1,80 @@
+"""What only torch can tell of a run: its parts are built in a child, at the number of processes that it will have."""
+
+from __future__ import annotations
+
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from everstep.launch.config import JobConfig, processes
+from everstep.launch.preflight.data_paths import datasets, only_there
+from everstep.launch.messages import say
+from everstep.compose import freeze
+from everstep.config import ParallelKind, RunConfig
+from everstep.errors import ConfigError
+
+SHARDED = (ParallelKind.fsdp, ParallelKind.hsdp)
+
+
+def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | None = None) -> int:
+    """Build model, optimizer, hooks and the first batch as `python -m everstep.trainer check` does; its exit code.
+
+    What stands against the run is a line each on stderr. Where this Python has no torch nothing is looked at.
+
+    Args:
+        brief: of what is found to be fine only a line or two, on stderr.
+        code: what the run will have been kept with, where that need not be what lies here now.
+
+    Raises:
+        ConfigError: the child came to no answer.
+    """
+    if find_spec("torch") is None:
+        say(f"{sys.executable} has no torch, so model and data were not looked at here")
+        return 0
+    words = [word for world in _ends(run, worlds(run, job)) for word in ("--world", str(world))]
+    away = [path for _, path in datasets(run) if only_there(path, job)]
+    if away:
+        say(f"{', '.join(away)}: only pods can see the data, so it was not looked at here")
+    flags = [*(["--brief"] if brief else []), *(["--no-data"] if away else [])]
+    argv = [sys.executable, "-m", "everstep.trainer", "check", "--frozen", *words, *flags]
+    # What an image has at these places this machine need not have.
+    env = {**os.environ, **(job.env if job.image is None else {})}
+    if code is not None:
+        from everstep.launch.submit.snapshot import search_path
+
+        env |= search_path(code, env.get("PYTHONPATH", ""))
+    done = subprocess.run(argv, input=freeze(run), env=env, stdout=subprocess.PIPE if brief else None, check=False,
+                          encoding="utf-8", errors="replace")  # fmt: skip
+    if done.returncode not in (0, ConfigError.exit_code):
+        how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
+        raise ConfigError(f"the look at model and data {how} and came to no answer; --quick does without")
+    for line in (done.stdout or "").splitlines():
+        say(line)
+    return done.returncode
+
+
+def worlds(run: RunConfig, job: JobConfig) -> list[int]:
+    """The numbers of processes that a start may have, from the fewest to the most; the fewest that could be where
+    nobody has said how many a node gets."""
+    fewest, most = job.node_range
+    each = _each(run, job)
+    if each is not None:
+        return [nodes * each for nodes in range(fewest, most + 1)]
+    return [math.lcm(nodes, run.parallel.shard or 1) for nodes in (fewest, most)]
+
+
+def _each(run: RunConfig, job: JobConfig) -> int | None:
+    """Processes of one node."""
+    if isinstance(job.nproc, int):
+        return job.nproc
+    if job.scheduler == "local":
+        return 1 if run.parallel.kind is ParallelKind.single else processes(job)
+    return job.gpus if isinstance(job.gpus, int) and job.gpus else None  # of the nodes: this machine may have none
+
+
+def _ends(run: RunConfig, worlds: list[int]) -> list[int]:
+    """Where it makes a difference: what is sharded takes most memory on the fewest, and may not be spread over most."""
+    return sorted({worlds[0], worlds[-1]}) if run.parallel.kind in SHARDED else worlds[-1:]

@@ -1,0 +1,1 @@
+"""Decisions about restarts after an attempt has ended."""

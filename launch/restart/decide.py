@@ -1,0 +1,191 @@
+"""What the batch script asks before and after each start of the trainer.
+
+python -m everstep.launch.restart.decide element LIST N                        prints the run folder of element N of an array
+python -m everstep.launch.restart.decide begin RUN_FOLDER                      prints the number of the start; not 0: do not start
+python -m everstep.launch.restart.decide end RUN_FOLDER NUMBER --code=C [--noticed]
+                                                               prints `again`, `requeue [NODES]`, `wait`, `hold`
+                                                               or `exit CODE`
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from everstep.launch.node.allocation import Allocation
+from everstep.launch.submit.array import run_of
+from everstep.launch.restart.job_policy import Action, Evidence, Verdict, judge
+from everstep.launch.messages import say
+from everstep.launch.node.start_record import Start, decisions
+from everstep.launch.submit.job_spec import Submitted
+from everstep.errors import EverstepError, StorageError
+from everstep.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
+
+T = TypeVar("T")
+WAIT = "EVERSTEP_FOLDER_WAIT_S"
+"""Environment variable in place of WAIT_S."""
+WAIT_S, AGAIN_S = 120.0, 2.0
+"""Seconds for which the nodes are kept while the run folder cannot be used, and between two tries."""
+HOLD = 85
+"""Exit code of `begin` when the job has to wait for a run folder that can be written."""
+ALREADY_OVER = 86
+"""Exit code of `begin` when the run needs no other start; the batch script then ends well."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    options = _parser().parse_args(arguments)
+    try:
+        if options.what == "element":
+            print(run_of(options.list, options.number))
+            return 0
+        folder = RunFolder(options.folder)
+        if options.what == "begin":
+            return patiently(lambda: begin(folder, Allocation.of(os.environ)))
+        return patiently(lambda: end(Start(folder, options.number), options.code, options.noticed))
+    except Unusable as unusable:
+        say(f"{unusable}; the job waits in the queue, held: when that is mended, scontrol release lets it go on")
+        print("hold")
+        return HOLD
+    except EverstepError as error:
+        say(str(error))
+        print(f"exit {error.exit_code}")
+        return error.exit_code
+
+
+class Unusable(Exception):
+    """The run folder has been of no use for too long; the message is the last error."""
+
+
+def patiently(work: Callable[[], T]) -> T:
+    """Do what needs the run folder, again while it cannot be read or written; Unusable when that takes too long."""
+    deadline, told = time.monotonic() + float(os.environ.get(WAIT, WAIT_S)), False
+    while True:
+        try:
+            return work()
+        except (OSError, StorageError) as error:
+            if isinstance(error, StorageError) and not error.passing:
+                raise
+            if not told:
+                say(f"waiting for the run folder: {error}")
+                told = True
+            if time.monotonic() > deadline:
+                raise Unusable(str(error)) from error
+            time.sleep(AGAIN_S)
+
+
+def begin(folder: RunFolder, allocation: Allocation) -> int:
+    """Claim the next start; first decide about one that the scheduler ended before its own script could."""
+    submitted = Submitted.read(folder)
+    before = Start.newest(folder)
+    if before is not None and before.facts["job"] == allocation.job and decision(before) is None:
+        verdict = keep(before, decide(before, submitted, Evidence(lost=True)))
+        if verdict.action is Action.exit:
+            return verdict.exit_code or ALREADY_OVER
+    folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
+    start = Start.claim(folder, allocation, folder.reached_step())
+    say(f"start {start.number} of job {allocation.job} on {', '.join(allocation.hosts)}")
+    print(start.number)
+    return 0
+
+
+def end(start: Start, code: int, noticed: bool) -> int:
+    """Decide, write the decision down, and print it for the batch script."""
+    verdict = decide(start, Submitted.read(start.folder), Evidence(code=code, noticed=noticed))
+    if verdict.action is Action.wait:
+        say(verdict.reason)  # no decision about the run, so it is not kept there
+    else:
+        try:
+            patiently(lambda: keep(start, verdict))
+        except Unusable as unusable:
+            say(verdict.reason)
+            if verdict.action is not Action.exit:
+                raise
+            say(f"not written down ({unusable}); that costs the run nothing")
+    if verdict.action is Action.exit:
+        print(f"exit {verdict.exit_code}")
+    else:
+        print(verdict.action.value, ",".join(verdict.exclude))
+    return 0
+
+
+def decide(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
+    """What to do after a start: what is `known` of it, and what the run folder says."""
+    folder, job = start.folder, submitted.job
+    attempts = folder.attempts()
+    ours = [number for number in attempts if folder.starter(number) == start.starter]
+    reports = tuple(start.reports())
+    told = next((report.said for report in reports if report.said is not None), None)
+    ending = (folder.ending(ours[-1]) if ours else None) or told
+    failed = ending is not None and ending.outcome is Outcome.crashed
+    earlier = [d for d in decisions(folder) if d.get("job") == start.facts["job"]]
+    excluded = {*job.exclude, *(host for kept in earlier for host in kept.get("exclude", []))}
+    evidence = dataclasses.replace(
+        known,
+        ending=ending,
+        hosts=tuple(start.facts["hosts"]),
+        reports=reports,
+        progressed=folder.reached_step() > (start.facts["step"] or 0),
+        is_trainer=submitted.is_trainer,
+        left_behind=start.is_left_behind(),
+        overtaken=Start.numbers(folder)[-1] > start.number or (bool(ours) and attempts[-1] > ours[-1]),
+        shrank=_shrank(folder, ending, ours),
+        spent=earlier[-1].get("restarts", 0) if earlier else 0,
+        stepped=not failed or folder.has_stepped(),
+        repeated=failed and ending is not None and folder.is_repeated(ours[-1] if ours else 0, ending),
+    )
+    verdict = judge(evidence, job.all_causes(), job.max_restarts)
+    # The scheduler's list is set as a whole, so it has to hold those of earlier decisions too.
+    return dataclasses.replace(verdict, exclude=tuple(sorted({*excluded, *verdict.exclude})) if verdict.exclude else ())
+
+
+def _shrank(folder: RunFolder, ending: Ending | None, ours: list[int]) -> bool:
+    """After out_of_memory: whether the next microbatch would be smaller than any before."""
+    if ending is None or ending.micro_batch is None:
+        return True
+    before = [old for number in folder.attempts() if number < ours[-1] and (old := folder.ending(number)) is not None]
+    return all(old.micro_batch is None or ending.micro_batch < old.micro_batch for old in before)
+
+
+def decision(start: Start) -> dict[str, object] | None:
+    """What was decided after a start; None when nothing has been."""
+    return next((found for found in decisions(start.folder) if found.get("start") == start.number), None)
+
+
+def keep(start: Start, verdict: Verdict) -> Verdict:
+    """Write it down and say it; the same verdict."""
+    start.folder.record_restart(
+        {
+            **dataclasses.asdict(verdict),
+            "outcome": verdict.cause,
+            "action": verdict.action.value,
+            "go_on": verdict.action in (Action.again, Action.requeue),
+            "start": start.number,
+            "job": start.facts["job"],
+        }
+    )
+    say(verdict.reason)
+    return verdict
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m everstep.launch.restart.decide", description=__doc__)
+    verbs = parser.add_subparsers(dest="what", required=True)
+    one = verbs.add_parser("element")
+    one.add_argument("list")
+    one.add_argument("number", type=int)
+    verbs.add_parser("begin").add_argument("folder")
+    after = verbs.add_parser("end")
+    after.add_argument("folder")
+    after.add_argument("number", type=int)
+    after.add_argument("--code", type=int, required=True, help="exit code of the step")
+    after.add_argument("--noticed", action="store_true", help="the scheduler has given notice of an end")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

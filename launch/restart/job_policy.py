@@ -1,0 +1,250 @@
+"""What a job under a scheduler does after a start has ended: pure, one verdict a call.
+
+The sister of launch/restart/local_policy.py, which decides for a run on this machine and is asked here for what is not the
+scheduler's: how often a crash may be repeated.
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from everstep.launch.restart import local_policy
+from everstep.launch.config import CauseConfig, Remedy
+from everstep.launch.node.start_record import NodeReport
+from everstep.run_folder import Ending, Outcome
+
+LOST_PEER = 69
+"""Exit code of ranks that merely lost another one."""
+
+
+class Action(enum.Enum):
+    """What the batch script does next."""
+
+    exit = "exit"
+    again = "again"
+    """Start again at once, in the same allocation."""
+    requeue = "requeue"
+    """Give the nodes back and wait for others."""
+    wait = "wait"
+    """Do nothing: this is what is left on a node that was cut off, while the job has started elsewhere."""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """All that is known about a start that has ended."""
+
+    ending: Ending | None = None
+    """The word of its last attempt; None when there was no attempt, or when it was killed."""
+    code: int = 1
+    """Exit code of the step."""
+    noticed: bool = False
+    """The scheduler gave notice: the time limit is near, or another job is to have the nodes."""
+    lost: bool = False
+    """The scheduler ended it, batch script and all: a node was lost, or it was requeued or preempted."""
+    disrupted: bool = False
+    """A pod was taken away while the others stay: it is nobody's fault, and costs nothing of the budget."""
+    hosts: tuple[str, ...] = ()
+    reports: tuple[NodeReport, ...] = ()
+    progressed: bool = False
+    """There is a newer checkpoint than when it began."""
+    is_trainer: bool = True
+    """False: another program, of which nothing is known but its exit code."""
+    overtaken: bool = False
+    """Another job has taken the run folder over."""
+    left_behind: bool = False
+    """The same job has started again meanwhile, without this."""
+    shrank: bool = True
+    """After out_of_memory: the microbatch would get smaller."""
+    spent: int = 0
+    """Starts without a new checkpoint so far."""
+    stepped: bool = True
+    """A step of the run has succeeded, in this start or before."""
+    repeated: bool = False
+    """The same error of the user's code has ended an attempt at the same step before."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    action: Action
+    reason: str
+    """One line for the user."""
+    cause: str
+    """One word: done, stopped, user_error, bad_node, preempted, lost, crashed, superseded …, or a key of job.causes."""
+    restarts: int = 0
+    """Starts without a new checkpoint, this one counted."""
+    exclude: tuple[str, ...] = field(default=())
+    """Nodes that must not be used from now on."""
+    exit_code: int = 0
+
+
+def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: int) -> Verdict:
+    """What to do now; the first rule that fits decides."""
+    spent = 0 if evidence.progressed else evidence.spent
+    if evidence.left_behind:
+        # Whatever its script did with the job, by the job's number, it would do to the new start.
+        return Verdict(Action.wait, "the job has started again elsewhere; left behind, and waits to be ended",
+                       "superseded", spent)  # fmt: skip
+    if evidence.overtaken:
+        return _exit("superseded", "a later start has taken the run over", spent, Outcome.superseded.exit_code)
+    if (final := _final(evidence, spent)) is not None:
+        return final
+    if (bad := _failed_checks(evidence)) is not None:
+        return _limited(bad, spent, max_restarts)
+    if evidence.disrupted:
+        return _disrupted(evidence, spent)
+    if evidence.lost:
+        lost = "ended by the scheduler, which has started it again"
+        return _limited(Verdict(Action.again, lost, "lost", exit_code=1), spent, max_restarts)
+    if (stopped := _stopped(evidence)) is not None:
+        if not evidence.is_trainer:  # whether it has saved anything is not known, and a job may have many limits
+            spent = 0
+        return _limited(stopped, spent, max_restarts)
+    if evidence.ending is not None and evidence.ending.outcome is Outcome.out_of_memory:
+        return _short_of_memory(evidence, evidence.ending, max_restarts)
+    return _crashed(evidence, causes, spent, max_restarts)
+
+
+def _final(evidence: Evidence, spent: int) -> Verdict | None:
+    """An ending that another start would not change."""
+    ending = evidence.ending or _by_code(evidence)
+    if ending is None or not local_policy.is_last(ending):
+        return None
+    if ending.outcome is Outcome.preempted and (evidence.noticed or evidence.lost or _signal(evidence) is not None):
+        return None
+    reason = local_policy.decide(ending, spent, 0, evidence.progressed).reason
+    if ending.reason and ending.outcome in local_policy.SAID:
+        reason = f"{reason}: {ending.reason}"
+    words = {Outcome.config_error: "user_error", Outcome.preempted: "stopped"}
+    return _exit(words.get(ending.outcome, ending.outcome.value), reason, spent, ending.outcome.exit_code)
+
+
+def _by_code(evidence: Evidence) -> Ending | None:
+    """Of a start that has left no word: what its exit code says."""
+    if evidence.lost or _signal(evidence) is not None or any(report.failed for report in evidence.reports):
+        return None
+    code = _first_code(evidence)
+    if code == 0:
+        return Ending(Outcome.done, reason="nothing was left to do" if evidence.is_trainer else "")
+    said = [outcome for outcome in Outcome if evidence.is_trainer and outcome.exit_code == code and code > 1]
+    return Ending(said[0], reason="before the first step") if said else None
+
+
+def _first_code(evidence: Evidence) -> int:
+    """The exit code of the node that failed first: the others fail because of it. The step's own if none has said."""
+    codes = [report.code for report in evidence.reports if report.code and not report.stopped]
+    return next((code for code in codes if code != LOST_PEER), codes[0] if codes else evidence.code)
+
+
+def _signal(evidence: Evidence) -> str | None:
+    """The signal by which every node was told to stop; when one node fails only the others are told."""
+    signals = [report.stopped for report in evidence.reports if report.code is not None]
+    return signals[0] if signals and all(signals) and len(signals) == len(evidence.hosts) else None
+
+
+def _failed_checks(evidence: Evidence) -> Verdict | None:
+    bad = [report for report in evidence.reports if report.failed]
+    if not bad:
+        return None
+    said = "; ".join(f"{report.host}: {report.failed[0]}" for report in bad)
+    if len(bad) == len(evidence.hosts):
+        # What is wrong with every node is no node's fault.
+        return _exit("bad_node", f"every node failed its checks ({said})", evidence.spent, 1)
+    hosts = tuple(sorted(report.host for report in bad))
+    return Verdict(Action.requeue, f"bad node ({said})", "bad_node", exclude=hosts, exit_code=1)
+
+
+def _stopped(evidence: Evidence) -> Verdict | None:
+    """Asked to stop by the scheduler, in good time or not."""
+    signal = _signal(evidence)
+    if not evidence.noticed and signal is None:
+        return None
+    why = "notice of the scheduler (time limit or preemption)" if evidence.noticed else f"{signal} to all nodes"
+    ending = evidence.ending
+    if ending is None or ending.outcome is not Outcome.preempted:
+        how = "stopped, the last checkpoint stands" if evidence.is_trainer else "stopped"
+    else:
+        how = f"stopped and saved at step {ending.step}"
+    return Verdict(Action.requeue, f"{how} after {why}", "preempted", exit_code=Outcome.preempted.exit_code)
+
+
+def _disrupted(evidence: Evidence, spent: int) -> Verdict:
+    said = {report.host for report in evidence.reports if report.code is not None and not report.stopped}
+    gone = ", ".join(host for host in evidence.hosts if host not in said) or "a pod"
+    saved = evidence.ending is not None and evidence.ending.outcome is Outcome.preempted
+    how = (
+        f"saved at step {evidence.ending.step}"
+        if evidence.ending is not None and saved
+        else "the last checkpoint stands"
+    )
+    return Verdict(Action.again, f"{gone} was taken away, {how}; starting again when all are there",
+                   "preempted" if saved else "lost", spent)  # fmt: skip
+
+
+def _short_of_memory(evidence: Evidence, ending: Ending, max_restarts: int) -> Verdict:
+    decision = local_policy.decide(ending, evidence.spent, max_restarts, evidence.progressed, evidence.shrank)
+    action = Action.again if decision.go_on else Action.exit
+    return Verdict(action, decision.reason, ending.outcome.value, decision.restarts, exit_code=1)
+
+
+def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, max_restarts: int) -> Verdict:
+    report, cause = _cause(evidence, causes)
+    what = local_policy.what_of(evidence.ending) if evidence.ending else f"ended with exit code {_first_code(evidence)}"
+    if (mistake := local_policy.mistake_of(evidence.ending, evidence.stepped, evidence.repeated)) is not None:
+        return _exit("user_error", f"{what}; {mistake}", spent, 1)
+    if report is not None and cause is not None:
+        what = f"{what} (cause {report.cause} on {report.host}: {report.line})"
+        if cause.remedy is Remedy.stop:
+            return _exit(str(report.cause), f"{what}; another start would fail alike", spent, 1)
+    suspects = _suspects(evidence, causes)
+    action = Action.requeue if suspects else Action.again
+    name = str(report.cause) if report is not None else "crashed"
+    return _limited(Verdict(action, what, name, exclude=suspects, exit_code=1), spent, max_restarts)
+
+
+def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeReport, CauseConfig] | tuple[None, None]:
+    """The first cause that a node has seen. What would stop the job must be what the trainer died of, if it has said
+    what: the same words may stand in a warning."""
+    for report in evidence.reports:
+        cause = causes.get(report.cause or "")
+        if cause is None:
+            continue
+        said = None if evidence.ending is None else evidence.ending.reason
+        if cause.remedy is not Remedy.stop or said is None or re.search(cause.match, said):
+            return report, cause
+    return None, None
+
+
+def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[str, ...]:
+    """Nodes that say themselves that they are broken, and those that never said a word where others have ended.
+
+    One that has begun and has not ended was killed along with the others, and is as good as they are.
+    """
+    excluding = {name for name, cause in causes.items() if cause.remedy is Remedy.exclude}
+    broken = {report.host for report in evidence.reports if report.cause in excluding}
+    any_ended = any(report.code is not None for report in evidence.reports)
+    silent = set(evidence.hosts) - {report.host for report in evidence.reports} if any_ended else set()
+    suspects = broken | silent
+    # What has befallen every node is no node's fault.
+    return tuple(sorted(suspects)) if suspects < set(evidence.hosts) else ()
+
+
+def _limited(verdict: Verdict, spent: int, max_restarts: int) -> Verdict:
+    """The verdict, if the budget of starts without a new checkpoint allows it."""
+    if verdict.action is Action.exit:
+        return verdict
+    if spent >= max_restarts:
+        tries = f"{spent + 1} starts in a row made no new checkpoint, " if spent else ""
+        reason = f"{verdict.reason}; {tries}job.max_restarts={max_restarts} allows no other"
+        return _exit("no_progress" if spent else verdict.cause, reason, spent, verdict.exit_code or 1)
+    how = "starting again" if verdict.action is Action.again else "back to the queue"
+    without = f" without {', '.join(verdict.exclude)}" if verdict.exclude else ""
+    count = f" ({spent + 1} of {max_restarts} without a new checkpoint)"
+    reason = f"{verdict.reason}; {how}{without}{count}"
+    return Verdict(verdict.action, reason, verdict.cause, spent + 1, verdict.exclude, verdict.exit_code)
+
+
+def _exit(cause: str, reason: str, spent: int, code: int) -> Verdict:
+    return Verdict(Action.exit, reason, cause, spent, exit_code=code)

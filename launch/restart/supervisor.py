@@ -1,0 +1,186 @@
+"""Starts a run again and again until its work is done or another start is no use."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from everstep.launch.restart.local_policy import Decision, back_off_s, decide
+from everstep.launch.messages import say
+from everstep.launch.node.process import LeftAtOnce, Local
+from everstep.errors import StorageError
+from everstep.run_folder import PROGRESS, STOP_MARKER, Ending, Outcome, RunFolder
+
+T = TypeVar("T")
+AGAIN_S = 5.0
+"""Until a run folder that cannot be read is tried again."""
+PATIENCE_S = 600.0
+"""For how long it is."""
+LAST_TRIES, LAST_PAUSE_S = 3, 1.0
+"""How often, with which seconds between, the last decision is tried to be written before it is only said."""
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a start ended, as the run folder shows it."""
+
+    ending: Ending | None
+    reached: int
+    """The step of its newest checkpoint."""
+    stepped: bool = True
+    """A step of the run has succeeded, in this attempt or before."""
+    repeated: bool = False
+    """The same error of the user's code has ended an attempt at the same step before."""
+
+
+@dataclass
+class Supervisor:
+    """Starts again and again until the work is done or the policy says that another start is no use."""
+
+    folder: RunFolder
+    local: Local
+    max_restarts: int
+    starter: str
+    """What stands in the claims of the attempts that are ours; somebody else may start the same run."""
+    _unwritten: list[Callable[[], object]] = field(default_factory=list)
+    """What the run folder has not taken yet, the oldest first."""
+    _is_behind: bool = False
+
+    def run(self, start: Callable[[], int]) -> int:
+        restarts, smallest = 0, sys.maxsize
+        self._remove_marker()  # of an earlier stop: it would end this start too
+        while True:
+            before, step = self._read(lambda: (self.folder.attempts(), self.folder.reached_step()))
+            try:
+                code = start()
+            except LeftAtOnce:
+                say("left at once: what came after the last checkpoint is lost, the rest is not")
+                return 130
+            if self.local.stopped is not None:
+                self._remove_marker()
+            ended = self._ended(before, step, code)
+            ending = ended.ending
+            shrank = ending is None or ending.micro_batch is None or ending.micro_batch < smallest
+            progressed = ended.reached > step
+            decision = decide(ending, restarts, self.max_restarts, progressed, shrank, self.local.stopped,
+                              ended.stepped, ended.repeated)  # fmt: skip
+            self._keep(decision, ending)
+            if not decision.go_on:
+                return self._exit_code(ending)
+            restarts, smallest = decision.restarts, (ending and ending.micro_batch) or smallest
+            if not self._await_folder():
+                say(f"the run folder could not be written for {PATIENCE_S:.0f} s: not started again")
+                return self._exit_code(ending)
+            if not self.local.wait(back_off_s(restarts)):
+                say(f"{self.local.stopped}: not started again; the same command goes on from the last checkpoint")
+                return Outcome.preempted.exit_code
+
+    def _exit_code(self, ending: Ending | None) -> int:
+        if ending is not None:
+            return ending.outcome.exit_code
+        # Killed because it took too long to stop is stopped all the same: the same command goes on.
+        return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
+
+    def _ended(self, before: list[int], step: int, code: int) -> Ended:
+        def look() -> Ended:
+            ending, reached = self._ending(before, code), self.folder.reached_step()
+            if ending is None or ending.outcome is not Outcome.crashed:
+                return Ended(ending, reached)
+            newest = max(self.folder.attempts(), default=0)
+            return Ended(ending, reached, self.folder.has_stepped(), self.folder.is_repeated(newest, ending))
+
+        return self._read(look, Ended(self.local.handed_over or _by_code(code), step))
+
+    def _ending(self, before: list[int], code: int) -> Ending | None:
+        """How our attempt of this start ended: as the run folder has it, else as it has told us, else by its code."""
+        new = [number for number in self.folder.attempts() if number not in before]
+        ours = [number for number in new if self.folder.starter(number) == self.starter]
+        told = self.local.handed_over
+        if not ours:
+            return told or _by_code(code)
+        ending = self.folder.ending(ours[-1])
+        if told is not None and (ending is None or ending.lost_peer):
+            step = told.step or (ending.step if ending else int(self.folder.facts(PROGRESS).get("step", 0)))
+            said = ending = dataclasses.replace(told, step=step, time=time.time())
+            self._write(lambda: self.folder.end(ours[-1], said))
+        if new[-1] != ours[-1] and (ending is None or ending.outcome is not Outcome.done):
+            # To start again would take the run back, and its new owner would do the same, for ever.
+            step = 0 if ending is None else ending.step
+            return Ending(Outcome.superseded, step, f"attempt {new[-1]} is not of this command")
+        return ending
+
+    def _read(self, look: Callable[[], T], otherwise: T | None = None) -> T:
+        """Look into the run folder, again while it cannot be read; `otherwise` when that has taken too long."""
+        deadline, told = time.monotonic() + PATIENCE_S, False
+        while True:
+            try:
+                return look()
+            except (OSError, StorageError) as error:
+                if not told:
+                    say(f"waiting for the run folder: {error}")
+                    told = True
+                if not self.local.wait(AGAIN_S) or time.monotonic() > deadline:
+                    if otherwise is None:
+                        raise
+                    return otherwise
+
+    def _keep(self, decision: Decision, ending: Ending | None) -> None:
+        say(decision.brief or decision.reason)
+        outcome = None if ending is None or self.local.killed else ending.outcome.value
+        facts = {"outcome": outcome, **dataclasses.asdict(decision), "time": time.time()}
+        self._write(lambda: self.folder.record_restart(facts))
+        for _ in range(0 if decision.go_on else LAST_TRIES):
+            if self._unwritten:
+                time.sleep(LAST_PAUSE_S)
+                self._write()
+
+    def _await_folder(self) -> bool:
+        """Wait until the run folder has taken all that there is to write: until then a start would only fail."""
+        deadline = time.monotonic() + PATIENCE_S
+        while self._unwritten and self.local.wait(AGAIN_S):
+            self._write()
+            if time.monotonic() > deadline:
+                return False
+        return True
+
+    def _write(self, what: Callable[[], object] | None = None) -> None:
+        """Write it after all that the run folder has not taken before; what it does not take now is kept."""
+        self._unwritten += [what] if what is not None else []
+        while self._unwritten:
+            try:
+                self._unwritten[0]()
+            except (OSError, StorageError) as error:
+                if not self._is_behind:
+                    say(f"not written down yet, which costs the run nothing: {error}")
+                self._is_behind = True
+                return
+            del self._unwritten[0]
+        self._is_behind = False
+
+    def _remove_marker(self) -> None:
+        try:
+            self.folder.storage.delete(STOP_MARKER)
+        except (OSError, StorageError) as error:  # of a read-only disk, most likely without a marker
+            say(f"could not remove the stop marker: {error}")
+
+
+def _by_code(code: int) -> Ending | None:
+    """Of a start that has left no word: what its exit code says."""
+    said = [outcome for outcome in Outcome if outcome.exit_code == code and code > 1]
+    return Ending(said[0], reason="before the first step") if said else None
+
+
+def marker(folder: RunFolder) -> Callable[[str], None]:
+    """What leaves the word in the run folder that it is to stop; the trainer looks for it."""
+
+    def leave(reason: str) -> None:
+        try:
+            folder.storage.write(STOP_MARKER, reason.encode())
+        except (OSError, StorageError) as error:  # the signal alone must do
+            say(f"could not write the stop marker: {error}")
+
+    return leave

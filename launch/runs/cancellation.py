@@ -1,0 +1,72 @@
+"""What stops a run for good, wherever it is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Sequence
+
+from everstep.launch.runs.liveness import has_process, is_here
+from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.runs.history import History, read
+from everstep.launch.schedulers.job import CANCELLED, JobHandle
+from everstep.launch.cli.ls import Line, line
+from everstep.provenance import user
+from everstep.run_folder import STOP_MARKER, RunFolder
+
+
+def cancel_run(folder: RunFolder) -> str:
+    """Stop one run; what was done about it."""
+    history = read(folder)
+    jobs = statuses([history.handle] if history.handle is not None else [])
+    here = line(history, jobs.get(history.handle) if history.handle is not None else None)
+    state = here.standing.state
+    if state.is_over:
+        return f"is over already ({state.value})"
+    return _job(folder, history) if history.submissions else _processes(folder, here)
+
+
+def cancel_jobs(histories: Sequence[History]) -> None:
+    """Stop the jobs of many runs, by one command to each scheduler."""
+    by_scheduler: dict[str, list[JobHandle]] = {}
+    for handle in [history.handle for history in histories if history.handle is not None]:
+        by_scheduler.setdefault(handle.scheduler, []).append(handle)
+    for name, handles in by_scheduler.items():
+        scheduler(name).cancel(handles)
+    for history in histories:
+        _keep(RunFolder(history.url))
+
+
+def _job(folder: RunFolder, history: History) -> str:
+    newest = history.submissions[-1]
+    cluster = scheduler(newest.scheduler or (newest.handle.scheduler if newest.handle else ""))
+    handle = newest.handle if newest.is_settled else cluster.find(str(newest.intent.get("token", "")))
+    if handle is None:
+        _keep(folder)
+        return "no job is known of it yet; if its launcher is still at work, cancel again"
+    cluster.cancel([handle])
+    _keep(folder)
+    return f"{handle} is cancelled; the last checkpoint stands"
+
+
+def _processes(folder: RunFolder, here: Line) -> str:
+    """A run without a scheduler: a marker that the trainer looks for, and on this machine a signal."""
+    last = here.history.last
+    if last is None:
+        return "nothing has been started"
+    folder.storage.write(STOP_MARKER, b"cancelled")
+    if last.ending is not None:
+        _keep(folder)
+        return "is between two attempts: the next is told to stop by a marker in the run folder"
+    if is_here(last) and last.pid is not None and has_process(last):
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # the marker was faster, or must do
+            os.kill(last.pid, signal.SIGTERM)
+        return f"attempt {last.number} is told to stop (process {last.pid}): it saves and ends"
+    return f"attempt {last.number} on {last.host} is told to stop by a marker in the run folder: it saves and ends"
+
+
+def _keep(folder: RunFolder) -> None:
+    reason = f"cancelled by {user()} on {socket.gethostname()}"
+    folder.record_restart({"outcome": CANCELLED, "go_on": False, "reason": reason, "restarts": 0})

@@ -1,0 +1,152 @@
+"""What a run folder tells of its run: submissions, attempts, decisions and progress. Here it is only read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.runs.lookup import is_run
+from everstep.errors import ConfigError, EverstepError
+from everstep.run_folder import ATTEMPTS, PROGRESS, RESTARTS, STARTS, SUBMISSIONS, Ending, RunFolder
+
+READERS = 16
+"""Threads that read at a time: a store answers many as fast as one."""
+
+
+class NotARun(ConfigError):
+    """A folder that is no run's."""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of the run. Times are seconds since the epoch."""
+
+    number: int
+    claimed_at: float
+    began_at: float
+    """When its first process began; the claim comes later."""
+    host: str = ""
+    pid: int | None = None
+    world: int | None = None
+    ending: Ending | None = None
+
+
+@dataclass(frozen=True)
+class Start:
+    """One time that a scheduler gave the run its nodes."""
+
+    at: float
+    hosts: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One job that was asked for."""
+
+    number: int
+    at: float
+    scheduler: str = ""
+    handle: JobHandle | None = None
+    is_settled: bool = False
+    """Whether it is known what became of it; settled without a handle it became no job."""
+    intent: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class History:
+    """A run as its folder shows it, in the order of time."""
+
+    name: str
+    url: str
+    attempts: tuple[Attempt, ...] = ()
+    submissions: tuple[Submission, ...] = ()
+    starts: tuple[Start, ...] = ()
+    decisions: tuple[dict[str, Any], ...] = ()
+    """What the restart policy, or a user, decided: `reason`, `outcome`, `go_on`, `time`."""
+    progress: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Attempt | None:
+        return self.attempts[-1] if self.attempts else None
+
+    @property
+    def handle(self) -> JobHandle | None:
+        """The newest job; None for a run without a scheduler."""
+        return self.submissions[-1].handle if self.submissions else None
+
+    @property
+    def started_at(self) -> float | None:
+        """When the run was first asked for, as far as this history goes back."""
+        times = [each.at for each in self.submissions] + [each.began_at for each in self.attempts]
+        return min(times, default=None)
+
+
+def read(folder: RunFolder, newest_only: bool = False) -> History:
+    """The history of a run. `newest_only` reads one file of each kind, for a list of many runs."""
+    there = set(folder.storage.names())
+    if not is_run(there):
+        raise NotARun(f"{folder.url} is no run folder")
+    attempts = folder.attempts() if ATTEMPTS in there else []
+    submissions = _numbers(folder, SUBMISSIONS) if SUBMISSIONS in there else []
+    starts = _numbers(folder, STARTS, "") if STARTS in there else []
+    restarts = _numbers(folder, RESTARTS) if RESTARTS in there else []
+    last = slice(-1, None) if newest_only else slice(None)
+    with ThreadPoolExecutor(READERS) as pool:
+        return History(
+            folder.url.rsplit("/", 1)[-1],
+            folder.url,
+            tuple(pool.map(lambda number: attempt(folder, number), attempts[last])),
+            tuple(pool.map(lambda number: _submission(folder, number), submissions[last])),
+            tuple(pool.map(lambda number: _start(folder, number), starts[last])),
+            tuple(pool.map(lambda number: folder.facts(f"{RESTARTS}/{number:04d}.json"), restarts[last])),
+            folder.facts(PROGRESS) if PROGRESS in there else {},
+        )
+
+
+def read_all(folders: Sequence[RunFolder]) -> list[History | EverstepError]:
+    """The newest of many runs; a folder that cannot be read is its error, and the others are still there."""
+
+    def one(folder: RunFolder) -> History | EverstepError:
+        try:
+            return read(folder, newest_only=True)
+        except EverstepError as error:
+            return error
+
+    with ThreadPoolExecutor(READERS) as pool:
+        return list(pool.map(one, folders))
+
+
+def attempt(folder: RunFolder, number: int) -> Attempt:
+    claim = folder.claim_of(number)
+    at = float(claim.get("time") or 0.0)
+    return Attempt(
+        number,
+        at,
+        float(claim.get("began") or at),
+        str(claim.get("host") or ""),
+        claim.get("pid"),
+        claim.get("world"),
+        folder.ending(number),
+    )
+
+
+def _submission(folder: RunFolder, number: int) -> Submission:
+    intent = folder.facts(f"{SUBMISSIONS}/{number:04d}.json")
+    settled = folder.facts(f"{SUBMISSIONS}/{number:04d}.handle.json")
+    handle = JobHandle.parse(settled["handle"]) if settled.get("handle") else None
+    at, scheduler = float(intent.get("time") or 0.0), str(intent.get("scheduler") or "")
+    return Submission(number, at, scheduler, handle, bool(settled), intent)
+
+
+def _start(folder: RunFolder, number: int) -> Start:
+    facts = folder.facts(f"{STARTS}/{number:04d}/start.json")
+    return Start(float(facts.get("time") or 0.0), tuple(map(str, facts.get("hosts") or ())))
+
+
+def _numbers(folder: RunFolder, where: str, ending: str = ".json") -> list[int]:
+    """Of 0001.json, 0001.handle.json, 0002.json …: 1, 2."""
+    stems = (name.removesuffix(ending) for name in folder.storage.names(where) if name.endswith(ending))
+    return sorted(int(stem) for stem in stems if stem.isdigit())

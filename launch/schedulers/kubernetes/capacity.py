@@ -1,0 +1,165 @@
+"""Whether a cluster has room for a job: its quotas and its nodes beside what the pods ask for; pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.kubernetes.validate import amount
+from everstep.launch.schedulers.kubernetes.pod import Plain
+
+HOST = "kubernetes.io/hostname"
+PASSING = "node.kubernetes.io/"
+"""Taints of nodes that are not ready, full or cordoned: they come and go."""
+
+COUNTED = ("pods", "jobs.batch", "services", "configmaps")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a job asks of a cluster."""
+
+    job: JobConfig
+    main: Plain
+    """The Job, JobSet or TrainJob, overlay included."""
+
+    @property
+    def pod(self) -> Plain:
+        """The spec of its pods; of a TrainJob what we say of it."""
+        spec: Plain = self.main["spec"]
+        if self.main["kind"] == "TrainJob":
+            jobs = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
+            patch: Plain = jobs[0]["template"]["spec"]["template"]["spec"]
+            return {**patch, "containers": [{"resources": spec["trainer"].get("resourcesPerNode", {})}]}
+        if self.main["kind"] == "JobSet":
+            spec = spec["replicatedJobs"][0]["template"]["spec"]
+        found: Plain = spec["template"]["spec"]
+        return found
+
+    def sums(self, which: str) -> dict[str, float]:
+        """`requests` or `limits` of one pod; what has only a limit is asked for as much."""
+        found: dict[str, float] = {}
+        for container in self.pod.get("containers", []):
+            resources = container.get("resources", {})
+            given = {**resources.get("limits", {}), **(resources.get("requests", {}) if which == "requests" else {})}
+            for name, quantity in given.items():
+                found[name] = found.get(name, 0.0) + (amount(quantity) or 0.0)
+        return found
+
+    def key(self, resource: str) -> str:
+        """What the user changes to ask for less of it."""
+        k8s = self.job.k8s
+        keys = {"cpu": "job.cpus", "memory": "job.mem", k8s.gpu_resource: "job.gpus"}
+        return {**keys, str(k8s.rdma_resource): "job.k8s.rdma_count"}.get(resource, "job.k8s.overlay")
+
+
+def against_quotas(asked: Asked, quotas: Sequence[Plain]) -> Iterator[str]:
+    """What is left of each quota and is less than the fewest pods of the job ask for."""
+    for quota in quotas:
+        hard, used = quota.get("status", {}).get("hard", {}), quota.get("status", {}).get("used", {})
+        if quota.get("spec", {}).get("scopes") or quota.get("spec", {}).get("scopeSelector"):
+            continue  # for some pods only, and which ones is the server's to say
+        name = quota["metadata"]["name"]
+        for what, limit in hard.items():
+            yield from _against_quota(asked, name, what, str(limit), str(used.get(what, "0")))
+
+
+def _against_quota(asked: Asked, quota: str, what: str, hard: str, used: str) -> Iterator[str]:
+    fewest, thing = asked.job.node_range[0], what.removeprefix("count/")
+    left = (amount(hard) or 0.0) - (amount(used) or 0.0)
+    said = f"quota {quota}: of {what} {hard} {used} are used"
+    if thing in COUNTED:
+        wanted = fewest if thing == "pods" else 1
+        if wanted > left:
+            key = "job.nodes" if thing == "pods" else "job.k8s.namespace"
+            yield f"{said}, and the job makes {wanted}; change {key}, or ask for a larger quota"
+        return
+    which, _, resource = what.partition(".") if what.startswith(("requests.", "limits.")) else ("requests", "", what)
+    each = asked.sums(which).get(resource)
+    if each is None and resource in ("cpu", "memory"):
+        key = "job.k8s.overlay" if what == "limits.cpu" else asked.key(resource)
+        yield f"quota {quota}: every pod must say its {what}, unless a LimitRange does for it; set {key}"
+    elif each is not None and each * fewest > left:
+        key = asked.key(resource)
+        yield f"{said}, and {fewest} pods ask for {_plain(each * fewest)}; change {key}, or ask for a larger quota"
+
+
+def against_nodes(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
+    """What no node has, then whether there are enough that have all of it; the first thing only."""
+    excluded = asked.job.exclude
+    inside = [node for node in nodes if _labels(node).get(HOST, node["metadata"]["name"]) not in excluded]
+    selector = asked.pod.get("nodeSelector", {})
+    chosen = [node for node in inside if selector.items() <= _labels(node).items()]
+    if not chosen:
+        without = f", without {' '.join(excluded)}" if excluded else ""
+        yield f"none of {len(nodes)} nodes{without} has the labels {selector}; change job.k8s.node_selector"
+        return
+    wanted = asked.sums("requests")
+    short = list(_short(asked, wanted, chosen))
+    yield from short
+    if not short:
+        yield from _places(asked, wanted, chosen)
+
+
+def beyond_any_node(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
+    """What one pod asks for and none of the nodes has as much of, whichever are chosen."""
+    yield from _short(asked, asked.sums("requests"), nodes)
+
+
+def _short(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
+    for resource, each in wanted.items():
+        most = max(_has(node, resource) for node in nodes)
+        if each > most:
+            key = asked.key(resource)
+            has = f"nodes have at most {_plain(most)}"
+            yield f"{key}: a pod asks for {_plain(each)} of {resource}, and {has}; change {key}"
+
+
+def _places(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
+    """Whether the fewest pods would fit if nothing else ran."""
+    fewest = asked.job.node_range[0]
+    tolerations = asked.pod.get("tolerations", [])
+    closed = {taint["key"] for node in nodes if _places_on(node, wanted) for taint in _refusing(node, tolerations)}
+    open_to_us = [node for node in nodes if not _refusing(node, tolerations)]
+    places = sum(_places_on(node, wanted) for node in open_to_us)
+    if places < fewest:
+        taints = f", others are closed by {', '.join(sorted(closed))} (job.k8s.tolerations)" if closed else ""
+        yield f"job.nodes={fewest}: the nodes have places for {places} such pods{taints}; change job.nodes"
+
+
+def _places_on(node: Plain, wanted: Mapping[str, float]) -> int:
+    asked = {**wanted, "pods": 1.0}
+    return int(min(_has(node, resource) // each for resource, each in asked.items() if each > 0))
+
+
+def _refusing(node: Plain, tolerations: Sequence[Plain]) -> list[Plain]:
+    """The taints that keep our pods away for good."""
+    taints = [each for each in node.get("spec", {}).get("taints") or [] if each["effect"] != "PreferNoSchedule"]
+    lasting = [each for each in taints if not each["key"].startswith(PASSING)]
+    return [taint for taint in lasting if not any(_tolerates(each, taint) for each in tolerations)]
+
+
+def _tolerates(toleration: Plain, taint: Plain) -> bool:
+    if toleration.get("effect") not in (None, "", taint["effect"]):
+        return False
+    if toleration.get("operator") == "Exists":
+        return toleration.get("key") in (None, "", taint["key"])
+    return (toleration.get("key"), toleration.get("value", "")) == (taint["key"], taint.get("value", ""))
+
+
+def _labels(node: Plain) -> dict[str, str]:
+    return node["metadata"].get("labels") or {}
+
+
+def _has(node: Plain, resource: str) -> float:
+    return amount(node.get("status", {}).get("allocatable", {}).get(resource)) or 0.0
+
+
+def _plain(number: float) -> str:
+    """64Gi for memory, 8 for what is counted."""
+    for unit in ("Gi", "Mi"):
+        size = {"Gi": 2**30, "Mi": 2**20}[unit]
+        if number >= size:
+            return f"{number / size:.4g}{unit}"
+    return f"{number:.4g}"

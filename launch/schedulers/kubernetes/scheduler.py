@@ -1,0 +1,168 @@
+"""Kubernetes as a scheduler: a job is made, found, looked at and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
+from typing import Any
+from urllib.parse import quote, unquote
+
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
+from everstep.launch.messages import say
+from everstep.launch.schedulers.base import Ask, Program, Rendered
+from everstep.launch.schedulers.kubernetes.client import RETRY_S, Client, Refused
+from everstep.launch.schedulers.kubernetes.autoscaling import lacking
+from everstep.launch.schedulers.kubernetes.validate import mistakes
+from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
+from everstep.launch.schedulers.kubernetes.informer import Mirrors, Place
+from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
+from everstep.launch.schedulers.kubernetes.kueue import queued
+from everstep.launch.schedulers.kubernetes.job_status import FAILED_CREATE, lacks_pods, standing
+from everstep.errors import ConfigError
+
+MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
+WORKLOADS = ("Job", "JobSet", "TrainJob")
+CURRENT = "current"
+"""Stands in a handle for the kubeconfig's current context."""
+Look = Callable[[Place, str], list[dict[str, Any]]]
+"""All objects of ours of one kind at a place."""
+
+
+@dataclass(frozen=True)
+class Kubernetes:
+    """The cluster and namespace that the job names; those of a handle, for what there is already."""
+
+    job: JobConfig = field(default_factory=lambda: JobConfig(scheduler="k8s"))
+    retry_s: float = RETRY_S
+
+    def render(self, job: JobConfig, program: Program) -> Rendered:
+        made = objects(job, program)
+        found = tuple(mistakes(job, program, made))
+        return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(made), mistakes=found)
+
+    def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
+        """What the API server would accept though it cannot work, and what no node has.
+
+        With the program, also whether the pods can see its folder, and what its config holds.
+        """
+        known = program or Program("everstep-check", "memory://everstep-check", (), "check")
+        made = objects(job, known)
+        return [*mistakes(job, known, made), *lacking(job, made[-1], self._client, say)]
+
+    def submit(self, rendered: Rendered) -> JobHandle:
+        """Settings and service first, so that no pod waits for them; the job owns them and takes them along."""
+        import yaml
+
+        made = list(yaml.safe_load_all(rendered.manifest))
+        *before, main = made
+        for thing in before:
+            self._client.apply(thing)
+        job = self._client.apply(main)
+        for thing in before:
+            self._client.own(thing["kind"], thing["metadata"]["name"], {**main, "metadata": job["metadata"]})
+        return self._handle(main["kind"], main["metadata"]["name"])
+
+    def find(self, token: str) -> JobHandle | None:
+        for kind in WORKLOADS:
+            for each in self._client.list(kind, {TOKEN: token_label(token)}):
+                if not each["metadata"].get("ownerReferences"):  # the Job inside of a JobSet has the same labels
+                    return self._handle(kind, each["metadata"]["name"])
+        return None
+
+    def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+        """One list of the jobs and one of the pods for each namespace, however many handles there are."""
+        return self._read(handles, lambda place, kind: self._client_of(place).list(kind, MANAGED))
+
+    @contextlib.contextmanager
+    def follow(self) -> Iterator[Ask]:
+        """`status` from what watches have told; a job that they have not told of yet is asked for."""
+        with contextlib.closing(Mirrors(self._client_of, MANAGED)) as mirrors:
+
+            def ask(handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
+                found = self._read(handles, mirrors.look)
+                strange = [handle for handle, status in found.items() if status.state is JobState.unknown]
+                return {**found, **self.status(strange)}
+
+            yield ask
+
+    def cancel(self, handles: Sequence[JobHandle]) -> None:
+        for handle in handles:
+            _, kind, name = _parts(handle)
+            self._client_of(_place(handle)).delete(kind, name)
+
+    def _read(self, handles: Sequence[JobHandle], look: Look) -> dict[JobHandle, JobStatus]:
+        found: dict[JobHandle, JobStatus] = {}
+        for place, group in _by_place(handles).items():
+            pods = look(place, "Pod")
+            events = cache(partial(self._refusals, place))
+            for kind in {_parts(handle)[1] for handle in group}:
+                known = {each["metadata"]["name"]: each for each in look(place, kind)}
+                ours = {handle: known.get(_parts(handle)[2]) for handle in group if _parts(handle)[1] == kind}
+                waits = queued(self._client_of(place), [job for job in ours.values() if job is not None])
+                found |= {handle: self._standing(kind, job, pods, waits, events) for handle, job in ours.items()}
+        return found
+
+    def _standing(
+        self,
+        kind: str,  # not the job's own word: what a list is of, its elements do not say again
+        job: dict[str, Any] | None,
+        pods: Sequence[dict[str, Any]],
+        waits: Mapping[str, str],
+        events: Callable[[], list[dict[str, Any]]],
+    ) -> JobStatus:
+        if job is None:
+            return JobStatus(JobState.unknown)
+        label = JOB_NAME if kind == "Job" else JOBSET_NAME
+        ours = [pod for pod in pods if pod["metadata"]["labels"].get(label) == job["metadata"]["name"]]
+        missing = kind == "Job" and lacks_pods(job, ours, time.time())
+        queue = waits.get(job["metadata"]["uid"], "")
+        return standing(job, ours, self.job.k8s.restart_delay_s, queue, events() if missing else ())
+
+    def _refusals(self, place: Place) -> list[dict[str, Any]]:
+        """What was said of jobs that got no pods: one question for all of them. Who may not see events does without."""
+        client = self._client_of(place)
+        try:
+            return client.items(f"/api/v1/namespaces/{client.namespace}/events?fieldSelector=reason%3D{FAILED_CREATE}")
+        except Refused as error:
+            if error.code != 403:
+                raise
+            return []
+
+    @cached_property
+    def _client(self) -> Client:
+        return Client(self.job.k8s.context, self.job.k8s.namespace, self.retry_s)
+
+    def _client_of(self, place: Place) -> Client:
+        context, namespace = place
+        if context == self.job.k8s.context and namespace == self._client.namespace:
+            return self._client
+        return Client(context, namespace, self.retry_s)
+
+    def _handle(self, kind: str, name: str) -> JobHandle:
+        context = quote(self.job.k8s.context or CURRENT, safe="")  # names of contexts may hold anything
+        return JobHandle("k8s", context, f"{self._client.namespace}/{kind.lower()}/{name}")
+
+
+def _place(handle: JobHandle) -> Place:
+    context = unquote(handle.cluster)
+    return None if context == CURRENT else context, _parts(handle)[0]
+
+
+def _parts(handle: JobHandle) -> tuple[str, str, str]:
+    """Namespace, kind and name."""
+    words = handle.id.split("/")
+    kinds = {kind.lower(): kind for kind in WORKLOADS}
+    if len(words) != 3 or words[1] not in kinds:
+        raise ConfigError(f"{handle} is not a job of Kubernetes: it should look like k8s://CONTEXT/NAMESPACE/job/NAME")
+    return words[0], kinds[words[1]], words[2]
+
+
+def _by_place(handles: Sequence[JobHandle]) -> dict[Place, list[JobHandle]]:
+    found: dict[Place, list[JobHandle]] = {}
+    for handle in handles:
+        found.setdefault(_place(handle), []).append(handle)
+    return found

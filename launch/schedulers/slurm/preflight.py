@@ -1,0 +1,282 @@
+"""What a Slurm would refuse, or never start, before anything is submitted to it: pure on what its commands print.
+
+Slurm itself is not enough: without accounting `sbatch --test-only` accepts a partition that is down, a time beyond its
+limit, and any account or QOS; with it, a time beyond the limit of most QOS.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from everstep.launch.messages import say
+from everstep.launch.schedulers.slurm.accounting import Lines, choice, settings, too_long
+from everstep.launch.schedulers.slurm.partitions import Nodes, Partition, nodes_of, partitions_of
+from everstep.launch.text_tables import duration
+from everstep.errors import nearest
+
+TIMEOUT_S = 60.0
+PARTITIONS = ("scontrol", "show", "partition", "-o")
+NODES = ("sinfo", "--json")
+NO_SUCH_NODES = "Requested node configuration is not available"
+ABOUT = {
+    "accounting/qos policy": "job.time, job.nodes or job.qos",
+    "account": "job.account",
+    "partition": "job.partition",
+    "qos": "job.qos",
+    "time limit": "job.time",
+    "feature": "job.constraint",
+    "reservation": "job.reservation",
+    "node name": "job.exclude",
+    "node configuration": "job.nodes, job.gpus, job.cpus or job.mem",
+}
+"""Words of Slurm's refusals → the key to change."""
+POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z][A-Za-z]+")
+"""The limit of an account or a QOS that is in the way, in Slurm's own words."""
+LIMITS = {
+    "WallDuration": "job.time",
+    "Node": "job.nodes",
+    "GRES": "job.gpus",
+    "Cpu": "job.cpus",
+    "Mem": "job.mem",
+    "Job": "job.qos",
+}
+"""What such a word holds → the key to change."""
+
+
+class Wish(Protocol):
+    """The keys of a job that a cluster has a say in."""
+
+    nproc: int | str
+    time: str | None
+    partition: str | None
+    account: str | None
+    qos: str | None
+    constraint: str | None
+    exclude: list[str]
+    secrets: list[str]
+    gpus: int | str
+    cpus: int | None
+    mem: str | None
+
+    @property
+    def time_s(self) -> int | None: ...
+    @property
+    def node_range(self) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a command printed, and its exit code; 127 where there is no such command."""
+
+    code: int
+    out: str = ""
+    err: str = ""
+
+    @property
+    def last_line(self) -> str:
+        lines = [line.strip() for line in f"{self.out}\n{self.err}".splitlines() if line.strip()]
+        return lines[-1] if lines else f"exit code {self.code}"
+
+
+Ask = Callable[[Sequence[str]], Answer]
+"""Runs a command of Slurm's."""
+
+
+def ask(argv: Sequence[str]) -> Answer:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except FileNotFoundError:
+        return Answer(127, err=f"there is no {argv[0]} on this machine; submit from a login node of the cluster")
+    except subprocess.TimeoutExpired:
+        return Answer(1, err=f"{argv[0]} did not answer within {TIMEOUT_S:.0f} s")
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
+def problems(
+    job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None, note: Callable[[str], None] = say
+) -> list[str]:
+    """Everything that stands against the job, one line each with the key to change; empty when it could start.
+
+    Args:
+        flags: of the sbatch that would be; None makes those that follow from `job`.
+        note: is told what is odd and can be meant.
+    """
+    told = ask(PARTITIONS)
+    if told.code != 0:
+        return [f"job.scheduler='slurm': {told.last_line}"]
+    partitions = partitions_of(told.out)
+    wanted, unknown = _wanted(job, partitions)
+    if unknown:
+        return unknown
+    nodes = nodes_of(ask(NODES).out)
+    # A job may go to any of several partitions: one that takes it is enough.
+    found = [_against(job, partition, nodes) for partition in wanted]
+    if all(found):
+        return found[0]
+    for line in _crowd(job, [group for group in nodes if any(each.name in group.partitions for each in wanted)]):
+        note(line)
+    fit = [partition for partition, against in zip(wanted, found, strict=True) if not against]
+    given = flags_of(job) if flags is None else flags
+    return _by_accounting(job, fit, ask, note) or _refusal(job, given, wanted, nodes, ask)
+
+
+def _by_accounting(job: Wish, fit: Sequence[Partition], ask: Ask, note: Callable[[str], None]) -> list[str]:
+    """What accounting has against the job and Slurm does not say; nobody is asked where it cannot matter."""
+    if job.secrets and "job_env" in settings(_lines(ask)).stored:
+        note(f"job.secrets={job.secrets}: the cluster keeps the environment of every job in its database "
+             "(AccountingStoreFlags=job_env), and their values with it")  # fmt: skip
+    if job.time_s is None:
+        return []
+    return [f"job.time={job.time}: {line}"
+            for line in too_long(job.time_s, job.account, job.qos, fit, _lines(ask))]  # fmt: skip
+
+
+def _lines(ask: Ask) -> Lines:
+    def lines(argv: Sequence[str]) -> list[str]:
+        told = ask(argv)
+        return told.out.splitlines() if told.code == 0 else []
+
+    return lines
+
+
+def _wanted(job: Wish, partitions: dict[str, Partition]) -> tuple[list[Partition], list[str]]:
+    """The partitions that the job may go to, or what is wrong with their names."""
+    there = ", ".join(partitions)
+    if job.partition is None:
+        default = [partition for partition in partitions.values() if partition.default]
+        missing = f"job.partition=null: the cluster has no default partition ({there}); set job.partition"
+        return default, ([] if default else [missing])
+    names = job.partition.split(",")
+    unknown = [
+        f"job.partition={name!r}: there is no such partition{nearest(name, partitions)}; there are {there}"
+        for name in names
+        if name not in partitions
+    ]
+    return [partitions[name] for name in names if name in partitions], unknown
+
+
+def _against(job: Wish, partition: Partition, nodes: Sequence[Nodes]) -> list[str]:
+    inside = [group for group in nodes if partition.name in group.partitions]
+    return [*_limits(job, partition), *_hardware(job, partition, inside)]
+
+
+def _limits(job: Wish, partition: Partition) -> list[str]:
+    name, fewest, found = partition.name, job.node_range[0], []
+    if not partition.up:
+        found.append(f"job.partition={name!r}: it is {partition.state}; choose another")
+    if job.time_s is not None and partition.max_time_s is not None and job.time_s > partition.max_time_s:
+        limit = duration(partition.max_time_s)
+        found.append(f"job.time={job.time}: partition {name} allows at most {limit}; change job.time")
+    most = min(partition.nodes, partition.max_nodes or partition.nodes)
+    if fewest > most:
+        has = f"has {partition.nodes}" if most == partition.nodes else f"allows at most {most}"
+        found.append(f"job.nodes={fewest}: partition {name} {has} nodes; change job.nodes")
+    if fewest < partition.min_nodes:
+        found.append(f"job.nodes={fewest}: partition {name} takes jobs of at least {partition.min_nodes} nodes")
+    for key, value, allowed in (("account", job.account, partition.accounts), ("qos", job.qos, partition.qos)):
+        if value is not None and allowed is not None and value not in allowed:
+            there = ", ".join(sorted(allowed))
+            found.append(f"job.{key}={value!r}: partition {name} allows only {there}; change job.{key}")
+    return found
+
+
+def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[str]:
+    """What single nodes cannot give; then whether enough of them can give all of it."""
+    # A list that could not be had, or that leaves out nodes which are switched on when a job wants them, proves
+    # nothing: `sbatch --test-only` has the last word.
+    if not inside or sum(group.count for group in inside) < partition.nodes:
+        return []
+    asks = {
+        "job.gpus": (_gpus(job), "gpus", "GPUs"),
+        "job.cpus": (job.cpus, "cpus", "CPUs"),
+        "job.mem": (megabytes(job.mem), "memory_mb", "MB of memory"),
+    }
+    found = []
+    for key, (wanted, attribute, unit) in asks.items():
+        most = max(getattr(group, attribute) for group in inside)
+        if attribute == "memory_mb":
+            most = min(most, partition.max_memory_mb or most)
+        if wanted is not None and wanted > most:
+            auto = " (as many as job.nproc)" if key == "job.gpus" and job.gpus == "auto" else ""
+            has = f"nodes of partition {partition.name} have at most {most} {unit}"
+            said = job.mem if key == "job.mem" else wanted
+            found.append(f"{key}={said}{auto}: {has}; change {key}")
+    fewest = job.node_range[0]
+    enough = [
+        group
+        for group in inside
+        if group.name not in job.exclude
+        and all(getattr(group, which) >= (wanted or 0) for wanted, which, _ in asks.values())
+    ]
+    count = sum(group.count for group in enough)
+    if not found and fewest <= partition.nodes and count < fewest:
+        excluded = f", without {' '.join(job.exclude)}" if job.exclude else ""
+        found.append(f"job.nodes={fewest}: only {count} nodes of partition {partition.name} have what is asked of each"
+                     f"{excluded}; change job.nodes")  # fmt: skip
+    return found
+
+
+def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
+    """More processes than CPUs is slow, but it works, and a test of many processes on few nodes may want it."""
+    most = max((group.cpus for group in nodes), default=0)
+    if not isinstance(job.nproc, int) or not 0 < most < job.nproc:
+        return []
+    return [f"job.nproc={job.nproc}: the nodes have at most {most} CPUs, so processes wait for each other's; "
+            "change job.nproc if that is not meant"]  # fmt: skip
+
+
+def _gpus(job: Wish) -> int | None:
+    """GPUs that each node has to have. `auto` is one for each process, where their number is known."""
+    if isinstance(job.gpus, int):
+        return job.gpus
+    return job.nproc if isinstance(job.nproc, int) else None
+
+
+def megabytes(text: str | None) -> int | None:
+    """Slurm's 64G, 500M, 1T or a plain number of MB; None for nothing and for what only Slurm understands."""
+    form = re.fullmatch(r"(\d+)([KMGT]?)B?", (text or "").strip().upper())
+    if form is None:
+        return None
+    return int(int(form[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[form[2]])
+
+
+def _refusal(
+    job: Wish, flags: Sequence[str], wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask
+) -> list[str]:
+    """What Slurm itself says against the job, which it is shown and not given."""
+    told = ask(["sbatch", "--test-only", *flags, "--wrap=true"])
+    if told.code == 0:
+        return []
+    names = {partition.name for partition in wanted}
+    out_of_service = any(not group.in_service and names & set(group.partitions) for group in nodes)
+    if NO_SUCH_NODES in told.last_line and out_of_service:
+        return []  # it has the nodes, only not today: the job would wait for them
+    said = re.sub(r"^(sbatch: error: |allocation failure: )+", "", told.last_line)
+    if policy := POLICY.search(f"{told.out}\n{told.err}"):
+        key = next((key for word, key in LIMITS.items() if word in policy[0]), "job.qos")
+        return [f"{key}: Slurm refuses the job: {policy[0]}; change {' or '.join(dict.fromkeys((key, 'job.qos')))}"]
+    key = next((key for word, key in ABOUT.items() if word in said.lower()), "job")
+    there = choice(key, job.account, _lines(ask)) if key in ("job.account", "job.qos") else ""
+    return [f"{key}: Slurm refuses the job: {said}{there}"]
+
+
+def flags_of(job: Wish) -> list[str]:
+    """What the job asks of the cluster, as sbatch says it."""
+    fewest, most = job.node_range
+    given = {
+        "--nodes": str(fewest) if fewest == most else f"{fewest}-{most}",
+        "--time": None if job.time_s is None else str(-(-job.time_s // 60)),
+        "--partition": job.partition,
+        "--account": job.account,
+        "--qos": job.qos,
+        "--constraint": job.constraint,
+        "--exclude": ",".join(job.exclude) or None,
+        "--gpus-per-node": str(_gpus(job)) if _gpus(job) else None,
+        "--cpus-per-task": None if job.cpus is None else str(job.cpus),
+        "--mem": job.mem,
+    }
+    return [f"{name}={value}" for name, value in given.items() if value is not None]

@@ -1,0 +1,1 @@
+"""Submission of runs as jobs: exactly once, with a snapshot of the code."""

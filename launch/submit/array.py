@@ -1,0 +1,167 @@
+"""Many runs become the elements of one job, once: what launch/submit/records.py does for one run, done for all of them.
+
+FOLDER/batches/TOKEN.txt       the run folders, a line for each; element N is in line N, counted from 0
+
+The list is written first, then each run's intent with the token of its element, then the scheduler is asked, and then
+each run is given its handle. Whoever finds intents without handles asks the scheduler once, for the batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from everstep.launch.config import JobConfig, job_yaml
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.schedulers.base import Batch, Batching, Scheduler
+from everstep.launch.submit.records import ENDING_S, LOOK_S, Submission, intend, is_gone, refuse_if_under_way, settled, submissions
+from everstep.errors import ConfigError, EverstepError
+from everstep.run_folder import JOB, RunFolder
+from everstep.storage import open_storage
+
+THREADS = 16
+"""Run folders that are read or written at a time."""
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One run of a batch."""
+
+    folder: RunFolder
+    argv: tuple[str, ...]
+    """As `Program.argv`."""
+    code: str | None = None
+    """As `submit` takes it."""
+
+
+def run_of(url: str, number: int) -> str:
+    """URL of the run folder that an element of a batch trains. ConfigError when the list has no such line."""
+    folder, _, name = url.rpartition("/")
+    try:
+        lines = open_storage(folder or ".").read(name).decode().splitlines()
+    except FileNotFoundError as error:
+        raise ConfigError(f"{url}: there is no such list of run folders") from error
+    if not 0 <= number < len(lines):
+        raise ConfigError(f"{url} has {len(lines)} lines and none for element {number} of the array")
+    return lines[number]
+
+
+def submit_batch(batch: Batch, members: Sequence[Member], job: JobConfig, scheduler: Batching) -> list[JobHandle | str]:
+    """For each run its job: one that is queued or running if there is one, else an element of a new one. Or a line that
+    says why it has none: another launcher has the run.
+
+    Args:
+        batch: its elements are the members, by their place.
+
+    Raises:
+        ConfigError: the scheduler refuses the batch.
+    """
+    seen = in_threads(lambda member: submissions(member.folder), members)
+    jobs: dict[int, JobHandle | str] = {**_alive(seen, scheduler)}
+    _keep_list(batch, members)
+
+    def write(number: int) -> Submission | str:
+        try:
+            return _intend(members[number], seen[number], job, f"{batch.token}.{number}")
+        except ConfigError as error:
+            return str(error)
+
+    fresh = [number for number in batch.elements if number not in jobs]
+    written = dict(zip(fresh, in_threads(write, fresh), strict=True))
+    jobs |= {number: said for number, said in written.items() if isinstance(said, str)}
+    intents = {number: made for number, made in written.items() if isinstance(made, Submission)}
+    if intents:
+        jobs |= _submitted(dataclasses.replace(batch, elements=tuple(intents)), intents, job, scheduler)
+    return [jobs[number] for number in batch.elements]
+
+
+def _alive(seen: Sequence[Sequence[Submission]], scheduler: Scheduler) -> dict[int, JobHandle]:
+    """Number of a run → its job that is queued or running: one question for all of them."""
+    handles = in_threads(lambda each: [submission.handle for submission in each], seen)
+    of = {handle: number for number, each in enumerate(handles) for handle in each if handle is not None}
+    found, deadline = scheduler.status(list(of)), time.monotonic() + ENDING_S
+    while any(status.ending for status in found.values()) and time.monotonic() < deadline:
+        time.sleep(LOOK_S)  # of a job that ends, cancelled or not, nothing comes any more
+        found = scheduler.status(list(of))
+    return {of[handle]: handle for handle, status in found.items() if not is_gone(status)}
+
+
+def _keep_list(batch: Batch, members: Sequence[Member]) -> None:
+    place, _, name = batch.list.rpartition("/")
+    lines = "".join(f"{member.folder.storage.url}\n" for member in members)
+    open_storage(place).create(name, lines.encode())
+
+
+def _intend(member: Member, seen: Sequence[Submission], job: JobConfig, token: str) -> Submission:
+    if seen and not seen[-1].is_settled:
+        raise ConfigError(f"another launcher is submitting {member.folder.url} right now")
+    facts = {"scheduler": job.scheduler, "token": token, "argv": list(member.argv), "code": member.code}
+    made = intend(member.folder, seen, facts)
+    member.folder.storage.write(JOB, job_yaml(job).encode())
+    return made
+
+
+def _submitted(
+    batch: Batch, intents: Mapping[int, Submission], job: JobConfig, scheduler: Batching
+) -> dict[int, JobHandle | str]:
+    whole = _accepted(batch, intents, job, scheduler)
+    handles = {number: whole.element(number) for number in intents}
+    is_ours = in_threads(lambda number: intents[number].settle(handles[number]), intents)
+    lost = [number for number, ours in zip(intents, is_ours, strict=True)
+            if not ours and intents[number].handle != handles[number]]  # fmt: skip
+    # Somebody took us for dead, found no job and goes on without us.
+    scheduler.cancel([handles[number] for number in lost])
+    said = {number: f"another launcher has submitted {intents[number].folder.url}" for number in lost}
+    return {**handles, **said}
+
+
+def _accepted(batch: Batch, intents: Mapping[int, Submission], job: JobConfig, scheduler: Batching) -> JobHandle:
+    try:
+        return scheduler.submit(scheduler.render_batch(job, batch))
+    except EverstepError:
+        # It may have been accepted all the same, and only the answer lost. When the scheduler cannot be asked either,
+        # the intents stay open, and whoever comes next asks again.
+        found = scheduler.find(batch.token)
+        if found is None:
+            in_threads(lambda intent: intent.settle(None), intents.values())
+            raise
+        return found
+
+
+def recover(folders: Sequence[RunFolder], scheduler: Scheduler) -> None:
+    """Settle what launchers have left open between an intent and the handle: one question for each batch.
+
+    ConfigError while such a launcher may still be at work.
+    """
+    newest = [seen[-1] for seen in in_threads(submissions, folders) if seen]
+    is_known = in_threads(lambda submission: submission.is_settled, newest)
+    left = [submission for submission, done in zip(newest, is_known, strict=True) if not done]
+    batches: dict[str, dict[int, Submission]] = {}
+    for submission, token in zip(left, in_threads(lambda each: each.token, left), strict=True):
+        batch, _, number = token.rpartition(".")
+        if batch:
+            batches.setdefault(batch, {})[int(number)] = submission
+        else:
+            settled(submission, scheduler)
+    for batch, members in batches.items():
+        _settle(batch, members, scheduler)
+
+
+def _settle(token: str, members: Mapping[int, Submission], scheduler: Scheduler) -> None:
+    found = scheduler.find(token)
+    if found is None:
+        refuse_if_under_way(next(iter(members.values())))
+        found = scheduler.find(token)  # it may have come about just now
+    in_threads(lambda number: members[number].settle(None if found is None else found.element(number)), members)
+
+
+def in_threads(do: Callable[[A], B], each: Iterable[A]) -> list[B]:
+    """Many small files at a time: a store has them far away."""
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(do, each))

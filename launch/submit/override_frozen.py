@@ -1,0 +1,74 @@
+"""A run's frozen config with what a command line changes of it. Nothing is composed anew: the run keeps what it was."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from everstep.compose import conf_dir, freeze, groups, keys, plain, thaw
+from everstep.config import OPEN_NODES, RunConfig
+from everstep.errors import ConfigError, nearest
+
+KEPT_GROUPS = ("experiment", *OPEN_NODES)
+"""Groups that say what the run is: another choice would make another run."""
+
+
+def amend(
+    config: RunConfig, job: dict[str, Any], overrides: Sequence[str], config_dirs: Sequence[str] = ()
+) -> tuple[RunConfig, dict[str, Any]]:
+    """The config and the job after the overrides, each typed; which may change is for `settle` to say."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    folders = [Path(name).expanduser() for name in config_dirs]
+    tree = OmegaConf.create({**plain(config), "job": job})
+    options = groups(folders)
+    for text in overrides:
+        key, value = _parsed(text)
+        try:
+            if key in options and not isinstance(value, dict):
+                chosen = _option(key, str(value), options, [conf_dir(), *folders])
+                # A choice replaces the whole group, as it does on the command line of `run`.
+                OmegaConf.update(tree, key, chosen, merge=False)
+            else:
+                _check_key(key)
+                OmegaConf.update(tree, key, value, merge=True)
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"cannot change {text!r}: {str(error).splitlines()[0]}") from error
+    plainly: dict[str, Any] = OmegaConf.to_container(tree)  # type: ignore[assignment]
+    changed_job = plainly.pop("job") or {}
+    changed = thaw(OmegaConf.to_yaml(OmegaConf.create(plainly)))
+    return thaw(freeze(changed)), changed_job
+
+
+def _parsed(text: str) -> tuple[str, Any]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(text)
+        if override.is_sweep_override():
+            raise ConfigError(f"{text!r} names several values: only 'everstep sweep' takes them")
+        return override.key_or_group, override.value()
+    except HydraException as error:
+        raise ConfigError(f"cannot read {text!r}: {str(error).splitlines()[0]}; write key=value") from error
+
+
+def _option(group: str, name: str, options: dict[str, list[str]], folders: Sequence[Path]) -> Any:
+    from omegaconf import OmegaConf
+
+    if group in KEPT_GROUPS:
+        raise ConfigError(f"{group}={name}: a run that goes on keeps its {group}; start a new run with 'everstep run'")
+    if name not in options[group]:
+        there = ", ".join(options[group])
+        raise ConfigError(f"{group}={name}: there is no such {group}{nearest(name, options[group])}; there are {there}")
+    file = next(f for folder in reversed(folders) if (f := folder / group / f"{name}.yaml").is_file())
+    return OmegaConf.load(file)
+
+
+def _check_key(key: str) -> None:
+    known = keys()
+    if key.split(".")[0] in (*OPEN_NODES, "job") or key in known or any(each.startswith(f"{key}.") for each in known):
+        return
+    raise ConfigError(f"no key {key!r}{nearest(key, known)}")

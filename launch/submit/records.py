@@ -1,0 +1,231 @@
+"""A run becomes one job, once: the intent is written down before the scheduler is asked, the job's handle after it.
+
+submissions/NNNN.json          token, program, host, pid, time: a job with this token is about to be submitted
+submissions/NNNN.handle.json   the job that it became; or null: it became none, and never will
+
+Both are create-only, so of several launchers one wins. Whoever finds an intent without a handle asks the scheduler for
+a job with its token: a launcher that was killed between the two has left one, or not.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from everstep.launch.config import JobConfig, job_yaml
+from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
+from everstep.launch.messages import say
+from everstep.launch.schedulers.base import Program, Rendered, Scheduler
+from everstep.errors import ConfigError, EverstepError
+from everstep.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder
+
+BORN = time.time()
+WORN = "worn_out"
+"""Outcome in the record of a job that was given up for a new one."""
+ENDING_S, LOOK_S = 300.0, 1.0
+"""Seconds for which a job that ends is waited for, and between two looks."""
+PATIENCE_S = 180.0
+"""Seconds for which an intent of another machine is left alone: its launcher may still be waiting for the scheduler."""
+
+
+@dataclass(frozen=True)
+class Submission:
+    """One entry of submissions/."""
+
+    folder: RunFolder
+    number: int
+
+    @property
+    def intent(self) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads(self.folder.storage.read(f"{SUBMISSIONS}/{self.number:04d}.json"))
+        return facts
+
+    @property
+    def token(self) -> str:
+        return str(self.intent["token"])
+
+    @property
+    def is_settled(self) -> bool:
+        return self.folder.storage.exists(self._handle_file)
+
+    @property
+    def handle(self) -> JobHandle | None:
+        """The job; None when it is not known (yet), or when there is none."""
+        try:
+            text = json.loads(self.folder.storage.read(self._handle_file))["handle"]
+        except FileNotFoundError:
+            return None
+        return None if text is None else JobHandle.parse(text)
+
+    @property
+    def _handle_file(self) -> str:
+        return f"{SUBMISSIONS}/{self.number:04d}.handle.json"
+
+    def settle(self, handle: JobHandle | None) -> bool:
+        """Write down what became of it; False when somebody else has."""
+        facts = {"handle": None if handle is None else str(handle), "time": time.time()}
+        return self.folder.storage.create(self._handle_file, (json.dumps(facts) + "\n").encode())
+
+
+def submissions(folder: RunFolder) -> list[Submission]:
+    """All of a run, the oldest first."""
+    names = [name.removesuffix(".json") for name in folder.storage.names(SUBMISSIONS)]
+    return [Submission(folder, int(name)) for name in sorted(names) if name.isdigit()]
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a submission came to."""
+
+    handle: JobHandle
+    is_new: bool
+    status: JobStatus | None = None
+    """Of a job that was there already."""
+
+
+def submit(
+    folder: RunFolder, job: JobConfig, program: Program, scheduler: Scheduler, code: str | None = None
+) -> Receipt:
+    """The run's job: the one that is queued or running if there is one, else a new one.
+
+    A job of which the scheduler says that a new one would go on sooner is cancelled for it.
+
+    Args:
+        code: the snapshot to run, as `Snapshot.place` says it; None runs what the nodes find themselves.
+
+    Raises:
+        ConfigError: the scheduler refuses, or another launcher is at it right now.
+    """
+    seen = submissions(folder)
+    if (present := _present(folder, seen, scheduler)) is not None:
+        if present.status is None or not present.status.worn:
+            return present
+        _give_up(folder, present.handle, present.status.worn, scheduler)
+    submission = intend(folder, seen, {
+        "scheduler": job.scheduler, "token": program.token, "argv": list(program.argv), "code": code,
+    })  # fmt: skip
+    folder.storage.write(JOB, job_yaml(job).encode())
+    handle = _submit(scheduler, scheduler.render(job, program), submission)
+    if not submission.settle(handle) and submission.handle != handle:
+        # Somebody took us for dead, found no job and has submitted another.
+        scheduler.cancel([handle])
+        raise ConfigError(f"another launcher has submitted {folder.url}; job {handle} of this one was cancelled")
+    return Receipt(handle, is_new=True)
+
+
+def _give_up(folder: RunFolder, handle: JobHandle, why: str, scheduler: Scheduler) -> None:
+    """Its pods save and end; those of the next job wait for nobody, and take the run over."""
+    reason = f"{why}; a new job takes the place of {handle}"
+    say(reason)
+    scheduler.cancel([handle])
+    folder.record_restart({"outcome": WORN, "go_on": True, "reason": reason, "restarts": 0})
+
+
+def _submit(scheduler: Scheduler, rendered: Rendered, submission: Submission) -> JobHandle:
+    try:
+        return scheduler.submit(rendered)
+    except EverstepError:
+        # It may have been accepted all the same, and only the answer lost. When the scheduler cannot be asked either,
+        # the intent stays open, and the next submit asks again.
+        found = scheduler.find(submission.token)
+        if found is None:
+            submission.settle(None)
+            raise
+        return found
+
+
+def _present(folder: RunFolder, seen: Sequence[Submission], scheduler: Scheduler) -> Receipt | None:
+    """The run's job that is queued or running, when one that ends has ended: nothing comes of that any more."""
+    deadline, told = time.monotonic() + ENDING_S, False
+    while (found := _alive(seen, scheduler)) is not None and found.status is not None:
+        if not found.status.ending and not _is_cancelled(folder, seen):
+            return found
+        if time.monotonic() > deadline:
+            raise ConfigError(f"job {found.handle} has been ending for {ENDING_S:.0f} s; try again when it has ended")
+        if not told:
+            say(f"waiting for job {found.handle} to end")
+            told = True
+        time.sleep(LOOK_S)
+    return found
+
+
+def _is_cancelled(folder: RunFolder, seen: Sequence[Submission]) -> bool:
+    """True if somebody has cancelled the run since it was last submitted."""
+    names = folder.storage.names(RESTARTS)
+    last = folder.facts(f"{RESTARTS}/{names[-1]}") if names else {}
+    submitted_at = float(seen[-1].intent["time"]) if seen else 0.0
+    return last.get("outcome") == CANCELLED and float(last.get("time") or 0.0) > submitted_at
+
+
+def current(folder: RunFolder, scheduler: Scheduler) -> Receipt | None:
+    """The run's job that is queued or running; None when all are over, or when there never was one."""
+    return _alive(submissions(folder), scheduler)
+
+
+def _alive(seen: Sequence[Submission], scheduler: Scheduler) -> Receipt | None:
+    handles = [handle for submission in seen if (handle := settled(submission, scheduler)) is not None]
+    for handle, status in reversed(scheduler.status(handles).items()):
+        if not is_gone(status):
+            return Receipt(handle, is_new=False, status=status)
+    return None
+
+
+def is_gone(status: JobStatus) -> bool:
+    """What the scheduler has forgotten is over: it forgets no job that waits or runs."""
+    return status.state.is_over or status.state is JobState.unknown
+
+
+def settled(submission: Submission, scheduler: Scheduler) -> JobHandle | None:
+    """The submission's job; an intent that was left without a handle is settled now."""
+    if submission.is_settled:
+        return submission.handle
+    found = scheduler.find(submission.token)
+    if found is None:
+        refuse_if_under_way(submission)
+        found = scheduler.find(submission.token)  # it may have come about just now
+    submission.settle(found)
+    return submission.handle
+
+
+def refuse_if_under_way(submission: Submission) -> None:
+    """ConfigError while the launcher that wrote the intent may still submit it."""
+    intent = submission.intent
+    here = intent["host"] == socket.gethostname()
+    alive = _runs(intent["pid"], intent["time"]) if here else time.time() - intent["time"] < PATIENCE_S
+    if alive:
+        raise ConfigError(
+            f"{submission.folder.url} is being submitted by process {intent['pid']} on {intent['host']}; "
+            f"try again when that has ended"
+        )
+
+
+def _runs(pid: int, at: float) -> bool:
+    """Whether the process that had this id at that time is still there."""
+    if pid == os.getpid():
+        return at >= BORN
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def intend(folder: RunFolder, seen: Sequence[Submission], facts: dict[str, Any]) -> Submission:
+    """Write down that a job is about to be submitted.
+
+    The number follows those that were looked at: a launcher that did the same meanwhile has taken it.
+    """
+    number = max((submission.number for submission in seen), default=0) + 1
+    intent = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}
+    if not folder.storage.create(f"{SUBMISSIONS}/{number:04d}.json", (json.dumps(intent) + "\n").encode()):
+        raise ConfigError(
+            f"another launcher is submitting {folder.url} right now; see what became of it, then try again"
+        )
+    return Submission(folder, number)

@@ -1,0 +1,326 @@
+"""The user's code as it was at submission: what git tracks or would, kept once for each content in the run folder.
+
+A queued job reads the snapshot, so later edits do not reach it. Uncommitted changes are in it like everything else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import os
+import shutil
+import stat
+import subprocess
+import tarfile
+import tempfile
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from everstep.errors import ConfigError, EverstepError
+from everstep.run_folder import CODE, RunFolder
+
+LIMIT_MB = 100
+"""Size of what a snapshot may hold, before compression."""
+UNPACKED_LIMIT_MB = 4096
+"""Where a snapshot from elsewhere is broken off as it is unpacked."""
+NAMED = 5
+"""So many of the largest files are named when there is too much."""
+SKIPPED = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".ipynb_checkpoints"}
+"""Folders that are left out where there is no git to say what belongs to the code."""
+
+
+class SnapshotError(EverstepError):
+    """A snapshot that is not what its name says, or reaches out of its folder."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One file of the code; of a link its target is the content."""
+
+    path: str
+    data: bytes
+    mode: int = 0o644
+    link: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was kept: unpack it by its digest, and start in `folder` below it."""
+
+    digest: str
+    folder: str
+    """Where in the checkout the user stood, with '/'; empty at its top."""
+    files: int
+    left_out: tuple[str, ...] = ()
+    """Links that lead out of the checkout."""
+
+    @property
+    def place(self) -> str:
+        """What a submission says of it: DIGEST, or DIGEST/FOLDER."""
+        return f"{self.digest}/{self.folder}".rstrip("/")
+
+
+def take(
+    run: RunFolder, where: Path, plugins: Sequence[str] = (), scripts: Sequence[str] = (), limit_mb: float = LIMIT_MB
+) -> Snapshot:
+    """Keep the code below `where` in the run folder; a content that is there already is not written again.
+
+    Args:
+        plugins: packages of the user's: outside of a git checkout they are what is taken.
+        scripts: files to take along with them.
+
+    Raises:
+        ConfigError: when it is larger than `limit_mb`, with the largest files.
+    """
+    top = _checkout(where)
+    root = top or where.resolve()
+    paths = _tracked(top) if top is not None else _packages(where, plugins, scripts)
+    paths = _without_runs(root, paths, run)
+    _check_size(root, paths, limit_mb)
+    members, left_out = _members(root, paths)
+    digest = digest_of(members)
+    if not run.storage.exists(archive(digest)):
+        run.storage.create(archive(digest), pack(members))
+    inside = where.resolve().relative_to(root).as_posix()
+    return Snapshot(digest, "" if inside == "." else inside, len(members), tuple(left_out))
+
+
+def archive(digest: str) -> str:
+    """Where in a run folder a snapshot lies."""
+    return f"{CODE}/{digest}.tar.gz"
+
+
+def digest_of(members: Sequence[Member]) -> str:
+    """A name for the content: the same files, whatever their times and owners, have the same one."""
+    from blake3 import blake3
+
+    whole = blake3()
+    for member in sorted(members, key=lambda member: member.path):
+        # Lengths keep apart what would else run together.
+        head = f"{len(member.path.encode())}:{member.path}:{member.mode:o}:{int(member.link)}:{len(member.data)}:"
+        whole.update(head.encode())
+        whole.update(member.data)
+    return whole.hexdigest()[:32]
+
+
+def pack(members: Sequence[Member]) -> bytes:
+    """An archive with no trace of when, where and by whom it was made: the same members give the same bytes."""
+    packed = io.BytesIO()
+    with (
+        gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0, compresslevel=6) as compressed,
+        tarfile.open(fileobj=compressed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for member in sorted(members, key=lambda member: member.path):
+            info = tarfile.TarInfo(member.path)
+            info.mode = member.mode
+            if member.link:
+                info.type, info.linkname = tarfile.SYMTYPE, os.fsdecode(member.data)
+                tar.addfile(info)
+            else:
+                info.size = len(member.data)
+                tar.addfile(info, io.BytesIO(member.data))
+    return packed.getvalue()
+
+
+def node_folder() -> Path:
+    """Where this node unpacks code: on its own disk, and nobody else's to write, since what lies there is run.
+
+    Raises:
+        SnapshotError: when another user has made the folder, or may write to it.
+    """
+    folder = Path(tempfile.gettempdir()) / f"everstep-code-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    seen = folder.lstat()
+    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
+        raise SnapshotError(f"{folder} is not yours alone: remove it, or set TMPDIR to a folder of your own")
+    return folder
+
+
+def unpack(run: RunFolder, digest: str, into: Path) -> Path:
+    """The folder with the code, below `into`. All processes of a node may call this at once: one result, seen whole.
+
+    Raises:
+        SnapshotError: when the archive does not hold what its digest says, or something that reaches out of it.
+    """
+    final = into / digest
+    if final.is_dir():
+        return final
+    try:
+        packed = run.storage.read(archive(digest))
+    except FileNotFoundError as error:
+        raise SnapshotError(f"{run.url} has no {archive(digest)}: the code of this job is gone") from error
+    members = _read(packed, f"{run.url}/{archive(digest)}")
+    if digest_of(members) != digest:
+        raise SnapshotError(f"{run.url}/{archive(digest)} does not hold the code that its name says")
+    staged = into / f".{digest}.{uuid.uuid4().hex}"
+    try:
+        _write(members, staged)
+        with contextlib.suppress(OSError):  # another process was faster, with the same content
+            staged.rename(final)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    if not final.is_dir():
+        raise SnapshotError(f"cannot unpack code to {final}; is there room on the disk?")
+    return final
+
+
+def open_code(run: RunFolder, place: str) -> Path:
+    """Where on this node the code of a submission lies, unpacked if it was not; args: place: what the submission says.
+
+    Raises:
+        SnapshotError: it is gone, damaged, or there is no room for it.
+    """
+    digest, _, folder = place.partition("/")
+    return unpack(run, digest, node_folder()) / folder
+
+
+def search_path(code: Path, given: str = "", first: str = "") -> dict[str, str]:
+    """Environment in which Python imports from the kept code, and only what that lacks from where the job runs.
+
+    Args:
+        given: a PYTHONPATH that was asked for.
+        first: the folder of the script that is started, which Python itself would put first.
+    """
+    paths = [path for path in (first, str(code), given, os.getcwd()) if path]
+    # Else the current folder, where somebody may be editing, would come first.
+    return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1"}
+
+
+def _checkout(where: Path) -> Path | None:
+    top = _git(where, "rev-parse", "--show-toplevel")
+    return None if top is None else Path(os.fsdecode(top.rstrip(b"\n"))).resolve()
+
+
+def _tracked(top: Path) -> list[str]:
+    """Tracked and untracked files that git does not ignore; those of submodules too."""
+    listed = _git(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate") or b""
+    found: list[str] = []
+    for name in filter(None, os.fsdecode(listed).split("\0")):
+        path = top / name
+        if path.is_symlink() or path.is_file():
+            found.append(name)
+        elif path.is_dir() and (path / ".git").exists():
+            found += [f"{name.rstrip('/')}/{inner}" for inner in _tracked(path)]
+    return found
+
+
+def _packages(where: Path, plugins: Sequence[str], scripts: Sequence[str]) -> list[str]:
+    """Without git: the named packages that lie here, and the scripts; what is installed is no code of this folder."""
+    found = [name for name in scripts if not Path(name).is_absolute() and (where / name).is_file()]
+    for name in plugins:
+        package = name.split(".")[0]
+        if (where / f"{package}.py").is_file():
+            found.append(f"{package}.py")
+        for folder, below, files in os.walk(where / package):
+            below[:] = [each for each in below if each not in SKIPPED and not each.startswith(".")]
+            found += [Path(folder, file).relative_to(where).as_posix() for file in files if not file.endswith(".pyc")]
+    return found
+
+
+def _without_runs(root: Path, paths: Sequence[str], run: RunFolder) -> list[str]:
+    """The folder of runs is no code, though many forget to have git ignore it."""
+    local = run.storage.path()
+    if local is None or not local.parent.resolve().is_relative_to(root) or local.parent.resolve() == root:
+        return list(paths)
+    runs = local.parent.resolve().relative_to(root).as_posix()
+    return [path for path in paths if not path.startswith(f"{runs}/")]
+
+
+def _check_size(root: Path, paths: Sequence[str], limit_mb: float) -> None:
+    sizes = {path: (root / path).lstat().st_size for path in paths if (root / path).exists()}
+    whole_mb = sum(sizes.values()) / 1e6
+    if whole_mb > limit_mb:
+        largest = sorted(sizes, key=lambda path: -sizes[path])[:NAMED]
+        named = ", ".join(f"{path} {sizes[path] / 1e6:.1f} MB" for path in largest)
+        raise ConfigError(
+            f"the code in {root} has {whole_mb:.0f} MB, more than job.code_mb={limit_mb:g} (largest: {named}); "
+            "name what is no code in .gitignore, or change job.code_mb"
+        )
+
+
+def _members(root: Path, paths: Sequence[str]) -> tuple[list[Member], list[str]]:
+    members, left_out = [], []
+    for path in sorted(set(paths)):
+        file = root / path
+        if file.is_symlink():
+            target = os.readlink(file)
+            if _stays_inside(path, target):
+                members.append(Member(path, os.fsencode(target), 0o777, link=True))
+            else:
+                left_out.append(path)
+        elif file.is_file():
+            with contextlib.suppress(FileNotFoundError):  # removed this very moment
+                members.append(Member(path, file.read_bytes(), 0o755 if os.access(file, os.X_OK) else 0o644))
+    return members, left_out
+
+
+def _stays_inside(path: str, target: str) -> bool:
+    """Whether a link at `path` leads to somewhere in the same tree, judged by the words alone."""
+    if target.startswith("/"):
+        return False
+    depth = len(PurePosixPath(path).parts) - 1
+    for part in PurePosixPath(target).parts:
+        depth += -1 if part == ".." else 1
+        if depth < 0:
+            return False
+    return True
+
+
+def _read(packed: bytes, where: str) -> list[Member]:
+    """The members of an archive that may come from anybody."""
+    members: list[Member] = []
+    room = UNPACKED_LIMIT_MB * 10**6
+    try:
+        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
+            for info in tar:
+                room -= info.size
+                if room < 0:
+                    raise SnapshotError(f"{where} unpacks to more than {UNPACKED_LIMIT_MB} MB")
+                members.append(_member(tar, info, where))
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise SnapshotError(f"{where} is damaged: {error}") from error
+    return members
+
+
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> Member:
+    parts = PurePosixPath(info.name).parts
+    if info.name.startswith("/") or ".." in parts or not parts:
+        raise SnapshotError(f"{where} holds {info.name!r}, which lies outside of it")
+    if info.issym() and _stays_inside(info.name, info.linkname):
+        return Member(info.name, os.fsencode(info.linkname), 0o777, link=True)
+    content = tar.extractfile(info) if info.isreg() else None
+    if content is None:
+        raise SnapshotError(f"{where} holds {info.name!r}, which is neither a file nor a link within it")
+    return Member(info.name, content.read(), 0o755 if info.mode & 0o100 else 0o644)
+
+
+def _write(members: Sequence[Member], folder: Path) -> None:
+    """Files first: nothing is ever written through a link."""
+    folder.mkdir(parents=True)
+    for member in sorted(members, key=lambda member: member.link):
+        target = folder / member.path
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            if member.link:
+                target.symlink_to(os.fsdecode(member.data))
+            else:
+                target.write_bytes(member.data)
+                target.chmod(member.mode)
+        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+            raise SnapshotError(f"{member.path} of the code lies in the way of another file") from error
+    top = os.path.realpath(folder)
+    for member in members:
+        # Links through links may lead further than each one's words say.
+        if member.link and not Path(os.path.realpath(folder / member.path)).is_relative_to(top):
+            raise SnapshotError(f"{member.path} of the code is a link out of it")
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None

@@ -1,0 +1,141 @@
+"""A sweep as its records tell it, in their order. The same records give the same sweep, on any machine."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from everstep.config import Goal
+
+
+class Verdict(enum.Enum):
+    """What came of a trial at a rung."""
+
+    done = "done"
+    diverged = "diverged"
+    """NaN or Inf for too long: a result, and the worst."""
+    pruned = "pruned"
+    failed = "failed"
+    cancelled = "cancelled"
+
+    @property
+    def is_final(self) -> bool:
+        return self is not Verdict.done
+
+
+@dataclass(frozen=True)
+class Told:
+    """The result of one rung."""
+
+    verdict: Verdict
+    values: tuple[float, ...] = ()
+    step: int = 0
+    reason: str = ""
+
+
+@dataclass
+class Trial:
+    """One set of values."""
+
+    number: int
+    identity: str
+    name: str
+    values: dict[str, Any]
+    drawn: dict[str, Any]
+    """What the sampler drew, before the constraint."""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """What the sampler wants to be reminded of."""
+    first: int = 0
+    """The rung at which it begins."""
+    rung: int = 0
+    """The rung that it is to reach."""
+    told: dict[int, Told] = field(default_factory=dict)
+    cut: str | None = None
+    """Why it was told to stop."""
+    again: int = 0
+    """How often somebody has asked for it after it had failed."""
+
+    @property
+    def last(self) -> Told | None:
+        return self.told[max(self.told)] if self.told else None
+
+    @property
+    def is_open(self) -> bool:
+        """Something is still to be trained."""
+        return self.rung not in self.told and not (self.last is not None and self.last.verdict.is_final)
+
+    def losses(self, goals: Sequence[Goal]) -> list[float]:
+        """The first metric at each rung, smaller is better; infinite for what came to nothing."""
+        return [
+            loss(told.values[0], goals[0]) if told.values and told.verdict is not Verdict.cancelled else math.inf
+            for _, told in sorted(self.told.items())
+        ]
+
+
+def loss(value: float, goal: Goal) -> float:
+    """Smaller is better, and NaN the worst."""
+    return math.inf if math.isnan(value) else value if goal is Goal.min else -value
+
+
+@dataclass
+class Story:
+    """All trials, by number."""
+
+    trials: list[Trial] = field(default_factory=list)
+    length: int = 0
+    """Records so far; the next has this number."""
+    identities: dict[str, Trial] = field(default_factory=dict)
+    order: list[tuple[Trial, Told | None]] = field(default_factory=list)
+    """What a sampler has to know, as it came: a trial that was asked for, or with its result."""
+
+    @staticmethod
+    def of(records: Iterable[Mapping[str, Any]]) -> Story:
+        story = Story()
+        for record in records:
+            story.apply(record)
+        return story
+
+    def apply(self, record: Mapping[str, Any]) -> None:
+        self.length += 1
+        getattr(self, f"_{record['event']}")(record)
+
+    def _asked(self, record: Mapping[str, Any]) -> None:
+        trial = Trial(
+            len(self.trials),
+            record["identity"],
+            record["name"],
+            dict(record["values"]),
+            dict(record["drawn"]),
+            dict(record.get("attributes", {})),
+            record.get("rung", 0),
+            record.get("rung", 0),
+        )
+        self.trials.append(trial)
+        self.identities[trial.identity] = trial
+        self.order.append((trial, None))
+
+    def _told(self, record: Mapping[str, Any]) -> None:
+        trial = self.trials[record["trial"]]
+        values = tuple(math.nan if value is None else float(value) for value in record.get("values", ()))
+        told = Told(Verdict(record["verdict"]), values, record["step"], record.get("reason", ""))
+        trial.told[record["rung"]] = told
+        self.order.append((trial, told))
+
+    def _promoted(self, record: Mapping[str, Any]) -> None:
+        self.trials[record["trial"]].rung = record["rung"]
+
+    def _cut(self, record: Mapping[str, Any]) -> None:
+        self.trials[record["trial"]].cut = record["reason"]
+
+    def _again(self, record: Mapping[str, Any]) -> None:
+        """What had failed is open again."""
+        trial = self.trials[record["trial"]]
+        trial.told.pop(trial.rung, None)
+        trial.again += 1
+
+    @property
+    def failures(self) -> int:
+        return sum(trial.last is not None and trial.last.verdict is Verdict.failed for trial in self.trials)

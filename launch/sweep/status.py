@@ -1,0 +1,112 @@
+"""What `status`, `cancel` and `resume` do for a sweep, and what `run --from` takes of it."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Sequence
+from typing import Any
+
+from everstep.launch.submit.array import recover
+from everstep.launch.runs.cancellation import cancel_jobs
+from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.runs.history import History, read_all
+from everstep.launch.cli.ls import Line, line
+from everstep.launch.runs.state import RunState
+from everstep.launch.sweep.lookup import find_sweep
+from everstep.launch.cli.leaderboard import facts, ranked
+from everstep.launch.sweep.lease import holder
+from everstep.launch.sweep.plan import amended, load, refuse_unnamed_plugins
+from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.sweep.display import summary
+from everstep.launch.sweep.state import Story
+from everstep.launch.cli.sweep import drive
+from everstep.launch.text_tables import number, print_table
+from everstep.errors import ConfigError
+from everstep.provenance import user
+
+QUEUED = 10
+"""Trials in the queue that `status` lists."""
+
+
+def status(folder: SweepFolder, as_json: bool) -> int:
+    """Where the sweep stands, and each trial that is under way: one question to the scheduler for all of them."""
+    plan, story = load(folder), folder.story()
+    under_way = _under_way(folder, story)
+    rows = ranked(plan, story)
+    if as_json:
+        told: dict[str, Any] = {"sweep": folder.name, "url": folder.url, "driver": holder(folder.storage),
+                                "cancelled": folder.is_stopped, "trials": [facts(plan, row) for row in rows],
+                                "under_way": [each.facts(0.0) | {"age_s": None} for each in under_way]}  # fmt: skip
+        print(json.dumps(told, indent=1))
+        return 0
+    print(f"sweep        {folder.name} in {folder.url}")
+    print(f"driver       {holder(folder.storage) or 'none; everstep resume goes on'}")
+    print(f"trials       {summary(plan, story, [])}")
+    if best := [row for row in rows if row.is_best][:1]:
+        shown = ", ".join(f"{n} {number(v)}" for n, v in zip(plan.metrics, best[0].values, strict=False))
+        print(f"best         {best[0].trial.name}: {shown}")
+    if under_way:
+        queued = [each for each in under_way if each.standing.state is RunState.queued]
+        left_out = {each.history.name for each in queued[QUEUED:]}
+        print_table(("under way", "state", "step", "why"), [
+            [each.history.name, each.standing.state.value, str(each.history.progress.get("step", "")),
+             each.standing.why] for each in under_way if each.history.name not in left_out])  # fmt: skip
+        if left_out:
+            print(f"… and {len(left_out)} more in the queue")
+    return 0
+
+
+def _under_way(folder: SweepFolder, story: Story) -> list[Line]:
+    histories = read_all([folder.run(trial.name) for trial in story.trials if trial.is_open])
+    found = [each for each in histories if isinstance(each, History)]
+    jobs = statuses(each.handle for each in found if each.handle is not None)
+    return [line(each, jobs.get(each.handle) if each.handle is not None else None) for each in found]
+
+
+def cancel(folder: SweepFolder) -> str:
+    """Its driver starts nothing more, and all that runs is stopped; what was said of it."""
+    by = f"{user()} on {socket.gethostname()}"
+    job, story = load(folder).job, folder.story()
+    if job.scheduler != "local":  # a driver that was killed may have left jobs of which no trial knows
+        recover([folder.run(trial.name) for trial in story.trials if trial.is_open], scheduler(job.scheduler, job))
+    going = [each.history for each in _under_way(folder, story) if each.history.handle is not None
+             and not each.standing.state.is_over]  # fmt: skip
+    folder.stop(by, [each.name for each in going])
+    cancel_jobs(going)
+    return f"is cancelled, {len(going)} of its trials had jobs; 'everstep resume {folder.url}' goes on"
+
+
+def resume(folder: SweepFolder, words: Sequence[str], again: bool = False) -> int:
+    """Go on with what is missing; with `again` with what had failed or was cancelled, too."""
+    plan = load(folder)
+    refuse_unnamed_plugins(plan, words)
+    return drive(amended(plan, words), again)
+
+
+def winner(word: str, root: str) -> list[str]:
+    """The overrides of SWEEP/best, or of another trial SWEEP/NAME, as words of a command line."""
+    name, _, which = word.rstrip("/").rpartition("/")
+    if not name:
+        raise ConfigError(f"--from {word}: write SWEEP/best, or SWEEP/ and the name of a trial")
+    folder = find_sweep(name, root)
+    plan = load(folder)
+    rows = ranked(plan, folder.story())
+    found = [row for row in rows if (row.is_best if which == "best" else row.trial.name == which)]
+    if not found:
+        wanted = "no trial has a result yet" if which == "best" else f"there is no trial {which!r}"
+        raise ConfigError(f"--from {word}: {wanted}; see 'everstep leaderboard {name}'")
+    return [f"{key}={_word(value)}" for key, value in found[0].trial.values.items()]
+
+
+def _word(value: Any) -> str:
+    """As Hydra's grammar reads it back."""
+    if value is None:
+        return "null"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, list):
+        return f"[{','.join(_word(each) for each in value)}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{key}:{_word(each)}" for key, each in value.items()) + "}"
+    return str(value).lower() if isinstance(value, bool) else repr(value)

@@ -1,0 +1,86 @@
+"""What to try next: a draw, or a sampler's answer, that the constraint lets pass and that nobody has tried."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from everstep.launch.sweep import trial_id
+from everstep.launch.sweep.config import PURE
+from everstep.launch.sweep.samplers import draws
+from everstep.launch.sweep.plan import Plan
+from everstep.launch.sweep.asha import first_rung
+from everstep.launch.sweep.state import Story, Told, Trial
+from everstep.launch.sweep.optuna_sampler import Study
+from everstep.errors import ConfigError
+
+TRIES = 1000
+"""Draws in a row that may be left out, or were there before, before the space counts as used up."""
+
+
+class Asking:
+    """One source of trials; `next` says what the record of the next one is to be."""
+
+    def __init__(self, plan: Plan, story: Story) -> None:
+        self.plan = plan
+        self.constraint = plan.constraint()
+        self.study: Study | None = None
+        self._draws: Iterator[dict[str, Any]] = iter(())
+        if plan.sweep.sampler in PURE:
+            self._draws = draws(plan.sweep.sampler, plan.axes, plan.sweep.seed)
+        else:
+            self.study = Study(plan.sweep, plan.axes, plan.goals)
+            self.study.replay(story)
+
+    def next(self, story: Story) -> tuple[dict[str, Any], int | None] | None:
+        """The record that asks for it, and its number in the study; None when nothing is left to try."""
+        limit = self.plan.sweep.trials
+        if limit is not None and len(story.trials) >= limit:
+            return None
+        for attempt in range(TRIES + len(story.trials)):
+            found = self._draw(len(story.trials), attempt)
+            if found is None:
+                return None
+            drawn, attributes, number = found
+            values = self._allowed(drawn)
+            if values is not None and self.plan.identity(values) not in story.identities:
+                return self._record(values, drawn, attributes, len(story.trials)), number
+            if self.study is not None and number is not None:
+                self.study.reject(number)
+        return None
+
+    def know(self, asked: Trial, number: int | None) -> None:
+        if self.study is not None and number is not None:
+            self.study.know(asked, number)
+
+    def tell(self, asked: Trial, told: Told) -> None:
+        if self.study is not None:
+            self.study.tell(asked, told)
+
+    def _draw(self, number: int, attempt: int) -> tuple[dict[str, Any], dict[str, Any], int | None] | None:
+        if self.study is not None:
+            return self.study.ask(number, attempt)
+        drawn = next(self._draws, None)
+        return None if drawn is None else (drawn, {}, None)
+
+    def _allowed(self, drawn: dict[str, Any]) -> dict[str, Any] | None:
+        """The values that count; None for a trial that the user's function leaves out."""
+        values = self.constraint(dict(drawn))
+        if values is None or isinstance(values, dict):
+            return values
+        raise ConfigError(
+            f"sweep.constraint={self.plan.sweep.constraint} returned {values!r}; return the values, or None"
+        )
+
+    def _record(self, values: dict[str, Any], drawn: dict[str, Any], attributes: dict[str, Any], number: int
+                ) -> dict[str, Any]:  # fmt: skip
+        identity = self.plan.identity(values)
+        return {
+            "event": "asked",
+            "identity": identity,
+            "name": trial_id.name(values, identity),
+            "values": values,
+            "drawn": drawn,
+            "attributes": attributes,
+            "rung": first_rung(self.plan.sweep, self.plan.rung_count, number),
+        }

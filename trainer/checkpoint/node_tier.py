@@ -1,0 +1,174 @@
+"""Frequent checkpoints on the nodes' own disks or memory, each rank's part on two of them.
+
+A part lies on the node that wrote it and on the next one, so the loss of any one node loses none (Wang et al.,
+"Gemini", SOSP 2023). Every node keeps the manifest; one of them is enough. A folder without it does not count.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import IO
+
+import torch
+import torch.distributed as dist
+from blake3 import blake3
+
+from everstep.trainer.checkpoint.pending_save import Files
+from everstep.trainer.checkpoint.layout import Layout, file_of
+from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, parse_name
+from everstep.config import LocalTierConfig
+from everstep.errors import CheckpointError, ConfigError, StorageError
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.run_folder import MANIFEST
+from everstep.storage import LocalStorage
+
+KEEP = 2
+"""Checkpoints on each node: the newest, and the one before until the newest is complete everywhere."""
+BLOCK_BYTES = 16 * 2**20
+
+
+class Kept:
+    """A file of the tier as it grows; what goes wrong with it is raised at its end."""
+
+    def __init__(self, storage: LocalStorage, path: str) -> None:
+        self._digest = blake3()
+        self._bytes = 0
+        self._error: Exception | None = None
+        self._open = ExitStack()
+        self._file: IO[bytes] | None = None
+        with self._noting():
+            self._file = self._open.enter_context(storage.writer(path))
+
+    def take(self, block: memoryview) -> None:
+        if self._file is not None and self._error is None:
+            with self._noting():
+                self._file.write(block)
+            self._digest.update(block)
+            self._bytes += len(block)
+
+    def finish(self) -> FileRecord:
+        """Publish the file, unless it is not whole."""
+        if self._error is not None:
+            self._open.__exit__(type(self._error), self._error, None)
+            raise self._error
+        self._open.close()
+        return FileRecord(self._bytes, self._digest.hexdigest())
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, StorageError) as error:
+            self._error = error
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A rank that gives its part, and the rank on the next node that keeps it."""
+
+    giver: int
+    keeper: int
+
+
+class LocalTier:
+    """This rank's view of the tier; all ranks make one together."""
+
+    def __init__(self, config: LocalTierConfig, run_url: str, mesh: Mesh) -> None:
+        self.config = config
+        self.mesh = mesh
+        self.storage = LocalStorage(f"{node_folder(config.path)}/{blake3(run_url.encode()).hexdigest(16)}")
+        self.nodes: list[int] = mesh.gather(mesh.place.node)
+        """By rank."""
+        self.leads = self.nodes.index(mesh.place.node) == mesh.rank
+        """Whether this rank acts for its node."""
+        self.pairs = pair_up(self.nodes)
+        # A group of its own, since its messages pass beside training.
+        self._group = dist.new_group(backend="gloo") if self.pairs else None
+
+    def due(self, step: int) -> bool:
+        return self.config.every is not None and step > 0 and step % self.config.every == 0
+
+    def write(self, layout: Layout, path: str, data: memoryview) -> Files:
+        """Write this rank's part here and on the next node, and keep what other ranks give.
+
+        A rank that cannot write still gives and takes: the others wait for it.
+        """
+        sizes = layout.sizes
+        own = {layout.file: Kept(self.storage, f"{path}/{layout.file}")} if layout.pieces else {}
+        kept = {p.giver: Kept(self.storage, f"{path}/{file_of(p.giver)}") for p in self.pairs
+                if p.keeper == self.mesh.rank and sizes[p.giver]}  # fmt: skip
+        keepers = [pair.keeper for pair in self.pairs if pair.giver == self.mesh.rank]
+        for start in range(0, max(sizes), BLOCK_BYTES):
+            block = data[start : start + BLOCK_BYTES]
+            sent = [dist.isend(_tensor(block), keeper, group=self._group) for keeper in keepers if len(block)]
+            for each in own.values() if len(block) else ():
+                each.take(block)
+            for giver, each in kept.items():
+                if sizes[giver] > start:
+                    taken = torch.empty(min(BLOCK_BYTES, sizes[giver] - start), dtype=torch.uint8)
+                    dist.recv(taken, giver, group=self._group)
+                    each.take(memoryview(taken.numpy()))  # type: ignore[arg-type]
+            for work in sent:
+                if work is not None:
+                    work.wait()
+        files = {name: each.finish() for name, each in own.items()}
+        return files | {f"{REPLICA}{file_of(giver)}": each.finish() for giver, each in kept.items()}
+
+    def seal(self, path: str, manifest: str, table: bytes) -> None:
+        """On each node, when all parts are written: the table and, last, the manifest; older ones are removed."""
+        if not self.leads:
+            return
+        self.storage.write(f"{path}/{TENSORS}", table)
+        self.storage.create(f"{path}/{MANIFEST}", manifest.encode())
+        self.keep_newest(KEEP)
+
+    def keep_newest(self, count: int) -> None:
+        """On each node: remove all but the newest sealed ones, and what was never sealed."""
+        if not self.leads:
+            return
+        names = sorted((name for name in self.storage.names() if parse_name(name)), reverse=True)
+        sealed = [name for name in names if self.storage.exists(f"{name}/{MANIFEST}")]
+        for name in set(names) - set(sealed[:count]):
+            self.storage.delete(f"{name}/{MANIFEST}")
+            self.storage.delete(name)
+
+
+REPLICA = "replica of "
+"""What a keeper's word for a file begins with."""
+
+
+def without_replicas(files: Files) -> Files:
+    """The files that their givers speak of; CheckpointError where a keeper has another one."""
+    own = {name: record for name, record in files.items() if not name.startswith(REPLICA)}
+    for name, record in files.items():
+        if name.startswith(REPLICA) and own.get(name.removeprefix(REPLICA)) != record:
+            raise CheckpointError(f"the {name} is not what was sent")
+    return own
+
+
+def _tensor(block: memoryview) -> torch.Tensor:
+    return torch.frombuffer(block, dtype=torch.uint8)
+
+
+def pair_up(nodes: list[int]) -> list[Pair]:
+    """Each rank with one on the next node, the work spread over that node's ranks; none where there is one node."""
+    order = sorted(set(nodes))
+    if len(order) < 2:
+        return []
+    ranks = {node: [rank for rank, on in enumerate(nodes) if on == node] for node in order}
+    pairs = []
+    for rank, node in enumerate(nodes):
+        there = ranks[order[(order.index(node) + 1) % len(order)]]
+        pairs.append(Pair(rank, there[ranks[node].index(rank) % len(there)]))
+    return pairs
+
+
+def node_folder(path: str) -> str:
+    """The folder on this node; ConfigError where it rests on a variable that is not set here."""
+    folder = os.path.expanduser(os.path.expandvars(path))
+    if "$" in folder:
+        raise ConfigError(f"checkpoint.local.path={path!r}: this node has no such variable in its environment")
+    return folder

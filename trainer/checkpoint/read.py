@@ -1,0 +1,175 @@
+"""Tensors out of a checkpoint: each file that a rank needs passes by once, is digested and copied out as it does.
+
+torch.distributed.checkpoint plans which parts of which saved tensors a rank needs, for any world and any way to spread
+the model. The digest is known when a file has passed: what was copied from a damaged one is to be thrown away.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from blake3 import blake3
+from torch import Tensor
+from torch.distributed.checkpoint import metadata as dcp
+from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
+from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+
+from everstep.trainer.checkpoint.manifest import READ_BYTES, FileRecord, leads_out
+from everstep.trainer.checkpoint.tensor_index import Chunk, decode
+from everstep.errors import CheckpointError
+from everstep.storage import Buffer, Storage
+
+AHEAD = 3
+"""Blocks of a file that are asked for before the one at hand is through."""
+
+
+class DamagedError(CheckpointError):
+    """A file is not what the manifest says."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One committed checkpoint on one storage."""
+
+    storage: Storage
+    path: str
+    metadata: dcp.Metadata
+    files: Mapping[str, FileRecord]
+
+
+def fill(tensors: dict[str, Tensor], source: Source, rank: int = 0) -> None:
+    """Fill this rank's tensors, in place; DamagedError when a file that they come from is not whole.
+
+    Args:
+        rank: where to begin, so that not all ranks ask for the same file at once.
+    """
+    planner, items = _plan(tensors, source)
+    needed: dict[str, list[tuple[Chunk, ReadItem]]] = defaultdict(list)
+    for item in items:
+        chunk = _chunk(source, item)
+        needed[chunk.file].append((chunk, item))
+    names = sorted(needed)
+    for name in names[rank % max(1, len(names)) :] + names[: rank % max(1, len(names))]:
+        wanted = sorted(needed[name], key=lambda pair: pair[0].start)
+
+        def let_pass(name: str = name, wanted: list[tuple[Chunk, ReadItem]] = wanted) -> None:
+            _pass(source, name, [Landing(i, c, planner.resolve_tensor(i).detach()) for c, i in wanted])
+
+        try:
+            let_pass()
+        except DamagedError:
+            if source.storage.path() is not None:
+                raise
+            let_pass()  # of a store's file, the damage may be the way's: it counts when it comes twice
+
+
+def files_needed(tensors: dict[str, Tensor], source: Source) -> set[str]:
+    """The files that `fill` would read."""
+    return {_chunk(source, item).file for item in _plan(tensors, source)[1]}
+
+
+def _plan(tensors: dict[str, Tensor], source: Source) -> tuple[DefaultLoadPlanner, list[ReadItem]]:
+    planner = DefaultLoadPlanner()
+    planner.set_up_planner(dict(tensors), source.metadata)
+    return planner, planner.finish_plan(planner.create_local_plan()).items
+
+
+def _chunk(source: Source, item: ReadItem) -> Chunk:
+    if item.type is not LoadItemType.TENSOR:
+        raise CheckpointError(f"{source.path}: {item.dest_index.fqn} is not a tensor; refusing to unpickle it")
+    chunk: Chunk = source.metadata.storage_data[item.storage_index]
+    record = source.files.get(chunk.file)
+    if record is None:
+        raise CheckpointError(f"{source.path}: the manifest does not list {chunk.file}, where tensors should be")
+    if chunk.start + chunk.length > record.bytes:
+        raise CheckpointError(f"{source.path}: {chunk.file} ends within a tensor, at {record.bytes} bytes")
+    return chunk
+
+
+class Landing:
+    """Where a saved piece of a tensor goes to."""
+
+    def __init__(self, item: ReadItem, chunk: Chunk, target: Tensor) -> None:
+        self.chunk = chunk
+        self.end = chunk.start + chunk.length
+        self._item = item
+        self._target = target
+        whole = tuple(item.lengths) == chunk.sizes and target.dtype == chunk.dtype and target.is_contiguous()
+        self._bytes = target.reshape(-1).view(torch.uint8) if whole and chunk.length else None
+        self._part = bytearray(0 if whole else chunk.length)
+
+    def take(self, start: int, block: Tensor) -> None:
+        """Copy what is ours of the bytes of the file from `start` on."""
+        first, last = max(start, self.chunk.start), min(start + len(block), self.end)
+        if first >= last:
+            return
+        piece = block[first - start : last - start]
+        at = first - self.chunk.start
+        if self._bytes is not None:
+            self._bytes[at : at + len(piece)].copy_(piece)
+        elif self._part:
+            self._part[at : at + len(piece)] = memoryview(piece.numpy())  # type: ignore[arg-type]
+
+    def finish(self) -> None:
+        if not self._part:
+            return
+        source = decode(self._part, self.chunk)
+        for dim, (start, length) in enumerate(zip(self._item.storage_offsets, self._item.lengths, strict=True)):
+            source = source.narrow(dim, start, length)
+        self._target.copy_(source)
+        self._part = bytearray()
+
+
+def _pass(source: Source, name: str, landings: list[Landing]) -> None:
+    """Let one file pass by."""
+    if leads_out(source.storage, source.path, name):
+        raise DamagedError(f"{name} is a link out of the checkpoint")
+    record, digest, waiting = source.files[name], blake3(), landings
+    # The blocks are only read, whatever torch thinks of a buffer that cannot be written to.
+    warnings.filterwarnings("ignore", message="The given buffer is not writable")
+    with ThreadPoolExecutor(1, thread_name_prefix="land") as beside:
+        for start, data in _blocks(source.storage, f"{source.path}/{name}", record.bytes):
+            landing = beside.submit(_land, waiting, start, data)  # copied while it is digested
+            digest.update(data)
+            waiting = landing.result()
+    if digest.hexdigest() != record.blake3:
+        raise DamagedError(f"{name} does not match its BLAKE3")
+
+
+def _land(landings: list[Landing], start: int, data: Buffer) -> list[Landing]:
+    """Copy out a block of the file; the landings that are not through with it."""
+    block, stop = torch.frombuffer(data, dtype=torch.uint8), start + len(data)
+    for landing in landings:
+        if landing.chunk.start >= stop:
+            break
+        landing.take(start, block)
+        if landing.end <= stop:
+            landing.finish()
+    return [landing for landing in landings if landing.end > stop]
+
+
+def _blocks(storage: Storage, path: str, size: int) -> Iterator[tuple[int, Buffer]]:
+    """The file's bytes in order, some blocks read ahead."""
+    starts = range(0, size, READ_BYTES)
+
+    def read(start: int) -> Buffer:
+        stop = min(size, start + READ_BYTES)
+        try:
+            data = storage.read_range(path, start, stop)
+        except FileNotFoundError as error:
+            raise DamagedError(f"{path.rsplit('/', 1)[-1]} is missing") from error
+        if len(data) != stop - start:
+            raise DamagedError(f"{path.rsplit('/', 1)[-1]} has {start + len(data)} bytes, not {size}")
+        return data
+
+    with ThreadPoolExecutor(AHEAD, thread_name_prefix="restore") as pool:
+        ahead = [pool.submit(read, start) for start in starts[:AHEAD]]
+        for number, start in enumerate(starts):
+            if number + AHEAD < len(starts):
+                ahead.append(pool.submit(read, starts[number + AHEAD]))
+            yield start, ahead.pop(0).result()

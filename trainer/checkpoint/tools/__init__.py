@@ -1,0 +1,1 @@
+"""`everstep checkpoint`: list, verify, compare, export and remove checkpoints."""

@@ -1,0 +1,65 @@
+"""How two checkpoints differ, tensor by tensor; equal means equal to the last bit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
+from everstep.compose import changes, thaw
+from everstep.run_folder import CONFIG, RunFolder
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One tensor that is not the same in both."""
+
+    name: str
+    what: str
+    largest: float | None = None
+    """The largest absolute difference of two elements."""
+    cosine: float | None = None
+    """Of the angle between the two, all elements taken as one vector; 1.0 is the same direction."""
+
+
+def differences(first: tuple[RunFolder, str], second: tuple[RunFolder, str]) -> Iterator[Difference]:
+    """Args: first, second: a run folder and the path of a checkpoint in it."""
+    sides = [(run.storage, path, read_metadata(run.storage, path)) for run, path in (first, second)]
+    names = [set(metadata.state_dict_metadata) for _, _, metadata in sides]
+    for name in sorted(names[0] | names[1]):
+        if name not in names[0] or name not in names[1]:
+            yield Difference(name, f"only in {'the second' if name in names[1] else 'the first'}")
+            continue
+        one, other = (read_whole(storage, path, metadata, name) for storage, path, metadata in sides)
+        if one.shape != other.shape or one.dtype != other.dtype:
+            yield Difference(name, f"{_kind(one)} and {_kind(other)}")
+        elif not torch.equal(_bits(one), _bits(other)):
+            yield _apart(name, one.double().reshape(-1), other.double().reshape(-1))
+
+
+def _apart(name: str, one: Tensor, other: Tensor) -> Difference:
+    apart = (one - other).abs()
+    count = int((_bits(one).view(-1, 8) != _bits(other).view(-1, 8)).any(dim=1).sum())
+    cosine = torch.nn.functional.cosine_similarity(one, other, dim=0)
+    return Difference(name, f"{count} of {one.numel()} elements", float(apart.max()), float(cosine))
+
+
+def config_changes(first: RunFolder, second: RunFolder) -> list[str]:
+    """Keys that the configs of two runs have otherwise; none where a folder has no config."""
+    try:
+        one, other = (thaw(run.storage.read(CONFIG).decode()) for run in (first, second))
+    except FileNotFoundError:
+        return []
+    return [str(change) for change in changes(one, other)]
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """NaN is equal to itself here, and 0.0 is not -0.0."""
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"

@@ -1,0 +1,137 @@
+"""What lies in a run's checkpoints folder, committed or not, and which of its files are whole. No torch here."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from everstep.trainer.checkpoint.manifest import SET_ASIDE, Candidate, damage, folders, parse_name, read_candidate, read_manifest
+from everstep.errors import CheckpointError, StorageError
+from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
+
+BEST = "best"
+"""In place of a checkpoint's name."""
+THREADS = 8
+"""Files that are read side by side: enough to fill a disk or a network, each with one block in memory."""
+
+
+class Kind(enum.Enum):
+    committed = "committed"
+    superseded = "superseded"
+    """Committed, but by an attempt that was cut off: the run has gone on from an earlier step."""
+    set_aside = "set aside"
+    orphan = "orphan"
+    """Without a manifest: a save that was cut short, or one that is under way."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """One folder of a run's checkpoints."""
+
+    path: str
+    step: int
+    attempt: int
+    kind: Kind
+    data: bytes = b""
+    """The manifest's bytes; none when it is set aside or missing."""
+
+    @property
+    def candidate(self) -> Candidate | None:
+        return read_candidate(self.path, self.step, self.attempt, self.data) if self.is_committed else None
+
+    @property
+    def is_committed(self) -> bool:
+        return self.kind in (Kind.committed, Kind.superseded)
+
+
+def survey(run: RunFolder) -> list[Found]:
+    """All checkpoint folders of a run, newest first."""
+    limits = run.limits()
+    found = []
+    for step, attempt, path in folders(run):
+        try:
+            data = read_manifest(run.storage, path)
+        except FileNotFoundError:
+            kind = Kind.set_aside if run.storage.exists(f"{path}/{SET_ASIDE}") else Kind.orphan
+            found.append(Found(path, step, attempt, kind))
+            continue
+        kind = Kind.committed if step <= limits.get(attempt, 2**62) else Kind.superseded
+        found.append(Found(path, step, attempt, kind, data))
+    return found
+
+
+def split_url(url: str) -> tuple[str, str]:
+    """(run folder, name of the checkpoint in it) of a URL; the name is empty when the URL is a run's.
+
+    RUN/best is the checkpoint with the best held-out metric of that run.
+    """
+    url = url.rstrip("/")
+    head, _, name = (f"./{url}" if url.startswith(f"{CHECKPOINTS}/") else url).rpartition(f"/{CHECKPOINTS}/")
+    if head and parse_name(name) is not None:
+        return head, name
+    head, _, name = url.rpartition("/")
+    if head and name == BEST and not RunFolder(url).attempts():
+        return head, _best(RunFolder(head))
+    return url, ""
+
+
+def best_step(found: Iterable[Found]) -> int | None:
+    """The step of the best held-out metric, as the newest checkpoint of the run's line that can be read knows it."""
+    for each in found:
+        if each.kind is Kind.committed and each.candidate is not None and each.candidate.manifest is not None:
+            return each.candidate.manifest.progress.get("best_step") or None
+    return None
+
+
+def _best(run: RunFolder) -> str:
+    found = survey(run)
+    step = best_step(found)
+    if step is None:
+        raise CheckpointError(f"{run.url}/{BEST}: the run has no checkpoint with a held-out metric; set evaluate.every")
+    names = [each.path.rpartition("/")[2] for each in found if each.kind is Kind.committed and each.step == step]
+    if not names:
+        raise CheckpointError(
+            f"{run.url}/{BEST}: the best was step {step}, of which no checkpoint is left; set checkpoint.keep_best=1"
+        )
+    return names[0]
+
+
+def committed(url: str) -> tuple[RunFolder, list[Candidate]]:
+    """The committed checkpoints of a run, or the one that the URL names; CheckpointError when there is none."""
+    head, name = split_url(url)
+    run = RunFolder(head)
+    found = [f.candidate for f in survey(run) if not name or f.path == f"{CHECKPOINTS}/{name}"]
+    checkpoints = [candidate for candidate in found if candidate is not None]
+    if name and not checkpoints:
+        raise CheckpointError(f"{url} is not a checkpoint: it has no {MANIFEST}")
+    if not checkpoints:
+        raise CheckpointError(f"{url} holds no checkpoint{meant(url) or '; is it a run folder?'}")
+    return run, checkpoints
+
+
+def faults(run: RunFolder, checkpoints: Iterable[Candidate]) -> Iterator[tuple[Candidate, list[str]]]:
+    """Each checkpoint with all that is wrong with its files, in the order given; files are read side by side."""
+    pool = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
+
+    def fault(path: str, name: str, candidate: Candidate) -> str:
+        if candidate.manifest is None:
+            return candidate.damage
+        try:
+            return damage(run.storage, path, [(name, candidate.manifest.files[name])])
+        except StorageError as error:
+            return f"{name} cannot be read: {error}"
+
+    try:
+        jobs = [
+            (found, [pool.submit(fault, found.path, name, found) for name in _names(found)]) for found in checkpoints
+        ]
+        for found, said in jobs:
+            yield found, [text for text in (future.result() for future in said) if text]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _names(candidate: Candidate) -> list[str]:
+    return [MANIFEST] if candidate.manifest is None else sorted(candidate.manifest.files)

@@ -1,0 +1,29 @@
+"""Samples that cannot be used, by their row in the batch, so that whoever gathered the batch can say which they are."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from everstep.errors import DataError
+
+SHOWN = 3
+"""Rows that the message names; `errors` has them all."""
+
+
+class BadSamples(DataError):
+    """Rows of a batch that do not decode, all of them at once: dropping these leaves a good batch.
+
+    It knows rows only; the loader, which knows what was gathered, adds dataset and shard or leaves them out.
+    """
+
+    def __init__(self, errors: Mapping[int, str]) -> None:
+        self.errors = dict(sorted(errors.items()))
+        """Row in the batch -> why, in one line."""
+        listed = "; ".join(f"row {row}: {why}" for row, why in list(self.errors.items())[:SHOWN])
+        more = f"; and {len(self.errors) - SHOWN} more" if len(self.errors) > SHOWN else ""
+        super().__init__(f"{len(self.errors)} of the batch's samples cannot be used: {listed}{more}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is rebuilt from its message by default, and would lose the rows on the way out of a worker.
+        return (type(self), (self.errors,))

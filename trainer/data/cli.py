@@ -1,0 +1,120 @@
+"""`everstep data prepare | inspect | verify | trace`: datasets, from the command line.
+
+PyArrow is imported by the verb that needs it, so that the parser costs nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from everstep.trainer.data import trace_cli
+from everstep.errors import DataError
+
+EPILOG = """\
+everstep data prepare src='s3://lake/events/*.parquet' dst=s3://bucket/events columns=[a,b]
+everstep data prepare src=docs/ dst=data/docs tokenizer=bytes pack=1024 validation=0.05
+"""
+
+
+def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb `data` with its own verbs; the parsed namespace goes to `run`."""
+    data = subparsers.add_parser("data", help="prepare, inspect and verify datasets, trace samples")
+    verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
+    make = verbs.add_parser(
+        "prepare",
+        help="turn any source into a dataset of Arrow shards; goes on where it was killed",
+        epilog=f"{EPILOG}\nkeys: {', '.join(_keys())} (docs/data.md)",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    make.add_argument("words", nargs="*", metavar="key=value")
+    verbs.add_parser("inspect", help="what a dataset holds").add_argument("dst", metavar="DST")
+    check = verbs.add_parser("verify", help="check every part of every shard against its digest")
+    check.add_argument("dst", metavar="DST")
+    check.add_argument("--repair-from", metavar="SRC", help="another copy of the dataset, to take good shards from")
+    trace_cli.add_parser(verbs)
+
+
+def _keys() -> tuple[str, ...]:
+    from everstep.dataset.prepare.options import KEYS
+
+    return KEYS
+
+
+def run(args: argparse.Namespace) -> int:
+    """Exit code; an EverstepError is for the caller to show."""
+    verbs = {"prepare": _prepare, "inspect": _inspect, "verify": _verify, "trace": trace_cli.run}
+    return verbs[args.data_verb](args)
+
+
+def _prepare(args: argparse.Namespace) -> int:
+    from everstep.dataset.prepare import prepare
+    from everstep.dataset.prepare.options import parse
+
+    options = parse(args.words)
+    try:
+        prepare(options, show=True)
+    except KeyboardInterrupt:
+        print("stopped; give the same command again to go on", file=sys.stderr)
+        return 130
+    args.dst = options.dst
+    return _inspect(args)
+
+
+def _inspect(args: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.table import Table
+
+    from everstep.dataset.index import ShardIndex
+    from everstep.dataset.prepare.ledger import MADE
+    from everstep.dataset.verify import datasets
+
+    console = Console()
+    for folder in datasets(args.dst):
+        index = ShardIndex.read(folder)
+        table = Table("", "", box=None, show_header=False, title=folder, title_justify="left")
+        table.columns[1].overflow = "fold"
+        columns = ", ".join(f"{name} {column.type}{_shape(column.shape)}" for name, column in index.columns.items())
+        size = f"{index.bytes / 1e6:,.3g}" if index.bytes < 1e8 else f"{index.bytes / 1e6:,.0f}"
+        for name, value in (("samples", f"{index.rows:,}"), ("shards", f"{len(index.shards):,}"), ("MB", size)):
+            table.add_row(name, value)
+        table.add_row("columns", columns)
+        table.add_row("digest", index.digest)
+        for name, value in index.attributes.items():
+            if name == MADE:  # marks, which tell a reader nothing
+                continue
+            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+        console.print(table)
+    return 0
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return "" if not shape else "×".join("?" if size is None else str(size) for size in shape).join("[]")
+
+
+def _verify(args: argparse.Namespace) -> int:
+    from everstep.dataset.index import ShardIndex
+    from everstep.dataset.prepare.progress import Progress, counted
+    from everstep.dataset.verify import datasets, repair, verify
+
+    indexes = [ShardIndex.read(folder) for folder in datasets(args.dst)]
+    shards = sum(len(index.shards) for index in indexes)
+    with Progress("verify", sum(index.bytes for index in indexes), True) as progress:
+        damages = verify(args.dst, lambda size: progress.add(0, size))
+    if not damages:
+        print(f"{args.dst} is whole: {counted(shards, 'shard')} checked against the index")
+        return 0
+    if args.repair_from is None:
+        listed = "; ".join(map(str, damages))
+        raise DataError(
+            f"{len(damages)} of {shards} shards are bad: {listed}; mend them with --repair-from and the path or URL "
+            "of a copy, or prepare the dataset again"
+        )
+    left = 0
+    for damage, why in repair(damages, args.dst, args.repair_from):
+        left += bool(why)
+        print(f"{damage}: {f'not mended, {why}' if why else 'mended'}")
+    if left:
+        raise DataError(f"{left} of {shards} shards are still bad; give another copy with --repair-from")
+    print(f"{args.dst} is whole again: {len(damages)} of {counted(shards, 'shard')} came from {args.repair_from}")
+    return 0

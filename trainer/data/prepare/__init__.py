@@ -1,5 +1,0 @@
-"""From any source to a dataset of Arrow shards."""
-
-from trainer.data.prepare.dataset import prepare, prepare_arrays, prepare_blocks, prepare_frame, prepare_rows, prepared
-
-__all__ = ["prepare", "prepare_arrays", "prepare_blocks", "prepare_frame", "prepare_rows", "prepared"]

@@ -1,0 +1,100 @@
+"""data.json in the run folder: what the run's sample ids mean, so that any step can be traced without the data."""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from everstep.trainer.data.order import SampleOrder, Source
+from everstep.errors import DataError
+from everstep.run_folder import DATA, RunFolder
+
+
+@dataclass(frozen=True)
+class DataRecord:
+    """One source of a run's samples."""
+
+    place: str
+    """Path or URL, or what kind of dataset it is."""
+    digest: str
+    share: str
+    """Of all samples that the run uses, as a fraction."""
+    rows: Sequence[int]
+    """Samples of each shard."""
+    files: Sequence[str] = ()
+    """Name of each shard, where there are files."""
+    weights: str | None = None
+    """How likely each sample is drawn: float64, deflated, base64; None where each comes once an epoch."""
+
+
+def read_record(folder: RunFolder) -> list[DataRecord]:
+    """The sources of a run; DataError where the run has not recorded them."""
+    try:
+        document = json.loads(folder.storage.read(DATA))
+        return [DataRecord(**source) for source in document["sources"]]
+    except FileNotFoundError:
+        raise DataError(f"{folder.url} has no {DATA}: it is no run folder, or its run never began to train") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{folder.url}/{DATA} is damaged ({error!r}); start the run again to write it anew") from error
+
+
+def write_record(folder: RunFolder, sources: Sequence[DataRecord]) -> None:
+    """Keep what the ids mean; a start that finds the same there leaves it alone."""
+    document: dict[str, Any] = {"sources": [asdict(source) for source in sources]}
+    text = (json.dumps(document) + "\n").encode()
+    if not folder.storage.create(DATA, text) and folder.storage.read(DATA) != text:
+        folder.storage.write(DATA, text)
+
+
+def order_sources(records: Sequence[DataRecord]) -> list[Source]:
+    return [Source(record.rows, Fraction(record.share), unpacked(record.weights)) for record in records]
+
+
+def packed(weights: NDArray[np.float64] | None) -> str | None:
+    return None if weights is None else base64.b64encode(zlib.compress(weights.tobytes(), 1)).decode()
+
+
+def unpacked(text: str | None) -> NDArray[np.float64] | None:
+    return None if text is None else np.frombuffer(zlib.decompress(base64.b64decode(text)))
+
+
+class Places:
+    """From a sample's id to source, shard and row, and back."""
+
+    def __init__(self, records: Sequence[DataRecord], order: SampleOrder) -> None:
+        self._records = records
+        self._starts = order.starts
+        self._shards = [np.cumsum([0, *record.rows]) for record in records]
+
+    def of(self, sample: int) -> tuple[str, str, int]:
+        """(source, shard or '', row) of a sample."""
+        number = int(np.searchsorted(self._starts, sample, side="right")) - 1
+        record, local = self._records[number], sample - int(self._starts[number])
+        if not record.files:
+            return record.place, "", local
+        shard = int(np.searchsorted(self._shards[number], local, side="right")) - 1
+        return record.place, record.files[shard], local - int(self._shards[number][shard])
+
+    def sample(self, file: str, row: int) -> int:
+        """The id of row `row` of the shard `file`, which is a name or ends a path; DataError where it is not clear."""
+        found = [
+            (number, shard)
+            for number, record in enumerate(self._records)
+            for shard, name in enumerate(record.files)
+            if file in (name, f"{record.place.rstrip('/')}/{name}")
+        ]
+        if len(found) != 1:
+            raise DataError(f"{len(found)} shards of the run are called {file!r}; give a sample's id, or PATH/FILE:ROW")
+        number, shard = found[0]
+        rows = self._records[number].rows[shard]
+        if not 0 <= row < rows:
+            raise DataError(f"{file} has rows 0 to {rows - 1}, not {row}")
+        return int(self._starts[number] + self._shards[number][shard] + row)

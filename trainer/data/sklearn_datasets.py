@@ -1,0 +1,82 @@
+"""Small real data sets that come with scikit-learn: no download, trained in seconds."""
+
+from __future__ import annotations
+
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from everstep.trainer.data.dataset import ArrayDataset, Splits, frame_dataset
+from everstep.trainer.data.order import Ids, uniform
+from everstep.trainer.data.permutation import KeyedPermutation, Words
+from everstep.trainer.data.randomness import draws_nothing
+from everstep.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def digits(held_out: float = 0.2, split_seed: int = 0) -> Splits:
+    """1,797 handwritten digits: `image` float32 [n, 1, 8, 8] in [0, 1], `label` int64 [n].
+
+    Each sample is shifted by up to one pixel, anew in each epoch.
+    """
+    images, labels = _datasets().load_digits(return_X_y=True)
+    columns = {
+        "image": (images / 16).astype(np.float32).reshape(-1, 1, 8, 8),
+        "label": labels.astype(np.int64),
+    }
+    parts = split_ids(len(labels), held_out, split_seed)
+    train, validation = (ArrayDataset({name: array[ids] for name, array in columns.items()}) for ids in parts)
+    return Splits(train, validation, shifted)
+
+
+def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
+    """569 cell samples: `features` float32 [n, 30], standardised, `target` int64 (0 malignant, 1 benign)."""
+    frame: pd.DataFrame = _datasets().load_breast_cancer(as_frame=True).frame
+    features = [name for name in frame.columns if name != "target"]
+    train_ids, validation_ids = split_ids(len(frame), held_out, split_seed)
+    # Held-out samples must not leak into the statistics.
+    mean, spread = frame[features].iloc[train_ids].mean(), frame[features].iloc[train_ids].std()
+    frame[features] = (frame[features] - mean) / spread
+    train, validation = (frame_dataset(frame.iloc[ids], features, "target") for ids in (train_ids, validation_ids))
+    return Splits(train, validation)
+
+
+def split_ids(samples: int, held_out: float, seed: int) -> tuple[Ids, Ids]:
+    """Ids to train on and ids held out, in a shuffled order that `seed` alone decides."""
+    count = round(samples * held_out)
+    if not 0 < count < samples:
+        raise ConfigError(f"data.held_out={held_out} leaves {count} of {samples} samples held out; choose 0.1 to 0.5")
+    order = KeyedPermutation(samples, seed).forward(np.arange(samples))
+    return np.sort(order[count:]), np.sort(order[:count])
+
+
+@draws_nothing
+def shifted(batch: dict[str, Tensor], keys: Words) -> dict[str, Tensor]:
+    """Move each `image` [n, c, h, w] by -1, 0 or 1 pixels in both directions, zeros coming in."""
+    image = batch["image"]
+    down, right = (torch.from_numpy((uniform(keys, stream) * 3).astype(np.int64)) for stream in (0, 1))
+    height, width = image.shape[2:]
+    rows = down[:, None] + torch.arange(height)
+    columns = right[:, None] + torch.arange(width)
+    samples = torch.arange(len(image))[:, None, None]
+    # Indexing around the slice puts the indexed dimensions first: [n, h, w, c].
+    moved = F.pad(image, (1, 1, 1, 1))[samples, :, rows[:, :, None], columns[:, None, :]]
+    return {**batch, "image": moved.permute(0, 3, 1, 2).contiguous()}
+
+
+def _datasets() -> ModuleType:
+    try:
+        import pandas  # noqa: F401
+        from sklearn import datasets
+    except ImportError as error:
+        raise DataError(
+            f"this dataset needs {error.name}: pip install 'everstep[examples]'",
+        ) from error
+    module: ModuleType = datasets
+    return module

@@ -1,0 +1,55 @@
+"""`everstep data trace RUN --sample ID | --step N`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from everstep.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from everstep.trainer.data.trace import Visit
+
+SHOWN = 40
+"""Lines of a table for people; --json prints all."""
+WIDTH = 140
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb `trace`; the parsed namespace goes to `run`."""
+    trace = verbs.add_parser("trace", help="which steps of a run used a sample, or which samples a step used")
+    trace.add_argument("run_url", metavar="RUN", help="a run folder, as a path or URL")
+    what = trace.add_mutually_exclusive_group(required=True)
+    what.add_argument("--sample", metavar="ID", help="a sample's id, or FILE:ROW of a shard")
+    what.add_argument("--step", type=int, metavar="N", help="a step, as the log counts them")
+    trace.add_argument("--json", action="store_true", help="one JSON object a line, all of them")
+
+
+def run(args: argparse.Namespace) -> int:
+    from everstep.trainer.data.trace import Trace
+
+    trace = Trace(RunFolder(args.run_url))
+    found = trace.step(args.step) if args.step is not None else list(trace.visits(trace.sample(args.sample)))
+    if args.json:
+        for visit in found:
+            print(json.dumps(visit.to_json()))
+    elif not found:
+        print(f"no step up to {trace.run.steps} uses it; an epoch has {trace.order.samples:,} samples")
+    else:
+        _print_table(found)
+    return 0
+
+
+def _print_table(found: Sequence[Visit]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*found[0].to_json(), box=None, header_style="dim")
+    for visit in found[:SHOWN]:
+        table.add_row(*(str(value) for value in visit.to_json().values()))
+    # Names of shards must not be cut short: they are what one looks for.
+    Console(width=max(Console().width, WIDTH)).print(table)
+    if len(found) > SHOWN:
+        print(f"and {len(found) - SHOWN:,} more; --json prints all")

@@ -1,0 +1,264 @@
+"""Who takes part: this process's rank and device, the group of all processes, and how they come to agree.
+
+The group is always formed over a store prefix of its own. torchrun may hand the same store to every restart, and the
+keys of a dead incarnation then lead its successors to addresses where nobody listens; so the processes of one start
+first agree on a generation that no earlier start can have had.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.rendezvous import rendezvous
+
+from everstep.config import ParallelConfig, ParallelKind
+from everstep.errors import ConfigError, EverstepError, MachineError
+from everstep.fault import chain
+from everstep.rank_env import Place
+
+T = TypeVar("T")
+U = TypeVar("U")
+FIRST_POLL_S, LONGEST_POLL_S = 0.005, 0.2
+"""Seconds between two looks into the store: thousands of processes may look at once."""
+HEARD_S = 5.0
+"""Seconds for which rank 0, which has refused to start, stays for the others to read why."""
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """The processes of this start. `grid` has the dimension `shard`, and `replicate` before it under hsdp."""
+
+    place: Place
+    device: torch.device
+    grid: DeviceMesh | None = None
+    store: Store | None = None
+    """What the processes of this start, and nobody else, can write to and read."""
+
+    @property
+    def rank(self) -> int:
+        return self.place.rank
+
+    @property
+    def world(self) -> int:
+        return self.place.world
+
+    @property
+    def is_main(self) -> bool:
+        return self.place.rank == 0
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """What rank 0 decides, on all ranks; an EverstepError that it meets is raised on all of them."""
+        if self.world == 1:
+            return decision()
+        box: list[Any] = [None]
+        if self.is_main:
+            try:
+                box = [(True, decision())]
+            except EverstepError as error:
+                box = [(False, error)]
+        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+        fine, value = box[0]
+        if not fine:
+            value.told = not self.is_main
+            raise value
+        decided: T = value
+        return decided
+
+    def exchange(self, value: T, answer: Callable[[list[T]], list[U]]) -> U:
+        """Rank 0 sees each rank's value and gives each rank its answer; an EverstepError there is raised on all."""
+        if self.world == 1:
+            return answer([value])[0]
+        values: list[Any] | None = [None] * self.world if self.is_main else None
+        dist.gather_object(value, values, dst=0)
+        answers: list[Any] = []
+        self.decide(lambda: answers.extend(answer(values or [])))
+        mine: list[Any] = [None]
+        dist.scatter_object_list(mine, answers if self.is_main else None, src=0)
+        given: U = mine[0]
+        return given
+
+    def together(self, work: Callable[[], T]) -> list[T]:
+        """What each rank's `work` gave, on all ranks; the first EverstepError that one of them met is raised on all."""
+        if self.world == 1:
+            return [work()]
+        try:
+            mine: tuple[T | None, EverstepError | None] = (work(), None)
+        except EverstepError as error:
+            mine = (None, error)
+        found = self.gather(mine)
+        for rank, (_, failed) in enumerate(found):
+            if failed is not None:
+                failed.told = rank != self.rank
+                raise failed
+        return [value for value, _ in found]  # type: ignore[misc]
+
+    def gather(self, value: T) -> list[T]:
+        """Each rank's value, on all ranks."""
+        if self.world == 1:
+            return [value]
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def all(self, fact: bool) -> bool:
+        """Whether it is so on every rank."""
+        if self.world == 1:
+            return fact
+        agreed = torch.tensor(float(fact))
+        dist.all_reduce(agreed, op=dist.ReduceOp.MIN)
+        return bool(agreed.item())
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The tensor summed over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+
+def join(place: Place, timeout_s: float) -> Store:
+    """A store that only the processes of this very start share."""
+    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    return PrefixStore(f"everstep/{agree_on_generation(store, place, timeout_s)}", store)
+
+
+def agree_on_generation(store: Store, place: Place, timeout_s: float) -> str:
+    """A name for this start that all its processes agree on, over a store that may remember earlier starts.
+
+    Each process writes a number used once, and waits for an answer under that number: no earlier start can have left
+    one. Rank 0 answers all with a digest of the numbers, again whenever one of them changes. Who has accepted counts
+    itself; the last says that the name is complete. So no key or value grows with the world, but what rank 0 reads.
+    """
+    prefix, mine, deadline = f"everstep/join/{place.world}", uuid.uuid4().hex, time.monotonic() + timeout_s
+    store.set(f"{prefix}/{place.rank}", mine)
+    numbers = Numbers(store, prefix, place.world) if place.rank == 0 else None
+    accepted, pause_s = "", FIRST_POLL_S
+    while time.monotonic() < deadline:
+        if numbers is not None:
+            numbers.answer()
+        seen = _peek(store, f"{prefix}/answer/{mine}")
+        if seen != accepted:
+            accepted = seen
+            if store.add(f"{prefix}/accepted/{accepted}", 1) == place.world:
+                store.set(f"{prefix}/complete/{accepted}", "1")
+        if accepted and store.check([f"{prefix}/complete/{accepted}"]):
+            return accepted
+        time.sleep(pause_s)
+        pause_s = min(LONGEST_POLL_S, 1.5 * pause_s)
+    raise MachineError(f"rank {place.rank}: the {place.world} processes did not all join within {timeout_s:.0f} s")
+
+
+class Numbers:
+    """What rank 0 knows of the numbers that all ranks have written."""
+
+    def __init__(self, store: Store, prefix: str, world: int) -> None:
+        self.store = store
+        self.prefix = prefix
+        self.keys = [f"{prefix}/{rank}" for rank in range(world)]
+        self._answered: list[bytes] = []
+
+    def answer(self) -> None:
+        """Answer all ranks, if all have written a number and one of them is new."""
+        if not self.store.check(self.keys):
+            return
+        numbers = self.store.multi_get(self.keys)
+        if numbers == self._answered:
+            return
+        self._answered = numbers
+        name = uuid.uuid5(uuid.NAMESPACE_OID, b",".join(numbers).decode()).hex
+        keys = [f"{self.prefix}/answer/{number.decode()}" for number in numbers]
+        self.store.multi_set(keys, [name] * len(keys))  # type: ignore[attr-defined]  # missing in torch's stubs
+
+
+def _peek(store: Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
+
+
+def tell(store: Store, place: Place, decision: Callable[[], str]) -> str:
+    """`Mesh.decide` before there is a group: rank 0's text, or its error, over the store."""
+    if place.rank == 0:
+        try:
+            store.set("told", "+" + decision())
+        except EverstepError as error:
+            store.set("told", f"-{type(error).__name__}: {error}")
+            _await_readers(store, place.world - 1)
+            raise
+    told = store.get("told").decode()
+    if told[0] == "-":
+        store.add("heard", 1)
+        raise ToldError(told[1:])
+    return told[1:]
+
+
+def _await_readers(store: Store, readers: int) -> None:
+    """Wait until all have read: the store goes with rank 0, and who has not read would fail by itself."""
+    deadline = time.monotonic() + HEARD_S
+    while store.add("heard", 0) < readers and time.monotonic() < deadline:
+        time.sleep(FIRST_POLL_S)
+
+
+class ToldError(EverstepError):
+    """Rank 0 met an error and has shown it; this rank only leaves."""
+
+    told = True
+
+
+def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s: float) -> Mesh:
+    """Join the group and lay the grid of devices out as `parallel` asks."""
+    parallel.check_world(place.world)
+    device = _device(place)
+    if store is not None:
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
+        )
+    return Mesh(place, device, grid(parallel, place.world, device) if store is not None else None, store)
+
+
+def _device(place: Place) -> torch.device:
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if place.local_rank >= count:
+        raise ConfigError(
+            f"process {place.local_rank} of this node has no GPU: there are {count}; set job.nproc={count}"
+        )
+    device = torch.device("cuda", place.local_rank)
+    torch.cuda.set_device(device)
+    return device
+
+
+def grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceMesh | None:
+    """How the processes are laid out to share one copy of the model; None where each has its own."""
+    if parallel.kind is ParallelKind.fsdp:
+        return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
+    if parallel.kind is ParallelKind.hsdp and parallel.shard is not None:
+        shape = (world // parallel.shard, parallel.shard)
+        return init_device_mesh(device.type, shape, mesh_dim_names=("replicate", "shard"))
+    return None
+
+
+def lost_peer(error: BaseException) -> bool:
+    """True if another rank's end is what this one met, in a collective. gloo has no type of its own for that."""
+    return any(
+        isinstance(each, dist.DistError) or (isinstance(each, RuntimeError) and "gloo" in str(each))
+        for each in chain(error)
+    )
+
+
+def part() -> None:
+    """Wait for all ranks at the end; the process then has to leave by `os._exit`.
+
+    The group is not destroyed: when its last owner is a Python object (DDP's reducer is one), gloo's destructor joins a
+    thread that waits for the GIL which the destroying thread holds, and the process hangs (torch 2.13).
+    """
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,1 @@
+"""Checks before the first step: parts, memory, one step, a resume in memory."""

@@ -1,0 +1,1 @@
+"""Records of a run: metrics, events, the terminal, logs of ranks, outcomes."""

@@ -1,0 +1,96 @@
+"""The log of one rank in the run folder: its events, warnings and tracebacks."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import TracebackType
+
+from everstep.errors import StorageError
+from everstep.run_folder import RunFolder
+
+FORMAT = "%(asctime)s %(levelname)s %(message)s"
+UPLOAD_EVERY_S = 10.0
+"""Seconds between looks whether a log in a store is behind: somebody may follow it, or the process be killed."""
+
+
+class LogFile(logging.FileHandler):
+    """On a disk that is full a log ends, and the run does not."""
+
+    _told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        self._tell(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:
+            self._tell(error)
+
+    def _tell(self, error: BaseException | None) -> None:
+        if not self._told:
+            self._told = True
+            print(f"{self.baseFilename} cannot be written: {error}", file=sys.stderr)
+
+
+class RankLog:
+    """While the block lasts, the logger `everstep` writes to the folder; a store gets the whole file now and then."""
+
+    def __init__(self, folder: RunFolder, attempt: int, rank: int) -> None:
+        self.folder = folder
+        self.name = folder.attempt(attempt, f"rank-{rank:04d}.log")
+        local = folder.storage.path(self.name)
+        self._spool = None if local is not None else tempfile.TemporaryDirectory()
+        self.file = local if local is not None else Path(self._spool.name if self._spool else ".") / "rank.log"
+        self._closed = threading.Event()
+        self._uploading = threading.Thread(target=self._upload_what_comes, daemon=True)
+
+    @property
+    def shown(self) -> str:
+        """The log as the user finds it."""
+        return f"{self.folder.url}/{self.name}"
+
+    def __enter__(self) -> RankLog:
+        self._handler = self._open()
+        self._handler.setFormatter(logging.Formatter(FORMAT))
+        logger = logging.getLogger("everstep")
+        logger.setLevel(logging.INFO)
+        logger.addHandler(self._handler)
+        if self._spool is not None:
+            self._uploading.start()
+        return self
+
+    def _open(self) -> logging.Handler:
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            return LogFile(self.file)
+        except OSError as error:
+            print(f"{self.file} cannot be written: {error}", file=sys.stderr)
+            return logging.NullHandler()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        logging.getLogger("everstep").removeHandler(self._handler)
+        self._handler.close()
+        if self._spool is not None:
+            self._closed.set()
+            self._uploading.join()
+            self._upload()
+            self._spool.cleanup()
+
+    def _upload_what_comes(self) -> None:
+        uploaded = 0
+        while not self._closed.wait(UPLOAD_EVERY_S):
+            if self.file.exists() and (size := self.file.stat().st_size) > uploaded:
+                self._upload()
+                uploaded = size
+
+    def _upload(self) -> None:
+        with contextlib.suppress(StorageError, OSError):
+            self.folder.storage.write(self.name, self.file.read_bytes())

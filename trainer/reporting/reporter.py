@@ -1,0 +1,191 @@
+"""Rank 0's account of an attempt: metrics, events, progress and what the terminal shows."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from everstep.trainer.checkpoint.pending_save import Landed
+from everstep.config import RunConfig
+from everstep.trainer.reporting.console import Display
+from everstep.trainer.reporting.startup_timing import Laps
+from everstep.trainer.reporting.sinks import Sink
+from everstep.trainer.reporting.background_writer import Outbox
+from everstep.run_folder import PROGRESS, RunFolder, progress_json
+from everstep.trainer.step import StepInfo
+
+LOG = logging.getLogger("everstep")
+PROGRESS_EVERY_S = 2.0
+
+Hook = Callable[[StepInfo], None]
+"""Watches steps; called on every rank, in the order of steps."""
+
+
+@dataclass
+class Speed:
+    """What has passed since the last record."""
+
+    since: float
+    step: int
+    items: int = 0
+    waited_s: float = 0.0
+
+
+class Journal:
+    """Writes on rank 0 only; the other ranks have one that keeps silent."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        folder: RunFolder,
+        display: Display,
+        sinks: Sequence[Sink],
+        events: Sink | None,
+        laps: Laps,
+    ) -> None:
+        self.run = run
+        self.folder = folder
+        self.display = display
+        self.sinks = sinks
+        self.events = events
+        self.laps = laps
+        self.unit = "items"
+        self.flops_per_item = 0.0
+        self.peak: float | None = None
+        self.world = 1
+        self.device = torch.device("cpu")
+        self._speed = Speed(time.perf_counter(), 0)
+        self._step = 0
+        self._outbox = Outbox(folder.storage)
+        self._progress_at = float("-inf")
+        self.checkpoint_step = 0
+        self._begun = False
+        self._shown: dict[str, Any] = {}
+
+    @property
+    def writes(self) -> bool:
+        return self.events is not None
+
+    def event(self, kind: str, line: str = "", **facts: Any) -> None:
+        """Something worth knowing later; `line` is what the terminal shows of it."""
+        if self.events is not None:
+            self.events.log({"event": kind, "time": time.time(), **facts, **({"line": line} if line else {})})
+            LOG.info("%s %s", kind, line or facts)
+            if line:
+                self.display.say(line)
+
+    def start(self, title: str, facts: Mapping[str, str], step: int) -> None:
+        self._speed = Speed(time.perf_counter(), step)
+        self.display.start(title, facts, step, self.run.steps)
+
+    def step(self, info: StepInfo, waited_s: float) -> None:
+        """Note a step; every `log.every` of them make a record. `waited_s`: seconds waited for data so far in all."""
+        if not self._begun:
+            self._begun = True
+            self.laps.end("first step")
+            self.event("first_step", step=info.step, laps_s=self.laps.seconds)
+        self._speed.items += info.items
+        self._step = info.step
+        if self.writes and (info.step % self.run.log.every == 0 or info.step == self.run.steps):
+            record = self._record(info, waited_s)
+            for sink in self.sinks:
+                sink.log(record)
+            self.display.update(info.step, record)
+            self._write_progress(record)
+
+    def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float = 0.0) -> None:
+        self._shown |= {"metrics": dict(metrics), "metric": self.run.evaluate.metric}
+        if self.writes:
+            for sink in self.sinks:
+                sink.log({"kind": "evaluate", "step": step, "time": time.time(), **metrics})
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            line = f"held-out at step {step}: {shown}{'  (best so far)' if best else ''}"
+            self.event("evaluated", line, step=step, seconds=round(seconds, 4))
+
+    def pause(self, seconds: float) -> None:
+        """Leave out of the rates what was spent beside training."""
+        self._speed.since += seconds
+
+    def landed(self, saves: list[Landed]) -> None:
+        """Note, and take off the list, the saves that have ended."""
+        while saves:
+            save = saves.pop(0)
+            where = " on the nodes" if save.local else ""
+            if save.error:
+                self.event("save_failed", f"the save of step {save.step}{where} failed: {save.error}", step=save.step)
+                continue
+            if save.local:
+                self.event("saved_locally", step=save.step, seconds=round(save.stall_s, 4))
+                continue
+            self.checkpoint_step = save.step
+            self.event("saved", step=save.step, seconds=round(save.stall_s, 4), durable_s=round(save.seconds, 4))
+            self._progress_at = float("-inf")
+            self._write_progress({"step": max(save.step, self._step)})
+
+    def close(self) -> None:
+        self.display.close()
+        self._outbox.close()
+        for sink in self.sinks:
+            sink.close()
+        if self.events is not None:
+            self.events.close()
+
+    def _record(self, info: StepInfo, waited_s: float) -> dict[str, Any]:
+        now, speed = time.perf_counter(), self._speed
+        seconds = max(now - speed.since, 1e-9)
+        record: dict[str, Any] = {
+            **info.metrics,
+            "kind": "train",
+            "step": info.step,
+            "time": time.time(),
+            "loss": info.loss,
+            "lr": info.lr,
+            "norm": info.norm,
+            "items": info.items,
+            "samples": info.step * self.run.global_batch,
+            "unit": self.unit,
+            "items_per_s": speed.items / seconds,
+            "steps_per_s": (info.step - speed.step) / seconds,
+            "data_wait": (waited_s - speed.waited_s) / seconds,
+            "memory_mb": memory_mb(self.device),
+        }
+        if self.peak and self.flops_per_item:
+            record["mfu"] = self.flops_per_item * record["items_per_s"] / (self.peak * self.world)
+        self._speed = Speed(now, info.step, 0, waited_s)
+        return record
+
+    def _write_progress(self, record: Mapping[str, Any]) -> None:
+        """Best effort, a few times a minute: what `status` shows of a run that is under way."""
+        now = time.monotonic()
+        if not self.writes or (now - self._progress_at < PROGRESS_EVERY_S and record["step"] != self.run.steps):
+            return
+        self._progress_at = now
+        # A save writes without a rate: then the last one stands.
+        self._shown |= {key: record[key] for key in ("steps_per_s", "loss") if key in record}
+        rate = self._shown.get("steps_per_s")
+        facts = {
+            **self._shown,
+            "step": record["step"],
+            "steps": self.run.steps,
+            "eta_s": (self.run.steps - record["step"]) / rate if rate else None,
+            "next_s": self.run.log.every / rate if rate else None,
+            "checkpoint_step": self.checkpoint_step,
+            "time": time.time(),
+        }
+        self._outbox.put(PROGRESS, progress_json(facts))
+
+
+def memory_mb(device: torch.device) -> float:
+    """Peak memory in MiB: the device's on CUDA, else this process's resident set."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,0 +1,295 @@
+"""What is written down while a run trains: metrics and events as JSON lines, always; W&B and TensorBoard on request.
+
+Metrics are keyed by step, and a step that is replayed after a restart supersedes its earlier record. A sink that fails
+never stops training: the run's own file is kept up with later, and others are left alone for a minute.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from everstep.config import RunConfig
+from everstep.errors import ConfigError
+from everstep.trainer.reporting.background_writer import Outbox
+from everstep.run_folder import METRICS, RunFolder
+from everstep.storage import Storage
+from everstep.trainer.reporting.wandb_files import last_steps
+
+LOG = logging.getLogger("everstep")
+PART_EVERY_S = 30.0
+NO_METRICS = ("kind", "step", "time", "unit")
+"""Of a record what tells about it; it is plotted nowhere."""
+AGAIN_S = 60.0
+"""Seconds for which a sink that has failed is left alone."""
+CLOSE_S = 5.0
+"""Seconds for which the end of a run waits for a file that cannot be written."""
+LARGEST_BACKLOG = 8 << 20
+"""Bytes of records that wait for a disk or a store, and again as many on their way."""
+Record = Mapping[str, Any]
+
+
+class Sink(Protocol):
+    """Where metrics go. `log` may be called again for a step that was replayed."""
+
+    def log(self, record: Record) -> None: ...
+    def close(self) -> None: ...
+
+
+class JsonLines:
+    """A file of JSON lines; on an object store, which cannot append, a row of parts that are written now and then.
+
+    What a disk or a store does not take is kept, up to LARGEST_BACKLOG, and tried again with the next record.
+    """
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self.storage = storage
+        self.path = path
+        self._parts = 0
+        self._written = time.monotonic()
+        self._outbox = Outbox(storage)
+        self._backlog = bytearray()
+        self._local = storage.path(path)
+        self._file: int | None = None
+        self._torn = False
+        """The file ends in the middle of a line, of which the backlog begins with the rest."""
+        self._failing = False
+
+    def log(self, record: Record) -> None:
+        self._backlog += json.dumps(record).encode() + b"\n"
+        if len(self._backlog) > LARGEST_BACKLOG:
+            self._shorten()
+        if self._local is not None:
+            self._append()
+        elif time.monotonic() - self._written > PART_EVERY_S:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send a part on its way, if the parts before it are not too far behind."""
+        if self._backlog and self._outbox.waiting_bytes < LARGEST_BACKLOG:
+            stem, dot, suffix = self.path.rpartition(".")
+            self._outbox.put(f"{stem}-{self._parts:05d}{dot}{suffix}", bytes(self._backlog))
+            self._parts += 1
+            self._backlog.clear()
+        self._written = time.monotonic()
+
+    def close(self) -> None:
+        if self._local is None:
+            self.flush()
+            self._outbox.close()
+            return
+        deadline = time.monotonic() + CLOSE_S
+        while self._backlog and not self._append() and time.monotonic() < deadline:
+            time.sleep(0.2)
+        if self._backlog:
+            LOG.warning("%s lacks its last %d bytes", self._local, len(self._backlog))
+        self._give_up_file()
+
+    def _append(self) -> bool:
+        """Write what there is; True if the file has taken all of it."""
+        try:
+            if self._file is None and self._local is not None:
+                self._local.parent.mkdir(parents=True, exist_ok=True)
+                self._file = os.open(self._local, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+            while self._backlog and self._file is not None:
+                written = os.write(self._file, self._backlog)
+                self._torn = self._backlog[written - 1 : written] != b"\n"
+                del self._backlog[:written]
+        except OSError as error:
+            self._give_up_file()
+            if not self._failing:
+                say_behind(self._local, error)
+            self._failing = True
+            return False
+        self._failing = False
+        return True
+
+    def _give_up_file(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):  # a file server reports late what it did not take
+                os.close(self._file)
+            self._file = None
+
+    def _shorten(self) -> None:
+        """Leave out the older half of what is waiting."""
+        cut = self._backlog.index(b"\n", len(self._backlog) // 2) + 1
+        del self._backlog[:cut]
+        if self._torn:
+            self._backlog[:0] = b"\n"  # so that the torn line spoils none but itself
+            self._torn = False
+        LOG.warning("%s: what could not be written has grown too large, and its older half is left out", self.path)
+
+
+def say_behind(file: object, error: OSError) -> None:
+    warn(f"{file} is behind, training goes on and it is tried again: {error.strerror or error}")
+
+
+def warn(line: str) -> None:
+    """Write a warning of one line to the rank's log and to the console, which may be on another disk."""
+    line = " ".join(line.split())
+    LOG.warning("%s", line)
+    print(f"warning: {line}", file=sys.stderr, flush=True)
+
+
+def read_lines(folder: RunFolder, name: str) -> Iterator[dict[str, Any]]:
+    """The records of all attempts in the order of writing; a line that a kill cut short is left out."""
+    for attempt in folder.attempts():
+        yield from folder.lines(attempt, name)
+
+
+def read_metrics(folder: RunFolder, kind: str = "train") -> dict[int, dict[str, Any]]:
+    """The last record of each step, `kind` train or evaluate, in the order of steps."""
+    records = {r["step"]: r for r in read_lines(folder, METRICS) if r.get("kind") == kind}
+    return dict(sorted(records.items()))
+
+
+class WandbSink:
+    """Weights & Biases. All starts of a run write to one W&B run, whose step is ours, and each step once.
+
+    A step that is replayed is the same again, and W&B takes back none, so what an earlier start has written stands.
+    """
+
+    def __init__(self, run: RunConfig, folder: RunFolder, config: Record) -> None:
+        import wandb
+
+        folder.storage.create("wandb.json", json.dumps({"id": uuid.uuid4().hex[:12]}).encode())
+        identity = json.loads(folder.storage.read("wandb.json"))["id"]
+        options = run.log.wandb
+        local = folder.storage.path()
+        directory = os.environ.get("WANDB_DIR") or (str(local) if local is not None else None)
+        written = last_steps(Path(directory or "."), identity)
+        self._run = wandb.init(
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            name=run.run,
+            id=identity,
+            resume="allow",
+            config=dict(config),
+            mode=options.mode,  # type: ignore[arg-type]
+            dir=directory,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                x_disable_stats=True,
+                disable_git=True,
+                disable_code=True,
+                finish_timeout=30,
+                # The default of 15 s loses that much when the process is killed.
+                x_transaction_log_flush_interval=1,
+            ),
+        )
+        self._run.define_metric("*", step_metric="step")
+        self._written = written if self._run.offline else {}
+        self._first = self._run.starting_step
+        """Online W&B itself says which step comes next."""
+
+    def log(self, record: Record) -> None:
+        kind, step = record["kind"], record["step"]
+        if step < self._first or step <= self._written.get(kind, 0):
+            return
+        values = {f"{kind}/{k}": v for k, v in record.items() if k not in NO_METRICS}
+        self._run.log({**values, "step": step}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class TensorBoardSink:
+    """TensorBoard's event files in the run folder. What an earlier start wrote of later steps is taken back."""
+
+    def __init__(self, folder: RunFolder, hparams: Mapping[str, Any] | None = None, step: int = 0) -> None:
+        """`step` is the one that the run goes on from."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        local = folder.storage.path("tensorboard")
+        place = str(local) if local is not None else f"{folder.url}/tensorboard"
+        self._writer: Any = SummaryWriter(place, purge_step=step + 1)
+        if hparams:
+            self._begin_trial(hparams)
+
+    def _begin_trial(self, hparams: Mapping[str, Any]) -> None:
+        """Say what differs. Beside it TensorBoard shows the last value of each metric, so results need no other word.
+
+        Its own `add_hparams` would make a run of its own for that, without the curves.
+        """
+        from torch.utils.tensorboard import summary
+
+        plain = int | float | str
+        told = {key: value if isinstance(value, plain) else json.dumps(value) for key, value in hparams.items()}
+        summaries: Any = summary.hparams  # which has no type hints
+        _, begin, _ = summaries(told, {})
+        self._writer.file_writer.add_summary(begin)
+        self._writer.flush()
+
+    def log(self, record: Record) -> None:
+        for key, value in record.items():
+            if key not in NO_METRICS and isinstance(value, int | float):
+                self._writer.add_scalar(f"{record['kind']}/{key}", value, record["step"])
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Guarded:
+    """A sink whose failures are warnings: after one it is left alone for a while, and then tried again."""
+
+    def __init__(self, name: str, sink: Sink) -> None:
+        self.name = name
+        self.sink = sink
+        self._off_until: float | None = None
+
+    def log(self, record: Record) -> None:
+        if self._off_until is None or time.monotonic() >= self._off_until:
+            self._try(lambda: self.sink.log(record))
+
+    def close(self) -> None:
+        if self._off_until is None:
+            self._try(self.sink.close)
+
+    def _try(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:
+            if self._off_until is None:
+                warn(f"{self.name} failed and is switched off, training goes on: {type(error).__name__}: {error}")
+            self._off_until = time.monotonic() + AGAIN_S
+            return
+        if self._off_until is not None:
+            LOG.warning("%s works again", self.name)
+            self._off_until = None
+
+
+def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record, step: int = 0) -> list[Sink]:
+    """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning.
+
+    Args:
+        step: the one that this attempt goes on from.
+    """
+    own = JsonLines(folder.storage, folder.attempt(attempt, METRICS))
+    sinks: list[Sink] = [Guarded(METRICS, own)]
+    wanted: dict[str, tuple[bool, str, Callable[[], Sink]]] = {
+        "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
+        "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder, run.log.hparams, step)),
+    }
+    for name, (enabled, extra, opener) in wanted.items():
+        if not enabled:
+            continue
+        try:
+            sinks.append(Guarded(name, opener()))
+        except ImportError as error:
+            raise ConfigError(
+                f"log asks for {name}, which is not installed: pip install 'everstep[{extra}]'"
+            ) from error
+        except Exception as error:
+            warn(f"{name} cannot be used, training goes on without: {type(error).__name__}: {error}")
+    return sinks

@@ -1,0 +1,1 @@
+"""State of a run as a checkpoint holds it: model, optimizer, plug-ins, attributes."""

@@ -1,0 +1,95 @@
+"""Restoring of buffers, modes, attributes and generators after passes that must not change a user's model."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everstep.trainer.state.attributes import LONGEST, STRUCTURE, is_plain
+from everstep.trainer.state.model_state import write
+
+DEEPEST = 8
+"""Levels of containers that are looked into."""
+Snapshot = list[tuple[dict[str, Any], str, Any, Callable[[], object]]]
+"""(the dict that holds a value, its key, the value, a function that puts back what has changed within it)."""
+
+
+@contextlib.contextmanager
+def preserved(model: nn.Module, *others: object) -> Iterator[None]:
+    """Put back, at the end, all that passes may change in a model and in the task, and the state of the generators.
+
+    Args:
+        others: objects whose attributes are put back too, such as the task.
+    """
+    things = [*model.modules(), *(thing for thing in others if hasattr(thing, "__dict__"))]
+    kept, keys = _take(things), [(vars(thing), set(vars(thing))) for thing in things]
+    with generators_preserved():
+        try:
+            yield
+        finally:
+            for attributes, names in keys:
+                for name in [n for n in attributes.keys() - names if is_plain(attributes[n])]:
+                    del attributes[name]
+            _put_back(kept)
+
+
+@contextlib.contextmanager
+def generators_preserved() -> Iterator[None]:
+    """Put the states of torch's, NumPy's and Python's global generators back at the end."""
+    python, array = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)
+
+
+def _take(things: Iterable[object]) -> Snapshot:
+    kept: Snapshot = []
+    for thing in things:
+        if isinstance(thing, nn.Module):
+            kept += [(thing._buffers, name, buffer, _restore(buffer)) for name, buffer in thing._buffers.items()]
+        kept += [(vars(thing), name, value, _restore(value)) for name, value in vars(thing).items()
+                 if name not in STRUCTURE]  # fmt: skip
+    return kept
+
+
+def _put_back(kept: Snapshot) -> None:
+    for holder, name, value, restore in kept:
+        holder[name] = value
+        restore()
+
+
+def _restore(value: Any, depth: int = 0) -> Callable[[], object]:
+    """Return a function that puts the present content of a tensor, an array or a container back."""
+    if isinstance(value, Tensor) and not value.requires_grad and not value.is_meta:
+        return functools.partial(write, value.detach(), value.detach().clone())
+    if isinstance(value, np.ndarray) and is_plain(value) and value.flags.writeable:
+        return functools.partial(np.copyto, value, value.copy())
+    if not isinstance(value, list | dict | set | deque):
+        return _nothing
+    items = dict(value) if isinstance(value, dict) else list(value)
+    looked_into = depth < DEEPEST and len(value) <= LONGEST and not isinstance(value, set)
+    inner = items.values() if isinstance(items, dict) else items
+    return functools.partial(_refill, value, items, [_restore(i, depth + 1) for i in inner] if looked_into else ())
+
+
+def _refill(value: Any, items: Any, inner: Iterable[Callable[[], object]]) -> None:
+    value.clear()
+    value.extend(items) if isinstance(value, list | deque) else value.update(items)
+    for restore in inner:
+        restore()
+
+
+def _nothing() -> None:
+    """Leave a value alone that cannot change."""

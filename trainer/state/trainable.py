@@ -1,0 +1,72 @@
+"""A task's model with its optimizer on one process, apart from the run's: what is tried before a run's first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everstep.config import Dtype, RunConfig
+from everstep.trainer.data.own_generators import own_generators
+from everstep.errors import ConfigError
+from everstep.trainer.distributed.model_factory import apart, seeded
+from everstep.trainer.step_seeds import microbatch_seed, seed_generators, seed_own
+from everstep.trainer.state.model_state import check_model
+from everstep.trainer.optim import build_optimizer, has_modes
+from everstep.trainer.state.train_state import Progress, TrainState
+from everstep.trainer.task import Loss, Task
+from everstep.trainer.task_calls import checked, inputs
+
+MOST_OBJECTS = 1_000_000
+"""Objects of a model or task that are searched, once, for generators of their own."""
+
+
+class Trainable:
+    """Weights of the run's seed, whole on one device, and the state that a checkpoint would hold."""
+
+    def __init__(
+        self,
+        run: RunConfig,
+        task: Task,
+        device: torch.device,
+        others: Iterable[nn.Module] = (),
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        """`others` are models with which this one may have no module and no memory in common."""
+        if run.optimizer is None:
+            raise ConfigError("optimizer=null: give optimizer=NAME")
+        self.run, self.task, self.device, self.autocast = run, task, device, autocast
+        self.model = apart(seeded(task.model, run.seed, run.precision, run.parallel), others).to(device)
+        check_model(self.model)
+        self.optimizer = build_optimizer(run.optimizer, self.model, run.plugins)
+        self.state = TrainState(self.model, self.optimizer, Progress(), plugins={"task": task})
+        if has_modes(self.optimizer):
+            self.optimizer.train()  # type: ignore[attr-defined]
+        self.last_loss = torch.zeros(())
+        self._generators = own_generators(self.model, task, most=MOST_OBJECTS)
+
+    def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return inputs(batch, torch.float64 if self.run.precision.dtype is Dtype.fp64 else None)
+
+    def loss(self, batch: Mapping[str, Tensor], step: int) -> Loss:
+        """Return the task's loss of a microbatch, with the random numbers of the first one of a step."""
+        seed = microbatch_seed(self.run.seed, step, 0)
+        seed_generators(seed, self.device)
+        seed_own(self._generators, seed)
+        with self.autocast():
+            return checked(self.task.loss(self.model, self.inputs(batch)), "loss")
+
+    def update(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def train(self, batch: Mapping[str, Tensor], first: int, last: int) -> None:
+        """Take the steps from `first` to `last`, each with the same microbatch."""
+        for step in range(first, last + 1):
+            loss = self.loss(batch, step)
+            loss.sum.backward()  # type: ignore[no-untyped-call]
+            self.update()
+            self.last_loss = loss.sum.detach()

@@ -1,0 +1,38 @@
+"""Seeds of the training step: the global generators and those of the model and the task, by step and microbatch."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from everstep.trainer.data.own_generators import Generator
+from everstep.trainer.data.permutation import GOLDEN, mix_int
+from everstep.trainer.data.randomness import seed_generator
+
+
+def microbatch_seed(seed: int, step: int, index: int) -> int:
+    """Return a seed for dropout and the like in one microbatch, the same on any rank."""
+    return _mix(_mix(_mix(seed) ^ step) ^ index) >> 1
+
+
+def seed_generators(seed: int, device: torch.device | None = None) -> None:
+    """Seed the global generators of torch, NumPy (which takes 32 bits) and Python."""
+    torch.default_generator.manual_seed(seed)
+    if device is not None and device.type == "cuda":
+        torch.cuda.manual_seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+    random.seed(seed)
+
+
+def seed_own(generators: Iterable[Generator], seed: int) -> None:
+    """Seed the generators that `own_generators` found, each with another number."""
+    for number, generator in enumerate(generators):
+        seed_generator(generator, _mix(seed ^ (number + 1)) >> 1)
+
+
+def _mix(value: int) -> int:
+    """Return one round of splitmix64 (Steele, Lea, Flood 2014), which makes unrelated numbers of neighbouring ones."""
+    return mix_int(value + GOLDEN)

@@ -1,0 +1,226 @@
+"""One start of a run on one rank: take part, train, and say why it ended."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from everstep import compose
+from everstep.config import RunConfig
+from everstep.errors import ConfigError, EverstepError
+from everstep.trainer.reporting.startup_timing import Laps
+from everstep.rank_env import Place
+from everstep.process_tuning import refuse_debugger, spare_what_lives
+from everstep.provenance import record
+from everstep.trainer.reporting.rank_log import RankLog
+from everstep.trainer.reporting.outcome import Report, ending_of, exit_code, lose, refuse
+from everstep.run_folder import CONFIG, Ending, Outcome, RunFolder
+from everstep.trainer.stop import Stop
+
+if TYPE_CHECKING:
+    from torch._C._distributed_c10d import Store
+
+    from everstep.trainer.loop import Parts
+
+LAST_SAVE_S = 60.0
+"""Seconds that a rank which has failed gives the save that is under way, so that its steps need not be done again."""
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """What rank 0 found out and all ranks are told: the run, its folder, and the number of this attempt."""
+
+    url: str
+    attempt: int
+    config: str
+    micro_batch: int | None = None
+    done_at: int | None = None
+    """The run is done already, at this step."""
+
+
+def attempt(arguments: Sequence[str], stop: Stop) -> int:
+    """Train, as the command line says; the exit code is the outcome's.
+
+    Under torchrun a run that was stopped and saved exits with 0, since torchrun would start anything else again.
+    """
+    place, laps = Place.from_environment(), Laps(stop.started)
+    refuse_debugger(place.world)
+    try:
+        place.check_world()
+        options = parse(arguments)
+        store = _store(place, laps)
+        assignment = _assignment(options, place, store, stop.began)
+    except EverstepError as error:
+        return refuse(error, place)
+    except RuntimeError as error:  # torch's own when rank 0 and its store are gone
+        return lose(error, place)
+    run = compose.thaw(assignment.config)
+    laps.end("config")
+    if assignment.done_at is not None:
+        if place.rank == 0:
+            print(f"run {run.run} is done: step {assignment.done_at} of {run.steps} in {assignment.url}")
+        return 0
+    folder = RunFolder(assignment.url)
+    with RankLog(folder, assignment.attempt, place.rank) as log:
+        ending, failure = _run(run, folder, assignment, place, store, stop, laps)
+        report = Report(folder, assignment.attempt, place, log.shown)
+        if failure is not None:
+            report.fail(failure, ending)
+        elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
+            report.end(ending)
+    if place.rank == 0 and ending.outcome is Outcome.preempted:
+        report.remove_marker()
+    stopped = ending.outcome is Outcome.preempted and place.under_torchrun
+    return _leave(place, 0 if stopped else exit_code(ending))
+
+
+def parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m everstep.trainer", description="Train one run, alone or under torchrun.")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    parser.add_argument("--frozen", metavar="RUN_URL", help="train what config.yaml in this run folder says")
+    parser.add_argument("--plugins", default="", metavar="A,B", help="with --frozen: packages that it may use")
+    options = parser.parse_intermixed_args(arguments)
+    if options.frozen and options.overrides:
+        raise ConfigError(f"--frozen takes no overrides ({options.overrides[0]}); the run folder's config is settled")
+    return options
+
+
+def _store(place: Place, laps: Laps) -> Store | None:
+    if place.world == 1:
+        return None
+    from everstep.trainer.distributed.mesh import join
+
+    laps.end("import")
+    joined = join(place, timeout_s=float(os.environ.get("EVERSTEP_JOIN_TIMEOUT_S", "300")))
+    laps.end("rendezvous")
+    return joined
+
+
+def _assignment(options: argparse.Namespace, place: Place, store: Store | None, began: float) -> Assignment:
+    """Rank 0 composes (or reads), settles and claims; the others hear of it over the store."""
+
+    def decide() -> str:
+        return json.dumps(vars(_claim(options, place, began)))
+
+    if store is None:
+        return Assignment(**json.loads(decide()))
+    from everstep.trainer.distributed.mesh import tell
+
+    return Assignment(**json.loads(tell(store, place, decide)))
+
+
+def _claim(options: argparse.Namespace, place: Place, began: float) -> Assignment:
+    run, folder = _frozen(options) if options.frozen else _composed(options, place)
+    last = folder.last_ending()
+    text = compose.freeze(run)
+    if last is not None and last.is_done(run.steps, run.evaluate.patience):
+        return Assignment(folder.url, 0, text, done_at=last.step)
+    number = folder.claim({"world": place.world, "config_digest": compose.digest(run), "began": began})
+    return Assignment(folder.url, number, text, last.micro_batch if last is not None else None)
+
+
+def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
+    folder = RunFolder(options.frozen)
+    try:
+        run = compose.thaw(folder.storage.read(CONFIG).decode())
+    except FileNotFoundError as error:
+        raise ConfigError(f"{options.frozen} is not a run folder: it has no {CONFIG}") from error
+    allowed = [name for name in options.plugins.split(",") if name]
+    if refused := sorted(set(run.plugins) - set(allowed)):
+        raise ConfigError(
+            f"the run uses packages that were not named on the command line ({', '.join(refused)}); "
+            f"if you trust them, add --plugins {','.join([*allowed, *refused])}"
+        )
+    return run, folder
+
+
+def _composed(options: argparse.Namespace, place: Place) -> tuple[RunConfig, RunFolder]:
+    composed = compose.compose(options.overrides, options.config_dir)
+    if composed.run.run is None and place.nodes > 1:
+        raise ConfigError(f"run=null on {place.nodes} nodes: a restart has to find its folder again; give run=NAME")
+    run = compose.with_name(composed, place.started())
+    folder = RunFolder.of(run.run_root, str(run.run))
+    for change in compose.settle(run, folder):
+        print(f"changed since the last start: {change}")
+    record(folder, run, sys.argv)
+    return run, folder
+
+
+def _run(
+    run: RunConfig,
+    folder: RunFolder,
+    assignment: Assignment,
+    place: Place,
+    store: Store | None,
+    stop: Stop,
+    laps: Laps,
+) -> tuple[Ending, BaseException | None]:
+    """Build and train; the ending, and the error that it came from."""
+    from everstep.trainer.build import Start, build
+    from everstep.trainer.loop import train
+    from everstep.trainer.distributed.mesh import form, lost_peer, part
+
+    laps.end("import")
+    parts = None
+    try:
+        stop.watch(run.stop, folder if place.rank == 0 else None)
+        mesh = form(place, store, run.parallel, run.group_timeout_s)
+        laps.end("rendezvous")
+        parts = build(run, Start(folder, assignment.attempt, laps, assignment.micro_batch), mesh, stop)
+        spare_what_lives()
+        ending = train(run, parts)
+        _close(parts, ending)
+        part()
+    except BaseException as error:
+        if parts is not None and not lost_peer(error):
+            parts.checkpoints.drain(LAST_SAVE_S)
+        step = parts.state.progress.step if parts is not None else 0
+        return ending_of(error, step, place, run.plugins), error
+    finally:
+        stop.close()
+        if parts is not None:
+            parts.feed.close()
+            parts.journal.close()
+    return ending, None
+
+
+def _close(parts: Parts, ending: Ending) -> None:
+    if ending.outcome is Outcome.done:
+        parts.checkpoints.close()
+        _preview(parts)
+    parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
+
+
+def _preview(parts: Parts) -> None:
+    """Show what the task makes of the trained model. The run is done and saved: a fault here is only told."""
+    preview = getattr(parts.step.task, "preview", None)
+    if preview is None:
+        return
+    try:
+        text = str(preview(parts.step.spread.module) or "")
+    except Exception as error:
+        logging.getLogger("everstep").warning("the task's preview failed", exc_info=True)
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        parts.journal.event(
+            "preview_failed", f"warning: the task's preview failed, the run is done all the same: {said}"
+        )
+        return
+    if text.strip():
+        parts.journal.event("preview", f"a sample of what it has learnt:\n{text}")
+
+
+def _leave(place: Place, code: int) -> int:
+    """Leave without a word to the other ranks: a collective with one that has failed never ends (see mesh.part too)."""
+    if place.world > 1:
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
