@@ -17,7 +17,7 @@ from pathlib import Path
 
 from benchmarks.contest import ROOT
 from benchmarks.table import machine, markdown
-from everstep.launch.cli.leaderboard import ranked
+from everstep.launch.sweep.leaderboard import ranked
 from everstep.launch.sweep.plan import load
 from everstep.launch.sweep.sweep_folder import SweepFolder
 from everstep.launch.text_tables import duration

@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.contest import ROOT
 from benchmarks.table import machine, markdown
 from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.launch.schedulers.base import Ask, Program, Rendered
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.run_folder import METRICS, Ending, Outcome, RunFolder
 
 HEAD = ("sampler", "what", "CPU, s", "peak memory, MB", "torch imported", "looks", "questions")
@@ -140,12 +140,12 @@ def _expand(words: list[str]) -> tuple[float, dict[str, int]]:
 
 def _drive(words: list[str]) -> tuple[float, dict[str, int]]:
     """What `everstep sweep` does once it has looked at the cluster; CPU seconds of others, and counts."""
-    from everstep.launch.node.process import Signals
+    from everstep.launch.job_start.process import Signals
     from everstep.launch.sweep.driver import Driver
-    from everstep.launch.sweep.workers_cluster import Jobs
-    from everstep.launch.cli.leaderboard import print_rows, ranked
+    from everstep.launch.sweep.leaderboard import print_rows, ranked
     from everstep.launch.sweep.lease import take
     from everstep.launch.sweep.plan import plan, settle
+    from everstep.launch.sweep.workers_cluster import Jobs
 
     made, scheduler, in_flight = settle(plan(words)), Instant(), []
     lease = take(made.folder.storage)

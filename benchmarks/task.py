@@ -7,9 +7,7 @@ from torch.nn.functional import cross_entropy
 
 from benchmarks.footprints import leave_footprint
 from benchmarks.problem import WIDTH, Net, arrays
-from everstep.trainer.data.dataset import ArrayDataset, Splits
-from everstep.trainer.step import StepInfo
-from everstep.trainer.task import Batch, Loss
+from everstep import ArrayDataset, Batch, Loss, Splits, StepInfo
 
 
 class Problem:

@@ -18,9 +18,9 @@ from benchmarks.checkpoint.contestants.everstep import Everstep
 from benchmarks.checkpoint.saver import make_state
 from benchmarks.store import CREDENTIALS, s3_server
 from benchmarks.table import machine, markdown, spread
-from everstep.trainer.checkpoint.pending_save import write_file
 from everstep.run_folder import RunFolder
 from everstep.storage import open_storage
+from everstep.trainer.checkpoint.pending_save import write_file
 
 BUCKET = "bench"
 PARALLEL = (1, 2, 4, 8, 16)

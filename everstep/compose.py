@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from everstep.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig, first_steps_without, meant
+from everstep.config_errors import in_one_line, of_a_word
 from everstep.errors import ConfigError, nearest
 from everstep.run_folder import CONFIG, RunFolder
-from everstep.config_errors import in_one_line, of_a_word
 
 if TYPE_CHECKING:
     from everstep.hydra_schema import Composition
@@ -43,9 +43,8 @@ class Composed:
 
 
 def conf_dir() -> Path:
-    """Where our YAML lies: inside the installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    return package / "conf" if (package / "conf").is_dir() else package.parent / "conf"
+    """Return the folder of Everstep's own YAML."""
+    return Path(__file__).parent / "conf"
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _is_users(frame: FrameType, roots: set[str]) -> bool:
 def _others() -> tuple[str, ...]:
     ours = Path(__file__).resolve().parent
     library = [Path(sysconfig.get_paths()[name]).resolve() for name in ("stdlib", "platstdlib")]
-    return tuple(f"{path}{os.sep}" for path in [ours, ours.parent / "launch", *library])
+    return tuple(f"{path}{os.sep}" for path in [ours, *library])
 
 
 _OTHERS = _others()

@@ -11,10 +11,10 @@ import threading
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from everstep.launch.messages import say
-from everstep.launch.cli.verbs import VERBS
 from everstep import __version__
 from everstep.errors import EverstepError
+from everstep.launch.messages import say
+from everstep.launch.verbs import VERBS
 from everstep.process_tuning import open_closed
 
 ELSEWHERE = {

@@ -9,10 +9,10 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
-from everstep.launch.schedulers.base import Ask, Batch, Program, Rendered
 from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.base import Ask, Batch, Program, Rendered
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 
 VARIABLE = "FILE_SCHEDULER"
 """Environment variable: the file."""

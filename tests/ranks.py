@@ -23,12 +23,12 @@ import torch.distributed.checkpoint
 import torch.distributed.fsdp
 
 import everstep.trainer.build  # noqa: F401
-from everstep.trainer.worker import attempt
 from everstep.compose import compose
 from everstep.rank_env import die_with_parent
 from everstep.run_folder import RunFolder
 from everstep.trainer.step import Stepper
 from everstep.trainer.stop import Stop
+from everstep.trainer.worker import attempt
 
 torch.set_num_threads(1)
 TESTS = Path(__file__).parent

@@ -6,9 +6,9 @@ import json
 import time
 from typing import Any
 
-from everstep.launch.schedulers.job import JobHandle
 from everstep.compose import freeze
 from everstep.config import RunConfig
+from everstep.launch.schedulers.job import JobHandle
 from everstep.run_folder import CONFIG, EVENTS, METRICS, PROGRESS, RESTARTS, SUBMISSIONS, Ending, Outcome, RunFolder
 
 

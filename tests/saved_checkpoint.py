@@ -7,12 +7,12 @@ import json
 import torch
 from blake3 import blake3
 
-from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.config import RunConfig
-from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.optim import build_optimizer
 from everstep.rank_env import Place
 from everstep.run_folder import MANIFEST, RunFolder
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.optim import build_optimizer
 from everstep.trainer.state.train_state import Progress, TrainState
 
 

@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from everstep.launch.cli.leaderboard import ranked
+from everstep.launch.sweep.leaderboard import ranked
 from everstep.launch.sweep.plan import Plan, load
-from everstep.launch.sweep.sweep_folder import SweepFolder
 from everstep.launch.sweep.state import Story
+from everstep.launch.sweep.sweep_folder import SweepFolder
 from everstep.run_folder import Outcome, RunFolder
 
 TESTS = Path(__file__).parent

@@ -7,9 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from everstep.trainer.data.dataset import ArrayDataset, Splits
-from everstep.trainer.data.order import uniform
-from everstep.trainer.task import Batch, Loss
+from everstep import ArrayDataset, Batch, Loss, Splits, uniform
 
 WIDTH = 6
 

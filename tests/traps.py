@@ -8,14 +8,14 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import IO, Any
 
+from everstep.run_folder import MANIFEST
+from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import TENSORS
 from everstep.trainer.checkpoint.rank_messages import Meeting
 from everstep.trainer.checkpoint.staging import Staging
 from everstep.trainer.evaluate import Evaluator
-from everstep.run_folder import MANIFEST
 from everstep.trainer.step import Stepper
-from everstep.storage import LocalStorage
 from everstep.trainer.update import Update
 
 Trap = Callable[[int], None]

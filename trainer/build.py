@@ -12,45 +12,45 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everstep.trainer.distributed.buffer_sync import BufferSync
+from everstep.compose import plain
+from everstep.config import Dtype, Node, RunConfig
+from everstep.errors import CheckpointError, ConfigError, DataError
+from everstep.run_folder import EVENTS, RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.restore import Restored
+from everstep.trainer.checkpoint.resume_trial import try_resume
+from everstep.trainer.checkpoint.self_test import SelfTest
 from everstep.trainer.checkpoint.weights import load_weights
-from everstep.compose import plain
-from everstep.config import Dtype, Node, RunConfig
-from everstep.trainer.reporting.console import open_display, short
+from everstep.trainer.data.cache.on_node import node_cache
 from everstep.trainer.data.dataset import TEST, Splits
 from everstep.trainer.data.exclusion import Exclusion
 from everstep.trainer.data.feed import Feed
 from everstep.trainer.data.fetcher import Gather, Request
 from everstep.trainer.data.mixture import records_of
-from everstep.trainer.data.cache.on_node import node_cache
 from everstep.trainer.data.order import SampleOrder, microbatches
 from everstep.trainer.data.randomness import seeded
 from everstep.trainer.data.sample_ids import order_sources, write_record
-from everstep.errors import CheckpointError, ConfigError, DataError
-from everstep.trainer.evaluate import Evaluator
+from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import second_copy
+from everstep.trainer.distributed.parallel import Spread, spread
+from everstep.trainer.evaluate import Evaluator
+from everstep.trainer.loop import Parts, short_of_memory
+from everstep.trainer.optim import Average, build_optimizer, group_facts, has_modes
+from everstep.trainer.plugins import check_allowed, instantiate
+from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops, peak_flops
 from everstep.trainer.reporting.reporter import Hook, Journal
-from everstep.trainer.reporting.startup_timing import Laps
-from everstep.trainer.loop import Parts, short_of_memory
-from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink, open_sinks
+from everstep.trainer.reporting.startup_timing import Laps
+from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state
-from everstep.trainer.optim import Average, build_optimizer, group_facts, has_modes
-from everstep.trainer.distributed.parallel import Spread, spread
 from everstep.trainer.state.plugin_state import hook_keys
-from everstep.trainer.plugins import check_allowed, instantiate
-from everstep.trainer.preflight.resume_trial import try_resume
-from everstep.run_folder import EVENTS, RunFolder
-from everstep.trainer.preflight.self_test import SelfTest
 from everstep.trainer.state.train_state import LossScale, Progress, TrainState
+from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.step import Stepper
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Task
-from everstep.trainer.state.trainable import Trainable
 
 LOG = logging.getLogger("everstep")
 PLUGINS = ("task", "model", "data", "optimizer", "hooks")

@@ -11,13 +11,13 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from everstep.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
+from everstep.errors import ConfigError
 from everstep.trainer.data.dataset import TEST
 from everstep.trainer.data.fetcher import Gather
 from everstep.trainer.data.loader import evaluation_batches
-from everstep.errors import ConfigError
-from everstep.trainer.step_seeds import microbatch_seed, seed_generators
-from everstep.trainer.optim import has_modes
 from everstep.trainer.distributed.parallel import Spread
+from everstep.trainer.optim import has_modes
+from everstep.trainer.random_state import microbatch_seed, seed_generators
 from everstep.trainer.state.preserve import preserved
 from everstep.trainer.state.train_state import Progress, TrainState
 from everstep.trainer.stop import Stop

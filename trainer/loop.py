@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 import torch
 
-from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.config import Nonfinite, RunConfig
+from everstep.errors import DivergedError, ShortOfMemoryError
+from everstep.run_folder import Ending, Outcome
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.data.feed import Feed
 from everstep.trainer.data.fetcher import Microbatch
-from everstep.errors import DivergedError, ShortOfMemoryError
 from everstep.trainer.evaluate import Evaluator, keep_score
 from everstep.trainer.reporting.reporter import Hook, Journal
-from everstep.run_folder import Ending, Outcome
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.step import StepInfo, Stepper
 

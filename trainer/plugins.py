@@ -15,15 +15,10 @@ from typing import Any
 from everstep.config import meant
 from everstep.errors import ConfigError, EverstepError, nearest
 
-ALLOWED = (
-    "everstep.trainer.tasks.", "everstep.trainer.models.",
-    *(f"everstep.trainer.data.{name}." for name in (
-        "arrow", "collate", "corpus", "dataset", "decode", "map_style", "mixture", "prepared", "scikit", "weighted",
-    )),
-    "torch.nn.", "torch.optim.",
-)  # fmt: skip
-"""Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes. Not all
-of `everstep.trainer.data.`: to prepare a dataset may call any function, and to gather by address may read any memory."""
+PUBLIC = ("everstep.tasks", "everstep.models", "everstep.data")
+"""Modules of Everstep whose public names (`__all__`) a config may name."""
+ALLOWED = (*(f"{module}." for module in PUBLIC), "torch.nn.", "torch.optim.")
+"""Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes."""
 TARGET = "_target_"
 PARTIAL = "_partial_"
 
@@ -98,9 +93,14 @@ def _resolve(target: str, key: str, plugins: Iterable[str]) -> Any:
     found = _import(target, key)
     home = f"{getattr(found, '__module__', '')}."
     roots = (*(a for a in ALLOWED), *(f"{name}." for name in plugins))
-    if not callable(found) or not home.startswith(roots):
+    if not callable(found) or not (_is_public(target) or home.startswith(roots)):
         raise ConfigError(f"{key}._target_={target!r} is not a class or function that its package defines")
     return found
+
+
+def _is_public(target: str) -> bool:
+    module, _, name = target.rpartition(".")
+    return module in PUBLIC and name in importlib.import_module(module).__all__
 
 
 def _import(target: str, key: str) -> Any:

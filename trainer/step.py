@@ -17,19 +17,19 @@ import torch.distributed as dist
 from torch import Tensor
 
 from everstep.config import Dtype, RunConfig
+from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.own_generators import own_generators
-from everstep.errors import ConfigError
-from everstep.trainer.step_seeds import microbatch_seed, seed_generators, seed_own
-from everstep.trainer.optim import lr_factor, set_lr
 from everstep.trainer.distributed.parallel import Replicated, Spread
+from everstep.trainer.optim import lr_factor, set_lr
+from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.preserve import preserved
 from everstep.trainer.state.train_state import TrainState
+from everstep.trainer.state.trainable import MOST_OBJECTS
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
 from everstep.trainer.task_metrics import TaskMetrics
-from everstep.trainer.state.trainable import MOST_OBJECTS
 from everstep.trainer.update import Applied, Update
 
 UNUSED = (

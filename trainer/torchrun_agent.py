@@ -18,12 +18,12 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
 from torch.distributed.run import main as torchrun
 
-from everstep.process_death import OutOfMemoryCount, death_of
 from everstep.errors import EverstepError
-from everstep.rank_env import AGENT_PID
+from everstep.process_death import OutOfMemoryCount, death_of
 from everstep.process_tuning import keep_printing
-from everstep.trainer.reporting.outcome import LOST_PEER, hand_over
+from everstep.rank_env import AGENT_PID
 from everstep.run_folder import PROGRESS, STARTER, Ending, Outcome, RunFolder
+from everstep.trainer.reporting.outcome import LOST_PEER, hand_over
 
 TERMINATED = -15
 """Exit code of a worker that torchrun has told to end because another one failed."""

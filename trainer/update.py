@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from everstep.config import RunConfig
-from everstep.trainer.optim import by_dtype
 from everstep.trainer.distributed.parallel import Spread
+from everstep.trainer.optim import by_dtype
 from everstep.trainer.state.train_state import TrainState
 
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 from everstep import compose
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
-from everstep.trainer.reporting.startup_timing import Laps
-from everstep.rank_env import Place
 from everstep.process_tuning import refuse_debugger, spare_what_lives
 from everstep.provenance import record
-from everstep.trainer.reporting.rank_log import RankLog
-from everstep.trainer.reporting.outcome import Report, ending_of, exit_code, lose, refuse
+from everstep.rank_env import Place
 from everstep.run_folder import CONFIG, Ending, Outcome, RunFolder
+from everstep.trainer.reporting.outcome import Report, ending_of, exit_code, lose, refuse
+from everstep.trainer.reporting.rank_log import RankLog
+from everstep.trainer.reporting.startup_timing import Laps
 from everstep.trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -81,7 +81,9 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m everstep.trainer", description="Train one run, alone or under torchrun.")
+    parser = argparse.ArgumentParser(
+        prog="python -m everstep.trainer", description="Train one run, alone or under torchrun."
+    )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     parser.add_argument("--frozen", metavar="RUN_URL", help="train what config.yaml in this run folder says")
@@ -164,8 +166,8 @@ def _run(
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; the ending, and the error that it came from."""
     from everstep.trainer.build import Start, build
-    from everstep.trainer.loop import train
     from everstep.trainer.distributed.mesh import form, lost_peer, part
+    from everstep.trainer.loop import train
 
     laps.end("import")
     parts = None

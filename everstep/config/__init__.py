@@ -4,6 +4,7 @@ YAML in conf/ says only what differs from these defaults and which plug-in is us
 optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 """
 
+from everstep.config.aliases import meant
 from everstep.config.choices import (
     BadSample,
     Buffers,
@@ -18,7 +19,6 @@ from everstep.config.choices import (
     Worker,
     require,
 )
-from everstep.config.aliases import meant
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,

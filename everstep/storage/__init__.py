@@ -5,17 +5,17 @@ Nothing is imported for remote URLs before one is used.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from everstep.storage.local import LocalStorage
+from everstep.lazy_names import lazy
 from everstep.storage.base import STAGED, Buffer, Storage
 from everstep.storage.conditional_write_check import probe
+from everstep.storage.local import LocalStorage
 
 if TYPE_CHECKING:
     from everstep.storage.fsspec_backend import FsspecStorage, filesystem
     from everstep.storage.obstore_backend import ObstoreStorage
-    from everstep.storage.retry import retry
+    from everstep.storage.retries import retry
 
 __all__ = [
     "STAGED",
@@ -31,19 +31,13 @@ __all__ = [
     "retry",
 ]
 
-REMOTE = {
-    "FsspecStorage": "by_fsspec",
-    "ObstoreStorage": "by_obstore",
-    "filesystem": "by_fsspec",
-    "retry": "patience",
-}
-"""Names that are imported when they are asked for → module. A run on this machine's disks asks for none."""
-
-
-def __getattr__(name: str) -> Any:
-    if name not in REMOTE:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{REMOTE[name]}"), name)
+__getattr__ = lazy(__name__, {
+    "FsspecStorage": "everstep.storage.fsspec_backend",
+    "ObstoreStorage": "everstep.storage.obstore_backend",
+    "filesystem": "everstep.storage.fsspec_backend",
+    "retry": "everstep.storage.retries",
+})  # fmt: skip
+"""A run on this machine's disks imports none of them."""
 
 
 def open_storage(url: str) -> Storage:

@@ -11,10 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from everstep.errors import StorageError
-from everstep.storage import credentials
-from everstep.storage import gcs_credentials
-from everstep.storage.s3_multipart import send_in_parts
-from everstep.storage.retry import (
+from everstep.storage import credentials, gcs_credentials
+from everstep.storage.base import STAGED
+from everstep.storage.retries import (
     CONNECT_S,
     PARALLEL_PARTS,
     PART_BYTES,
@@ -25,7 +24,7 @@ from everstep.storage.retry import (
     one_line,
     retry,
 )
-from everstep.storage.base import STAGED
+from everstep.storage.s3_multipart import send_in_parts
 from everstep.storage.upload_stream import Part, uploading
 
 T = TypeVar("T")

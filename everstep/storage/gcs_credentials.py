@@ -14,7 +14,7 @@ from typing import Any
 
 from everstep.errors import StorageError
 from everstep.storage import credentials
-from everstep.storage.retry import QUIET_S
+from everstep.storage.retries import QUIET_S
 
 SAYS = "GOOGLE_APPLICATION_CREDENTIALS"
 EMULATOR = "STORAGE_EMULATOR_HOST"

@@ -11,10 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from everstep.errors import StorageError
-from everstep.storage import credentials
-from everstep.storage import gcs_credentials
-from everstep.storage import obstore_fork
-from everstep.storage.retry import CONNECT_S, LONGEST_DELAY_S, QUIET_S, SEND_S, deadline_s
+from everstep.storage import credentials, gcs_credentials, obstore_fork
+from everstep.storage.retries import CONNECT_S, LONGEST_DELAY_S, QUIET_S, SEND_S, deadline_s
 
 READ_S = 3600.0
 """For the answer to one read, as long as its bytes keep coming."""

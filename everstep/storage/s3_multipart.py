@@ -14,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from everstep.errors import StorageError
-from everstep.storage.retry import PARALLEL_PARTS
+from everstep.storage.retries import PARALLEL_PARTS
 from everstep.storage.upload_stream import Part
 
 Ask = Callable[..., dict[str, Any]]

@@ -7,8 +7,8 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from everstep.launch.cli.verbs import VERBS
 from everstep.errors import ConfigError, nearest
+from everstep.launch.verbs import VERBS
 
 BASH = r"""_everstep() {
     local line="${COMP_LINE:0:COMP_POINT}" i
@@ -123,8 +123,8 @@ def _verbs() -> Iterable[str]:
 
 def _keys(word: str, words: Sequence[str]) -> list[str]:
     """Groups and keys; of dotted keys only the next part, as files in folders, unless the prefix is typed."""
-    from everstep.launch.config import JobConfig
     from everstep.compose import groups, keys
+    from everstep.launch.config import JobConfig
 
     job = [f"job.{field.name}" for field in dataclasses.fields(JobConfig)]
     shown: set[str] = {f"{group}=" for group in groups(_folders(words))}

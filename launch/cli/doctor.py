@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator, Sequence
 
-from everstep.launch.cli.parser import Arguments
-from everstep.launch.schedulers.registry import scheduler
-from everstep.launch.config import JobConfig, job_config
 from everstep.compose import compose, compose_job
 from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig, job_config
+from everstep.launch.parser import Arguments
+from everstep.launch.schedulers.registry import scheduler
 
 EXAMPLES = """examples:
   everstep doctor job=k8s                                      reach, permissions, what hangs

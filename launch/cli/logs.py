@@ -8,15 +8,15 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from everstep.launch.runs.liveness import is_here
-from everstep.launch.cli.parser import Arguments
-from everstep.launch.schedulers.registry import Statuses, following
+from everstep.errors import ConfigError
+from everstep.launch.messages import say
+from everstep.launch.parser import Arguments
 from everstep.launch.runs.history import attempt as read_attempt
 from everstep.launch.runs.history import read
-from everstep.launch.cli.ls import line
+from everstep.launch.runs.liveness import is_here
 from everstep.launch.runs.lookup import add_run, find
-from everstep.launch.messages import say
-from everstep.errors import ConfigError
+from everstep.launch.runs.summary import line
+from everstep.launch.schedulers.registry import Statuses, following
 from everstep.run_folder import RunFolder
 
 POLL_S = 0.5

@@ -7,25 +7,25 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from everstep.launch.submit.override_frozen import amend
-from everstep.launch.cli.parser import Arguments
-from everstep.launch.schedulers.registry import scheduler, statuses
-from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
-from everstep.launch.runs.history import History, read
-from everstep.launch.cli.ls import Line, line
-from everstep.launch.preflight.model import rehearse, worlds
-from everstep.launch.cli.run import start
-from everstep.launch.runs.lookup import add_run, find
-from everstep.launch.messages import say
-from everstep.launch.schedulers.base import Program
-from everstep.launch.submit.snapshot import open_code
-from everstep.launch.runs.state import RunState
-from everstep.launch.submit.records import submissions, submit
-from everstep.launch.cli.submit import refuse
-from everstep.launch.sweep.lookup import sweep_at
 from everstep.compose import freeze, settle, thaw
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.launch.cli.run import start
+from everstep.launch.cli.submit import refuse
+from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
+from everstep.launch.messages import say
+from everstep.launch.parser import Arguments
+from everstep.launch.preflight.model import rehearse, worlds
+from everstep.launch.runs.history import History, read
+from everstep.launch.runs.lookup import add_run, find
+from everstep.launch.runs.state import RunState
+from everstep.launch.runs.summary import Line, line
+from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.submit.override_frozen import amend
+from everstep.launch.submit.records import submissions, submit
+from everstep.launch.submit.snapshot import open_code
+from everstep.launch.sweep.lookup import sweep_at
 from everstep.run_folder import CONFIG, JOB, RunFolder
 
 EXAMPLES = """examples:

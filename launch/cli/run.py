@@ -11,16 +11,16 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-from everstep.launch.node import torchrun
-from everstep.launch.cli.parser import Arguments, refuse_script
-from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
-from everstep.launch.runs.lookup import ROOT
-from everstep.launch.messages import say
-from everstep.launch.node.process import Local, Signals
-from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.compose import compose, freeze, settle, with_name
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
+from everstep.launch import torchrun
+from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
+from everstep.launch.job_start.process import Local, Signals
+from everstep.launch.messages import say
+from everstep.launch.parser import Arguments, refuse_script
+from everstep.launch.restart.supervisor import Supervisor, marker
+from everstep.launch.runs.lookup import ROOT
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
 

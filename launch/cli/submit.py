@@ -13,19 +13,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everstep.launch.cli.parser import Arguments
-from everstep.launch.preflight.checks import check, program_problems
-from everstep.launch.schedulers.registry import scheduler
-from everstep.launch.config import JobConfig, job_config, job_yaml
-from everstep.launch.preflight.model import rehearse, worlds
-from everstep.launch.messages import say
-from everstep.launch.schedulers.base import Program, Scheduler
-from everstep.launch.submit.records import Receipt, current
-from everstep.launch.submit.records import submit as submit_once
-from everstep.launch.node.torchrun import trainer
 from everstep.compose import Composed, changes_since, compose, compose_job, freeze, settle, with_name
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig, job_config, job_yaml
+from everstep.launch.messages import say
+from everstep.launch.parser import Arguments
+from everstep.launch.preflight.checks import check, program_problems
+from everstep.launch.preflight.model import rehearse, worlds
+from everstep.launch.schedulers.base import Program, Scheduler
+from everstep.launch.schedulers.registry import scheduler
+from everstep.launch.submit.records import Receipt, current
+from everstep.launch.submit.records import submit as submit_once
+from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, RunFolder
 
 EXAMPLES = """examples:

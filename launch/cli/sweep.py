@@ -5,26 +5,26 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from everstep.launch.cli.parser import Arguments
-from everstep.launch.preflight.checks import check
-from everstep.launch.schedulers.registry import scheduler
-from everstep.launch.config import job_yaml
-from everstep.launch.preflight.model import rehearse
-from everstep.launch.messages import say
-from everstep.launch.node.process import Signals
+from everstep.compose import Composed, freeze
 from everstep.launch.cli.submit import refuse
-from everstep.launch.sweep.suggest import Asking
+from everstep.launch.config import job_yaml
+from everstep.launch.job_start.process import Signals
+from everstep.launch.messages import say
+from everstep.launch.parser import Arguments
+from everstep.launch.preflight.checks import check
+from everstep.launch.preflight.model import rehearse
+from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.sweep.code import keep
+from everstep.launch.sweep.display import shower
 from everstep.launch.sweep.driver import Driver
-from everstep.launch.sweep.workers_local import Here
-from everstep.launch.sweep.workers_cluster import Jobs
-from everstep.launch.cli.leaderboard import print_rows, ranked
+from everstep.launch.sweep.leaderboard import print_rows, ranked
 from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, plan, settle
-from everstep.launch.sweep.display import shower
 from everstep.launch.sweep.state import Story, Trial, Verdict
+from everstep.launch.sweep.suggest import Asking
 from everstep.launch.sweep.workers import Workers
-from everstep.compose import Composed, freeze
+from everstep.launch.sweep.workers_cluster import Jobs
+from everstep.launch.sweep.workers_local import Here
 
 EXAMPLES = """examples:
   everstep sweep experiment=digits optimizer.lr=1e-4,3e-4,1e-3 'seed=range(0,3)' job.max_parallel=4

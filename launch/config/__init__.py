@@ -1,7 +1,7 @@
 """What a job is: where, for how long and how often processes are started. The trainer knows none of these keys."""
 
+from everstep.launch.config.devices import processes, refuse_too_many, threads
 from everstep.launch.config.failure_patterns import CauseConfig, Remedy
-from everstep.launch.node.devices import processes, refuse_too_many, threads
 from everstep.launch.config.job import JobConfig, job_config, job_yaml
 from everstep.launch.config.kubernetes import KubernetesConfig
 from everstep.launch.config.parsing import node_range, seconds

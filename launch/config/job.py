@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from everstep.config import meant, require
+from everstep.errors import ConfigError
 from everstep.launch.config.failure_patterns import CauseConfig, known_causes
 from everstep.launch.config.kubernetes import KubernetesConfig
 from everstep.launch.config.parsing import node_range, seconds
-from everstep.config import meant, require
-from everstep.errors import ConfigError
 
 SCHEDULERS = ("local", "slurm", "k8s")
 KINDS = ("job", "jobset", "trainjob")

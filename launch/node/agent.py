@@ -1,4 +1,4 @@
-"""`python -m everstep.launch.node.agent RUN_FOLDER`, once on every node of an allocation: check the node, meet the others, train.
+"""`python -m everstep.launch.node.agent RUN_FOLDER`, once on every node of a job: check it, meet the others, train.
 
 It knows no scheduler; `Allocation` has read what there is to know from the environment. Nor does it decide anything:
 it reports how the node fared, and exits with the code of its torchrun.
@@ -15,18 +15,18 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from everstep.launch.node import torchrun
-from everstep.launch.node.allocation import Allocation
-from everstep.launch.config import processes, threads
-from everstep.launch.node.checks import BadNode, address, failures
-from everstep.launch.node.output_capture import Output
-from everstep.launch.messages import say
-from everstep.launch.node.process import SLACK_S, LeftAtOnce, Local, Signals
-from everstep.launch.submit.snapshot import open_code, search_path
-from everstep.launch.node.start_record import NodeReport, Start
-from everstep.launch.submit.job_spec import Submitted
-from everstep.launch.restart.supervisor import marker
 from everstep.errors import EverstepError, StorageError
+from everstep.launch import torchrun
+from everstep.launch.config import processes, threads
+from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.output_capture import Output
+from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local, Signals
+from everstep.launch.job_start.start_record import NodeReport, Start
+from everstep.launch.messages import say
+from everstep.launch.node.checks import BadNode, address, failures
+from everstep.launch.restart.supervisor import marker
+from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.snapshot import open_code, search_path
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, STARTER, RunFolder
 

@@ -12,9 +12,9 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from everstep.launch.config import JobConfig, processes
-from everstep.launch.node.devices import gpus
 from everstep.errors import EverstepError
+from everstep.launch.config import JobConfig, processes
+from everstep.launch.config.devices import gpus
 from everstep.run_folder import STARTS, RunFolder
 
 SIOCGIFADDR = 0x8915
@@ -82,7 +82,8 @@ def devices(job: JobConfig) -> None:
     seen = gpus()
     if seen < asked:
         raise BadNode(f"{asked} GPUs were asked for, and {seen} can be seen")
-    done = subprocess.run([sys.executable, "-m", "everstep.trainer.preflight.gpu_check", str(asked)], capture_output=True, text=True,
+    argv = [sys.executable, "-m", "everstep.trainer.preflight.gpu_check", str(asked)]
+    done = subprocess.run(argv, capture_output=True, text=True,
                           timeout=job.check_s, check=False)  # fmt: skip
     if done.returncode:
         raise BadNode(f"GPU check: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")

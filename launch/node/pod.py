@@ -1,4 +1,4 @@
-"""`python -m everstep.launch.node.pod RUN_FOLDER`: process 1 of a pod. What slurm/run.sbatch is to a job on Slurm, this is here.
+"""`python -m everstep.launch.node.pod RUN_FOLDER`: process 1 of a pod, with the part of slurm/run.sbatch on Slurm.
 
 All pods of a job meet in the run folder, start after start, and stay when one of them is lost: each pod that ends makes
 Kubernetes wait twice as long before it starts the next of that index. The pod of index 0 judges what has ended and
@@ -18,19 +18,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
-from everstep.launch.restart import decide
-from everstep.launch.node.allocation import Allocation
-from everstep.launch.node.pod_membership import Member, Members
+from everstep.errors import EverstepError, StorageError
+from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.start_record import Decisions, Start
+from everstep.launch.messages import say
 from everstep.launch.node.agent import Node
+from everstep.launch.node.mounted_settings import settle
+from everstep.launch.node.pod_membership import Member, Members
+from everstep.launch.restart import decide
 from everstep.launch.restart.job_policy import Action, Evidence
 from everstep.launch.restart.local_policy import back_off_s
-from everstep.launch.messages import say
-from everstep.launch.node.process import Signals
-from everstep.launch.node.mounted_settings import settle
-from everstep.launch.node.start_record import Decisions, Start
-from everstep.launch.submit.job_spec import Submitted
 from everstep.launch.restart.supervisor import marker
-from everstep.errors import EverstepError, StorageError
+from everstep.launch.submit.job_spec import Submitted
 from everstep.run_folder import STOP_MARKER, RunFolder
 
 DONE, WORLD_BROKE, DO_NOT_RETRY, PREEMPTED = 0, 75, 78, 143
@@ -56,7 +56,10 @@ class Leave(Exception):
 
 def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
-        say(f"everstep.launch.node.pod takes the run folder alone; it was given {len(arguments)} words; see everstep submit job=k8s")
+        say(
+            f"everstep.launch.node.pod takes the run folder alone and was given {len(arguments)} words; "
+            "see everstep submit job=k8s"
+        )
         return DO_NOT_RETRY
     folder = RunFolder(arguments[0])
     with Signals() as signals:  # before anything slow, so that no signal is lost

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from everstep.launch.config import job_config
 from everstep.compose import Composed, compose, groups
 from everstep.errors import ConfigError
+from everstep.launch.config import job_config
 
 
 def composed_or_mistakes(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from everstep.launch.config import JobConfig
 from everstep.config import RunConfig
+from everstep.launch.config import JobConfig
 
 
 def datasets(run: RunConfig) -> Iterator[tuple[str, str]]:

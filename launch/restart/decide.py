@@ -1,10 +1,10 @@
 """What the batch script asks before and after each start of the trainer.
 
-python -m everstep.launch.restart.decide element LIST N                        prints the run folder of element N of an array
-python -m everstep.launch.restart.decide begin RUN_FOLDER                      prints the number of the start; not 0: do not start
+python -m everstep.launch.restart.decide element LIST N     prints the run folder of element N of an array
+python -m everstep.launch.restart.decide begin RUN_FOLDER   prints the number of the start; not 0: do not start
 python -m everstep.launch.restart.decide end RUN_FOLDER NUMBER --code=C [--noticed]
-                                                               prints `again`, `requeue [NODES]`, `wait`, `hold`
-                                                               or `exit CODE`
+                                                            prints `again`, `requeue [NODES]`, `wait`, `hold`
+                                                            or `exit CODE`
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from everstep.launch.node.allocation import Allocation
-from everstep.launch.submit.array import run_of
-from everstep.launch.restart.job_policy import Action, Evidence, Verdict, judge
-from everstep.launch.messages import say
-from everstep.launch.node.start_record import Start, decisions
-from everstep.launch.submit.job_spec import Submitted
 from everstep.errors import EverstepError, StorageError
+from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.start_record import Start, decisions
+from everstep.launch.messages import say
+from everstep.launch.restart.job_policy import Action, Evidence, Verdict, judge
+from everstep.launch.submit.array import run_of
+from everstep.launch.submit.job_spec import Submitted
 from everstep.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
 
 T = TypeVar("T")

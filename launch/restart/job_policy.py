@@ -1,7 +1,7 @@
 """What a job under a scheduler does after a start has ended: pure, one verdict a call.
 
-The sister of launch/restart/local_policy.py, which decides for a run on this machine and is asked here for what is not the
-scheduler's: how often a crash may be repeated.
+launch/restart/local_policy.py decides for a run on this machine, and is asked here how often a crash may be repeated,
+which is not the scheduler's to say.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from everstep.launch.restart import local_policy
 from everstep.launch.config import CauseConfig, Remedy
-from everstep.launch.node.start_record import NodeReport
+from everstep.launch.job_start.start_record import NodeReport
+from everstep.launch.restart import local_policy
 from everstep.run_folder import Ending, Outcome
 
 LOST_PEER = 69

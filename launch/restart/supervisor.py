@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from everstep.launch.restart.local_policy import Decision, back_off_s, decide
-from everstep.launch.messages import say
-from everstep.launch.node.process import LeftAtOnce, Local
 from everstep.errors import StorageError
+from everstep.launch.job_start.process import LeftAtOnce, Local
+from everstep.launch.messages import say
+from everstep.launch.restart.local_policy import Decision, back_off_s, decide
 from everstep.run_folder import PROGRESS, STOP_MARKER, Ending, Outcome, RunFolder
 
 T = TypeVar("T")

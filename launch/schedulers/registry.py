@@ -6,10 +6,10 @@ import contextlib
 import importlib
 from collections.abc import Callable, Iterable, Iterator
 
-from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
-from everstep.launch.schedulers.base import Ask, Scheduler
 from everstep.errors import ConfigError, EverstepError, nearest
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.base import Ask, Scheduler
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 
 CLUSTERS = {
     "slurm": ("everstep.launch.schedulers.slurm.scheduler", "Slurm"),

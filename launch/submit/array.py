@@ -15,11 +15,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from everstep.launch.config import JobConfig, job_yaml
-from everstep.launch.schedulers.job import JobHandle
-from everstep.launch.schedulers.base import Batch, Batching, Scheduler
-from everstep.launch.submit.records import ENDING_S, LOOK_S, Submission, intend, is_gone, refuse_if_under_way, settled, submissions
 from everstep.errors import ConfigError, EverstepError
+from everstep.launch.config import JobConfig, job_yaml
+from everstep.launch.schedulers.base import Batch, Batching, Scheduler
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.submit.records import (
+    ENDING_S,
+    LOOK_S,
+    Submission,
+    intend,
+    is_gone,
+    refuse_if_under_way,
+    settled,
+    submissions,
+)
 from everstep.run_folder import JOB, RunFolder
 from everstep.storage import open_storage
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.submit.records import submissions
-from everstep.launch.node.torchrun import trainer
-from everstep.errors import ConfigError
+from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, JOB, RunFolder
 
 

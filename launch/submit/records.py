@@ -17,11 +17,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from everstep.errors import ConfigError, EverstepError
 from everstep.launch.config import JobConfig, job_yaml
-from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
 from everstep.launch.messages import say
 from everstep.launch.schedulers.base import Program, Rendered, Scheduler
-from everstep.errors import ConfigError, EverstepError
+from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
 from everstep.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder
 
 BORN = time.time()

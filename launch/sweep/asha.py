@@ -10,8 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from everstep.launch.sweep.config import RUNGED, Budget, Pruner, SweepConfig
 from everstep.config import RunConfig
+from everstep.launch.sweep.config import RUNGED, Budget, Pruner, SweepConfig
 
 Losses = Mapping[int, Sequence[float]]
 """Trial → what it had at its first rung, its second …: smaller is better, infinite where it came to nothing."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from everstep.launch import text_tables
 from everstep.launch.messages import say
-from everstep.launch.cli.leaderboard import Row, ranked, state
+from everstep.launch.sweep.leaderboard import Row, ranked, state
 from everstep.launch.sweep.plan import Plan
 from everstep.launch.sweep.state import Story
 from everstep.launch.sweep.workers import Task

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from everstep.errors import ConfigError, nearest
 from everstep.launch.runs.lookup import is_run, names
 from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
-from everstep.errors import ConfigError, nearest
 from everstep.storage import join_url, open_storage
 
 

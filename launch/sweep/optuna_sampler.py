@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from everstep.config import Goal
+from everstep.errors import ConfigError
 from everstep.launch.sweep.config import Sampler, SweepConfig
 from everstep.launch.sweep.search_space import Axis
 from everstep.launch.sweep.state import Story, Told, Trial, Verdict, loss
-from everstep.config import Goal
-from everstep.errors import ConfigError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

@@ -14,17 +14,17 @@ from typing import Any
 
 import yaml
 
-from everstep.launch.config import JobConfig, job_config, job_yaml
-from everstep.launch.sweep import config as keys
-from everstep.launch.sweep.base_config import Base, check_key
-from everstep.launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
-from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
-from everstep.launch.sweep.asha import rungs
-from everstep.launch.sweep.search_space import Axis, axis, is_sweep
-from everstep.launch.sweep.trial_id import identity
 from everstep.compose import Composed, changes, compose, digest, freeze, groups, sweep_files, thaw
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError, nearest
+from everstep.launch.config import JobConfig, job_config, job_yaml
+from everstep.launch.sweep import config as keys
+from everstep.launch.sweep.asha import rungs
+from everstep.launch.sweep.base_config import Base, check_key
+from everstep.launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
+from everstep.launch.sweep.search_space import Axis, axis, is_sweep
+from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
+from everstep.launch.sweep.trial_id import identity
 from everstep.storage import join_url
 
 Constraint = Callable[[dict[str, Any]], dict[str, Any] | None]

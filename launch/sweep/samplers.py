@@ -8,9 +8,9 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from everstep.errors import ConfigError
 from everstep.launch.sweep.config import Sampler
 from everstep.launch.sweep.search_space import Axis
-from everstep.errors import ConfigError
 
 Values = dict[str, Any]
 

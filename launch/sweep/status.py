@@ -7,22 +7,22 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from everstep.launch.submit.array import recover
-from everstep.launch.runs.cancellation import cancel_jobs
-from everstep.launch.schedulers.registry import scheduler, statuses
-from everstep.launch.runs.history import History, read_all
-from everstep.launch.cli.ls import Line, line
-from everstep.launch.runs.state import RunState
-from everstep.launch.sweep.lookup import find_sweep
-from everstep.launch.cli.leaderboard import facts, ranked
-from everstep.launch.sweep.lease import holder
-from everstep.launch.sweep.plan import amended, load, refuse_unnamed_plugins
-from everstep.launch.sweep.sweep_folder import SweepFolder
-from everstep.launch.sweep.display import summary
-from everstep.launch.sweep.state import Story
-from everstep.launch.cli.sweep import drive
-from everstep.launch.text_tables import number, print_table
 from everstep.errors import ConfigError
+from everstep.launch.cli.sweep import drive
+from everstep.launch.runs.cancellation import cancel_jobs
+from everstep.launch.runs.history import History, read_all
+from everstep.launch.runs.state import RunState
+from everstep.launch.runs.summary import Line, line
+from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.submit.array import recover
+from everstep.launch.sweep.display import summary
+from everstep.launch.sweep.leaderboard import facts, ranked
+from everstep.launch.sweep.lease import holder
+from everstep.launch.sweep.lookup import find_sweep
+from everstep.launch.sweep.plan import amended, load, refuse_unnamed_plugins
+from everstep.launch.sweep.state import Story
+from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.text_tables import number, print_table
 from everstep.provenance import user
 
 QUEUED = 10

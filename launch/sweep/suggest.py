@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from everstep.launch.sweep import trial_id
-from everstep.launch.sweep.config import PURE
-from everstep.launch.sweep.samplers import draws
-from everstep.launch.sweep.plan import Plan
-from everstep.launch.sweep.asha import first_rung
-from everstep.launch.sweep.state import Story, Told, Trial
-from everstep.launch.sweep.optuna_sampler import Study
 from everstep.errors import ConfigError
+from everstep.launch.sweep import trial_id
+from everstep.launch.sweep.asha import first_rung
+from everstep.launch.sweep.config import PURE
+from everstep.launch.sweep.optuna_sampler import Study
+from everstep.launch.sweep.plan import Plan
+from everstep.launch.sweep.samplers import draws
+from everstep.launch.sweep.state import Story, Told, Trial
 
 TRIES = 1000
 """Draws in a row that may be left out, or were there before, before the space counts as used up."""

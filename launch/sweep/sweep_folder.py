@@ -5,7 +5,7 @@ SWEEP/
   records/00000001.json …   what was asked, told, promoted, cut: create-only, in one order
   leases/0001.json …        who drives it
   stop                      somebody has cancelled it
-  batches/TOKEN.txt         run folders of the trials that were submitted together, a line for each (launch/submit/array.py)
+  batches/TOKEN.txt         run folders of the trials that were submitted together, a line each (launch/submit/array.py)
   trials/NAME/              ordinary run folders
 """
 
@@ -18,8 +18,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from everstep.launch.sweep.state import Story
 from everstep.errors import ConfigError, SupersededError
+from everstep.launch.sweep.state import Story
 from everstep.run_folder import STOP_MARKER, RunFolder
 from everstep.storage import Storage, join_url, open_storage
 

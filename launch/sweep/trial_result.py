@@ -6,13 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from everstep.errors import EverstepError
 from everstep.launch.runs.history import NotARun, read
-from everstep.launch.schedulers.job import JobStatus
-from everstep.launch.cli.ls import line
 from everstep.launch.runs.state import RunState
+from everstep.launch.runs.summary import line
+from everstep.launch.schedulers.job import JobStatus
 from everstep.launch.sweep.state import Told, Verdict
 from everstep.launch.sweep.workers import Ended
-from everstep.errors import EverstepError
 from everstep.run_folder import METRICS, Outcome, RunFolder
 
 

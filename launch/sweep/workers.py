@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from everstep.launch.schedulers.job import JobStatus
 from everstep.config import RunConfig
 from everstep.errors import EverstepError, SupersededError
+from everstep.launch.schedulers.job import JobStatus
 from everstep.run_folder import RunFolder
 
 

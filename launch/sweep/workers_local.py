@@ -12,16 +12,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from everstep.compose import settle
+from everstep.config import RunConfig
 from everstep.launch.config import JobConfig, job_yaml, refuse_too_many
-from everstep.launch.node.devices import gpus
-from everstep.launch.node.process import SLACK_S, leash
-from everstep.launch.submit.snapshot import search_path
+from everstep.launch.config.devices import gpus
+from everstep.launch.job_start.process import SLACK_S, leash
 from everstep.launch.restart.supervisor import marker
+from everstep.launch.submit.snapshot import search_path
 from everstep.launch.sweep.code import Code
 from everstep.launch.sweep.trial_result import is_alive
 from everstep.launch.sweep.workers import Ended, Refused, Task, one_by_one
-from everstep.compose import settle
-from everstep.config import RunConfig
 from everstep.run_folder import JOB
 
 LOG = "launcher.log"

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 from ranks import Ranks, folder, train
 
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
+from everstep.trainer.checkpoint.tools.diff import differences
 
 PLACES = [(1, "single"), (2, "ddp"), (2, "fsdp")]
 IDS = ["single", "ddp", "fsdp"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from resumed import IDS, PLACES, assert_resumes, zoo
 
-from everstep.trainer.preflight.check import examine
 from everstep.compose import compose
+from everstep.trainer.preflight.check import examine
 
 TESTS = Path(__file__).parent.parent
 BARE = ("optimizer=bare", "optimizer._target_=zoo.hidden.Decaying")

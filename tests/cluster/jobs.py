@@ -15,7 +15,7 @@ from pathlib import Path
 import ledger_toy
 from slurm_cluster import Cluster
 
-from everstep.launch.node.hostlist import expand
+from everstep.launch.job_start.hostlist import expand
 from everstep.run_folder import RunFolder
 
 TESTS = Path(__file__).parent.parent
@@ -74,7 +74,8 @@ class Job:
 
     def everstep(self, *words: str, env: dict[str, str] | None = None, where: Path | None = None) -> str:
         environment = {**self.cluster.env, "PYTHONPATH": PATHS, **(env or {})}
-        done = subprocess.run([sys.executable, "-m", "everstep.launch", *words], cwd=where or self.root, env=environment,
+        argv = [sys.executable, "-m", "everstep.launch", *words]
+        done = subprocess.run(argv, cwd=where or self.root, env=environment,
                               capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")

@@ -15,10 +15,10 @@ import pytest
 from jobs import Job
 from slurm_cluster import Cluster
 
-from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.run_folder import Outcome
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.restore import locate
-from everstep.run_folder import Outcome
+from everstep.trainer.checkpoint.tools.diff import differences
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 MIDDLE = 110
@@ -174,7 +174,9 @@ class Timeline:
 
 def worker(job: Job, node: str) -> int | None:
     """The process id, inside of the node, of a trainer there."""
-    found = job.cluster.enter(node, "pgrep", "-f", "-o", f"trainer --frozen {job.folder.url}$|-u -m everstep.trainer --frozen")
+    found = job.cluster.enter(
+        node, "pgrep", "-f", "-o", f"trainer --frozen {job.folder.url}$|-u -m everstep.trainer --frozen"
+    )
     return int(found.split()[0]) if found.split() else None
 
 

@@ -13,9 +13,7 @@ from servers import AZURITE_KEY, S3_KEYS
 
 from everstep.dataset.readers.listing import list_files
 from everstep.errors import StorageError
-from everstep.storage import FsspecStorage, ObstoreStorage, Storage, filesystem
-from everstep.storage import credentials
-from everstep.storage import gcs_credentials
+from everstep.storage import FsspecStorage, ObstoreStorage, Storage, credentials, filesystem, gcs_credentials
 
 
 def stores() -> list[Storage]:

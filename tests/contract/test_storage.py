@@ -15,9 +15,16 @@ from process_helpers import until
 from storage_suite import StorageSuite
 
 from everstep.errors import StorageError
-from everstep.storage import FsspecStorage, LocalStorage, ObstoreStorage, Storage, join_url, open_storage
+from everstep.storage import (
+    FsspecStorage,
+    LocalStorage,
+    ObstoreStorage,
+    Storage,
+    gcs_credentials,
+    join_url,
+    open_storage,
+)
 from everstep.storage import obstore_backend as by_obstore
-from everstep.storage import gcs_credentials
 
 
 class TestLocal(StorageSuite):
@@ -233,7 +240,13 @@ def test_what_amazon_would_not_copy_by_itself_is_copied_in_parts(s3: str, monkey
 def test_obstore_serves_what_it_knows_unless_it_is_told_otherwise(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    for name in ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", *gcs_credentials.TAKEN_FIRST):
+    for name in (
+        "AWS_REGION",
+        "AWS_DEFAULT_REGION",
+        "AWS_ENDPOINT_URL",
+        "AWS_ENDPOINT_URL_S3",
+        *gcs_credentials.TAKEN_FIRST,
+    ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
 

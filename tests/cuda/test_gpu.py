@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.rank_env import Place
 from everstep.trainer.checkpoint.layout import lay_out
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.staging import Staging
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.dataset import ArrayDataset
 from everstep.trainer.data.fetcher import Gather
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.order import SampleOrder
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.rank_env import Place
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
 DEVICE = torch.device("cuda", 0)
@@ -65,7 +65,9 @@ def test_batches_are_on_the_gpu_and_are_those_of_the_cpu(prefetch: int) -> None:
 def test_a_run_on_a_gpu_goes_on_to_the_same_bits(tmp_path: Path) -> None:
     def train(name: str, steps: int) -> None:
         words = ["experiment=digits", f"run={name}", f"run_root={tmp_path}", f"steps={steps}", "checkpoint.every=10"]
-        done = subprocess.run([sys.executable, "-m", "everstep.trainer", *words], capture_output=True, text=True, timeout=280)
+        done = subprocess.run(
+            [sys.executable, "-m", "everstep.trainer", *words], capture_output=True, text=True, timeout=280
+        )
         assert done.returncode == 0, done.stderr
         assert "cuda" in done.stdout + done.stderr
 

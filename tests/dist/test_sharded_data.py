@@ -29,7 +29,7 @@ def write_toy(path: str | Path, rows: Sequence[int], seed: int) -> None:
 
 def mixed(first: str | Path, second: str | Path) -> list[str]:
     return [
-        "data._target_=everstep.trainer.data.prepared.mixture",
+        "data._target_=everstep.data.mixture",
         f"data.mix=[{{path: '{first}', weight: 0.7}}, {{path: '{second}', weight: 0.3}}]",
         "evaluate.every=null",
         *LANES,
@@ -101,7 +101,7 @@ def test_a_run_reads_a_store_through_a_cache_smaller_than_its_data(s3: str, tmp_
     write_toy(tmp_path / "local", rows, seed=3)
     write_toy(f"{s3}/toy-set", rows, seed=3)
     size = sum(file.stat().st_size for file in (tmp_path / "local").glob("*.arrow"))
-    data = ["data._target_=everstep.trainer.data.prepared.dataset", "evaluate.every=null", "order.window=2", "steps=24"]
+    data = ["data._target_=everstep.data.prepared", "evaluate.every=null", "order.window=2", "steps=24"]
     small = f"loader.cache_gb={size / 3 / 1e9}"
     with environment(EVERSTEP_CACHE=str(tmp_path / "cache")):
         remote = [*data, f"data.path={s3}/toy-set", small, "global_batch=70", "micro_batch=10"]
@@ -117,7 +117,7 @@ def test_a_run_reads_a_store_through_a_cache_smaller_than_its_data(s3: str, tmp_
 
 def test_a_resume_on_data_that_differ_in_one_bit_is_refused(tmp_path: Path) -> None:
     write_toy(tmp_path / "set", [20, 20], seed=1)
-    data = ["data._target_=everstep.trainer.data.prepared.dataset", f"data.path={tmp_path / 'set'}", "evaluate.every=null"]
+    data = ["data._target_=everstep.data.prepared", f"data.path={tmp_path / 'set'}", "evaluate.every=null"]
     assert train(1, tmp_path, *data, "steps=4").codes == [0]
     x = np.random.default_rng(1).normal(size=(40, WIDTH)).astype(np.float32)
     y = np.sin(x.sum(axis=1)).astype(np.float32)
@@ -148,7 +148,7 @@ def test_the_shares_of_a_mixture_hold_at_every_step(alone: Path) -> None:
 
 def test_a_cache_too_small_for_the_window_is_told_with_the_keys(s3: str, tmp_path: Path) -> None:
     write_toy(f"{s3}/wide-set", [400] * 4, seed=3)
-    data = ["data._target_=everstep.trainer.data.prepared.dataset", f"data.path={s3}/wide-set", "evaluate.every=null", "steps=2"]
+    data = ["data._target_=everstep.data.prepared", f"data.path={s3}/wide-set", "evaluate.every=null", "steps=2"]
     ended = train(1, tmp_path, *data, "loader.cache_gb=4e-5", f"loader.cache={tmp_path / 'cache'}")
     assert ended.codes == [0], ended.printed
     events = (tmp_path / "toy" / "attempts" / "0001" / "events.jsonl").read_text()

@@ -16,12 +16,12 @@ from fault_proxy import Proxy, fault_proxy
 from process_helpers import until
 from ranks import folder, ledger, train
 
+from everstep.run_folder import Outcome, RunFolder
 from everstep.trainer.checkpoint import checkpointer
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.manifest import candidates, newest, was_set_aside
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
-from everstep.run_folder import Outcome, RunFolder
 
 pytestmark = pytest.mark.dist
 KEEP = ("checkpoint.keep_last=9", "checkpoint.keep_best=0")

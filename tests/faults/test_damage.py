@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
 
 pytestmark = pytest.mark.dist

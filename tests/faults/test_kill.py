@@ -10,8 +10,8 @@ import pytest
 import traps
 from ranks import folder, ledger, train
 
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
 
 pytestmark = pytest.mark.dist
 WORLD = 2

@@ -12,11 +12,11 @@ import pytest
 import traps
 from ranks import Ranks, folder, ledger, train
 
-from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
-from everstep.storage import LocalStorage
 
 pytestmark = pytest.mark.dist
 STEPS = 12

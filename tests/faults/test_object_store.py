@@ -8,11 +8,11 @@ import pytest
 import traps
 from ranks import ledger, train
 
-from everstep.trainer.checkpoint.tools.diff import differences
-from everstep.trainer.checkpoint.restore import locate
-from everstep.trainer.reporting.sinks import read_metrics
 from everstep.run_folder import Outcome, RunFolder
 from everstep.storage import ObstoreStorage, open_storage
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.dist
 

@@ -102,6 +102,8 @@ def test_what_is_said_to_resume_a_run_names_it() -> None:
     text = (ROOT / "examples/quickstart/README.md").read_text()
     [start] = [words for words in commands("examples/quickstart/README.md") if "run=wine" in words]
     assert text.index(" ".join(start)) < text.index("give the same command again")
-    helped = subprocess.run([sys.executable, "-m", "everstep.launch", "--help"], cwd=ROOT, capture_output=True, text=True).stdout
+    helped = subprocess.run(
+        [sys.executable, "-m", "everstep.launch", "--help"], cwd=ROOT, capture_output=True, text=True
+    ).stdout
     [resumes] = [line for line in helped.splitlines() if "resumes" in line and "everstep run" in line]
     assert "run=demo" in resumes

@@ -21,10 +21,10 @@ from disks import small_disk
 from fault_proxy import Proxy, fault_proxy
 from process_helpers import until
 
-from everstep.trainer.data.cache import ShardCache
 from everstep.dataset.index import PART_BYTES, Shard, part_digest
 from everstep.errors import DataError, StorageError
 from everstep.storage import open_storage
+from everstep.trainer.data.cache import ShardCache
 
 pytestmark = pytest.mark.process
 

@@ -22,10 +22,7 @@ from store_ways import Way
 
 from everstep.errors import StorageError
 from everstep.run_folder import RunFolder
-from everstep.storage import LocalStorage, Storage, open_storage
-from everstep.storage import fsspec_backend
-from everstep.storage import obstore_clients
-from everstep.storage import retry
+from everstep.storage import LocalStorage, Storage, fsspec_backend, obstore_clients, open_storage, retries
 
 pytestmark = pytest.mark.process
 SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000
@@ -34,7 +31,7 @@ SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retry, "FIRST_DELAY_S", 0.01)
+    monkeypatch.setattr(retries, "FIRST_DELAY_S", 0.01)
 
 
 @pytest.fixture

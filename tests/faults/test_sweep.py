@@ -27,7 +27,7 @@ from sweep_processes import (
     told,
 )
 
-from everstep.launch.cli.leaderboard import ranked
+from everstep.launch.sweep.leaderboard import ranked
 from everstep.launch.sweep.trial_result import evaluations
 from everstep.run_folder import RunFolder
 

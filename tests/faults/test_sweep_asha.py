@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.node.process import Signals
+from everstep.compose import settle as settle_run
+from everstep.launch.job_start.process import Signals
 from everstep.launch.sweep.driver import Driver
-from everstep.launch.cli.leaderboard import Row, ranked
+from everstep.launch.sweep.leaderboard import Row, ranked
 from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, plan, settle
 from everstep.launch.sweep.workers import Ended, Refused, Task
-from everstep.trainer.worker import attempt
-from everstep.compose import settle as settle_run
 from everstep.run_folder import METRICS, RunFolder
 from everstep.trainer.stop import Stop
+from everstep.trainer.worker import attempt
 
 GRID = ["experiment=digits", "optimizer.lr=1e-3,4e-3,1.6e-2", "model.width=8,16,32", "model.depth=2", "micro_batch=64",
         "steps=135", "schedule.warmup_steps=4", "evaluate.every=null", "log.every=1", "log.progress=off",

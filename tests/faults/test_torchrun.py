@@ -15,10 +15,10 @@ from pathlib import Path
 import pytest
 from ranks import TESTS, folder
 
-from everstep.trainer.checkpoint.tools.diff import differences
-from everstep.trainer.checkpoint.restore import locate
-from everstep.trainer.reporting.sinks import read_metrics
 from everstep.run_folder import Outcome
+from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.process
 TOY = ["--config-dir", str(TESTS / "conf"), "experiment=toy", "run=toy"]
@@ -101,7 +101,9 @@ def test_every_killed_worker_is_recovered_from_at_the_first_restart(start: Start
 
 
 def test_a_killed_agent_takes_its_workers_along(start: Start, tmp_path: Path) -> None:
-    agent = start(*TORCHRUN, "-m", "everstep.trainer", *TOY, "steps=1000000", "checkpoint.every=50", "evaluate.every=null")
+    agent = start(
+        *TORCHRUN, "-m", "everstep.trainer", *TOY, "steps=1000000", "checkpoint.every=50", "evaluate.every=null"
+    )
     until(lambda: step_of(tmp_path, 1) > 0)
     workers = children(agent.pid)
     assert len(workers) == 2
@@ -147,15 +149,17 @@ def test_sigterm_to_everstep_ends_as_preempted_with_a_checkpoint(start: Start, t
 def test_everstep_starts_again_with_a_smaller_microbatch_when_memory_is_short(
     start: Start, tmp_path: Path, kind: str
 ) -> None:
-    process = start(sys.executable, "-m", "everstep.launch", "run", *TOY, "job.nproc=2", f"parallel={kind}", "micro_batch=4",
-                    "task.max_batch=1", "job.max_restarts=0")  # fmt: skip
+    process = start(sys.executable, "-m", "everstep.launch", "run", *TOY, "job.nproc=2", f"parallel={kind}",
+                    "micro_batch=4", "task.max_batch=1", "job.max_restarts=0")  # fmt: skip
     assert process.wait(90) == 0, (tmp_path / "printed").read_text()
     assert len(folder(tmp_path).attempts()) == 3
 
 
 def test_torchrun_alone_restarts_into_the_same_run_without_a_name(start: Start, tmp_path: Path) -> None:
     unnamed = [text for text in TOY if text != "run=toy"]
-    agent = start(*TORCHRUN, "--max-restarts=1", "--monitor-interval=0.1", "-m", "everstep.trainer", *unnamed, "steps=300")
+    agent = start(
+        *TORCHRUN, "--max-restarts=1", "--monitor-interval=0.1", "-m", "everstep.trainer", *unnamed, "steps=300"
+    )
     until(lambda: list(tmp_path.glob("toy-*/attempts/0001/metrics.jsonl")))
     os.kill(children(agent.pid)[1], signal.SIGKILL)
     assert agent.wait(60) == 0, (tmp_path / "printed").read_text()

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileArrays
 
-from everstep.launch.submit.array import Member, recover, run_of, submit_batch
-from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.job import JobHandle
-from everstep.launch.schedulers.base import Batch, Batching, Rendered
-from everstep.launch.submit.records import submissions
-from everstep.launch.submit.job_spec import Submitted
 from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.base import Batch, Batching, Rendered
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.submit.array import Member, recover, run_of, submit_batch
+from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.records import submissions
 from everstep.run_folder import RunFolder
 
 

@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from shard_sets import write_dataset
 from torch import Tensor
 
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.collate import Bucket, Pack, Pad, Segments
 from everstep.trainer.data.fetcher import Gather
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.order import SampleOrder
 from everstep.trainer.data.ragged import Ragged
-from everstep.errors import ConfigError, DataError
 from everstep.trainer.plugins import instantiate
 
 DTYPES = [

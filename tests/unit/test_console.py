@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from everstep.trainer.reporting import console
 from everstep.config import LogConfig, Progress
+from everstep.trainer.reporting import console
 from everstep.trainer.reporting.console import Bar, Display, Lines, Quiet, columns, open_display, short
 
 WIDEST = {

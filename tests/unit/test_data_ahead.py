@@ -14,12 +14,12 @@ import pytest
 import shard_sets
 from process_helpers import until
 
+from everstep.errors import DataError
 from everstep.trainer.data import open_shards
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.lookahead import Lookahead
 from everstep.trainer.data.order import Ids
-from everstep.errors import DataError
 
 ROWS = 4
 Read = Callable[[str, int, int], bytes]

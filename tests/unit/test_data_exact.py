@@ -22,8 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everstep.dataset.prepare import prepare_frame, prepare_rows
-from everstep.dataset.readers import lines
-from everstep.dataset.readers import parquet
+from everstep.dataset.readers import lines, parquet
 from everstep.errors import DataError
 
 NUMBERS = [

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from everstep.trainer.data.decode import Images
 from everstep.dataset.readers.whole_files import IMAGES
-from everstep.trainer.data.ragged import Ragged
 from everstep.errors import ConfigError
+from everstep.trainer.data.decode import Images
+from everstep.trainer.data.ragged import Ragged
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
 PLUGINS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}

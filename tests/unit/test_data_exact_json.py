@@ -12,9 +12,7 @@ from dataset_helpers import Outcome, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everstep.dataset.readers import json_array
-from everstep.dataset.readers import jsonl
-from everstep.dataset.readers import lines
+from everstep.dataset.readers import json_array, jsonl, lines
 from everstep.errors import DataError
 
 WHOLE = st.one_of(

@@ -25,17 +25,17 @@ from shard_sets import numbered, write_dataset
 from torch import Tensor
 
 from everstep.config import Worker
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.collate import Pad
-from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.dataset import ArrayDataset
 from everstep.trainer.data.fetcher import Gather, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.order import Ids, SampleOrder, Source, uniform
 from everstep.trainer.data.permutation import Words
 from everstep.trainer.data.prefetch import Prefetcher
-from everstep.errors import ConfigError, DataError
 
 SAMPLES = 37
 SEED = 5

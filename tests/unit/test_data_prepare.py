@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.stdlib_corpus import stdlib_corpus, stdlib_sources
 from everstep.dataset.index import ShardIndex
 from everstep.dataset.prepare import prepare_blocks
 from everstep.dataset.verify import verify
 from everstep.errors import ConfigError, DataError
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.stdlib_corpus import stdlib_corpus, stdlib_sources
 
 
 def documents(count: int = 20, size: int = 40) -> list[tuple[str, bytes]]:

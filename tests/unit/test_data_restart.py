@@ -10,8 +10,7 @@ import pytest
 from dataset_helpers import SMALL, contents, lines, read
 
 from everstep.dataset.index import ShardIndex
-from everstep.dataset.prepare import prepare
-from everstep.dataset.prepare import work_unit
+from everstep.dataset.prepare import prepare, work_unit
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.verify import verify
 from everstep.errors import DataError

@@ -13,14 +13,14 @@ import shard_sets
 import torch
 from torch import Tensor
 
-from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.cache import ShardCache
-from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
 from everstep.dataset.index import ShardIndex
-from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, shifted, split_ids
 from everstep.dataset.shards import columns_of, table_of, write_shard
 from everstep.errors import ConfigError, DataError
 from everstep.storage import open_storage
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.cache import ShardCache
+from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
+from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, shifted, split_ids
 
 
 def write_dataset(folder: Path, shards: int = 3, rows: int = 5) -> dict[str, np.ndarray]:

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from everstep.trainer.command import verb
 from everstep.dataset.index import ShardIndex
 from everstep.dataset.prepare import prepare_arrays
 from everstep.dataset.verify import verify
+from everstep.trainer.command import verb
 
 SHARD_MIB = 10
 

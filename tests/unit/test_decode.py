@@ -19,12 +19,12 @@ from PIL import Image
 from shard_sets import write_dataset
 
 from everstep.config import BadSample
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.decode import Each, Images
 from everstep.trainer.data.fetcher import Gather, Request
 from everstep.trainer.data.ragged import Ragged
-from everstep.errors import ConfigError, DataError
 
 
 def pixels(height: int = 5, width: int = 7, seed: int = 0) -> np.ndarray:

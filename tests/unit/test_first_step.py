@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from everstep.trainer.preflight.check import examine
 from everstep.compose import compose
+from everstep.trainer.preflight.check import examine
 from everstep.trainer.preflight.first_step import TookTooLongError, _at_most
 
 TESTS = Path(__file__).parent.parent

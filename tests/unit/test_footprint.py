@@ -11,14 +11,14 @@ import torch.distributed as dist
 from torch import nn
 from toy import ToyModel
 
-from everstep.trainer.preflight.check import examine
-from everstep.trainer.command import verb
 from everstep.compose import compose
 from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig, RunConfig
-from everstep.trainer.preflight.memory_estimate import Footprint, footprint, pretended
+from everstep.rank_env import Place
+from everstep.trainer.command import verb
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.optim import build_optimizer
-from everstep.rank_env import Place
+from everstep.trainer.preflight.check import examine
+from everstep.trainer.preflight.memory_estimate import Footprint, footprint, pretended
 from everstep.trainer.tasks.images import ImageClassifier
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.1}

@@ -15,15 +15,15 @@ import pytest
 from blake3 import blake3
 from saved_checkpoint import reseal, saved
 
+from everstep.errors import CheckpointError
+from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.manifest import TENSORS
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tensor_index import read_metadata
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.weights import load_weights
 from everstep.trainer.command import verb
-from everstep.errors import CheckpointError
-from everstep.run_folder import MANIFEST, RunFolder
 
 SHARD = "rank-0000.tensors"
 SEEN: list[tuple[str, tuple[Any, ...]]] | None = None

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
+from everstep.errors import ConfigError
 from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.kubernetes.manifest import objects
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 from everstep.launch.schedulers.kubernetes.validate import mistakes
-from everstep.launch.schedulers.kubernetes.manifest import objects
-from everstep.errors import ConfigError
 
 PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "everstep-1", "steps: 5\n")
 KEYS: dict[str, Any] = {"scheduler": "k8s", "nodes": 3, "nproc": 2, "gpus": 0, "image": "i", "mem": "16G"}

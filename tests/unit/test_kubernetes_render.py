@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 import yaml
 
+from everstep.errors import ConfigError
 from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Program
-from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.labels import job_name, slug
+from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.strategic_merge import merge
-from everstep.errors import ConfigError
 
 GOLDEN = Path(__file__).parent.parent / "golden/kubernetes"
 VERSIONS = ("1.31", "1.37")
-PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer", "--frozen", "s3://runs/demo"), "everstep-1", "steps: 5\n")
+PROGRAM = Program(
+    "demo", "s3://runs/demo", ("-m", "everstep.trainer", "--frozen", "s3://runs/demo"), "everstep-1", "steps: 5\n"
+)
 FULL: dict[str, Any] = {
     "nodes": "2:4", "nproc": 8, "time": "1d", "image": "registry/train:1", "mem": "512G", "cpus": 64,
     "exclude": ["n7"], "env": {"NCCL_DEBUG": "WARN"}, "secrets": ["WANDB_API_KEY"], "queue": "research",

@@ -11,8 +11,8 @@ import yaml
 from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes import rbac
-from everstep.launch.schedulers.kubernetes.manifest import objects
 from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas
+from everstep.launch.schedulers.kubernetes.manifest import objects
 
 PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "everstep-1")
 KEYS: dict[str, Any] = {"scheduler": "k8s", "nodes": 3, "nproc": 8, "image": "i", "mem": "64G", "cpus": 16}

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from everstep.launch.schedulers import registry
-from everstep.launch.__main__ import main
-from everstep.launch.preflight.checks import check, program_problems
-from everstep.launch.config import JobConfig, job_config
-from everstep.launch.preflight.model import rehearse, worlds
 from everstep.compose import Composed, compose, settle
+from everstep.launch.__main__ import main
+from everstep.launch.config import JobConfig, job_config
+from everstep.launch.preflight.checks import check, program_problems
+from everstep.launch.preflight.model import rehearse, worlds
+from everstep.launch.schedulers import registry
 
 
 @pytest.fixture(autouse=True)
@@ -31,7 +31,10 @@ def problems(*words: str) -> list[str]:
 def listed(*words: str) -> tuple[int, list[str]]:
     """Exit code and lines of the verb without the trainer's part."""
     done = subprocess.run(
-        [sys.executable, "-m", "everstep.launch", "check", "--quick", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "everstep.launch", "check", "--quick", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return done.returncode, done.stderr.splitlines()
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from everstep.launch.config import JobConfig, job_config, job_yaml, processes, threads
 from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig, job_config, job_yaml, processes, threads
 
 
 def test_an_empty_job_has_the_defaults() -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from everstep.launch.schedulers import registry
 from everstep.launch.__main__ import main
+from everstep.launch.schedulers import registry
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from pathlib import Path
 import pytest
 from process_helpers import alive, until
 
-from everstep.launch.node.process import Local, Signals
+from everstep.launch.job_start.process import Local, Signals
 
 pytestmark = pytest.mark.process
 
 DRIVER = """
 import sys
 from pathlib import Path
-from everstep.launch.node.process import LeftAtOnce, Local, Signals
+from everstep.launch.job_start.process import LeftAtOnce, Local, Signals
 folder = Path(sys.argv[1])
 with Signals() as signals:
     def leave(reason):
@@ -203,7 +203,7 @@ def test_what_the_child_leaves_in_its_group_is_gone_when_it_has_ended(tmp_path: 
 
 
 def test_a_store_that_hangs_holds_up_neither_the_stop_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everstep.launch.node.process.MARKER_S", 0.05)
+    monkeypatch.setattr("everstep.launch.job_start.process.MARKER_S", 0.05)
     with Signals() as signals:
         local = Local(signals, lambda _: time.sleep(60), 60)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -271,7 +271,7 @@ def test_what_a_child_was_killed_by_is_known(script: str, reason: str) -> None:
 
 
 def test_an_agent_whose_workers_have_ended_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everstep.launch.node.process_tree.LOOK_S", 0.05)
+    monkeypatch.setattr("everstep.launch.job_start.process_tree.LOOK_S", 0.05)
     with Signals() as signals:
         local = Local(signals, lambda _: None, 1, agent=True)
         local.idle_s = 0.5
@@ -288,7 +288,7 @@ def test_a_process_that_is_alone_may_read_from_the_terminal() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         script = (
-            "import os, sys; from everstep.launch.node.process import Local, Signals\n"
+            "import os, sys; from everstep.launch.job_start.process import Local, Signals\n"
             "with Signals() as signals:\n"
             "    sys.exit(Local(signals, print, 1).run(['bash', '-c', 'read word; echo heard $word'], os.environ))"
         )

@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.node import checks
-from everstep.launch.node.allocation import Allocation
+from everstep.errors import ConfigError, StorageError
 from everstep.launch.config import JobConfig
+from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.output_capture import KEPT_LINES, Output
+from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.start_record import NodeReport, Start
+from everstep.launch.node import checks
 from everstep.launch.node.agent import Node, free_port
 from everstep.launch.node.checks import BadNode, address, failures, storage
-from everstep.launch.node.output_capture import KEPT_LINES, Output
-from everstep.launch.node.process import Signals
-from everstep.launch.submit.snapshot import node_folder, take
-from everstep.launch.node.start_record import NodeReport, Start
 from everstep.launch.submit.job_spec import Submitted
-from everstep.launch.node.torchrun import Meeting, agent
-from everstep.errors import ConfigError, StorageError
+from everstep.launch.submit.snapshot import node_folder, take
+from everstep.launch.torchrun import Meeting, agent
 from everstep.run_folder import RunFolder
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2",
@@ -202,7 +202,9 @@ def test_the_trainers_of_a_job_are_told_how_many_they_are_to_be(
 ) -> None:
     monkeypatch.setenv("EVERSTEP_START", "1")
     with Signals() as signals:
-        ours = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("-m", "everstep.trainer"), None), signals)
+        ours = Node(
+            folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("-m", "everstep.trainer"), None), signals
+        )
         other = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("mine.py",), None), signals)
         assert ours.environment(1)["EVERSTEP_WORLD"] == "12"
         assert "EVERSTEP_WORLD" not in other.environment(1)

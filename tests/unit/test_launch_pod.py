@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.node import pod as module
-from everstep.launch.node.allocation import Allocation
 from everstep.launch.config import JobConfig
-from everstep.launch.node.pod_membership import Member, Members
-from everstep.launch.node.pod import Leave, Pod
-from everstep.launch.restart.job_policy import Action, Evidence, judge
-from everstep.launch.node.process import Signals
+from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.start_record import NodeReport, Start
+from everstep.launch.node import pod as module
 from everstep.launch.node.mounted_settings import settle
-from everstep.launch.node.start_record import NodeReport, Start
-from everstep.launch.submit.records import submissions
+from everstep.launch.node.pod import Leave, Pod
+from everstep.launch.node.pod_membership import Member, Members
+from everstep.launch.restart.job_policy import Action, Evidence, judge
 from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.records import submissions
 from everstep.run_folder import CONFIG, JOB, STOP_MARKER, Ending, Outcome, RunFolder
 
 ENVIRONMENT = {"EVERSTEP_JOB": "demo-1", "JOB_COMPLETION_INDEX": "2", "POD_IP": "10.1.2.3"}
@@ -32,7 +32,9 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def pod(folder: RunFolder, signals: Signals, index: int, nodes: int | str = 2) -> Pod:
     allocation = Allocation.of({**ENVIRONMENT, "JOB_COMPLETION_INDEX": str(index)})
-    return Pod(folder, allocation, Submitted(JobConfig(nodes=nodes, scheduler="k8s"), ("-m", "everstep.trainer")), signals)
+    return Pod(
+        folder, allocation, Submitted(JobConfig(nodes=nodes, scheduler="k8s"), ("-m", "everstep.trainer")), signals
+    )
 
 
 def test_the_pods_environment_is_read() -> None:

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 from counted_storage import Counted, counted
 
-from everstep.launch.node.allocation import Allocation
 from everstep.launch.config import JobConfig
+from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node.pod import POLL_REMOTE_S, POLL_S, Pod, Watch, poll_s
-from everstep.launch.node.process import Signals
-from everstep.launch.node.start_record import NodeReport, Start
 from everstep.launch.submit.job_spec import Submitted
 from everstep.run_folder import RunFolder
 

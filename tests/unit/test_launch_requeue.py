@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 
 from everstep.launch.config import JobConfig
-from everstep.launch.node.output_capture import find_cause
+from everstep.launch.job_start.output_capture import find_cause
+from everstep.launch.job_start.start_record import NodeReport
 from everstep.launch.restart.job_policy import LOST_PEER, Action, Evidence, Verdict, judge
-from everstep.launch.node.start_record import NodeReport
 from everstep.run_folder import Ending, Fault, Outcome
 
 CAUSES = JobConfig().all_causes()
@@ -158,7 +158,7 @@ def test_what_is_left_of_an_earlier_start_does_nothing() -> None:
     ("loss 0.25 at step 12", None),
 ])  # fmt: skip
 def test_lines_of_output_have_causes(line: str, cause: str | None) -> None:
-    from everstep.launch.node.output_capture import find_cause
+    from everstep.launch.job_start.output_capture import find_cause
 
     assert find_cause(CAUSES, ["before", line, "after"])[0] == cause
 

@@ -14,14 +14,14 @@ import yaml
 from file_scheduler import VARIABLE, FileScheduler
 from run_records import Records
 
-from everstep.launch.schedulers import registry
-from everstep.launch.node import torchrun
-from everstep.launch.__main__ import main
-from everstep.launch.submit.override_frozen import amend
-from everstep.launch.schedulers.job import JobHandle
 from everstep.compose import thaw
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.launch import torchrun
+from everstep.launch.__main__ import main
+from everstep.launch.schedulers import registry
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.submit.override_frozen import amend
 
 FAKE = """
 import sys
@@ -160,7 +160,9 @@ def test_what_changes_is_built_before_with_the_code_that_was_submitted(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine.py"
-    mine.write_text("from everstep.trainer.tasks.images import ImageClassifier\nclass Mine(ImageClassifier):\n    pass\n")
+    mine.write_text(
+        "from everstep.trainer.tasks.images import ImageClassifier\nclass Mine(ImageClassifier):\n    pass\n"
+    )
     words = ["job=slurm", "job.nproc=1", "job.gpus=0", "experiment=digits", "task._target_=mine.Mine", "plugins=[mine]"]
     assert main(["submit", *words, "run=mine"]) == 0
     mine.write_text("raise RuntimeError('edited since')")

@@ -15,12 +15,12 @@ import pytest
 import yaml
 from process_helpers import alive, until
 
-from everstep.launch.node import torchrun
-from everstep.launch.__main__ import main
-from everstep.launch.cli.run import run as launch_run
 from everstep.compose import settle, thaw
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, StorageError
+from everstep.launch import torchrun
+from everstep.launch.__main__ import main
+from everstep.launch.cli.run import run as launch_run
 from everstep.run_folder import Ending, Outcome, RunFolder
 
 FAKE = """
@@ -70,7 +70,7 @@ class Bench:
         experiment = folder / "conf" / "experiment" / "tiny.yaml"
         experiment.parent.mkdir(parents=True)
         experiment.write_text(
-            "# @package _global_\ntask: {_target_: everstep.trainer.tasks.tiny.Tiny}\ndata: {_target_: everstep.trainer.data.tiny.Tiny}\n"
+            "# @package _global_\ntask: {_target_: everstep.tasks.Tiny}\ndata: {_target_: everstep.data.Tiny}\n"
         )
         (folder / "fake.py").write_text(FAKE)
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from everstep.launch.schedulers import registry
-from everstep.launch.__main__ import main
-from everstep.launch.cli.submit import submit
 from everstep.compose import compose, settle
 from everstep.errors import ConfigError
+from everstep.launch.__main__ import main
+from everstep.launch.cli.submit import submit
+from everstep.launch.schedulers import registry
 from everstep.run_folder import RunFolder
 
 JOB = ["job=slurm", "job.nodes=2", "job.nproc=2", "experiment=digits"]

@@ -9,8 +9,8 @@ from run_records import Records
 
 from everstep.launch.runs.goodput import Goodput, goodput
 from everstep.launch.runs.history import read
-from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.runs.timeline import timeline
+from everstep.launch.schedulers.job import JobHandle
 
 
 def spent(records: Records, until: float | None = None) -> Goodput:

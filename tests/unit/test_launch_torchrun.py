@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import sys
 
-from everstep.launch.node.torchrun import command, environment
+from everstep.launch.torchrun import command, environment
 
 
 def test_one_process_needs_no_torchrun() -> None:
-    assert command("/runs/demo", nproc=1, grace_s=60) == [sys.executable, "-m", "everstep.trainer", "--frozen", "/runs/demo"]
+    assert command("/runs/demo", nproc=1, grace_s=60) == [
+        sys.executable,
+        "-m",
+        "everstep.trainer",
+        "--frozen",
+        "/runs/demo",
+    ]
 
 
 def test_many_processes_go_through_torchrun_with_settings_that_put_up_with_clocks_minutes_apart() -> None:

@@ -16,11 +16,10 @@ from file_scheduler import VARIABLE, FileScheduler
 from process_helpers import alive, until
 from run_records import Records
 
-from everstep.launch.schedulers import registry
-from everstep.launch.cli import logs
-from everstep.launch.cli import status
 from everstep.launch.__main__ import main
+from everstep.launch.cli import logs, status
 from everstep.launch.runs.goodput import Goodput
+from everstep.launch.schedulers import registry
 
 
 @pytest.fixture
@@ -259,7 +258,8 @@ def test_following_goes_on_across_a_restart_until_the_run_is_over(root: Path, tm
     records = Records(str(root / "demo"), ago_s=0)
     records.attempt(1, 0, host=socket.gethostname(), pid=os.getpid())
     records.log(1, "begin\n")
-    fast = "import everstep.launch.cli.logs as l; l.POLL_S = 0.01; l.STATE_EVERY_S = 0.01; from everstep.launch.__main__ import main; "
+    fast = "import everstep.launch.cli.logs as l; l.POLL_S = 0.01; l.STATE_EVERY_S = 0.01; "
+    fast += "from everstep.launch.__main__ import main; "
     followed = (tmp_path / "followed").open("w+b")
     following = subprocess.Popen(
         [sys.executable, "-c", f"{fast}raise SystemExit(main(['logs', 'demo', '-f']))"],

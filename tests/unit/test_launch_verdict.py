@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from everstep.launch.restart import decide
-from everstep.launch.node.allocation import Allocation
-from everstep.launch.node.start_record import NodeReport, Start, decisions
 from everstep.errors import StorageError
+from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.start_record import NodeReport, Start, decisions
+from everstep.launch.restart import decide
 from everstep.run_folder import CONFIG, JOB, STARTER, Ending, Fault, Outcome, RunFolder
 
 ALLOCATION = Allocation("slurm", "12", 0, "n1", ("n1", "n2"))

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from saved_checkpoint import reseal, saved
 
-from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.errors import CheckpointError, DataError
+from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     FileRecord,
@@ -32,9 +33,8 @@ from everstep.trainer.checkpoint.manifest import (
 )
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.weights import load_weights
-from everstep.errors import CheckpointError, DataError
-from everstep.run_folder import MANIFEST, RunFolder
 
 
 def manifest(step: int = 4, attempt: int = 1, metric: float | None = None) -> Manifest:

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from shard_sets import write_dataset
 
-from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.dataset.index import ShardIndex
-from everstep.trainer.data.address_gather import Rows, address_of, element_of, gather_ragged
 from everstep.dataset.shards import RaggedArray, inflate, map_shard
+from everstep.trainer.data.address_gather import Rows, address_of, element_of, gather_ragged
+from everstep.trainer.data.arrow_reader import ArrowDataset
 
 
 @given(

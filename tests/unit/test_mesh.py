@@ -10,8 +10,8 @@ import torch.distributed as dist
 from process_helpers import until
 
 from everstep.errors import ConfigError, MachineError
-from everstep.trainer.distributed.mesh import ToldError, agree_on_generation, tell
 from everstep.rank_env import WORLD, Place
+from everstep.trainer.distributed.mesh import ToldError, agree_on_generation, tell
 
 
 @pytest.fixture

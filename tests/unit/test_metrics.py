@@ -17,8 +17,16 @@ from process_helpers import until
 
 from everstep.config import LogConfig, RunConfig, WandbConfig
 from everstep.errors import ConfigError, StorageError
-from everstep.trainer.reporting.sinks import Guarded, JsonLines, TensorBoardSink, WandbSink, open_sinks, read_lines, read_metrics
 from everstep.run_folder import RunFolder
+from everstep.trainer.reporting.sinks import (
+    Guarded,
+    JsonLines,
+    TensorBoardSink,
+    WandbSink,
+    open_sinks,
+    read_lines,
+    read_metrics,
+)
 from everstep.trainer.reporting.wandb_files import last_steps, rows
 
 

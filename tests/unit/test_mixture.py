@@ -9,6 +9,7 @@ import pytest
 import torch
 from shard_sets import numbered, write_dataset
 
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset
@@ -16,7 +17,6 @@ from everstep.trainer.data.interleave import shares
 from everstep.trainer.data.mixture import Mixture, records_of
 from everstep.trainer.data.prepared import dataset, mixture
 from everstep.trainer.data.ragged import Ragged
-from everstep.errors import ConfigError, DataError
 
 
 def test_samples_of_all_datasets_come_in_the_order_asked(tmp_path: Path) -> None:

@@ -7,10 +7,10 @@ import threading
 import pytest
 from process_helpers import until
 
-from everstep.trainer.reporting import background_writer
 from everstep.errors import StorageError
-from everstep.trainer.reporting.background_writer import Outbox
 from everstep.storage import LocalStorage
+from everstep.trainer.reporting import background_writer
+from everstep.trainer.reporting.background_writer import Outbox
 
 
 class Slow:

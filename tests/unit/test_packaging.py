@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-import trainer
+import everstep
 from everstep.compose import conf_dir
 
-ROOT = Path(trainer.__file__).parent.parent
+ROOT = Path(everstep.__file__).parent.parent
 pytestmark = pytest.mark.skipif(not (ROOT / "pyproject.toml").exists(), reason="these tests read a checkout")
 
 
@@ -25,8 +25,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("setuptools", reason="building a wheel offline needs setuptools, and it is not installed")
     source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
     # A copy, since setuptools leaves build/ and egg-info beside what it builds.
-    for name in ("trainer", "launch", "conf", "slurm"):
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("everstep", "trainer", "launch", "conf", "slurm"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         if (ROOT / name).exists():
             shutil.copy(ROOT / name, source / name)
@@ -40,30 +40,34 @@ def configs(folder: Path) -> set[str]:
     return {str(file.relative_to(folder)) for file in folder.rglob("*.yaml")}
 
 
-def modules(*packages: str) -> set[str]:
-    return {str(file.relative_to(ROOT)) for package in packages for file in (ROOT / package).rglob("*.py")}
+def modules() -> set[str]:
+    """Every module, by its path in the package; `rglob` does not follow the links."""
+    found = {str(file.relative_to(ROOT)) for file in (ROOT / "everstep").rglob("*.py")}
+    for program in ("trainer", "launch"):
+        found |= {f"everstep/{file.relative_to(ROOT)}" for file in (ROOT / program).rglob("*.py")}
+    return found
 
 
 @pytest.mark.process
 def test_the_wheel_holds_every_config_and_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {f"trainer/conf/{name}" for name in configs(ROOT / "conf")} <= names
-    assert modules("trainer", "launch") <= names
-    assert {"trainer/py.typed", "launch/py.typed", "launch/slurm/run.sbatch"} <= names
+    assert {f"everstep/conf/{name}" for name in configs(ROOT / "conf")} <= names
+    assert modules() <= names
+    assert {"everstep/py.typed", "everstep/slurm/run.sbatch"} <= names
 
 
 @pytest.mark.process
 def test_the_wheel_installs_nothing_under_a_name_that_others_use(wheel: Path) -> None:
     top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}
-    assert top == {"trainer", "launch", f"everstep-{trainer.__version__}.dist-info"}
+    assert top == {"everstep", f"everstep-{everstep.__version__}.dist-info"}
 
 
 @pytest.mark.process
 def test_an_installed_wheel_composes_from_another_folder(wheel: Path, tmp_path: Path) -> None:
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
-    code = "from trainer import compose; print(compose.conf_dir()); print(sorted(compose.groups())); "
-    code += "from everstep.launch.schedulers import slurm; print(slurm.script())"
+    code = "from everstep import compose; print(compose.conf_dir()); print(sorted(compose.groups())); "
+    code += "from everstep.launch.schedulers.slurm import scheduler; print(scheduler.script())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={**os.environ, "PYTHONPATH": str(target)},
@@ -72,29 +76,19 @@ def test_an_installed_wheel_composes_from_another_folder(wheel: Path, tmp_path: 
         text=True,
         check=True,
     ).stdout.splitlines()
-    assert found[0] == str(target / "trainer" / "conf")
+    assert found[0] == str(target / "everstep" / "conf")
     assert "'parallel'" in found[1]
-    assert found[2] == str(target / "launch" / "slurm" / "run.sbatch")
+    assert found[2] == str(target / "everstep" / "slurm" / "run.sbatch")
 
 
 def test_a_checkout_finds_its_own_configs() -> None:
-    assert conf_dir() == ROOT / "conf"
+    assert conf_dir() == ROOT / "everstep/conf"
     assert (conf_dir() / "run.yaml").exists()
 
 
 def test_the_version_is_said_the_same_in_both_places() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    assert project["version"] == trainer.__version__
-
-
-def test_every_package_is_named_in_pyproject() -> None:
-    named = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
-    present = {
-        str(file.parent.relative_to(ROOT)).replace("/", ".")
-        for package in ("trainer", "launch")
-        for file in (ROOT / package).rglob("__init__.py")
-    }
-    assert present == named - {"trainer.conf", "launch.slurm"}
+    assert project["version"] == everstep.__version__
 
 
 def test_constraints_pin_every_dependency_exactly_and_without_a_local_suffix() -> None:

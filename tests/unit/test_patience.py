@@ -9,8 +9,7 @@ import sys
 import pytest
 
 from everstep.errors import StorageError
-from everstep.storage import FsspecStorage, retry
-from everstep.storage import retry as patience
+from everstep.storage import FsspecStorage, retries, retry
 
 
 class Flaky:
@@ -56,8 +55,8 @@ Refusing.__module__ = "some.client"
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The time stands still but for the waits, which are these."""
     waited: list[float] = []
-    monkeypatch.setattr(patience.time, "sleep", waited.append)
-    monkeypatch.setattr(patience.time, "monotonic", lambda: sum(waited))
+    monkeypatch.setattr(retries.time, "sleep", waited.append)
+    monkeypatch.setattr(retries.time, "monotonic", lambda: sum(waited))
     return waited
 
 
@@ -85,14 +84,14 @@ def test_a_fault_that_stays_is_one_line_after_the_deadline(waits: list[float]) -
     store, _ = flaky(10**6, OSError("the store is down"))
     with pytest.raises(StorageError, match=r"s3://bucket/x: gave up after \d+ s, \d+ tries: the store is down"):
         store.read("file")
-    assert patience.DEADLINE_S - patience.LONGEST_DELAY_S < sum(waits) <= patience.DEADLINE_S
+    assert retries.DEADLINE_S - retries.LONGEST_DELAY_S < sum(waits) <= retries.DEADLINE_S
 
 
 def test_waits_are_drawn_from_a_range_that_doubles_up_to_a_limit(
     waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[tuple[float, float]] = []
-    monkeypatch.setattr(patience._JITTER, "uniform", lambda low, high: (drawn.append((low, high)), high)[1])
+    monkeypatch.setattr(retries._JITTER, "uniform", lambda low, high: (drawn.append((low, high)), high)[1])
     with pytest.raises(StorageError):
         flaky(10**6, OSError("down"))[0].read("file")
     assert drawn[:7] == [(0, 0.2), (0, 0.4), (0, 0.8), (0, 1.6), (0, 3.2), (0, 6.4), (0, 10.0)]
@@ -100,11 +99,11 @@ def test_waits_are_drawn_from_a_range_that_doubles_up_to_a_limit(
 
 
 def test_the_deadline_can_be_said_in_the_environment(waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(patience.DEADLINE, "1.5")
+    monkeypatch.setenv(retries.DEADLINE, "1.5")
     with pytest.raises(StorageError, match="gave up"):
         flaky(10**6, OSError("down"))[0].read("file")
     assert sum(waits) <= 1.5
-    monkeypatch.setenv(patience.DEADLINE, "soon")
+    monkeypatch.setenv(retries.DEADLINE, "soon")
     with pytest.raises(StorageError, match="EVERSTEP_STORAGE_DEADLINE_S=soon is not a number of seconds"):
         flaky(10**6, OSError("down"))[0].read("file")
 
@@ -164,9 +163,9 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 
 def test_an_error_is_said_in_one_line_without_signed_queries_and_debug_texts() -> None:
     error = Refusing("GET http://host/x?sig=SECRET&se=1 failed\n<Error>\n</Error>\n\nDebug source:\nStuff { .. }")
-    assert patience.reason(error) == "GET http://host/x failed <Error> </Error>"
-    assert patience.reason(Refusing("x <Code>NoSuchKey</Code><Message>None here</Message>")) == "NoSuchKey: None here"
-    assert len(patience.reason(Refusing("x" * 5000))) < 400
+    assert retries.reason(error) == "GET http://host/x failed <Error> </Error>"
+    assert retries.reason(Refusing("x <Code>NoSuchKey</Code><Message>None here</Message>")) == "NoSuchKey: None here"
+    assert len(retries.reason(Refusing("x" * 5000))) < 400
 
 
 def test_the_package_imports_no_client_before_it_is_asked_to() -> None:

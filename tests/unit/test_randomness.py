@@ -29,6 +29,8 @@ from torch.utils.data import ConcatDataset, random_split
 from torch.utils.data import Subset as TorchSubset
 
 from everstep.config import BadSample, Worker
+from everstep.errors import DataError
+from everstep.storage.retries import retry
 from everstep.trainer.data.collate import Pad
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Splits, Subset
 from everstep.trainer.data.fetcher import Gather, Microbatch, Request
@@ -39,8 +41,6 @@ from everstep.trainer.data.own_generators import _log_limit, own_generators
 from everstep.trainer.data.randomness import draws, draws_nothing, seeded
 from everstep.trainer.data.sklearn_datasets import shifted
 from everstep.trainer.data.weighted import Weighted
-from everstep.errors import DataError
-from everstep.storage.retry import retry
 
 ROUTES = [(0, 0, Worker.process), (2, 0, Worker.process), (0, 2, Worker.process), (2, 2, Worker.process),
           (2, 0, Worker.thread), (2, 2, Worker.thread)]  # fmt: skip

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from process_helpers import until
 
+from everstep.run_folder import RunFolder
 from everstep.trainer.reporting import rank_log
 from everstep.trainer.reporting.rank_log import RankLog
-from everstep.run_folder import RunFolder
 
 LOG = logging.getLogger("everstep")
 

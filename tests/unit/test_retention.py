@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from everstep.trainer.checkpoint.manifest import SET_ASIDE, TENSORS, FileRecord, Manifest, candidates
-from everstep.trainer.checkpoint.retention import Retention
 from everstep.config import CheckpointConfig
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.storage import LocalStorage
+from everstep.trainer.checkpoint.manifest import SET_ASIDE, TENSORS, FileRecord, Manifest, candidates
+from everstep.trainer.checkpoint.retention import Retention
 
 
 @pytest.fixture

@@ -17,12 +17,10 @@ import numpy as np
 import pytest
 from process_helpers import until
 
-from everstep.trainer.data.cache import CachedShard, ShardCache
-from everstep.trainer.data.cache import downloads
-from everstep.trainer.data.cache import files
 from everstep.dataset.index import PART_BYTES, Shard, part_digest
 from everstep.errors import ConfigError, DataError, StorageError
 from everstep.storage import Buffer, LocalStorage
+from everstep.trainer.data.cache import CachedShard, ShardCache, downloads, files
 
 LARGE = 10**10
 

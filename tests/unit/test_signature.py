@@ -9,13 +9,13 @@ import pytest
 import torch
 from saved_checkpoint import saved
 
+from everstep.errors import CheckpointError
+from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import candidates, was_set_aside
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.signature import KEY
 from everstep.trainer.command import verb
-from everstep.errors import CheckpointError
-from everstep.run_folder import MANIFEST, RunFolder
 
 SECRET = "planted-secret-3f1c"
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.config import JobConfig, job_config
-from everstep.launch.cli.run import run
 from everstep.compose import compose, groups, keys
 from everstep.config.aliases import KEYS, meant
-from everstep.errors import ConfigError
 from everstep.config_errors import PACKAGE
+from everstep.errors import ConfigError
+from everstep.launch.cli.run import run
+from everstep.launch.config import JobConfig, job_config
 
 FILE = "experiment/mine.yaml"
 HEAD = f"{PACKAGE}\ndefaults:\n  - override /data: digits\n  - override /task: images\n"

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.node.allocation import Allocation
 from everstep.launch.config import job_config
-from everstep.launch.schedulers.job import JobHandle, JobState
+from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.schedulers.base import Batch, Batching
-from everstep.launch.schedulers.slurm.scheduler import Slurm, script, spans
+from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.slurm.jobs_json import jobs
+from everstep.launch.schedulers.slurm.scheduler import Slurm, script, spans
 
 GOLDEN = Path(__file__).parent.parent / "golden/slurm/array.txt"
 BATCH = Batch("lr", "/runs/lr", "everstep-1", (0, 1, 2, 3, 5), 4, tuple(

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.node.hostlist import expand
+from everstep.errors import ConfigError
+from everstep.launch.job_start.hostlist import expand
 from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.slurm.jobs_json import accounted, jobs
-from everstep.errors import ConfigError
 
 SAMPLES = Path(__file__).parent.parent / "samples"
 OLD, NEW = ((SAMPLES / f"squeue_{version}.json").read_text() for version in ("22_05", "23_11"))

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from everstep.errors import ConfigError
 from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.slurm.scheduler import Slurm, script
-from everstep.errors import ConfigError
 
 PROGRAM = Program("demo", "/runs/demo", ("-m", "everstep.trainer", "--frozen", "/runs/demo"), "everstep-1")
 

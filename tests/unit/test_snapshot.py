@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everstep.errors import ConfigError
 from everstep.launch.submit import snapshot
 from everstep.launch.submit.snapshot import Member, SnapshotError, digest_of, pack, take, unpack
-from everstep.errors import ConfigError
 from everstep.run_folder import RunFolder
 
 

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from everstep.rank_env import Place
 from everstep.trainer.checkpoint.layout import Layout, lay_out
 from everstep.trainer.checkpoint.staging import Staging
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.rank_env import Place
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 

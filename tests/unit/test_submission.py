@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
-from everstep.launch.schedulers.base import Ask, Program, Rendered
-from everstep.launch.submit.records import Receipt, submissions, submit
 from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.base import Ask, Program, Rendered
+from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
+from everstep.launch.submit.records import Receipt, submissions, submit
 from everstep.run_folder import RunFolder
 
 

@@ -12,10 +12,10 @@ from file_scheduler import VARIABLE, FileScheduler
 from everstep.launch.schedulers import registry
 from everstep.launch.submit.job_spec import Submitted
 from everstep.launch.sweep.code import keep
-from everstep.launch.sweep.workers_local import Here
-from everstep.launch.sweep.workers_cluster import Jobs
 from everstep.launch.sweep.plan import Plan, plan, settle
 from everstep.launch.sweep.workers import Task
+from everstep.launch.sweep.workers_cluster import Jobs
+from everstep.launch.sweep.workers_local import Here
 
 
 @pytest.fixture

@@ -10,21 +10,21 @@ from typing import Any
 import pytest
 from file_scheduler import VARIABLE, FileArrays, FileScheduler
 
-from everstep.launch.schedulers import registry
-from everstep.launch.__main__ import main
-from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.job import JobHandle
-from everstep.launch.node.process import Signals
-from everstep.launch.cli import sweep as verb
-from everstep.launch.sweep.driver import Driver
-from everstep.launch.sweep.workers_cluster import Jobs
-from everstep.launch.cli.leaderboard import ranked
-from everstep.launch.sweep.lease import take
-from everstep.launch.sweep.status import cancel
-from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
-from everstep.launch.sweep.workers import Task
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.launch.__main__ import main
+from everstep.launch.cli import sweep as verb
+from everstep.launch.config import JobConfig
+from everstep.launch.job_start.process import Signals
+from everstep.launch.schedulers import registry
+from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.sweep.driver import Driver
+from everstep.launch.sweep.leaderboard import ranked
+from everstep.launch.sweep.lease import take
+from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
+from everstep.launch.sweep.status import cancel
+from everstep.launch.sweep.workers import Task
+from everstep.launch.sweep.workers_cluster import Jobs
 from everstep.run_folder import Ending, Outcome, RunFolder
 
 

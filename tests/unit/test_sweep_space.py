@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from everstep.compose import compose, freeze, groups, thaw
+from everstep.config import Goal, RunConfig
+from everstep.errors import ConfigError
 from everstep.launch.sweep.base_config import Base
 from everstep.launch.sweep.config import Sampler, sweep_config
 from everstep.launch.sweep.samplers import draws, halton
 from everstep.launch.sweep.search_space import Axis, axis, is_sweep
 from everstep.launch.sweep.trial_id import identity, name
-from everstep.compose import compose, freeze, groups, thaw
-from everstep.config import Goal, RunConfig
-from everstep.errors import ConfigError
 
 GROUPS = {"optimizer": ["adamw", "sgd"], "schedule": ["constant", "cosine"]}
 

@@ -11,9 +11,9 @@ import torch
 import yaml
 from torch import nn
 
+from everstep.errors import ConfigError
 from everstep.trainer.data.collate import Pack, Pad
 from everstep.trainer.data.ragged import Ragged
-from everstep.errors import ConfigError
 from everstep.trainer.models.convnet import ConvNet
 from everstep.trainer.models.gpt import GPT
 from everstep.trainer.models.mlp import MLP

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from everstep.trainer.command import verb
 from everstep.compose import freeze
 from everstep.config import ExcludeConfig, OrderConfig, RunConfig
+from everstep.errors import DataError
+from everstep.run_folder import CONFIG, RunFolder
+from everstep.trainer.command import verb
 from everstep.trainer.data.order import SampleOrder
 from everstep.trainer.data.sample_ids import DataRecord, order_sources, read_record, write_record
 from everstep.trainer.data.trace import Trace
-from everstep.errors import DataError
-from everstep.run_folder import CONFIG, RunFolder
 
 SOURCES = [
     DataRecord("s3://lake/web", "a", "7/10", [30, 5, 25], ["web-0.arrow", "web-1.arrow", "web-2.arrow"]),

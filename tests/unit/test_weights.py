@@ -9,10 +9,10 @@ import torch
 from saved_checkpoint import saved
 from torch import nn
 
-from everstep.trainer.checkpoint.weights import load_weights
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError
 from everstep.run_folder import RunFolder
+from everstep.trainer.checkpoint.weights import load_weights
 
 
 @pytest.fixture

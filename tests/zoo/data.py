@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from everstep.trainer.data.dataset import ArrayDataset, Splits
+from everstep import ArrayDataset, Splits
 
 
 def samples(count: int = 48, held_out: int = 8) -> Splits:

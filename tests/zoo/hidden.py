@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everstep.trainer.task import Batch, Loss
+from everstep import Batch, Loss
 from zoo.models import Plain, Regression
 
 PASSES = [0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
 
-from everstep.trainer.task import Batch, Loss
+from everstep import Batch, Loss
 
 WIDTH = 6
 

@@ -12,22 +12,22 @@ from typing import Any
 
 from torch import Tensor
 
-from everstep.trainer.checkpoint.pending_save import Files, Flight, Landed, Save, record_of, write_file
-from everstep.trainer.checkpoint.layout import Layout, key_of, lay_out
-from everstep.trainer.checkpoint.node_tier import LocalTier, without_replicas
-from everstep.trainer.checkpoint.manifest import TENSORS, Manifest
-from everstep.trainer.checkpoint.rank_messages import Meeting
-from everstep.trainer.checkpoint.restore import Restored, Restorer
-from everstep.trainer.checkpoint.retention import Retention
-from everstep.trainer.checkpoint.staging import Staging
 from everstep.compose import digest
 from everstep.config import Busy, Goal, RunConfig
 from everstep.errors import CheckpointError, SupersededError
-from everstep.trainer.distributed.mesh import Mesh
 from everstep.run_folder import MANIFEST, RunFolder
-from everstep.trainer.preflight.self_test import FirstCheckpoint, SelfTest
-from everstep.trainer.state.train_state import Packed, TrainState
 from everstep.storage.conditional_write_check import is_kept
+from everstep.trainer.checkpoint.layout import Layout, key_of, lay_out
+from everstep.trainer.checkpoint.manifest import TENSORS, Manifest
+from everstep.trainer.checkpoint.node_tier import LocalTier, without_replicas
+from everstep.trainer.checkpoint.pending_save import Files, Flight, Landed, Save, record_of, write_file
+from everstep.trainer.checkpoint.rank_messages import Meeting
+from everstep.trainer.checkpoint.restore import Restored, Restorer
+from everstep.trainer.checkpoint.retention import Retention
+from everstep.trainer.checkpoint.self_test import FirstCheckpoint, SelfTest
+from everstep.trainer.checkpoint.staging import Staging
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.state.train_state import Packed, TrainState
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.25
 """Seconds between looks at a save that is waited for."""

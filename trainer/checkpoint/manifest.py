@@ -16,10 +16,10 @@ from typing import Any
 
 from blake3 import blake3
 
-from everstep.trainer.checkpoint.signature import mistrust, sign
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.storage import Storage
+from everstep.trainer.checkpoint.signature import mistrust, sign
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"

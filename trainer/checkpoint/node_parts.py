@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from everstep.trainer.checkpoint.node_tier import BLOCK_BYTES, LocalTier
-from everstep.trainer.checkpoint.manifest import Candidate, Manifest, parse_name, read_candidate
-from everstep.trainer.checkpoint.read import DamagedError
 from everstep.run_folder import MANIFEST, RunFolder
+from everstep.trainer.checkpoint.manifest import Candidate, Manifest, parse_name, read_candidate
+from everstep.trainer.checkpoint.node_tier import BLOCK_BYTES, LocalTier
+from everstep.trainer.checkpoint.read import DamagedError
 
 Inventory = dict[str, tuple[bytes, dict[str, int]]]
 """By checkpoint: the manifest's bytes (none where the node has none) and the size of each file."""

@@ -16,14 +16,14 @@ import torch
 import torch.distributed as dist
 from blake3 import blake3
 
-from everstep.trainer.checkpoint.pending_save import Files
-from everstep.trainer.checkpoint.layout import Layout, file_of
-from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, parse_name
 from everstep.config import LocalTierConfig
 from everstep.errors import CheckpointError, ConfigError, StorageError
-from everstep.trainer.distributed.mesh import Mesh
 from everstep.run_folder import MANIFEST
 from everstep.storage import LocalStorage
+from everstep.trainer.checkpoint.layout import Layout, file_of
+from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, parse_name
+from everstep.trainer.checkpoint.pending_save import Files
+from everstep.trainer.distributed.mesh import Mesh
 
 KEEP = 2
 """Checkpoints on each node: the newest, and the one before until the newest is complete everywhere."""

@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 
 from blake3 import blake3
 
-from everstep.trainer.checkpoint.manifest import FileRecord
-from everstep.trainer.checkpoint.rank_messages import Meeting
 from everstep.errors import CheckpointError, EverstepError, SupersededError
 from everstep.storage import Storage
+from everstep.trainer.checkpoint.manifest import FileRecord
+from everstep.trainer.checkpoint.rank_messages import Meeting
 
 LOG = logging.getLogger("everstep")
 BLOCK_BYTES = 8 * 2**20

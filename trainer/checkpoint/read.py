@@ -19,10 +19,10 @@ from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
 from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
-from everstep.trainer.checkpoint.manifest import READ_BYTES, FileRecord, leads_out
-from everstep.trainer.checkpoint.tensor_index import Chunk, decode
 from everstep.errors import CheckpointError
 from everstep.storage import Buffer, Storage
+from everstep.trainer.checkpoint.manifest import READ_BYTES, FileRecord, leads_out
+from everstep.trainer.checkpoint.tensor_index import Chunk, decode
 
 AHEAD = 3
 """Blocks of a file that are asked for before the one at hand is through."""

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from blake3 import blake3
 
-from everstep.trainer.checkpoint.node_parts import Parts, find_parts, spread_parts
-from everstep.trainer.checkpoint.node_tier import LocalTier
+from everstep.errors import CheckpointError, DataError
+from everstep.run_folder import CHECKPOINTS, PROGRESS, RunFolder
+from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     Candidate,
@@ -22,14 +23,13 @@ from everstep.trainer.checkpoint.manifest import (
     set_aside,
     was_set_aside,
 )
+from everstep.trainer.checkpoint.node_parts import Parts, find_parts, spread_parts
+from everstep.trainer.checkpoint.node_tier import LocalTier
 from everstep.trainer.checkpoint.read import DamagedError, Source, files_needed, fill
-from everstep.trainer.checkpoint.tools.inventory import split_url
 from everstep.trainer.checkpoint.tensor_index import parse_metadata
-from everstep.errors import CheckpointError, DataError
+from everstep.trainer.checkpoint.tools.inventory import split_url
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.run_folder import CHECKPOINTS, PROGRESS, RunFolder
 from everstep.trainer.state.train_state import Progress, TrainState
-from everstep.storage import Storage
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from everstep.trainer.checkpoint.manifest import Candidate, Manifest, folders, read_candidate, read_manifest, to_keep
 from everstep.config import CheckpointConfig
 from everstep.run_folder import MANIFEST, RunFolder
+from everstep.trainer.checkpoint.manifest import Candidate, Manifest, folders, read_candidate, read_manifest, to_keep
 
 
 class Retention:

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 
-from everstep.trainer.checkpoint.manifest import TENSORS, is_plain, leads_out
 from everstep.errors import CheckpointError
 from everstep.storage import Buffer, Storage
+from everstep.trainer.checkpoint.manifest import TENSORS, is_plain, leads_out
 
 
 @dataclass(frozen=True)

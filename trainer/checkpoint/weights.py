@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.distributed.checkpoint import metadata as dcp
 
+from everstep.errors import CheckpointError, ConfigError
+from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.manifest import Candidate
 from everstep.trainer.checkpoint.read import DamagedError, fill
 from everstep.trainer.checkpoint.restore import choose, open_source
-from everstep.errors import CheckpointError, ConfigError
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.model_state import ModelState
-from everstep.run_folder import RunFolder
 
 PREFIX = "model."
 SHOWN = 3

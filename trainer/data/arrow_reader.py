@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from everstep.trainer.data.batching import Columns, pieces, split
 from everstep.dataset.index import Column, ShardIndex
+from everstep.errors import ConfigError, DataError
+from everstep.trainer.data.batching import Columns, pieces, split
 from everstep.trainer.data.cache.on_node import node_cache
 from everstep.trainer.data.open_shards import Absent, OpenShards
 from everstep.trainer.data.order import Ids
 from everstep.trainer.data.randomness import draws_nothing
 from everstep.trainer.data.stored_column import stored_column
-from everstep.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from everstep.trainer.data.cache import ShardCache

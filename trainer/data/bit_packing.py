@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everstep.trainer.data.ragged import Ragged
 from everstep.errors import DataError
+from everstep.trainer.data.ragged import Ragged
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 

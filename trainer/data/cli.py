@@ -8,8 +8,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from everstep.trainer.data import trace_cli
 from everstep.errors import DataError
+from everstep.trainer.data import trace_cli
 
 EPILOG = """\
 everstep data prepare src='s3://lake/events/*.parquet' dst=s3://bucket/events columns=[a,b]

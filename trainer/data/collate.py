@@ -13,10 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.bit_packing import bit_pattern, bits_of, counted_from_zero, values_of
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws_nothing
-from everstep.errors import ConfigError, DataError
 
 Columns = Mapping[str, Tensor | Ragged]
 """What the loader gathered; the classes here are `everstep.trainer.data.dataset.Collate`."""

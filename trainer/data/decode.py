@@ -12,11 +12,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everstep.trainer.data.bad_samples import BadSamples
 from everstep.dataset.pixels import FORMATS, pillow, upright
+from everstep.errors import ConfigError, DataError
+from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws, draws_nothing
-from everstep.errors import ConfigError, DataError
 
 Columns = Mapping[str, Tensor | Ragged]
 """What the loader gathered; the classes here are `everstep.trainer.data.dataset.Decode`."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.data import get_worker_info
 
 from everstep.config import BadSample
+from everstep.errors import DataError
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.dataset import Augment, Collate, Dataset, Decode, Takes, place_of, take_seeded
@@ -23,7 +24,6 @@ from everstep.trainer.data.permutation import Words
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import Randomness, batch_key, draws
 from everstep.trainer.data.workers import Workers
-from everstep.errors import DataError
 
 STAND_INS = 1000
 """Samples that are tried for a microbatch of which nothing is left."""
@@ -255,8 +255,8 @@ def _tensors(columns: Mapping[str, Any]) -> dict[str, Tensor]:
     for name, column in columns.items():
         if isinstance(column, Ragged):
             raise DataError(
-                f"the samples of column {name!r} differ in length: give data.collate (everstep.trainer.data.collate.Pad, "
-                "Bucket or Pack), data.decode or a collate_fn, or choose other columns with data.columns"
+                f"the samples of column {name!r} differ in length: give data.collate (everstep.data.Pad, Bucket or "
+                "Pack), data.decode or a collate_fn, or choose other columns with data.columns"
             )
         if not isinstance(column, Tensor):
             raise DataError(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from everstep.config import BadSample, Worker
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.dataset import Dataset, Takes
 from everstep.trainer.data.fetcher import Cut, Gather, Microbatch, Request, Span
 from everstep.trainer.data.lookahead import Lookahead, Want
@@ -25,7 +26,6 @@ from everstep.trainer.data.order import SampleOrder, Slot, microbatches
 from everstep.trainer.data.prefetch import Prefetcher
 from everstep.trainer.data.threads import Threads
 from everstep.trainer.data.workers import Workers
-from everstep.errors import ConfigError, DataError
 
 LOG = logging.getLogger("everstep")
 CHUNK = 1 << 13

@@ -9,8 +9,8 @@ from concurrent.futures import CancelledError, Future
 from contextlib import suppress
 from dataclasses import dataclass
 
-from everstep.trainer.data.order import Ids
 from everstep.errors import EverstepError
+from everstep.trainer.data.order import Ids
 
 Want = Callable[[Ids], Sequence[Future[None]]]
 ASKS = 3

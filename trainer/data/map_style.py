@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset, default_collate
 
+from everstep.errors import ConfigError, DataError
+from everstep.fault import fault_of
+from everstep.run_folder import Fault
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.order import Ids
 from everstep.trainer.data.permutation import Words
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import batch_key
-from everstep.errors import ConfigError, DataError
-from everstep.fault import fault_of
-from everstep.run_folder import Fault
 
 Seed = Callable[[int], None]
 """Seeds every generator that the dataset may draw from."""

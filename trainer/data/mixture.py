@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everstep.errors import DataError
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.batching import Columns, split
 from everstep.trainer.data.dataset import Dataset, Takes, place_of, take_seeded
@@ -20,7 +21,6 @@ from everstep.trainer.data.permutation import Words
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws
 from everstep.trainer.data.sample_ids import DataRecord, packed
-from everstep.errors import DataError
 
 
 class Mixture:

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everstep.dataset.index import PART_BYTES, Column, Shard, ShardIndex
-from everstep.trainer.data.address_gather import address_of, element_of
 from everstep.dataset.shards import Mapped, RaggedArray, Stored, file_parts, inflate, map_shard
 from everstep.errors import DataError
 from everstep.storage import open_storage
+from everstep.trainer.data.address_gather import address_of, element_of
 
 if TYPE_CHECKING:
     from everstep.trainer.data.cache import CachedShard, ShardCache

@@ -29,7 +29,7 @@ _LEAVES = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor,
 _SEVERAL = (list, tuple, set, frozenset, deque)
 _CONTAINERS = (dict, *_SEVERAL)
 _PLAIN = ("types", "argparse")
-_WRAPPERS = ("trainer", "torch")
+_WRAPPERS = ("everstep", "torch")
 _NOT_OWN = (*_WRAPPERS, "numpy")
 _INSTALLED = ("site-packages", "dist-packages")
 

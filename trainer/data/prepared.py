@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from everstep.dataset.index import INDEX, TRAIN, VALIDATION
+from everstep.errors import ConfigError, DataError
+from everstep.storage import join_url, open_storage
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.dataset import Augment, Collate, Dataset, Decode, Splits
-from everstep.dataset.index import INDEX, TRAIN, VALIDATION
 from everstep.trainer.data.interleave import shares
 from everstep.trainer.data.mixture import Mixture
-from everstep.errors import ConfigError, DataError
-from everstep.storage import join_url, open_storage
 
 
 def dataset(

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from numpy.random import RandomState
 
+from everstep.errors import DataError
 from everstep.trainer.data.own_generators import Generator, own_generators
 from everstep.trainer.data.permutation import GOLDEN, Words, mix, mix_int
-from everstep.errors import DataError
 
 Part = TypeVar("Part")
 GLOBAL: tuple[Generator, ...] = (torch.default_generator, np.random.mtrand._rand, random._inst)

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from everstep.trainer.data.order import SampleOrder, Source
 from everstep.errors import DataError
 from everstep.run_folder import DATA, RunFolder
+from everstep.trainer.data.order import SampleOrder, Source
 
 
 @dataclass(frozen=True)

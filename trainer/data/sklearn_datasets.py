@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.dataset import ArrayDataset, Splits, frame_dataset
 from everstep.trainer.data.order import Ids, uniform
 from everstep.trainer.data.permutation import KeyedPermutation, Words
 from everstep.trainer.data.randomness import draws_nothing
-from everstep.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,11 +6,11 @@ import os
 import sysconfig
 from collections.abc import Iterator
 
-from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.dataset import Splits
 from everstep.dataset.index import TRAIN, VALIDATION
 from everstep.dataset.prepare import prepare_blocks, prepared
 from everstep.errors import DataError
+from everstep.trainer.data.arrow_reader import ArrowDataset
+from everstep.trainer.data.dataset import Splits
 
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 

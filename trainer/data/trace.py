@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from everstep.trainer.checkpoint.manifest import candidates
 from everstep.compose import thaw
 from everstep.config import RunConfig, first_steps_without
-from everstep.trainer.data.order import SampleOrder
-from everstep.trainer.data.sample_ids import Places, order_sources, read_record
 from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder, meant
+from everstep.trainer.checkpoint.manifest import candidates
+from everstep.trainer.data.order import SampleOrder
+from everstep.trainer.data.sample_ids import Places, order_sources, read_record
 
 LOOKED_AT = 1 << 16
 """Positions of the order that are computed at once."""

@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
+from everstep.errors import DataError
 from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.dataset import Dataset, MapStyle, as_dataset, take_seeded
 from everstep.trainer.data.map_style import Seed
 from everstep.trainer.data.order import Ids
 from everstep.trainer.data.permutation import Words
 from everstep.trainer.data.randomness import draws
-from everstep.errors import DataError
 
 
 class Weighted:

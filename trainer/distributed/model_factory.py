@@ -10,13 +10,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from everstep.trainer.distributed import sync_batchnorm
 from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig
 from everstep.errors import ConfigError
-from everstep.trainer.step_seeds import seed_generators
+from everstep.trainer.distributed import sync_batchnorm
+from everstep.trainer.distributed.fsdp_units import describe_units, find_units, shardable_units
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.optim import local
-from everstep.trainer.state.preserve import generators_preserved
 from everstep.trainer.distributed.sharding import (
     check_shardable,
     materialise,
@@ -26,7 +24,8 @@ from everstep.trainer.distributed.sharding import (
     tags_of,
     whole_parameters,
 )
-from everstep.trainer.distributed.fsdp_units import describe_units, find_units, shardable_units
+from everstep.trainer.optim import local
+from everstep.trainer.random_state import generators_preserved, seed_generators
 
 COMPUTE = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: None, Dtype.fp64: None}
 """Type that a precision computes in; None is the type of the weights."""

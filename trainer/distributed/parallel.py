@@ -22,10 +22,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 from everstep.config import ParallelConfig, PrecisionConfig
 from everstep.errors import ConfigError
-from everstep.trainer.distributed.model_factory import COMPUTE, compile_module, is_sharded, prepare_units, seeded, sharded_on_meta, shares_modules
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.optim import local
+from everstep.trainer.distributed.model_factory import (
+    COMPUTE,
+    compile_module,
+    is_sharded,
+    prepare_units,
+    seeded,
+    sharded_on_meta,
+    shares_modules,
+)
 from everstep.trainer.distributed.sharding import hand_out, materialise, whole_parameters
+from everstep.trainer.optim import local
 
 
 class Replicated(DistributedDataParallel):

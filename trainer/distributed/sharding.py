@@ -23,9 +23,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from everstep.config import ParallelConfig
 from everstep.errors import ConfigError
+from everstep.trainer.distributed.fsdp_units import find_units, shardable_units
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.optim import local
-from everstep.trainer.distributed.fsdp_units import find_units, shardable_units
 
 
 @contextlib.contextmanager

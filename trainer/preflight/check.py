@@ -1,4 +1,4 @@
-"""`python -m everstep.trainer check`: a run's parts at the real number of processes, without training and without its memory."""
+"""`python -m everstep.trainer check`: a run's parts at its number of processes, without training and without memory."""
 
 from __future__ import annotations
 
@@ -158,10 +158,10 @@ def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int, bool]:
     import numpy as np
     import torch
 
+    from everstep.rank_env import Place
     from everstep.trainer.build import gathers, load_data
     from everstep.trainer.data.fetcher import Request
     from everstep.trainer.distributed.mesh import Mesh
-    from everstep.rank_env import Place
 
     splits = load_data(run, Mesh(Place(), torch.device("cpu")))
     train, _ = gathers(run, splits)

@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everstep.trainer.build import build_task, self_test
 from everstep.config import Dtype, ParallelKind, RunConfig
 from everstep.errors import ConfigError, EverstepError
-from everstep.trainer.evaluate import check_metric
-from everstep.trainer.distributed.mesh import Mesh
 from everstep.rank_env import Place
-from everstep.trainer.preflight.resume_trial import LARGEST_BYTES, try_resume
+from everstep.trainer.build import build_task, self_test
+from everstep.trainer.checkpoint.resume_trial import LARGEST_BYTES, try_resume
+from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.sharding import parameters_on_meta
+from everstep.trainer.evaluate import check_metric
+from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.step import UNUSED
 from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
-from everstep.trainer.state.trainable import Trainable
 
 LONGEST_S = 30
 """Time limit of the trial."""

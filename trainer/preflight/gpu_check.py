@@ -1,4 +1,4 @@
-"""`python -m everstep.trainer.preflight.gpu_check N`: do this node's GPUs compute, and do they reach each other? One line when not."""
+"""`python -m everstep.trainer.preflight.gpu_check N`: a line, if this node's GPUs do not compute or reach each other."""
 
 from __future__ import annotations
 

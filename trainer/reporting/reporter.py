@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from everstep.trainer.checkpoint.pending_save import Landed
 from everstep.config import RunConfig
-from everstep.trainer.reporting.console import Display
-from everstep.trainer.reporting.startup_timing import Laps
-from everstep.trainer.reporting.sinks import Sink
-from everstep.trainer.reporting.background_writer import Outbox
 from everstep.run_folder import PROGRESS, RunFolder, progress_json
+from everstep.trainer.checkpoint.pending_save import Landed
+from everstep.trainer.reporting.background_writer import Outbox
+from everstep.trainer.reporting.console import Display
+from everstep.trainer.reporting.sinks import Sink
+from everstep.trainer.reporting.startup_timing import Laps
 from everstep.trainer.step import StepInfo
 
 LOG = logging.getLogger("everstep")

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.trainer.reporting.background_writer import Outbox
 from everstep.run_folder import METRICS, RunFolder
 from everstep.storage import Storage
+from everstep.trainer.reporting.background_writer import Outbox
 from everstep.trainer.reporting.wandb_files import last_steps
 
 LOG = logging.getLogger("everstep")

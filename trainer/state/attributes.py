@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint import metadata as dcp
 
-from everstep.trainer.distributed.agreement import checksum
 from everstep.errors import CheckpointError
+from everstep.trainer.distributed.agreement import checksum
 from everstep.trainer.state.model_state import nested_targets, write
 from everstep.trainer.state.state_tree import is_number, pack, unpack
 

@@ -12,8 +12,8 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.config import Node
 from everstep.errors import ConfigError
-from everstep.trainer.state.model_state import nested_targets
 from everstep.trainer.plugins import TARGET
+from everstep.trainer.state.model_state import nested_targets
 from everstep.trainer.state.state_tree import pack, unpack
 
 PREFIX = "plugins."

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import random
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from everstep.trainer.random_state import generators_preserved
 from everstep.trainer.state.attributes import LONGEST, STRUCTURE, is_plain
 from everstep.trainer.state.model_state import write
 
@@ -39,19 +38,6 @@ def preserved(model: nn.Module, *others: object) -> Iterator[None]:
                 for name in [n for n in attributes.keys() - names if is_plain(attributes[n])]:
                     del attributes[name]
             _put_back(kept)
-
-
-@contextlib.contextmanager
-def generators_preserved() -> Iterator[None]:
-    """Put the states of torch's, NumPy's and Python's global generators back at the end."""
-    python, array = random.getstate(), np.random.get_state()
-    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices):
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(array)
 
 
 def _take(things: Iterable[object]) -> Snapshot:

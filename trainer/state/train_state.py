@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.tensor import DTensor
 
-from everstep.trainer.distributed.agreement import agree, differing
-from everstep.trainer.state.attributes import Attributes
-from everstep.trainer.distributed.buffer_sync import BufferSync
 from everstep.errors import CheckpointError, ConfigError
+from everstep.trainer.distributed.agreement import agree, differing
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.state.model_state import ModelState
 from everstep.trainer.optim import Average
+from everstep.trainer.state.attributes import Attributes
+from everstep.trainer.state.buffer_sync import BufferSync
+from everstep.trainer.state.model_state import ModelState
 from everstep.trainer.state.optimizer_state import OptimizerState
 from everstep.trainer.state.plugin_state import PluginState, has_state
 

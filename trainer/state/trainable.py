@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from everstep.config import Dtype, RunConfig
-from everstep.trainer.data.own_generators import own_generators
 from everstep.errors import ConfigError
+from everstep.trainer.data.own_generators import own_generators
 from everstep.trainer.distributed.model_factory import apart, seeded
-from everstep.trainer.step_seeds import microbatch_seed, seed_generators, seed_own
-from everstep.trainer.state.model_state import check_model
 from everstep.trainer.optim import build_optimizer, has_modes
+from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
+from everstep.trainer.state.model_state import check_model
 from everstep.trainer.state.train_state import Progress, TrainState
 from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import checked, inputs

@@ -21,7 +21,7 @@ PROMPT = "def read(path: str) -> str:\n    "
 class LanguageModel:
     """Batches hold `tokens`: integers [n, block + 1], of which the last is only ever a target.
 
-    Of documents in one row (`segments` [n, block + 1], 0 is padding, from `everstep.trainer.data.collate.Pack` or `Segments`) or
+    Of documents in one row (`segments` [n, block + 1], 0 is padding, from `everstep.data.Pack` or `Segments`) or
     padded rows (`lengths` [n], from `Pad` or `Bucket`), only tokens that follow on one of their own document count.
     """
 

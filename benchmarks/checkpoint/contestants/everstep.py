@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from benchmarks.checkpoint.saver import State, serve
-from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.config import RunConfig
-from everstep.trainer.distributed.mesh import Mesh
-from everstep.rank_env import Place
 from everstep.process_tuning import keep_freed_memory
+from everstep.rank_env import Place
 from everstep.run_folder import RunFolder
+from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import Progress, TrainState
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from benchmarks.data.reader import Batch, Joined, serve
 from benchmarks.data.source import Source
 from everstep.config import OrderConfig
+from everstep.dataset.prepare import prepare_frame
+from everstep.dataset.shards import stored, table_of
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.fetcher import Gather
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.order import SampleOrder
 from everstep.trainer.data.order import Source as Shards
-from everstep.dataset.prepare import prepare_frame
 from everstep.trainer.data.ragged import Ragged
-from everstep.dataset.shards import stored, table_of
 
 NAME = "sample"
 

@@ -15,16 +15,16 @@ from numpy.typing import NDArray
 
 from everstep.dataset.index import TRAIN, VALIDATION, ShardIndex, part_digest
 from everstep.dataset.prepare.cleaning import Digests, first_ones
-from everstep.dataset.prepare.worker_pool import in_parallel
 from everstep.dataset.prepare.ledger import Ledger
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.prepare.plan import Plan, plan, unit_digest
 from everstep.dataset.prepare.progress import Progress
 from everstep.dataset.prepare.publish import based, publish
+from everstep.dataset.prepare.work_unit import Record, TooManyBadError, digest_unit, refuse_bad, write_unit
+from everstep.dataset.prepare.worker_pool import in_parallel
+from everstep.dataset.readers.base import File, Reader
 from everstep.dataset.readers.formats import open_source
 from everstep.dataset.readers.in_memory import Documents, Generator, Row, Table, in_memory
-from everstep.dataset.readers.base import File, Reader
-from everstep.dataset.prepare.work_unit import Record, TooManyBadError, digest_unit, refuse_bad, write_unit
 from everstep.errors import ConfigError, DataError
 
 __all__ = ["prepare", "prepare_arrays", "prepare_blocks", "prepare_frame", "prepare_rows"]

@@ -16,8 +16,8 @@ from everstep.dataset.prepare.cleaning import Digests, clean, held_out, row_dige
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.prepare.packing import TOKENS, Packer, ragged
 from everstep.dataset.prepare.shard_writer import ShardWriter
-from everstep.dataset.readers.base import Bad, Chunk, Reader, Unit
 from everstep.dataset.prepare.tokenizers import open_tokenizer, token_type
+from everstep.dataset.readers.base import Bad, Chunk, Reader, Unit
 from everstep.errors import DataError
 from everstep.storage import join_url
 

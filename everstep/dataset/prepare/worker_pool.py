@@ -81,7 +81,12 @@ class _Worker:
         self._pipe, theirs = pipes.Pipe()
         paths = [path or os.getcwd() for path in sys.path]
         self._process = subprocess.Popen(
-            [sys.executable, "-c", "from everstep.dataset.prepare.worker_pool import work; work()", str(theirs.fileno())],
+            [
+                sys.executable,
+                "-c",
+                "from everstep.dataset.prepare.worker_pool import work; work()",
+                str(theirs.fileno()),
+            ],
             stdin=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the one who called; it closes the pipe
             pass_fds=[theirs.fileno()],

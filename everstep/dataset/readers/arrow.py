@@ -9,7 +9,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from everstep.dataset.readers.listing import is_url, open_file, read_file
 from everstep.dataset.readers.base import (
     Chunk,
     File,
@@ -20,6 +19,7 @@ from everstep.dataset.readers.base import (
     row_of,
     spread,
 )
+from everstep.dataset.readers.listing import is_url, open_file, read_file
 from everstep.errors import DataError
 
 MAGIC = b"ARROW1"

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 
 from everstep.dataset.index import INDEX
 from everstep.dataset.prepare.options import PrepareOptions
-from everstep.dataset.readers.whole_files import IMAGES
+from everstep.dataset.readers.base import File, Reader
 from everstep.dataset.readers.hive import Hive, parts_of
 from everstep.dataset.readers.listing import list_files
-from everstep.dataset.readers.base import File, Reader
 from everstep.dataset.readers.streams import suffix_of
+from everstep.dataset.readers.whole_files import IMAGES
 from everstep.errors import ConfigError, DataError
 
 SUFFIXES = {
@@ -66,14 +66,8 @@ def format_of(files: Sequence[File]) -> str:
 
 def reader_of(name: str) -> Reader:
     """Return a reader of the format `name`, which is imported only now."""
-    from everstep.dataset.readers import arrow
-    from everstep.dataset.readers import csv
+    from everstep.dataset.readers import arrow, csv, jsonl, npy, parquet, text, webdataset
     from everstep.dataset.readers import whole_files as files
-    from everstep.dataset.readers import jsonl
-    from everstep.dataset.readers import npy
-    from everstep.dataset.readers import parquet
-    from everstep.dataset.readers import text
-    from everstep.dataset.readers import webdataset
 
     readers: dict[str, type[Reader]] = {
         "parquet": parquet.Parquet, "arrow": arrow.Arrow, "hf": arrow.HuggingFace, "csv": csv.Csv,

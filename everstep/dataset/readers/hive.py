@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from everstep.dataset.readers.csv_cells import is_whole
 from everstep.dataset.readers.base import Bad, Chunk, File, Piece, Reader
+from everstep.dataset.readers.csv_cells import is_whole
 from everstep.errors import DataError
 
 NULL = "__HIVE_DEFAULT_PARTITION__"

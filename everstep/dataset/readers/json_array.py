@@ -7,8 +7,8 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from everstep.dataset.readers.json_values import DECODER, as_row, loaded
 from everstep.dataset.readers.base import File
+from everstep.dataset.readers.json_values import DECODER, as_row, loaded
 from everstep.dataset.readers.streams import CutShortError, open_text, text_head
 
 HEAD = 1 << 16

@@ -9,9 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
-from everstep.dataset.readers.json_array import elements, is_array
-from everstep.dataset.readers.json_values import Guess, Rows, Seen, Wanted, read_lines, rows_of, see, see_lines
-from everstep.dataset.readers.lines import BLOCK, cut_lines, line_at, line_blocks
 from everstep.dataset.readers.base import (
     CHUNK_BYTES,
     LOOK_BYTES,
@@ -23,8 +20,11 @@ from everstep.dataset.readers.base import (
     ended_early,
     looked_at,
 )
-from everstep.dataset.readers.streams import CutShortError
 from everstep.dataset.readers.column_types import Values, in_all
+from everstep.dataset.readers.json_array import elements, is_array
+from everstep.dataset.readers.json_values import Guess, Rows, Seen, Wanted, read_lines, rows_of, see, see_lines
+from everstep.dataset.readers.lines import BLOCK, cut_lines, line_at, line_blocks
+from everstep.dataset.readers.streams import CutShortError
 from everstep.errors import DataError
 
 

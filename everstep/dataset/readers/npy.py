@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from everstep.dataset.readers.listing import is_url, open_file, read_file
 from everstep.dataset.readers.base import (
     CHUNK_BYTES,
     Chunk,
@@ -22,6 +21,7 @@ from everstep.dataset.readers.base import (
     row_of,
     spread,
 )
+from everstep.dataset.readers.listing import is_url, open_file, read_file
 from everstep.dataset.shards import table_of
 from everstep.errors import DataError
 

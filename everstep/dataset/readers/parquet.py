@@ -7,7 +7,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from everstep.dataset.readers.listing import is_url, open_file
 from everstep.dataset.readers.base import (
     CHUNK_BYTES,
     Chunk,
@@ -19,6 +18,7 @@ from everstep.dataset.readers.base import (
     row_of,
     spread,
 )
+from everstep.dataset.readers.listing import is_url, open_file
 from everstep.errors import DataError
 
 

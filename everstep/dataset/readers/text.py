@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import pyarrow as pa
 
-from everstep.dataset.readers.lines import cut_lines, line_at, line_blocks
 from everstep.dataset.readers.base import Chunk, File, Piece, WholeFiles, ended_early
+from everstep.dataset.readers.lines import cut_lines, line_at, line_blocks
 from everstep.dataset.readers.streams import CutShortError
 
 

@@ -4,9 +4,8 @@ from sklearn.datasets import load_wine
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from everstep.trainer.data.dataset import ArrayDataset, Splits
-from everstep.trainer.data.sklearn_datasets import split_ids
-from everstep.trainer.task import Batch, Loss
+from everstep import ArrayDataset, Batch, Loss, Splits
+from everstep.data import split_ids
 
 
 class WineTask:

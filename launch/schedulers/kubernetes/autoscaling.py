@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 
 from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, beyond_any_node
 from everstep.launch.schedulers.kubernetes.client import Client, Refused
 from everstep.launch.schedulers.kubernetes.pod import Plain
-from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, beyond_any_node
 
 FIXED = ("", "kind", "k3s", "rke2", "minikube")
 """Schemes of a node's providerID that name a machine which somebody has put there."""

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.kubernetes.validate import amount
 from everstep.launch.schedulers.kubernetes.pod import Plain
+from everstep.launch.schedulers.kubernetes.validate import amount
 
 HOST = "kubernetes.io/hostname"
 PASSING = "node.kubernetes.io/"

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
-from everstep.launch.schedulers.kubernetes.labels import MANAGER
 from everstep.errors import ConfigError
+from everstep.launch.schedulers.kubernetes.labels import MANAGER
 
 RETRY_S = 60.0
 """Seconds for which an API server that is away, or has too much to do, is asked again."""

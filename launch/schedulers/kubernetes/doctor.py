@@ -6,17 +6,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from everstep.errors import ConfigError
 from everstep.launch import text_tables as text
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes import rbac
-from everstep.launch.schedulers.kubernetes.client import KINDS, RETRY_S, Client, Refused
 from everstep.launch.schedulers.kubernetes.autoscaling import on_demand
-from everstep.launch.schedulers.kubernetes.manifest import objects
-from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER
 from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas
+from everstep.launch.schedulers.kubernetes.client import KINDS, RETRY_S, Client, Refused
 from everstep.launch.schedulers.kubernetes.job_status import index_of, living, next_delay_s
-from everstep.errors import ConfigError
+from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER
+from everstep.launch.schedulers.kubernetes.manifest import objects
 
 Plain = dict[str, Any]
 OUT_OF_SERVICE = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshutdown", "effect": "NoExecute"}

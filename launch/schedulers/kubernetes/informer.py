@@ -6,8 +6,8 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from everstep.launch.schedulers.kubernetes.client import Client, Plain, Refused
 from everstep.errors import ConfigError, EverstepError
+from everstep.launch.schedulers.kubernetes.client import Client, Plain, Refused
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.2, 10.0
 GONE = 410

@@ -140,7 +140,8 @@ def _trouble(pods: Sequence[Plain], delay_s: int) -> str:
             reasons.setdefault(why, []).append(index_of(pod))
     for pod in pods:
         if (delay := next_delay_s(pod)) > delay_s:
-            why = f"would be started again only after {text_tables.duration(delay)}; everstep resume would then make a new job"
+            after = text_tables.duration(delay)
+            why = f"would be started again only after {after}; everstep resume would then make a new job"
             reasons.setdefault(why, []).append(index_of(pod))
     return "; ".join(f"pod {', '.join(indexes)}: {why}" for why, indexes in reasons.items())
 

@@ -10,19 +10,19 @@ from functools import cache, cached_property, partial
 from typing import Any
 from urllib.parse import quote, unquote
 
+from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
-from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.launch.messages import say
 from everstep.launch.schedulers.base import Ask, Program, Rendered
-from everstep.launch.schedulers.kubernetes.client import RETRY_S, Client, Refused
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.launch.schedulers.kubernetes.autoscaling import lacking
-from everstep.launch.schedulers.kubernetes.validate import mistakes
-from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
+from everstep.launch.schedulers.kubernetes.client import RETRY_S, Client, Refused
 from everstep.launch.schedulers.kubernetes.informer import Mirrors, Place
-from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
-from everstep.launch.schedulers.kubernetes.kueue import queued
 from everstep.launch.schedulers.kubernetes.job_status import FAILED_CREATE, lacks_pods, standing
-from everstep.errors import ConfigError
+from everstep.launch.schedulers.kubernetes.kueue import queued
+from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
+from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
+from everstep.launch.schedulers.kubernetes.validate import mistakes
 
 MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
 WORKLOADS = ("Job", "JobSet", "TrainJob")

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from everstep.launch.node.hostlist import expand
-from everstep.launch.schedulers.job import JobState, JobStatus
 from everstep.errors import ConfigError
+from everstep.launch.job_start.hostlist import expand
+from everstep.launch.schedulers.job import JobState, JobStatus
 
 STATES = {
     "PENDING": JobState.pending,

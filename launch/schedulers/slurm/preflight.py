@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from everstep.errors import nearest
 from everstep.launch.messages import say
 from everstep.launch.schedulers.slurm.accounting import Lines, choice, settings, too_long
 from everstep.launch.schedulers.slurm.partitions import Nodes, Partition, nodes_of, partitions_of
 from everstep.launch.text_tables import duration
-from everstep.errors import nearest
 
 TIMEOUT_S = 60.0
 PARTITIONS = ("scontrol", "show", "partition", "-o")

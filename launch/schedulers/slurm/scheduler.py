@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import launch
+import everstep
+from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import NOTICE_SLACK_S
-from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.launch.messages import say
 from everstep.launch.schedulers.base import BATCHES, Ask, Batch, Program, Rendered
-from everstep.errors import ConfigError
+from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.storage import join_url, open_storage
 
 if TYPE_CHECKING:
@@ -36,9 +36,8 @@ TIMEOUT_S = 120.0
 
 
 def script() -> Path:
-    """Where run.sbatch lies: inside the installed package, or beside it in a checkout."""
-    package = Path(launch.__file__).parent
-    return package / "slurm" / SCRIPT if (package / "slurm").is_dir() else package.parent / "slurm" / SCRIPT
+    """Return the path of run.sbatch."""
+    return Path(everstep.__file__).parent / "slurm" / SCRIPT
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,9 @@ class Place:
         return job_config({"scheduler": "k8s", **given, "k8s": k8s})
 
     def rendered(self, job: JobConfig, token: str) -> Rendered:
-        return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), token, "steps: 5\n"))
+        return Kubernetes(job).render(
+            job, Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), token, "steps: 5\n")
+        )
 
     def pods(self) -> list[dict[str, Any]]:
         return self.client.items(f"/api/v1/namespaces/{self.namespace}/pods")

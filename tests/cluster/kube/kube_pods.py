@@ -10,8 +10,8 @@ from kube_cluster import Cluster
 from process_helpers import until
 
 from everstep.launch.config import JobConfig, job_config
-from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.schedulers.base import Program, Rendered
+from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 WAIT = "trap 'exit 143' TERM; while :; do sleep 0.05; done"
@@ -25,7 +25,9 @@ def config(tmp_path: Path, shell: str = WAIT, **keys: Any) -> JobConfig:
 
 
 def rendered(job: JobConfig, token: str = "token-1") -> Rendered:
-    return Kubernetes(job).render(job, Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), token, "steps: 5\n"))
+    return Kubernetes(job).render(
+        job, Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), token, "steps: 5\n")
+    )
 
 
 def submitted(cluster: Cluster, job: JobConfig) -> tuple[Kubernetes, JobHandle]:

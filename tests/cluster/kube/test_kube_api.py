@@ -13,16 +13,16 @@ import pytest
 import yaml
 from kube_api import WAIT, Place, place
 
+from everstep.errors import ConfigError
 from everstep.launch.__main__ import main
+from everstep.launch.cli.status import report
 from everstep.launch.config import job_config
-from everstep.launch.schedulers.job import JobState
 from everstep.launch.runs.lookup import find
 from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.kubernetes.client import Refused
-from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 from everstep.launch.schedulers.kubernetes.manifest import objects
-from everstep.launch.cli.status import report
-from everstep.errors import ConfigError
+from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 pytestmark = pytest.mark.cluster
 PLANTED = "planted-value-of-a-secret"

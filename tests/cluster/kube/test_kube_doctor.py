@@ -12,8 +12,8 @@ from kube_pods import WAIT, config, submitted
 from kube_store import Plain
 from process_helpers import until
 
-from everstep.launch.cli import doctor
 from everstep.launch.__main__ import main
+from everstep.launch.cli import doctor
 from everstep.launch.schedulers.kubernetes.doctor import Doctor
 
 pytestmark = pytest.mark.cluster

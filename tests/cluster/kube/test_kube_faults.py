@@ -16,10 +16,10 @@ from kube_api import Place, place
 from kube_proxy import Between
 from kube_run import Run
 
+from everstep.launch.job_start.start_record import Start
 from everstep.launch.schedulers.kubernetes.job_status import IGNORED
-from everstep.launch.node.start_record import Start
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
 
 pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(1800)]
 STEPS, PODS, NODES = 70, 3, 5

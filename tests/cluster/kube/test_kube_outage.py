@@ -12,8 +12,8 @@ import pytest
 from kube_api import Place, place
 from kube_proxy import Between
 
-from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.base import Ask
+from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]

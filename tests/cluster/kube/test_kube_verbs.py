@@ -12,11 +12,11 @@ from kube_cluster import Cluster
 from kube_pods import config, rendered, submitted
 from process_helpers import until
 
+from everstep.errors import ConfigError
 from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.kubernetes.client import Client
-from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 from everstep.launch.schedulers.kubernetes.kueue import JOB_UID
-from everstep.errors import ConfigError
+from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 pytestmark = pytest.mark.cluster
 

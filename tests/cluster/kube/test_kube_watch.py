@@ -11,13 +11,13 @@ from kube_cluster import Cluster
 from kube_store import Plain
 from process_helpers import until
 
-from everstep.launch.config import job_config
-from everstep.launch.schedulers.job import JobHandle, JobState
-from everstep.launch.schedulers.base import Ask, Program
-from everstep.launch.schedulers.kubernetes.client import Client
-from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
-from everstep.launch.schedulers.kubernetes.informer import Mirror
 from everstep.errors import ConfigError
+from everstep.launch.config import job_config
+from everstep.launch.schedulers.base import Ask, Program
+from everstep.launch.schedulers.job import JobHandle, JobState
+from everstep.launch.schedulers.kubernetes.client import Client
+from everstep.launch.schedulers.kubernetes.informer import Mirror
+from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 pytestmark = pytest.mark.cluster
 OURS = {"app.kubernetes.io/managed-by": "everstep"}
@@ -188,7 +188,9 @@ def followed(cluster: Cluster) -> Iterator[tuple[Cluster, Ask, JobHandle]]:
     """A job that waits for a place for ever."""
     job = job_config({"scheduler": "k8s", "nodes": 2, "nproc": 1, "gpus": 8, "image": "i"})
     scheduler = Kubernetes(job, retry_s=20)
-    handle = scheduler.submit(scheduler.render(job, Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "token-1")))
+    handle = scheduler.submit(
+        scheduler.render(job, Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "token-1"))
+    )
     with scheduler.follow() as ask:
         yield cluster, ask, handle
 

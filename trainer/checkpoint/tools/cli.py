@@ -50,8 +50,8 @@ def _list(options: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from everstep.trainer.checkpoint.tools.inventory import best_step, survey
     from everstep.run_folder import RunFolder, meant
+    from everstep.trainer.checkpoint.tools.inventory import best_step, survey
 
     run = RunFolder(options.url)
     found = survey(run)
@@ -88,8 +88,8 @@ def _row(found: Found, host: str) -> list[str]:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from everstep.trainer.checkpoint.tools.inventory import committed, faults
     from everstep.run_folder import MANIFEST
+    from everstep.trainer.checkpoint.tools.inventory import committed, faults
 
     run, checkpoints = committed(options.url)
     bad = 0
@@ -108,8 +108,8 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _remove(options: argparse.Namespace) -> int:
-    from everstep.trainer.checkpoint.tools.remove import check_removable, named, newest_good, remove, selected, size
     from everstep.run_folder import RunFolder
+    from everstep.trainer.checkpoint.tools.remove import check_removable, named, newest_good, remove, selected, size
 
     if options.older_than_step is None and not options.orphans:
         doomed = named(options.urls)
@@ -139,8 +139,8 @@ def _remove(options: argparse.Namespace) -> int:
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from everstep.trainer.checkpoint.tools.diff import config_changes, differences
     from everstep.trainer.checkpoint.restore import locate
+    from everstep.trainer.checkpoint.tools.diff import config_changes, differences
 
     first, second = locate(options.first), locate(options.second)
     found = list(differences(first, second))
@@ -155,8 +155,8 @@ def _diff(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from everstep.trainer.checkpoint.tools.export import export
     from everstep.trainer.checkpoint.restore import locate
+    from everstep.trainer.checkpoint.tools.export import export
 
     run, path = locate(options.url)
     count = export(run, path, options.weights, options.to)

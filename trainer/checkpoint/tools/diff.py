@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 from everstep.compose import changes, thaw
 from everstep.run_folder import CONFIG, RunFolder
+from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 
 
 @dataclass(frozen=True)

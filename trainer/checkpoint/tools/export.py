@@ -6,10 +6,10 @@ import importlib.util
 import os
 from pathlib import Path
 
-from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 from everstep.errors import ConfigError
 from everstep.run_folder import RunFolder
 from everstep.storage import join_url
+from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 
 WEIGHTS = {"model": "model.", "ema": "average."}
 """Which weights: those that were trained, or their moving average."""

@@ -7,9 +7,17 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from everstep.trainer.checkpoint.manifest import SET_ASIDE, Candidate, damage, folders, parse_name, read_candidate, read_manifest
 from everstep.errors import CheckpointError, StorageError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
+from everstep.trainer.checkpoint.manifest import (
+    SET_ASIDE,
+    Candidate,
+    damage,
+    folders,
+    parse_name,
+    read_candidate,
+    read_manifest,
+)
 
 BEST = "best"
 """In place of a checkpoint's name."""

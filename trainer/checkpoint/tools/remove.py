@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable
 
-from everstep.trainer.checkpoint.manifest import candidates, check_format
-from everstep.trainer.checkpoint.tools.inventory import Found, Kind, faults, split_url, survey
 from everstep.errors import CheckpointError, ConfigError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
+from everstep.trainer.checkpoint.manifest import candidates, check_format
+from everstep.trainer.checkpoint.tools.inventory import Found, Kind, faults, split_url, survey
 
 
 def named(urls: Iterable[str]) -> list[tuple[RunFolder, list[Found]]]:

@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
-from everstep.trainer.data.cache.files import Claims, ShardFiles
 from everstep.dataset.index import PART_BYTES
 from everstep.errors import ConfigError, StorageError
 from everstep.storage import Buffer
+from everstep.trainer.data.cache.files import Claims, ShardFiles
 
 LOG = logging.getLogger("everstep")
 T = TypeVar("T")

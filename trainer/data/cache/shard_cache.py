@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from everstep.trainer.data.cache.downloads import ELSEWHERE_S, Crew, DamagedError, Stats
-from everstep.trainer.data.cache.files import ShardFiles
-from everstep.trainer.data.cache.folder import CacheFolder
 from everstep.dataset.index import PART_BYTES, Shard, part_digest
 from everstep.errors import DataError
 from everstep.storage import Buffer, Storage, join_url
+from everstep.trainer.data.cache.downloads import ELSEWHERE_S, Crew, DamagedError, Stats
+from everstep.trainer.data.cache.files import ShardFiles
+from everstep.trainer.data.cache.folder import CacheFolder
 
 Parts = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)

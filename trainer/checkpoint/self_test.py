@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 
+from everstep.errors import ConfigError, EverstepError
+from everstep.fault import fault_of, reason_of
+from everstep.run_folder import MANIFEST, Fault
+from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import Manifest
 from everstep.trainer.checkpoint.read import Source, fill
 from everstep.trainer.checkpoint.tensor_index import read_metadata
-from everstep.errors import ConfigError, EverstepError
-from everstep.fault import fault_of, reason_of
 from everstep.trainer.optim import local
-from everstep.run_folder import MANIFEST, Fault
 from everstep.trainer.state.train_state import Packed, TrainState
-from everstep.storage import Storage
 
 LOG = logging.getLogger("everstep")
 OFF = "checkpoint.self_test=false trains all the same"

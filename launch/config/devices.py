@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 
-from everstep.launch.config.job import JobConfig
 from everstep.errors import ConfigError
+from everstep.launch.config.job import JobConfig
 
 PER_CORE = 16
 """Processes for each core of this machine, beyond which a number is taken for a slip: so many would stop it."""

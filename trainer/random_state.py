@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -36,3 +37,16 @@ def seed_own(generators: Iterable[Generator], seed: int) -> None:
 def _mix(value: int) -> int:
     """Return one round of splitmix64 (Steele, Lea, Flood 2014), which makes unrelated numbers of neighbouring ones."""
     return mix_int(value + GOLDEN)
+
+
+@contextlib.contextmanager
+def generators_preserved() -> Iterator[None]:
+    """Put the states of torch's, NumPy's and Python's global generators back at the end."""
+    python, array = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices):
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(array)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
-from everstep.launch.node.process_tree import Idle, children, descendants
+from everstep.launch.job_start.process_tree import Idle, children, descendants
 from everstep.process_death import OutOfMemoryCount, death_of
 from everstep.run_folder import ENDING_FILE, Ending, Outcome
 

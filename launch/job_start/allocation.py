@@ -6,7 +6,7 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from everstep.launch.node.hostlist import expand
+from everstep.launch.job_start.hostlist import expand
 
 
 @dataclass(frozen=True)

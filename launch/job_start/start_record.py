@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from everstep.launch.node.allocation import Allocation
+from everstep.launch.job_start.allocation import Allocation
 from everstep.run_folder import RESTARTS, STARTS, Ending, RunFolder
 
 LEAST_SKEW_S = 1.0

@@ -12,12 +12,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from everstep.trainer.distributed.agreement import agree, differing
 from everstep.config import Buffers
 from everstep.errors import ConfigError
+from everstep.trainer.distributed.agreement import agree, differing
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.state.model_state import write
 from everstep.trainer.optim import by_dtype
+from everstep.trainer.state.model_state import write
 
 
 class BufferSync:

@@ -16,13 +16,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everstep.trainer.state.attributes import STRUCTURE
 from everstep.errors import ConfigError
 from everstep.fault import fault_of, reason_of
-from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.state.preserve import generators_preserved
 from everstep.run_folder import Fault
-from everstep.trainer.preflight.self_test import OFF, equal, first_difference, put_into
+from everstep.trainer.checkpoint.self_test import OFF, equal, first_difference, put_into
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.random_state import generators_preserved
+from everstep.trainer.state.attributes import STRUCTURE
 from everstep.trainer.state.train_state import Packed
 from everstep.trainer.state.trainable import Trainable
 

@@ -1,0 +1,56 @@
+"""Distributed PyTorch training that never loses a step: what a project of its own imports.
+
+Tasks and models for configs are in `everstep.tasks` and `everstep.models`, datasets in `everstep.data`. Each name is
+imported when it is first used, so `import everstep` needs no torch.
+"""
+
+from typing import TYPE_CHECKING
+
+from everstep.lazy_names import lazy
+
+if TYPE_CHECKING:
+    from everstep.dataset.prepare import prepare_arrays, prepare_blocks, prepare_frame, prepare_rows
+    from everstep.errors import ConfigError, EverstepError
+    from everstep.trainer.data.dataset import ArrayDataset, Dataset, Splits, Subset
+    from everstep.trainer.data.map_style import MapDataset
+    from everstep.trainer.data.order import uniform
+    from everstep.trainer.data.randomness import draws_nothing
+    from everstep.trainer.data.weighted import Weighted, balanced
+    from everstep.trainer.step import StepInfo
+    from everstep.trainer.task import Batch, Loss, Task
+
+__version__ = "0.1.0"
+__all__ = [
+    "ArrayDataset",
+    "Batch",
+    "ConfigError",
+    "Dataset",
+    "EverstepError",
+    "Loss",
+    "MapDataset",
+    "Splits",
+    "StepInfo",
+    "Subset",
+    "Task",
+    "Weighted",
+    "balanced",
+    "draws_nothing",
+    "prepare_arrays",
+    "prepare_blocks",
+    "prepare_frame",
+    "prepare_rows",
+    "uniform",
+]
+
+_HOMES = {
+    "everstep.dataset.prepare": "prepare_arrays prepare_blocks prepare_frame prepare_rows",
+    "everstep.errors": "ConfigError EverstepError",
+    "everstep.trainer.data.dataset": "ArrayDataset Dataset Splits Subset",
+    "everstep.trainer.data.map_style": "MapDataset",
+    "everstep.trainer.data.order": "uniform",
+    "everstep.trainer.data.randomness": "draws_nothing",
+    "everstep.trainer.data.weighted": "Weighted balanced",
+    "everstep.trainer.step": "StepInfo",
+    "everstep.trainer.task": "Batch Loss Task",
+}
+__getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names.split()})
