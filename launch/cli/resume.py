@@ -11,10 +11,10 @@ from everstep.compose import freeze, settle, thaw
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
 from everstep.launch.cli.run import start
-from everstep.launch.cli.submit import refuse
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
 from everstep.launch.messages import say
 from everstep.launch.parser import Arguments
+from everstep.launch.preflight.checks import refuse
 from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.runs.history import History, read
 from everstep.launch.runs.lookup import add_run, find

@@ -19,7 +19,7 @@ from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.messages import say
 from everstep.launch.parser import Arguments
-from everstep.launch.preflight.checks import check, program_problems
+from everstep.launch.preflight.checks import check, program_problems, refuse
 from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.schedulers.base import Program, Scheduler
 from everstep.launch.schedulers.registry import scheduler
@@ -73,14 +73,6 @@ def submit(arguments: Sequence[str]) -> int:
     place = _keep_code(plan)
     _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, place))
     return 0
-
-
-def refuse(problems: Sequence[str]) -> None:
-    """ConfigError when there are any; all of them are told."""
-    for problem in problems[:-1]:
-        say(problem)
-    if problems:
-        raise ConfigError(problems[-1])
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

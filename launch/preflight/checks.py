@@ -12,6 +12,7 @@ from pathlib import Path
 from everstep.compose import Composed, changes_since, freeze
 from everstep.errors import EverstepError
 from everstep.launch.config import JobConfig
+from everstep.launch.messages import say
 from everstep.launch.preflight.data_paths import datasets, only_there
 from everstep.launch.preflight.model import worlds
 from everstep.launch.schedulers.base import Program
@@ -44,6 +45,14 @@ def check(composed: Composed, job: JobConfig, program: Program | None = None) ->
         except EverstepError as error:
             found.append(str(error))
     return list(dict.fromkeys(found))
+
+
+def refuse(problems: Sequence[str]) -> None:
+    """ConfigError when there are any; all of them are told."""
+    for problem in problems[:-1]:
+        say(problem)
+    if problems:
+        raise ConfigError(problems[-1])
 
 
 def program_problems(argv: Sequence[str], where: Path) -> list[str]:

@@ -63,7 +63,7 @@ def commands(page: str) -> list[list[str]]:
 def test_every_run_command_in_the_pages_composes(page: str) -> None:
     for words in commands(page):
         overrides = [word for word in words if re.match(r"^[a-z_.]+=", word)]
-        if "run" in words[1:2] or "trainer" in words:
+        if "run" in words[1:2] or "everstep.trainer" in words:
             own = [str(ROOT / "examples/quickstart/conf")] if "--config-dir" in words else []
             assert compose(overrides, own).run.steps > 0, words
 

@@ -54,7 +54,8 @@ def test_help_imports_nothing_heavy() -> None:
 def test_a_dry_run_imports_nothing_that_only_a_submission_needs(tmp_path: Path) -> None:
     modules, printed = imported("submit", "--dry-run", "job=slurm", "experiment=digits", cwd=tmp_path)
     assert "everstep.storage.local" in modules
-    assert not modules & {"torch", "fsspec", "rich", "everstep.storage.fsspec_backend", "everstep.storage.obstore_backend",
+    assert not modules & {"torch", "fsspec", "rich", "everstep.storage.fsspec_backend",
+                          "everstep.storage.obstore_backend",
                           "everstep.launch.submit.snapshot", "everstep.launch.schedulers.slurm.preflight"}  # fmt: skip
     assert "sbatch --parsable" in printed
 

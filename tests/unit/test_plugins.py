@@ -89,7 +89,8 @@ def test_a_target_outside_the_allowed_packages_is_refused_and_nothing_imported(s
         "torch.nn.os.system", "torch.nn.modules.module.torch.load", "torch.optim.optimizer.os.system",
         "torch.nn.modules.module.functools.partial", "everstep.tasks.lazy",
         "everstep.models.annotations.getdoc", "everstep.data.TYPE_CHECKING", "everstep.data.lazy",
-        "torch.nn.Linear.__init__.__globals__", "torch.nn.Linear.__class__", "torch.nn.Linear.__subclasses__", "torch.nn.functional.handle_torch_function",
+        "torch.nn.Linear.__init__.__globals__", "torch.nn.Linear.__class__", "torch.nn.Linear.__subclasses__",
+        "torch.nn.functional.handle_torch_function",
     ],
 )  # fmt: skip
 def test_what_an_allowed_package_merely_imports_is_refused(target: str) -> None:

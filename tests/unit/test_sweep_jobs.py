@@ -13,11 +13,11 @@ from file_scheduler import VARIABLE, FileArrays, FileScheduler
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
 from everstep.launch.__main__ import main
-from everstep.launch.cli import sweep as verb
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.process import Signals
 from everstep.launch.schedulers import registry
 from everstep.launch.schedulers.job import JobHandle
+from everstep.launch.sweep import start
 from everstep.launch.sweep.driver import Driver
 from everstep.launch.sweep.leaderboard import ranked
 from everstep.launch.sweep.lease import take
@@ -114,11 +114,11 @@ def test_one_trial_is_built_before_the_first_is_submitted_and_none_when_the_swee
 
     monkeypatch.setattr(verb, "rehearse", rehearse)
     sweep = made(tmp_path)
-    assert verb._preflight(sweep, quick=True) == 0
+    assert start._preflight(sweep, quick=True) == 0
     assert built == []
-    assert verb._preflight(sweep, quick=False) == 0
+    assert start._preflight(sweep, quick=False) == 0
     drive(sweep, scheduler)
-    assert verb._preflight(sweep, quick=False) == 0
+    assert start._preflight(sweep, quick=False) == 0
     assert built == [sweep.folder.story().trials[0].name]
 
 

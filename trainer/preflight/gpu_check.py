@@ -1,4 +1,4 @@
-"""`python -m everstep.trainer.preflight.gpu_check N`: a line, if this node's GPUs do not compute or reach each other."""
+"""`python -m everstep.trainer.preflight.gpu_check N`: a line if GPUs of this node fail to compute or to meet."""
 
 from __future__ import annotations
 
