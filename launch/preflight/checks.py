@@ -10,7 +10,7 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from everstep.compose import Composed, changes_since, freeze
-from everstep.errors import EverstepError
+from everstep.errors import ConfigError, EverstepError
 from everstep.launch.config import JobConfig
 from everstep.launch.messages import say
 from everstep.launch.preflight.data_paths import datasets, only_there

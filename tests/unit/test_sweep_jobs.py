@@ -112,7 +112,7 @@ def test_one_trial_is_built_before_the_first_is_submitted_and_none_when_the_swee
         built.append(config.run)
         return 0
 
-    monkeypatch.setattr(verb, "rehearse", rehearse)
+    monkeypatch.setattr(start, "rehearse", rehearse)
     sweep = made(tmp_path)
     assert start._preflight(sweep, quick=True) == 0
     assert built == []
