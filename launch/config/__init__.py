@@ -1,4 +1,4 @@
-"""What a job is: where, for how long and how often processes are started. The trainer knows none of these keys."""
+"""Config of a job: scheduler, number of processes, limits. The trainer does not know these keys."""
 
 from everstep.launch.config.devices import processes, refuse_too_many, threads
 from everstep.launch.config.failure_patterns import CauseConfig, Remedy

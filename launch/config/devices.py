@@ -1,4 +1,4 @@
-"""How many processes and threads a machine gets."""
+"""Processes and CPU threads per machine."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from everstep.errors import ConfigError
 from everstep.launch.config.job import JobConfig
 
 PER_CORE = 16
-"""Processes for each core of this machine, beyond which a number is taken for a slip: so many would stop it."""
+"""Limit of processes per core of this machine: more are taken for a mistake and would overload it."""
 
 
 def refuse_too_many(nproc: int) -> None:
-    """ConfigError before so many processes are started here that the machine would be of no use any more."""
+    """Raise ConfigError before more processes are started than this machine can run."""
     cores = len(os.sched_getaffinity(0))
     if nproc > PER_CORE * cores:
         raise ConfigError(
@@ -23,12 +23,12 @@ def refuse_too_many(nproc: int) -> None:
 
 
 def processes(job: JobConfig) -> int:
-    """How many processes to start on this machine."""
+    """Return the number of processes to start on this machine."""
     return job.nproc if isinstance(job.nproc, int) else max(1, gpus())
 
 
 def threads(job: JobConfig, nproc: int) -> int:
-    """CPU threads of each process: what was asked for, in the config or in the shell, or a fair share of the cores."""
+    """Return the CPU threads of each process: from the config, else the shell, else a share of the cores."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     if job.threads is None and asked.isdigit() and int(asked) >= 1:
         return int(asked)
@@ -36,7 +36,7 @@ def threads(job: JobConfig, nproc: int) -> int:
 
 
 def gpus() -> int:
-    """GPUs that a process started here would see. nvidia-smi answers in 50 ms; asking torch would cost seconds."""
+    """Return the number of GPUs visible to a process here; nvidia-smi takes 50 ms, torch takes seconds."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])

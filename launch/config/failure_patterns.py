@@ -1,4 +1,4 @@
-"""What lines of output say about why a job failed, and what is to be done about it."""
+"""Failure causes recognized in lines of output, and the remedy for each."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from everstep.config import require
 
 
 class Remedy(enum.Enum):
-    """What to do when a line was seen and the job has failed."""
+    """Remedy for a failed job whose output has matched a cause."""
 
     stop = "stop"
-    """The user has to mend something; another start would fail alike."""
+    """Do not start again: the user must fix the cause, and another start would fail as well."""
     restart = "restart"
     exclude = "exclude"
-    """Start again, without the node that said it."""
+    """Start again without the node whose output matched."""
 
 
 @dataclass(kw_only=True)
@@ -24,7 +24,7 @@ class CauseConfig:
     match: str = ""
     """Regular expression, searched in every line that the node's processes print."""
     remedy: Remedy = Remedy.restart
-    """stop: the user must mend something. restart: start again. exclude: start again without the node that said it."""
+    """stop: the user must fix it. restart: start again. exclude: start again without that node."""
 
     def __post_init__(self) -> None:
         try:
@@ -35,7 +35,7 @@ class CauseConfig:
 
 
 def known_causes() -> dict[str, CauseConfig]:
-    """The causes that every cluster knows, the most telling first."""
+    """Return the built-in causes, the most specific first."""
     table = [
         ("ecc", Remedy.exclude, r"(?i)uncorrectable ecc error|double.bit ecc"),
         ("xid", Remedy.exclude, r"NVRM: Xid .*: (?:48|63|64|74|79|94|95|119|120)\b|fallen off the bus"),

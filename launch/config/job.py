@@ -1,4 +1,4 @@
-"""All keys of a job."""
+"""Config keys of a job."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ SCHEDULERS = ("local", "slurm", "k8s")
 KINDS = ("job", "jobset", "trainjob")
 SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 NOTICE_SLACK_S = 30
-"""Seconds beyond the grace at which a scheduler is asked to give notice: killing, deciding and requeueing take some."""
+"""Seconds of notice beyond the grace period: for the kill, the decision and the requeue."""
 
 
 @dataclass(kw_only=True)
 class JobConfig:
     scheduler: str = "local"
-    """Who starts the processes; `local` is this machine, now."""
+    """Scheduler that starts the processes; `local` is this machine, now."""
     nodes: int | str = 1
-    """Machines; "MIN:MAX" takes what comes between the two, anew at each start."""
+    """Machines; "MIN:MAX" takes any number between the two, chosen anew at each start."""
     nproc: int | str = "auto"
     """Processes on each machine; `auto` is one for each GPU, or one where there is none."""
     time: str | None = None
-    """Longest time of one start: 24h, 90m, 1d12h or Slurm's 1-12:00:00; null is what the partition gives."""
+    """Time limit of one start: 24h, 90m, 1d12h or Slurm's 1-12:00:00; null is the partition's default."""
     max_restarts: int = 3
-    """Starts in a row, after the first, that may end without a new checkpoint before the launcher gives up."""
+    """Restarts in a row without a new checkpoint after which the launcher gives up."""
     grace_s: int = 60
-    """Seconds that processes have to save and end once they were told to stop."""
+    """Grace period: seconds that processes have to save and end after a request to stop."""
     threads: int | None = None
     """CPU threads of each process (OMP_NUM_THREADS); null shares the cores among the processes."""
     max_parallel: int | None = None
-    """Trials of a sweep at a time; null is what the GPUs here are enough for (one without), and 8 on a cluster."""
+    """Trials of a sweep at a time; null is as many as the local GPUs allow (one without), 8 on a cluster."""
     env: dict[str, str] = field(default_factory=dict)
-    """Environment variables for the processes, on top of those that the launcher has."""
+    """Environment variables for the processes, in addition to the launcher's own."""
     secrets: list[str] = field(default_factory=list)
-    """Names of environment variables that have to reach the processes; their values are written nowhere."""
+    """Names of environment variables to pass to the processes; their values are stored nowhere."""
     code_mb: int = 100
-    """Size that the code which goes along may have, before compression: the checkout without what git ignores."""
+    """Limit in MB of the code snapshot before compression: the checkout without files that git ignores."""
     interface: str | None = None
-    """Network interface for gloo, NCCL and the rendezvous (ib0, eth0); null is the one of the node's own name."""
+    """Network interface for gloo, NCCL and rendezvous (ib0, eth0); null is that of the node's own name."""
     check_s: int = 60
-    """Seconds that the checks of a node may take before training; a node that is slower counts as bad."""
+    """Seconds that the checks of a node may take before training; a slower node counts as bad."""
     causes: dict[str, CauseConfig | None] = field(default_factory=dict)
-    """What lines of output say about why a job failed, before the causes that we know; null drops one of ours."""
+    """Failure causes by name, checked before the built-in ones; null disables a built-in one."""
 
     partition: str | None = None
     account: str | None = None
@@ -60,31 +60,31 @@ class JobConfig:
     """Features that nodes must have, in the scheduler's own syntax."""
     reservation: str | None = None
     exclude: list[str] = field(default_factory=list)
-    """Nodes that must not be used."""
+    """Nodes to exclude."""
     gpus: int | str = "auto"
-    """GPUs on each node; `auto` is as many as nproc, and leaves it to the scheduler where nproc is auto too."""
+    """GPUs on each node; `auto` is nproc, or the scheduler's default where nproc is auto too."""
     cpus: int | None = None
-    """CPUs on each node; null is what the scheduler gives."""
+    """CPUs on each node; null is the scheduler's default."""
     mem: str | None = None
-    """Memory on each node, as Slurm says it (64G, 0 for all); null is what the scheduler gives."""
+    """Memory on each node in Slurm's form (64G, 0 for all); null is the scheduler's default."""
     flags: list[str] = field(default_factory=list)
     """Further flags of sbatch, such as --exclusive or --mail-type=END."""
 
     python: str | None = None
-    """The Python that has Everstep, as the nodes see it; null is the one that submits."""
+    """Path of the Python with Everstep, as seen from the nodes; null is the submitting one."""
     setup: list[str] = field(default_factory=list)
     """Shell lines to run before anything else, such as `module load cuda/12.4`."""
     image: str | None = None
-    """Container image: an enroot image or registry address for pyxis, a .sif file for apptainer; null runs without."""
+    """Container image: enroot image or registry address (pyxis), .sif file (apptainer); null is none."""
     runtime: str = "pyxis"
-    """What runs the image: pyxis or apptainer."""
+    """Container runtime: pyxis or apptainer."""
     mounts: list[str] = field(default_factory=list)
-    """SOURCE:TARGET pairs that the container sees; the folder of submission and a local run folder are added."""
+    """SOURCE:TARGET mounts of the container; the submission folder and a local run folder are added."""
 
     kind: str = "job"
-    """What Kubernetes is given: job (nothing has to be installed), jobset or trainjob."""
+    """Kubernetes object to create: job (nothing to install), jobset or trainjob."""
     queue: str | None = None
-    """Kueue's LocalQueue; the job then starts when all of its pods have a place."""
+    """Kueue's LocalQueue; the job then starts when all of its pods are admitted."""
     k8s: KubernetesConfig = field(default_factory=KubernetesConfig)
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class JobConfig:
 
     def _check_secrets(self) -> None:
         for name in self.env:
-            # job.yaml lies in the run folder, where more people read than may know the secret; its value is not shown.
+            # job.yaml is in the run folder, whose readers may not know the secret; the message must not show the value.
             secret = any(word in name.upper() for word in SECRET_WORDS)
             rule = "looks like a secret; export it in the shell, and name it in job.secrets"
             require(not secret, f"job.env.{name}", "…", rule)
@@ -128,11 +128,11 @@ class JobConfig:
 
     @property
     def node_range(self) -> tuple[int, int]:
-        """Fewest and most nodes."""
+        """Minimum and maximum number of nodes."""
         return node_range(self.nodes)
 
     def all_causes(self) -> dict[str, CauseConfig]:
-        """The user's and ours, in the order in which they are looked for."""
+        """Return the user's and the built-in causes, in the order of matching."""
         merged = {**self.causes, **{name: cause for name, cause in known_causes().items() if name not in self.causes}}
         return {name: cause for name, cause in merged.items() if cause is not None}
 
@@ -149,7 +149,7 @@ def _fits(key: str, value: object, check: Any) -> None:
 
 
 def job_config(node: Mapping[str, Any]) -> JobConfig:
-    """The typed job from what the command line composed; ConfigError in one line for what does not fit."""
+    """Return the typed job from the composed config; ConfigError in one line for an invalid key or value."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -180,7 +180,7 @@ def _plain(value: Any) -> Any:
 
 
 def _one_line(error: BaseException) -> str:
-    """The first line of OmegaConf's message, with the key that it is about."""
+    """Return the first line of OmegaConf's message, prefixed with its key."""
     lines = [line.strip() for line in str(error).splitlines()]
     key = next((line.removeprefix("full_key: ") for line in lines if line.startswith("full_key: ")), "")
     return f"job.{key}: {lines[0]}" if key else lines[0]

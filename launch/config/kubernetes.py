@@ -1,4 +1,4 @@
-"""The keys that only Kubernetes knows."""
+"""Config keys of a job that apply only to Kubernetes."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class KubernetesConfig:
     namespace: str | None = None
     """null is the namespace of the context."""
     service_account: str | None = None
-    """Service account of the pods: the way to object stores by workload identity."""
+    """Service account of the pods, which gives access to object stores by workload identity."""
     api_token: bool = False
-    """Mount the service account's token. Workload identity brings its own and needs no such mount."""
+    """Mount the service account's token. Workload identity has its own token and does not need it."""
     image_pull_secrets: list[str] = field(default_factory=list)
     image_pull_policy: str = "IfNotPresent"
     secret: str | None = None
-    """The Secret whose keys are the names in job.secrets; only its name is written down."""
+    """Secret whose keys are the names in job.secrets; only its name is recorded."""
     priority_class: str | None = None
     queue_priority: str | None = None
     """Kueue's WorkloadPriorityClass."""
@@ -32,32 +32,34 @@ class KubernetesConfig:
     tolerations: list[dict[str, Any]] = field(default_factory=list)
     """Further tolerations in Kubernetes' own form, such as those of spot nodes."""
     lost_node_s: int = 30
-    """Seconds that a pod stays with a node that is not ready; Kubernetes' own 300 are long for a job that waits."""
+    """Seconds before pods are evicted from a node that is not ready; Kubernetes' default is 300."""
     topology: str | None = None
-    """Label of nodes within one value of which all pods should be, such as topology.kubernetes.io/zone."""
+    """Label of nodes whose value all pods should share, such as topology.kubernetes.io/zone."""
     gpu_resource: str = "nvidia.com/gpu"
     rdma_resource: str | None = None
     """Resource of the network cards, such as rdma/hca or vpc.amazonaws.com/efa."""
     rdma_count: int = 1
     shm_gb: int = 8
-    """Size of /dev/shm; it counts against job.mem. Without it there are 64 MB, too few for NCCL and loaders."""
+    """Size of /dev/shm; it counts against job.mem. The default of 64 MB is too small for NCCL and loaders."""
     scratch_gb: int | None = None
     """Limit of /tmp on the node's disk; null sets none."""
     cache_gb: int | None = None
     """Limit of the cache of shards on the node's disk; null sets none."""
     cache_claim: str | None = None
-    """PersistentVolumeClaim for the cache of shards instead of the node's disk."""
+    """PersistentVolumeClaim for the cache of shards in place of the node's disk."""
     claims: dict[str, str] = field(default_factory=dict)
-    """PersistentVolumeClaim → where it is mounted."""
+    """PersistentVolumeClaim → mount path."""
     run_as_user: int = 1000
     """User and group of the processes; never root."""
     keep_s: int = 7 * 86400
-    """Seconds after which a job that is over is removed from the cluster; the run folder stays."""
+    """Seconds after which a finished job is removed from the cluster; the run folder stays."""
     restart_delay_s: int = 120
-    """Where Kubernetes would wait longer than this before it starts a lost pod again, `resume`, `submit` and the driver
-    of a sweep make a new job, and `status` says so."""
+    """Longest back-off of Kubernetes, in seconds, before it starts a lost pod again.
+
+    If it would wait longer, `resume`, `submit` and the driver of a sweep make a new job, and `status` reports it.
+    """
     overlay: str | None = None
-    """File with a strategic merge patch for the job, the last word on everything."""
+    """File with a strategic merge patch for the job, applied last."""
 
     def __post_init__(self) -> None:
         for key in ("namespace", "service_account", "secret", "cache_claim"):

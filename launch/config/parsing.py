@@ -1,4 +1,4 @@
-"""Words of a job that have a form of their own: a time, a range of nodes."""
+"""Parsing of job values with a form of their own: a time, a range of nodes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ TIME_FORMS = "write 24h, 90m, 1d12h, or as Slurm does 1-12:00:00 or 24:00:00"
 
 
 def seconds(text: str) -> int:
-    """Seconds of a time like 24h, 1d12h, or Slurm's HH:MM:SS, MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
+    """Return the seconds of a time like 24h, 1d12h, or Slurm's HH:MM:SS, MM:SS, D-HH, D-HH:MM, D-HH:MM:SS.
 
-    ValueError for anything else, a bare number too: Slurm takes it for minutes, everybody else for seconds.
+    ValueError for anything else, also for a bare number: Slurm takes it for minutes, other tools for seconds.
     """
     plain = text.strip().lower()
     if OURS.fullmatch(plain):
@@ -22,14 +22,14 @@ def seconds(text: str) -> int:
     if form is None or (form["days"] is None and ":" not in plain):
         raise ValueError(TIME_FORMS)
     parts = [int(part) for part in form["clock"].split(":")]
-    if form["days"] is None:  # MM:SS or HH:MM:SS; after days it begins with hours
+    if form["days"] is None:  # MM:SS or HH:MM:SS; after days the first is hours
         parts = [0, *parts] if len(parts) == 2 else parts
     hours, minutes, rest = [*parts, 0, 0][:3]
     return ((int(form["days"] or 0) * 24 + hours) * 60 + minutes) * 60 + rest
 
 
 def node_range(nodes: int | str) -> tuple[int, int]:
-    """Fewest and most nodes: of 4 both are 4, of "2:4" they are 2 and 4. ValueError when it is neither."""
+    """Return the minimum and maximum of nodes: (4, 4) for 4, (2, 4) for "2:4"; ValueError if malformed."""
     if isinstance(nodes, int):
         fewest = most = nodes
     else:

@@ -1,4 +1,4 @@
-"""What a scheduler has given: the job, this node and its fellows. One small reader for each scheduler's environment."""
+"""The nodes that a scheduler has allocated, read from its environment variables."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ class Allocation:
     scheduler: str
     job: str
     restart: int
-    """How often the scheduler has started the job before."""
+    """Number of times the scheduler has started the job before."""
     host: str
-    """This node's name, as the scheduler knows it."""
+    """Name of this node, as the scheduler knows it."""
     hosts: tuple[str, ...]
     rank: int = 0
-    """This node's place among the hosts; the first keeps the store at which all meet."""
+    """Index of this node among the hosts; node 0 hosts the rendezvous store."""
     address: str | None = None
-    """Of this node as its fellows reach it, where the scheduler says it."""
+    """Address of this node for the other nodes, if the scheduler gives it."""
 
     @staticmethod
     def of(environment: Mapping[str, str]) -> Allocation:
-        """What the environment says; one node by itself where no scheduler has written into it."""
+        """Read the allocation from the environment; without a scheduler it is this node alone."""
         if "SLURM_JOB_ID" in environment:
             return _slurm(environment)
         if "EVERSTEP_JOB" in environment:
@@ -37,7 +37,7 @@ class Allocation:
 
 
 def _slurm(environment: Mapping[str, str]) -> Allocation:
-    # The job's list, and not the step's: a verdict inside of a container is asked for in a step of one node.
+    # The nodes of the job, not of the step: a decision inside a container is made in a step of one node.
     hosts = expand(environment["SLURM_JOB_NODELIST"])
     return Allocation(
         "slurm",
@@ -50,13 +50,13 @@ def _slurm(environment: Mapping[str, str]) -> Allocation:
 
 
 def _slurm_job(environment: Mapping[str, str]) -> str:
-    """As its handle has it. Of an array's elements one has the number of the whole array as its job's."""
+    """Return the job number as in its handle; an element's own SLURM_JOB_ID may be that of the array."""
     array = environment.get("SLURM_ARRAY_JOB_ID")
     return environment["SLURM_JOB_ID"] if array is None else f"{array}_{environment['SLURM_ARRAY_TASK_ID']}"
 
 
 def _kubernetes(environment: Mapping[str, str]) -> Allocation:
-    """One pod; who its fellows are, the pods say to each other in the run folder."""
+    """Return the allocation of one pod; the pods find each other through the run folder."""
     host = socket.gethostname()
     index = int(environment.get("JOB_COMPLETION_INDEX", "0"))
     return Allocation("k8s", environment["EVERSTEP_JOB"], 0, host, (host,), index, environment.get("POD_IP"))

@@ -1,4 +1,4 @@
-"""Slurm's short form of many host names, such as gpu[01-04,07]-ib, in full."""
+"""Expansion of Slurm's host lists, such as gpu[01-04,07]-ib."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 
 
 def expand(text: str) -> tuple[str, ...]:
-    """The names in order: `n[1-2],m3` is n1, n2, m3; leading zeros stay."""
+    """Return the names in order: `n[1-2],m3` is n1, n2, m3; leading zeros stay."""
     return tuple(name for part in _split(text) for name in _expand_one(part))
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that stand outside of brackets."""
+    """Split at the commas outside of brackets."""
     return [part for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text) if part.strip()]
 
 

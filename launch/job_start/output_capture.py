@@ -1,4 +1,4 @@
-"""What the processes of a node print: passed on at once, and the last lines kept to find out why they failed."""
+"""Output of a node's processes: forwarded at once, the last lines kept to find the cause of a failure."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from everstep.launch.config import CauseConfig
 
 KEPT_LINES = 400
 DRAIN_S = 5.0
-"""Seconds to wait for the last words: a process that was left behind may hold the pipe open for ever."""
+"""Seconds to wait for the last output: an orphaned process may keep the pipe open without end."""
 
 
 class Output:
-    """A pipe for the block's processes; its lines go to our own stdout."""
+    """A pipe for the block's processes; its lines are written to our own stdout."""
 
     def __init__(self, causes: Mapping[str, CauseConfig]) -> None:
         self.causes = causes
@@ -39,12 +39,12 @@ class Output:
                 self._lines.append(line.decode(errors="replace").rstrip())
 
     def cause(self) -> tuple[str | None, str]:
-        """The name of the first cause that one of the last lines shows, and the line."""
+        """Return the name of the first cause that matches one of the last lines, and the line."""
         return find_cause(self.causes, list(self._lines))
 
 
 def find_cause(causes: Mapping[str, CauseConfig], lines: list[str]) -> tuple[str | None, str]:
-    """Causes in their order, the newest line first; (None, "") when nothing is known."""
+    """Return the first cause in order with its newest line; (None, "") if no cause matches."""
     for name, cause in causes.items():
         pattern = re.compile(cause.match)
         for line in reversed(lines):

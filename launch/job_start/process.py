@@ -1,4 +1,4 @@
-"""Starts a command on this machine, passes on what the outside says, and leaves no process behind."""
+"""One child process on this machine: start it, relay signals to it, leave no process behind."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from everstep.run_folder import ENDING_FILE, Ending, Outcome
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SLACK_S = 10.0
-"""Seconds beyond the grace before a child that was told to stop is killed: torchrun first kills its own."""
+"""Seconds beyond the grace period before a child is killed: torchrun first kills its own children."""
 MARKER_S = 1.0
-"""Seconds that a slow store may hold up the signal that tells the child to stop."""
+"""Seconds that writing the stop marker to a slow store may delay the signal to the child."""
 PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
 LEFT = 130
-"""Exit code of a trainer that was told a second time to leave, as a terminal tells it."""
+"""Exit code of a trainer that a second signal, such as a second Ctrl-C, made leave at once."""
 MOST_SIGNALS = 64
 LONGEST_ENDING = 1 << 16
 HUNG = "the agent hung: its ranks had ended, and it had not"
 
 
 class LeftAtOnce(Exception):
-    """The user has asked a second time: everything is killed and nothing is saved."""
+    """The user has asked a second time to stop: everything is killed and nothing is saved."""
 
 
 class Signals:
-    """Signals as a queue: a handler only notes the number, and a pipe wakes the loop that reads it."""
+    """Signals as a queue: a handler only records the number, and a pipe wakes the loop that reads it."""
 
     def __init__(self) -> None:
         self._arrived: list[int] = []
@@ -52,7 +52,7 @@ class Signals:
         os.set_blocking(self._write, False)
         self._wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
         for number in (*STOP_SIGNALS, signal.SIGCHLD):
-            # What the caller chose to ignore (nohup, a shell's background job) stays ignored.
+            # A signal that the caller ignores (nohup, a shell's background job) stays ignored.
             if signal.getsignal(number) is not signal.SIG_IGN or number is signal.SIGCHLD:
                 self._handlers[number] = signal.signal(number, self._note)
         return self
@@ -69,23 +69,23 @@ class Signals:
             self._arrived.append(number)
 
     def take(self) -> list[int]:
-        """The signals since the last call, in order."""
+        """Return the signals since the last call, in order."""
         taken, self._arrived[:] = list(self._arrived), []
         return taken
 
     def wait(self, seconds: float) -> None:
-        """Until a signal comes, a child ends, or the time is over."""
+        """Wait until a signal arrives, a child ends, or the time is over."""
         select.select([self._read], [], [], seconds)
         with contextlib.suppress(BlockingIOError):
             os.read(self._read, 4096)
 
 
 class Local:
-    """One child at a time, under one set of signals; `stopped` says by which it was told to stop.
+    """One child at a time, under one set of signals; `stopped` is the signal that asked it to stop.
 
-    `agent`: the child is torchrun, and the processes that save are its children. They are told directly: torchrun
-    answers a SIGTERM of its own with a traceback, and with exit code 1 though all has gone well. `relay` is False where
-    the scheduler's signals reach every process by themselves.
+    `agent`: the child is torchrun, and the processes that save are its children. They get the signal directly: torchrun
+    answers a SIGTERM with a traceback and with exit code 1 although all went well. `relay` is False where the scheduler
+    itself signals every process.
     """
 
     def __init__(
@@ -103,19 +103,22 @@ class Local:
         self.relay = relay
         self.stopped: str | None = None
         self.handed_over: Ending | None = None
-        """The ending that the last child could not write into the run folder, or what it was killed by."""
+        """Ending of the last child if the run folder did not accept it, or if the child was killed."""
         self.idle_s = grace_s + SLACK_S
-        """Seconds for which the agent may live on when its workers have ended, before it is taken to hang."""
+        """Seconds that the agent may run after its workers have ended before it counts as hung."""
         self.killed = False
-        """The last child was killed, and nobody has asked for that."""
+        """True if the last child was killed without a request to stop."""
         self._hung = False
         self.abandon: Callable[[], bool] = lambda: False
-        """True as soon as the child is of no use any more: it is killed then, without being asked."""
+        """True as soon as the child is of no more use: it is then killed without a request to stop."""
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None = None) -> int:
-        """Run to the end; the exit code as a shell gives it. LeftAtOnce when the user asked for that.
+        """Run the child to its end and return the exit code as a shell gives it.
 
-        `output`: a file descriptor for all that is printed; the caller's own where it is None.
+        `output`: a file descriptor for all output; None is the caller's own.
+
+        Raises:
+            LeftAtOnce: the user has asked a second time to stop.
         """
         spared, memory = _adopt_orphans(), OutOfMemoryCount()
         with EndingFile() as ending:
@@ -129,8 +132,8 @@ class Local:
         return code
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str], output: int | None, spared: set[int]) -> int:
-        # A group of its own: the terminal's Ctrl-C reaches us alone, so processes hear of it once, in order. Only a
-        # process that is alone stays in ours: it may read from the terminal, as a debugger does.
+        # A process group of its own: the terminal's Ctrl-C reaches only the launcher, so the processes get each signal
+        # once and in order. A single process stays in our group: it may read from the terminal, as a debugger does.
         terminal = sys.stdin is not None and sys.stdin.isatty()
         reads = terminal and not self.agent
         child = subprocess.Popen(
@@ -163,7 +166,7 @@ class Local:
         return child.returncode if child.returncode >= 0 else 128 - child.returncode
 
     def wait(self, seconds: float) -> bool:
-        """Wait between two starts; False as soon as somebody wants to stop, or there is nothing to wait for."""
+        """Wait between two starts; False as soon as a stop is requested or `abandon` is true."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0 and self.stopped is None and not self.abandon():
             self.signals.wait(left)
@@ -177,20 +180,20 @@ class Local:
 
     def _ask_to_stop(self, child: subprocess.Popen[bytes], number: int) -> None:
         self.stopped = reason = signal.Signals(number).name
-        # In a thread, since a store may hang: neither the signal below nor a second Ctrl-C waits for it.
+        # In a thread, as a store may hang: neither the signal below nor a second Ctrl-C must wait for it.
         writing = threading.Thread(target=self.leave_marker, args=(reason,), daemon=True)
         writing.start()
         writing.join(MARKER_S)
         if not self.relay:
             return
-        # An agent that has no workers yet is told itself.
+        # An agent without workers yet gets the signal itself.
         for pid in (children().get(child.pid) if self.agent else None) or [child.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
 
 class EndingFile:
-    """A file in this process's memory: a child writes its ending there when the run folder does not take it."""
+    """A file in this process's memory for a child's ending that the run folder does not accept."""
 
     def __enter__(self) -> EndingFile:
         self._file = os.memfd_create("everstep-ending") if sys.platform == "linux" else None
@@ -204,7 +207,7 @@ class EndingFile:
         return {} if self._file is None else {ENDING_FILE: f"/proc/{os.getpid()}/fd/{self._file}"}
 
     def read(self) -> Ending | None:
-        """Return what has been written; None for nothing, or for what cannot be read."""
+        """Return the ending that was written; None if there is none or it cannot be read."""
         try:
             return None if self._file is None else Ending.from_json(os.pread(self._file, LONGEST_ENDING, 0))
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -212,9 +215,10 @@ class EndingFile:
 
 
 def leash(parent: int, hangs_up: bool = True) -> Callable[[], None] | None:
-    """Code for the child between fork and exec: die when the launcher dies, by kill -9 too.
+    """Return code for the child between fork and exec: the child dies with the launcher, even by kill -9.
 
-    With `hangs_up` False it ignores that its terminal is closed: the launcher is told as well, and has it save.
+    With `hangs_up` False the child ignores the hangup of its terminal: the launcher gets it too and asks the child to
+    save.
     """
     if sys.platform != "linux":
         return None
@@ -222,28 +226,28 @@ def leash(parent: int, hangs_up: bool = True) -> Callable[[], None] | None:
 
     def arm() -> None:
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        # Slurm sends its notice to every process. torchrun would die of it and leave its workers behind; they inherit
-        # this and install a handler of their own, and until then the marker in the run folder speaks for the signal.
+        # Slurm sends its notice to every process. torchrun would die of it and orphan its workers; they inherit this
+        # and install a handler of their own, and until then the stop marker in the run folder replaces the signal.
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         if not hangs_up:
             signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        if os.getppid() != parent:  # it died before the leash was on
+        if os.getppid() != parent:  # the launcher died before prctl took effect
             os._exit(1)
 
     return arm
 
 
 def _adopt_orphans() -> set[int]:
-    """From now on, processes whose parents die become ours, so none gets lost; those that we have already."""
+    """Make processes whose parents die our children from now on; return our present descendants."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
     return set(descendants(os.getpid()))
 
 
 def _bury_orphans(child: int) -> None:
-    """Take from the table of processes those that have become ours and have ended; as process 1 nobody else does.
+    """Reap orphans that have ended: as process 1 of a container this process must do so.
 
-    What our own threads start is in our group, and theirs to wait for; what comes from the child is not.
+    Children of our own threads are in our process group and the threads wait for them; those of the child are not.
     """
     if sys.platform != "linux":
         return
@@ -255,7 +259,7 @@ def _bury_orphans(child: int) -> None:
 
 
 def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
-    """SIGKILL the child and all that came from it: torchrun's workers have sessions of their own."""
+    """Send SIGKILL to the child and all its descendants: torchrun's workers have sessions of their own."""
     doomed = set(descendants(os.getpid())) - spared
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""Which processes come from which, as /proc shows it."""
+"""Process tree of this machine, from /proc."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 LOOK_S = 5.0
-"""Seconds between two looks whether an agent has workers."""
+"""Seconds between two checks for workers of an agent."""
 
 
 def descendants(pid: int) -> list[int]:
@@ -21,11 +21,11 @@ def descendants(pid: int) -> list[int]:
 
 
 def children() -> dict[int, list[int]]:
-    """The children of every process that have not ended; empty where there is no /proc."""
+    """Return the running children of every process; empty where there is no /proc."""
     found: dict[int, list[int]] = {}
     for entry in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
-            # The name, in parentheses, may hold anything; the parent is the second word after it.
+            # The name, in parentheses, may contain anything; the parent is the second field after it.
             state, parent = entry.read_text().rsplit(")", 1)[1].split()[:2]
             if state != "Z":
                 found.setdefault(int(parent), []).append(int(entry.parent.name))
@@ -33,7 +33,7 @@ def children() -> dict[int, list[int]]:
 
 
 class Idle:
-    """Whether an agent hangs: it has had workers, and has had none for too long."""
+    """Check for a hung agent: it has had workers, and has had none for longer than the limit."""
 
     def __init__(self, agent: int, limit_s: float) -> None:
         self.agent = agent

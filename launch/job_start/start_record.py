@@ -1,4 +1,4 @@
-"""One start of a job by its scheduler, as the nodes and the policy of restarts write it down in the run folder."""
+"""Record of one start of a job in the run folder, written by the nodes and read by the restart policy."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from everstep.launch.job_start.allocation import Allocation
 from everstep.run_folder import RESTARTS, STARTS, Ending, RunFolder
 
 LEAST_SKEW_S = 1.0
-"""Seconds between two clocks that may be the file server's delay."""
+"""Seconds of clock difference that may be the file server's delay."""
 POLL_S, POLL_REMOTE_S = 0.2, 1.0
-"""Seconds between two looks for the word of the head; the second in a store, which a hundred nodes may ask at once."""
+"""Seconds between two polls for the head's address; the second in a store, where many nodes poll."""
 
 
 @dataclass(frozen=True)
 class NodeReport:
-    """How one node fared; written after its checks, and once more at its end."""
+    """State of one node; written after its checks, and again at its end."""
 
     host: str
     failed: tuple[str, ...] = ()
     """Checks that failed, one line each."""
     code: int | None = None
-    """Exit code of the node's torchrun; None while it runs, and for ever when the node is lost."""
+    """Exit code of the node's torchrun; None while it runs, and for good if the node is lost."""
     stopped: str | None = None
-    """The signal by which the node was told to stop."""
+    """The signal that stopped the node."""
     cause: str | None = None
-    """Which of job.causes was seen in what the processes printed."""
+    """Name of the first cause in job.causes that matched the output."""
     line: str = ""
-    """Where it was seen."""
+    """Line of output that matched."""
     time: float = 0.0
     """Seconds since the epoch."""
     ending: dict[str, Any] | None = None
-    """The ending that the run folder has not taken, as `Ending.to_json` gives it."""
+    """Ending that the run folder did not accept, as in `Ending.to_json`."""
 
     @property
     def said(self) -> Ending | None:
-        """That ending; None where there is none, or none that can be read."""
+        """The parsed `ending`; None if there is none or it cannot be read."""
         try:
             return None if self.ending is None else Ending.from_json(json.dumps(self.ending).encode())
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -50,24 +50,28 @@ class NodeReport:
 
 @dataclass
 class Start:
-    """The folder starts/NNNN."""
+    """One start of a job: the folder starts/NNNN."""
 
     folder: RunFolder
     number: int
     _facts: dict[str, Any] = field(default_factory=dict)
     _last_words: dict[str, NodeReport] = field(default_factory=dict, compare=False)
-    """Reports after which none of that node comes."""
+    """Final reports, by file name; these do not change any more."""
     _missed_at: float | None = field(default=None, compare=False)
-    """When the head was last looked for in vain, by this node's clock."""
+    """Time by this node's clock of the last poll that did not find the head's address."""
 
     @property
     def starter(self) -> str:
-        """What stands in the claims of the attempts of this start."""
+        """Starter in the claims of the attempts of this start."""
         return f"start-{self.number:04d}"
 
     @staticmethod
     def claim(folder: RunFolder, allocation: Allocation, step: int | None) -> Start:
-        """The next number, create-only, so of two starts each gets its own; `step` is that of the newest checkpoint."""
+        """Claim the next number, create-only, so that two starts never share one.
+
+        Args:
+            step: step of the newest checkpoint.
+        """
         facts = {
             "scheduler": allocation.scheduler,
             "job": allocation.job,
@@ -91,7 +95,7 @@ class Start:
         return Start(folder, numbers[-1]) if numbers else None
 
     def is_left_behind(self) -> bool:
-        """The same job has started again since: this one is on a node that was cut off, or about to be ended."""
+        """True if the same job has started again since: this node was disconnected, or is about to be ended."""
         newest = Start.newest(self.folder)
         return newest is not None and newest.number > self.number and newest.facts["job"] == self.facts["job"]
 
@@ -100,7 +104,7 @@ class Start:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What `claim` wrote."""
+        """Facts as written by `claim`."""
         if not self._facts:
             self._facts = json.loads(self.folder.storage.read(self.path("start.json")))
         return self._facts
@@ -109,7 +113,7 @@ class Start:
         self.folder.storage.write(self.path(f"node-{report.host}.json"), _json({**asdict(report), "time": time.time()}))
 
     def reports(self) -> list[NodeReport]:
-        """Of all nodes that have said something, by the time of their last word."""
+        """Return the reports of all nodes that have written one, by time of the last write."""
         names = [name for name in self.folder.storage.names(self.path("")) if name.startswith("node-")]
         return sorted(map(self._read, names), key=lambda report: report.time)
 
@@ -123,12 +127,12 @@ class Start:
         return report
 
     def announce(self, endpoint: str) -> None:
-        """The head node says where all meet, and what its clock shows."""
+        """Publish the rendezvous endpoint and the clock of the head node."""
         facts = {"endpoint": endpoint, "time": time.time(), "ahead_of_folder_s": self.ahead_of_folder_s()}
         self.folder.storage.write(self.path("head.json"), _json(facts))
 
     def await_head(self, wait: Callable[[float], bool], deadline_s: float) -> str | None:
-        """Where all meet; None when the head has not said it in time, or when `wait` says that we are to stop."""
+        """Return the rendezvous endpoint; None after the deadline, or as soon as `wait` is False (a stop)."""
         deadline = time.monotonic() + deadline_s
         pause_s = POLL_S if self.folder.storage.path() is not None else POLL_REMOTE_S
         while time.monotonic() < deadline:
@@ -143,10 +147,10 @@ class Start:
         return None
 
     def ahead_of_head_s(self) -> float:
-        """Return by how many seconds, at least, this node's clock is ahead of the head's; behind it: less than 0.
+        """Return the least number of seconds by which this clock is ahead of the head's; negative if behind.
 
-        The head wrote after our last look in vain, and before now. And the clock of a file server has stamped files of
-        both nodes, which tells of a node that was late as well.
+        The head wrote its time after our last poll without a result and before now, which bounds the difference. If a
+        file server has stamped files of both nodes, its clock gives the difference, also for a node that was late.
         """
         head, ours = self.folder.facts(self.path("head.json")), self.ahead_of_folder_s()
         theirs, at = head.get("ahead_of_folder_s"), head.get("time")
@@ -157,7 +161,7 @@ class Start:
         return _nearest_to_0(float("-inf") if self._missed_at is None else self._missed_at - at, time.time() - at)
 
     def ahead_of_folder_s(self) -> float | None:
-        """Return by how much our clock is ahead of that which stamps files of the run folder; None if none does."""
+        """Return the seconds by which our clock is ahead of the clock that stamps files; None without one."""
         probe = self.folder.storage.path(self.path(f"clock-{socket.gethostname()}-{os.getpid()}"))
         if probe is None:
             return None
@@ -167,25 +171,25 @@ class Start:
             probe.write_bytes(b"")
             ended, stamped = time.time(), probe.stat().st_mtime
             probe.unlink()
-        except OSError:  # another check has told of it
+        except OSError:  # another check reports this error
             return None
         return _nearest_to_0(began - stamped, ended - stamped)
 
 
 def _nearest_to_0(least: float, most: float) -> float:
-    """Return the number between two others that is nearest to 0."""
+    """Return the number between `least` and `most` that is nearest to 0."""
     return max(0.0, least) or min(0.0, most)
 
 
 @dataclass
 class Decisions:
-    """Those of the policy of restarts, for somebody who asks again and again: each is written once, and read once."""
+    """Decisions of the restart policy, for repeated queries: each is written once, so it is read once."""
 
     folder: RunFolder
     _known: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def of(self, start: Start) -> dict[str, Any] | None:
-        """What was decided after a start; None when nothing has been."""
+        """Return the decision after a start; None if there is none."""
         if (found := self._among_known(start)) is None:
             for name in self.folder.storage.names(RESTARTS):
                 if name not in self._known:
@@ -198,7 +202,7 @@ class Decisions:
 
 
 def decisions(folder: RunFolder) -> list[dict[str, Any]]:
-    """All decisions of the policy of restarts, the oldest first."""
+    """Return all decisions of the restart policy, the oldest first."""
     return [json.loads(folder.storage.read(f"{RESTARTS}/{name}")) for name in folder.storage.names(RESTARTS)]
 
 

@@ -1,7 +1,7 @@
-"""`python -m everstep.launch.node.agent RUN_FOLDER`, once on every node of a job: check it, meet the others, train.
+"""Agent on every node of a job: check the node, rendezvous with the others, train.
 
-It knows no scheduler; `Allocation` has read what there is to know from the environment. Nor does it decide anything:
-it reports how the node fared, and exits with the code of its torchrun.
+Started as `python -m everstep.launch.node.agent RUN_FOLDER`. It does not depend on the scheduler: `Allocation` has read
+the environment. It makes no decision: it reports the state of the node and exits with the code of its torchrun.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, STARTER, RunFolder
 
 START = "EVERSTEP_START"
-"""Environment variable: the number that this start has in the run folder."""
+"""Environment variable: number of this start in the run folder."""
 BAD_NODE = 78
 """Exit code of a node that failed its checks."""
 TOLD_SKEW_S, MOST_SKEW_S = 2.0, 300.0
-"""Seconds between a node's clock and the head's from which it is told, and beyond which the node is not used."""
+"""Seconds between a node's clock and the head's above which it is reported, or the node is refused."""
 SCRIPT_IDLE_S = 400.0
-"""Seconds for which torchrun may live on without processes: by itself it waits 300 s for other nodes' to end."""
+"""Seconds that torchrun may run without workers: it waits up to 300 s for those of other nodes to end."""
 PORTS = 20000
-"""Where the ports for the rendezvous begin, and how many there are."""
+"""First port for the rendezvous, and the number of ports."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -61,18 +61,18 @@ class Node:
     submitted: Submitted
     signals: Signals
     number: int | None = None
-    """Of the start; None is what the environment says."""
+    """Number of the start; None reads it from the environment."""
 
     def __post_init__(self) -> None:
         self.start = Start(self.folder, int(os.environ[START]) if self.number is None else self.number)
         leave = marker(self.folder) if self.submitted.is_trainer else lambda reason: None
-        # The scheduler signals all processes of a step, so ours need not be told; the marker is for those that start.
+        # Slurm signals all processes of a step, so no relay is needed; the marker is for processes still starting.
         self.local = Local(self.signals, leave, self.submitted.job.grace_s, relay=self.allocation.scheduler != "slurm")
 
     def run(self) -> int:
-        """The exit code of this node's torchrun, or BAD_NODE."""
+        """Return the exit code of this node's torchrun, or BAD_NODE."""
         job, host = self.submitted.job, self.allocation.host
-        # Where the scheduler has said the address, there is none to be found out.
+        # If the scheduler has given the address, the check of addresses is not needed.
         fellows = 1 if self.allocation.address else len(self.allocation.hosts)
         failed = failures(job, self.folder, host, fellows)
         if failed:
@@ -92,7 +92,7 @@ class Node:
         told = None if self.local.handed_over is None else json.loads(self.local.handed_over.to_json())
         self._report(NodeReport(host, (), code, self.local.stopped, name, line, ending=told))
         if code and self.start.is_left_behind():
-            # srun would have the step ended that had a bad exit, by its number: the new start's has the same one.
+            # A bad exit code would make srun end the step by its number, which is also that of the new start's step.
             say(f"node {host}: the job has started again elsewhere")
             return 0
         return code
@@ -104,7 +104,7 @@ class Node:
         return BAD_NODE
 
     def _report(self, report: NodeReport) -> None:
-        """Write down how the node fares, if the run folder takes it: that it does not is no reason to fail."""
+        """Record the state of the node; a run folder that cannot be written is no reason to fail."""
         try:
             self.start.report(report)
         except (OSError, StorageError) as error:
@@ -124,14 +124,14 @@ class Node:
             return 130
 
     def program(self) -> list[str]:
-        """What torchrun starts; a script of the submitted code is taken from there and not from where it was edited."""
+        """Return the program that torchrun starts; a script in the snapshot is taken from there."""
         script, *rest = self.submitted.argv
         kept = self.code / script if self.code is not None else Path(script)
         return [str(kept), *rest] if self.code is not None and kept.is_file() else [script, *rest]
 
     @cached_property
     def code(self) -> Path | None:
-        """The code that was submitted, on this node's own disk; None where the nodes run what they find."""
+        """Folder with the submitted code on this node's disk; None if the nodes use their own code."""
         return None if self.submitted.code is None else open_code(self.folder, self.submitted.code)
 
     def environment(self, share: int) -> dict[str, str]:
@@ -148,7 +148,7 @@ class Node:
         return torchrun.environment(os.environ, share, extra)
 
     def _meet(self) -> torchrun.Meeting | None:
-        """Where the agents of this start meet. The head finds a free port, and says so in the run folder."""
+        """Return the rendezvous of this start; the head finds a free port and publishes it in the run folder."""
         hosts, place = self.allocation.hosts, self.allocation.rank
         name = f"{self.allocation.job}.{self.allocation.restart}.{self.start.number}"
         if len(hosts) == 1:
@@ -157,7 +157,7 @@ class Node:
         mine = told if told and interface is None else address(interface)
         if place == 0:
             self.start.announce(f"{mine}:{free_port(self.allocation.job, mine)}")
-        # The head is as slow as its slowest check at most.
+        # The head needs at most as long as its slowest check.
         endpoint = self.start.await_head(self.local.wait, self.submitted.job.check_s + 60)
         if endpoint is None:
             say(f"node {self.allocation.host}: heard nothing of the head node {hosts[0]}")
@@ -167,7 +167,7 @@ class Node:
         return torchrun.Meeting(len(hosts), endpoint, mine, place == 0, name)
 
     def _compare_clocks(self, head: str) -> None:
-        """Tell of a clock that differs from the head's. BadNode when it does by more than agents put up with."""
+        """Report a clock that differs from the head's; BadNode if by more than MOST_SKEW_S."""
         ahead_s = self.start.ahead_of_head_s()
         if abs(ahead_s) < TOLD_SKEW_S:
             return
@@ -178,9 +178,9 @@ class Node:
 
 
 def free_port(job: str, host: str) -> int:
-    """A port that nobody on this node uses: the job's own number if possible, so jobs side by side rarely try the same.
+    """Return a free port, derived from the job's number so that concurrent jobs rarely try the same one.
 
-    BadNode when none of many can be had.
+    BadNode if none of 100 is free.
     """
     first = int("".join(filter(str.isdigit, job)) or "0")
     for offset in range(100):

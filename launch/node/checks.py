@@ -1,4 +1,4 @@
-"""What is wrong with this node, found before training starts: one line each. No torch, except in a child for GPUs."""
+"""Checks of a node before training. Torch is loaded only in a child process that checks the GPUs."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ SIOCGIFADDR = 0x8915
 
 
 class BadNode(Exception):
-    """A check has failed; the message says what and, where the user can do something, which key helps."""
+    """A check has failed; the message is the problem and, where it helps, the key to change."""
 
 
 def failures(job: JobConfig, folder: RunFolder, host: str, nodes: int) -> list[str]:
-    """The checks that fail here, all of them within job.check_s seconds together."""
+    """Return one line per failed check; all checks together take at most job.check_s seconds."""
     checks: list[Callable[[], object]] = [lambda: storage(folder, host), lambda: devices(job)]
     if nodes > 1 or job.interface is not None:
         checks.insert(0, lambda: address(job.interface))
@@ -34,7 +34,7 @@ def failures(job: JobConfig, folder: RunFolder, host: str, nodes: int) -> list[s
 
 
 def address(interface: str | None) -> str:
-    """This node's IPv4 address as its fellows reach it: the interface's, or what the node's own name resolves to."""
+    """Return the IPv4 address of this node: the interface's, or what the node's own name resolves to."""
     if interface is not None:
         return _address_of(interface)
     name = socket.gethostname()
@@ -44,7 +44,7 @@ def address(interface: str | None) -> str:
         raise BadNode(f"its own name {name} does not resolve ({error}); set job.interface") from error
     outward = [text for text in found if not ipaddress.ip_address(text).is_loopback]
     if not outward:
-        # gloo announces this address to the other nodes, and they then call themselves.
+        # gloo publishes this address to the other nodes, which would then connect to themselves.
         raise BadNode(
             f"/etc/hosts gives its own name {name} the address {found[0]}; set job.interface, or mend the file"
         )
@@ -75,7 +75,7 @@ def storage(folder: RunFolder, host: str) -> None:
 
 
 def devices(job: JobConfig) -> None:
-    """Every GPU that was asked for is there, computes a matrix product, and takes part in an all-reduce."""
+    """Check that the requested GPUs are present, compute a matrix product, and take part in an all-reduce."""
     asked = _asked(job)
     if not asked:
         return
@@ -92,12 +92,12 @@ def devices(job: JobConfig) -> None:
 def _asked(job: JobConfig) -> int:
     if isinstance(job.gpus, int):
         return min(job.gpus, processes(job))
-    # By themselves, nodes without GPUs are no reason to refuse: the same job may be tried on CPUs.
+    # With gpus=auto, nodes without GPUs are not refused: the same job may be tried on CPUs.
     return min(gpus(), processes(job))
 
 
 def _in_background(check: Callable[[], object]) -> Future[None]:
-    """In a thread of its own that nobody waits for at the end: a file server that hangs does so for ever."""
+    """Run the check in a daemon thread, which exit does not wait for: a file server may hang without end."""
     future: Future[None] = Future()
 
     def work() -> None:

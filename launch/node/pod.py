@@ -1,11 +1,12 @@
-"""`python -m everstep.launch.node.pod RUN_FOLDER`: process 1 of a pod, with the part of slurm/run.sbatch on Slurm.
+"""Process 1 of a pod; it has the part of slurm/run.sbatch on Slurm.
 
-All pods of a job meet in the run folder, start after start, and stay when one of them is lost: each pod that ends makes
-Kubernetes wait twice as long before it starts the next of that index. The pod of index 0 judges what has ended and
-begins the next start as soon as all are there; the others wait for its word.
+Started as `python -m everstep.launch.node.pod RUN_FOLDER`. All pods of a job coordinate through the run folder, start
+after start, and stay when one of them is lost: each pod that ends doubles the time that Kubernetes waits before it
+starts the next of that index. The pod of index 0 decides about a start that has ended and begins the next one as soon
+as all pods are present; the others wait for it.
 
-exit code   0  the work is done           78  it must not be tried again; the last line says why
-          143  was told to go             75  was fine itself, and cannot go on
+exit code   0  the run is done                78  do not try again; the last line gives the reason
+          143  the pod was asked to stop      75  this pod is healthy but cannot continue
 """
 
 from __future__ import annotations
@@ -36,18 +37,20 @@ from everstep.run_folder import STOP_MARKER, RunFolder
 DONE, WORLD_BROKE, DO_NOT_RETRY, PREEMPTED = 0, 75, 78, 143
 POLL_S = 1.0
 POLL_REMOTE_S = 5.0
-"""Seconds between two looks at a run folder in a store, where each costs money and a hundred pods look. To wait for a
-successor takes 10 s and more anyway."""
+"""Seconds between two polls of a run folder in a store: a hundred pods poll, and requests cost money.
+
+The wait for a replaced pod takes 10 s and more anyway.
+"""
 GATHER_S = 60.0
-"""Seconds for which fewer pods than could be are waited for, where the job may have fewer."""
+"""Seconds to wait for the maximum number of pods, where the job may run with fewer."""
 REPORT_S = 10.0
-"""Seconds after its own end in which the head waits for the words of the others; who says nothing is lost."""
+"""Seconds that the head waits after its own end for the other reports; a pod without one is lost."""
 STORE_S = 600.0
-"""Seconds for which a run folder that does not answer is asked again."""
+"""Seconds for which reading an unresponsive run folder is retried."""
 
 
 class Leave(Exception):
-    """The pod ends now, with this exit code; the message is its last word."""
+    """The pod ends with this exit code; the message is its last output."""
 
     def __init__(self, code: int, why: str) -> None:
         super().__init__(why)
@@ -65,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
     with Signals() as signals:  # before anything slow, so that no signal is lost
         code, why = _run(folder, signals)
         if any(signals.take()) and code in (DONE, DO_NOT_RETRY):
-            # After a SIGTERM 0 would end this index for good, and 78 the whole job.
+            # After a SIGTERM, exit code 0 would complete this index for good, and 78 would fail the whole job.
             code = PREEMPTED
     say(why)
     return code
@@ -90,9 +93,9 @@ class Pod:
     submitted: Submitted
     signals: Signals
     _since: float = field(default_factory=time.monotonic)
-    """When the last start ended: for how long others have been waited for."""
+    """Time at which the last start ended: the wait for other pods began then."""
     _known: Start | None = None
-    """The newest start: what is read of it does not change, and so is read once."""
+    """The newest start; its facts do not change, so they are read once."""
 
     def __post_init__(self) -> None:
         self.job = self.allocation.job
@@ -103,7 +106,7 @@ class Pod:
         self.me = self.members.join(self.allocation.rank, {"address": self.allocation.address or ""})
 
     def run(self) -> NoReturn:
-        """Take part in start after start; ends by Leave."""
+        """Take part in start after start; ends by raising Leave."""
         last = 0
         while True:
             start = self._await(last)
@@ -114,11 +117,11 @@ class Pod:
                 self._judge(start, code)
 
     def _await(self, after: int) -> Start:
-        """The next start that this pod is part of."""
+        """Return the next start that includes this pod."""
         heard = time.monotonic()
         while True:
             waited = time.monotonic() - self._since
-            self.signals.wait(POLL_S if waited < GATHER_S else self.poll_s)  # who waits for long is in no hurry
+            self.signals.wait(POLL_S if waited < GATHER_S else self.poll_s)  # after a long wait, poll less often
             if self.signals.take():
                 raise Leave(PREEMPTED, "told to go between two starts")
             try:
@@ -141,7 +144,7 @@ class Pod:
                 code = DONE if decision["exit_code"] == 0 else DO_NOT_RETRY
                 raise Leave(code, str(decision["reason"]))
         elif newest is not None and self.me.index == 0:
-            # The pod that was index 0 before has ended without a verdict.
+            # The previous pod of index 0 has ended without a decision.
             self._judge(newest, None)
             return None
         if self.me.index == 0:
@@ -149,7 +152,7 @@ class Pod:
         return None
 
     def _newest(self) -> Start | None:
-        """The newest start of this job; Leave when another job has taken the run over."""
+        """Return the newest start of this job; raise Leave if another job has taken the run over."""
         newest = Start.newest(self.folder)
         if newest is not None and self._known is not None and newest.number == self._known.number:
             return self._known
@@ -161,19 +164,19 @@ class Pod:
         return None
 
     def _claim(self, before: Start | None, members: Iterable[Member]) -> None:
-        """Begin the next start if all are there, or as many as will do after a while."""
+        """Begin the next start if all pods are present, or after GATHER_S if enough of them are."""
         there = self._there(before, members)
         waited = time.monotonic() - self._since
         if len(there) < self.most and (len(there) < self.fewest or waited < GATHER_S):
             return
-        self.folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
+        self.folder.storage.delete(STOP_MARKER)  # the marker of an earlier stop would end this start too
         hosts = tuple(member.host for member in there[: self.most])
         allocation = Allocation("k8s", self.job, self.me.life - 1, self.me.host, hosts, 0, self.allocation.address)
         start = Start.claim(self.folder, allocation, self.folder.reached_step())
         say(f"start {start.number} of job {self.job} on {', '.join(hosts)}")
 
     def _there(self, before: Start | None, members: Iterable[Member]) -> list[Member]:
-        """Pods that can take part: new ones, and those that have said how the start before ended for them."""
+        """Return the pods that can take part: new ones, and those that reported the end of the last start."""
         said = {report.host for report in before.reports() if report.code is not None and not report.stopped
                 } if before else set()  # fmt: skip
         old = set(before.facts["hosts"]) if before else set()
@@ -182,7 +185,7 @@ class Pod:
         )
 
     def _take_part(self, start: Start) -> int:
-        """One start on this node; the exit code of its torchrun. Leave when this pod was told to go meanwhile."""
+        """Run one start on this node; return the exit code of its torchrun. Leave if this pod was stopped."""
         hosts = tuple(start.facts["hosts"])
         allocation = Allocation("k8s", self.job, int(start.facts["restart"]), self.me.host, hosts,
                                 hosts.index(self.me.host), self.allocation.address)  # fmt: skip
@@ -197,7 +200,7 @@ class Pod:
         return code
 
     def _judge(self, start: Start, code: int | None) -> None:
-        """Decide about a start that has ended; `code` is None where its own head did not live to do it."""
+        """Decide about a start that has ended; `code` is None if its head was lost before it decided."""
         silent = self._silent(start)
         reports = start.reports()
         taken = bool(silent) or any(report.stopped for report in reports) or replaced(start, self.members.current())
@@ -207,7 +210,7 @@ class Pod:
             self.signals.wait(back_off_s(decided.restarts))
 
     def _silent(self, start: Start) -> set[str]:
-        """Hosts that have not said how they ended, after those that live have had time to."""
+        """Return hosts without a final report after REPORT_S, in which running pods can write theirs."""
         deadline = time.monotonic() + REPORT_S
         while True:
             said = {report.host for report in start.reports() if report.code is not None or report.failed}
@@ -218,17 +221,17 @@ class Pod:
 
 
 def replaced(start: Start, members: Mapping[int, Member]) -> bool:
-    """Whether a pod that takes part has a successor."""
+    """True if a pod that takes part in the start has been replaced."""
     return not set(start.facts["hosts"]) <= {member.host for member in members.values()}
 
 
 def poll_s(folder: RunFolder) -> float:
-    """Seconds between two looks at the folder while a start runs."""
+    """Return the seconds between two polls of the run folder while a start runs."""
     return POLL_S if folder.storage.path() is not None else POLL_REMOTE_S
 
 
 class Watch:
-    """Looks, while a start runs, whether it still makes sense: its processes may hang for a peer that is gone."""
+    """Check during a start that its pods are unchanged: its processes may hang for a lost peer."""
 
     def __init__(self, pod: Pod, start: Start) -> None:
         self.pod = pod
@@ -249,7 +252,7 @@ class Watch:
         while not self._over.wait(self.pod.poll_s):
             try:
                 self._look()
-            except (OSError, EverstepError):  # a store that is away for a while is no reason to stop
+            except (OSError, EverstepError):  # a store that is unreachable for a while is no reason to stop
                 continue
 
     def _look(self) -> None:

@@ -1,7 +1,7 @@
-"""Which pods a job has now, as they say it themselves in the run folder.
+"""Membership of a job's pods, recorded by the pods themselves in the run folder.
 
-members/JOB/INDEX-LIFE.json is create-only: the second pod of an index takes the second number. So one listing tells
-who has been replaced, and nobody has to give a sign in time: a pod that was cut off is known by its successor.
+members/JOB/INDEX-LIFE.json is create-only: the second pod of an index takes the second number. One listing therefore
+shows which pods have been replaced, without a heartbeat: a disconnected pod has a successor with a higher number.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from everstep.run_folder import MEMBERS, RunFolder
 @dataclass(frozen=True, order=True)
 class Member:
     index: int
-    """Its place in the job; the pod that replaces it has the same."""
+    """Index of the pod in the job; a replacement has the same."""
     life: int = 1
-    """The how-manieth pod of this index it is."""
+    """Number of this pod among the pods of its index, counted from 1."""
 
     @property
     def host(self) -> str:
-        """Its name among the nodes of a start."""
+        """Name of the pod among the nodes of a start."""
         return f"pod-{self.index}.{self.life}"
 
 
@@ -33,7 +33,7 @@ class Members:
     job: str
 
     def join(self, index: int, facts: Mapping[str, str]) -> Member:
-        """Take the next number of an index; whoever had the one before is then replaced."""
+        """Take the next number of an index; the pod with the number before it is then replaced."""
         life = getattr(self.current().get(index), "life", 0) + 1
         record = (json.dumps({**facts, "time": time.time()}) + "\n").encode()
         while not self.folder.storage.create(f"{MEMBERS}/{self.job}/{index:04d}-{life:04d}.json", record):
@@ -41,7 +41,7 @@ class Members:
         return Member(index, life)
 
     def current(self) -> dict[int, Member]:
-        """The newest of each index."""
+        """Return the newest pod of each index."""
         found: dict[int, Member] = {}
         for name in self.folder.storage.names(f"{MEMBERS}/{self.job}"):
             index, _, life = name.removesuffix(".json").partition("-")

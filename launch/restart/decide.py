@@ -1,4 +1,4 @@
-"""What the batch script asks before and after each start of the trainer.
+"""Decisions before and after each start of the trainer, for the batch script.
 
 python -m everstep.launch.restart.decide element LIST N     prints the run folder of element N of an array
 python -m everstep.launch.restart.decide begin RUN_FOLDER   prints the number of the start; not 0: do not start
@@ -28,13 +28,13 @@ from everstep.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
 
 T = TypeVar("T")
 WAIT = "EVERSTEP_FOLDER_WAIT_S"
-"""Environment variable in place of WAIT_S."""
+"""Environment variable that overrides WAIT_S."""
 WAIT_S, AGAIN_S = 120.0, 2.0
-"""Seconds for which the nodes are kept while the run folder cannot be used, and between two tries."""
+"""Seconds to keep the nodes while the run folder is unusable, and between two tries."""
 HOLD = 85
-"""Exit code of `begin` when the job has to wait for a run folder that can be written."""
+"""Exit code of `begin` if the job must be held until the run folder can be written."""
 ALREADY_OVER = 86
-"""Exit code of `begin` when the run needs no other start; the batch script then ends well."""
+"""Exit code of `begin` if the run needs no other start; the batch script then exits with 0."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -58,11 +58,11 @@ def main(arguments: Sequence[str]) -> int:
 
 
 class Unusable(Exception):
-    """The run folder has been of no use for too long; the message is the last error."""
+    """The run folder has been unusable for too long; the message is the last error."""
 
 
 def patiently(work: Callable[[], T]) -> T:
-    """Do what needs the run folder, again while it cannot be read or written; Unusable when that takes too long."""
+    """Retry `work` while the run folder cannot be read or written; raise Unusable after WAIT_S."""
     deadline, told = time.monotonic() + float(os.environ.get(WAIT, WAIT_S)), False
     while True:
         try:
@@ -79,14 +79,14 @@ def patiently(work: Callable[[], T]) -> T:
 
 
 def begin(folder: RunFolder, allocation: Allocation) -> int:
-    """Claim the next start; first decide about one that the scheduler ended before its own script could."""
+    """Claim the next start; first decide about a start that ended together with its batch script."""
     submitted = Submitted.read(folder)
     before = Start.newest(folder)
     if before is not None and before.facts["job"] == allocation.job and decision(before) is None:
         verdict = keep(before, decide(before, submitted, Evidence(lost=True)))
         if verdict.action is Action.exit:
             return verdict.exit_code or ALREADY_OVER
-    folder.storage.delete(STOP_MARKER)  # of an earlier stop: it would end this start too
+    folder.storage.delete(STOP_MARKER)  # the marker of an earlier stop would end this start too
     start = Start.claim(folder, allocation, folder.reached_step())
     say(f"start {start.number} of job {allocation.job} on {', '.join(allocation.hosts)}")
     print(start.number)
@@ -94,10 +94,10 @@ def begin(folder: RunFolder, allocation: Allocation) -> int:
 
 
 def end(start: Start, code: int, noticed: bool) -> int:
-    """Decide, write the decision down, and print it for the batch script."""
+    """Decide, record the decision, and print it for the batch script."""
     verdict = decide(start, Submitted.read(start.folder), Evidence(code=code, noticed=noticed))
     if verdict.action is Action.wait:
-        say(verdict.reason)  # no decision about the run, so it is not kept there
+        say(verdict.reason)  # not a decision about the run, so it is not recorded there
     else:
         try:
             patiently(lambda: keep(start, verdict))
@@ -114,7 +114,7 @@ def end(start: Start, code: int, noticed: bool) -> int:
 
 
 def decide(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
-    """What to do after a start: what is `known` of it, and what the run folder says."""
+    """Return the decision after a start, from `known` and from the run folder."""
     folder, job = start.folder, submitted.job
     attempts = folder.attempts()
     ours = [number for number in attempts if folder.starter(number) == start.starter]
@@ -139,12 +139,12 @@ def decide(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
         repeated=failed and ending is not None and folder.is_repeated(ours[-1] if ours else 0, ending),
     )
     verdict = judge(evidence, job.all_causes(), job.max_restarts)
-    # The scheduler's list is set as a whole, so it has to hold those of earlier decisions too.
+    # The scheduler replaces its exclude list as a whole, so it must hold the nodes of earlier decisions too.
     return dataclasses.replace(verdict, exclude=tuple(sorted({*excluded, *verdict.exclude})) if verdict.exclude else ())
 
 
 def _shrank(folder: RunFolder, ending: Ending | None, ours: list[int]) -> bool:
-    """After out_of_memory: whether the next microbatch would be smaller than any before."""
+    """After out_of_memory: True if the next microbatch would be smaller than all before."""
     if ending is None or ending.micro_batch is None:
         return True
     before = [old for number in folder.attempts() if number < ours[-1] and (old := folder.ending(number)) is not None]
@@ -152,12 +152,12 @@ def _shrank(folder: RunFolder, ending: Ending | None, ours: list[int]) -> bool:
 
 
 def decision(start: Start) -> dict[str, object] | None:
-    """What was decided after a start; None when nothing has been."""
+    """Return the recorded decision after a start; None if there is none."""
     return next((found for found in decisions(start.folder) if found.get("start") == start.number), None)
 
 
 def keep(start: Start, verdict: Verdict) -> Verdict:
-    """Write it down and say it; the same verdict."""
+    """Record and print the decision; return it."""
     start.folder.record_restart(
         {
             **dataclasses.asdict(verdict),

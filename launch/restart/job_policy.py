@@ -1,7 +1,7 @@
-"""What a job under a scheduler does after a start has ended: pure, one verdict a call.
+"""Restart policy of a job under a scheduler: pure, one decision per ended start.
 
-launch/restart/local_policy.py decides for a run on this machine, and is asked here how often a crash may be repeated,
-which is not the scheduler's to say.
+launch/restart/local_policy.py is the policy of a run on this machine; it also decides here how often a crash is
+repeated, which does not depend on the scheduler.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from everstep.launch.restart import local_policy
 from everstep.run_folder import Ending, Outcome
 
 LOST_PEER = 69
-"""Exit code of ranks that merely lost another one."""
+"""Exit code of ranks that ended only because another rank was lost."""
 
 
 class Action(enum.Enum):
-    """What the batch script does next."""
+    """Next action of the batch script."""
 
     exit = "exit"
     again = "again"
     """Start again at once, in the same allocation."""
     requeue = "requeue"
-    """Give the nodes back and wait for others."""
+    """Release the nodes and wait in the queue for others."""
     wait = "wait"
-    """Do nothing: this is what is left on a node that was cut off, while the job has started elsewhere."""
+    """Do nothing: this node was disconnected, and the job has started again on other nodes."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that is known about a start that has ended."""
+    """Facts about a start that has ended."""
 
     ending: Ending | None = None
-    """The word of its last attempt; None when there was no attempt, or when it was killed."""
+    """Outcome record of its last attempt; None if there was no attempt or it was killed."""
     code: int = 1
     """Exit code of the step."""
     noticed: bool = False
-    """The scheduler gave notice: the time limit is near, or another job is to have the nodes."""
+    """The scheduler gave notice: the time limit is near, or another job gets the nodes."""
     lost: bool = False
-    """The scheduler ended it, batch script and all: a node was lost, or it was requeued or preempted."""
+    """The scheduler ended the start with its batch script: node lost, job requeued or preempted."""
     disrupted: bool = False
-    """A pod was taken away while the others stay: it is nobody's fault, and costs nothing of the budget."""
+    """A pod was evicted while the others stay; this does not count against the restart budget."""
     hosts: tuple[str, ...] = ()
     reports: tuple[NodeReport, ...] = ()
     progressed: bool = False
-    """There is a newer checkpoint than when it began."""
+    """There is a newer checkpoint than at the beginning of the start."""
     is_trainer: bool = True
-    """False: another program, of which nothing is known but its exit code."""
+    """False for another program, of which only the exit code is known."""
     overtaken: bool = False
     """Another job has taken the run folder over."""
     left_behind: bool = False
-    """The same job has started again meanwhile, without this."""
+    """The same job has started again in the meantime and left this start behind."""
     shrank: bool = True
-    """After out_of_memory: the microbatch would get smaller."""
+    """After out_of_memory: the next microbatch would be smaller."""
     spent: int = 0
     """Starts without a new checkpoint so far."""
     stepped: bool = True
@@ -70,21 +70,21 @@ class Evidence:
 class Verdict:
     action: Action
     reason: str
-    """One line for the user."""
+    """Reason, one line for the user."""
     cause: str
-    """One word: done, stopped, user_error, bad_node, preempted, lost, crashed, superseded …, or a key of job.causes."""
+    """Identifier: done, stopped, user_error, bad_node, preempted, lost, crashed …, or a key of job.causes."""
     restarts: int = 0
-    """Starts without a new checkpoint, this one counted."""
+    """Starts without a new checkpoint, this one included."""
     exclude: tuple[str, ...] = field(default=())
-    """Nodes that must not be used from now on."""
+    """Nodes to exclude from later starts."""
     exit_code: int = 0
 
 
 def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: int) -> Verdict:
-    """What to do now; the first rule that fits decides."""
+    """Return the decision of the first rule that matches."""
     spent = 0 if evidence.progressed else evidence.spent
     if evidence.left_behind:
-        # Whatever its script did with the job, by the job's number, it would do to the new start.
+        # The batch script acts on the job by its number, so any other action would hit the new start.
         return Verdict(Action.wait, "the job has started again elsewhere; left behind, and waits to be ended",
                        "superseded", spent)  # fmt: skip
     if evidence.overtaken:
@@ -99,7 +99,7 @@ def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: i
         lost = "ended by the scheduler, which has started it again"
         return _limited(Verdict(Action.again, lost, "lost", exit_code=1), spent, max_restarts)
     if (stopped := _stopped(evidence)) is not None:
-        if not evidence.is_trainer:  # whether it has saved anything is not known, and a job may have many limits
+        if not evidence.is_trainer:  # whether it has saved is unknown, and a job may reach many time limits
             spent = 0
         return _limited(stopped, spent, max_restarts)
     if evidence.ending is not None and evidence.ending.outcome is Outcome.out_of_memory:
@@ -108,7 +108,7 @@ def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: i
 
 
 def _final(evidence: Evidence, spent: int) -> Verdict | None:
-    """An ending that another start would not change."""
+    """Return the decision for an ending that another start would not change; None for any other."""
     ending = evidence.ending or _by_code(evidence)
     if ending is None or not local_policy.is_last(ending):
         return None
@@ -122,7 +122,7 @@ def _final(evidence: Evidence, spent: int) -> Verdict | None:
 
 
 def _by_code(evidence: Evidence) -> Ending | None:
-    """Of a start that has left no word: what its exit code says."""
+    """Return the ending that the exit code implies, for a start that recorded no outcome."""
     if evidence.lost or _signal(evidence) is not None or any(report.failed for report in evidence.reports):
         return None
     code = _first_code(evidence)
@@ -133,13 +133,13 @@ def _by_code(evidence: Evidence) -> Ending | None:
 
 
 def _first_code(evidence: Evidence) -> int:
-    """The exit code of the node that failed first: the others fail because of it. The step's own if none has said."""
+    """Return the exit code of the node that failed first, else the step's; later failures follow from it."""
     codes = [report.code for report in evidence.reports if report.code and not report.stopped]
     return next((code for code in codes if code != LOST_PEER), codes[0] if codes else evidence.code)
 
 
 def _signal(evidence: Evidence) -> str | None:
-    """The signal by which every node was told to stop; when one node fails only the others are told."""
+    """Return the signal that stopped every node; None if one got none, as after the failure of a node."""
     signals = [report.stopped for report in evidence.reports if report.code is not None]
     return signals[0] if signals and all(signals) and len(signals) == len(evidence.hosts) else None
 
@@ -150,14 +150,14 @@ def _failed_checks(evidence: Evidence) -> Verdict | None:
         return None
     said = "; ".join(f"{report.host}: {report.failed[0]}" for report in bad)
     if len(bad) == len(evidence.hosts):
-        # What is wrong with every node is no node's fault.
+        # A check that fails on every node is no sign of a bad node.
         return _exit("bad_node", f"every node failed its checks ({said})", evidence.spent, 1)
     hosts = tuple(sorted(report.host for report in bad))
     return Verdict(Action.requeue, f"bad node ({said})", "bad_node", exclude=hosts, exit_code=1)
 
 
 def _stopped(evidence: Evidence) -> Verdict | None:
-    """Asked to stop by the scheduler, in good time or not."""
+    """Return the decision after a stop by the scheduler, by notice or signal; None if it stopped nothing."""
     signal = _signal(evidence)
     if not evidence.noticed and signal is None:
         return None
@@ -205,8 +205,10 @@ def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, 
 
 
 def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeReport, CauseConfig] | tuple[None, None]:
-    """The first cause that a node has seen. What would stop the job must be what the trainer died of, if it has said
-    what: the same words may stand in a warning."""
+    """Return the first cause that a node has seen, and the node's report.
+
+    A cause that stops the job must also match the recorded reason, if there is one: a warning may hold the same text.
+    """
     for report in evidence.reports:
         cause = causes.get(report.cause or "")
         if cause is None:
@@ -218,21 +220,21 @@ def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeR
 
 
 def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[str, ...]:
-    """Nodes that say themselves that they are broken, and those that never said a word where others have ended.
+    """Return nodes that reported a defect, and nodes without a report when others have ended.
 
-    One that has begun and has not ended was killed along with the others, and is as good as they are.
+    A node that has begun and not ended was killed with the others and is not a suspect.
     """
     excluding = {name for name, cause in causes.items() if cause.remedy is Remedy.exclude}
     broken = {report.host for report in evidence.reports if report.cause in excluding}
     any_ended = any(report.code is not None for report in evidence.reports)
     silent = set(evidence.hosts) - {report.host for report in evidence.reports} if any_ended else set()
     suspects = broken | silent
-    # What has befallen every node is no node's fault.
+    # A failure of every node is no sign of a bad node.
     return tuple(sorted(suspects)) if suspects < set(evidence.hosts) else ()
 
 
 def _limited(verdict: Verdict, spent: int, max_restarts: int) -> Verdict:
-    """The verdict, if the budget of starts without a new checkpoint allows it."""
+    """Return the decision if the budget of starts without a new checkpoint allows it, else an exit."""
     if verdict.action is Action.exit:
         return verdict
     if spent >= max_restarts:

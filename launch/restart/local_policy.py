@@ -1,4 +1,4 @@
-"""Whether to start again after an attempt has ended: pure, one decision a call."""
+"""Restart policy of a run on this machine: pure, one decision per ended attempt."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from everstep.run_folder import Ending, Fault, Outcome
 
 SAID = (Outcome.config_error, Outcome.diverged)
-"""The trainer itself has told the user why; it need not be said twice."""
+"""Outcomes whose reason the trainer itself has printed; the launcher does not repeat it."""
 CANNOT = {
     "DataError": "the data cannot be used",
     "CheckpointError": "the checkpoints cannot be used",
     "StorageError": "the run folder or a store cannot be used",
 }
-"""Instead of "the config cannot run", by the type of the error."""
+"""Error type → message in place of "the config cannot run"."""
 LAST_WORDS = {
     Outcome.done: "done",
     Outcome.preempted: "stopped and saved; the same command goes on from there",
@@ -25,13 +25,13 @@ LAST_WORDS = {
 
 @dataclass(frozen=True)
 class Decision:
-    """Go on or stop, in one line why, and how much of the budget is used up now."""
+    """Decision to restart or stop, its reason in one line, and the restarts used so far."""
 
     go_on: bool
     reason: str
     restarts: int = 0
     brief: str = ""
-    """What is left to say in a terminal in which the trainer has given the reason."""
+    """Shorter message for a terminal in which the trainer has printed the reason."""
 
 
 def decide(
@@ -44,13 +44,13 @@ def decide(
     stepped: bool = True,
     repeated: bool = False,
 ) -> Decision:
-    """What to do after `ending`; None is an attempt that was killed before it could say why it ended.
+    """Return the decision after `ending`; None is an attempt that was killed before it recorded one.
 
     Args:
         restarts: starts since the last new checkpoint.
-        progressed: the attempt made a new checkpoint, and so gets the whole budget again.
+        progressed: the attempt made a new checkpoint, which resets the restart budget.
         shrank: after out_of_memory, the next attempt would use a smaller microbatch.
-        stopped: the signal by which somebody has asked the launcher to stop.
+        stopped: the signal that asked the launcher to stop.
         stepped: a step of this run has succeeded, in this attempt or before.
         repeated: the same error of the user's code has ended an attempt at the same step before.
     """
@@ -63,7 +63,7 @@ def decide(
     if stopped is not None:
         return Decision(False, f"{what}; not started again ({stopped}), the last checkpoint stands", spent)
     if ending is not None and ending.outcome is Outcome.out_of_memory:
-        # A smaller microbatch is a new try, not a repeated one, so it costs nothing; it can only shrink so often.
+        # A smaller microbatch is a new try, not a repeated one, so it does not count; it can only shrink so often.
         if ending.micro_batch is None or not shrank:
             return Decision(False, f"{what}, and micro_batch cannot get smaller", spent)
         return Decision(True, f"{what}; starting again with micro_batch={ending.micro_batch}", spent)
@@ -74,7 +74,7 @@ def decide(
 
 
 def is_last(ending: Ending) -> bool:
-    """True for an ending that another start would not change; a store that is away may be back."""
+    """True for an ending that another start would not change; an unreachable store may be back by then."""
     passing = ending.outcome is Outcome.config_error and ending.fault is Fault.machine and ending.error in CANNOT
     return ending.outcome in LAST_WORDS and not passing
 
@@ -86,7 +86,7 @@ def last_words(ending: Ending) -> str:
 
 
 def mistake_of(ending: Ending | None, stepped: bool, repeated: bool) -> str | None:
-    """Return why an error of the user's code would only come again; None where another start may help."""
+    """Return why another start would fail with the same user error; None if it may help."""
     if ending is None or ending.outcome is not Outcome.crashed:
         return None
     if ending.fault is Fault.left:
@@ -110,5 +110,5 @@ def what_of(ending: Ending | None) -> str:
 
 
 def back_off_s(restarts: int) -> float:
-    """Seconds to wait before the next start: at first none, then a store or a driver that is unwell gets a moment."""
+    """Return seconds to wait before the next start: first 0, then more, for a store or driver to recover."""
     return 0.0 if restarts <= 1 else float(min(10.0, 0.5 * 2 ** (restarts - 2)))

@@ -1,4 +1,4 @@
-"""Starts a run again and again until its work is done or another start is no use."""
+"""Restarts of a run on this machine until it is done or another start would not help."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from everstep.run_folder import PROGRESS, STOP_MARKER, Ending, Outcome, RunFolde
 
 T = TypeVar("T")
 AGAIN_S = 5.0
-"""Until a run folder that cannot be read is tried again."""
+"""Seconds between two tries to read or write the run folder."""
 PATIENCE_S = 600.0
-"""For how long it is."""
+"""Seconds after which these tries end."""
 LAST_TRIES, LAST_PAUSE_S = 3, 1.0
-"""How often, with which seconds between, the last decision is tried to be written before it is only said."""
+"""Tries to write the last decision, and seconds between them; after these it is only printed."""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """How a start ended, as the run folder shows it."""
+    """End of a start, as recorded in the run folder."""
 
     ending: Ending | None
     reached: int
-    """The step of its newest checkpoint."""
+    """Step of the newest checkpoint."""
     stepped: bool = True
     """A step of the run has succeeded, in this attempt or before."""
     repeated: bool = False
@@ -39,20 +39,20 @@ class Ended:
 
 @dataclass
 class Supervisor:
-    """Starts again and again until the work is done or the policy says that another start is no use."""
+    """Start the run again until it is done or the restart policy says that another start would not help."""
 
     folder: RunFolder
     local: Local
     max_restarts: int
     starter: str
-    """What stands in the claims of the attempts that are ours; somebody else may start the same run."""
+    """Starter in the claims of our attempts; another command may start the same run."""
     _unwritten: list[Callable[[], object]] = field(default_factory=list)
-    """What the run folder has not taken yet, the oldest first."""
+    """Writes that the run folder has not accepted yet, the oldest first."""
     _is_behind: bool = False
 
     def run(self, start: Callable[[], int]) -> int:
         restarts, smallest = 0, sys.maxsize
-        self._remove_marker()  # of an earlier stop: it would end this start too
+        self._remove_marker()  # the marker of an earlier stop would end this start too
         while True:
             before, step = self._read(lambda: (self.folder.attempts(), self.folder.reached_step()))
             try:
@@ -82,7 +82,7 @@ class Supervisor:
     def _exit_code(self, ending: Ending | None) -> int:
         if ending is not None:
             return ending.outcome.exit_code
-        # Killed because it took too long to stop is stopped all the same: the same command goes on.
+        # Killed because the stop took too long still counts as stopped: the same command resumes the run.
         return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
 
     def _ended(self, before: list[int], step: int, code: int) -> Ended:
@@ -96,7 +96,7 @@ class Supervisor:
         return self._read(look, Ended(self.local.handed_over or _by_code(code), step))
 
     def _ending(self, before: list[int], code: int) -> Ending | None:
-        """How our attempt of this start ended: as the run folder has it, else as it has told us, else by its code."""
+        """Return the ending of our attempt: from the run folder, else from the trainer, else by exit code."""
         new = [number for number in self.folder.attempts() if number not in before]
         ours = [number for number in new if self.folder.starter(number) == self.starter]
         told = self.local.handed_over
@@ -108,13 +108,13 @@ class Supervisor:
             said = ending = dataclasses.replace(told, step=step, time=time.time())
             self._write(lambda: self.folder.end(ours[-1], said))
         if new[-1] != ours[-1] and (ending is None or ending.outcome is not Outcome.done):
-            # To start again would take the run back, and its new owner would do the same, for ever.
+            # Another start would take the run back, and its new owner would do the same, without end.
             step = 0 if ending is None else ending.step
             return Ending(Outcome.superseded, step, f"attempt {new[-1]} is not of this command")
         return ending
 
     def _read(self, look: Callable[[], T], otherwise: T | None = None) -> T:
-        """Look into the run folder, again while it cannot be read; `otherwise` when that has taken too long."""
+        """Read the run folder, retrying while it cannot be read; return `otherwise` after PATIENCE_S."""
         deadline, told = time.monotonic() + PATIENCE_S, False
         while True:
             try:
@@ -139,7 +139,7 @@ class Supervisor:
                 self._write()
 
     def _await_folder(self) -> bool:
-        """Wait until the run folder has taken all that there is to write: until then a start would only fail."""
+        """Wait until the run folder has accepted all pending writes: until then a start would only fail."""
         deadline = time.monotonic() + PATIENCE_S
         while self._unwritten and self.local.wait(AGAIN_S):
             self._write()
@@ -148,7 +148,7 @@ class Supervisor:
         return True
 
     def _write(self, what: Callable[[], object] | None = None) -> None:
-        """Write it after all that the run folder has not taken before; what it does not take now is kept."""
+        """Write `what` after all pending writes; keep what the run folder does not accept now."""
         self._unwritten += [what] if what is not None else []
         while self._unwritten:
             try:
@@ -164,23 +164,23 @@ class Supervisor:
     def _remove_marker(self) -> None:
         try:
             self.folder.storage.delete(STOP_MARKER)
-        except (OSError, StorageError) as error:  # of a read-only disk, most likely without a marker
+        except (OSError, StorageError) as error:  # a read-only disk, most likely without a marker
             say(f"could not remove the stop marker: {error}")
 
 
 def _by_code(code: int) -> Ending | None:
-    """Of a start that has left no word: what its exit code says."""
+    """Return the ending that the exit code implies, for a start that recorded no outcome."""
     said = [outcome for outcome in Outcome if outcome.exit_code == code and code > 1]
     return Ending(said[0], reason="before the first step") if said else None
 
 
 def marker(folder: RunFolder) -> Callable[[str], None]:
-    """What leaves the word in the run folder that it is to stop; the trainer looks for it."""
+    """Return a function that writes the stop marker, which the trainer polls, into the run folder."""
 
     def leave(reason: str) -> None:
         try:
             folder.storage.write(STOP_MARKER, reason.encode())
-        except (OSError, StorageError) as error:  # the signal alone must do
+        except (OSError, StorageError) as error:  # then the signal alone has to stop the trainer
             say(f"could not write the stop marker: {error}")
 
     return leave

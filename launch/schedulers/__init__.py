@@ -1,1 +1,1 @@
-"""Where a job runs: one file a scheduler."""
+"""Schedulers: one module or package each."""

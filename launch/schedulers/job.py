@@ -1,4 +1,4 @@
-"""A job as every scheduler has it: a handle that can be written down, and the states that it goes through."""
+"""Handle and states of a job, the same for every scheduler."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from everstep.errors import ConfigError
 
 CANCELLED = "cancelled"
-"""The outcome in a decision of somebody who cancelled the run."""
+"""Outcome in the decision that records a cancelled run."""
 
 
 class JobState(enum.Enum):
-    """What has become of a job, in words that hold for every scheduler."""
+    """State of a job, in terms that hold for every scheduler."""
 
     pending = "pending"
     running = "running"
     succeeded = "succeeded"
     failed = "failed"
     preempted = "preempted"
-    """Ended by the scheduler for another's sake; it will not start again by itself."""
+    """Ended by the scheduler in favor of another job; it will not start again by itself."""
     cancelled = "cancelled"
     unknown = "unknown"
-    """The scheduler does not know it (any more)."""
+    """The scheduler does not know the job, or not any more."""
 
     @property
     def is_over(self) -> bool:
@@ -31,7 +31,7 @@ class JobState(enum.Enum):
 
 @dataclass(frozen=True, order=True)
 class JobHandle:
-    """Where a job is: `slurm://cluster/1234`."""
+    """Address of a job: `slurm://cluster/1234`."""
 
     scheduler: str
     cluster: str
@@ -41,7 +41,7 @@ class JobHandle:
         return f"{self.scheduler}://{self.cluster}/{self.id}"
 
     def element(self, number: int) -> JobHandle:
-        """One of the jobs that were submitted together as this one: `slurm://cluster/1234_7`."""
+        """Return the handle of one element of this job: `slurm://cluster/1234_7`."""
         return JobHandle(self.scheduler, self.cluster, f"{self.id}_{number}")
 
     @staticmethod
@@ -55,19 +55,19 @@ class JobHandle:
 
 @dataclass(frozen=True)
 class JobStatus:
-    """What the scheduler says of a job now. Times are seconds since the epoch."""
+    """Status of a job as reported by the scheduler. Times are seconds since the epoch."""
 
     state: JobState
     reason: str = ""
-    """Why it waits, or why it ended, in the scheduler's words."""
+    """Reason why the job waits or ended, as reported by the scheduler."""
     nodes: tuple[str, ...] = ()
     restarts: int = 0
-    """How often the scheduler has started it again."""
+    """Number of times the scheduler has started the job again."""
     submitted_at: float | None = None
     started_at: float | None = None
     ended_at: float | None = None
     exit_code: int | None = None
     ending: bool = False
-    """It still clears its nodes, and is over, or waits again, in a moment."""
+    """The job is releasing its nodes, and will shortly be over or pending again."""
     worn: str = ""
-    """Why a new job would go on sooner than this one; empty where it would not."""
+    """Reason why a new job would start sooner than this one; empty if it would not."""

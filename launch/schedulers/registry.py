@@ -1,4 +1,4 @@
-"""The scheduler behind a name, and what all of them say of many jobs."""
+"""Schedulers by name, and status queries over several schedulers."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ CLUSTERS = {
     "slurm": ("everstep.launch.schedulers.slurm.scheduler", "Slurm"),
     "k8s": ("everstep.launch.schedulers.kubernetes.scheduler", "Kubernetes"),
 }
-"""Scheduler → module and class, imported when it is asked for."""
+"""Scheduler → module and class; imported at its first use."""
 Statuses = Callable[[Iterable[JobHandle]], dict[JobHandle, JobStatus]]
 
 
 def scheduler(name: str, job: JobConfig | None = None) -> Scheduler:
-    """`job` says which of several clusters is meant, where the scheduler has several."""
+    """Return the scheduler; `job` selects the cluster where the scheduler has several."""
     if name not in CLUSTERS:
         raise ConfigError(f"there is no scheduler {name!r}{nearest(name, CLUSTERS)}; change job.scheduler")
     module, kind = CLUSTERS[name]
@@ -30,14 +30,13 @@ def scheduler(name: str, job: JobConfig | None = None) -> Scheduler:
 
 
 def statuses(handles: Iterable[JobHandle]) -> dict[JobHandle, JobStatus]:
-    """What their schedulers say, by one query each. Of one that does not answer, jobs are unknown, with the reason."""
+    """Return statuses by one query per scheduler; `unknown` with the reason if one does not answer."""
     return _asked(handles, lambda name: scheduler(name).status)
 
 
 @contextlib.contextmanager
 def following() -> Iterator[Statuses]:
-    """`statuses` for somebody who asks again and again: each scheduler is found once, and listened to if it can tell
-    what changes."""
+    """Return `statuses` for repeated queries: each scheduler is created once, and watched if it can be."""
     with contextlib.ExitStack() as stack:
         asks: dict[str, Ask] = {}
 

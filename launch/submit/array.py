@@ -1,9 +1,11 @@
-"""Many runs become the elements of one job, once: what launch/submit/records.py does for one run, done for all of them.
+"""Submission of many runs as the elements of one job, exactly once.
 
-FOLDER/batches/TOKEN.txt       the run folders, a line for each; element N is in line N, counted from 0
+This is launch/submit/records.py for many runs at a time:
 
-The list is written first, then each run's intent with the token of its element, then the scheduler is asked, and then
-each run is given its handle. Whoever finds intents without handles asks the scheduler once, for the batch.
+FOLDER/batches/TOKEN.txt       the run folders, one per line; element N is line N, counted from 0
+
+The order of writes: the list, each run's intent with the token of its element, the submission to the scheduler, each
+run's handle. A launcher that finds intents without handles queries the scheduler once per batch.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from everstep.run_folder import JOB, RunFolder
 from everstep.storage import open_storage
 
 THREADS = 16
-"""Run folders that are read or written at a time."""
+"""Number of run folders that are read or written at the same time."""
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -46,11 +48,11 @@ class Member:
     argv: tuple[str, ...]
     """As `Program.argv`."""
     code: str | None = None
-    """As `submit` takes it."""
+    """As in the argument `code` of `submit`."""
 
 
 def run_of(url: str, number: int) -> str:
-    """URL of the run folder that an element of a batch trains. ConfigError when the list has no such line."""
+    """Return the URL of the run folder of an element of a batch; ConfigError if the list lacks it."""
     folder, _, name = url.rpartition("/")
     try:
         lines = open_storage(folder or ".").read(name).decode().splitlines()
@@ -62,11 +64,13 @@ def run_of(url: str, number: int) -> str:
 
 
 def submit_batch(batch: Batch, members: Sequence[Member], job: JobConfig, scheduler: Batching) -> list[JobHandle | str]:
-    """For each run its job: one that is queued or running if there is one, else an element of a new one. Or a line that
-    says why it has none: another launcher has the run.
+    """Return for each run the handle of its job, or a line why it has none.
+
+    A run whose job is queued or running keeps that job; the others become elements of a new one. A run has no job if
+    another launcher is submitting it.
 
     Args:
-        batch: its elements are the members, by their place.
+        batch: its elements are the positions of `members`.
 
     Raises:
         ConfigError: the scheduler refuses the batch.
@@ -91,12 +95,12 @@ def submit_batch(batch: Batch, members: Sequence[Member], job: JobConfig, schedu
 
 
 def _alive(seen: Sequence[Sequence[Submission]], scheduler: Scheduler) -> dict[int, JobHandle]:
-    """Number of a run → its job that is queued or running: one question for all of them."""
+    """Return number of a run → its job that is queued or running, by one query for all of them."""
     handles = in_threads(lambda each: [submission.handle for submission in each], seen)
     of = {handle: number for number, each in enumerate(handles) for handle in each if handle is not None}
     found, deadline = scheduler.status(list(of)), time.monotonic() + ENDING_S
     while any(status.ending for status in found.values()) and time.monotonic() < deadline:
-        time.sleep(LOOK_S)  # of a job that ends, cancelled or not, nothing comes any more
+        time.sleep(LOOK_S)  # a job that is ending, cancelled or not, makes no more progress
         found = scheduler.status(list(of))
     return {of[handle]: handle for handle, status in found.items() if not is_gone(status)}
 
@@ -124,7 +128,7 @@ def _submitted(
     is_ours = in_threads(lambda number: intents[number].settle(handles[number]), intents)
     lost = [number for number, ours in zip(intents, is_ours, strict=True)
             if not ours and intents[number].handle != handles[number]]  # fmt: skip
-    # Somebody took us for dead, found no job and goes on without us.
+    # This launcher was taken for dead: another one found no job and has submitted its own.
     scheduler.cancel([handles[number] for number in lost])
     said = {number: f"another launcher has submitted {intents[number].folder.url}" for number in lost}
     return {**handles, **said}
@@ -134,8 +138,8 @@ def _accepted(batch: Batch, intents: Mapping[int, Submission], job: JobConfig, s
     try:
         return scheduler.submit(scheduler.render_batch(job, batch))
     except EverstepError:
-        # It may have been accepted all the same, and only the answer lost. When the scheduler cannot be asked either,
-        # the intents stay open, and whoever comes next asks again.
+        # The job may have been accepted although the answer was lost. If the scheduler does not answer this query
+        # either, the intents stay open and the next launcher queries again.
         found = scheduler.find(batch.token)
         if found is None:
             in_threads(lambda intent: intent.settle(None), intents.values())
@@ -144,9 +148,10 @@ def _accepted(batch: Batch, intents: Mapping[int, Submission], job: JobConfig, s
 
 
 def recover(folders: Sequence[RunFolder], scheduler: Scheduler) -> None:
-    """Settle what launchers have left open between an intent and the handle: one question for each batch.
+    """Settle the intents that other launchers left without a handle, by one query per batch.
 
-    ConfigError while such a launcher may still be at work.
+    Raises:
+        ConfigError: such a launcher may still be submitting.
     """
     newest = [seen[-1] for seen in in_threads(submissions, folders) if seen]
     is_known = in_threads(lambda submission: submission.is_settled, newest)
@@ -166,11 +171,11 @@ def _settle(token: str, members: Mapping[int, Submission], scheduler: Scheduler)
     found = scheduler.find(token)
     if found is None:
         refuse_if_under_way(next(iter(members.values())))
-        found = scheduler.find(token)  # it may have come about just now
+        found = scheduler.find(token)  # the job may have been created in the meantime
     in_threads(lambda number: members[number].settle(None if found is None else found.element(number)), members)
 
 
 def in_threads(do: Callable[[A], B], each: Iterable[A]) -> list[B]:
-    """Many small files at a time: a store has them far away."""
+    """Apply `do` to each item in parallel: many small files, each a round trip if in a store."""
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(do, each))

@@ -1,4 +1,4 @@
-"""What the nodes of a job are to start, as the run folder says it."""
+"""The program that the nodes of a job start, as recorded in the run folder."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from everstep.run_folder import CONFIG, JOB, RunFolder
 
 @dataclass(frozen=True)
 class Submitted:
-    """The job, and what torchrun starts for it on every node."""
+    """The job and the program that torchrun starts for it on every node."""
 
     job: JobConfig
     argv: tuple[str, ...]
     """A script, or a module after -m, with its arguments."""
     code: str | None = None
-    """The snapshot of the code that was submitted (see launch/submit/snapshot.py); None is what the nodes find."""
+    """Snapshot of the submitted code (see launch/submit/snapshot.py); None uses the code on the nodes."""
 
     @property
     def is_trainer(self) -> bool:
-        """Our own trainer, which says in the run folder how it ended; another program only has an exit code."""
+        """True for the everstep trainer, which records its outcome; another program has only an exit code."""
         return self.argv[:2] == ("-m", "everstep.trainer")
 
     @staticmethod
     def read(folder: RunFolder) -> Submitted:
-        """job.yaml and the newest submission; a run that was never submitted is trained as its config.yaml says.
+        """Read job.yaml and the newest submission; without a submission the program is the trainer.
 
-        ConfigError when the folder is not a run's.
+        Raises:
+            ConfigError: the folder is not a run folder.
         """
         job = _job(folder)
         if seen := submissions(folder):

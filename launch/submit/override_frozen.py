@@ -1,4 +1,4 @@
-"""A run's frozen config with what a command line changes of it. Nothing is composed anew: the run keeps what it was."""
+"""Changes of a run's frozen config by a command line; nothing is composed anew."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from everstep.config import OPEN_NODES, RunConfig
 from everstep.errors import ConfigError, nearest
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)
-"""Groups that say what the run is: another choice would make another run."""
+"""Groups that define the run: another choice would make it another run."""
 
 
 def amend(
     config: RunConfig, job: dict[str, Any], overrides: Sequence[str], config_dirs: Sequence[str] = ()
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """The config and the job after the overrides, each typed; which may change is for `settle` to say."""
+    """Return the typed config and job after the overrides; `settle` checks which keys may change."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 

@@ -1,10 +1,12 @@
-"""A run becomes one job, once: the intent is written down before the scheduler is asked, the job's handle after it.
+"""Submission of a run as a job, exactly once.
+
+The intent is written before the job is submitted to the scheduler, the job's handle after it:
 
 submissions/NNNN.json          token, program, host, pid, time: a job with this token is about to be submitted
-submissions/NNNN.handle.json   the job that it became; or null: it became none, and never will
+submissions/NNNN.handle.json   handle of the job; null if none was created and none will be
 
-Both are create-only, so of several launchers one wins. Whoever finds an intent without a handle asks the scheduler for
-a job with its token: a launcher that was killed between the two has left one, or not.
+Both files are create-only, so one of several launchers wins. A launcher that finds an intent without a handle queries
+the scheduler for a job with its token: the launcher that wrote the intent may have been killed between the two.
 """
 
 from __future__ import annotations
@@ -26,11 +28,11 @@ from everstep.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder
 
 BORN = time.time()
 WORN = "worn_out"
-"""Outcome in the record of a job that was given up for a new one."""
+"""Outcome in the restart record of a job that was cancelled in favor of a new one."""
 ENDING_S, LOOK_S = 300.0, 1.0
-"""Seconds for which a job that ends is waited for, and between two looks."""
+"""Seconds to wait for a job that is ending, and between two polls."""
 PATIENCE_S = 180.0
-"""Seconds for which an intent of another machine is left alone: its launcher may still be waiting for the scheduler."""
+"""Seconds before an intent of another machine is taken over: its launcher may still be submitting."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Submission:
 
     @property
     def handle(self) -> JobHandle | None:
-        """The job; None when it is not known (yet), or when there is none."""
+        """Handle of the job; None if it is not recorded yet or if no job was created."""
         try:
             text = json.loads(self.folder.storage.read(self._handle_file))["handle"]
         except FileNotFoundError:
@@ -67,39 +69,39 @@ class Submission:
         return f"{SUBMISSIONS}/{self.number:04d}.handle.json"
 
     def settle(self, handle: JobHandle | None) -> bool:
-        """Write down what became of it; False when somebody else has."""
+        """Record the handle, or that there is no job; False if another process has done so."""
         facts = {"handle": None if handle is None else str(handle), "time": time.time()}
         return self.folder.storage.create(self._handle_file, (json.dumps(facts) + "\n").encode())
 
 
 def submissions(folder: RunFolder) -> list[Submission]:
-    """All of a run, the oldest first."""
+    """Return all submissions of a run, the oldest first."""
     names = [name.removesuffix(".json") for name in folder.storage.names(SUBMISSIONS)]
     return [Submission(folder, int(name)) for name in sorted(names) if name.isdigit()]
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """What a submission came to."""
+    """Result of a submission."""
 
     handle: JobHandle
     is_new: bool
     status: JobStatus | None = None
-    """Of a job that was there already."""
+    """Status of a job that was queued or running before this submission."""
 
 
 def submit(
     folder: RunFolder, job: JobConfig, program: Program, scheduler: Scheduler, code: str | None = None
 ) -> Receipt:
-    """The run's job: the one that is queued or running if there is one, else a new one.
+    """Return the run's job that is queued or running, or submit a new one.
 
-    A job of which the scheduler says that a new one would go on sooner is cancelled for it.
+    A job is cancelled and replaced if the scheduler reports that a new one would start sooner (`JobStatus.worn`).
 
     Args:
-        code: the snapshot to run, as `Snapshot.place` says it; None runs what the nodes find themselves.
+        code: the snapshot to run, as returned by `Snapshot.place`; None uses the code on the nodes.
 
     Raises:
-        ConfigError: the scheduler refuses, or another launcher is at it right now.
+        ConfigError: the scheduler refuses the job, or another launcher is submitting the run.
     """
     seen = submissions(folder)
     if (present := _present(folder, seen, scheduler)) is not None:
@@ -112,14 +114,17 @@ def submit(
     folder.storage.write(JOB, job_yaml(job).encode())
     handle = _submit(scheduler, scheduler.render(job, program), submission)
     if not submission.settle(handle) and submission.handle != handle:
-        # Somebody took us for dead, found no job and has submitted another.
+        # This launcher was taken for dead: another one found no job and has submitted its own.
         scheduler.cancel([handle])
         raise ConfigError(f"another launcher has submitted {folder.url}; job {handle} of this one was cancelled")
     return Receipt(handle, is_new=True)
 
 
 def _give_up(folder: RunFolder, handle: JobHandle, why: str, scheduler: Scheduler) -> None:
-    """Its pods save and end; those of the next job wait for nobody, and take the run over."""
+    """Cancel the job in favor of a new one.
+
+    The pods of the old job save and end; those of the new job take the run over without waiting for them.
+    """
     reason = f"{why}; a new job takes the place of {handle}"
     say(reason)
     scheduler.cancel([handle])
@@ -130,8 +135,8 @@ def _submit(scheduler: Scheduler, rendered: Rendered, submission: Submission) ->
     try:
         return scheduler.submit(rendered)
     except EverstepError:
-        # It may have been accepted all the same, and only the answer lost. When the scheduler cannot be asked either,
-        # the intent stays open, and the next submit asks again.
+        # The job may have been accepted although the answer was lost. If the scheduler does not answer this query
+        # either, the intent stays open and the next submit queries again.
         found = scheduler.find(submission.token)
         if found is None:
             submission.settle(None)
@@ -140,7 +145,7 @@ def _submit(scheduler: Scheduler, rendered: Rendered, submission: Submission) ->
 
 
 def _present(folder: RunFolder, seen: Sequence[Submission], scheduler: Scheduler) -> Receipt | None:
-    """The run's job that is queued or running, when one that ends has ended: nothing comes of that any more."""
+    """Return the run's job that is queued or running; first wait until a job that is ending has ended."""
     deadline, told = time.monotonic() + ENDING_S, False
     while (found := _alive(seen, scheduler)) is not None and found.status is not None:
         if not found.status.ending and not _is_cancelled(folder, seen):
@@ -155,7 +160,7 @@ def _present(folder: RunFolder, seen: Sequence[Submission], scheduler: Scheduler
 
 
 def _is_cancelled(folder: RunFolder, seen: Sequence[Submission]) -> bool:
-    """True if somebody has cancelled the run since it was last submitted."""
+    """True if the run was cancelled after its last submission."""
     names = folder.storage.names(RESTARTS)
     last = folder.facts(f"{RESTARTS}/{names[-1]}") if names else {}
     submitted_at = float(seen[-1].intent["time"]) if seen else 0.0
@@ -163,7 +168,7 @@ def _is_cancelled(folder: RunFolder, seen: Sequence[Submission]) -> bool:
 
 
 def current(folder: RunFolder, scheduler: Scheduler) -> Receipt | None:
-    """The run's job that is queued or running; None when all are over, or when there never was one."""
+    """Return the run's job that is queued or running; None if there is none."""
     return _alive(submissions(folder), scheduler)
 
 
@@ -176,24 +181,24 @@ def _alive(seen: Sequence[Submission], scheduler: Scheduler) -> Receipt | None:
 
 
 def is_gone(status: JobStatus) -> bool:
-    """What the scheduler has forgotten is over: it forgets no job that waits or runs."""
+    """True if the job is over or unknown: a scheduler forgets only jobs that are over."""
     return status.state.is_over or status.state is JobState.unknown
 
 
 def settled(submission: Submission, scheduler: Scheduler) -> JobHandle | None:
-    """The submission's job; an intent that was left without a handle is settled now."""
+    """Return the submission's job; an intent without a handle is settled first."""
     if submission.is_settled:
         return submission.handle
     found = scheduler.find(submission.token)
     if found is None:
         refuse_if_under_way(submission)
-        found = scheduler.find(submission.token)  # it may have come about just now
+        found = scheduler.find(submission.token)  # the job may have been created in the meantime
     submission.settle(found)
     return submission.handle
 
 
 def refuse_if_under_way(submission: Submission) -> None:
-    """ConfigError while the launcher that wrote the intent may still submit it."""
+    """Raise ConfigError while the launcher that wrote the intent may still submit the job."""
     intent = submission.intent
     here = intent["host"] == socket.gethostname()
     alive = _runs(intent["pid"], intent["time"]) if here else time.time() - intent["time"] < PATIENCE_S
@@ -205,7 +210,7 @@ def refuse_if_under_way(submission: Submission) -> None:
 
 
 def _runs(pid: int, at: float) -> bool:
-    """Whether the process that had this id at that time is still there."""
+    """True if the process that had this id at that time is still running; a reused id counts as well."""
     if pid == os.getpid():
         return at >= BORN
     try:
@@ -218,9 +223,9 @@ def _runs(pid: int, at: float) -> bool:
 
 
 def intend(folder: RunFolder, seen: Sequence[Submission], facts: dict[str, Any]) -> Submission:
-    """Write down that a job is about to be submitted.
+    """Record that a job is about to be submitted.
 
-    The number follows those that were looked at: a launcher that did the same meanwhile has taken it.
+    The number follows those in `seen`; if another launcher has taken it meanwhile, ConfigError.
     """
     number = max((submission.number for submission in seen), default=0) + 1
     intent = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}

@@ -1,6 +1,7 @@
-"""The user's code as it was at submission: what git tracks or would, kept once for each content in the run folder.
+"""Snapshot of the user's code at submission, stored in the run folder once per content.
 
-A queued job reads the snapshot, so later edits do not reach it. Uncommitted changes are in it like everything else.
+It holds the tracked files and the untracked files that git does not ignore, with uncommitted changes. A queued job
+runs the snapshot, so later edits do not affect it.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ from everstep.errors import ConfigError, EverstepError
 from everstep.run_folder import CODE, RunFolder
 
 LIMIT_MB = 100
-"""Size of what a snapshot may hold, before compression."""
+"""Limit of a snapshot's size, before compression."""
 UNPACKED_LIMIT_MB = 4096
-"""Where a snapshot from elsewhere is broken off as it is unpacked."""
+"""Limit of the unpacked size of a snapshot from another source; unpacking stops there."""
 NAMED = 5
-"""So many of the largest files are named when there is too much."""
+"""Number of the largest files that the error for too large a snapshot names."""
 SKIPPED = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".ipynb_checkpoints"}
-"""Folders that are left out where there is no git to say what belongs to the code."""
+"""Folders to leave out where there is no git checkout that tells which files are code."""
 
 
 class SnapshotError(EverstepError):
-    """A snapshot that is not what its name says, or reaches out of its folder."""
+    """A snapshot whose content does not match its digest, or with a path outside its folder."""
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file of the code; of a link its target is the content."""
+    """One file of the code; the data of a link is its target."""
 
     path: str
     data: bytes
@@ -48,32 +49,32 @@ class Member:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was kept: unpack it by its digest, and start in `folder` below it."""
+    """A stored snapshot: unpack it by its digest and start in `folder` below it."""
 
     digest: str
     folder: str
-    """Where in the checkout the user stood, with '/'; empty at its top."""
+    """Path of the current folder in the checkout, with '/'; empty at its top."""
     files: int
     left_out: tuple[str, ...] = ()
     """Links that lead out of the checkout."""
 
     @property
     def place(self) -> str:
-        """What a submission says of it: DIGEST, or DIGEST/FOLDER."""
+        """Reference in a submission: DIGEST or DIGEST/FOLDER."""
         return f"{self.digest}/{self.folder}".rstrip("/")
 
 
 def take(
     run: RunFolder, where: Path, plugins: Sequence[str] = (), scripts: Sequence[str] = (), limit_mb: float = LIMIT_MB
 ) -> Snapshot:
-    """Keep the code below `where` in the run folder; a content that is there already is not written again.
+    """Store the code below `where` in the run folder; content that is there already is not written again.
 
     Args:
-        plugins: packages of the user's: outside of a git checkout they are what is taken.
-        scripts: files to take along with them.
+        plugins: packages of the user; outside a git checkout only these are taken.
+        scripts: files to take as well.
 
     Raises:
-        ConfigError: when it is larger than `limit_mb`, with the largest files.
+        ConfigError: the code is larger than `limit_mb`; the message names the largest files.
     """
     top = _checkout(where)
     root = top or where.resolve()
@@ -89,17 +90,17 @@ def take(
 
 
 def archive(digest: str) -> str:
-    """Where in a run folder a snapshot lies."""
+    """Return the path of a snapshot in a run folder."""
     return f"{CODE}/{digest}.tar.gz"
 
 
 def digest_of(members: Sequence[Member]) -> str:
-    """A name for the content: the same files, whatever their times and owners, have the same one."""
+    """Return the digest of the files' paths, modes and contents; times and owners do not change it."""
     from blake3 import blake3
 
     whole = blake3()
     for member in sorted(members, key=lambda member: member.path):
-        # Lengths keep apart what would else run together.
+        # The lengths keep the fields of adjacent files from running into each other.
         head = f"{len(member.path.encode())}:{member.path}:{member.mode:o}:{int(member.link)}:{len(member.data)}:"
         whole.update(head.encode())
         whole.update(member.data)
@@ -107,7 +108,7 @@ def digest_of(members: Sequence[Member]) -> str:
 
 
 def pack(members: Sequence[Member]) -> bytes:
-    """An archive with no trace of when, where and by whom it was made: the same members give the same bytes."""
+    """Return a reproducible archive, without times, owners and host: equal members give equal bytes."""
     packed = io.BytesIO()
     with (
         gzip.GzipFile(fileobj=packed, mode="wb", filename="", mtime=0, compresslevel=6) as compressed,
@@ -126,10 +127,10 @@ def pack(members: Sequence[Member]) -> bytes:
 
 
 def node_folder() -> Path:
-    """Where this node unpacks code: on its own disk, and nobody else's to write, since what lies there is run.
+    """Return the folder on this node's disk for unpacked code, writable only by this user, as it is run.
 
     Raises:
-        SnapshotError: when another user has made the folder, or may write to it.
+        SnapshotError: another user has made the folder or may write to it.
     """
     folder = Path(tempfile.gettempdir()) / f"everstep-code-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
@@ -140,10 +141,12 @@ def node_folder() -> Path:
 
 
 def unpack(run: RunFolder, digest: str, into: Path) -> Path:
-    """The folder with the code, below `into`. All processes of a node may call this at once: one result, seen whole.
+    """Unpack a snapshot below `into` and return the folder with the code.
+
+    All processes of a node may call this at once: the folder appears complete, by a rename.
 
     Raises:
-        SnapshotError: when the archive does not hold what its digest says, or something that reaches out of it.
+        SnapshotError: the archive does not match its digest, or has a path outside its folder.
     """
     final = into / digest
     if final.is_dir():
@@ -168,24 +171,27 @@ def unpack(run: RunFolder, digest: str, into: Path) -> Path:
 
 
 def open_code(run: RunFolder, place: str) -> Path:
-    """Where on this node the code of a submission lies, unpacked if it was not; args: place: what the submission says.
+    """Return the folder on this node with the code of a submission, unpacked if needed.
+
+    Args:
+        place: DIGEST or DIGEST/FOLDER, as returned by `Snapshot.place`.
 
     Raises:
-        SnapshotError: it is gone, damaged, or there is no room for it.
+        SnapshotError: the snapshot is missing or damaged, or the disk is full.
     """
     digest, _, folder = place.partition("/")
     return unpack(run, digest, node_folder()) / folder
 
 
 def search_path(code: Path, given: str = "", first: str = "") -> dict[str, str]:
-    """Environment in which Python imports from the kept code, and only what that lacks from where the job runs.
+    """Return the environment in which Python imports from the snapshot before the current folder.
 
     Args:
-        given: a PYTHONPATH that was asked for.
-        first: the folder of the script that is started, which Python itself would put first.
+        given: PYTHONPATH of the user.
+        first: folder of the script that is started, which Python by itself would put first.
     """
     paths = [path for path in (first, str(code), given, os.getcwd()) if path]
-    # Else the current folder, where somebody may be editing, would come first.
+    # Without PYTHONSAFEPATH the current folder, whose files may be edited meanwhile, would come first.
     return {"PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "PYTHONSAFEPATH": "1"}
 
 
@@ -195,7 +201,7 @@ def _checkout(where: Path) -> Path | None:
 
 
 def _tracked(top: Path) -> list[str]:
-    """Tracked and untracked files that git does not ignore; those of submodules too."""
+    """Return the tracked files and the untracked ones that git does not ignore, with those of submodules."""
     listed = _git(top, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--deduplicate") or b""
     found: list[str] = []
     for name in filter(None, os.fsdecode(listed).split("\0")):
@@ -208,7 +214,10 @@ def _tracked(top: Path) -> list[str]:
 
 
 def _packages(where: Path, plugins: Sequence[str], scripts: Sequence[str]) -> list[str]:
-    """Without git: the named packages that lie here, and the scripts; what is installed is no code of this folder."""
+    """Return the code where there is no git: the named packages in this folder, and the scripts.
+
+    Installed packages are not taken.
+    """
     found = [name for name in scripts if not Path(name).is_absolute() and (where / name).is_file()]
     for name in plugins:
         package = name.split(".")[0]
@@ -221,7 +230,7 @@ def _packages(where: Path, plugins: Sequence[str], scripts: Sequence[str]) -> li
 
 
 def _without_runs(root: Path, paths: Sequence[str], run: RunFolder) -> list[str]:
-    """The folder of runs is no code, though many forget to have git ignore it."""
+    """Leave out the folder of runs, which many users do not list in .gitignore."""
     local = run.storage.path()
     if local is None or not local.parent.resolve().is_relative_to(root) or local.parent.resolve() == root:
         return list(paths)
@@ -252,13 +261,13 @@ def _members(root: Path, paths: Sequence[str]) -> tuple[list[Member], list[str]]
             else:
                 left_out.append(path)
         elif file.is_file():
-            with contextlib.suppress(FileNotFoundError):  # removed this very moment
+            with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                 members.append(Member(path, file.read_bytes(), 0o755 if os.access(file, os.X_OK) else 0o644))
     return members, left_out
 
 
 def _stays_inside(path: str, target: str) -> bool:
-    """Whether a link at `path` leads to somewhere in the same tree, judged by the words alone."""
+    """True if a link at `path` leads to a path in the same tree; links along the target are not followed."""
     if target.startswith("/"):
         return False
     depth = len(PurePosixPath(path).parts) - 1
@@ -270,7 +279,7 @@ def _stays_inside(path: str, target: str) -> bool:
 
 
 def _read(packed: bytes, where: str) -> list[Member]:
-    """The members of an archive that may come from anybody."""
+    """Return the members of an archive from an untrusted source."""
     members: list[Member] = []
     room = UNPACKED_LIMIT_MB * 10**6
     try:
@@ -298,7 +307,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> Member:
 
 
 def _write(members: Sequence[Member], folder: Path) -> None:
-    """Files first: nothing is ever written through a link."""
+    """Write the files first and the links last, so that no file is written through a link."""
     folder.mkdir(parents=True)
     for member in sorted(members, key=lambda member: member.link):
         target = folder / member.path
@@ -313,7 +322,7 @@ def _write(members: Sequence[Member], folder: Path) -> None:
             raise SnapshotError(f"{member.path} of the code lies in the way of another file") from error
     top = os.path.realpath(folder)
     for member in members:
-        # Links through links may lead further than each one's words say.
+        # Links through other links may lead out of the folder although each target alone stays inside.
         if member.link and not Path(os.path.realpath(folder / member.path)).is_relative_to(top):
             raise SnapshotError(f"{member.path} of the code is a link out of it")
 

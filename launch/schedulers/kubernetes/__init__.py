@@ -1,1 +1,1 @@
-"""Kubernetes: what a job becomes (pure), what is wrong with it (pure), and the few calls that a cluster is asked."""
+"""Kubernetes: pure rendering and validation of jobs, and the API calls of the launcher."""

@@ -1,4 +1,4 @@
-"""What no node of a cluster has, and whether that is the last word: where nodes are made on demand it is not."""
+"""Resources that no node of a cluster has, and whether nodes that have them may be added on demand."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from everstep.launch.schedulers.kubernetes.client import Client, Refused
 from everstep.launch.schedulers.kubernetes.pod import Plain
 
 FIXED = ("", "kind", "k3s", "rke2", "minikube")
-"""Schemes of a node's providerID that name a machine which somebody has put there."""
+"""Schemes of a node's providerID for machines that are not created on demand."""
 MAKERS = {
     "karpenter.sh": "Karpenter",
     "autoscaling.x-k8s.io": "the cluster autoscaler",
     "cluster.x-k8s.io": "Cluster API",
 }
-"""API groups of what makes nodes."""
+"""API groups of controllers that create nodes."""
 
 
 def lacking(job: JobConfig, main: Plain, client: Client, note: Callable[[str], None]) -> Iterator[str]:
-    """What no node has, a line each: a pod that asks for it would wait for ever.
+    """Yield a line for each resource that no node has: a pod that requests it would wait without end.
 
-    One question, and a second where something is missing. An account that may not see nodes is told nothing. To `note`
-    goes what may change while the job waits: labels, places, and everything where nodes may appear.
+    It takes one query, and a second one if something is missing; an account that may not list nodes gets no lines.
+    `note` receives what may change while the job waits: labels, free places, and every line if nodes may be added.
     """
     try:
         nodes = client.items("/api/v1/nodes")
@@ -41,7 +41,7 @@ def lacking(job: JobConfig, main: Plain, client: Client, note: Callable[[str], N
 
 
 def on_demand(job: JobConfig, nodes: Sequence[Plain], client: Client) -> str | None:
-    """Why a node may appear that is not there yet; None on a cluster whose machines somebody has put there."""
+    """Return why further nodes may be added; None on a cluster of fixed machines."""
     if job.queue is not None:
         return f"queue {job.queue} may have nodes made, or send it to another cluster"
     providers = {each.get("spec", {}).get("providerID", "").partition("://")[0] for each in nodes}

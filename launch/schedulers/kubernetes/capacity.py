@@ -1,4 +1,4 @@
-"""Whether a cluster has room for a job: its quotas and its nodes beside what the pods ask for; pure."""
+"""Capacity of a cluster for a job: quotas and nodes compared with the requests of its pods; pure."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from everstep.launch.schedulers.kubernetes.validate import amount
 
 HOST = "kubernetes.io/hostname"
 PASSING = "node.kubernetes.io/"
-"""Taints of nodes that are not ready, full or cordoned: they come and go."""
+"""Prefix of taints of nodes that are not ready, full or cordoned: they come and go."""
 
 COUNTED = ("pods", "jobs.batch", "services", "configmaps")
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What a job asks of a cluster."""
+    """A job's requests to a cluster."""
 
     job: JobConfig
     main: Plain
@@ -26,7 +26,7 @@ class Asked:
 
     @property
     def pod(self) -> Plain:
-        """The spec of its pods; of a TrainJob what we say of it."""
+        """Spec of the pods; for a TrainJob our part of it."""
         spec: Plain = self.main["spec"]
         if self.main["kind"] == "TrainJob":
             jobs = spec["runtimePatches"][0]["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
@@ -38,7 +38,7 @@ class Asked:
         return found
 
     def sums(self, which: str) -> dict[str, float]:
-        """`requests` or `limits` of one pod; what has only a limit is asked for as much."""
+        """Return the `requests` or `limits` of one pod; a limit without a request is also the request."""
         found: dict[str, float] = {}
         for container in self.pod.get("containers", []):
             resources = container.get("resources", {})
@@ -48,18 +48,18 @@ class Asked:
         return found
 
     def key(self, resource: str) -> str:
-        """What the user changes to ask for less of it."""
+        """Return the config key that lowers the request for a resource."""
         k8s = self.job.k8s
         keys = {"cpu": "job.cpus", "memory": "job.mem", k8s.gpu_resource: "job.gpus"}
         return {**keys, str(k8s.rdma_resource): "job.k8s.rdma_count"}.get(resource, "job.k8s.overlay")
 
 
 def against_quotas(asked: Asked, quotas: Sequence[Plain]) -> Iterator[str]:
-    """What is left of each quota and is less than the fewest pods of the job ask for."""
+    """Yield a line for each quota that leaves less than the minimum number of pods needs."""
     for quota in quotas:
         hard, used = quota.get("status", {}).get("hard", {}), quota.get("status", {}).get("used", {})
         if quota.get("spec", {}).get("scopes") or quota.get("spec", {}).get("scopeSelector"):
-            continue  # for some pods only, and which ones is the server's to say
+            continue  # it applies only to some pods, which only the server can select
         name = quota["metadata"]["name"]
         for what, limit in hard.items():
             yield from _against_quota(asked, name, what, str(limit), str(used.get(what, "0")))
@@ -86,7 +86,7 @@ def _against_quota(asked: Asked, quota: str, what: str, hard: str, used: str) ->
 
 
 def against_nodes(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
-    """What no node has, then whether there are enough that have all of it; the first thing only."""
+    """Yield a line for what no node has, or else if too few nodes have all of it."""
     excluded = asked.job.exclude
     inside = [node for node in nodes if _labels(node).get(HOST, node["metadata"]["name"]) not in excluded]
     selector = asked.pod.get("nodeSelector", {})
@@ -103,7 +103,7 @@ def against_nodes(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
 
 
 def beyond_any_node(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
-    """What one pod asks for and none of the nodes has as much of, whichever are chosen."""
+    """Yield a line for each resource of which one pod requests more than any node has."""
     yield from _short(asked, asked.sums("requests"), nodes)
 
 
@@ -117,7 +117,7 @@ def _short(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) ->
 
 
 def _places(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
-    """Whether the fewest pods would fit if nothing else ran."""
+    """Yield a line if the minimum number of pods would not fit even on idle nodes."""
     fewest = asked.job.node_range[0]
     tolerations = asked.pod.get("tolerations", [])
     closed = {taint["key"] for node in nodes if _places_on(node, wanted) for taint in _refusing(node, tolerations)}
@@ -134,7 +134,7 @@ def _places_on(node: Plain, wanted: Mapping[str, float]) -> int:
 
 
 def _refusing(node: Plain, tolerations: Sequence[Plain]) -> list[Plain]:
-    """The taints that keep our pods away for good."""
+    """Return the taints that keep our pods away for good."""
     taints = [each for each in node.get("spec", {}).get("taints") or [] if each["effect"] != "PreferNoSchedule"]
     lasting = [each for each in taints if not each["key"].startswith(PASSING)]
     return [taint for taint in lasting if not any(_tolerates(each, taint) for each in tolerations)]
@@ -157,7 +157,7 @@ def _has(node: Plain, resource: str) -> float:
 
 
 def _plain(number: float) -> str:
-    """64Gi for memory, 8 for what is counted."""
+    """Format a quantity: 64Gi for memory, 8 for a count."""
     for unit in ("Gi", "Mi"):
         size = {"Gi": 2**30, "Mi": 2**20}[unit]
         if number >= size:

@@ -1,4 +1,4 @@
-"""The few calls that a cluster is asked, through lightkube: loaded when the first is made, never for a dry run."""
+"""API calls to a cluster, through lightkube; it is imported at the first call, never for a dry run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from everstep.errors import ConfigError
 from everstep.launch.schedulers.kubernetes.labels import MANAGER
 
 RETRY_S = 60.0
-"""Seconds for which an API server that is away, or has too much to do, is asked again."""
+"""Seconds for which a call to an unreachable or overloaded API server is retried."""
 TIMEOUT_S = 20.0
 SILENT_S = 100.0
-"""Seconds without a word after which a watch is taken for cut; a server gives a sign about once a minute."""
+"""Seconds of silence after which a watch counts as broken; a server sends a bookmark every minute."""
 AGAIN = (429, 500, 502, 503, 504)
 KINDS = {
     "Job": ("batch", "v1", "jobs"),
@@ -29,12 +29,12 @@ KINDS = {
 Plain = dict[str, Any]
 Things = list[Plain]
 Listed = tuple[Things, str]
-"""Objects, and the version of the whole."""
+"""Objects, and the resource version of the list."""
 T = TypeVar("T")
 
 
 class Refused(ConfigError):
-    """The API server has understood the question and says no; `code` is HTTP's."""
+    """The API server has refused the request; `code` is the HTTP status."""
 
     def __init__(self, code: int, message: str) -> None:
         super().__init__(message)
@@ -42,10 +42,10 @@ class Refused(ConfigError):
 
 
 class Client:
-    """One cluster and namespace. All objects are plain mappings: what an overlay says gets through unread.
+    """One cluster and namespace. All objects are plain mappings, so an overlay's fields pass unchanged.
 
     Raises:
-        ConfigError: no such context, no permission, or nobody answers for `retry_s` seconds.
+        ConfigError: unknown context, no permission, or no answer for `retry_s` seconds.
     """
 
     def __init__(self, context: str | None, namespace: str | None, retry_s: float = RETRY_S) -> None:
@@ -54,7 +54,7 @@ class Client:
         self.namespace: str = namespace or str(self._kube.namespace)
 
     def apply(self, thing: Plain) -> Plain:
-        """Server-side apply: the same object again changes nothing, so a lost answer may be asked for again."""
+        """Apply an object on the server side; idempotent, so a call whose answer was lost can be repeated."""
         made = _resource(thing["kind"])(thing)
         return dict(self._ask(lambda: self._kube.apply(
             made, namespace=self.namespace, field_manager=MANAGER, force=True)))  # fmt: skip
@@ -68,11 +68,11 @@ class Client:
             raise
 
     def list(self, kind: str, labels: Mapping[str, str]) -> list[Plain]:
-        """One call for all, however many there are; of a kind that the cluster does not know there are none."""
+        """Return all objects by one call; an unknown kind has none."""
         return self.listed(kind, labels)[0]
 
     def listed(self, kind: str, labels: Mapping[str, str]) -> Listed:
-        """The same, with the version of the whole: a watch goes on from there."""
+        """Return all objects and the version of the list, from which a watch continues."""
         wanted: Any = {key: value or _exists() for key, value in labels.items()}
 
         def question() -> Listed:
@@ -88,11 +88,11 @@ class Client:
 
     @contextlib.contextmanager
     def watch(self, kind: str, labels: Mapping[str, str], version: str) -> Iterator[Iterator[tuple[str, Plain]]]:
-        """What happens after `version`, over one connection, until the server ends it.
+        """Yield the events after `version`, over one connection, until the server ends it.
 
         Raises:
-            Refused: with code 410 where the history since that version is gone.
-            ConnectionError: there is none, or it broke, or was silent for SILENT_S seconds.
+            Refused: with code 410 if the history since that version is gone.
+            ConnectionError: the connection failed, broke, or was silent for SILENT_S seconds.
         """
         import httpx2
 
@@ -112,7 +112,7 @@ class Client:
         return str(self._kube.config.cluster.server)
 
     def read(self, path: str) -> Plain | None:
-        """What stands at any path, of the whole cluster too; None when nothing does."""
+        """Return the object at any path, also a cluster-wide one; None if there is none."""
         try:
             return self._request("GET", path)
         except Refused as error:
@@ -121,7 +121,7 @@ class Client:
             raise
 
     def items(self, path: str) -> Things:
-        """All of a kind, by one question."""
+        """Return all objects of a kind by one call."""
         found: Things = (self.read(path) or {}).get("items") or []
         return found
 
@@ -132,11 +132,15 @@ class Client:
         self._request("DELETE", path)
 
     def change(self, path: str, patch: Plain) -> Plain:
-        """A merge patch; lists are replaced as a whole. Refused with 409 when the version in it is not the newest."""
+        """Apply a merge patch; lists are replaced as a whole.
+
+        Raises:
+            Refused: with code 409 if the version in the patch is not the newest.
+        """
         return self._request("PATCH", path, patch, "application/merge-patch+json")
 
     def own(self, kind: str, name: str, owner: Plain) -> None:
-        """Let `owner` take the object along when it is removed."""
+        """Make `owner` the owner, with which the object is deleted."""
         reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"],
                      "uid": owner["metadata"]["uid"]}  # fmt: skip
         patch = {"metadata": {"ownerReferences": [reference]}}
@@ -144,7 +148,7 @@ class Client:
             _resource(kind), name, patch, namespace=self.namespace, patch_type=_merge()))  # fmt: skip
 
     def delete(self, kind: str, name: str) -> None:
-        """With all that it owns; what is gone already is fine."""
+        """Delete the object with all that it owns; one that is gone already is no error."""
         try:
             self._ask(lambda: self._kube.delete(
                 _resource(kind), name, namespace=self.namespace, cascade=_foreground()))  # fmt: skip
@@ -163,11 +167,11 @@ class Client:
             found: Plain = response.json()
             return found
 
-        # What was read before it was changed has to be read again: to send it again is no use.
+        # After a conflict (409, 410) the object must be read again: repeating the request does not help.
         return self._ask(question, AGAIN)
 
     def _ask(self, question: Callable[[], T], again: Sequence[int] = (*AGAIN, 409, 410)) -> T:
-        """Ask again with growing pauses while the server is away, has too much to do, or somebody was faster."""
+        """Repeat the call with growing pauses while the server is away or overloaded, or after a conflict."""
         import httpx2
 
         pause, deadline = 0.5, time.monotonic() + self.retry_s
@@ -188,7 +192,7 @@ class Client:
 
 
 def _said(response: Any) -> str:
-    """Why the server refuses: a Status, or what stands before the server in plain text."""
+    """Return the message of a refusal: a Status, or the plain text of a proxy before the server."""
     try:
         return str(response.json()["message"])
     except (ValueError, KeyError, TypeError):
@@ -206,7 +210,7 @@ def _path(kind: str, namespace: str) -> str:
 
 
 def _events(lines: Iterable[str]) -> Iterator[tuple[str, Plain]]:
-    """What a watch says, one object a line; a line that is cut short is a connection that broke."""
+    """Yield the events of a watch, one JSON object per line; a truncated line is a broken connection."""
     for line in lines:
         try:
             event = json.loads(line)
@@ -219,7 +223,7 @@ def _events(lines: Iterable[str]) -> Iterator[tuple[str, Plain]]:
 
 
 def _connect(context: str | None) -> tuple[Any, Any]:
-    """For questions, and for watches, which are silent for long and still well."""
+    """Return a client for calls and one for watches, which may be silent for longer."""
     try:
         import httpx2
         from lightkube import Client as Kube

@@ -1,4 +1,4 @@
-"""What stands between a job and a cluster, asked of the cluster itself by few questions; one finding a line."""
+"""Checks of a cluster for one job, by few API calls; one finding per line."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ class Finding:
     about: str
     text: str
     fine: bool | None = True
-    """None: it could not be found out."""
+    """False for a problem; None if it could not be determined."""
 
     def __str__(self) -> str:
         return f"{ {True: 'ok', False: 'wrong', None: '?'}[self.fine]:<6} {self.about:<12} {self.text}"
 
 
 class Doctor:
-    """Asks for one job.
+    """Checks of a cluster for one job.
 
     Raises:
-        ConfigError: nobody can be reached.
+        ConfigError: the API server cannot be reached.
     """
 
     def __init__(self, job: JobConfig, retry_s: float = RETRY_S) -> None:
@@ -64,7 +64,7 @@ class Doctor:
         yield from self._pods(nodes)
 
     def take_out_of_service(self, name: str) -> Finding:
-        """Say that a machine is off for good, so that its pods are given up. ConfigError for one that gives signs."""
+        """Mark a lost machine as off for good, so that its pods are evicted; ConfigError if the node is ready."""
         path = f"/api/v1/nodes/{name}"
         node = self.client.read(path)
         if node is None:
@@ -72,7 +72,7 @@ class Doctor:
         if not _is_lost(node):
             raise ConfigError(f"--out-of-service {name}: it is ready, and its pods would go on beside their successors")
         taints = [each for each in node["spec"].get("taints") or [] if each["key"] != OUT_OF_SERVICE["key"]]
-        # The version makes the server refuse it if somebody else has changed the node meanwhile.
+        # With the version, the server refuses the patch if another client has changed the node meanwhile.
         version = node["metadata"]["resourceVersion"]
         self.client.change(
             path, {"metadata": {"resourceVersion": version}, "spec": {"taints": [*taints, OUT_OF_SERVICE]}}
@@ -86,7 +86,7 @@ class Doctor:
         yield Finding("server", where)
         try:
             there = self.client.read(self.here) is not None
-        except Refused:  # most accounts may not ask
+        except Refused:  # most accounts may not read it
             return
         if not there:
             yield Finding(
@@ -108,7 +108,7 @@ class Doctor:
         return status
 
     def _extensions(self) -> Iterator[Finding]:
-        """What does not come with Kubernetes: JobSet, TrainJob, Kueue and its queue."""
+        """Yield findings about JobSet, TrainJob, Kueue and its queue, which are not part of Kubernetes."""
         kind, queue = self.asked.main["kind"], self.job.queue
         if kind == "Job" and queue is None:
             return
@@ -171,7 +171,7 @@ class Doctor:
             yield Finding("claims", f"{key}: {wrong}; change {key}" if wrong else f"{claim} is there", not wrong)
 
     def _claim(self, name: str, claim: Plain | None) -> str:
-        """Why pods could not mount it; empty when they could."""
+        """Return why pods could not mount the claim; empty if they could."""
         if claim is None:
             return f"there is no claim {name} in namespace {self.client.namespace}"
         spec, phase = claim["spec"], claim.get("status", {}).get("phase")
@@ -203,7 +203,7 @@ class Doctor:
             yield from (Finding("nodes", f"{line} ({maker})", None) for line in found)
 
     def _pods(self, nodes: list[Plain] | None) -> Iterator[Finding]:
-        """Pods of ours that hang on lost nodes, and how long each index would wait for its next start."""
+        """Yield findings about our pods on lost nodes, and the back-off of each index before its next start."""
         pods = self.client.list("Pod", {"app.kubernetes.io/managed-by": MANAGER})
         yield from _told("lost nodes", _hanging(pods, nodes), "no pod of ours hangs on one")
         jobs: dict[str, list[Plain]] = {}
@@ -227,7 +227,7 @@ def _told(about: str, wrong: Iterator[str], fine: str) -> Iterator[Finding]:
 
 
 def _hanging(pods: list[Plain], nodes: list[Plain] | None) -> Iterator[str]:
-    """By node. What its controller takes for lost is; an account that may not see nodes goes by their pods."""
+    """Yield a line per lost node; an account that may not list nodes judges by the state of the pods."""
     lost = {each["metadata"]["name"] for each in nodes or [] if _is_lost(each)}
     hanging: dict[str, list[str]] = {}
     for pod in pods:
@@ -246,6 +246,6 @@ def _is_lost(node: Plain) -> bool:
 
 
 def _is_ready(thing: Plain) -> bool:
-    """What a node, or a pod, says of itself or is said of."""
+    """True if the condition Ready of a node or pod is true."""
     conditions = thing.get("status", {}).get("conditions") or []
     return any(each["type"] == "Ready" and each["status"] == "True" for each in conditions)

@@ -1,4 +1,4 @@
-"""The objects of one kind as they are now, for somebody who asks again and again: listed once, then kept up to date."""
+"""Mirror of all objects of one kind for repeated queries: listed once, then updated by a watch."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ Place = tuple[str | None, str]
 
 
 class Mirror:
-    """A thread of its own listens. A connection that breaks goes on from the last version that was heard of; when the
-    history since then is gone, and after any other refusal, all is listed anew.
+    """Mirror of one kind, updated by a thread of its own.
+
+    A broken watch continues from the last version received; if the history since then is gone, and after any other
+    refusal, all objects are listed again.
 
     Raises:
         ConfigError: the first list is refused.
@@ -28,14 +30,14 @@ class Mirror:
         self._lock = threading.Lock()
         self._things: dict[str, Plain] = {}
         self._lost: tuple[float, str] | None = None
-        """Since when nothing can be heard, and why."""
+        """Time since which the API server has not answered, and the error."""
         self._over = threading.Event()
         self._pause = FIRST_PAUSE_S
         self._version: str | None = self._list()
         threading.Thread(target=self._follow, daemon=True).start()
 
     def things(self) -> list[Plain]:
-        """All as they were last heard of; ConfigError when nothing could be heard for the client's `retry_s`."""
+        """Return all objects as last received; ConfigError without contact for the client's `retry_s`."""
         with self._lock:
             if self._lost is not None and time.monotonic() - self._lost[0] > self._client.retry_s:
                 waited = f"{time.monotonic() - self._lost[0]:.0f} s"
@@ -43,7 +45,7 @@ class Mirror:
             return list(self._things.values())
 
     def close(self) -> None:
-        """Nothing is asked any more; a connection that is silent ends later, and holds nobody up."""
+        """Stop the thread; it ends with its connection, and the caller does not wait for it."""
         self._over.set()
 
     def _follow(self) -> None:
@@ -60,7 +62,7 @@ class Mirror:
             self._pause = min(LONGEST_PAUSE_S, 2 * self._pause)
 
     def _listen(self) -> None:
-        """Over one connection, until it ends."""
+        """Process the events of one connection, until it ends."""
         if self._version is None:
             self._version = self._list()
         with self._client.watch(self._kind, self._labels, self._version) as events:
@@ -73,7 +75,7 @@ class Mirror:
     def _take(self, what: str, thing: Plain) -> None:
         self._version = thing["metadata"]["resourceVersion"]
         self._pause = FIRST_PAUSE_S
-        if what == "BOOKMARK":  # only a version
+        if what == "BOOKMARK":  # it only carries a version
             return
         name = thing["metadata"]["name"]
         with self._lock:
@@ -95,7 +97,7 @@ class Mirror:
 
 
 class Mirrors:
-    """Those that have been asked for, each made when it is first."""
+    """Mirrors by context, namespace and kind, each created at its first use."""
 
     def __init__(self, client: Callable[[Place], Client], labels: Mapping[str, str]) -> None:
         self._client, self._labels = client, labels

@@ -1,4 +1,4 @@
-"""What a Job, its pods and their events say about how a run stands: pure, on the API server's objects."""
+"""Status of a job from its API objects: the Job, its pods and their events; pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONGEST_DELAY_S = 600
 FAILED = ("FailureTarget", "Failed")
 NO_POD = "no pod runs yet"
 SETTLED_S = 5.0
-"""Seconds in which a new job has got its pods, where it gets any."""
+"""Seconds in which a new job normally gets its pods."""
 FAILED_CREATE = "FailedCreate"
 QUOTA = re.compile(r"exceeded quota: (\S+), requested: (\S+), used: (\S+), limited: (\S+)")
 PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainerConfigError", "CreateContainerError")
@@ -29,11 +29,11 @@ PULL = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "CreateContainer
 def standing(
     job: Plain, pods: Sequence[Plain], restart_delay_s: int = 120, queued: str = "", events: Sequence[Plain] = ()
 ) -> JobStatus:
-    """Of a Job with its pods; of a JobSet or TrainJob by their conditions.
+    """Return the status of a Job from its pods; of a JobSet or TrainJob from their conditions.
 
     Args:
-        queued: what its queue says of it.
-        events: they only tell why pods are missing.
+        queued: status of the job in its queue.
+        events: events of the job; they give the reason for missing pods.
     """
     status = job.get("status") or {}
     conditions = {each["type"]: each for each in status.get("conditions", []) if each.get("status") == "True"}
@@ -70,13 +70,13 @@ def _state(job: Plain, conditions: dict[str, Plain], pods: Sequence[Plain], dela
     alive = living(pods)
     if any(pod["status"].get("phase") == "Running" for pod in alive):
         return JobState.running, _trouble(alive, delay_s)
-    if not alive and _ended_well(pods):  # all is done, and Kubernetes says so of the job a second or two later
+    if not alive and _ended_well(pods):  # the job is done, and its own status follows a second or two later
         return JobState.running, ""
     return JobState.pending, _trouble(alive, delay_s) or NO_POD
 
 
 def lacks_pods(job: Plain, pods: Sequence[Plain], now: float) -> bool:
-    """Whether the job should have more pods than there are, so that its events are worth a question."""
+    """True if the job has fewer pods than it should, so that its events are worth a query."""
     spec, status = job.get("spec", {}), job.get("status") or {}
     started = _time(status.get("startTime"))
     if started is None or now - started < SETTLED_S or status.get("completionTime") or spec.get("suspend"):
@@ -87,9 +87,9 @@ def lacks_pods(job: Plain, pods: Sequence[Plain], now: float) -> bool:
 
 
 def why_refused(job: Plain, pods: Sequence[Plain], events: Sequence[Plain]) -> str:
-    """Why Kubernetes could not create a pod; nothing else than an event of the job tells it.
+    """Return why Kubernetes could not create a pod, which only an event of the job shows.
 
-    Empty when none was refused since the newest pod was made.
+    Empty if none was refused since the newest pod was created.
     """
     ours = [event for event in events if event.get("reason") == FAILED_CREATE
             and event["involvedObject"].get("uid") == job["metadata"].get("uid")]  # fmt: skip
@@ -104,7 +104,7 @@ def why_refused(job: Plain, pods: Sequence[Plain], events: Sequence[Plain]) -> s
 
 
 def _said_at(event: Plain) -> float:
-    """When it was said last; a series of the newer kind of event counts for itself."""
+    """Return the time of the last occurrence; a newer event type counts repeats in its `series`."""
     series = event.get("series") or {}
     times = (series.get("lastObservedTime"), event.get("lastTimestamp"), event.get("eventTime"))
     return next((at for time in times if (at := _time(time)) is not None), 0.0)
@@ -115,14 +115,14 @@ def _ended_well(pods: Sequence[Plain]) -> list[Plain]:
 
 
 def _why_failed(condition: Plain, pods: Sequence[Plain]) -> str:
-    """The last words of the pod that ended the job; without them what Kubernetes says."""
+    """Return the last output of the pod that ended the job, else the message of Kubernetes."""
     words = [word for pod in pods if (word := last_words(pod))]
     said = f"{condition.get('reason', '')}: {condition.get('message', '')}".strip(": ")
     return f"{words[-1]} ({said})" if words else said
 
 
 def last_words(pod: Plain) -> str:
-    """The line that the supervisor has left for a pod that must not be tried again."""
+    """Return the last line of the supervisor in a pod that must not be tried again."""
     for container in pod.get("status", {}).get("containerStatuses", []):
         ended = container.get("state", {}).get("terminated", {})
         if ended.get("exitCode") not in (None, 0, 75, 143) and ended.get("message"):
@@ -133,7 +133,7 @@ def last_words(pod: Plain) -> str:
 
 
 def _trouble(pods: Sequence[Plain], delay_s: int) -> str:
-    """Why single pods do not run, each reason once, with the indexes that have it."""
+    """Return why single pods do not run: each reason once, with the indexes that have it."""
     reasons: dict[str, list[str]] = {}
     for pod in pods:
         if why := pending_reason(pod):
@@ -147,9 +147,9 @@ def _trouble(pods: Sequence[Plain], delay_s: int) -> str:
 
 
 def _worn(pods: Sequence[Plain], limit_s: int) -> str:
-    """Which pods the Job will not start again for longer than the limit."""
+    """Return the pods whose next start Kubernetes delays beyond the limit; empty if there are none."""
     present = {index_of(pod) for pod in pods if pod.get("status", {}).get("phase") != "Failed"}
-    # The newest of each index, whose annotations count all failures before it.
+    # The newest pod of each index: its annotations count all failures before it.
     lost = {index_of(pod): pod for pod in sorted(pods, key=_failures) if index_of(pod) not in present}
     waits = {index: wait_s for index, pod in lost.items() if (wait_s := _wait_s(pod)) > limit_s}
     if not waits:
@@ -158,7 +158,7 @@ def _worn(pods: Sequence[Plain], limit_s: int) -> str:
 
 
 def _wait_s(pod: Plain) -> float:
-    """Seconds until a pod that has failed gets its successor."""
+    """Return the seconds until a failed pod is replaced."""
     containers = pod.get("status", {}).get("containerStatuses", [])
     ends = [_time(each.get("state", {}).get("terminated", {}).get("finishedAt")) for each in containers]
     ended = max((end for end in ends if end is not None), default=time.time())
@@ -166,7 +166,7 @@ def _wait_s(pod: Plain) -> float:
 
 
 def pending_reason(pod: Plain) -> str:
-    """Why a pod waits, or that it hangs; empty for one that is well."""
+    """Return why a pod waits or hangs; empty for a healthy one."""
     status = pod.get("status", {})
     if pod["metadata"].get("deletionTimestamp") and status.get("phase") == "Running":
         ready = [each for each in status.get("conditions", []) if each["type"] == "Ready"]
@@ -188,8 +188,10 @@ def pending_reason(pod: Plain) -> str:
 
 
 def next_delay_s(pod: Plain) -> int:
-    """Seconds that Kubernetes would wait before it starts this index again: each failure doubles them, ignored ones
-    too, and a long good run does not reset them."""
+    """Return the seconds that Kubernetes would wait before it starts this index again.
+
+    Each failure doubles them, ignored ones too, and a long run without failure does not reset them.
+    """
     failures = _failures(pod)
     return int(min(FIRST_DELAY_S * 2**failures, LONGEST_DELAY_S))
 
@@ -204,7 +206,7 @@ def index_of(pod: Plain) -> str:
 
 
 def living(pods: Iterable[Plain]) -> list[Plain]:
-    """Those that wait or run, by index."""
+    """Return the pods that wait or run, by index."""
     found = [pod for pod in pods if pod.get("status", {}).get("phase") in ("Pending", "Running")]
     return sorted(found, key=lambda pod: (len(index_of(pod)), index_of(pod)))
 

@@ -1,7 +1,7 @@
-"""Where suspended jobs stand in Kueue's queues, and what Kueue says that they wait for.
+"""Position of suspended jobs in Kueue's queues, and the reason why they wait.
 
-The place comes from Kueue's visibility API (pending workloads of a LocalQueue), the reason from the condition
-QuotaReserved of the Workload that Kueue makes for each job. Both need rights that k8s/rbac.yaml gives.
+The position is from Kueue's visibility API (pending workloads of a LocalQueue), the reason from the condition
+QuotaReserved of the Workload that Kueue makes for each job. Both need rights that k8s/rbac.yaml grants.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Plain = dict[str, Any]
 QUEUE, JOB_UID = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/job-uid"
 GROUP, VISIBILITY = "kueue.x-k8s.io", "visibility.kueue.x-k8s.io"
 VERSIONS = ("v1beta2", "v1beta1")
-"""Of both groups, the newest first."""
+"""API versions of both groups, the newest first."""
 
 
 def queued(client: Client, jobs: Iterable[Plain]) -> dict[str, str]:
-    """For the uid of each job that waits in a queue what there is to say; two questions for each queue."""
+    """Return uid → position and reason for each job that waits in a queue; two API calls per queue."""
     waiting = {job["metadata"]["uid"]: str(queue) for job in jobs if (queue := _queue_of(job)) is not None}
     if not waiting:
         return {}
@@ -41,7 +41,7 @@ def _queue_of(job: Plain) -> str | None:
 
 
 def _places(client: Client, queue: str) -> dict[str, str]:
-    """By the uid of the job. Kueue counts from 0, people from 1."""
+    """Return uid of the job → its position; Kueue counts from 0, the message from 1."""
     items = _items(client, VISIBILITY, f"localqueues/{queue}/pendingworkloads")
     return {
         owner["uid"]: f", place {each['positionInLocalQueue'] + 1} of {len(items)}"
@@ -51,7 +51,7 @@ def _places(client: Client, queue: str) -> dict[str, str]:
 
 
 def _reasons(client: Client) -> dict[str, str]:
-    """Why no quota is reserved for a job, by its uid."""
+    """Return uid of the job → the reason why no quota is reserved for it."""
     found = {}
     for each in _items(client, GROUP, "workloads"):
         for condition in each.get("status", {}).get("conditions", []):
@@ -61,11 +61,11 @@ def _reasons(client: Client) -> dict[str, str]:
 
 
 def _items(client: Client, group: str, what: str) -> list[Plain]:
-    """Empty where Kueue is not there, is older than its visibility API, is down, or does not show it to us."""
+    """Return the objects; empty if Kueue is missing, down, too old for its visibility API, or forbids it."""
     for version in VERSIONS:
         try:
             found = client.read(f"/apis/{group}/{version}/namespaces/{client.namespace}/{what}")
-        except Refused:  # the queue's name alone is an answer too
+        except Refused:  # the name of the queue alone is useful too
             return []
         if found is not None:
             items: list[Plain] = found.get("items") or []

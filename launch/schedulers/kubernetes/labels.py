@@ -1,4 +1,4 @@
-"""Names and labels of all that a job makes in a cluster."""
+"""Names and labels of the objects of a job in a cluster."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ import re
 from everstep.launch.schedulers.base import Program
 
 MANAGER = "everstep"
-"""Field manager of what we apply, and the value of app.kubernetes.io/managed-by."""
+"""Field manager of applied objects, and the value of app.kubernetes.io/managed-by."""
 TOKEN = "everstep.dev/token"
 RUN = "everstep.dev/run"
 FOLDER = "everstep.dev/folder"
 JOB_NAME = "job-name"
-"""Set by Kubernetes on the pods of a Job."""
+"""Label that Kubernetes sets on the pods of a Job."""
 JOBSET_NAME = "jobset.sigs.k8s.io/jobset-name"
 COMPLETION_INDEX = "batch.kubernetes.io/job-completion-index"
 CONTAINER = "train"
 NODES = "node"
-"""The group of pods inside of a JobSet or TrainJob; Kubeflow's runtimes call it so."""
+"""Name of the group of pods in a JobSet or TrainJob, as in Kubeflow's runtimes."""
 PORT = 29400
 LONGEST_RUN = 40
-"""Of a name's 63 letters, what is left for the run's: `-DIGEST`, `-node-0` of a JobSet and `-INDEX` come behind."""
+"""Letters for the run's name, of 63: `-DIGEST`, `-node-0` of a JobSet and `-INDEX` follow it."""
 
 
 def job_name(program: Program) -> str:
-    """One name for one submission: the API server itself then refuses a second job for it."""
+    """Return one name per submission: the API server itself then refuses a second job for it."""
     digest = hashlib.sha256(f"{program.token} {program.folder}".encode()).hexdigest()[:8]
     return f"{slug(program.name)[:LONGEST_RUN].rstrip('-')}-{digest}"
 
 
 def slug(text: str) -> str:
-    """The text as Kubernetes has names: lower-case letters, digits and '-', a letter first."""
+    """Return the text as a Kubernetes name: lower-case letters, digits and '-', a letter first."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return plain if plain[:1].isalpha() else f"run-{plain}".rstrip("-")
 

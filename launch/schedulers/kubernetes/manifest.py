@@ -1,4 +1,4 @@
-"""What a job becomes in Kubernetes: plain objects, and the text that `kubectl apply -f -` takes."""
+"""Rendering of a job for Kubernetes: plain objects, and the text for `kubectl apply -f -`."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ from everstep.launch.schedulers.kubernetes.labels import (
 from everstep.launch.schedulers.kubernetes.pod import Plain, resources, template
 
 DO_NOT_RETRY = 78
-"""Exit code of a pod whose job must not be tried again: the config is wrong, or the budget is spent."""
+"""Exit code of a pod whose job must not be tried again: the config is wrong, or no restarts are left."""
 WORLD_BROKE = 75
-"""Exit code of a pod that was fine itself and cannot go on."""
+"""Exit code of a healthy pod that cannot continue."""
 PREEMPTED = 143
-"""Exit code of a pod that was told to go: 128 + SIGTERM. Never 0, which would end its index for good."""
+"""Exit code of a pod that was asked to stop: 128 + SIGTERM; 0 would complete its index for good."""
 JOBSET = "jobset.x-k8s.io/v1alpha2"
 TRAINJOB = "trainer.kubeflow.org/v1alpha1"
 RUNTIME = "torch-distributed"
 
 
 def objects(job: JobConfig, program: Program) -> list[Plain]:
-    """All objects of a job, in the order in which they are made; the job itself is the last."""
+    """Return all objects of a job in the order of creation; the job itself is the last."""
     name = job_name(program)
     config = _settings(job, program, name)
     made = {"job": _job, "jobset": _jobset, "trainjob": _trainjob}[job.kind](job, program, name, _name(config))
     if job.k8s.overlay is not None:
         made = strategic_merge.merge(made, strategic_merge.read(job.k8s.overlay))
-    # A JobSet makes its own service.
+    # A JobSet creates its own service.
     return [config, *([_service(job, program, name)] if job.kind == "job" else []), made]
 
 
 def manifest(made: list[Plain]) -> str:
-    """The objects as YAML; no anchors, so that a reader need not look back."""
+    """Return the objects as YAML without anchors, for easier reading."""
     import yaml
 
     class Dumper(getattr(yaml, "CSafeDumper", yaml.SafeDumper)):  # type: ignore[misc]
@@ -69,8 +69,10 @@ def _name(thing: Plain) -> str:
 
 
 def _settings(job: JobConfig, program: Program, name: str) -> Plain:
-    """What the pods read. Immutable and named by its content: a running pod never sees another, nor does the kubelet
-    have to watch it."""
+    """Return the ConfigMap that the pods read.
+
+    It is immutable and named by its content: a running pod never sees another one, and the kubelet need not watch it.
+    """
     data = {
         "program.json": json.dumps({"argv": list(program.argv), "token": program.token, "run": program.name}, indent=1),
         "job.yaml": job_yaml(job),
@@ -87,7 +89,7 @@ def _settings(job: JobConfig, program: Program, name: str) -> Plain:
 
 
 def _service(job: JobConfig, program: Program, name: str) -> Plain:
-    """Gives the pods names. They meet by addresses in the run folder; names are for people and for other programs."""
+    """Return the service that gives pods names, for other programs; pods find each other by address."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -107,7 +109,7 @@ def _job(job: JobConfig, program: Program, name: str, settings: str) -> Plain:
     spec = _job_spec(job, template(job, program, name, settings, (JOB_NAME, name)))
     spec["ttlSecondsAfterFinished"] = job.k8s.keep_s
     if job.queue is not None:
-        # Kueue starts it when all of its pods have a place; nobody else would ever unsuspend it.
+        # Kueue starts the job when all of its pods are admitted; without Kueue it would stay suspended.
         spec["suspend"] = True
     return {"apiVersion": "batch/v1", "kind": "Job", "metadata": metadata, "spec": spec}
 
@@ -122,12 +124,12 @@ def _job_spec(job: JobConfig, pods: Plain) -> Plain:
         # Per index: with one limit for the whole job, three pods that are evicted together come back after 40 s and
         # not after 10 s.
         "backoffLimitPerIndex": job.max_restarts,
-        # One index that cannot go on stops them all.
+        # One index that cannot continue stops all of them.
         "maxFailedIndexes": 0,
         # No second pod of an index while the first may still be writing.
         "podReplacementPolicy": "Failed",
         "podFailurePolicy": {"rules": _failure_rules()},
-        # Index 0 ends last; pods that were still waiting for a place then are not needed any more.
+        # Index 0 ends last; pods that are still pending then are not needed any more.
         "successPolicy": {"rules": [{"succeededIndexes": "0"}]},
     }
     if job.time_s is not None:
@@ -136,19 +138,19 @@ def _job_spec(job: JobConfig, pods: Plain) -> Plain:
 
 
 def _failure_rules() -> list[Plain]:
-    """The first that fits decides; what none fits counts against its index."""
+    """Return the rules for failed pods: the first match decides; without a match the failure counts."""
     return [
-        # First, so that a pod that was told to go can fail nothing, whatever its exit code.
+        # First, so that a pod that was asked to stop cannot fail the job, whatever its exit code.
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [DO_NOT_RETRY]}},
-        # The peers of a pod that was lost, and `kubectl delete pod`, have no such condition.
+        # The peers of a lost pod, and pods after `kubectl delete pod`, have no such condition.
         {"action": "Ignore", "onExitCodes": {"containerName": CONTAINER, "operator": "In",
                                              "values": [WORLD_BROKE, PREEMPTED]}},
     ]  # fmt: skip
 
 
 def _with_queue(job: JobConfig, metadata: Plain) -> Plain:
-    """Kueue finds a job by its labels."""
+    """Add the labels by which Kueue finds a job."""
     given = {"kueue.x-k8s.io/queue-name": job.queue, "kueue.x-k8s.io/priority-class": job.k8s.queue_priority}
     found = {key: value for key, value in given.items() if value is not None and job.queue is not None}
     made = {**metadata, "labels": {**metadata["labels"], **found}}
@@ -168,7 +170,7 @@ def _jobset(job: JobConfig, program: Program, name: str, settings: str) -> Plain
     inner = _job_spec(job, template(job, program, name, settings, (JOBSET_NAME, name)))
     spec: Plain = {
         "network": {"enableDNSHostnames": True, "publishNotReadyAddresses": True, "subdomain": name},
-        # The inner job fails for good only by its own policy: to start it again would fail alike.
+        # The inner job fails for good only by its own policy: another start would fail as well.
         "failurePolicy": {
             "maxRestarts": job.max_restarts,
             "rules": [{"name": "donotretry", "action": "FailJobSet", "onJobFailureReasons": ["PodFailurePolicy"]}],
@@ -182,7 +184,7 @@ def _jobset(job: JobConfig, program: Program, name: str, settings: str) -> Plain
 
 
 def _trainjob(job: JobConfig, program: Program, name: str, settings: str) -> Plain:
-    """For clusters whose jobs all go through Kubeflow's Trainer. Its runtime, and not we, says how failures count."""
+    """Return the TrainJob for Kubeflow's Trainer; its runtime, not this manifest, sets how failures count."""
     pods = template(job, program, name, settings, (JOBSET_NAME, name))
     (container,) = pods["spec"]["containers"]
     mounts, security = container["volumeMounts"], container["securityContext"]
@@ -191,7 +193,7 @@ def _trainjob(job: JobConfig, program: Program, name: str, settings: str) -> Pla
     patch = {key: pods["spec"][key] for key in taken if key in pods["spec"]}
     patch["containers"] = [{"name": NODES, "volumeMounts": mounts, "securityContext": security}]
     nodes = {"name": NODES, "template": {"spec": {"template": {"metadata": pods["metadata"], "spec": patch}}}}
-    # Numbers of processes are for torchrun, which our supervisor starts: the runtime's variables are not used.
+    # The numbers of processes are for torchrun, which our supervisor starts: the runtime's variables are not used.
     trainer: Plain = {
         "image": job.image,
         "command": container["command"],

@@ -1,4 +1,4 @@
-"""The template of a job's pods: plain data, the same for the same job."""
+"""Template of a job's pods: plain data, the same for the same job."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME, PORT, labels
 
 GRACE_SLACK_S = 30
-"""Seconds that a pod may live beyond job.grace_s: the supervisor kills what has not ended, and writes a report."""
+"""Seconds for a pod beyond job.grace_s: the supervisor kills its processes and writes a report."""
 SETTINGS = "/etc/everstep"
 CACHE = "/cache"
 HOME = "/tmp"
@@ -19,14 +19,16 @@ Plain = dict[str, Any]
 
 
 def template(job: JobConfig, program: Program, name: str, settings: str, owner: tuple[str, str]) -> Plain:
-    """Args:
-    name: of the job; its service has the same.
-    settings: name of the ConfigMap.
-    owner: the label that all pods of this job have, and no others.
+    """Return the pod template.
+
+    Args:
+        name: name of the job and of its service.
+        settings: name of the ConfigMap.
+        owner: label that all pods of this job have, and no others.
     """
     metadata: Plain = {"labels": {**labels(program), **({} if owner[0] == JOB_NAME else {owner[0]: owner[1]})}}
     annotations = {
-        # A scale-down or a consolidation is no reason to stop a training: these two autoscalers ask first.
+        # A scale-down or a consolidation must not stop a training; these annotations forbid it to the two autoscalers.
         "cluster-autoscaler.kubernetes.io/safe-to-evict": "false",
         "karpenter.sh/do-not-disrupt": "true",
     }
@@ -38,10 +40,10 @@ def template(job: JobConfig, program: Program, name: str, settings: str, owner: 
 def _spec(job: JobConfig, program: Program, name: str, settings: str, owner: tuple[str, str]) -> Plain:
     k8s = job.k8s
     spec: Plain = {
-        # A pod that has failed is replaced, never restarted in place: podFailurePolicy needs it so.
+        # A failed pod is replaced, never restarted in place: podFailurePolicy requires it.
         "restartPolicy": "Never",
         "subdomain": name,
-        # Longer than the processes may take, or their last checkpoint would be cut off.
+        # Longer than the grace period of the processes, or their last save would be killed.
         "terminationGracePeriodSeconds": job.grace_s + GRACE_SLACK_S,
         "automountServiceAccountToken": k8s.api_token,
         "enableServiceLinks": False,
@@ -69,14 +71,14 @@ def _spec(job: JobConfig, program: Program, name: str, settings: str, owner: tup
 
 
 def _tolerations(job: JobConfig) -> list[Plain]:
-    """A pod is given up soon after its node; Kubernetes' own 300 s would be added to the 50 s of finding out."""
+    """Evict a pod soon after its node is lost: Kubernetes' 300 s would add to the 50 s of detection."""
     lost = [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": job.k8s.lost_node_s}
             for key in TOLERATED]  # fmt: skip
     return [*lost, *job.k8s.tolerations]
 
 
 def _spread(owner: tuple[str, str]) -> Plain:
-    """One lost node should cost one pod, where there are nodes enough."""
+    """Spread the pods, so that one lost node costs one pod, if there are enough nodes."""
     selector = {"matchLabels": {owner[0]: owner[1]}}
     return {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
             "labelSelector": selector}  # fmt: skip
@@ -89,7 +91,7 @@ def _affinity(job: JobConfig, owner: tuple[str, str]) -> Plain:
         terms = [{"matchExpressions": [avoid]}]
         affinity["nodeAffinity"] = {"requiredDuringSchedulingIgnoredDuringExecution": {"nodeSelectorTerms": terms}}
     if job.k8s.topology is not None and job.queue is None:
-        # Wished for, not required: without Kueue pods are placed one by one, and the last could wait for ever.
+        # Preferred, not required: without Kueue pods are placed one by one, and the last could wait without end.
         term = {"topologyKey": job.k8s.topology, "labelSelector": {"matchLabels": {owner[0]: owner[1]}}}
         wish = {"weight": 100, "podAffinityTerm": term}
         affinity["podAffinity"] = {"preferredDuringSchedulingIgnoredDuringExecution": [wish]}
@@ -99,13 +101,13 @@ def _affinity(job: JobConfig, owner: tuple[str, str]) -> Plain:
 def _container(job: JobConfig, program: Program, name: str) -> Plain:
     capabilities: Plain = {"drop": ["ALL"]}
     if job.k8s.rdma_resource is not None:
-        # RDMA pins memory. This one capability is beyond "restricted"; the namespace has to allow it.
+        # RDMA pins memory. This capability exceeds Pod Security "restricted"; the namespace must allow it.
         capabilities["add"] = ["IPC_LOCK"]
     return {
         "name": CONTAINER,
         "image": job.image,
         "imagePullPolicy": job.k8s.image_pull_policy,
-        # PID 1 itself: a shell before it would keep SIGTERM to itself.
+        # The supervisor is process 1: a shell in its place would not pass SIGTERM on.
         "command": [job.python or "python", "-m", "everstep.launch.node.pod", program.folder],
         "env": _env(job, name),
         "ports": [{"name": "rendezvous", "containerPort": PORT, "protocol": "TCP"}],
@@ -115,20 +117,20 @@ def _container(job: JobConfig, program: Program, name: str) -> Plain:
             "readOnlyRootFilesystem": True,
             "capabilities": capabilities,
         },
-        # Why a pod has ended stands in its status, also when its log is gone.
+        # The reason why a pod ended is kept in its status, also when its log is gone.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": _mounts(job),
     }
 
 
 def _env(job: JobConfig, name: str) -> list[Plain]:
-    """Plain values, what only the pod knows, and secrets by reference: no value of theirs passes through here."""
+    """Return plain values, pod fields, and secrets by reference: their values are never read here."""
     told = {"POD_IP": "status.podIP", "POD_UID": "metadata.uid", "NODE_NAME": "spec.nodeName"}
     index = {"fieldPath": "metadata.annotations['batch.kubernetes.io/job-completion-index']"}
     return [
         {"name": "EVERSTEP_JOB", "value": name},
         {"name": "EVERSTEP_SETTINGS", "value": SETTINGS},
-        # Kubernetes sets it by itself; said here, since a program that reads a manifest should see it.
+        # Kubernetes sets it by itself; it is repeated for programs that read the manifest.
         {"name": "JOB_COMPLETION_INDEX", "valueFrom": {"fieldRef": index}},
         *({"name": key, "valueFrom": {"fieldRef": {"fieldPath": path}}} for key, path in told.items()),
         {"name": "HOME", "value": HOME},
@@ -139,7 +141,7 @@ def _env(job: JobConfig, name: str) -> list[Plain]:
 
 
 def resources(job: JobConfig) -> Plain:
-    """Memory and devices are limits. CPUs are only asked for: a limit would throttle the loaders."""
+    """Return memory and devices as limits, CPUs as requests only: a CPU limit would throttle the loaders."""
     requests: Plain = {}
     limits: Plain = {}
     if job.cpus is not None:
@@ -155,13 +157,13 @@ def resources(job: JobConfig) -> Plain:
 
 
 def gpus(job: JobConfig) -> int | None:
-    """GPUs of each pod; None asks for none."""
+    """Return the GPUs of each pod; None requests none."""
     wanted = job.nproc if job.gpus == "auto" else job.gpus
     return wanted or None if isinstance(wanted, int) else None
 
 
 def quantity(text: str) -> str:
-    """Slurm's 64G as Kubernetes says it; its own 64Gi stays as it is."""
+    """Return Slurm's 64G in Kubernetes' form, 64Gi, which itself stays as it is."""
     plain = text.strip()
     return f"{plain}i" if plain[-1:] in ("K", "M", "G", "T") else plain
 
@@ -186,7 +188,7 @@ def _volumes(job: JobConfig, settings: str) -> list[Plain]:
     return [
         {"name": "settings", "configMap": {"name": settings}},
         {"name": "shm", "emptyDir": {"medium": "Memory", **_sized(k8s.shm_gb)}},
-        # The root file system is read-only, so these are the places to write to.
+        # The root file system is read-only; these are the writable places.
         {"name": "scratch", "emptyDir": _sized(k8s.scratch_gb)},
         {"name": "cache", **cache},
         *claims,

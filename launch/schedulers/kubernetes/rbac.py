@@ -1,4 +1,4 @@
-"""What the launcher has to be allowed to do in its namespace: the same as k8s/rbac.yaml grants."""
+"""Permissions that the launcher needs in its namespace, as granted by k8s/rbac.yaml."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Right = tuple[str, str, str]
 WORKLOAD = ("get", "list", "watch", "create", "patch", "delete")
 GRANTED = {
     ("batch", "jobs"): WORKLOAD,
-    # All kinds are looked at, whichever is used: somebody else may have submitted the run as another.
+    # All kinds are queried, whichever is used: another launcher may have submitted the run as another kind.
     ("jobset.x-k8s.io", "jobsets"): WORKLOAD,
     ("trainer.kubeflow.org", "trainjobs"): WORKLOAD,
     ("", "services"): ("get", "list", "create", "patch"),
@@ -26,7 +26,7 @@ def needed() -> Iterator[Right]:
 
 
 def covers(rules: Iterable[Plain], right: Right) -> bool:
-    """Whether one of the rules of a SelfSubjectRulesReview grants it for objects of any name."""
+    """True if a rule of a SelfSubjectRulesReview grants the right for objects of any name."""
     keys = ("apiGroups", "resources", "verbs")
     return any(
         not rule.get("resourceNames")
@@ -36,7 +36,7 @@ def covers(rules: Iterable[Plain], right: Right) -> bool:
 
 
 def review(namespace: str, right: Right) -> Plain:
-    """The question about one right, which every account may ask about itself."""
+    """Return the query for one right, which every account may make about itself."""
     group, resource, verb = right
     asked = {"namespace": namespace, "group": group, "resource": resource, "verb": verb}
     return {
@@ -47,7 +47,7 @@ def review(namespace: str, right: Right) -> Plain:
 
 
 def rules_review(namespace: str) -> Plain:
-    """The question about all rights at once; its answer may leave out some that there are."""
+    """Return the query for all rights at once; its answer may be incomplete."""
     return {
         "apiVersion": "authorization.k8s.io/v1",
         "kind": "SelfSubjectRulesReview",
@@ -56,7 +56,7 @@ def rules_review(namespace: str) -> Plain:
 
 
 def missing(rights: Iterable[Right]) -> Iterator[str]:
-    """What may not be done, a phrase for each resource."""
+    """Yield a phrase per resource with the verbs that are not permitted."""
     verbs: dict[str, list[str]] = {}
     for group, resource, verb in rights:
         verbs.setdefault(f"{resource}.{group}".rstrip("."), []).append(verb)

@@ -1,4 +1,4 @@
-"""Kubernetes as a scheduler: a job is made, found, looked at and removed."""
+"""Kubernetes as a scheduler: submit, find, query and cancel jobs."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from everstep.launch.schedulers.kubernetes.validate import mistakes
 MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
 WORKLOADS = ("Job", "JobSet", "TrainJob")
 CURRENT = "current"
-"""Stands in a handle for the kubeconfig's current context."""
+"""Cluster part of a handle that means the kubeconfig's current context."""
 Look = Callable[[Place, str], list[dict[str, Any]]]
-"""All objects of ours of one kind at a place."""
+"""Return all our objects of one kind in a context and namespace."""
 
 
 @dataclass(frozen=True)
 class Kubernetes:
-    """The cluster and namespace that the job names; those of a handle, for what there is already."""
+    """Kubernetes cluster and namespace: from the config for new jobs, from the handle for existing ones."""
 
     job: JobConfig = field(default_factory=lambda: JobConfig(scheduler="k8s"))
     retry_s: float = RETRY_S
@@ -45,16 +45,16 @@ class Kubernetes:
         return Rendered(("kubectl", "apply", "-f", "-"), manifest=manifest(made), mistakes=found)
 
     def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
-        """What the API server would accept though it cannot work, and what no node has.
+        """Return what the API server would accept although it cannot work, and what no node has.
 
-        With the program, also whether the pods can see its folder, and what its config holds.
+        With `program` also check that the pods can see its run folder, and the contents of its config.
         """
         known = program or Program("everstep-check", "memory://everstep-check", (), "check")
         made = objects(job, known)
         return [*mistakes(job, known, made), *lacking(job, made[-1], self._client, say)]
 
     def submit(self, rendered: Rendered) -> JobHandle:
-        """Settings and service first, so that no pod waits for them; the job owns them and takes them along."""
+        """Apply settings and service before the job, so that no pod waits for them; the job then owns them."""
         import yaml
 
         made = list(yaml.safe_load_all(rendered.manifest))
@@ -69,17 +69,17 @@ class Kubernetes:
     def find(self, token: str) -> JobHandle | None:
         for kind in WORKLOADS:
             for each in self._client.list(kind, {TOKEN: token_label(token)}):
-                if not each["metadata"].get("ownerReferences"):  # the Job inside of a JobSet has the same labels
+                if not each["metadata"].get("ownerReferences"):  # the Job inside a JobSet has the same labels
                     return self._handle(kind, each["metadata"]["name"])
         return None
 
     def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
-        """One list of the jobs and one of the pods for each namespace, however many handles there are."""
+        """Return statuses by one list of jobs per kind and one of pods for each namespace."""
         return self._read(handles, lambda place, kind: self._client_of(place).list(kind, MANAGED))
 
     @contextlib.contextmanager
     def follow(self) -> Iterator[Ask]:
-        """`status` from what watches have told; a job that they have not told of yet is asked for."""
+        """Return `status` on watched objects; a job that no watch has reported yet is queried."""
         with contextlib.closing(Mirrors(self._client_of, MANAGED)) as mirrors:
 
             def ask(handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
@@ -108,7 +108,7 @@ class Kubernetes:
 
     def _standing(
         self,
-        kind: str,  # not the job's own word: what a list is of, its elements do not say again
+        kind: str,  # an object in a list does not repeat its kind
         job: dict[str, Any] | None,
         pods: Sequence[dict[str, Any]],
         waits: Mapping[str, str],
@@ -123,7 +123,10 @@ class Kubernetes:
         return standing(job, ours, self.job.k8s.restart_delay_s, queue, events() if missing else ())
 
     def _refusals(self, place: Place) -> list[dict[str, Any]]:
-        """What was said of jobs that got no pods: one question for all of them. Who may not see events does without."""
+        """Return the events of jobs without pods, by one query for all jobs.
+
+        Empty for an account that may not read events.
+        """
         client = self._client_of(place)
         try:
             return client.items(f"/api/v1/namespaces/{client.namespace}/events?fieldSelector=reason%3D{FAILED_CREATE}")
@@ -143,7 +146,7 @@ class Kubernetes:
         return Client(context, namespace, self.retry_s)
 
     def _handle(self, kind: str, name: str) -> JobHandle:
-        context = quote(self.job.k8s.context or CURRENT, safe="")  # names of contexts may hold anything
+        context = quote(self.job.k8s.context or CURRENT, safe="")  # a context's name may hold any character
         return JobHandle("k8s", context, f"{self._client.namespace}/{kind.lower()}/{name}")
 
 
@@ -153,7 +156,7 @@ def _place(handle: JobHandle) -> Place:
 
 
 def _parts(handle: JobHandle) -> tuple[str, str, str]:
-    """Namespace, kind and name."""
+    """Return namespace, kind and name."""
     words = handle.id.split("/")
     kinds = {kind.lower(): kind for kind in WORKLOADS}
     if len(words) != 3 or words[1] not in kinds:

@@ -1,4 +1,4 @@
-"""A user's strategic merge patch, the last word on a manifest: for what no key of ours says."""
+"""Strategic merge patch of the user, applied last to a manifest: for fields without a config key."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ MERGED_BY = {
     "volumeMounts": "mountPath", "ports": "containerPort", "replicatedJobs": "name",
     "topologySpreadConstraints": "topologyKey",
 }  # fmt: skip
-"""Lists whose items have a key: those are merged one by one. All other lists are replaced."""
+"""Lists whose items have a key, by which they are merged one by one. All other lists are replaced."""
 
 
 def merge(base: Any, patch: Any, field: str = "") -> Any:
-    """`base` with `patch` over it: mappings are merged, null removes, and `$patch: delete` drops an item of a list."""
+    """Return `base` patched: mappings are merged, null removes, `$patch: delete` drops an item of a list."""
     if isinstance(base, dict) and isinstance(patch, dict):
         return _mapping(base, patch)
     if isinstance(base, list) and isinstance(patch, list) and field in MERGED_BY:
@@ -49,7 +49,7 @@ def _items(base: list[Any], patch: list[Any], key: str, field: str) -> list[Any]
 
 
 def read(path: str) -> dict[str, Any]:
-    """The patch in a file; ConfigError when there is none."""
+    """Return the patch in a file; ConfigError if it is missing or no mapping."""
     import yaml
 
     try:

@@ -1,4 +1,4 @@
-"""What an API server accepts though it cannot work, one line each with the key to change: pure, on the objects."""
+"""Mistakes that an API server accepts although the job cannot work: pure, on the rendered objects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from everstep.launch.schedulers.kubernetes.pod import GRACE_SLACK_S, Plain
 from everstep.storage import open_storage
 
 MOST_BYTES = 1 << 20
-"""Of a ConfigMap."""
+"""Size limit of a ConfigMap."""
 LONGEST_LABEL = 63
 SMALL = {"m": 1e-3, "": 1.0, "k": 1e3, "K": 1e3}
 UNITS = {**SMALL, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
@@ -23,11 +23,11 @@ LOOKS_SECRET = re.compile(
     r"AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,}|hf_\w{30,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
 )
 NOT_HERE = ("partition", "account", "qos", "constraint", "reservation", "flags", "setup", "mounts")
-"""Keys of Slurm's that would have no effect."""
+"""Slurm keys without effect on Kubernetes."""
 
 
 def mistakes(job: JobConfig, program: Program, objects: list[Plain]) -> list[str]:
-    """Everything that stands against the job; `objects` are what was made of it, the overlay included."""
+    """Return one line per mistake with the key to change; `objects` are the rendered job with overlay."""
     main = objects[-1]
     found = [*_keys(job), *_folder(job, program), *_settings(objects)]
     spec = main["spec"]
@@ -55,7 +55,7 @@ def _keys(job: JobConfig) -> Iterator[str]:
 
 
 def _folder(job: JobConfig, program: Program) -> Iterator[str]:
-    """Pods do not share the disk of the machine that submits."""
+    """Yield a line if the pods cannot see the run folder: they do not share the submitting machine's disk."""
     path = open_storage(program.folder).path()
     if path is None:
         return
@@ -142,6 +142,6 @@ def _literals(env: list[dict[str, Any]]) -> Iterator[str]:
 
 
 def amount(text: str | int | None) -> float | None:
-    """Bytes of 8Gi or 500M, the half of 500m; None for nothing and for what only the API server understands."""
+    """Return the value of a quantity: bytes of 8Gi or 500M, 0.5 for 500m; None if missing or unknown."""
     form = QUANTITY.fullmatch(str(text)) if text is not None else None
     return float(form[1]) * UNITS[form[2]] if form is not None else None

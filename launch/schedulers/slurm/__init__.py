@@ -1,1 +1,1 @@
-"""Slurm through its own commands."""
+"""Slurm through its command-line tools."""

@@ -1,8 +1,8 @@
-"""What Slurm's accounting lets a user have, as `scontrol` and `sacctmgr` print it: accounts, QOS and their limits.
+"""Accounts and QOS of a user with their limits, as printed by `scontrol` and `sacctmgr`.
 
-Whether an account or a QOS may be used Slurm says itself, and is believed: where associations are not enforced any name
-will do. What it does not say is which ones there are; nor that a job is longer than its QOS allows, unless the QOS has
-DenyOnLimit: such a job is accepted, and waits for ever.
+Slurm itself checks whether an account or a QOS may be used: if associations are not enforced, any name works. It does
+not report which ones exist, nor that a job is longer than its QOS allows, unless the QOS has DenyOnLimit: such a job is
+accepted and waits without end.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from everstep.launch.text_tables import duration
 CONFIG = ("scontrol", "show", "config")
 ADMIN = ("sacctmgr", "--noheader", "--parsable2", "show")
 Lines = Callable[[Sequence[str]], list[str]]
-"""What a command of Slurm's prints; nothing when it fails."""
+"""Return the output lines of a Slurm command; empty if it fails."""
 
 
 @dataclass(frozen=True)
 class Association:
-    """What a user may have by one account."""
+    """Association of a user with one account."""
 
     account: str
     qos: tuple[str, ...]
@@ -33,12 +33,12 @@ class Association:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the cluster's configuration says of accounting."""
+    """Accounting settings of the cluster's configuration."""
 
     cluster: str
     enforced: frozenset[str]
     stored: frozenset[str]
-    """What of a job goes into the database beside its facts."""
+    """Optional data of a job that the database stores (AccountingStoreFlags)."""
 
     @property
     def limits(self) -> bool:
@@ -53,7 +53,7 @@ def settings(lines: Lines) -> Settings:
 
 
 def associations(cluster: str, lines: Lines) -> list[Association]:
-    """Those of the user who asks; none where sacctmgr does not show them."""
+    """Return the associations of the current user; empty if sacctmgr does not show them."""
     user = pwd.getpwuid(os.getuid()).pw_name
     question = (*ADMIN, "user", user, "withassoc", f"cluster={cluster}", "format=DefaultAccount,Account,QOS,DefaultQOS")
     rows = [line.split("|") for line in lines(question)]
@@ -66,9 +66,9 @@ def associations(cluster: str, lines: Lines) -> list[Association]:
 def too_long(
     time_s: int, account: str | None, qos: str | None, partitions: Sequence[Partition], lines: Lines
 ) -> Iterator[str]:
-    """That no job of the QOS may take so long; the value itself is for the caller to name."""
+    """Yield a line if the QOS does not allow so long a job; the caller adds the key and its value."""
     known = settings(lines)
-    # A QOS of the partition may have a limit that goes before.
+    # A QOS of the partition may have a limit that takes precedence.
     if not known.limits or any(partition.own_qos for partition in partitions):
         return
     name = qos or _default_qos(account, associations(known.cluster, lines))
@@ -84,7 +84,7 @@ def _default_qos(account: str | None, known: Sequence[Association]) -> str:
 
 
 def choice(key: str, account: str | None, lines: Lines) -> str:
-    """The accounts, or the QOS of an account, that the user may name; empty where nobody tells."""
+    """Return the list of accounts, or of an account's QOS, for an error message; empty if unknown."""
     known = associations(settings(lines).cluster, lines)
     if key == "job.account":
         names = [each.account for each in known]

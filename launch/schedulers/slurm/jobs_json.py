@@ -1,4 +1,4 @@
-"""What Slurm says of jobs, in the JSON of old (22.05) and new (23.11 and later) versions, and in lines of sacct."""
+"""Parsing of Slurm's job records: JSON of old (22.05) and new (23.11 and later) versions, and sacct."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Job:
 
 
 def jobs(text: str) -> list[Job]:
-    """All jobs in the answer; ConfigError when it is none."""
+    """Return all jobs in the output; ConfigError if it cannot be parsed."""
     try:
         return [job for node in json.loads(text)["jobs"] for job in _jobs(node)]
     except (ValueError, KeyError, TypeError) as error:
@@ -68,9 +68,9 @@ def _jobs(node: Mapping[str, Any]) -> list[Job]:
 
 
 def _ids(node: Mapping[str, Any]) -> list[str]:
-    """An element of an array is array_task: the last one to start carries the array's own number as its job_id.
+    """Return the ids of an entry: the job id, or ARRAY_TASK for elements of an array.
 
-    Those that wait have one entry together.
+    The last element to start has the array's own number as its job_id. Pending elements share one entry.
     """
     array, task = _number(node.get("array_job_id")), _number(node.get("array_task_id"))
     if array and task is not None:
@@ -80,7 +80,7 @@ def _ids(node: Mapping[str, Any]) -> list[str]:
 
 
 def _elements(text: str) -> Iterator[int]:
-    """1-3,8,20-30:5%4 in full; what stands behind % is how many may run at a time."""
+    """Expand 1-3,8,20-30:5%4; the number after % is the limit of elements that run at a time."""
     for span in filter(None, text.partition("%")[0].split(",")):
         first, _, rest = span.partition("-")
         last, _, step = rest.partition(":")
@@ -98,7 +98,7 @@ def _status(node: Mapping[str, Any]) -> JobStatus:
         nodes=expand(str(node.get("nodes") or "")),
         restarts=_number(node.get("restart_cnt")) or 0,
         submitted_at=_time(node.get("submit_time")),
-        # Of a job that waits both are guesses of the scheduler.
+        # For a pending job both times are estimates of the scheduler.
         started_at=None if state is JobState.pending else started,
         ended_at=ended if state.is_over else None,
         exit_code=_exit_code(node.get("exit_code")) if state.is_over else None,
@@ -107,7 +107,7 @@ def _status(node: Mapping[str, Any]) -> JobStatus:
 
 
 HELD = ("JobHeld", "JobHoldMaxRequeue", "job_requeued_in_held_state")
-"""Reasons of a job that waits for `scontrol release`; the last one until the scheduler next looks at it."""
+"""Reasons of a job that waits for `scontrol release`; the last only until the next scheduling cycle."""
 
 
 def _reason(reason: str, words: list[str], state: JobState) -> str:
@@ -117,7 +117,7 @@ def _reason(reason: str, words: list[str], state: JobState) -> str:
 
 
 def _state(words: list[str]) -> JobState:
-    """Newer Slurm gives flags beside the state: a job that is COMPLETING is still on its nodes."""
+    """Return the state; newer Slurm adds flags to it: a job that is COMPLETING is still on its nodes."""
     if "COMPLETING" in words and not {"PENDING", "REQUEUED"} & set(words):
         return JobState.running
     return STATES.get(words[0], JobState.unknown) if words else JobState.unknown
@@ -128,7 +128,7 @@ def _words(value: Any) -> list[str]:
 
 
 def _number(value: Any) -> int | None:
-    """An int of old Slurm, or {set, infinite, number} of new; None where there is none."""
+    """Return an int of old Slurm, or {set, infinite, number} of new Slurm; None if not set."""
     if isinstance(value, Mapping):
         return int(value["number"]) if value.get("set") and not value.get("infinite") else None
     return None if value is None else int(value)
@@ -139,7 +139,7 @@ def _time(value: Any) -> float | None:
 
 
 def _exit_code(value: Any) -> int | None:
-    """Old Slurm gives what wait() does, new the parts of it. A signal counts as a shell counts it."""
+    """Return the exit code, 128 + N for signal N; old Slurm gives wait()'s status, new Slurm its parts."""
     if isinstance(value, Mapping) and "return_code" in value:
         signal = value.get("signal") or {}
         number = _number(signal.get("id", signal.get("signal_id"))) if isinstance(signal, Mapping) else None
@@ -151,7 +151,7 @@ def _exit_code(value: Any) -> int | None:
 
 
 def accounted(row: str) -> tuple[str, JobStatus]:
-    """A line of `sacct --parsable2` with SACCT_FIELDS: the job's id, and what became of it."""
+    """Return id and status of a job from a line of `sacct --parsable2` with SACCT_FIELDS."""
     number, said, code, nodes, *times = row.split("|")
     word = said.split()[0] if said else ""  # "CANCELLED by 1000"
     exit_code, _, signal = code.partition(":")
@@ -163,7 +163,7 @@ def accounted(row: str) -> tuple[str, JobStatus]:
         reason=word if state is JobState.failed else "",
         nodes=on,
         submitted_at=submitted,
-        started_at=started if on else None,  # sacct gives a job that was cancelled in the queue a start, at its end
+        started_at=started if on else None,  # sacct gives a job that was cancelled while pending its end as start
         ended_at=ended,
         exit_code=128 + int(signal) if signal not in ("", "0") else int(exit_code or 0),
     )
@@ -171,7 +171,7 @@ def accounted(row: str) -> tuple[str, JobStatus]:
 
 
 def _moment(text: str) -> float | None:
-    """Local time, as sacct gives it; Unknown and None are none."""
+    """Return seconds since the epoch of sacct's local time; None if it is Unknown or None."""
     import datetime
 
     try:

@@ -1,4 +1,4 @@
-"""What a Slurm has: partitions and nodes, from what `scontrol` and `sinfo` of any version print."""
+"""Partitions and nodes of a Slurm cluster, parsed from `scontrol` and `sinfo` of any version."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 AWAY = {"DOWN", "DRAIN", "DRAINED", "DRAINING", "FAIL", "FAILING", "MAINT", "NOT_RESPONDING", "UNKNOWN", "ERROR"}
-"""Words for nodes that take no job now. Nodes that are switched off to save power are switched on for one."""
+"""States of nodes that accept no job now. Nodes powered down to save energy are powered up for a job."""
 
 
 @dataclass(frozen=True)
 class Partition:
-    """A queue and its limits; None is no limit, and for names that all are allowed."""
+    """Partition and its limits; None is no limit, for names that all are allowed."""
 
     name: str
     state: str = "UP"
@@ -26,7 +26,7 @@ class Partition:
     accounts: frozenset[str] | None = None
     qos: frozenset[str] | None = None
     own_qos: str | None = None
-    """Whose limits hold for all jobs in it."""
+    """QOS of the partition; its limits hold for all jobs in it."""
 
     @property
     def up(self) -> bool:
@@ -35,7 +35,7 @@ class Partition:
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes that are alike, and what each of them has."""
+    """Group of equal nodes, and the resources of each."""
 
     count: int
     partitions: tuple[str, ...]
@@ -44,11 +44,11 @@ class Nodes:
     gpus: int = 0
     in_service: bool = True
     name: str = ""
-    """Of a single node."""
+    """Name of a single node."""
 
 
 def partitions_of(text: str) -> dict[str, Partition]:
-    """What `scontrol show partition -o` prints, a line each; it has had this form for many versions."""
+    """Parse `scontrol show partition -o`, one line per partition; this form is the same in many versions."""
     found = {}
     for line in text.splitlines():
         words = dict(word.split("=", 1) for word in line.split() if "=" in word)
@@ -70,7 +70,7 @@ def partitions_of(text: str) -> dict[str, Partition]:
 
 
 def clock_s(text: str) -> int | None:
-    """Seconds of 1-02:00:00, 02:00:00, 30:00 as Slurm prints them; None for UNLIMITED."""
+    """Return the seconds of 1-02:00:00, 02:00:00, 30:00 as Slurm prints them; None for UNLIMITED."""
     form = re.fullmatch(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)", text)
     if form is None:
         return None
@@ -79,7 +79,7 @@ def clock_s(text: str) -> int | None:
 
 
 def nodes_of(text: str) -> list[Nodes]:
-    """What `sinfo --json` prints: up to 22.05 an object for each node, since then one for each group of like nodes."""
+    """Parse `sinfo --json`: up to 22.05 an object per node, later one per group of equal nodes."""
     try:
         tree = json.loads(text)
     except ValueError:
@@ -123,14 +123,14 @@ def _group(group: dict[str, Any]) -> Nodes:
 
 
 def plain(number: Any) -> int:
-    """A number of any version: as it is, or {"set": true, "infinite": false, "number": 4}."""
+    """Return a number of any version: plain, or {"set": true, "infinite": false, "number": 4}."""
     if isinstance(number, dict):
         return int(number["number"]) if number.get("set", True) and not number.get("infinite") else 0
     return int(number or 0)
 
 
 def gpus_of(gres: str) -> int:
-    """GPUs in "gpu:a100:8(S:0-1),nvme:1"."""
+    """Return the number of GPUs in "gpu:a100:8(S:0-1),nvme:1"."""
     return sum(int(count) for count in re.findall(r"(?:^|,)gpu(?::[^:,()]+)?:(\d+)", gres))
 
 

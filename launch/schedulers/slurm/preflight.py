@@ -1,7 +1,8 @@
-"""What a Slurm would refuse, or never start, before anything is submitted to it: pure on what its commands print.
+"""Checks before a submission to Slurm, for jobs that it would refuse or never start.
 
-Slurm itself is not enough: without accounting `sbatch --test-only` accepts a partition that is down, a time beyond its
-limit, and any account or QOS; with it, a time beyond the limit of most QOS.
+The checks are pure functions of the output of Slurm's commands. Slurm itself is not enough: without accounting
+`sbatch --test-only` accepts a partition that is down, a time beyond its limit, and any account or QOS; with it, a time
+beyond the limit of most QOS.
 """
 
 from __future__ import annotations
@@ -33,9 +34,9 @@ ABOUT = {
     "node name": "job.exclude",
     "node configuration": "job.nodes, job.gpus, job.cpus or job.mem",
 }
-"""Words of Slurm's refusals → the key to change."""
+"""Text in Slurm's refusals → the key to change."""
 POLICY = re.compile(r"\b(?:QOS|Assoc)[A-Z][A-Za-z]+")
-"""The limit of an account or a QOS that is in the way, in Slurm's own words."""
+"""Name of the limit of an account or a QOS that Slurm reports."""
 LIMITS = {
     "WallDuration": "job.time",
     "Node": "job.nodes",
@@ -44,11 +45,11 @@ LIMITS = {
     "Mem": "job.mem",
     "Job": "job.qos",
 }
-"""What such a word holds → the key to change."""
+"""Part of such a name → the key to change."""
 
 
 class Wish(Protocol):
-    """The keys of a job that a cluster has a say in."""
+    """Job keys that the checks read."""
 
     nproc: int | str
     time: str | None
@@ -70,7 +71,7 @@ class Wish(Protocol):
 
 @dataclass(frozen=True)
 class Answer:
-    """What a command printed, and its exit code; 127 where there is no such command."""
+    """Output of a command and its exit code; 127 if the command does not exist."""
 
     code: int
     out: str = ""
@@ -83,7 +84,7 @@ class Answer:
 
 
 Ask = Callable[[Sequence[str]], Answer]
-"""Runs a command of Slurm's."""
+"""Type of a function that runs a Slurm command."""
 
 
 def ask(argv: Sequence[str]) -> Answer:
@@ -99,11 +100,11 @@ def ask(argv: Sequence[str]) -> Answer:
 def problems(
     job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None, note: Callable[[str], None] = say
 ) -> list[str]:
-    """Everything that stands against the job, one line each with the key to change; empty when it could start.
+    """Return one line per problem with the key to change; empty if the job could start.
 
     Args:
-        flags: of the sbatch that would be; None makes those that follow from `job`.
-        note: is told what is odd and can be meant.
+        flags: flags of the sbatch command; None derives them from `job`.
+        note: receives lines about unusual values that may be intended.
     """
     told = ask(PARTITIONS)
     if told.code != 0:
@@ -113,7 +114,7 @@ def problems(
     if unknown:
         return unknown
     nodes = nodes_of(ask(NODES).out)
-    # A job may go to any of several partitions: one that takes it is enough.
+    # A job may go to any of several partitions: one that accepts it is enough.
     found = [_against(job, partition, nodes) for partition in wanted]
     if all(found):
         return found[0]
@@ -125,7 +126,7 @@ def problems(
 
 
 def _by_accounting(job: Wish, fit: Sequence[Partition], ask: Ask, note: Callable[[str], None]) -> list[str]:
-    """What accounting has against the job and Slurm does not say; nobody is asked where it cannot matter."""
+    """Return limits from accounting that Slurm does not report; queried only where they can matter."""
     if job.secrets and "job_env" in settings(_lines(ask)).stored:
         note(f"job.secrets={job.secrets}: the cluster keeps the environment of every job in its database "
              "(AccountingStoreFlags=job_env), and their values with it")  # fmt: skip
@@ -144,7 +145,7 @@ def _lines(ask: Ask) -> Lines:
 
 
 def _wanted(job: Wish, partitions: dict[str, Partition]) -> tuple[list[Partition], list[str]]:
-    """The partitions that the job may go to, or what is wrong with their names."""
+    """Return the job's partitions, and a line per unknown name."""
     there = ", ".join(partitions)
     if job.partition is None:
         default = [partition for partition in partitions.values() if partition.default]
@@ -185,9 +186,9 @@ def _limits(job: Wish, partition: Partition) -> list[str]:
 
 
 def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[str]:
-    """What single nodes cannot give; then whether enough of them can give all of it."""
-    # A list that could not be had, or that leaves out nodes which are switched on when a job wants them, proves
-    # nothing: `sbatch --test-only` has the last word.
+    """Return resources that no node has; else a line if too few nodes have all of them."""
+    # A node list that is missing, or that lacks nodes which are powered up on demand, proves nothing:
+    # `sbatch --test-only` then decides.
     if not inside or sum(group.count for group in inside) < partition.nodes:
         return []
     asks = {
@@ -221,7 +222,7 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
 
 
 def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
-    """More processes than CPUs is slow, but it works, and a test of many processes on few nodes may want it."""
+    """Return a line if there are more processes than CPUs: slow, but a test with few nodes may want it."""
     most = max((group.cpus for group in nodes), default=0)
     if not isinstance(job.nproc, int) or not 0 < most < job.nproc:
         return []
@@ -230,14 +231,14 @@ def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
 
 
 def _gpus(job: Wish) -> int | None:
-    """GPUs that each node has to have. `auto` is one for each process, where their number is known."""
+    """Return the GPUs that each node must have; `auto` is one per process, if that number is known."""
     if isinstance(job.gpus, int):
         return job.gpus
     return job.nproc if isinstance(job.nproc, int) else None
 
 
 def megabytes(text: str | None) -> int | None:
-    """Slurm's 64G, 500M, 1T or a plain number of MB; None for nothing and for what only Slurm understands."""
+    """Return MB of Slurm's 64G, 500M, 1T or a plain number of MB; None if missing or of another form."""
     form = re.fullmatch(r"(\d+)([KMGT]?)B?", (text or "").strip().upper())
     if form is None:
         return None
@@ -247,14 +248,14 @@ def megabytes(text: str | None) -> int | None:
 def _refusal(
     job: Wish, flags: Sequence[str], wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask
 ) -> list[str]:
-    """What Slurm itself says against the job, which it is shown and not given."""
+    """Return the refusal of `sbatch --test-only`, which submits nothing."""
     told = ask(["sbatch", "--test-only", *flags, "--wrap=true"])
     if told.code == 0:
         return []
     names = {partition.name for partition in wanted}
     out_of_service = any(not group.in_service and names & set(group.partitions) for group in nodes)
     if NO_SUCH_NODES in told.last_line and out_of_service:
-        return []  # it has the nodes, only not today: the job would wait for them
+        return []  # the nodes exist but are out of service now: the job would wait for them
     said = re.sub(r"^(sbatch: error: |allocation failure: )+", "", told.last_line)
     if policy := POLICY.search(f"{told.out}\n{told.err}"):
         key = next((key for word, key in LIMITS.items() if word in policy[0]), "job.qos")
@@ -265,7 +266,7 @@ def _refusal(
 
 
 def flags_of(job: Wish) -> list[str]:
-    """What the job asks of the cluster, as sbatch says it."""
+    """Return the sbatch flags for the job's requests."""
     fewest, most = job.node_range
     given = {
         "--nodes": str(fewest) if fewest == most else f"{fewest}-{most}",

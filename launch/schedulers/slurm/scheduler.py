@@ -1,4 +1,4 @@
-"""Slurm through its own commands: one sbatch for a job or for an array of them, one squeue for all."""
+"""Slurm through its command-line tools: one sbatch for a job or an array, one squeue for all jobs."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 SCRIPT = "run.sbatch"
 AWAY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted", "connect failure",
         "Connection refused", "Transport endpoint is not connected", "backup controller in standby mode")  # fmt: skip
-"""What Slurm's commands say when it is the controller, and not the question, that is the trouble."""
+"""Error texts of Slurm's commands for an unreachable controller, not an invalid request."""
 RETRY_S = 60.0
-"""Seconds for which a controller that is away is asked again."""
+"""Seconds for which a command is retried while the controller is unreachable."""
 TIMEOUT_S = 120.0
 
 
@@ -42,7 +42,7 @@ def script() -> Path:
 
 @dataclass(frozen=True)
 class Slurm:
-    """The cluster that Slurm's commands talk to here."""
+    """Slurm cluster that the commands on this machine talk to."""
 
     retry_s: float = RETRY_S
 
@@ -51,7 +51,7 @@ class Slurm:
         return _rendered(flags, _arguments(job, program.folder, program.folder))
 
     def largest_batch(self) -> int:
-        """By the numbers that an array's elements may have, and by how many they may be."""
+        """Return the lower of two limits: MaxArraySize and max_array_tasks."""
         config = self._config()
         found = re.search(r"\bmax_array_tasks=(\d+)", config.get("SchedulerParameters", ""))
         size = int(config.get("MaxArraySize", "0"))
@@ -72,7 +72,7 @@ class Slurm:
                 raise ConfigError(f"scontrol update JobId={array}: {_last_line(done.stderr)}")
 
     def problems(self, job: JobConfig, program: Program | None = None) -> list[str]:
-        """What the partitions and nodes say, and then what `sbatch --test-only` refuses; nothing is queued."""
+        """Return problems from partitions and nodes, then from `sbatch --test-only`; nothing is submitted."""
         from everstep.launch.schedulers.slurm.preflight import Answer, problems
 
         def answer(argv: Sequence[str]) -> Answer:
@@ -109,30 +109,30 @@ class Slurm:
         return {handle: known.get(handle.id, JobStatus(JobState.unknown)) for handle in handles}
 
     def follow(self) -> AbstractContextManager[Ask]:
-        return nullcontext(self.status)  # Slurm tells nobody what changes
+        return nullcontext(self.status)  # Slurm cannot report changes
 
     def cancel(self, handles: Sequence[JobHandle]) -> None:
         if not handles:
             return
         done = self._ask("scancel", *(handle.id for handle in handles))
-        # Of jobs that are over Slurm says in one of several ways that there is nothing to cancel.
+        # For jobs that are over Slurm reports in one of several forms that there is nothing to cancel.
         said = [line for line in done.stderr.splitlines() if line and "Invalid job id" not in line
                 and "already complet" not in line]  # fmt: skip
         if done.returncode and said:
             raise ConfigError(f"scancel: {said[0]}")
 
     def _jobs(self) -> list[jobs_json.Job]:
-        """All jobs of this user that the controller remembers, in one question."""
+        """Return all jobs of this user that the controller remembers, by one query."""
         from everstep.launch.schedulers.slurm import jobs_json
 
-        # Without the variable, squeue cuts the list of elements that wait where it gets long.
+        # Without the variable, squeue truncates a long list of pending elements.
         done = self._ask("squeue", "--me", "--states=all", "--json", SLURM_BITSTR_LEN="0")
         if done.returncode:
             raise ConfigError(f"squeue does not answer: {_last_line(done.stderr)}")
         return jobs_json.jobs(done.stdout)
 
     def _find_in_accounting(self, comment: str) -> tuple[str, str] | None:
-        """Cluster and number."""
+        """Return cluster and number of the job with this comment; None if there is none."""
         for line in self._sacct("--format=JobID,Cluster,Comment%120", "--starttime=now-30days"):
             number, cluster, said = [*line.split("|"), "", ""][:3]
             if said == comment:
@@ -140,7 +140,7 @@ class Slurm:
         return None
 
     def _accounted(self, handles: Sequence[JobHandle]) -> dict[str, JobStatus]:
-        """What accounting remembers of jobs that the controller has forgotten; nothing where it is switched off."""
+        """Return the statuses of jobs that only accounting still has; empty if it is off."""
         from everstep.launch.schedulers.slurm import jobs_json
 
         ids = ",".join(handle.id for handle in handles)
@@ -152,7 +152,7 @@ class Slurm:
         return done.stdout.splitlines() if done.returncode == 0 else []
 
     def _cluster(self) -> str:
-        """The name that Slurm has for itself; it does not change while we run."""
+        """Return the cluster's name, which does not change during our lifetime."""
         return self._config().get("ClusterName", "cluster")
 
     def _config(self) -> dict[str, str]:
@@ -161,9 +161,9 @@ class Slurm:
         return {key.strip(): value.strip() for key, value in pairs}
 
     def _ask(self, *argv: str, **more: str) -> subprocess.CompletedProcess[str]:
-        """Run one of Slurm's commands, again with growing pauses while the controller is away.
+        """Run a Slurm command, retrying with growing pauses while the controller is unreachable.
 
-        `more`: variables on top of the environment.
+        `more`: additional environment variables.
         """
         pause, deadline = 0.5, time.monotonic() + self.retry_s
         while True:
@@ -177,7 +177,7 @@ class Slurm:
             except subprocess.TimeoutExpired as error:
                 raise ConfigError(f"{argv[0]} gave no answer within {TIMEOUT_S:.0f} s") from error
             away = done.returncode != 0 and any(words in done.stderr for words in AWAY)
-            # An sbatch that was not answered may have been accepted all the same: to repeat it could make two jobs.
+            # An sbatch without an answer may have been accepted all the same: a retry could create two jobs.
             if not away or argv[0] == "sbatch" or time.monotonic() + pause > deadline:
                 return done
             _say_away(_last_line(done.stderr))
@@ -187,12 +187,12 @@ class Slurm:
 
 @functools.cache
 def _say_away(why: str) -> None:
-    """Say, once, what is waited for."""
+    """Report once that the controller is unreachable."""
     say(f"waiting for Slurm's controller: {why}")
 
 
 def _environment() -> dict[str, str]:
-    """Without what says that we are an element of an array: sbatch would hand it on to a job that is none."""
+    """Return the environment without SLURM_ARRAY_*: sbatch would pass these on to a job that is no array."""
     return {name: value for name, value in os.environ.items() if not name.startswith("SLURM_ARRAY_")}
 
 
@@ -201,7 +201,7 @@ def _rendered(flags: Sequence[str], arguments: Sequence[str]) -> Rendered:
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """0-3,5: as Slurm writes the elements of an array."""
+    """Return the elements of an array in Slurm's form, such as 0-3,5."""
     found: list[list[int]] = []
     for number in sorted(numbers):
         if found and found[-1][-1] == number - 1:
@@ -234,10 +234,10 @@ def _flags(job: JobConfig, name: str, token: str, output: str) -> list[str]:
 
 
 def _arguments(job: JobConfig, what: str, folder: str) -> list[str]:
-    """What stands behind the script: the run folder, or a list of them, and how its Python is reached.
+    """Return the script's arguments: the run folder or a list of them, and the options for its Python.
 
     Args:
-        folder: all of it that a container has to see.
+        folder: folder that a container must see.
     """
     options = [("--python", job.python or sys.executable), *(("--setup", line) for line in job.setup)]
     if job.image is not None:
@@ -258,25 +258,25 @@ def _container(job: JobConfig, folder: str) -> list[tuple[str, str]]:
 
 
 def _gpus(job: JobConfig) -> int | None:
-    """None asks for none: nodes that are given as a whole bring what they have."""
+    """Return the GPUs per node; None requests none: a node that is allocated as a whole has its own."""
     if job.gpus == "auto":
         return job.nproc if isinstance(job.nproc, int) else None
     return int(job.gpus) or None
 
 
 def _minutes(time_s: int | None) -> int | None:
-    """Slurm counts in minutes, and rounds up."""
+    """Return minutes, rounded up, for Slurm's time limits."""
     return None if time_s is None else -(-time_s // 60)
 
 
 def _output(program: Program) -> str:
-    """Into the run folder where nodes can write there by themselves, else where the job was submitted."""
+    """Return the output file: in a local run folder, else in the folder of submission."""
     folder = open_storage(program.folder).path()
     return f"{folder}/slurm-%j.out" if folder is not None else f"{program.name}-%j.out"
 
 
 def _output_of_batch(batch: Batch) -> str:
-    """Of all elements until each has found its run folder; from then on, what it prints goes there."""
+    """Return the output file of all elements, used until each has found its run folder and writes there."""
     folder = open_storage(join_url(batch.folder, BATCHES)).path()
     return f"{folder}/slurm-%A.out" if folder is not None else f"{batch.name}-%A_%a.out"
 
