@@ -1,0 +1,1 @@
+"""Runs as their folders record them: history, liveness, state, goodput."""

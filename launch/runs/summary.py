@@ -1,0 +1,93 @@
+"""A run in one line: its state, step, rate and last metric."""
+
+from __future__ import annotations
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from everstep.launch import text_tables
+from everstep.launch.runs.liveness import alive
+from everstep.launch.parser import Arguments
+from everstep.launch.schedulers.registry import statuses
+from everstep.launch.runs.history import History, NotARun, read_all
+from everstep.launch.schedulers.job import JobStatus
+from everstep.launch.runs.lookup import ROOT, names
+from everstep.launch.messages import say
+from everstep.launch.runs.state import RunState, Standing, standing
+from everstep.errors import ConfigError
+from everstep.run_folder import RunFolder
+from everstep.storage import join_url, open_storage
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run, as far as one look into its folder tells."""
+
+    history: History
+    job: JobStatus | None
+    standing: Standing
+
+    def facts(self, now: float) -> dict[str, Any]:
+        history, progress = self.history, self.history.progress
+        last, over = history.last, self.standing.state.is_over
+        name, value = metric(progress)
+        return {
+            "run": history.name,
+            "url": history.url,
+            "state": self.standing.state.value,
+            "why": self.standing.why,
+            "step": _step(history),
+            "steps": progress.get("steps"),
+            "steps_per_s": progress.get("steps_per_s"),
+            "eta_s": None if over else progress.get("eta_s"),
+            "metric": name,
+            "value": value,
+            "attempt": last.number if last else None,
+            "where": where(history, self.job),
+            "age_s": now - history.started_at if history.started_at else None,
+        }
+
+
+def lines(root: str) -> list[Line]:
+    """Every run below `root`, the one that was asked for last at the end: one query for all jobs."""
+    store = open_storage(root)
+    folders = [RunFolder(join_url(store.url, name)) for name in names(root)]
+    histories: list[History] = []
+    for found in read_all(folders):
+        if isinstance(found, History):
+            histories.append(found)
+        elif not isinstance(found, NotARun):
+            say(f"left out: {found}")
+    jobs = statuses(each.handle for each in histories if each.handle is not None)
+    ordered = sorted(histories, key=lambda each: each.started_at or 0.0)
+    return [line(each, jobs.get(each.handle) if each.handle is not None else None) for each in ordered]
+
+
+def line(history: History, job: JobStatus | None) -> Line:
+    now = time.time()
+    return Line(history, job, standing(history, job, alive(history, now), now))
+
+
+def metric(progress: dict[str, Any]) -> tuple[str | None, float | None]:
+    """The last evaluation's `evaluate.metric`, or the training loss."""
+    evaluated = progress.get("metrics") or {}
+    name = progress.get("metric")
+    return (name, evaluated[name]) if name in evaluated else ("loss", progress.get("loss"))
+
+
+def where(history: History, job: JobStatus | None) -> str:
+    """Nodes and job, or the host of the last attempt."""
+    if history.handle is not None:
+        nodes = "" if job is None or not job.nodes else f" on {job.nodes[0]}"
+        more = "" if job is None or len(job.nodes) < 2 else f" +{len(job.nodes) - 1}"
+        return f"{history.handle.scheduler} {history.handle.id}{nodes}{more}"
+    return history.last.host if history.last else ""
+
+
+def _step(history: History) -> int | None:
+    last = history.last
+    if last is not None and last.ending is not None:
+        return max(last.ending.step, int(history.progress.get("step") or 0))
+    return history.progress.get("step")
