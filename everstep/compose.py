@@ -97,7 +97,7 @@ def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
             tree = hydra.compose("run", overrides=cleaned)
         return _to_object(tree, Composition), experiment
-    except AssertionError as error:  # OmegaConf's answer to a key below a plug-in that is null
+    except AssertionError as error:  # raised by OmegaConf for a key below a plug-in that is null
         raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise ConfigError(in_one_line(error, keys(), groups(folders[1:]))) from error
@@ -144,7 +144,7 @@ def thaw(text: str) -> RunConfig:
 
 
 def digest(config: RunConfig) -> str:
-    import hashlib  # with OpenSSL behind it
+    import hashlib  # imported late, as it loads OpenSSL
 
     return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
 

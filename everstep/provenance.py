@@ -103,5 +103,5 @@ def _git(folder: str, *arguments: str) -> bytes | None:
 def user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container may run under a number without a name
+    except (OSError, KeyError):  # a container may run under a UID without a name
         return "unknown"

@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 75
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `everstep … | head`: the reader has seen enough
+    except BrokenPipeError:  # `everstep … | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
 

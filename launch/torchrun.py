@@ -67,7 +67,7 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Meeting, re
         f"--local-addr={meeting.address}",
         "--monitor-interval=0.1",
         f"--shutdown-timeout={grace_s}",
-        f"--log-dir={os.devnull}",  # else it makes a folder for each start, and leaves it there
+        f"--log-dir={os.devnull}",  # otherwise it creates a folder for each start and never removes it
         f"--max-restarts={restarts}",
         *program,
     ]

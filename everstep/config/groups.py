@@ -133,9 +133,9 @@ class CheckpointConfig:
     timeout_s: float = 1800.0
     """Seconds after which a save that is incomplete on some rank counts as failed."""
     self_test: bool = True
-    """Restore a run's first checkpoint into a second model and optimizer, and compare ranks at each save.
+    """Restore a run's first checkpoint into a second model and optimizer, and compare them.
 
-    A state that is not restored exactly ends the run.
+    Ranks are also compared at saves. A state that is not restored exactly ends the run.
     """
     local: LocalTierConfig = field(default_factory=LocalTierConfig)
     """Frequent checkpoints on the nodes' own disks, each part on two nodes: `checkpoint=two_tiers`."""

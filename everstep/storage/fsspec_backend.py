@@ -47,7 +47,7 @@ class FsspecStorage:
         self._opened: tuple[int, Any, str] | None = None
 
     def __reduce__(self) -> tuple[type[FsspecStorage], tuple[str]]:
-        return type(self), (self.url,)  # clients stay where they were made
+        return type(self), (self.url,)  # clients are not pickled
 
     def path(self, path: str = "") -> None:
         return None
@@ -229,7 +229,7 @@ def filesystem(url: str, *, shared: bool = False) -> tuple[Any, str]:
     except (ImportError, ValueError) as error:
         raise StorageError(f"cannot open {url}: {error}") from error
     if alone:
-        fs.retries = 1  # s3fs's own, around those of botocore
+        fs.retries = 1  # s3fs's own retries, around those of botocore
     return fs, root
 
 

@@ -60,7 +60,7 @@ class ObstoreStorage:
         self._opened: tuple[int, Clients] | None = None
 
     def __reduce__(self) -> tuple[type[ObstoreStorage], tuple[str]]:
-        return type(self), (self.url,)  # clients stay where they were made
+        return type(self), (self.url,)  # clients are not pickled
 
     def path(self, path: str = "") -> None:
         return None

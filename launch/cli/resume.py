@@ -41,7 +41,7 @@ def resume(arguments: Sequence[str]) -> int:
     """Run the verb; return the exit code of the run, or 0 when it was submitted."""
     options = _parser().parse_intermixed_args(arguments)
     if (sweep := sweep_at(options.run, options.root)) is not None:
-        from everstep.launch.sweep import status  # what it needs is loaded for a sweep alone
+        from everstep.launch.sweep import status  # imported for a sweep only, to keep start-up fast
 
         return status.resume(sweep, options.overrides, options.failed)
     folder = find(options.run, options.root)

@@ -83,7 +83,7 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
 
 
 def _winner(word: str) -> list[str]:
-    from everstep.launch.sweep import status  # what it needs is loaded for a sweep alone
+    from everstep.launch.sweep import status  # imported for a sweep only, to keep start-up fast
 
     return status.winner(word, ROOT)
 

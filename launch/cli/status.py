@@ -85,7 +85,7 @@ def status(arguments: Sequence[str]) -> int:
     """Run the verb; the exit code is 0 for any state of the run."""
     options = _parser().parse_args(arguments)
     if (sweep := sweep_at(options.run, options.root)) is not None:
-        from everstep.launch.sweep import status as looks  # what it needs is loaded for a sweep alone
+        from everstep.launch.sweep import status as looks  # imported for a sweep only, to keep start-up fast
 
         return looks.status(sweep, options.json)
     folder = find(options.run, options.root)

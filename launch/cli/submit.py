@@ -197,7 +197,7 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
     if plan.config is not None and is_here and plan.folder.storage.exists(CONFIG):
         changes_since(plan.config, plan.folder)
     token = "TOKEN"
-    if plan.job.scheduler == "k8s":  # may be applied by hand as it is, so it must name this run and no other
+    if plan.job.scheduler == "k8s":  # the manifest may be applied by hand, so its token must be unique to this run
         token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
     rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
     if rendered.manifest:

@@ -78,7 +78,7 @@ def _devices(job: JobConfig) -> Iterator[str]:
 
 
 def _secrets(job: JobConfig) -> Iterator[str]:
-    if job.scheduler == "k8s":  # they are in a Secret of the cluster
+    if job.scheduler == "k8s":  # the secrets are in a Secret of the cluster
         return
     for name in job.secrets:
         if not os.environ.get(name):

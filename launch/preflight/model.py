@@ -74,7 +74,7 @@ def _each(run: RunConfig, job: JobConfig) -> int | None:
         return job.nproc
     if job.scheduler == "local":
         return 1 if run.parallel.kind is ParallelKind.single else processes(job)
-    return job.gpus if isinstance(job.gpus, int) and job.gpus else None  # of the nodes: this machine may have none
+    return job.gpus if isinstance(job.gpus, int) and job.gpus else None  # GPUs of the nodes: this machine may have none
 
 
 def _ends(run: RunConfig, worlds: list[int]) -> list[int]:

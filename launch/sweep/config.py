@@ -16,7 +16,7 @@ class Sampler(enum.Enum):
     """Sampler that chooses the values of a trial."""
 
     grid = "grid"
-    """Every combination, once."""
+    """All combinations, each once."""
     random = "random"
     qmc = "qmc"
     """A scrambled Halton sequence: like random, but more even."""
@@ -55,11 +55,11 @@ class SweepConfig:
     sampler: Sampler = Sampler.grid
     pruner: Pruner = Pruner.none
     trials: int | None = None
-    """Trials in all; null is all of a grid."""
+    """Number of trials; null is all of a grid."""
     metric: list[str] = field(default_factory=list)
     """Evaluation metrics to optimize; empty is evaluate.metric. With several, the best are the Pareto set."""
     goal: list[Goal] = field(default_factory=list)
-    """For each metric; empty is evaluate.goal for all."""
+    """Goal of each metric; empty is evaluate.goal for all."""
     seed: int = 0
     max_failures: int | None = None
     """Failed trials after which no new trial is started; null is no limit."""
@@ -77,7 +77,7 @@ class SweepConfig:
     warmup_trials: int = 4
     """median: trials that must have passed a step before others are compared with them there."""
     patience: int = 3
-    """patience: evaluations in a row without a better value after which a trial is stopped."""
+    """patience: consecutive evaluations without a better value after which a trial is stopped."""
     poll_s: float = 2.0
     """Seconds between polls of jobs and metrics."""
 

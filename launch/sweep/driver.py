@@ -88,13 +88,13 @@ class Driver:
             return 1
         return 0
 
-    # What has ended
+    # Results
 
     def _collect(self) -> None:
         try:
             ended = self.workers.poll()
         except EverstepError as error:
-            say(f"{error}; asking again")  # a scheduler that is away comes back
+            say(f"{error}; asking again")  # the scheduler may be available again later
             return
         for each in ended:
             self._note(each)
@@ -127,7 +127,7 @@ class Driver:
         })  # fmt: skip
         self.asking.tell(trial, trial.told[trial.rung])
 
-    # What is cut short
+    # Early stopping
 
     def _cut(self) -> None:
         """Apply the pruners that stop a running trial early."""
@@ -153,13 +153,13 @@ class Driver:
             return known
         name, goal = self.plan.metrics[0], self.plan.goals[0]
         found = {at: loss(value, goal) for at, value in curve(self.plan.folder.run(trial.name), name).items()}
-        if not trial.is_open:  # it will not change any more
+        if not trial.is_open:  # its curve is final
             self._curves[trial.number] = found
         return found
 
     _curves: dict[int, dict[int, float]] = field(default_factory=dict)
 
-    # What is started
+    # Starts
 
     def _fill(self) -> None:
         while trials := self._startable():
@@ -182,7 +182,7 @@ class Driver:
         room = self.workers.room - len(running)
         found: list[Trial] = []
         for trial in [trial for trial in self.story.trials if trial.is_open and trial.number not in busy]:
-            if trial.cut is not None:  # its stop was decided by a driver that did not live to see it
+            if trial.cut is not None:  # stopped early by an earlier driver, which ended before recording it
                 told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
                 self._tell(trial, told or Told(Verdict.pruned, (), 0, trial.cut))
             elif len(found) < room or (self._queues and trial.number not in self._started):

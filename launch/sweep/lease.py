@@ -55,7 +55,7 @@ class Lease:
         while not self._over.wait(self.renew_s):
             try:
                 self._renew()
-            except (OSError, StorageError):  # the next will do; `check` says when it is too late
+            except (OSError, StorageError):  # the next renewal may succeed; `check` detects when it is too late
                 continue
 
     def _renew(self) -> None:

@@ -64,7 +64,7 @@ def _preflight(made: Plan, quick: bool) -> int:
     """
     story = made.folder.story()
     found = None if story.trials else Asking(made, story).next(story)
-    if found is None:  # of a sweep that goes on the jobs themselves have shown it
+    if found is None:  # on resume, earlier jobs have shown that the trials run
         refuse(scheduler(made.job.scheduler, made.job).problems(made.job))
         return 0
     record, _ = found

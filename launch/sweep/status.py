@@ -68,7 +68,7 @@ def cancel(folder: SweepFolder) -> str:
     """Stop the driver from starting trials and cancel all that run; return the message."""
     by = f"{user()} on {socket.gethostname()}"
     job, story = load(folder).job, folder.story()
-    if job.scheduler != "local":  # a driver that was killed may have left jobs of which no trial knows
+    if job.scheduler != "local":  # a driver that was killed may have left jobs that no trial records
         recover([folder.run(trial.name) for trial in story.trials if trial.is_open], scheduler(job.scheduler, job))
     going = [each.history for each in _under_way(folder, story) if each.history.handle is not None
              and not each.standing.state.is_over]  # fmt: skip
