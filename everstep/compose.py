@@ -1,7 +1,7 @@
-"""From a command line to a RunConfig, once; then to the run folder's config.yaml and back.
+"""Compose a command line into a RunConfig; freeze it as the run folder's config.yaml, and thaw it.
 
-Hydra composes (groups in conf/, the user's folders beside them), the dataclasses in config check. Workers read the
-frozen file, so restart 7 runs what start 1 ran, whatever has happened to the checkout.
+Hydra composes (groups in conf/ and in the user's folders), the dataclasses in config check. Workers read the frozen
+file, so restart 7 runs what start 1 ran, regardless of changes in the checkout.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SWEEPS = "sweep"
-"""The folder of sweeps in conf/."""
+"""Folder of sweeps in conf/."""
 OWN_FOLDER = "; one of your own needs --config-dir FOLDER"
 LISTS = [f.name for f in dataclasses.fields(RunConfig) if str(f.type).startswith("list")]
 
 
 @dataclass(frozen=True)
 class Composed:
-    """The two halves of a composition."""
+    """Result of a composition: the run's config, the job's keys, and the name of the experiment."""
 
     run: RunConfig
     job: Node
@@ -49,7 +49,7 @@ def conf_dir() -> Path:
 
 @dataclass(frozen=True)
 class ComposedJob:
-    """The launcher's half alone, for a program that is not our trainer; it has a run folder all the same."""
+    """The launcher's half alone, for a program other than the trainer; it also has a run folder."""
 
     job: Node
     run: str | None
@@ -57,7 +57,7 @@ class ComposedJob:
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
-    """Compose and check; ConfigError in one line for whatever the user mistyped."""
+    """Compose and check; one-line ConfigError for any user error."""
     folders = _folders(config_dirs)
     composition, experiment = _compose(overrides, folders)
     run = RunConfig(**{f.name: getattr(composition, f.name) for f in dataclasses.fields(RunConfig)})
@@ -73,7 +73,7 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
 
 
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ComposedJob:
-    """Compose what is said about the job, `run` and `run_root`; ConfigError for any other key."""
+    """Compose the keys of the job, `run` and `run_root`; ConfigError for any other key."""
     for text in overrides:
         key = text.lstrip("+~").split("=", 1)[0]
         if key.split(".")[0] != "job" and key not in ("run", "run_root"):
@@ -83,7 +83,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Co
 
 
 def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition, str | None]:
-    """All keys as the command line sets them, and the name of the experiment."""
+    """Return the composition of all keys, and the name of the experiment."""
     import hydra
     from hydra.errors import HydraException
 
@@ -97,14 +97,14 @@ def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
             tree = hydra.compose("run", overrides=cleaned)
         return _to_object(tree, Composition), experiment
-    except AssertionError as error:  # OmegaConf's answer to a key below a plug-in that is null
+    except AssertionError as error:  # raised by OmegaConf for a key below a plug-in that is null
         raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise ConfigError(in_one_line(error, keys(), groups(folders[1:]))) from error
 
 
 def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
-    """The run with a name: the one that was given, or experiment and time."""
+    """Return the config with a name: the given one, or experiment and time."""
     if composed.run.run is not None:
         return composed.run
     name = f"{composed.experiment or 'run'}-{moment:%Y%m%d-%H%M%S}"
@@ -112,13 +112,13 @@ def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
 
 
 def freeze(config: RunConfig) -> str:
-    """The resolved config as YAML text: what OmegaConf would write, in a third of the time."""
+    """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time."""
     text: str = yaml.dump(plain(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
     return text
 
 
 class _Dumper(yaml.Dumper):
-    """Quotes words that OmegaConf would read as a number or a truth value, of which it knows more than YAML 1.1."""
+    """YAML dumper that quotes all strings that OmegaConf, beyond YAML 1.1, reads as numbers or booleans."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -135,7 +135,7 @@ _Dumper.add_representer(str, _word)
 
 
 def thaw(text: str) -> RunConfig:
-    """The config that `freeze` wrote; ConfigError when the text is not one."""
+    """Parse the text of `freeze`; ConfigError when it is invalid."""
     try:
         tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
         return _to_object(tree, RunConfig)
@@ -144,7 +144,7 @@ def thaw(text: str) -> RunConfig:
 
 
 def digest(config: RunConfig) -> str:
-    import hashlib  # with OpenSSL behind it
+    import hashlib  # imported late, as it loads OpenSSL
 
     return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
 
@@ -168,14 +168,14 @@ def changes(old: RunConfig, new: RunConfig) -> list[Change]:
 
 
 def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
-    """What differs from the run's own config; ConfigError for what may not, unless the run never came to a step."""
+    """Return the changes against the run's config; ConfigError for a forbidden one once a step was done."""
     old = thaw(folder.storage.read(CONFIG).decode())
     found = changes(old, config)
     return found if not found or folder.never_trained() else refuse_changes(old, config)
 
 
 def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
-    """All changes when each may change as a run goes on; else ConfigError that lists those which may not."""
+    """Return all changes if each is allowed on resume; else ConfigError with the forbidden ones."""
     found = changes(old, new)
     free = (*FREE_ON_RESUME, *new.resume.allow)
     refused = [c for c in found if not any(c.key == key or c.key.startswith(f"{key}.") for key in free)]
@@ -190,10 +190,10 @@ def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
 
 
 def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
-    """Put the config into the run folder; what was changed since, or ConfigError for what may not change.
+    """Write the config into the run folder; return the changes since, or ConfigError for a forbidden one.
 
-    Whoever starts a run calls this before anything else: of two starters one creates the file and the other is
-    held to it. A config that never came to a step holds nobody.
+    Every start calls this first: of two starters one creates the file, and the config of the other is checked against
+    it. A config under which no step was ever done does not bind.
     """
     text = freeze(config).encode()
     if folder.storage.create(CONFIG, text):
@@ -207,7 +207,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
 
 
 def _refuse_rewriting(old: RunConfig, new: RunConfig, reached: int) -> None:
-    """ConfigError when `exclude` would change what steps have used that the run has behind it."""
+    """Raise ConfigError if `exclude` would change the samples of steps already done."""
     before, after = first_steps_without(old.exclude), first_steps_without(new.exclude)
     past = ({sample: first for sample, first in found.items() if first <= reached} for found in (before, after))
     was, will_be = past
@@ -232,7 +232,7 @@ def _to_object(tree: Any, kind: type[T]) -> T:
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
-    """The config as dicts, lists and scalars."""
+    """Return the config as dicts, lists and scalars."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, enum.Enum):
@@ -254,12 +254,12 @@ def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]
 
 
 def keys() -> list[str]:
-    """Every key of RunConfig, dotted."""
+    """Return every key of RunConfig, dotted."""
     return [key for key, _ in _leaves(plain(RunConfig()))]
 
 
 def groups(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
-    """Config groups and their options, ours and the user's."""
+    """Return config groups and their options, ours and the user's."""
     searched = [conf_dir(), *folders]
     names = {entry.name for folder in searched for entry in folder.iterdir() if entry.is_dir()}
     return {
@@ -268,7 +268,7 @@ def groups(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
 
 
 def sweep_files(folders: Sequence[Path] = ()) -> dict[str, Path]:
-    """Sweeps that lie in conf/sweep by their names, ours and the user's: a run knows nothing of them."""
+    """Return the sweep files in conf/sweep by name, ours and the user's: no config group of a run."""
     searched = [conf_dir(), *folders]
     return {file.stem: file for folder in searched for file in sorted((folder / SWEEPS).glob("*.yaml"))}
 
@@ -284,7 +284,7 @@ def _options(group: str, folders: Sequence[Path]) -> list[str]:
 
 
 def _folders(config_dirs: Sequence[str]) -> list[Path]:
-    """Ours, then the user's."""
+    """Return our config folder, then the user's."""
     return [conf_dir(), *(_folder(name) for name in config_dirs)]
 
 
@@ -296,7 +296,7 @@ def _folder(name: str) -> Path:
 
 
 def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None, list[str]]:
-    """Refuse unknown keys and options with the nearest one; open nodes take any key (`++`), their plug-in checks it."""
+    """Refuse unknown keys and options with the nearest one; open nodes accept any key (`++`) of a plug-in."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 

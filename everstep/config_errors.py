@@ -1,4 +1,4 @@
-"""A slip in a config, which Hydra, OmegaConf or YAML tell in several lines, in one: what, where, and what was meant."""
+"""Config errors of Hydra, OmegaConf or YAML, in one line: the problem, its place and the nearest name."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ PACKAGE = "# @package _global_"
 def in_one_line(
     error: BaseException, keys: Sequence[str] = (), groups: Mapping[str, Sequence[str]] | None = None
 ) -> str:
-    """What the error says.
+    """Return the error in one line.
 
     Args:
-        keys: all that there are, dotted, and `groups` with their options, to name the nearest.
+        keys: all dotted keys, and `groups` with their options, to suggest the nearest.
     """
     if isinstance(error, yaml.MarkedYAMLError):
         return _of_yaml(error)
@@ -43,7 +43,7 @@ def in_one_line(
 
 
 def of_a_word(word: str, keys: Sequence[str], groups: Mapping[str, Sequence[str]]) -> str:
-    """What was meant by a word that cannot be read, or an empty string."""
+    """Return a suggestion for an argument that cannot be parsed, or an empty string."""
     if "=" in word and word[-1] in ",;":
         return f"; leave out the {word[-1]!r} at its end"
     if word in keys or word in groups:
@@ -72,7 +72,7 @@ def _of_key(message: str, key: str, keys: Sequence[str]) -> str | None:
 
 
 def _of_choice(message: str, groups: Mapping[str, Sequence[str]]) -> str | None:
-    """About the list `defaults` of a file, or a group on the command line."""
+    """Return the message for the list `defaults` of a file, or for a group on the command line."""
     if (found := _NO_OPTION.match(message)) is not None:
         group, option = found[1], found[2]
         options = groups.get(group)

@@ -1,4 +1,4 @@
-"""Everything that Everstep raises for a user to read.
+"""Exceptions with a message for the user.
 
 EverstepError                 one clear line: the value, the limit, the key to change
 ├── ConfigError               a key, a value or a combination that cannot run       exit code 2
@@ -18,7 +18,7 @@ import re
 from collections.abc import Iterable
 
 _OBEYED = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
-"""Control characters of C0 and C1, and those that turn the direction of what follows."""
+"""Control characters of C0 and C1, and those that change the text direction."""
 
 
 class EverstepError(Exception):
@@ -26,9 +26,9 @@ class EverstepError(Exception):
 
     exit_code = 2
     told = False
-    """True on a rank that merely heard of the error from rank 0, which shows it."""
+    """True on a rank that received the error from rank 0, which prints it."""
     passing = False
-    """True for what may be over when the run is started again: a full disk, a store that is away, a lost node."""
+    """True if a restart may succeed: a full disk, an unreachable store, a lost node."""
 
 
 class ConfigError(EverstepError):
@@ -48,14 +48,14 @@ class CheckpointError(EverstepError):
 
 
 class MachineError(EverstepError):
-    """A node, a network or a clock that is not as it should be; another start may fare better."""
+    """A faulty node, network or clock; another start may succeed."""
 
     exit_code = 1
     passing = True
 
 
 class ShortOfMemoryError(EverstepError):
-    """The device's memory is too small for the microbatch; `micro_batch` is what the next start should try."""
+    """Too little device memory for the microbatch; `micro_batch` is the size for the next start to try."""
 
     exit_code = 1
 
@@ -65,7 +65,7 @@ class ShortOfMemoryError(EverstepError):
 
 
 class SupersededError(EverstepError):
-    """A newer attempt owns the run folder; this one may not write to it any more."""
+    """A newer attempt owns the run folder; this one must not write to it any more."""
 
     exit_code = 4
 
@@ -77,22 +77,22 @@ class DivergedError(EverstepError):
 
 
 def nearest(word: str, choices: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the choice most like `word`, or an empty string when none is near."""
+    """Return `"; did you mean 'x'?"` for the choice nearest to `word`, or an empty string if none is near."""
     known = {choice.lower(): choice for choice in choices}
     matches = difflib.get_close_matches(word.lower(), list(known), n=1, cutoff=0.6)
     return f"; did you mean {known[matches[0]]!r}?" if matches else ""
 
 
 def printable(text: str) -> str:
-    """The text with characters that a terminal would obey as their escapes; lines and tabs stay."""
+    """Escape characters that a terminal would interpret; line breaks and tabs stay."""
     return _OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def misread(said: str, options: Iterable[str], more: str) -> ConfigError:
-    """What argparse says of a command line, as one line with the option that was probably meant.
+    """Return argparse's error as one line, with the option that was probably meant.
 
     Args:
-        options: all that there are, with their dashes.
+        options: all options, with their dashes.
         more: the command that lists them.
     """
     known = [name for name in options if name != "--help"]

@@ -1,4 +1,4 @@
-"""Classification of the error that ended an attempt, and the user's line that raised it. Does not import torch."""
+"""Classification of the error that ended an attempt, and the user's line that raised it. Torch-free."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from everstep.errors import EverstepError, ShortOfMemoryError
 from everstep.run_folder import Fault
 
 LONGEST_REASON = 400
-"""Characters of an error's message that go into a line."""
+"""Largest number of characters of an error's message."""
 _NAMES = """
     EIO ENOSPC EDQUOT EROFS ESTALE ENXIO ENODEV ENOMEM EMFILE ENFILE EAGAIN EBUSY EPERM EREMOTEIO ENOLINK ECONNREFUSED
     ECONNRESET ECONNABORTED EPIPE ENOTCONN ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN
 """
 MACHINE_ERRNOS = frozenset(getattr(errno, name) for name in _NAMES.split() if hasattr(errno, name))
-"""Errors of a disk, a file server, a network or a limit. A file that is missing, or not the user's, is a mistake."""
+"""Errors of disks, file servers, networks and limits. A missing or forbidden file is a user error."""
 MACHINE_TYPES = re.compile(r"Connect|Timeout|TimedOut|HTTP|URLError|SSL|Protocol|Transport|Unavailable|BrokenProcess")
 """Names of exceptions with which clients of networks and servers report a fault."""
 MACHINE_MESSAGES = re.compile(
@@ -89,7 +89,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def place_of(error: BaseException, plugins: Sequence[str] = ()) -> str:
-    """Return `file:line, in function` of the innermost frame in the user's code; empty where there is none.
+    """Return `file:line, in function` of the innermost frame in the user's code; empty without one.
 
     Args:
         plugins: the user's packages, wherever they are installed.

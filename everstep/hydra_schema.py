@@ -1,4 +1,4 @@
-"""What Hydra is told of our keys, and of its own. It imports Hydra, so `compose` imports it late."""
+"""Schema of our keys for Hydra, and its own groups. Imports Hydra, so `compose` imports it late."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ HYDRAS_GROUPS = ("output", "launcher", "sweeper", "help", "hydra_help", "hydra_l
 
 @dataclass(kw_only=True)
 class Composition(RunConfig):
-    """What one command line says: the run, and under `job` the launcher's part."""
+    """Composition of one command line: the run, and under `job` the launcher's part."""
 
     job: Node | None = None
 
 
 @functools.cache
 def register() -> None:
-    """Once in a process, for it takes some milliseconds.
+    """Register the schema, once per process, as it takes some milliseconds.
 
-    Hydra's own keys are thrown away when it has composed, and reading the files of its groups would be a third of the
-    work. The groups are there, with nothing chosen, so that a user's file which overrides one of them still composes.
+    Hydra's own keys are discarded after composing, and reading the files of its groups would be a third of the work.
+    The groups exist, with nothing chosen, so that a user's file that overrides one of them still composes.
     """
     store = ConfigStore.instance()
     store.repo["hydra"]["config.yaml"].node.defaults = [{group: None} for group in HYDRAS_GROUPS]

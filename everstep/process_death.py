@@ -1,4 +1,4 @@
-"""Tell what a process died of: the signal, and whether the kernel has killed for want of memory meanwhile."""
+"""Cause of a process's death: the signal, and the kernel's out-of-memory kills."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ CGROUPS = Path("/sys/fs/cgroup")
 
 
 class OutOfMemoryCount:
-    """How many processes of this control group the kernel has killed for memory, since this was made."""
+    """Count of out-of-memory kills in this control group since the object was made."""
 
     def __init__(self) -> None:
         self._before = _killed()
 
     def since(self) -> int:
-        """Return the number of kills; 0 where it cannot be known."""
+        """Return the number of kills; 0 when unknown."""
         now = _killed()
         return 0 if now is None or self._before is None else max(0, now - self._before)
 
@@ -32,7 +32,7 @@ def _killed() -> int | None:
 
 
 def _counters() -> list[tuple[Path, str]]:
-    """Return the files that may count, of this process's group first: versions 2 and 1 of control groups."""
+    """Return files (of control groups v2 and v1) that may hold the count, this process's group first."""
     found: list[tuple[Path, str]] = []
     try:
         lines = Path("/proc/self/cgroup").read_text().splitlines()
@@ -44,16 +44,16 @@ def _counters() -> list[tuple[Path, str]]:
             found.append((CGROUPS / path.lstrip("/") / "memory.events", "oom_kill"))
         elif "memory" in controllers.split(","):
             found.append((CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control", "oom_kill"))
-    # Inside of a container the path is often that of the host, and the group is at the root.
+    # In a container the path is often that of the host, and the group is at the root.
     return [*found, (CGROUPS / "memory.events", "oom_kill"), (CGROUPS / "memory/memory.oom_control", "oom_kill")]
 
 
 def death_of(who: str, number: int, killed_for_memory: int) -> str:
-    """Return `rank 1 was killed by SIGKILL`, and that memory may be why.
+    """Return `rank 1 was killed by SIGKILL`, and that memory may be the cause.
 
     Args:
         number: of the signal.
-        killed_for_memory: what the control group counts since the process was started.
+        killed_for_memory: kills counted by the control group since the process was started.
     """
     try:
         name = signal.Signals(number).name

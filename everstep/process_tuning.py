@@ -1,4 +1,4 @@
-"""What a training process asks of the C library and of Python, which suit programs that are short and alone."""
+"""Settings of the C library and of Python for a long-running training process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _LARGEST_KEPT, _MOST_KEPT = 64 << 20, 512 << 20
 
 
 class Lasting(io.FileIO):
-    """A stream that takes whatever is printed, also when its reader is gone or its disk is full."""
+    """An output stream that never fails, even when its reader is gone or its disk is full."""
 
     failed = False
 
@@ -35,7 +35,7 @@ class Lasting(io.FileIO):
 
 
 def open_closed() -> None:
-    """Open what `>&-` has closed: the next file would get its number, and what is printed would go there."""
+    """Open standard streams closed by `>&-`: otherwise the next file would get the number, and the output."""
     for descriptor, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(descriptor)
@@ -45,7 +45,7 @@ def open_closed() -> None:
 
 
 def keep_printing() -> None:
-    """Have no `print`, of ours or of a user, fail for want of a reader: a `tee` that is killed, a closed terminal."""
+    """Keep `print`, also in user code, from failing without a reader: a killed `tee`, a closed terminal."""
     open_closed()
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
@@ -56,7 +56,7 @@ def keep_printing() -> None:
 
 
 def refuse_debugger(processes: int) -> None:
-    """Have `breakpoint()` say in a line that several processes cannot share a terminal; they would wait for ever."""
+    """Make `breakpoint()` raise ConfigError with several processes: they would wait for a terminal."""
     if processes > 1 and "PYTHONBREAKPOINT" not in os.environ:
 
         def refuse(*_: object, **__: object) -> None:
@@ -67,10 +67,10 @@ def refuse_debugger(processes: int) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Have malloc keep up to 512 MiB that were freed, blocks of up to 64 MiB among them.
+    """Make malloc keep up to 512 MiB of freed memory, in blocks of up to 64 MiB.
 
-    glibc gives blocks of some 100 kB and more back to the system, where each batch would get them anew, page by page
-    and zeroed: that costs several times the copy into them.
+    glibc returns blocks of some 100 kB and more to the system, from which each batch would get them anew, page by page
+    and zeroed: that takes several times as long as the copy into them.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
@@ -80,22 +80,22 @@ def keep_freed_memory() -> None:
 
 
 def raise_file_limit() -> None:
-    """As many open files as the system allows: shards of a store take three each, and 1,024 is a usual start."""
+    """Raise the limit of open files to its maximum: remote shards take three each, 1,024 is usual."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with contextlib.suppress(ValueError, OSError):  # some systems name a limit that they do not grant
+        with contextlib.suppress(ValueError, OSError):  # some systems report a limit that they do not grant
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def quieten() -> None:
-    """Have torch's C++ report errors alone: its warnings of a peer that has gone are pages of stack frames."""
+    """Limit torch's C++ log to errors: its warnings about a lost peer are pages of stack frames."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def spare_what_lives() -> None:
-    """Have Python's collector look only at what is made from now on.
+    """Exclude existing objects from Python's garbage collection.
 
-    Modules and the parts of a run live to the end; a full look at them stalls a step by a tenth of a second.
+    Modules and the parts of a run live to the end; a full collection over them stalls a step by a tenth of a second.
     """
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What a run was made from: code, packages, command and config, as the run folder keeps it."""
+"""Provenance of a run: code, packages, command and config, recorded in the run folder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from everstep.config import RunConfig
 from everstep.run_folder import PROVENANCE, RunFolder
 
 LARGEST_DIFF = 256 * 1024
-"""Bytes of uncommitted change that are kept in full; of a larger one only size and hash."""
+"""Largest uncommitted diff in bytes that is kept in full; of a larger one only size and hash are kept."""
 
 
 def record(
@@ -29,11 +29,11 @@ def record(
     snapshot: str | None = None,
     around: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write it once: a run that goes on later keeps what it began with.
+    """Record the provenance once; resumed runs keep the first record.
 
     Args:
-        snapshot: digest of the code that was kept for it.
-        around: what `surroundings` said, for who starts many runs at a time; None looks now.
+        snapshot: digest of the code snapshot.
+        around: result of `surroundings`, for a caller that starts many runs; None computes it.
     """
     if folder.storage.exists(PROVENANCE):
         return
@@ -52,7 +52,7 @@ def facts(config: RunConfig, command: Sequence[str], around: Mapping[str, Any] |
 
 
 def surroundings() -> dict[str, Any]:
-    """What is the same for every run that this process starts; looking at it takes a tenth of a second."""
+    """Return the facts common to all runs that this process starts; takes a tenth of a second."""
     return {
         "everstep": __version__,
         "host": socket.gethostname(),
@@ -66,17 +66,17 @@ def surroundings() -> dict[str, Any]:
 
 
 def packages() -> dict[str, str]:
-    """Every installed distribution with its version, without importing any."""
+    """Return the version of every installed distribution, without importing any."""
     from importlib.metadata import distributions
 
-    every = [found.metadata for found in distributions()]  # each `metadata` reads a file and parses it anew
+    every = [found.metadata for found in distributions()]  # each `metadata` reads and parses a file
     return {str(one["Name"]).lower(): one["Version"] for one in every if one["Name"]}
 
 
 def code(folder: str = ".") -> dict[str, Any] | None:
-    """Commit and uncommitted change of the checkout in `folder`; None where there is no git or no checkout.
+    """Return commit and uncommitted diff of the checkout in `folder`; None without git or a checkout.
 
-    No remote: its URL may hold a password.
+    The remote is left out: its URL may hold a password.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
@@ -103,5 +103,5 @@ def _git(folder: str, *arguments: str) -> bytes | None:
 def user() -> str:
     try:
         return getpass.getuser()
-    except (OSError, KeyError):  # a container may run under a number without a name
+    except (OSError, KeyError):  # a container may run under a UID without a name
         return "unknown"

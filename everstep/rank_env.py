@@ -1,4 +1,4 @@
-"""Where a launcher put this process: its rank, and the agent that must not outlive it. No torch here."""
+"""Environment of a rank under its launcher: its rank, and the agent it must not outlive. Torch-free."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from everstep.errors import MachineError
 
 PR_SET_PDEATHSIG = 1
 AGENT_PID = "EVERSTEP_AGENT_PID"
-"""Environment variable: the process that started the ranks of this node. A rank without it ends at once."""
+"""Environment variable: PID of the agent of this node's ranks. A rank without its agent ends at once."""
 WORLD = "EVERSTEP_WORLD"
-"""Environment variable: how many processes the launcher has asked for; a start with another number is refused."""
+"""Environment variable: world size requested by the launcher; a start with a different one is refused."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """This process among all of its start."""
+    """Position of this process among all of its job start."""
 
     rank: int = 0
     world: int = 1
     local_rank: int = 0
     nodes: int = 1
     node: int = 0
-    """Which of the nodes this is."""
+    """Index of this node."""
     under_torchrun: bool = False
 
     @staticmethod
     def from_environment() -> Place:
-        """What torchrun (or anybody who sets the same variables) says; alone without it."""
+        """Read the variables that torchrun sets; without them, a world of one process."""
         env = os.environ
         return Place(
             int(env.get("RANK", "0")),
@@ -45,7 +45,7 @@ class Place:
         )
 
     def check_world(self) -> None:
-        """Raise MachineError where fewer or more processes have met than the launcher has asked for."""
+        """Raise MachineError if the world size differs from the one that the launcher requested."""
         asked = os.environ.get(WORLD, "")
         if asked.isdigit() and int(asked) != self.world:
             error = MachineError(
@@ -56,7 +56,7 @@ class Place:
             raise error
 
     def started(self) -> datetime.datetime:
-        """When this start began. Under torchrun the agent's start, so that a restarted worker finds its run again."""
+        """Return the start time. Under torchrun it is the agent's, so that a restarted worker finds its run."""
         agent = Path(f"/proc/{os.getppid()}")
         if self.under_torchrun and agent.exists():
             return datetime.datetime.fromtimestamp(agent.stat().st_ctime)
@@ -64,9 +64,9 @@ class Place:
 
 
 def die_with_parent() -> None:
-    """Have the kernel kill this process when its agent dies: a worker without one trains on beside its successor.
+    """Have the kernel kill this process when its agent dies: an orphan would train beside its successor.
 
-    An agent that has died before is noticed by its id, which it hands over: `getppid` then names another process.
+    The agent passes its PID, so that its earlier death is noticed: `getppid` then names another process.
     """
     if not sys.platform.startswith("linux"):
         return
@@ -78,11 +78,11 @@ def die_with_parent() -> None:
 
 
 def _descends_from(ancestor: int) -> bool:
-    """True if this process, or one that it comes from, was started by `ancestor`."""
+    """True if `ancestor` started this process or one of its ancestors."""
     pid = os.getpid()
     while pid > 1:
         try:
-            # The name, in parentheses, may hold anything; the parent is the second word after it.
+            # The name, in parentheses, may contain anything; the parent is the second word after it.
             pid = int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
         except (OSError, ValueError, IndexError):
             return not Path("/proc/self/stat").exists()

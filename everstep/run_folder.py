@@ -1,4 +1,4 @@
-"""Every name in a run's folder, said once, and the few rules about who may write there."""
+"""Names of all files in a run folder, and the rules for writing there."""
 
 from __future__ import annotations
 
@@ -26,28 +26,28 @@ CHECKPOINTS = "checkpoints"
 MANIFEST = "manifest.json"
 RESTARTS = "restarts"
 SUBMISSIONS = "submissions"
-"""NNNN.json says that a job is about to be submitted, NNNN.handle.json which job it became."""
+"""NNNN.json is the intent of a submission, NNNN.handle.json the job that it became."""
 STARTS = "starts"
-"""NNNN/ is one start by a scheduler: where it ran, how its nodes fared. It holds none, one or more attempts."""
+"""NNNN/ is one job start: its hosts and the state of its nodes. It covers zero or more attempts."""
 MEMBERS = "members"
-"""JOB/INDEX-NNNN.json: the pods that a job on Kubernetes has had, of each index one after the other."""
+"""JOB/INDEX-NNNN.json: successive pods of each index of a job on Kubernetes."""
 CODE = "code"
-"""DIGEST.tar.gz: what the user's checkout held when a job was submitted."""
+"""DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
 LOOKED_BACK = 8
-"""Attempts among which an error of the user's code is looked for that has come before."""
+"""Earlier attempts that are searched for the same error of the user's code."""
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
 GRACE = "EVERSTEP_GRACE_S"
-"""Environment variable: seconds between the word to stop and the kill, from whoever would kill."""
+"""Environment variable of the launcher: grace period in seconds, from the stop signal to the kill."""
 STARTER = "EVERSTEP_STARTER"
-"""Environment variable: who started this process. It stands in the claim, so a launcher knows its own attempts."""
+"""Environment variable: id of the launcher, recorded in the claim, so that it recognizes its attempts."""
 
 ENDING_FILE = "EVERSTEP_ENDING_FILE"
-"""Environment variable: a file in the launcher's memory, for an ending that the run folder has not taken."""
+"""Environment variable: file in the launcher's memory for an outcome that the run folder refused."""
 
 
 class Outcome(enum.Enum):
-    """Why an attempt ended. torchrun flattens exit codes to 1, so this stands in a file."""
+    """Outcome of an attempt. It is recorded in a file because torchrun turns all exit codes into 1."""
 
     done = "done"
     preempted = "preempted"
@@ -63,19 +63,19 @@ class Outcome(enum.Enum):
 
 
 class Fault(enum.Enum):
-    """Whose fault it is that an attempt failed; the policy of restarts reads it."""
+    """Origin of a failure, for the restart policy."""
 
     machine = "machine"
-    """A lost rank, a store, memory, a device, a signal: another start may fare better."""
+    """A lost rank, a store, memory, a device, a signal: another start may succeed."""
     user = "user"
-    """An exception of Python or torch. Before the first step, or twice at one step, it is a mistake."""
+    """An exception of Python or torch: a bug, if before the first step or twice at one step."""
     left = "left"
-    """The user has left the debugger."""
+    """The user has quit the debugger."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """The outcome of an attempt with what the next one, and the user, must know."""
+    """Outcome of an attempt, with facts for the next one and for the user."""
 
     outcome: Outcome
     step: int = 0
@@ -83,21 +83,21 @@ class Ending:
     micro_batch: int | None = None
     """After out_of_memory: the size that the next attempt should use."""
     rank: int = 0
-    """Who says so."""
+    """Rank that recorded the outcome."""
     time: float | None = field(default=None, compare=False)
-    """When it was written down, in seconds since the epoch."""
+    """Time of recording, in seconds since the epoch."""
     fault: Fault = Fault.machine
     error: str = ""
-    """Type of the exception; empty where there was none."""
+    """Type of the exception; empty without one."""
     place: str = ""
     """Line of the user's code that raised it."""
     lost_peer: bool = False
-    """Said by a rank that lost another one: what is known of that one takes its place."""
+    """True if recorded by a rank that lost another one; the outcome of the lost rank replaces it."""
     patience: int | None = None
     """The `evaluate.patience` that ended the run before its last step."""
 
     def repeats(self, earlier: Ending) -> bool:
-        """True when both are the same error of the user's code at the same step."""
+        """True if both are the same error of the user's code at the same step."""
         both = (self, earlier)
         if any(each.fault is not Fault.user or each.outcome is not Outcome.crashed for each in both):
             return False
@@ -126,7 +126,7 @@ class RunFolder:
     url: str
     storage: Storage = field(init=False)
     _starts: dict[int, int] = field(init=False, default_factory=dict)
-    """For attempts that have restored: from which step. Written once, so read once."""
+    """Attempt → step that it restored. Each is written once, so it is read once."""
 
     def __post_init__(self) -> None:
         self.storage = open_storage(self.url)
@@ -139,11 +139,11 @@ class RunFolder:
         return f"{ATTEMPTS}/{number:04d}/{name}".rstrip("/")
 
     def checkpoint(self, step: int, attempt: int) -> str:
-        # The attempt is part of the name, so two attempts never write into one folder.
+        # The attempt is part of the name, so that two attempts never write into one folder.
         return f"{CHECKPOINTS}/step-{step:08d}-attempt-{attempt:04d}"
 
     def newest_step(self) -> int | None:
-        """The highest step with a committed checkpoint; its files are not verified here."""
+        """Return the highest step with a committed checkpoint, without verifying its files."""
         steps = {name: int(name.split("-")[1]) for name in self.storage.names(CHECKPOINTS) if _is_checkpoint(name)}
         for name in sorted(steps, key=lambda name: steps[name], reverse=True):
             if self.storage.exists(f"{CHECKPOINTS}/{name}/{MANIFEST}"):
@@ -151,12 +151,15 @@ class RunFolder:
         return None
 
     def reached_step(self) -> int:
-        """How far the run is known to have come; what lay on the nodes is known when an attempt has gone on from it."""
+        """Return the step that the run is known to have reached.
+
+        A checkpoint of the node tier counts only once an attempt has restored it.
+        """
         self.limits()
         return max([self.newest_step() or 0, *self._starts.values()])
 
     def record_restart(self, facts: dict[str, Any]) -> None:
-        """Keep one decision of the restart policy: an object of its own, since object stores cannot append."""
+        """Record one decision of the restart policy, as a separate object, since object stores cannot append."""
         number = len(self.storage.names(RESTARTS)) + 1
         while not self.storage.create(f"{RESTARTS}/{number:04d}.json", _json({"time": time.time(), **facts})):
             number += 1
@@ -165,9 +168,9 @@ class RunFolder:
         return sorted(int(name) for name in self.storage.names(ATTEMPTS) if name.isdigit())
 
     def claim(self, facts: dict[str, Any]) -> int:
-        """Take the next attempt number: create-only, so of two starters each gets its own.
+        """Claim the next attempt number, by a create-only write, so that two starters get different numbers.
 
-        StorageError when the store does not keep to create-only writes, found out by a probe of it.
+        StorageError when the store does not honour create-only writes; a probe checks this.
         """
         probe(self.storage)
         number = max(self.attempts(), default=0) + 1
@@ -178,11 +181,11 @@ class RunFolder:
         return number
 
     def starter(self, attempt: int) -> str | None:
-        """Who started an attempt; None when it is not known (yet)."""
+        """Return the id of the launcher's start that made an attempt; None when unknown (yet)."""
         return self._claimed(attempt, "starter")
 
     def host(self, attempt: int) -> str | None:
-        """The machine that claimed an attempt; None when it is not known."""
+        """Return the host that claimed an attempt; None when unknown."""
         return self._claimed(attempt, "host")
 
     def _claimed(self, attempt: int, key: str) -> str | None:
@@ -190,11 +193,11 @@ class RunFolder:
         return None if value is None else str(value)
 
     def claim_of(self, attempt: int) -> dict[str, Any]:
-        """What an attempt said of itself as it began; empty when it is not known."""
+        """Return the claim of an attempt; empty when it cannot be read."""
         return self.facts(self.attempt(attempt, "claim.json"))
 
     def facts(self, path: str) -> dict[str, Any]:
-        """A JSON object of the folder for somebody who only looks; empty when it is not there or cannot be read."""
+        """Return a JSON object of the folder; empty when it is missing or damaged. For readers only."""
         try:
             found = json.loads(self.storage.read(path))
         except (FileNotFoundError, ValueError):
@@ -202,7 +205,7 @@ class RunFolder:
         return found if isinstance(found, dict) else {}
 
     def lines(self, attempt: int, name: str) -> Iterator[dict[str, Any]]:
-        """The records of one attempt's JSON lines, or of the parts of them; what a kill cut short is left out."""
+        """Yield the records of one attempt's JSON lines, also in parts, without lines truncated by a kill."""
         stem, _, suffix = name.rpartition(".")
         for file in self.storage.names(self.attempt(attempt)):
             if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
@@ -213,7 +216,7 @@ class RunFolder:
                         continue
 
     def check_newest(self, attempt: int) -> None:
-        """Raise SupersededError when a later attempt has claimed the run: an older one may not commit."""
+        """Raise SupersededError if a later attempt has claimed the run: an older one must not commit."""
         newest = max(self.attempts(), default=attempt)
         if newest > attempt:
             raise SupersededError(
@@ -221,14 +224,14 @@ class RunFolder:
             )
 
     def record_restored(self, attempt: int, step: int, origin: int) -> None:
-        """Say from which checkpoint (step, and the attempt that wrote it) this attempt goes on."""
+        """Record the checkpoint that this attempt restored: its step, and the attempt that wrote it."""
         self.storage.create(self.attempt(attempt, "restored.json"), _json({"step": step, "attempt": origin}))
 
     def limits(self) -> dict[int, int]:
-        """For each attempt the highest step whose checkpoint counts: what its successors went on from.
+        """Return per attempt the highest step whose checkpoint counts: the lowest that a later one restored.
 
-        A writer that was cut off may still commit after its successor has started. Such a checkpoint is not part
-        of the run's line, because the run has gone on from an earlier one.
+        A superseded attempt may still commit after its successor has started. Such a checkpoint is not part of the run,
+        because the run has continued from an earlier one.
         """
         attempts = self.attempts()
         for number in attempts:
@@ -248,10 +251,9 @@ class RunFolder:
             raise CheckpointError(f"{self.url}/{self.attempt(attempt, 'restored.json')} is damaged: {error}") from error
 
     def end(self, attempt: int, ending: Ending) -> bool:
-        """Write the outcome; the first stands, since a rank that fails later fails because of it.
+        """Record the outcome; return True if this one counts. The first counts: later failures follow from it.
 
-        A rank that merely lost another may be faster than what is known of that one, which then takes its place.
-        Returns whether this one is the outcome now.
+        Exception: the outcome of a rank that merely lost another is replaced by that of the lost rank.
         """
         said = replace(ending, time=time.time())
         path = self.attempt(attempt, "outcome.json")
@@ -269,7 +271,7 @@ class RunFolder:
         return (isinstance(step, int) and step > 0) or self.reached_step() > 0
 
     def is_repeated(self, attempt: int, ending: Ending) -> bool:
-        """True if the error that ended an attempt is that of the newest one before it that ended by the user's code."""
+        """True if the latest earlier attempt that failed by the user's code ended with the same error."""
         for number in reversed([number for number in self.attempts() if number < attempt][-LOOKED_BACK:]):
             before = self.ending(number)
             if before is not None and before.fault is Fault.user and before.outcome is Outcome.crashed:
@@ -277,21 +279,21 @@ class RunFolder:
         return False
 
     def ending(self, attempt: int) -> Ending | None:
-        """How an attempt ended; None when it has not, or when its word cannot be read: then it counts as killed."""
+        """Return the outcome of an attempt; None without a readable one: the attempt then counts as killed."""
         try:
             return Ending.from_json(self.storage.read(self.attempt(attempt, "outcome.json")))
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 
     def never_trained(self) -> bool:
-        """True when all that was ever started has ended, and before its first step: nothing rests on its config."""
+        """True if all attempts have ended before their first step, so that nothing depends on the config."""
         endings = [self.ending(number) for number in self.attempts()]
         if not endings or self.newest_step() is not None:
             return False
         if any(ending is None or ending.step > 0 for ending in endings):
             return False
         ended = max(ending.time or 0.0 for ending in endings if ending is not None)
-        # A job that was submitted since then may still be in the queue.
+        # A job submitted since then may still be queued.
         asked = [self.facts(f"{SUBMISSIONS}/{name}").get("time") for name in self.storage.names(SUBMISSIONS)]
         return all(moment is not None and moment < ended for moment in asked)
 
@@ -301,7 +303,7 @@ class RunFolder:
 
 
 def meant(url: str) -> str:
-    """`"; did you mean 'runs/NAME'?"` for a run's name where its folder is asked for, or an empty string."""
+    """Return `"; did you mean 'runs/NAME'?"` for a run's name in place of its folder, or an empty string."""
     path = os.path.join(RunConfig().run_root, url)
     is_name = os.sep not in url and url not in ("", os.curdir, os.pardir)
     return f"; did you mean {path!r}?" if is_name and os.path.isdir(path) else ""

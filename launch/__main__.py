@@ -1,4 +1,4 @@
-"""The command `everstep`. Nothing heavy is imported before a verb is known, so --help and Tab answer at once."""
+"""Command `everstep`. Heavy imports wait until the verb is known, so --help and completion are fast."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ ELSEWHERE = {
     "train": "run", "fit": "run", "start": "run", "launch": "run", "sbatch": "submit", "list": "ls", "ps": "ls",
     "stop": "cancel", "kill": "cancel", "log": "logs", "validate": "check",
 }  # fmt: skip
-"""What other programs call our verbs."""
+"""Names that other programs use for the verbs."""
 HIDDEN = {"__complete": ("everstep.launch.cli.completion", "complete")}
 
 EXAMPLES = """examples:
@@ -39,7 +39,7 @@ EARLY = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Early(KeyboardInterrupt):
-    """A signal that came before there was a run that could save; the message is its name."""
+    """Signal that arrived before there was a run that could save; the message is its name."""
 
 
 def _on_early(number: int, _: FrameType | None) -> None:
@@ -48,7 +48,7 @@ def _on_early(number: int, _: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _early_signals() -> Iterator[None]:
-    """Have signals that would end this process without a word raise Early, until those of a run are in place."""
+    """Raise Early for signals that would kill this process silently, until the run installs its handlers."""
     here = threading.current_thread() is threading.main_thread()
     caught = [number for number in EARLY if here and signal.getsignal(number) is signal.SIG_DFL]
     for number in caught:
@@ -61,7 +61,7 @@ def _early_signals() -> Iterator[None]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Do what the command line says; the exit code. Errors of the user are one line."""
+    """Run the command line; return the exit code. User errors are printed as one line."""
     open_closed()
     try:
         return _dispatch(list(sys.argv[1:] if argv is None else argv))
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 75
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:  # `everstep … | head`: the reader has seen enough
+    except BrokenPipeError:  # `everstep … | head`: the reader has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 141
 

@@ -1,4 +1,4 @@
-"""What the launcher tells the user while a run is under way."""
+"""Messages of the launcher to the user."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ import sys
 
 
 def say(line: str) -> None:
-    """One line on stderr; a terminal that is gone must not keep the run from an orderly end."""
+    """Print one line on stderr. A closed terminal must not keep the run from an orderly end."""
     with contextlib.suppress(OSError):
         print(f"everstep: {line}", file=sys.stderr, flush=True)

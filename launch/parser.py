@@ -1,4 +1,4 @@
-"""The command line of a verb, whose mistakes are errors like all others: one line, with what was probably meant."""
+"""Argument parser of a verb. Its errors are one-line ConfigErrors with the nearest option."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from everstep.errors import ConfigError, misread
 
 
 def refuse_script(words: Sequence[str], verb: str) -> None:
-    """Raise ConfigError where a verb of the trainer alone is given a script after '--'."""
+    """Raise ConfigError when a script follows '--' for a verb that only runs the trainer."""
     if "--" in words:
         script = " ".join(words[words.index("--") + 1 :][:1]) or "SCRIPT"
         raise ConfigError(
@@ -21,7 +21,7 @@ def refuse_script(words: Sequence[str], verb: str) -> None:
 
 
 class Arguments(argparse.ArgumentParser):
-    """As argparse has it, but that it raises ConfigError and does not print its usage."""
+    """An argparse parser that raises ConfigError instead of printing its usage."""
 
     def error(self, message: str) -> NoReturn:
         options = [name for action in self._actions for name in action.option_strings if name.startswith("--")]
@@ -29,12 +29,12 @@ class Arguments(argparse.ArgumentParser):
         raise mistake if "did you mean" in str(mistake) else self._about_keys(message) or mistake
 
     def _about_keys(self, message: str) -> ConfigError | None:
-        """What to write in place of --steps=5, for a verb that takes steps=5."""
+        """Return an error that suggests steps=5 for --steps=5, for a verb that takes overrides."""
         unknown = message.partition("unrecognized arguments: ")[2].split()
         words = [word for word in unknown if word.startswith("-")]
         if not words or not any(action.dest == "overrides" for action in self._actions):
             return None
-        from everstep.compose import groups, keys  # only for a mistake
+        from everstep.compose import groups, keys  # imported only after a mistake
 
         option = words[0].split("=")[0]
         key, known = option.lstrip("-").replace("-", "_"), [*keys(), *groups()]

@@ -1,4 +1,4 @@
-"""Numbers and tables as a person reads them; plain where there is no terminal, so that other programs can too."""
+"""Text formatting of numbers and tables; plain without a terminal, for other programs."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 from collections.abc import Sequence
 
 GAP = 2
-"""Blanks behind each cell of a table."""
+"""Blanks after each cell of a table."""
 
 
 def duration(seconds: float | None) -> str:
-    """42 s, 3 min 20 s, 5 h 10 min, 2 d 4 h; nothing for what is not known."""
+    """Format as 42 s, 3 min 20 s, 5 h 10 min or 2 d 4 h; empty for an unknown duration."""
     if seconds is None:
         return ""
     whole = max(0, round(seconds))
@@ -22,7 +22,7 @@ def duration(seconds: float | None) -> str:
 
 
 def rate(steps_per_s: float | None) -> str:
-    """Steps a second, or seconds a step where that is longer than one."""
+    """Format as steps per second, or as seconds per step when a step takes longer than one second."""
     if not steps_per_s:
         return ""
     return f"{steps_per_s:.3g}/s" if steps_per_s >= 1 else f"{1 / steps_per_s:.3g} s/step"
@@ -33,10 +33,10 @@ def number(value: object) -> str:
 
 
 def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Sequence[str] = ()) -> None:
-    """Other programs get everything in plain lines; a terminal is not made to wrap what it has no room for.
+    """Print a table: all columns as plain lines without a terminal, else as many columns as fit its width.
 
     Args:
-        spare: columns that are left out, in this order, until the others fit.
+        spare: columns to leave out, in this order, until the others fit.
     """
     widths = [max(len(row[n]) for row in (columns, *rows)) for n in range(len(columns))]
     if not sys.stdout.isatty():
@@ -58,7 +58,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Se
 
 
 def _fitting(columns: Sequence[str], widths: Sequence[int], spare: Sequence[str], room: int) -> list[int]:
-    """The columns that are shown, by their places."""
+    """Return the indices of the columns to print."""
     kept = list(range(len(columns)))
     for name in spare:
         if sum(widths[n] + GAP for n in kept) <= room:

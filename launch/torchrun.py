@@ -1,4 +1,4 @@
-"""The command and the environment that start a program under torchrun; pure, so a test can read them."""
+"""Command line and environment of a program under torchrun: pure functions."""
 
 from __future__ import annotations
 
@@ -8,50 +8,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 RENDEZVOUS = "keep_alive_interval=5,keep_alive_max_attempt=120,last_call_timeout=3,join_timeout={join_s}"
-"""Whole seconds. An agent takes another for dead whose sign of life is older than the product of the first two by its
-own clock, and goes on alone: so clocks may be ten minutes apart. That an agent is lost is noticed by its ranks, or by
-the scheduler; none waits for these signs."""
+"""Settings of the c10d rendezvous, in whole seconds.
+
+An agent counts another as dead, and continues alone, when its last heartbeat is older than the product of the first two
+by its own clock: so clocks may differ by ten minutes. A lost agent is noticed earlier, by its ranks or the scheduler.
+"""
 JOIN_S = 60
 JOIN_NODES_S = 600
-"""Many nodes that import torch from one file server start minutes apart."""
+"""Longer for many nodes, which import torch from one file server and start minutes apart."""
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where and under what name the agents of one start meet; of one machine at a port that the store chooses."""
+    """Rendezvous of the agents of one job start; on a single machine, at a port that the store chooses."""
 
     nodes: int = 1
     endpoint: str = "127.0.0.1:0"
-    """Address and port of the head node. Port 0: a free one, so two jobs on one machine never meet."""
+    """Address and port of the head node. Port 0 is a free one, so two jobs on one machine never collide."""
     address: str = "127.0.0.1"
-    """Of this node, as the others reach it."""
+    """Address of this node, as the others reach it."""
     is_head: bool | None = None
-    """This node keeps the store; None leaves it to torchrun, which compares names and errs where there are several."""
+    """True if this node hosts the store; None: torchrun compares host names, and errs with aliases."""
     id: str = ""
-    """Changes with every start: what is left of an earlier one must not join."""
+    """Different for each start: processes left from an earlier one must not join."""
 
 
 def trainer(url: str, plugins: Sequence[str] = ()) -> list[str]:
-    """What trains as `url`/config.yaml says.
+    """Return the trainer's arguments for `url`/config.yaml.
 
-    Plug-in packages stand on the command line and not in the folder, so that a run folder from elsewhere cannot run
-    code.
+    Plug-in packages are on the command line and not in the folder, so that a run folder from elsewhere cannot run code.
     """
     return ["-m", "everstep.trainer", "--frozen", url, *(["--plugins", ",".join(plugins)] if plugins else [])]
 
 
 def command(url: str, nproc: int, grace_s: int, plugins: Sequence[str] = (), restarts: int = 0) -> list[str]:
-    """The argv that trains on this machine alone; one process needs no torchrun, which saves its start-up."""
+    """Return the argv to train on this machine alone; one process runs without torchrun, to start faster."""
     if nproc == 1:
         return [sys.executable, *trainer(url, plugins)]
     return agent(trainer(url, plugins), nproc, grace_s, Meeting(id=url.rsplit("/", 1)[-1]), restarts)
 
 
 def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Meeting, restarts: int = 0) -> list[str]:
-    """The argv of this node's torchrun; `program` is a script, or a module after -m, with its arguments.
+    """Return the argv of this node's torchrun; `program` is a script, or -m and a module, with arguments.
 
-    `restarts` is torchrun's own budget: we leave it at 0 and start again ourselves, because torchrun would also repeat
-    a run that must not be repeated.
+    `restarts` is torchrun's own restart budget. The launcher leaves it at 0 and restarts runs itself, because torchrun
+    would also restart a run that must not be restarted.
     """
     return [
         sys.executable,
@@ -66,7 +67,7 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Meeting, re
         f"--local-addr={meeting.address}",
         "--monitor-interval=0.1",
         f"--shutdown-timeout={grace_s}",
-        f"--log-dir={os.devnull}",  # else it makes a folder for each start, and leaves it there
+        f"--log-dir={os.devnull}",  # otherwise it creates a folder for each start and never removes it
         f"--max-restarts={restarts}",
         *program,
     ]
@@ -78,15 +79,15 @@ def _settings(meeting: Meeting) -> str:
 
 
 def environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str]) -> dict[str, str]:
-    """The trainer's environment: the caller's, what torchrun needs, and what the job adds."""
+    """Return the trainer's environment: the caller's, torchrun's settings and the job's additions."""
     return {
         **base,
-        # torchrun keeps one store for all restarts, and gloo then reads addresses of the dead: a fresh one each time.
+        # torchrun keeps one store over restarts, from which gloo reads addresses of dead ranks: use a new one.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        # Set in any case: torchrun else sets 1 and says so in a paragraph.
+        # Always set: otherwise torchrun sets 1 and prints a paragraph.
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
-        # Its warnings of a peer that has gone are pages of stack frames; errors are shown.
+        # Its warnings about a lost peer are pages of stack frames; errors are still shown.
         "TORCH_CPP_LOG_LEVEL": base.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         **extra,
     }

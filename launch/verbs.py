@@ -1,4 +1,4 @@
-"""What `everstep` can do, in the order of --help."""
+"""Verbs of `everstep`, in the order of --help."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ VERBS = {
     "doctor": ("everstep.launch.cli.doctor", "doctor", "whether a cluster can take a job, and what hangs there"),
     "completion": ("everstep.launch.cli.completion", "completion", "print the completion script for bash, zsh or fish"),
 }
-"""Verb → module, function, help. Without a module it needs torch, so the trainer does it."""
+"""Verb → module, function, help. Verbs without a module need torch and run in the trainer."""

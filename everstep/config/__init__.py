@@ -1,6 +1,6 @@
-"""What a run is: every key with its type, default, unit and meaning. No torch here, so that a login node can check it.
+"""Config of a run: every key with its type, default, unit and meaning. Torch-free, for login nodes.
 
-YAML in conf/ says only what differs from these defaults and which plug-in is used. A plug-in (task, model, data,
+YAML in conf/ holds only differences from these defaults and the choice of plug-ins. A plug-in (task, model, data,
 optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 """
 

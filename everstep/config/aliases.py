@@ -1,4 +1,4 @@
-"""What Lightning, Composer, Hugging Face's Trainer, torchtitan and torchrun call our keys: what many write at first."""
+"""Names of our keys in Lightning, Composer, Hugging Face's Trainer, torchtitan and torchrun."""
 
 from __future__ import annotations
 
@@ -55,13 +55,13 @@ KEYS = {
     GOES_ON: "resume resume_from resume_from_checkpoint ckpt_path load_path checkpoint_path auto_resume",
     FOUND: "accelerator device no_cuda use_cpu",
 }  # fmt: skip
-"""Ours → theirs; what has a space is a sentence, where there is no such key."""
+"""Our key → their names. An entry with a space is a sentence, for names that have no such key."""
 
 _OURS = {name: ours for ours, names in KEYS.items() for name in names.split()}
 
 
 def meant(key: str, known: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"` for the key of ours that was probably meant, or an empty string."""
+    """Return `"; did you mean 'x'?"` for the key that was probably meant, or an empty string."""
     near = "" if key in _OURS else nearest(key, known)
     ours = _OURS.get(key.rpartition(".")[2])
     if near or ours is None:

@@ -1,4 +1,4 @@
-"""The words that a key may have, and how a value that does not fit is told."""
+"""Values of keys with a fixed choice, and the check of a value."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 
 
 class ParallelKind(enum.Enum):
-    """How the model is spread over processes."""
+    """Distribution of the model over processes."""
 
     single = "single"
     ddp = "ddp"
@@ -15,7 +15,7 @@ class ParallelKind(enum.Enum):
 
 
 class Dtype(enum.Enum):
-    """The type that the forward and backward passes compute in; weights stay in fp32 (fp64 with fp64)."""
+    """Type of the forward and backward passes; weights stay in fp32 (fp64 with fp64)."""
 
     fp32 = "fp32"
     bf16 = "bf16"
@@ -24,21 +24,21 @@ class Dtype(enum.Enum):
 
 
 class Goal(enum.Enum):
-    """Whether a smaller or a larger value of the metric is better."""
+    """Direction in which the metric improves."""
 
     min = "min"
     max = "max"
 
 
 class Weights(enum.Enum):
-    """Which weights are evaluated."""
+    """Weights to evaluate."""
 
     model = "model"
     ema = "ema"
 
 
 class Buffers(enum.Enum):
-    """How buffers that forward passes change are kept equal on all ranks."""
+    """Synchronization over ranks of buffers that forward passes change."""
 
     broadcast = "broadcast"
     mean = "mean"
@@ -46,35 +46,35 @@ class Buffers(enum.Enum):
 
 
 class Nonfinite(enum.Enum):
-    """What to do with a step whose loss or gradient is NaN or Inf."""
+    """Reaction to a step whose loss or gradient is NaN or Inf."""
 
     skip = "skip"
     rollback = "rollback"
 
 
 class Busy(enum.Enum):
-    """What to do when a checkpoint is due and the one before is still being written."""
+    """Reaction when a checkpoint is due while the previous save is pending."""
 
     wait = "wait"
     skip = "skip"
 
 
 class BadSample(enum.Enum):
-    """What to do with a sample that cannot be decoded."""
+    """Reaction to a sample that cannot be decoded."""
 
     stop = "stop"
     skip = "skip"
 
 
 class Worker(enum.Enum):
-    """What reads and transforms data beside training."""
+    """Kind of workers that read and transform data."""
 
     process = "process"
     thread = "thread"
 
 
 class Progress(enum.Enum):
-    """How the run shows itself on rank 0's terminal."""
+    """Display of progress on rank 0's terminal."""
 
     auto = "auto"
     bar = "bar"
@@ -83,7 +83,7 @@ class Progress(enum.Enum):
 
 
 class Shape(enum.Enum):
-    """The curve of the learning rate after warm-up."""
+    """Shape of the learning-rate schedule after warm-up."""
 
     constant = "constant"
     cosine = "cosine"

@@ -1,4 +1,4 @@
-"""The groups of keys of a run, each a dataclass with its own rules."""
+"""Config groups of a run, each a dataclass with its own checks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from everstep.errors import ConfigError
 class ParallelConfig:
     kind: ParallelKind = ParallelKind.ddp
     shard: int | None = None
-    """Processes that share one copy of the model under hsdp; the others replicate it. Must divide the world."""
+    """Processes that share one copy of the model under hsdp; others replicate it. Divides the world size."""
     checkpoint_blocks: int = 0
     """Activation checkpointing: 0 none, 1 every unit (see `wrap`), n every n-th unit."""
     compile: str | None = None
@@ -34,15 +34,20 @@ class ParallelConfig:
     bucket_mb: int = 25
     """Size of DDP's gradient buckets in MiB."""
     find_unused: bool = False
-    """DDP only: search each step for parameters that got no gradient, where a batch does not reach all of them."""
+    """DDP only: search each step for parameters without a gradient, if batches do not reach all of them."""
     wrap: list[str] = field(default_factory=list)
-    """Units that FSDP shards and activation checkpointing recomputes: names of classes (BertLayer) or patterns of
-    module paths (encoder.layer.*); none finds repeated blocks by itself."""
+    """Units that FSDP shards and activation checkpointing recomputes.
+
+    Class names (BertLayer) or patterns of module paths (encoder.layer.*); empty detects repeated blocks.
+    """
     buffers: Buffers = Buffers.broadcast
-    """Buffers that forward passes change (running statistics, codebooks) on several processes. broadcast: after each
-    step all take rank 0's. mean: their mean. local: each keeps its own and rank 0's are saved: no resume is exact."""
+    """Buffers that forward passes change (running statistics, codebooks) on several processes.
+
+    broadcast: after each step all take rank 0's. mean: their mean. local: each keeps its own and rank 0's are saved, so
+    no resume is exact.
+    """
     sync_batchnorm: bool = False
-    """BatchNorm over the microbatches of all processes at a time, in place of each process's own."""
+    """BatchNorm statistics over the microbatches of all processes instead of each process's own."""
 
     def __post_init__(self) -> None:
         require(self.shard is None or self.shard >= 1, "parallel.shard", self.shard, "must be ≥ 1 or null")
@@ -54,7 +59,7 @@ class ParallelConfig:
         require(self.bucket_mb >= 1, "parallel.bucket_mb", self.bucket_mb, "must be ≥ 1")
 
     def check_world(self, world: int) -> None:
-        """ConfigError where the model cannot be spread over so many processes as is asked."""
+        """Raise ConfigError if the model cannot be distributed over this many processes."""
         if self.kind is ParallelKind.single and world > 1:
             raise ConfigError(
                 f"parallel=single on {world} processes: it trains on one; use parallel=ddp, or job.nproc=1"
@@ -86,9 +91,9 @@ class ScheduleConfig:
     final_fraction: float = 0.1
     """Learning rate at the last step, as a fraction of the highest (cosine, linear, wsd)."""
     decay_fraction: float = 0.2
-    """wsd only: the last part of the run in which the rate falls."""
+    """wsd only: final fraction of the run in which the learning rate falls."""
     over_steps: int | None = None
-    """Steps that the curve spans; null is `steps`. Set it when `steps` will grow later."""
+    """Steps that the schedule spans; null is `steps`. Set it when `steps` will grow later."""
 
     def __post_init__(self) -> None:
         require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be ≥ 0")
@@ -101,9 +106,9 @@ class ScheduleConfig:
 @dataclass(kw_only=True)
 class LocalTierConfig:
     every: int | None = None
-    """Steps between checkpoints on the nodes themselves, beside those in the run folder; null makes none."""
+    """Steps between checkpoints on the node tier, besides those in the run folder; null makes none."""
     path: str = "/dev/shm/everstep"
-    """A folder that each node has for itself: a RAM disk or NVMe; $NAMES of the node's environment are filled in."""
+    """Folder of the node tier, local to each node: a RAM disk or NVMe; $NAMES are expanded on the node."""
 
     def __post_init__(self) -> None:
         require(self.every is None or self.every >= 1, "checkpoint.local.every", self.every, "must be ≥ 1 or null")
@@ -114,22 +119,24 @@ class LocalTierConfig:
 @dataclass(kw_only=True)
 class CheckpointConfig:
     every: int = 100
-    """Steps between checkpoints; one more is written when the run ends or is stopped."""
+    """Steps between checkpoints; one more is saved when the run ends or is stopped."""
     keep_last: int = 2
     """Newest checkpoints to keep."""
     keep_best: int = 1
     """Checkpoints with the best held-out metric to keep."""
     keep_every: int | None = None
-    """Keep for good each checkpoint whose step is a multiple of this; null keeps none for that reason."""
+    """Keep each checkpoint permanently whose step is a multiple of this; null keeps none for this reason."""
     busy: Busy = Busy.wait
-    """When the checkpoint before is still being written: wait for it, or skip this one."""
+    """Choice while the previous save is pending: wait for it, or skip this checkpoint."""
     max_failures: int = 5
-    """Saves in a row that may fail before the run ends; each is tried again, after 10 s, 20 s, 40 s …"""
+    """Consecutive saves that may fail before the run ends; each is retried, after 10 s, 20 s, 40 s …"""
     timeout_s: float = 1800.0
-    """Seconds after which a save that not all ranks have written counts as failed."""
+    """Seconds after which a save that is incomplete on some rank counts as failed."""
     self_test: bool = True
-    """Read the first checkpoint of a run back into a second model and optimizer and compare, and compare the ranks at
-    saves; a state that does not come back as it was ends the run."""
+    """Restore a run's first checkpoint into a second model and optimizer, and compare them.
+
+    Ranks are also compared at saves. A state that is not restored exactly ends the run.
+    """
     local: LocalTierConfig = field(default_factory=LocalTierConfig)
     """Frequent checkpoints on the nodes' own disks, each part on two nodes: `checkpoint=two_tiers`."""
 
@@ -152,12 +159,12 @@ class EvaluateConfig:
     limit: int | None = None
     """Held-out samples to use; null is all."""
     metric: str = "loss"
-    """The metric that picks the best checkpoint and stops early."""
+    """Metric of the best checkpoint and of early stopping."""
     goal: Goal = Goal.min
     patience: int | None = None
-    """Early stopping: evaluations in a row without a better metric after which the run is done; null never."""
+    """Early stopping: consecutive evaluations without a better metric that end the run; null never."""
     min_delta: float = 0.0
-    """How much better counts as better."""
+    """Smallest improvement that counts as better."""
     weights: Weights = Weights.model
 
     def __post_init__(self) -> None:
@@ -170,7 +177,7 @@ class EvaluateConfig:
 @dataclass(kw_only=True)
 class NonfiniteConfig:
     policy: Nonfinite = Nonfinite.skip
-    """skip: the step changes nothing. rollback: back to the last checkpoint, and the samples since are passed over."""
+    """skip: the step changes nothing. rollback: restore the last checkpoint and skip the samples since."""
     limit: int = 10
     """Such steps (or rollbacks) in one run after which it ends as diverged."""
 
@@ -183,9 +190,9 @@ class StopConfig:
     wall_time_s: float | None = None
     """Seconds since the start of the process after which the run saves and ends as preempted; null never."""
     poll_s: float = 1.0
-    """Seconds between looks for the stop marker in the run folder."""
+    """Seconds between polls of the stop marker in the run folder."""
     grace_s: float | None = None
-    """Seconds between the word to stop and the kill; null is what the launcher says (EVERSTEP_GRACE_S), or unknown."""
+    """Grace period: seconds from the stop signal to the kill; null uses the launcher's EVERSTEP_GRACE_S."""
 
     def __post_init__(self) -> None:
         require(self.wall_time_s is None or self.wall_time_s > 0, "stop.wall_time_s", self.wall_time_s, "must be > 0")
@@ -212,13 +219,13 @@ class LogConfig:
     every: int = 10
     """Steps between records of the training metrics."""
     progress: Progress = Progress.auto
-    """auto is a bar on a terminal and plain lines elsewhere."""
+    """auto is a bar on a terminal, otherwise plain lines."""
     line_every_s: float = 10.0
     """Seconds between plain lines."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
     hparams: dict[str, Any] = field(default_factory=dict)
-    """Key → value of what a sweep tries in this run, for TensorBoard's table of trials; the sweep itself sets it."""
+    """Key → value of a sweep's trial, for TensorBoard's table of trials; set by the sweep."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", self.every, "must be ≥ 1")
@@ -230,11 +237,13 @@ class OrderConfig:
     shuffle: bool = True
     """false: each dataset in its stored order, epoch after epoch."""
     window: int | None = 64
-    """Shards whose samples are mixed at a time; null mixes all. Each node needs about this many at hand."""
+    """Shards whose samples are mixed at a time; null mixes all. Each node needs about this many locally."""
     lanes: int = 1
-    """Streams with shards of their own, that a batch deals its microbatches to in turn: with as many as there are
-    processes, or a multiple of it, a node reads only its share of the shards. The samples of a lane stay in it for an
-    epoch."""
+    """Streams with separate shards, from which a global batch takes its microbatches in turn.
+
+    With as many as there are processes, or a multiple, a node reads only its share of the shards. A sample stays in its
+    lane for an epoch.
+    """
 
     def __post_init__(self) -> None:
         require(self.window is None or self.window >= 1, "order.window", self.window, "must be ≥ 1 shard or null")
@@ -244,9 +253,9 @@ class OrderConfig:
 @dataclass(kw_only=True)
 class ExcludeConfig:
     from_step: int = 1
-    """The first step that does without the samples, as the log counts steps; on resume it lies after the checkpoint."""
+    """First step without the samples, as the log counts steps; on resume it must be after the checkpoint."""
     samples: list[int] = field(default_factory=list)
-    """Ids, as `everstep data trace` prints them."""
+    """Sample ids, as `everstep data trace` prints them."""
 
     def __post_init__(self) -> None:
         require(self.from_step >= 1, "exclude.from_step", self.from_step, "must be ≥ 1")
@@ -256,20 +265,26 @@ class ExcludeConfig:
 @dataclass(kw_only=True)
 class LoaderConfig:
     prefetch: int = 2
-    """Steps of data that are made ready ahead of need; 0 reads when the step asks, small samples some steps at once.
-    Code of your own, which may draw random numbers, runs between steps unless there are workers."""
+    """Steps of data to prepare ahead; 0 reads on demand, small samples for some steps at once.
+
+    Code of your own, which may draw random numbers, runs between steps unless there are workers.
+    """
     workers: int = 0
     """Processes or threads per rank that read and transform; 0 reads in one thread of the trainer."""
     worker: Worker = Worker.process
-    """thread: less memory and no copy between processes, where the work waits for disks or leaves Python's lock. Code
-    of your own runs in processes all the same."""
+    """thread: less memory, no copies between processes; for work that waits for disks or releases the GIL.
+
+    Code of your own always runs in processes.
+    """
     ahead_mb: int = 256
-    """MB of remote data that are fetched ahead of need; 0 fetches when a batch asks."""
+    """MB of remote data to fetch ahead; 0 fetches on demand."""
     cache: str | None = None
-    """Folder on the node's own disk where remote shards are kept, shared by all its processes; null is
-    $EVERSTEP_CACHE or ~/.cache/everstep."""
+    """Folder on the node's own disk for the cache of remote shards, shared by all its processes.
+
+    null is $EVERSTEP_CACHE or ~/.cache/everstep.
+    """
     cache_gb: float | None = None
-    """Size of that folder in GB, above which the shards not used for longest go; null is half of what the disk has."""
+    """Largest size of that folder in GB; least recently used shards are removed. null is half of the disk."""
 
     def __post_init__(self) -> None:
         require(self.prefetch >= 0, "loader.prefetch", self.prefetch, "must be ≥ 0")
@@ -285,7 +300,7 @@ class ResumeConfig:
 
 
 def first_steps_without(excludes: Iterable[ExcludeConfig]) -> dict[int, int]:
-    """For each excluded sample the first step that does without it."""
+    """Return the first step without each excluded sample."""
     first: dict[int, int] = {}
     for exclude in excludes:
         for sample in exclude.samples:

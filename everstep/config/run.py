@@ -1,4 +1,4 @@
-"""All keys of a run."""
+"""All config keys of a run."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ Node = dict[str, Any]
 @dataclass(kw_only=True)
 class RunConfig:
     run: str | None = None
-    """Name of the run and of its folder; null makes one from the experiment and the time."""
+    """Name of the run and of its folder; null derives one from experiment and time."""
     run_root: str = "runs"
     """Folder of runs: a path or any fsspec URL (s3://bucket/runs)."""
     steps: int = 1000
-    """Optimizer steps in all."""
+    """Optimizer steps in total."""
     global_batch: int = 32
     """Samples per optimizer step, over all processes."""
     micro_batch: int = 32
-    """Samples that one process passes through the model at once."""
+    """Samples of one forward pass of one process."""
     seed: int = 0
     clip: float | None = 1.0
-    """Largest norm of the gradient; null does not clip."""
+    """Limit of the gradient norm; null does not clip."""
     ema: float | None = None
     """Decay per step of the moving average of the weights; null keeps none."""
     init_from: str | None = None
-    """URL of a checkpoint, or of a run, whose weights a new run starts from."""
+    """URL of a checkpoint or of a run, whose weights a new run starts from."""
     init_match: list[str] = field(default_factory=lambda: ["*"])
-    """Patterns (`encoder.*`) of the weights to take from there; the others begin as they would without it."""
+    """Patterns (`encoder.*`) of the weights to take from there; the others are initialized as usual."""
     group_timeout_s: float = 600.0
     """Seconds that a collective may wait for another process before the run counts it as lost."""
     task: Node | None = None
@@ -58,9 +58,9 @@ class RunConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     order: OrderConfig = field(default_factory=OrderConfig)
     exclude: list[ExcludeConfig] = field(default_factory=list)
-    """Samples to leave out, each from some step on; the places of all others in the order stay the same."""
+    """Samples to leave out, each from a step on; the order of all others stays the same."""
     bad_samples: BadSample = BadSample.stop
-    """stop: a sample that cannot be decoded ends the run with its place. skip: it is left out, and reported."""
+    """stop: an undecodable sample ends the run, with its location. skip: it is left out and reported."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
@@ -92,12 +92,12 @@ class RunConfig:
 
 
 def _is_name(name: str) -> bool:
-    plain = name.translate(dict.fromkeys(map(ord, "-_.=,")))  # the last two stand in names of trials
+    plain = name.translate(dict.fromkeys(map(ord, "-_.=,")))  # the last two occur in names of trials
     return plain.isascii() and plain.isalnum() and name[0].isalnum() and len(name) <= 128
 
 
 OPEN_NODES = ("task", "model", "data", "optimizer")
-"""Keys whose children belong to a plug-in: its constructor, not this file, says which exist."""
+"""Keys whose children belong to a plug-in: its constructor defines them, not this file."""
 
 FREE_ON_RESUME = (
     "steps", "run_root", *(f"parallel.{key}" for key in (
@@ -105,4 +105,4 @@ FREE_ON_RESUME = (
     )), "checkpoint", "evaluate.every", "evaluate.batch", "stop", "log", "loader",
     "resume", "group_timeout_s", "hooks", "plugins", "exclude",
 )  # fmt: skip
-"""Keys that may change when a run goes on: they touch neither samples, order, randomness nor the maths of a step."""
+"""Keys that may change on resume: they affect no samples, order, randomness or maths of a step."""

@@ -1,6 +1,6 @@
-"""A handful of verbs on files below a URL: local folders by the operating system, stores by obstore or fsspec.
+"""File operations below a URL: local folders by the operating system, stores by obstore or fsspec.
 
-Nothing is imported for remote URLs before one is used.
+Modules for remote URLs are imported on first use.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ __getattr__ = lazy(__name__, {
     "filesystem": "everstep.storage.fsspec_backend",
     "retry": "everstep.storage.retries",
 })  # fmt: skip
-"""A run on this machine's disks imports none of them."""
+"""Imported on first use, so a run on local disks imports none of them."""
 
 
 def open_storage(url: str) -> Storage:
-    """The storage for a path or a URL (`file://` and plain paths are local)."""
+    """Return the storage for a path or a URL (`file://` and plain paths are local)."""
     if "://" not in url or url.startswith("file://"):
         return LocalStorage(url.removeprefix("file://"))
     from everstep.storage.fsspec_backend import FsspecStorage

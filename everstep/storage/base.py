@@ -1,4 +1,4 @@
-"""What a storage can do, whatever it lies on."""
+"""Protocol of all storage back ends."""
 
 from __future__ import annotations
 
@@ -7,60 +7,60 @@ from pathlib import Path
 from typing import IO, Protocol
 
 STAGED = ".staged"
-"""Ending of the hidden names under which a file grows; `names` does not list them."""
+"""Ending of hidden names of files being written; `names` does not list them."""
 
 
 Buffer = bytes | memoryview
-"""Bytes that are only read."""
+"""Read-only bytes."""
 
 
 class Storage(Protocol):
     """Files below one root. Paths are relative, with '/'; a missing file is FileNotFoundError.
 
-    What a commit rests on: `create` succeeds for exactly one of many writers, `write` is seen whole or not at all,
-    and on a local disk both are durable when they return.
+    Commits rely on this: `create` succeeds for exactly one of many writers, `write` is atomic, and on a local disk both
+    are durable when they return.
     """
 
     url: str
 
     def read(self, path: str) -> bytes: ...
     def read_range(self, path: str, start: int, stop: int) -> Buffer:
-        """Bytes [start, stop), or as many of them as there are."""
+        """Return bytes [start, stop), fewer at the end of the file."""
         ...
 
     def size(self, path: str) -> int: ...
     def write(self, path: str, data: bytes) -> None:
-        """Replace the file as a whole: a reader sees the old bytes or the new ones."""
+        """Replace the file atomically: a reader sees the old bytes or the new ones."""
         ...
 
     def create(self, path: str, data: bytes) -> bool:
-        """Write the file if there is none; False when there is one already. One of many writers wins."""
+        """Create the file; False when it exists already. Exactly one of many writers succeeds."""
         ...
 
     def writer(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        """A stream into a file that appears whole (and durable on a local disk) when the block ends.
+        """Open a stream into a file that appears atomically (and durable on a local disk) when the block ends.
 
-        When the block is left by an error, or by a kill, whatever was there before still is.
+        After an error or a kill, the earlier content remains.
         """
         ...
 
     def names(self, path: str = "") -> list[str]:
-        """Sorted names directly below a folder; empty when there is no such folder."""
+        """Return sorted names directly below a folder; empty when there is no such folder."""
         ...
 
     def exists(self, path: str) -> bool: ...
     def delete(self, path: str) -> None:
-        """Remove a file, or a folder with all in it; nothing happens when there is none."""
+        """Remove a file, or a folder with its content; do nothing when it is missing."""
         ...
 
     def copy(self, path: str, to: str) -> None:
-        """Copy a file, which appears whole, or a folder with all in it, which appears file by file."""
+        """Copy a file, which appears atomically, or a folder with its content, which appears file by file."""
         ...
 
     def move(self, path: str, to: str) -> None:
-        """Rename a file or folder; on an object store this is a copy and a delete, so never a commit."""
+        """Rename a file or folder. On an object store this copies and deletes, so it is no commit."""
         ...
 
     def path(self, path: str = "") -> Path | None:
-        """The local path, or None when the root is not on a local disk."""
+        """Return the local path; None when the root is not on a local disk."""
         ...

@@ -1,4 +1,4 @@
-"""Whether a store keeps the promise that runs rest on, found out before a run begins."""
+"""Check that a store honours create-only writes, on which commits rely, before a run begins."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from everstep.storage.base import Storage
 
 
 def probe(storage: Storage) -> None:
-    """Write one new name twice create-only; StorageError when the second write is not refused, or the first is.
+    """Write a new name twice create-only; StorageError unless only the first write succeeds.
 
-    A local disk is not asked: there the file system itself refuses the second link.
+    A local disk is not checked: the file system refuses the second link.
     """
     if storage.path() is not None:
         return

@@ -1,7 +1,7 @@
-"""Whose keys are used: those that the environment names, and never what a metadata address of the cloud would give.
+"""Credentials of stores: from the environment, and never implicitly from a cloud's metadata address.
 
 An address that answers on every machine of a cloud hides mistakes: on a laptop a missing key costs a minute of waiting,
-on a server the job runs as somebody else. Who wants a machine's own role says so by EVERSTEP_INSTANCE_ROLE=1.
+on a server the job runs under a wrong identity. EVERSTEP_INSTANCE_ROLE=1 selects the machine's own role.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from everstep.errors import StorageError
 
 INSTANCE_ROLE = "EVERSTEP_INSTANCE_ROLE"
 SAME = (("s3", "s3a"), ("gs", "gcs"), ("az", "abfs", "abfss"))
-"""Protocols that are one store to fsspec, which reads the settings of each for all."""
+"""Protocols of the same store in fsspec, which reads the settings of each for all."""
 FRESH_S = 300.0
-"""How long keys of a profile are used before botocore is asked again, which renews those that run out."""
+"""Seconds for which keys of a profile are used before botocore, which renews them, is queried again."""
 S3_SAYS = (
     "AWS_ACCESS_KEY_ID with AWS_SECRET_ACCESS_KEY, AWS_PROFILE, AWS_WEB_IDENTITY_TOKEN_FILE with AWS_ROLE_ARN, or "
     "AWS_CONTAINER_CREDENTIALS_FULL_URI"
@@ -29,12 +29,12 @@ AZURE_SAYS = (
 
 
 def by_instance_role() -> bool:
-    """Whether the user wants the role of the machine, which its metadata address hands out."""
+    """True if the user selects the role of the machine, from its metadata address."""
     return os.environ.get(INSTANCE_ROLE, "") not in ("", "0")
 
 
 def told_to_fsspec(protocol: str) -> bool:
-    """Whether fsspec has settings of its own for a protocol, which only it understands."""
+    """True if fsspec has its own settings for a protocol, which only fsspec can read."""
     folder = os.environ.get("FSSPEC_CONFIG_DIR", os.path.expanduser("~/.config/fsspec"))
     names = next((names for names in SAME if protocol in names), (protocol,))
     settings = tuple(f"FSSPEC_{name.upper()}" for name in names)
@@ -46,15 +46,15 @@ def missing(url: str, names: str) -> StorageError:
 
 
 def anonymous(cloud: str) -> bool:
-    """Whether AWS_, AZURE_ or GOOGLE_SKIP_SIGNATURE says that the buckets are public."""
+    """True if AWS_, AZURE_ or GOOGLE_SKIP_SIGNATURE declares the buckets public."""
     return os.environ.get(f"{cloud}_SKIP_SIGNATURE", "").lower() in ("1", "true")
 
 
 def s3_profile(url: str) -> Any | None:
-    """botocore's credentials when they stand in a file; None when variables alone say all. StorageError with none."""
+    """Return botocore's credentials from a file; None if variables suffice. StorageError with none."""
     if by_instance_role() or anonymous("AWS"):
         return None
-    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # what the files name may lead there too
+    os.environ["AWS_EC2_METADATA_DISABLED"] = "true"  # profile files may also point to the metadata address
     if _set("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY") or _set("AWS_WEB_IDENTITY_TOKEN_FILE", "AWS_ROLE_ARN"):
         return None
     if _set("AWS_CONTAINER_CREDENTIALS_RELATIVE_URI") or _set("AWS_CONTAINER_CREDENTIALS_FULL_URI"):
@@ -81,7 +81,7 @@ def _from_files(url: str) -> Any:
 
 
 def s3_keys(profile: Any) -> dict[str, Any]:
-    """The keys of a profile as they are now, in obstore's words."""
+    """Return the current keys of a profile, in obstore's terms."""
     keys = profile.get_frozen_credentials()
     until = datetime.now(UTC) + timedelta(seconds=FRESH_S)
     return {
@@ -93,7 +93,11 @@ def s3_keys(profile: Any) -> dict[str, Any]:
 
 
 def azure(url: str, account: str | None) -> dict[str, str]:
-    """account_name and what opens it, in obstore's words; StorageError with none. `account` is the one of the URL."""
+    """Return account_name and credentials in obstore's terms; StorageError with none.
+
+    Args:
+        account: the account in the URL.
+    """
     said = os.environ.get("AZURE_STORAGE_CONNECTION_STRING", "")
     if said:
         return _connection(said)
@@ -119,7 +123,7 @@ def azure(url: str, account: str | None) -> dict[str, str]:
 
 
 def _connection(text: str) -> dict[str, str]:
-    """A connection string in obstore's words; what it does not know is left out."""
+    """Return a connection string in obstore's terms, without the entries that obstore does not support."""
     words = {"AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_key",
              "BlobEndpoint": "endpoint"}  # fmt: skip
     pairs = (item.split("=", 1) for item in text.strip().split(";") if "=" in item)

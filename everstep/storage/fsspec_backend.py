@@ -1,4 +1,4 @@
-"""Any store that fsspec knows."""
+"""Storage back end for any store that fsspec supports."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from everstep.storage.upload_stream import Part, uploading
 
 T = TypeVar("T")
 OBJECT_STORES = ("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl")
-"""Protocols whose files appear when their upload is complete, and not at all when it is broken off."""
+"""Protocols whose files appear when their upload is complete, and not at all when it is aborted."""
 CONNECTIONS = 32
-"""To one store, of one process; s3fs would keep 10, and the 11th thread would wait."""
+"""Connections of one process to one store; with s3fs's default of 10, the 11th thread would wait."""
 QUICK_S = CONNECT_S + QUIET_S
-"""For one request whose answer is short."""
+"""Timeout of one request with a short response."""
 SHARED_TRIES = 6
-"""Of a client whose files others read as streams, so that only it can try again."""
+"""Attempts of a shared client, which retries by itself because other code reads its files as streams."""
 
 
 class FsspecStorage:
-    """A prefix on any store that fsspec knows; faults that may pass are retried with full-jitter back-off."""
+    """A prefix on any store that fsspec supports; transient faults are retried with full-jitter back-off."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -47,7 +47,7 @@ class FsspecStorage:
         self._opened: tuple[int, Any, str] | None = None
 
     def __reduce__(self) -> tuple[type[FsspecStorage], tuple[str]]:
-        return type(self), (self.url,)  # clients stay where they were made
+        return type(self), (self.url,)  # clients are not pickled
 
     def path(self, path: str = "") -> None:
         return None
@@ -66,7 +66,7 @@ class FsspecStorage:
         return f"{self._open()[1]}/{path}".rstrip("/")
 
     def _ask(self, verb: str, *args: Any, within_s: float | None = None, **options: Any) -> Any:
-        """Call a verb of the client until it works, in at most so many seconds a try."""
+        """Call a method of the client with retries; `within_s` limits the seconds of each attempt."""
         return self._try(lambda: self._once(verb, *args, within_s=within_s, **options))
 
     def _once(self, verb: str, *args: Any, within_s: float | None, **options: Any) -> Any:
@@ -79,7 +79,7 @@ class FsspecStorage:
 
     @contextlib.contextmanager
     def _there(self) -> Iterator[None]:
-        """What is not found while writing is the bucket."""
+        """Report a FileNotFoundError on a write as a missing bucket."""
         try:
             yield
         except FileNotFoundError as error:
@@ -154,7 +154,7 @@ class FsspecStorage:
         return answer
 
     def _write_file(self, path: str, parts: Iterator[Part]) -> None:
-        """Through a file of the client, which uploads it in parts if it can."""
+        """Write through a file of the client, which uploads it in parts if it can."""
         file = self._fs.open(self._at(path), "wb", block_size=PART_BYTES)
         try:
             for part in parts:
@@ -165,7 +165,7 @@ class FsspecStorage:
         file.close()
 
     def _break_off(self, file: Any, staged: str | None) -> None:
-        """Throw away what was written; to close the stream as usual would publish it."""
+        """Discard the written bytes; closing the stream as usual would publish them."""
         with contextlib.suppress(Exception):
             file.discard()
         with contextlib.suppress(AttributeError):
@@ -208,14 +208,14 @@ class FsspecStorage:
         self.delete(path)
 
     def _forget(self, path: str) -> None:
-        """fsspec remembers listings; other processes write to this folder too, so every look is a fresh one."""
+        """Drop fsspec's cache of listings: other processes write to this folder too."""
         self._fs.invalidate_cache()
 
 
 def filesystem(url: str, *, shared: bool = False) -> tuple[Any, str]:
-    """A client with our deadlines and the environment's keys, and the path that a URL is to it.
+    """Return a client with our deadlines and the environment's credentials, and its path for a URL.
 
-    A shared one is made once for a process and tries again by itself; StorageError when there is none.
+    A shared client is made once per process and retries by itself. StorageError when the client cannot be made.
     """
     protocol = url.split(":", 1)[0]
     alone = protocol in OBJECT_STORES and not shared
@@ -224,22 +224,22 @@ def filesystem(url: str, *, shared: bool = False) -> tuple[Any, str]:
 
         with one_line(url):
             options = _options(url, protocol, SHARED_TRIES if shared else 1)
-            # fsspec would keep a client for as long as the process lives, whatever becomes of the environment.
+            # fsspec would cache the client for the life of the process, even when the environment changes.
             fs, root = fsspec.url_to_fs(url, **options, skip_instance_cache=alone)
     except (ImportError, ValueError) as error:
         raise StorageError(f"cannot open {url}: {error}") from error
     if alone:
-        fs.retries = 1  # s3fs's own, around those of botocore
+        fs.retries = 1  # s3fs's own retries, around those of botocore
     return fs, root
 
 
 def _send_s(count: int) -> float:
-    """Seconds that so many bytes may take up a slow line."""
+    """Return the seconds allowed for sending so many bytes over a slow line."""
     return max(QUICK_S, SEND_S * count / (PARALLEL_PARTS * PART_BYTES))
 
 
 def _options(url: str, protocol: str, tries: int) -> dict[str, Any]:
-    """Deadlines and credentials, in the words of the client of a protocol."""
+    """Return deadlines and credentials, in the terms of the protocol's client."""
     if credentials.told_to_fsspec(protocol):
         return {}
     if protocol in ("s3", "s3a"):
@@ -255,7 +255,7 @@ def _options(url: str, protocol: str, tries: int) -> dict[str, Any]:
 
 
 def _s3(url: str, tries: int) -> dict[str, Any]:
-    credentials.s3_profile(url)  # botocore finds by itself what there is
+    credentials.s3_profile(url)  # botocore finds the credentials by itself
     config = {
         "connect_timeout": CONNECT_S,
         "read_timeout": QUIET_S,
@@ -268,7 +268,7 @@ def _s3(url: str, tries: int) -> dict[str, Any]:
 
 
 def _impatient_socket(address: Any) -> socket.socket:
-    """A socket that notices when nobody takes what it sends, which aiohttp's timeouts do not see."""
+    """Return a socket that times out when its peer stops receiving, which aiohttp's timeouts do not cover."""
     made = socket.socket(address[0], address[1], address[2])
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(QUIET_S * 1000))

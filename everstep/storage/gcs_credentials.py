@@ -1,6 +1,6 @@
-"""Who opens Google's store: a file of keys that the environment names, in the words of gcsfs and of obstore.
+"""Credentials of Google's store, for gcsfs and obstore: a key file that the environment names.
 
-obstore reads two kinds of such files by itself; the others, as of workload identities, are read by google-auth.
+obstore reads two kinds of such files itself; google-auth reads the others, such as those of workload identities.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from everstep.storage.retries import QUIET_S
 
 SAYS = "GOOGLE_APPLICATION_CREDENTIALS"
 EMULATOR = "STORAGE_EMULATOR_HOST"
-"""Environment variable; where a server is that asks for no keys."""
+"""Environment variable: address of an emulator, which needs no credentials."""
 BASE_URL = "GOOGLE_BASE_URL"
 """Environment variable of obstore, in place of https://storage.googleapis.com."""
 TAKEN_FIRST = (
     "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN",
     "SERVICE_ACCOUNT",
 )  # fmt: skip
-"""Variables that obstore believes before it believes GOOGLE_APPLICATION_CREDENTIALS, and nobody can tell it not to."""
+"""Variables that obstore uses before GOOGLE_APPLICATION_CREDENTIALS; this cannot be disabled."""
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 READ_BY_OBSTORE = ("service_account", "authorized_user")
 
 
 def endpoint() -> str | None:
-    """URL of the server when it is not Google's own."""
+    """Return the URL of the server when it is not Google's own."""
     host = os.environ.get(EMULATOR)
     if host and "://" not in host:
         host = f"http://{host}"
@@ -39,12 +39,12 @@ def endpoint() -> str | None:
 
 
 def others() -> list[str]:
-    """Those of TAKEN_FIRST that are set."""
+    """Return those of TAKEN_FIRST that are set."""
     return [name for name in TAKEN_FIRST if os.environ.get(name)]
 
 
 def for_gcsfs(url: str) -> Any:
-    """What gcsfs takes as `token`; StorageError with none."""
+    """Return the value of gcsfs's `token`; StorageError without credentials."""
     if _open():
         return "anon"
     file = _file(url)
@@ -52,11 +52,11 @@ def for_gcsfs(url: str) -> Any:
 
 
 def for_obstore(url: str) -> dict[str, Any]:
-    """`config` and perhaps `credential_provider` of obstore's GCSStore; StorageError with none."""
+    """Return `config`, and perhaps `credential_provider`, of obstore's GCSStore; StorageError with none."""
     if names := others():
         raise StorageError(f"{names[0]} would open {url} in place of {SAYS}: unset it, or pip install 'everstep[gcs]'")
     if _open():
-        # Before it writes, obstore 0.12 asks for keys although it is told to need none: at the metadata address.
+        # Before a write, obstore 0.12 requests a token from the metadata address even with skip_signature.
         return {"config": {"skip_signature": True}, "credential_provider": _nobody}
     file = _file(url)
     if file is None:
@@ -71,7 +71,7 @@ def _open() -> bool:
 
 
 def _file(url: str) -> str | None:
-    """The file of keys; None when there is none and the role of the machine is wanted; else StorageError."""
+    """Return the key file; None without one when the role of the machine is selected; else StorageError."""
     named = os.environ.get(SAYS)
     gcloud = os.environ.get("CLOUDSDK_CONFIG", os.path.expanduser("~/.config/gcloud"))
     file = named or f"{gcloud}/application_default_credentials.json"
@@ -92,7 +92,7 @@ def _kind(url: str, file: str) -> str:
 
 
 def _keys(url: str, file: str) -> Any:
-    """google-auth's credentials of a file."""
+    """Return google-auth's credentials from a file."""
     _kind(url, file)
     try:
         import google.auth
@@ -103,14 +103,14 @@ def _keys(url: str, file: str) -> Any:
     load: Any = google.auth.load_credentials_from_file
     scoped: Any = google.auth.credentials.with_scopes_if_required
     try:
-        # With scopes at once it would ask Google for the name of a federated identity's project, and wait for it.
+        # Given scopes at once, google-auth would request the project of a federated identity, and wait for it.
         return scoped(load(file)[0], [SCOPE])
     except google.auth.exceptions.GoogleAuthError as error:
         raise StorageError(f"cannot open {url}: {' '.join(str(error).split())}") from error
 
 
 def _token(keys: Any) -> dict[str, Any]:
-    """A token as it is now, in obstore's words."""
+    """Return the current token, in obstore's terms."""
     from google.auth.transport.requests import Request
 
     if not keys.valid:

@@ -1,4 +1,4 @@
-"""Files on a disk: hard links and renames make them appear at once, fsync makes them last."""
+"""Storage on a local disk: hard links and renames make files appear at once, fsync makes them durable."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from everstep.errors import StorageError
 from everstep.storage.base import STAGED
 
 LASTING = (errno.EACCES, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
-"""What the user has to mend; a disk that is full or a file server may be well again at the next start."""
+"""Errors that the user must fix. Others, such as a full disk, may be gone at the next start."""
 COPIED = 16 << 20
-"""Bytes that a copy holds in memory."""
+"""Buffer size of a copy, in bytes."""
 
 
 class LocalStorage:
-    """A folder on a disk that this machine mounts."""
+    """Storage in a folder that this machine mounts."""
 
     def __init__(self, root: str) -> None:
         self.root = Path(root).expanduser().absolute()
@@ -49,7 +49,7 @@ class LocalStorage:
 
     def create(self, path: str, data: bytes) -> bool:
         try:
-            # A link appears with its whole content or not at all, and fails if the name is taken.
+            # A link appears with its whole content or not at all, and fails if the name exists.
             with self._staged(path, os.link) as file:
                 file.write(data)
         except FileExistsError:
@@ -58,7 +58,7 @@ class LocalStorage:
 
     @contextlib.contextmanager
     def _staged(self, path: str, publish: Callable[[Path, Path], None]) -> Iterator[IO[bytes]]:
-        """A file that grows under a hidden name; complete and on the disk, it is published under its own."""
+        """Write a file under a hidden name; once complete and synced to disk, publish it under its own name."""
         target = self.path(path)
         with clear_errors("write", target):
             _make_folder(target.parent)
@@ -110,7 +110,7 @@ class LocalStorage:
 
 @contextlib.contextmanager
 def clear_errors(verb: str, where: str | Path) -> Iterator[None]:
-    """What the operating system refuses, as one line."""
+    """Turn errors of the operating system into StorageErrors of one line."""
     try:
         yield
     except (FileExistsError, FileNotFoundError):
@@ -137,7 +137,7 @@ def _refusal(what: str, error: OSError) -> StorageError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a new name in `folder` survive a power cut."""
+    """Make a new name in `folder` survive a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,7 +1,7 @@
-"""S3, Google's store and Azure by obstore's native calls.
+"""Storage back end for S3, Google's store and Azure, by obstore's native calls.
 
-They take about half of s3fs's CPU for a byte that goes up. Its fsspec interface is never used, which overwrites what it
-was told to create.
+An upload takes about half of s3fs's CPU time per byte. obstore's fsspec interface is not used: it overwrites files in
+create-only mode.
 """
 
 from __future__ import annotations
@@ -22,27 +22,29 @@ from everstep.storage.upload_stream import Part, uploading
 
 T = TypeVar("T")
 SWITCH = "EVERSTEP_OBSTORE"
-"""Environment variable; 0 goes by fsspec although obstore is installed."""
+"""Environment variable; 0 selects fsspec although obstore is installed."""
 SMALL_BYTES = 1 << 20
-"""Up to so many are sent within the time of a quick answer."""
+"""Largest size, in bytes, that is sent within the timeout of a quick request."""
 GOOGLE = ("gs://", "gcs://")
 MARK = "everstep-upload"
-"""Metadata of a file that goes up to Google's store in parts. When the answer to the end of an upload gets lost, it is
-asked for again: S3 says yes, Google's store knows no such upload, and the mark says whether it became the file.
+"""Metadata key of files that are uploaded to Google's store in parts.
+
+When the response to the end of an upload is lost, the request is repeated. S3 confirms it; Google's store reports an
+unknown upload, and the mark tells if the file is from this upload.
 """
 COPY_LIMIT = 5 * 10**9
-"""S3 copies files up to this size by itself."""
+"""Largest file that S3 copies in one request, in bytes."""
 
 
 def serves(url: str) -> bool:
-    """Whether a URL is opened by obstore: it is installed, knows the store, and nobody told fsspec how to reach it."""
+    """True if obstore opens a URL: it is installed, supports the store, and fsspec has no settings for it."""
     protocol = url.split(":", 1)[0]
     if os.environ.get(SWITCH) == "0" or importlib.util.find_spec("obstore") is None:
         return False
     if credentials.told_to_fsspec(protocol):
         return False
     if protocol in ("s3", "s3a"):
-        # Without a region obstore asks the wrong one of Amazon's; botocore is led to the right one.
+        # Without a region obstore uses a wrong endpoint of Amazon's; botocore is redirected to the right one.
         named = ("AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3")
         return any(os.environ.get(name) for name in named) or importlib.util.find_spec("s3fs") is None
     if protocol in ("gs", "gcs"):
@@ -51,14 +53,14 @@ def serves(url: str) -> bool:
 
 
 class ObstoreStorage:
-    """A prefix in a bucket or container; faults that may pass are retried with full-jitter back-off."""
+    """A prefix in a bucket or container; transient faults are retried with full-jitter back-off."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
         self._opened: tuple[int, Clients] | None = None
 
     def __reduce__(self) -> tuple[type[ObstoreStorage], tuple[str]]:
-        return type(self), (self.url,)  # clients stay where they were made
+        return type(self), (self.url,)  # clients are not pickled
 
     def path(self, path: str = "") -> None:
         return None
@@ -76,7 +78,7 @@ class ObstoreStorage:
 
     @contextlib.contextmanager
     def _there(self) -> Iterator[None]:
-        """What is not found while writing is the bucket."""
+        """Report a FileNotFoundError on a write as a missing bucket."""
         try:
             yield
         except FileNotFoundError as error:
@@ -91,7 +93,7 @@ class ObstoreStorage:
 
         def once(to: Clients) -> Buffer:
             try:
-                # A view and no copy, which would cost a third of the time that the bytes took to come.
+                # A view instead of a copy, which would take a third of the transfer time.
                 return memoryview(to.lib.get_range(to.reading, path, start=start, end=stop))
             except to.lib.exceptions.BaseError as error:
                 if not is_beyond_the_end(error):
@@ -107,7 +109,7 @@ class ObstoreStorage:
         self._put(path, data)
 
     def _put(self, path: str, data: bytes | Iterator[Part]) -> None:
-        """Bytes are sent again after a fault, of an iterator the client repeats its parts."""
+        """Upload data. Bytes are sent again after a fault; of an iterator, the client repeats single parts."""
         with self._there():
             if isinstance(data, bytes):
                 self._try(lambda to: self._send(to, path, data))
@@ -130,7 +132,7 @@ class ObstoreStorage:
                 raise ConnectionError("the store has lost what was sent") from error
 
     def _mark(self, path: str) -> str | None:
-        """Of the file that is there now."""
+        """Return the mark of the present file; None without a file."""
         try:
             found = self._try(lambda to: to.lib.get(to.quick, path, options={"head": True}).attributes)
         except FileNotFoundError:
@@ -141,7 +143,7 @@ class ObstoreStorage:
         def once(to: Clients) -> bool:
             client = to.quick if len(data) <= SMALL_BYTES else to.sending
             try:
-                # One request: of a multipart upload some stores forget the condition.
+                # A single request: some stores drop the condition of a multipart upload.
                 to.lib.put(client, path, data, mode="create", use_multipart=False)
             except to.lib.exceptions.AlreadyExistsError:
                 return has_won(lambda: self.read(path), data)
@@ -170,7 +172,7 @@ class ObstoreStorage:
         return True
 
     def _below(self, path: str) -> list[dict[str, Any]]:
-        """All files in a folder."""
+        """Return all files in a folder."""
         try:
             found = self._try(lambda to: [one for part in to.lib.list(to.quick, path or None) for one in part])
         except FileNotFoundError:
@@ -183,7 +185,7 @@ class ObstoreStorage:
             try:
                 if inside:
                     to.lib.delete(to.quick, inside)
-            except FileNotFoundError:  # Google's store says so of what went away meanwhile, and may have left the rest
+            except FileNotFoundError:  # from Google's store, when a file was deleted meanwhile; others may be left
                 raise ConnectionError("files went away while they were deleted") from None
 
         self._try(once)

@@ -1,4 +1,4 @@
-"""obstore's clients of one store, made in the process that uses them, with deadlines and the environment's keys."""
+"""obstore clients of one store, made in the process that uses them, with deadlines and credentials."""
 
 from __future__ import annotations
 
@@ -15,24 +15,27 @@ from everstep.storage import credentials, gcs_credentials, obstore_fork
 from everstep.storage.retries import CONNECT_S, LONGEST_DELAY_S, QUIET_S, SEND_S, deadline_s
 
 READ_S = 3600.0
-"""For the answer to one read, as long as its bytes keep coming."""
+"""Timeout of one read while bytes still arrive."""
 
 
 @dataclass(frozen=True)
 class Clients:
-    """One store in one process. A client has one set of timeouts, so there is one for each kind of request."""
+    """Clients of one store in one process: one for each kind of request, as timeouts are set per client."""
 
     lib: ModuleType
     quick: Any
-    """For what is answered at once: looks, lists, small files."""
+    """For quick requests: head, list, small files."""
     reading: Any
-    """For bytes that come: given up when none come any more."""
+    """For downloads: given up when no more bytes arrive."""
     sending: Any
-    """For bytes that go, in parts; it sends a part again by itself."""
+    """For uploads in parts; it retries single parts by itself."""
 
 
 def connect(url: str) -> Clients:
-    """Clients for s3://bucket/prefix, gs://bucket/prefix, az://container/prefix or abfs://container@account.host/prefix."""
+    """Return clients for a URL.
+
+    Forms: s3://bucket/prefix, gs://bucket/prefix, az://container/prefix, abfs://container@account.host/prefix.
+    """
     lib = obstore_fork.obstore()
     parts = urlsplit(url)
     kind, words = STORES[parts.scheme]
@@ -42,7 +45,7 @@ def connect(url: str) -> Clients:
     http = {"allow_http": True} if at.startswith("http://") else {}
     once = {"max_retries": 0, "retry_timeout": _seconds(1)}
     again = {
-        "max_retries": 100,  # the time is what counts
+        "max_retries": 100,  # the limit is retry_timeout
         "retry_timeout": _seconds(deadline_s()),
         "backoff": {"init_backoff": _seconds(0.2), "max_backoff": _seconds(LONGEST_DELAY_S), "base": 2},
     }
@@ -64,7 +67,7 @@ def connect(url: str) -> Clients:
 
 
 def _s3(url: str) -> dict[str, Any]:
-    """obstore reads the rest of the AWS variables itself, but no profile file."""
+    """Return the config of S3; obstore reads the other AWS variables itself, but no profile file."""
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
     opened = {"config": {"region": region, **({"endpoint": endpoint} if endpoint else {})}}
@@ -88,7 +91,7 @@ STORES = {
     "gs": ("GCSStore", _google), "gcs": ("GCSStore", _google),
     "az": ("AzureStore", _azure), "abfs": ("AzureStore", _azure), "abfss": ("AzureStore", _azure),
 }  # fmt: skip
-"""Scheme of a URL → obstore's class, and what says where it is and who opens it."""
+"""Scheme of a URL → obstore's class, and the function that returns its endpoint and credentials."""
 
 
 def _seconds(value: float) -> timedelta:

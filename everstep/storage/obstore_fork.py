@@ -1,8 +1,8 @@
-"""obstore's native library, one image of it for each process.
+"""obstore's native library, loaded once per process.
 
-Its runtime (tokio) lives in threads, which a fork does not copy: in a child of a process that has used it every call
-would wait for ever. The runtime cannot be started anew, but the file can be loaded a second time: from a copy in
-memory, since the loader knows one that it has loaded by its inode. That takes 10 ms and 15 MB in the child.
+Its runtime (tokio) consists of threads, which a fork does not copy: in a child of a process that has used it, every
+call would hang. The runtime cannot be restarted, but the file can be loaded a second time: from a copy in memory, since
+the loader identifies a loaded file by its inode. That takes 10 ms and 15 MB in the child.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from everstep.errors import StorageError
 
 _NATIVE = "obstore._obstore"
 _inherited: list[Any] = []
-"""The parents' modules and clients. To let go of a client could wait for its threads, so nobody does."""
+"""Modules and clients of parent processes. Never released: a release could wait for lost threads."""
 _stale = False
 _loading = threading.Lock()
 
@@ -28,14 +28,14 @@ _loading = threading.Lock()
 def _note_fork() -> None:
     global _stale, _loading
     _stale = _stale or _NATIVE in sys.modules
-    _loading = threading.Lock()  # a thread that is not here may have held the old one
+    _loading = threading.Lock()  # the old lock may be held by a thread that the fork did not copy
 
 
 os.register_at_fork(after_in_child=_note_fork)
 
 
 def obstore() -> ModuleType:
-    """The package `obstore`, usable in this process; StorageError when it cannot be had after a fork."""
+    """Return the package `obstore`, usable in this process; StorageError if a reload after a fork fails."""
     global _stale
     with _loading:
         if _stale:
@@ -47,7 +47,7 @@ def obstore() -> ModuleType:
 
 
 def keep_for_ever(client: Any) -> None:
-    """Never destroy a client that was made before a fork."""
+    """Keep a client from before a fork alive for the life of the process."""
     _inherited.append(client)
 
 

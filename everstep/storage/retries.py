@@ -1,6 +1,6 @@
-"""How long a store may take and how often it is asked: one deadline for each verb, full jitter between the tries.
+"""Deadlines and retries of storage requests: one deadline per call, and full jitter between attempts.
 
-Both clients are told not to try again by themselves: two loops of retries, one in the other, multiply.
+The clients' own retries are off: nested retry loops multiply.
 """
 
 from __future__ import annotations
@@ -20,40 +20,44 @@ from everstep.errors import StorageError
 T = TypeVar("T")
 
 DEADLINE_S = 90.0
-"""After this no verb is tried again: longer than the minute that a store, a switch or a name server restarts in."""
+"""Seconds after which a call is not retried: a store, switch or name server restarts in a minute."""
 DEADLINE = "EVERSTEP_STORAGE_DEADLINE_S"
-"""Environment variable in place of DEADLINE_S, since only the user knows how long his store is ever away."""
+"""Environment variable that overrides DEADLINE_S, for stores with longer outages."""
 CONNECT_S = 5.0
-"""To open a connection; over the ocean it takes 0.3 s."""
+"""Timeout to open a connection, in seconds; across an ocean it takes 0.3 s."""
 QUIET_S = 15.0
-"""Without a byte of an answer. Stores answer in 0.1 s and within 2 s at their slowest."""
+"""Timeout without a byte of the response, in seconds. Stores respond in 0.1 s, at most 2 s."""
 SEND_S = 75.0
-"""For one request that sends up to a part's bytes: PARALLEL_PARTS of them at once through a line of 1 MB/s."""
+"""Timeout of sending up to a part, in seconds: enough for PARALLEL_PARTS at once over 1 MB/s."""
 QUIET_FOR_S, SAY_EVERY_S = 5.0, 60.0
-"""Seconds for which a verb fails before that is said, and between two lines about it."""
+"""Seconds of failure before the first message, and between two messages."""
 FIRST_DELAY_S = 0.2
 LONGEST_DELAY_S = 10.0
-"""Waits are drawn from 0 to FIRST_DELAY_S, twice that and so on to this, so an outage is outlived by at most this."""
+"""Longest wait between attempts, in seconds.
+
+Waits are drawn from 0 to FIRST_DELAY_S, twice that and so on up to this limit, so a call ends at most this long after
+an outage.
+"""
 PART_BYTES = 16 << 20
-"""Of a file that is uploaded in parts; S3 takes 10,000 of them, so files of up to 160 GB."""
+"""Part size of an upload in bytes; S3 accepts 10,000 parts, so files of up to 160 GB."""
 PARALLEL_PARTS = 4
-"""Parts of one file on their way at once. With copies a writer holds 130 MB of memory by obstore, 200 by s3fs."""
+"""Parts of one file in flight. A writer takes 130 MB of memory with obstore, 200 MB with s3fs."""
 
 PASSING = (408, 409, 423, 425, 429)
-"""Of the statuses 4xx, those that are worth another try."""
+"""HTTP statuses 4xx that are worth a retry."""
 REFUSED = (errno.EINVAL, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ENAMETOOLONG, errno.ENOSYS, errno.EMSGSIZE)
-"""What will be the same however often it is tried."""
+"""Errors that a retry does not change."""
 PASSING_CODES = ("IncompleteBody", "BadDigest", "RequestTimeout", "XAmzContentSHA256Mismatch")
-"""Of the codes of status 400, those of a request that was damaged on its way."""
+"""Codes with status 400 of a request that was damaged in transit."""
 _JITTER = random.SystemRandom()
-"""Not Python's own generator: saves wait in threads, while code of users draws from that one."""
+"""Separate from Python's generator: saves wait in threads, while user code draws from that generator."""
 _STATUS = re.compile(r"\bstatus(?: code)?:? (\d{3})\b")
 
 
 def retry(work: Callable[[], T], what: str) -> T:
-    """Do `work`, again after a fault that may pass; StorageError in one line when the store stays unwell.
+    """Run `work`, with retries after transient faults; one-line StorageError at the deadline.
 
-    What is not there, is there already or is refused is said at once.
+    A missing file, an existing one and a refusal are raised at once.
     """
     began, tries = time.monotonic(), 0
     while True:
@@ -81,7 +85,7 @@ _said_at = float("-inf")
 
 
 def _say(line: str) -> None:
-    """Tell the user, now and then, what is waited for; of several ranks the first does."""
+    """Print a message about the wait, at most once per SAY_EVERY_S and only on rank 0."""
     global _said_at
     if os.environ.get("RANK", "0") == "0" and time.monotonic() - _said_at > SAY_EVERY_S:
         _said_at = time.monotonic()
@@ -90,7 +94,7 @@ def _say(line: str) -> None:
 
 @contextlib.contextmanager
 def one_line(what: str) -> Iterator[None]:
-    """For what cannot be tried again: an error of a client is a StorageError of one line."""
+    """Turn errors of a client into one-line StorageErrors, for work that cannot be retried."""
     try:
         yield
     except Exception as error:
@@ -101,7 +105,7 @@ def one_line(what: str) -> Iterator[None]:
 
 
 def deadline_s() -> float:
-    """Seconds after which no verb is tried again."""
+    """Return the seconds after which a call is not retried."""
     text = os.environ.get(DEADLINE, "")
     try:
         return float(text) if text else DEADLINE_S
@@ -110,10 +114,10 @@ def deadline_s() -> float:
 
 
 def lasting(error: Exception, what: str) -> Exception | None:
-    """What to raise for an error that no further try would change; None for one that may pass."""
+    """Return the exception to raise for an error that a retry does not change; None for a transient one."""
     if isinstance(error, FileNotFoundError | FileExistsError | IsADirectoryError | NotADirectoryError | StorageError):
         return error
-    # Clients of stores have exceptions of their own; of Python's own, all but OSError is a fault of ours.
+    # Clients of stores have their own exceptions. Among Python's, all but OSError indicate a bug.
     if type(error).__module__ == "builtins" and not isinstance(error, OSError):
         return error
     if any(code in f"{error} {error.__cause__}" for code in PASSING_CODES):
@@ -123,7 +127,7 @@ def lasting(error: Exception, what: str) -> Exception | None:
     status = status_of(error)
     if isinstance(error, PermissionError) or status in (401, 403):
         return StorageError(f"{what}: permission denied ({reason(error)})")
-    # obstore says by FileNotFoundError which file is missing; another 404 of it may be that of an address for keys.
+    # A missing file is FileNotFoundError in obstore; another 404 may come from a credentials address.
     elsewhere = type(error).__name__ == "GenericError" and not re.search("NoSuchBucket|ContainerNotFound", str(error))
     if status in (404, 410) and not elsewhere:
         return FileNotFoundError(f"{what}: {reason(error)}")
@@ -136,7 +140,7 @@ def lasting(error: Exception, what: str) -> Exception | None:
 
 
 def status_of(error: BaseException) -> int:
-    """The HTTP status that an exception of any client speaks of; 0 when it speaks of none."""
+    """Return the HTTP status in an exception of any client; 0 without one."""
     for name in ("status_code", "status", "code"):
         value = getattr(error, name, None)
         if isinstance(value, int) and value >= 100:
@@ -146,12 +150,12 @@ def status_of(error: BaseException) -> int:
 
 
 def is_beyond_the_end(error: BaseException) -> bool:
-    """Whether a store refuses a range because the file is shorter."""
+    """True if a store refuses a range because the file is shorter."""
     return status_of(error) == 416 or "InvalidRange" in f"{error} {error.__cause__}"
 
 
 def reason(error: BaseException) -> str:
-    """An error of a client as part of one line: without its debug text, and without queries, which may be signed."""
+    """Return a client's error in one line, without debug text and without queries, which may be signed."""
     text = str(error).split("Debug source", 1)[0]
     words = " ".join(re.sub(r"\?[^\s>]*", "", text).split()) or type(error).__name__
     code, message = re.search(r"<Code>([^<]*)</Code>", words), re.search(r"<Message>([^<]*)</Message>", words)
@@ -161,11 +165,11 @@ def reason(error: BaseException) -> str:
 
 
 def has_won(read: Callable[[], bytes], data: bytes) -> bool:
-    """After a conflict: whether what is there is ours.
+    """After a conflict, return True if the present file is ours.
 
-    An answer that got lost is asked for again and then meets its own file: what counts is whose bytes are there.
+    When the response to a create is lost, the retry meets the file of the first try; the content decides.
     """
     try:
         return read() == data
-    except FileNotFoundError:  # two at once: S3 refuses both and says that one should try again
+    except FileNotFoundError:  # two at once: S3 refuses both and asks for a retry
         raise ConnectionError("the store reports a file that is not there") from None

@@ -1,7 +1,7 @@
-"""An S3 upload in parts by way of s3fs, each part with a deadline and tries of its own.
+"""Multipart upload to S3 by s3fs, each part with its own deadline and retries.
 
-s3fs's own files wait for ever for a store that takes a connection and says nothing: the client has asked whether it
-may send, and counts no time before it has sent.
+s3fs's own files wait forever for a store that accepts a connection and sends nothing: the client waits for permission
+to send, and its timeout starts only after sending.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from everstep.storage.retries import PARALLEL_PARTS
 from everstep.storage.upload_stream import Part
 
 Ask = Callable[..., dict[str, Any]]
-"""Calls a method of S3 for one file, again after a fault that may pass."""
+"""Call a method of S3 for one file, with retries."""
 
 
 def send_in_parts(ask: Ask, parts: Iterator[Part]) -> None:
-    """Upload parts, PARALLEL_PARTS at a time; nothing appears, and nothing is left, when they end by an error."""
+    """Upload parts, PARALLEL_PARTS at a time; after an error no file appears and no part remains."""
     upload = ask("create_multipart_upload")["UploadId"]
     try:
         with ThreadPoolExecutor(PARALLEL_PARTS, "part") as pool:
             tags = list(_tags(pool, ask, upload, parts))
         _complete(ask, upload, tags)
     except BaseException:
-        with contextlib.suppress(StorageError, FileNotFoundError):  # the first error is the one to be told
+        with contextlib.suppress(StorageError, FileNotFoundError):  # the first error is the one to raise
             ask("abort_multipart_upload", UploadId=upload)
         raise
 
@@ -53,7 +53,7 @@ def _complete(ask: Ask, upload: str, tags: list[str]) -> None:
     try:
         ask("complete_multipart_upload", UploadId=upload, MultipartUpload={"Parts": parts})
     except FileNotFoundError:
-        # When the answer got lost, the upload has ended: it did so well if what is there is made of these parts.
+        # The response was lost and the upload has ended: successfully, if the file consists of these parts.
         if ask("head_object")["ETag"] != _tag_of(tags):
             raise
 

@@ -1,4 +1,4 @@
-"""A stream whose bytes go up while it is written."""
+"""Write stream that uploads while it is written."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ Send = Callable[[bytes | Iterator[Part]], object]
 
 
 class AbandonedError(EverstepError):
-    """Ends an upload whose writer has failed; nobody sees it."""
+    """Ends an upload whose writer has failed; never raised to a caller."""
 
 
 @contextlib.contextmanager
 def uploading(send: Send, part_bytes: int) -> Iterator[IO[bytes]]:
-    """A stream whose bytes are sent; they are there when the block ends, and thrown away when it fails."""
+    """Open a stream that uploads; the file appears when the block ends, and is discarded when it fails."""
     upload = Upload(send, part_bytes)
     try:
         yield cast(IO[bytes], upload)
@@ -31,10 +31,10 @@ def uploading(send: Send, part_bytes: int) -> Iterator[IO[bytes]]:
 
 
 class Upload(io.RawIOBase):
-    """Bytes for `send`: all at once when they are less than a part, else in parts by a thread that sends beside.
+    """Stream for `send`: data smaller than a part is sent at once, else in parts by a background thread.
 
-    `send` takes bytes, or an iterator whose error makes it throw away what it has sent. Whoever writes faster than
-    the parts go up waits, so at most one part lies here beside those that `send` has on their way.
+    `send` takes bytes, or an iterator; an error of the iterator makes it discard the parts sent. A writer faster than
+    the upload waits, so at most one part is buffered besides those in flight.
     """
 
     def __init__(self, send: Send, part_bytes: int) -> None:
@@ -67,7 +67,7 @@ class Upload(io.RawIOBase):
         return len(view)
 
     def publish(self) -> None:
-        """Send what is left; the file is there when this returns."""
+        """Send the remaining bytes; the file exists when this returns."""
         if self._thread is None:
             self._send(bytes(self._buffer))
             return
@@ -78,7 +78,7 @@ class Upload(io.RawIOBase):
             raise self._failure
 
     def abandon(self) -> None:
-        """Throw away what was sent."""
+        """Discard the upload."""
         if self._thread is not None:
             self._finish(AbandonedError())
 
@@ -105,7 +105,7 @@ class Upload(io.RawIOBase):
         failure: BaseException | None = None
         try:
             self._send(self._parts())
-        except BaseException as error:  # whoever writes gets it
+        except BaseException as error:  # re-raised in the writer
             failure = error
         with self._changed:
             self._failure, self._over = failure, True

@@ -1,1 +1,1 @@
-"""Verbs of the command `everstep`, one file each. Nothing imports them."""
+"""Verbs of the command `everstep`, one file each. No other module imports them."""

@@ -1,4 +1,4 @@
-"""`everstep cancel RUN…`: stop runs and sweeps for good, wherever they are."""
+"""`everstep cancel RUN…`: cancel runs and sweeps on any machine."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from everstep.run_folder import RunFolder
 
 
 def cancel(arguments: Sequence[str]) -> int:
-    """The verb; each run is a line. Exit code 2 when one of them could not be cancelled, the others are."""
+    """Run the verb; one line for each run. Exit code 2 when one cannot be cancelled; the others are."""
     options = _parser().parse_args(arguments)
     code = 0
     found = [sweep_at(word, options.root) or find(word, options.root) for word in options.run]
@@ -29,7 +29,7 @@ def cancel(arguments: Sequence[str]) -> int:
 
 
 def _cancel_sweep(folder: SweepFolder) -> str:
-    from everstep.launch.sweep import status  # what it needs is loaded for a sweep alone
+    from everstep.launch.sweep import status  # imported for a sweep only, to keep start-up fast
 
     return status.cancel(folder)
 

@@ -1,4 +1,4 @@
-"""`everstep check`: all that can be known before the queue, each failure one line with the key to change."""
+"""`everstep check`: report all problems that show before the queue, each with the key to change."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ exit codes: 0 nothing stands against the run, 2 something does
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The verb: first what needs no torch, then the trainer's part in a process of its own."""
+    """Run the verb: checks without torch first, then the trainer's part in its own process."""
     refuse_script(arguments, "check")
     options = _parser().parse_intermixed_args(arguments)
     composed, found = composed_or_mistakes(options.overrides, options.config_dir)

@@ -1,4 +1,4 @@
-"""Tab: scripts for three shells, and the hidden verb that they ask. It answers without Hydra, so at once."""
+"""Shell completion: scripts for three shells, and the hidden verb they call (without Hydra: fast)."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
 KEYED = ("run", "submit", "sweep", "check", "doctor", "resume")
-"""Verbs whose words are key=value."""
+"""Verbs with key=value arguments."""
 OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard")
-"""Verbs whose first word is a run, or a sweep."""
+"""Verbs whose first argument is a run or a sweep."""
 OPTIONS = {
     "run": ["--cfg", "--config-dir", "--from"],
     "sweep": ["--config-dir", "--dry-run", "--quick"],
@@ -73,7 +73,7 @@ WITH_VALUE = (
 
 
 def completion(arguments: Sequence[str]) -> int:
-    """`everstep completion bash`: the script on stdout."""
+    """Print the script for a shell: `everstep completion bash`."""
     shell = arguments[0] if arguments else ""
     if shell in ("-h", "--help"):
         print("usage: everstep completion bash|zsh|fish\n\nbash, zsh: source <(everstep completion bash)")
@@ -86,8 +86,8 @@ def completion(arguments: Sequence[str]) -> int:
 
 
 def complete(words: Sequence[str]) -> int:
-    """The hidden verb: words of the command line so far, the last one unfinished; one candidate a line."""
-    with contextlib.suppress(Exception):  # half a command line may be anything; Tab must stay silent
+    """Run the hidden verb: arguments so far, the last one unfinished; print one candidate per line."""
+    with contextlib.suppress(Exception):  # a partial command line may fail anywhere; completion must print no error
         for candidate in candidates(words):
             print(candidate)
     return 0
@@ -112,7 +112,7 @@ def candidates(words: Sequence[str]) -> list[str]:
 
 
 def _plain(words: Sequence[str]) -> list[str]:
-    """Words that are neither options nor what belongs to one."""
+    """Return the words that are neither options nor values of options."""
     before = ["", *words]
     return [word for last, word in zip(before, words, strict=False) if word[:1] != "-" and last not in WITH_VALUE]
 
@@ -122,7 +122,7 @@ def _verbs() -> Iterable[str]:
 
 
 def _keys(word: str, words: Sequence[str]) -> list[str]:
-    """Groups and keys; of dotted keys only the next part, as files in folders, unless the prefix is typed."""
+    """Return groups and keys; of dotted keys only the next part, like folders, unless the prefix is typed."""
     from everstep.compose import groups, keys
     from everstep.launch.config import JobConfig
 
@@ -155,19 +155,19 @@ def _values(word: str, words: Sequence[str]) -> list[str]:
 
 
 def _runs(words: Sequence[str]) -> list[str]:
-    """Names in the folder of runs that the command line says, in either way."""
+    """Return the names in the folder of runs given by run_root= or --root."""
     from everstep.launch.runs.lookup import ROOT, is_local, names
 
     said = [word.removeprefix("run_root=") for word in words if word.startswith("run_root=")]
     said += [word.removeprefix("--root=") for word in words if word.startswith("--root=")]
     said += [words[n + 1] for n, word in enumerate(words[:-1]) if word == "--root"]
     root = said[-1] if said else ROOT
-    # A bucket takes longer to list than anybody waits after Tab.
+    # Listing a bucket takes too long for completion.
     return names(root) if is_local(root) else []
 
 
 def _folders(words: Sequence[str]) -> list[Path]:
-    """The user's config folders that stand on the command line."""
+    """Return the user's config folders on the command line."""
     given = [words[i + 1] for i, word in enumerate(words[:-1]) if word == "--config-dir"]
     given += [word.removeprefix("--config-dir=") for word in words if word.startswith("--config-dir=")]
     return [folder for name in given if (folder := Path(name).expanduser()).is_dir()]

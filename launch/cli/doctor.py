@@ -1,4 +1,4 @@
-"""`everstep doctor`: whether a cluster can take a job, asked of the cluster itself; and what hangs there."""
+"""`everstep doctor`: check that a cluster can take a job, by queries to it, and find stuck jobs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ exit codes: 0 nothing is wrong, 2 something is; each line of it names the key to
 
 
 def doctor(arguments: Sequence[str]) -> int:
-    """The verb."""
+    """Run the verb."""
     options = _parser().parse_intermixed_args(arguments)
     job = _job(options.overrides, options.config_dir)
     found = _kubernetes(job, options.out_of_service) if job.scheduler == "k8s" else _other(job, options.out_of_service)
@@ -34,7 +34,7 @@ def doctor(arguments: Sequence[str]) -> int:
 
 
 def _job(words: Sequence[str], config_dirs: Sequence[str]) -> JobConfig:
-    """The words of a submission; without an experiment only those of the job."""
+    """Return the job config; without an experiment or task, only the job keys are composed."""
     trains = any(word.split("=")[0] in ("experiment", "task") for word in words)
     return job_config(compose(words, config_dirs).job if trains else compose_job(words, config_dirs).job)
 

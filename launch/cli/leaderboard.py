@@ -1,4 +1,4 @@
-"""`everstep leaderboard SWEEP`: the trials, the best first."""
+"""`everstep leaderboard SWEEP`: list the trials, best first."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from everstep.launch.sweep.plan import Plan, load
 
 
 def leaderboard(arguments: Sequence[str]) -> int:
-    """The verb."""
+    """Run the verb."""
     options = _parser().parse_args(arguments)
     plan = load(find_sweep(options.sweep, options.root))
     story = plan.folder.story()

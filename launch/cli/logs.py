@@ -1,4 +1,4 @@
-"""`everstep logs RUN`: what a rank wrote, from any storage, across attempts."""
+"""`everstep logs RUN`: print the log of a rank, from any storage, across attempts."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from everstep.launch.schedulers.registry import Statuses, following
 from everstep.run_folder import RunFolder
 
 POLL_S = 0.5
-"""Seconds between looks at a log on a disk; a store is asked less often, and costs money."""
+"""Seconds between polls of a log on a disk; stores, whose requests cost money, are polled less often."""
 POLL_REMOTE_S = 5.0
 STATE_EVERY_S = 5.0
-"""Seconds between looks whether the run is over, which may mean to ask a scheduler."""
+"""Seconds between checks whether the run is over, which may query a scheduler."""
 
 
 def logs(arguments: Sequence[str]) -> int:
-    """The verb."""
+    """Run the verb."""
     options = _parser().parse_args(arguments)
     folder = find(options.run, options.root)
     if options.attempt is not None and options.attempt not in folder.attempts():
@@ -52,15 +52,15 @@ def logs(arguments: Sequence[str]) -> int:
 
 @dataclass(frozen=True)
 class Source:
-    """One file of a run's logs."""
+    """One log file of a run."""
 
     path: str
     attempt: int = 0
-    """0 where it is the output of a job, of all its attempts."""
+    """0 for the output of a job, which covers all its attempts."""
 
 
 def _paths(folder: RunFolder, options: argparse.Namespace) -> list[Source]:
-    """Those that are asked for, the newest last."""
+    """Return the selected log files, the newest last."""
     if options.job:
         names = [name for name in folder.storage.names() if name.startswith("slurm-") and name.endswith(".out")]
         return [Source(name) for name in sorted(names, key=lambda name: (len(name), name))]
@@ -70,14 +70,14 @@ def _paths(folder: RunFolder, options: argparse.Namespace) -> list[Source]:
 
 @dataclass
 class Tail:
-    """One log as far as it was read."""
+    """One log, and the position up to which it was read."""
 
     folder: RunFolder
     path: str
     read_to: int = 0
 
     def read(self) -> bytes:
-        """What has come since the last call."""
+        """Return the bytes added since the last call."""
         try:
             size = self.folder.storage.size(self.path)
             found = self.folder.storage.read_range(self.path, self.read_to, size) if size > self.read_to else b""
@@ -88,13 +88,13 @@ class Tail:
 
 
 def ranks(folder: RunFolder, attempt: int) -> list[int]:
-    """Whose logs an attempt has."""
+    """Return the ranks that have logs in an attempt."""
     names = folder.storage.names(folder.attempt(attempt))
     return [int(name[5:-4]) for name in names if name.startswith("rank-") and name.endswith(".log")]
 
 
 def _follow(folder: RunFolder, ask: Statuses, options: argparse.Namespace) -> int:
-    """All that comes, of the newest log and of those after it, until the run is over."""
+    """Print the newest log and those after it as they grow, until the run is over."""
     poll_s = POLL_S if folder.storage.path() is not None else POLL_REMOTE_S
     seen = _paths(folder, options)
     tail = Tail(folder, seen[-1].path) if seen else None
@@ -105,7 +105,7 @@ def _follow(folder: RunFolder, ask: Statuses, options: argparse.Namespace) -> in
             _write(tail.read())
         for source in _paths(folder, options)[len(seen) :]:
             if tail is not None:
-                _write(tail.read())  # what it wrote between the look above and its end
+                _write(tail.read())  # written between the read above and its end
             seen.append(source)
             tail = Tail(folder, source.path)
             _announce(folder, source)
@@ -116,7 +116,7 @@ def _follow(folder: RunFolder, ask: Statuses, options: argparse.Namespace) -> in
 
 
 def _looks(folder: RunFolder, ask: Statuses, poll_s: float) -> Iterator[bool]:
-    """A look every `poll_s` seconds; True is the last one, after the run was over."""
+    """Yield every `poll_s` seconds; True is the last value, after the run is over."""
     asked = float("-inf")
     while True:
         over = False
@@ -133,7 +133,7 @@ def _looks(folder: RunFolder, ask: Statuses, poll_s: float) -> Iterator[bool]:
 
 
 def _announce(folder: RunFolder, source: Source) -> None:
-    """Say in a line that another attempt, or job, has begun, and why."""
+    """Print a line for a new attempt or job, with the reason for the restart."""
     if not source.attempt:
         _write(f"--- {source.path} ---\n".encode())
         return

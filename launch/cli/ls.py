@@ -1,4 +1,4 @@
-"""`everstep ls`: all runs of a folder of runs, each in one line."""
+"""`everstep ls`: list all runs in a folder of runs, one line each."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from everstep.launch.runs.summary import lines
 
 COLUMNS = ("run", "state", "step", "rate", "left", "last metric", "attempt", "where", "age")
 SPARE = ("attempt", "age", "rate", "last metric", "left")
-"""What a narrow terminal does without, the first first: a status or --json still tells it."""
+"""Columns to drop on a narrow terminal, in this order; status and --json still show them."""
 
 
 def ls(arguments: Sequence[str]) -> int:
-    """The verb."""
+    """Run the verb."""
     options = _parser().parse_args(arguments)
     facts = [each.facts(time.time()) for each in lines(options.root)]
     if options.json:

@@ -1,4 +1,4 @@
-"""`everstep resume RUN`: go on with what the run folder says, as a job or here, whichever it was."""
+"""`everstep resume RUN`: resume a run from its folder, as a job or on this machine, as it was started."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ EXAMPLES = """examples:
 
 
 def resume(arguments: Sequence[str]) -> int:
-    """The verb; the exit code of the run, or 0 when it was submitted."""
+    """Run the verb; return the exit code of the run, or 0 when it was submitted."""
     options = _parser().parse_intermixed_args(arguments)
     if (sweep := sweep_at(options.run, options.root)) is not None:
-        from everstep.launch.sweep import status  # what it needs is loaded for a sweep alone
+        from everstep.launch.sweep import status  # imported for a sweep only, to keep start-up fast
 
         return status.resume(sweep, options.overrides, options.failed)
     folder = find(options.run, options.root)
@@ -67,12 +67,16 @@ def resume(arguments: Sequence[str]) -> int:
 
 
 def _submit(config: RunConfig, job: JobConfig, folder: RunFolder, rehearsed: bool) -> int:
-    """As a job; `rehearsed` when its parts are to be built before, which is needless where nothing has changed."""
+    """Submit the run as a job.
+
+    Args:
+        rehearsed: build its parts first; needless when nothing has changed.
+    """
     cluster = scheduler(job.scheduler, job)
     submitted = program(config, folder)
     refuse(cluster.problems(job, submitted))
     seen = submissions(folder)
-    # The code that the run was started with, whatever has become of the checkout.
+    # The code that the run was submitted with, regardless of later changes of the checkout.
     place = seen[-1].intent.get("code") if seen else None
     code = open_code(folder, place) if rehearsed and place is not None else None
     if rehearsed and (failed := rehearse(config, job, brief=True, code=code)):
@@ -89,7 +93,7 @@ def _settle(config: RunConfig, folder: RunFolder) -> None:
 
 
 def program(config: RunConfig, folder: RunFolder) -> Program:
-    """What the nodes start: the trainer, with what stands in the folder."""
+    """Return the program that nodes start: the trainer, with the frozen config of the run folder."""
     named = ["--plugins", ",".join(config.plugins)] if config.plugins else []
     argv = ("-m", "everstep.trainer", "--frozen", folder.storage.url, *named)
     return Program(str(config.run), folder.storage.url, argv, uuid.uuid4().hex, freeze(config))
@@ -113,7 +117,7 @@ def _changed(folder: RunFolder, overrides: Sequence[str], config_dirs: Sequence[
 
 
 def _refuse_unnamed_plugins(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Whoever can write a run folder must not be able to run code here: packages are named on the command line."""
+    """Require `plugins=` on the command line: write access to a run folder must not be enough to run code."""
     if config.plugins and not any(text.startswith("plugins=") for text in overrides):
         raise ConfigError(
             f"the run uses packages of its own ({', '.join(config.plugins)}); if you trust this run folder, add "
@@ -127,12 +131,12 @@ def _standing(history: History) -> Line:
 
 
 def _goes_on(here: Line) -> bool:
-    # One that is silent on another machine may be dead; if it is not, it is told by its next save.
+    # A silent run on another machine may be dead. If it is alive, its next save fails as superseded.
     return not here.standing.state.is_over and here.standing.state not in (RunState.new, RunState.silent)
 
 
 def _is_unknown_submission(history: History) -> bool:
-    """A launcher died between the intent and the job: `submit` finds out what became of it."""
+    """True if a launcher died between the intent and the job; `submit` then finds out if a job exists."""
     return bool(history.submissions) and not history.submissions[-1].is_settled
 
 

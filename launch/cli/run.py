@@ -1,4 +1,4 @@
-"""`everstep run`: compose, settle the config in the run folder, and start the trainer until its work is done."""
+"""`everstep run`: compose, settle the config in the run folder, and run the trainer to the end."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another
 
 
 def run(arguments: Sequence[str]) -> int:
-    """The verb; the exit code is the run's outcome."""
+    """Run the verb; the exit code is that of the run's outcome."""
     refuse_script(arguments, "run")
     options = _parser().parse_intermixed_args(arguments)
     words = [*(_winner(options.winner) if options.winner else []), *options.overrides]
@@ -66,7 +66,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> int:
-    """Write down what is started, and start it."""
+    """Record the job, the provenance and the environment of the start, and run the trainer."""
     from everstep.provenance import record
 
     share = threads(job, nproc)
@@ -83,7 +83,7 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
 
 
 def _winner(word: str) -> list[str]:
-    from everstep.launch.sweep import status  # what it needs is loaded for a sweep alone
+    from everstep.launch.sweep import status  # imported for a sweep only, to keep start-up fast
 
     return status.winner(word, ROOT)
 
@@ -96,7 +96,7 @@ def _check_here(job: JobConfig) -> None:
 
 
 def _check_loopback() -> None:
-    """Raise ConfigError where the processes of this machine cannot meet: in a network of its own without `lo`."""
+    """Raise ConfigError if local processes cannot connect: in a network namespace without `lo`."""
     try:
         with socket.create_server(("127.0.0.1", 0)) as server:
             socket.create_connection(server.getsockname(), timeout=10).close()

@@ -1,4 +1,4 @@
-"""`everstep status RUN`: where a run stands, why, and where its time went."""
+"""`everstep status RUN`: print the state of a run, the reason, and its goodput."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from everstep.run_folder import RunFolder
 REFRESH_S = 2.0
 LAST_LINES = 8
 VALUE_COLUMNS = 67
-"""Of a terminal of 80, what is left beside the names."""
+"""Columns left beside the names on a terminal of 80."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
 FAILED = (RunState.failed, RunState.lost, RunState.restarting)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the verb shows of one run at one moment."""
+    """Status of one run at one moment."""
 
     line: Line
     goodput: Goodput
     checkpoint_step: int | None
     error: Sequence[str]
-    """The last lines of the log of the rank that failed."""
+    """Last lines of the log of the rank that failed."""
 
     def facts(self) -> dict[str, Any]:
         history = self.line.history
@@ -73,7 +73,7 @@ class Report:
 
 
 def _nodes(line: Line) -> list[str]:
-    """Where it runs, or ran last."""
+    """Return the nodes of the current or the last job start."""
     if line.job is not None and line.job.nodes:
         return list(line.job.nodes)
     if line.history.starts:
@@ -82,10 +82,10 @@ def _nodes(line: Line) -> list[str]:
 
 
 def status(arguments: Sequence[str]) -> int:
-    """The verb; the exit code is 0 whatever the run's state is."""
+    """Run the verb; the exit code is 0 for any state of the run."""
     options = _parser().parse_args(arguments)
     if (sweep := sweep_at(options.run, options.root)) is not None:
-        from everstep.launch.sweep import status as looks  # what it needs is loaded for a sweep alone
+        from everstep.launch.sweep import status as looks  # imported for a sweep only, to keep start-up fast
 
         return looks.status(sweep, options.json)
     folder = find(options.run, options.root)
@@ -127,7 +127,7 @@ def _print(report: Report, as_json: bool) -> None:
 
 
 def rows(report: Report) -> list[tuple[str, str]]:
-    """What is known, as name and value; what is not is left out."""
+    """Return name and value of all known facts."""
     facts, history = report.facts(), report.line.history
     why, going = report.line.standing.why, report.line.standing.state is RunState.training
     steps = f"{facts['step']} of {facts['steps'] or '?'}" if facts["step"] is not None else ""
@@ -156,7 +156,7 @@ def _attempt(line: Line) -> str:
 
 
 def _restarts(report: Report) -> list[tuple[str, str]]:
-    """Why it was started again: the last few decisions."""
+    """Return rows for the last few decisions to restart, with their reasons."""
     decisions = [each for each in report.line.history.decisions if each.get("go_on")]
     ago = (text_tables.duration(time.time() - float(each.get("time") or 0.0)) for each in decisions[-3:])
     told = [f"{when} ago: {each.get('reason', '')}" for when, each in zip(ago, decisions[-3:], strict=True)]
@@ -184,7 +184,7 @@ def _indented(lines: Sequence[str]) -> list[str]:
 
 
 def _follow(folder: RunFolder, ask: Statuses, as_json: bool) -> int:
-    """Show it again and again until the run is over: on a terminal in place, else a line whenever something changes."""
+    """Print the status until the run is over: in place on a terminal, else a line for each change."""
     if sys.stdout.isatty() and not as_json:
         return _live(folder, ask)
     shown: tuple[object, ...] = ()

@@ -1,4 +1,4 @@
-"""`everstep submit`: compose, settle the config in the run folder, and hand a job to a cluster; returns at once."""
+"""`everstep submit`: compose, settle the config in the run folder, and submit a job; returns at once."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ The same command again makes no second job: it names the one that is queued or r
 
 @dataclass(frozen=True)
 class Plan:
-    """All that would be submitted."""
+    """Complete description of a submission."""
 
     folder: RunFolder
     job: JobConfig
     program: Program
     composed: Composed | None = None
-    """None: the program is not our trainer."""
+    """None for a program other than the trainer."""
 
     @property
     def config(self) -> RunConfig | None:
@@ -55,7 +55,7 @@ class Plan:
 
 
 def submit(arguments: Sequence[str]) -> int:
-    """The verb; 0 when there is a job."""
+    """Run the verb; 0 when there is a job."""
     own, other = _split(arguments)
     options = _parser().parse_intermixed_args(own)
     now = datetime.datetime.now()
@@ -76,7 +76,7 @@ def submit(arguments: Sequence[str]) -> int:
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What is ours, and the other program that stands after `--`."""
+    """Split the arguments at `--` into those of the verb and another program with its arguments."""
     words = list(arguments)
     if "--" not in words:
         return words, []
@@ -109,7 +109,7 @@ def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.date
 
 
 def _from_here(script: str) -> str:
-    """The script as it is called in the folder of the submission, of which the nodes have a copy."""
+    """Return the script relative to the folder of the submission, of which the nodes have a copy."""
     inside = Path(script).is_absolute() and Path(script).is_relative_to(Path.cwd())
     return str(Path(script).relative_to(Path.cwd())) if inside else script
 
@@ -123,7 +123,7 @@ def _cluster(job: JobConfig) -> Scheduler:
         raise ConfigError(
             "job=local starts here and now: write everstep run, or torchrun for a script; or set job=slurm or job=k8s"
         )
-    # On Kubernetes they are in a Secret, and this shell need not know them.
+    # On Kubernetes the secrets are in a Secret of the cluster, and this shell need not have them.
     if job.scheduler != "k8s" and (missing := [name for name in job.secrets if not os.environ.get(name)]):
         raise ConfigError(f"job.secrets names {', '.join(missing)}, which this shell does not have; export it first")
     return scheduler(job.scheduler, job)
@@ -144,14 +144,14 @@ def _problems(plan: Plan, cluster: Scheduler) -> list[str]:
 
 
 def _rehearse(plan: Plan, cluster: Scheduler) -> int:
-    """The exit code; a job that is there already was looked at when it was made."""
+    """Build the parts of the run; return the exit code. Skipped when a job exists, since it was checked."""
     if plan.config is None or current(plan.folder, cluster) is not None:
         return 0
     return rehearse(plan.config, plan.job, brief=True)
 
 
 def _settle(plan: Plan) -> None:
-    """Put into the run folder what the nodes will read."""
+    """Write into the run folder the config that the nodes will read."""
     if plan.config is None:
         if plan.folder.storage.exists(CONFIG):
             raise ConfigError(f"run {plan.program.name!r} is one of our trainer's; give another run=NAME")
@@ -161,7 +161,10 @@ def _settle(plan: Plan) -> None:
 
 
 def _keep_code(plan: Plan) -> str | None:
-    """The code as it is now, in the run folder: later edits do not reach what is queued. None where there is none."""
+    """Snapshot the code into the run folder, so that later edits do not reach a queued job.
+
+    Return None when there is no code.
+    """
     from everstep.launch.submit.snapshot import take
     from everstep.provenance import record
 
@@ -186,15 +189,15 @@ def _tell(plan: Plan, receipt: Receipt) -> None:
 
 
 def _shown(plan: Plan, cluster: Scheduler) -> str:
-    """What would be submitted, word for word; the token is made anew at each submission.
+    """Return the exact text of the submission; the token differs at each submission.
 
-    No cluster is asked, and no store: what lies on this machine's disks is all that is looked at.
+    Neither a cluster nor a remote store is queried; only local disks are read.
     """
     is_here = plan.folder.storage.path() is not None
     if plan.config is not None and is_here and plan.folder.storage.exists(CONFIG):
         changes_since(plan.config, plan.folder)
     token = "TOKEN"
-    if plan.job.scheduler == "k8s":  # may be applied by hand as it is, so it must name this run and no other
+    if plan.job.scheduler == "k8s":  # the manifest may be applied by hand, so its token must be unique to this run
         token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
     rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
     if rendered.manifest:

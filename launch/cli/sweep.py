@@ -1,4 +1,4 @@
-"""`everstep sweep`: compose once, then drive trials until all are told; the same command goes on where it stopped."""
+"""`everstep sweep`: compose once, then run all trials; the same command resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ exit codes: 0 all trials are told, 1 sweep.max_failures, 2 the sweep cannot run,
 
 
 def sweep(arguments: Sequence[str]) -> int:
-    """The verb."""
+    """Run the verb."""
     options = _parser().parse_intermixed_args(arguments)
     made = plan(options.overrides, options.config_dir)
     if options.dry_run:

@@ -1,4 +1,4 @@
-"""Checks of a run and its job that need no torch, each failure one line with the key to change."""
+"""Preflight checks of a run and its job without torch; one line each, with the key to change."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from everstep.storage import open_storage
 
 
 def check(composed: Composed, job: JobConfig, program: Program | None = None) -> list[str]:
-    """What stands against the run and its job, as far as it can be known without torch; empty when nothing does.
+    """Return all problems of the run and its job that can be found without torch.
 
     Args:
-        program: what would be submitted, where that is known already.
+        program: the program to submit, where it is known already.
     """
     looks: list[Callable[[], Iterator[str]]] = [
         lambda: _world(composed, job),
@@ -48,7 +48,7 @@ def check(composed: Composed, job: JobConfig, program: Program | None = None) ->
 
 
 def refuse(problems: Sequence[str]) -> None:
-    """ConfigError when there are any; all of them are told."""
+    """Raise ConfigError if there are any problems; all of them are printed."""
     for problem in problems[:-1]:
         say(problem)
     if problems:
@@ -56,7 +56,7 @@ def refuse(problems: Sequence[str]) -> None:
 
 
 def program_problems(argv: Sequence[str], where: Path) -> list[str]:
-    """What stands against a program that torchrun is to start: a script with its flags, or -m and a module."""
+    """Return the problems of a program for torchrun: a script with its flags, or -m and a module."""
     if list(argv[:1]) == ["-m"]:
         module = argv[1] if len(argv) > 1 else ""
         return [] if _is_importable(module.split(".")[0], where) else [f"-m {module}: there is no such module"]
@@ -72,13 +72,13 @@ def _world(composed: Composed, job: JobConfig) -> Iterator[str]:
 
 
 def _devices(job: JobConfig) -> Iterator[str]:
-    """Our trainer gives every process a GPU of its own where there are any."""
+    """Check that each process of the trainer has its own GPU, if the job has any."""
     if isinstance(job.gpus, int) and isinstance(job.nproc, int) and 0 < job.gpus < job.nproc:
         yield f"job.nproc={job.nproc}: each process needs a GPU, and job.gpus={job.gpus}; change job.nproc or job.gpus"
 
 
 def _secrets(job: JobConfig) -> Iterator[str]:
-    if job.scheduler == "k8s":  # they are in a Secret of the cluster
+    if job.scheduler == "k8s":  # the secrets are in a Secret of the cluster
         return
     for name in job.secrets:
         if not os.environ.get(name):
@@ -92,12 +92,12 @@ def _plugins(composed: Composed) -> Iterator[str]:
 
 
 def _is_importable(package: str, where: Path) -> bool:
-    """Whether Python would find it; it is not imported."""
+    """True if Python would find the package. It is not imported."""
     return PathFinder.find_spec(package, [str(where), *sys.path]) is not None
 
 
 def _run_root(composed: Composed) -> Iterator[str]:
-    """Write, read and delete a file where the runs will be."""
+    """Write, read and delete a file in the folder of runs."""
     root = composed.run.run_root
     storage = open_storage(root)
     local = storage.path()
@@ -116,7 +116,7 @@ def _run_root(composed: Composed) -> Iterator[str]:
 
 
 def _folder(composed: Composed) -> Iterator[str]:
-    """A run that exists goes on: what changed must be of what may."""
+    """Check that the config of an existing run has changed only where it may."""
     if composed.run.run is not None:
         folder = RunFolder.of(composed.run.run_root, composed.run.run)
         if folder.storage.exists(CONFIG):
@@ -125,7 +125,7 @@ def _folder(composed: Composed) -> Iterator[str]:
 
 
 def _data(composed: Composed, job: JobConfig) -> Iterator[str]:
-    """Prepared datasets are folders with names in them."""
+    """Check that each prepared dataset exists."""
     for key, path in datasets(composed.run):
         if not only_there(path, job) and not open_storage(path).names():
             yield f"{key}={path!r}: there is no dataset; change {key}, or make it with 'everstep data prepare'"
@@ -135,7 +135,7 @@ def _init_from(composed: Composed, job: JobConfig) -> Iterator[str]:
     url = composed.run.init_from
     if url is None or only_there(url, job):
         return
-    # RUN/best is no folder.
+    # RUN/best is an alias, not a folder.
     if not open_storage(url).names() and not open_storage(url.rstrip("/").removesuffix("/best")).names():
         yield f"init_from={url!r}: there is neither a checkpoint nor a run; change init_from"
 
@@ -146,7 +146,7 @@ def _cluster(job: JobConfig, program: Program) -> Iterator[str]:
 
 
 def _program(composed: Composed) -> Program:
-    """What a submission would be, but for its name where none was given yet."""
+    """Return the program of a submission, with a placeholder for a missing run name."""
     name = composed.run.run or "everstep-check"
     folder = RunFolder.of(composed.run.run_root, name)
     return Program(name, folder.storage.url, (), "check", freeze(composed.run))

@@ -1,4 +1,4 @@
-"""All that is wrong with a command line, not only what is met first."""
+"""Config errors of a command line: all of them, not only the first."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everstep.launch.config import job_config
 def composed_or_mistakes(
     overrides: Sequence[str], config_dirs: Sequence[str] = ()
 ) -> tuple[Composed | None, list[str]]:
-    """The composition, or None and a line for each mistake."""
+    """Return the composition, or None and one line for each mistake."""
     try:
         composed = compose(overrides, config_dirs)
     except ConfigError as error:
@@ -22,12 +22,12 @@ def composed_or_mistakes(
 
 
 def _word_by_word(overrides: Sequence[str], config_dirs: Sequence[str]) -> list[str]:
-    """Take the words one after the other, choices of groups first, and leave out each that does not fit."""
+    """Compose argument by argument, group choices first, leaving out each that fails; return the errors."""
     nothing = _error([], config_dirs)
     chosen = set(groups())
     accepted: list[str] = []
     found: list[str] = []
-    # Others may only make sense with the experiment that they change.
+    # Other overrides may be valid only with the experiment that they change.
     for word in sorted(
         overrides, key=lambda word: (word.split("=")[0] != "experiment", word.split("=")[0] not in chosen)
     ):
@@ -50,7 +50,7 @@ def _error(words: Sequence[str], config_dirs: Sequence[str]) -> str | None:
 
 
 def _key_by_key(composed: Composed) -> list[str]:
-    """What is wrong with the job: each key for itself, then all together."""
+    """Return the errors of the job config: of each key alone, else of all together."""
     try:
         job_config(composed.job)
     except ConfigError as error:

@@ -1,4 +1,4 @@
-"""What a run reads from paths that only its pods have."""
+"""Dataset paths of a run, and those that exist only on its pods."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from everstep.launch.config import JobConfig
 
 
 def datasets(run: RunConfig) -> Iterator[tuple[str, str]]:
-    """Key and path of each prepared dataset; what other datasets need only they know."""
+    """Yield key and path of each prepared dataset; other datasets have no known path."""
     node = run.data or {}
     if str(node.get("_target_", "")).startswith("everstep.trainer.data.prepared."):
         mixed = [(f"data.mix[{n}].path", each.get("path")) for n, each in enumerate(node.get("mix") or [])]
@@ -20,6 +20,6 @@ def datasets(run: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def only_there(path: str, job: JobConfig) -> bool:
-    """Whether it lies on a claim that pods mount and this machine does not have."""
+    """True if the path is on a volume claim that pods mount and that this machine does not have."""
     mounts = [Path(mount) for mount in job.k8s.claims.values()] if job.scheduler == "k8s" else []
     return any(Path(path).is_relative_to(mount) and not mount.exists() for mount in mounts)

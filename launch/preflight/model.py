@@ -1,4 +1,4 @@
-"""What only torch can tell of a run: its parts are built in a child, at the number of processes that it will have."""
+"""Preflight checks with torch: build the run's parts in a child process, for its number of processes."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SHARDED = (ParallelKind.fsdp, ParallelKind.hsdp)
 
 
 def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | None = None) -> int:
-    """Build model, optimizer, hooks and the first batch as `python -m everstep.trainer check` does; its exit code.
+    """Build the parts and the first batch by `python -m everstep.trainer check`; return its exit code.
 
-    What stands against the run is a line each on stderr. Where this Python has no torch nothing is looked at.
+    Problems are printed to stderr, one line each. Nothing is checked when this Python has no torch.
 
     Args:
-        brief: of what is found to be fine only a line or two, on stderr.
-        code: what the run will have been kept with, where that need not be what lies here now.
+        brief: print only a line or two, on stderr, about the parts that are fine.
+        code: the code snapshot of the run, where it may differ from the checkout.
 
     Raises:
-        ConfigError: the child came to no answer.
+        ConfigError: the child gave no result.
     """
     if find_spec("torch") is None:
         say(f"{sys.executable} has no torch, so model and data were not looked at here")
@@ -40,7 +40,7 @@ def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | N
         say(f"{', '.join(away)}: only pods can see the data, so it was not looked at here")
     flags = [*(["--brief"] if brief else []), *(["--no-data"] if away else [])]
     argv = [sys.executable, "-m", "everstep.trainer", "check", "--frozen", *words, *flags]
-    # What an image has at these places this machine need not have.
+    # The paths of an image need not exist on this machine.
     env = {**os.environ, **(job.env if job.image is None else {})}
     if code is not None:
         from everstep.launch.submit.snapshot import search_path
@@ -57,8 +57,10 @@ def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | N
 
 
 def worlds(run: RunConfig, job: JobConfig) -> list[int]:
-    """The numbers of processes that a start may have, from the fewest to the most; the fewest that could be where
-    nobody has said how many a node gets."""
+    """Return the world sizes that a start may have, smallest first.
+
+    Without a number of processes per node, return the smallest that are possible.
+    """
     fewest, most = job.node_range
     each = _each(run, job)
     if each is not None:
@@ -67,14 +69,17 @@ def worlds(run: RunConfig, job: JobConfig) -> list[int]:
 
 
 def _each(run: RunConfig, job: JobConfig) -> int | None:
-    """Processes of one node."""
+    """Return the processes per node; None if unknown."""
     if isinstance(job.nproc, int):
         return job.nproc
     if job.scheduler == "local":
         return 1 if run.parallel.kind is ParallelKind.single else processes(job)
-    return job.gpus if isinstance(job.gpus, int) and job.gpus else None  # of the nodes: this machine may have none
+    return job.gpus if isinstance(job.gpus, int) and job.gpus else None  # GPUs of the nodes: this machine may have none
 
 
 def _ends(run: RunConfig, worlds: list[int]) -> list[int]:
-    """Where it makes a difference: what is sharded takes most memory on the fewest, and may not be spread over most."""
+    """Return the world sizes to check: for a sharded model the smallest and the largest, else the largest.
+
+    A sharded model needs most memory on the fewest processes, and may not be divisible among the most.
+    """
     return sorted({worlds[0], worlds[-1]}) if run.parallel.kind in SHARDED else worlds[-1:]

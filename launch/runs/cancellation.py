@@ -1,4 +1,4 @@
-"""What stops a run for good, wherever it is."""
+"""Cancellation of runs: by their scheduler, by a stop marker in the run folder, or by a signal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from everstep.run_folder import STOP_MARKER, RunFolder
 
 
 def cancel_run(folder: RunFolder) -> str:
-    """Stop one run; what was done about it."""
+    """Cancel one run; return a message about the effect."""
     history = read(folder)
     jobs = statuses([history.handle] if history.handle is not None else [])
     here = line(history, jobs.get(history.handle) if history.handle is not None else None)
@@ -29,7 +29,7 @@ def cancel_run(folder: RunFolder) -> str:
 
 
 def cancel_jobs(histories: Sequence[History]) -> None:
-    """Stop the jobs of many runs, by one command to each scheduler."""
+    """Cancel the jobs of many runs, by one command to each scheduler."""
     by_scheduler: dict[str, list[JobHandle]] = {}
     for handle in [history.handle for history in histories if history.handle is not None]:
         by_scheduler.setdefault(handle.scheduler, []).append(handle)
@@ -52,7 +52,7 @@ def _job(folder: RunFolder, history: History) -> str:
 
 
 def _processes(folder: RunFolder, here: Line) -> str:
-    """A run without a scheduler: a marker that the trainer looks for, and on this machine a signal."""
+    """Stop a run without a scheduler: by the stop marker, and on this machine also by a signal."""
     last = here.history.last
     if last is None:
         return "nothing has been started"
@@ -61,7 +61,7 @@ def _processes(folder: RunFolder, here: Line) -> str:
         _keep(folder)
         return "is between two attempts: the next is told to stop by a marker in the run folder"
     if is_here(last) and last.pid is not None and has_process(last):
-        with contextlib.suppress(ProcessLookupError, PermissionError):  # the marker was faster, or must do
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # already gone, or left to the marker
             os.kill(last.pid, signal.SIGTERM)
         return f"attempt {last.number} is told to stop (process {last.pid}): it saves and ends"
     return f"attempt {last.number} on {last.host} is told to stop by a marker in the run folder: it saves and ends"

@@ -1,4 +1,4 @@
-"""Where a run's time went: a pure function from moments to parts, which sum to the wall time."""
+"""Goodput of a run: pure functions that divide the wall time into parts, which sum to it."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ PARTS = {
 
 
 TICK_S = 1.0
-"""Schedulers count in whole seconds, so a job may seem to start before it was asked for."""
+"""Tolerance for schedulers that count whole seconds: a job may seem to start before it was submitted."""
 
 
 @dataclass(frozen=True)
 class Pause:
-    """Training stood still for a while, until `at` (seconds since the epoch)."""
+    """Interruption of training that ends at `at` (seconds since the epoch)."""
 
     part: str
     at: float
@@ -34,31 +34,31 @@ class Pause:
 
 @dataclass(frozen=True)
 class Stretch:
-    """One attempt as a piece of time. All moments are seconds since the epoch."""
+    """Time span of one attempt. All moments are seconds since the epoch."""
 
     began: float
     ended: float
-    """Its end, or the last sign of it."""
+    """Its end, or its last record."""
     first_step: float | None = None
-    """When its first step was done; None when none was."""
+    """End of its first step; None when no step was done."""
     caught_up: float | None = None
-    """When it was where the attempts before it had been; None when there was nothing to repeat."""
+    """Time at which it reached the step of the attempts before; None when there was nothing to replay."""
     pauses: Sequence[Pause] = ()
 
 
 @dataclass(frozen=True)
 class Timeline:
-    """All that goodput is computed from."""
+    """Input of the goodput computation."""
 
     since: float
-    """When the run was first asked for."""
+    """First submission or start of the run."""
     until: float
-    """Now, or when the run was over."""
+    """Now, or the end of the run."""
     stretches: Sequence[Stretch] = ()
     asked: Sequence[float] = ()
-    """When a scheduler was asked for nodes: submissions, and decisions to start again."""
+    """Requests for nodes: submissions, and decisions to restart."""
     given: Sequence[float] = ()
-    """When it gave them, where that is known."""
+    """Times at which the scheduler gave nodes, as far as known."""
     replayed_steps: int = 0
 
 
@@ -75,25 +75,25 @@ class Goodput:
 
     @property
     def fraction(self) -> float:
-        """Productive time over wall time, from 0 to 1."""
+        """Return productive time over wall time, from 0 to 1."""
         return self.parts.get(PRODUCTIVE, 0.0) / self.wall_s if self.wall_s > 0 else 0.0
 
 
 class _Cuts:
-    """Cuts the wall time into parts from the left to the right, so nothing is counted twice or left out."""
+    """Divides the wall time into consecutive parts, so that no second is counted twice or left out."""
 
     def __init__(self, since: float, until: float) -> None:
         self.at, self.until = since, max(since, until)
         self.parts = dict.fromkeys(PARTS, 0.0)
 
     def cut(self, part: str, until: float) -> None:
-        """All up to a moment that nobody had yet goes to `part`."""
+        """Assign the time from the last cut up to `until` to `part`."""
         until = min(max(until, self.at), self.until)
         self.parts[part] += until - self.at
         self.at = until
 
     def share(self, until: float, wanted: Iterator[tuple[str, float]], rest: str) -> None:
-        """Give out the time up to a moment: to each part what it wants while there is some left, then `rest`."""
+        """Split the time up to `until`: to each part in `wanted` its seconds while any remain, then to `rest`."""
         room = min(max(until, self.at), self.until) - self.at
         self.at += room
         for part, seconds in wanted:
@@ -104,12 +104,12 @@ class _Cuts:
 
 
 def goodput(timeline: Timeline) -> Goodput:
-    """Every second between `since` and `until` goes to one part."""
+    """Assign every second between `since` and `until` to one part."""
     cuts = _Cuts(timeline.since, timeline.until)
     ordered = sorted(timeline.stretches, key=lambda stretch: stretch.began)
     for number, stretch in enumerate(ordered):
         _wait(cuts, timeline, stretch.began)
-        # A writer that was cut off may have gone on beside its successor; its time counts until then.
+        # A superseded attempt may have run on beside its successor; its time counts until the successor began.
         successor = ordered[number + 1].began if number + 1 < len(ordered) else timeline.until
         _work(cuts, stretch, min(stretch.ended, successor))
     _wait(cuts, timeline, timeline.until)
@@ -117,7 +117,7 @@ def goodput(timeline: Timeline) -> Goodput:
 
 
 def _wait(cuts: _Cuts, timeline: Timeline, until: float) -> None:
-    """The time between two attempts."""
+    """Divide the time between two attempts."""
     since = next((moment for moment in sorted(timeline.asked) if cuts.at <= moment <= until), None)
     if since is None:
         cuts.cut(DOWN, until)

@@ -1,4 +1,4 @@
-"""What a run folder tells of its run: submissions, attempts, decisions and progress. Here it is only read."""
+"""History of a run, read from its folder: submissions, attempts, decisions and progress. Read-only."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from everstep.errors import ConfigError, EverstepError
 from everstep.run_folder import ATTEMPTS, PROGRESS, RESTARTS, STARTS, SUBMISSIONS, Ending, RunFolder
 
 READERS = 16
-"""Threads that read at a time: a store answers many as fast as one."""
+"""Threads that read in parallel, to hide a store's latency."""
 
 
 class NotARun(ConfigError):
-    """A folder that is no run's."""
+    """The folder is not a run folder."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One start of the run. Times are seconds since the epoch."""
+    """One attempt of the run. Times are seconds since the epoch."""
 
     number: int
     claimed_at: float
     began_at: float
-    """When its first process began; the claim comes later."""
+    """Start of its first process, before the claim."""
     host: str = ""
     pid: int | None = None
     world: int | None = None
@@ -36,7 +36,7 @@ class Attempt:
 
 @dataclass(frozen=True)
 class Start:
-    """One time that a scheduler gave the run its nodes."""
+    """One job start: the scheduler gave the run its nodes."""
 
     at: float
     hosts: tuple[str, ...] = ()
@@ -44,20 +44,20 @@ class Start:
 
 @dataclass(frozen=True)
 class Submission:
-    """One job that was asked for."""
+    """One submission of a job."""
 
     number: int
     at: float
     scheduler: str = ""
     handle: JobHandle | None = None
     is_settled: bool = False
-    """Whether it is known what became of it; settled without a handle it became no job."""
+    """True once the result of the submission is recorded; settled without a handle, it created no job."""
     intent: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class History:
-    """A run as its folder shows it, in the order of time."""
+    """History of a run, in the order of time."""
 
     name: str
     url: str
@@ -65,7 +65,7 @@ class History:
     submissions: tuple[Submission, ...] = ()
     starts: tuple[Start, ...] = ()
     decisions: tuple[dict[str, Any], ...] = ()
-    """What the restart policy, or a user, decided: `reason`, `outcome`, `go_on`, `time`."""
+    """Decisions of the restart policy or of a user: `reason`, `outcome`, `go_on`, `time`."""
     progress: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -74,18 +74,18 @@ class History:
 
     @property
     def handle(self) -> JobHandle | None:
-        """The newest job; None for a run without a scheduler."""
+        """Return the newest job; None for a run without a scheduler."""
         return self.submissions[-1].handle if self.submissions else None
 
     @property
     def started_at(self) -> float | None:
-        """When the run was first asked for, as far as this history goes back."""
+        """Return the time of the first submission or attempt in this history."""
         times = [each.at for each in self.submissions] + [each.began_at for each in self.attempts]
         return min(times, default=None)
 
 
 def read(folder: RunFolder, newest_only: bool = False) -> History:
-    """The history of a run. `newest_only` reads one file of each kind, for a list of many runs."""
+    """Read the history of a run. `newest_only` reads one file of each kind, for a list of many runs."""
     there = set(folder.storage.names())
     if not is_run(there):
         raise NotARun(f"{folder.url} is no run folder")
@@ -107,7 +107,7 @@ def read(folder: RunFolder, newest_only: bool = False) -> History:
 
 
 def read_all(folders: Sequence[RunFolder]) -> list[History | EverstepError]:
-    """The newest of many runs; a folder that cannot be read is its error, and the others are still there."""
+    """Read the newest records of many runs; an unreadable folder gives its error instead."""
 
     def one(folder: RunFolder) -> History | EverstepError:
         try:
@@ -147,6 +147,6 @@ def _start(folder: RunFolder, number: int) -> Start:
 
 
 def _numbers(folder: RunFolder, where: str, ending: str = ".json") -> list[int]:
-    """Of 0001.json, 0001.handle.json, 0002.json …: 1, 2."""
+    """Return the numbers of files 0001.json, 0002.json …; names such as 0001.handle.json are ignored."""
     stems = (name.removesuffix(ending) for name in folder.storage.names(where) if name.endswith(ending))
     return sorted(int(stem) for stem in stems if stem.isdigit())

@@ -1,4 +1,4 @@
-"""Whether the processes of an attempt are there: on this machine the kernel says so, of another the run folder."""
+"""Liveness of an attempt's processes: from the kernel on this machine, from the run folder on others."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ START_S = 900.0
 """Seconds that an attempt on another machine may take to its first record before it counts as silent."""
 PATIENCE_S = 120.0
 RECORDS = 5
-"""So many records in a row must be missing before a run on another machine counts as silent."""
+"""Consecutive records that must be missing before a run on another machine counts as silent."""
 SLACK_S = 2.0
 
 
 def alive(history: History, now: float) -> bool | None:
-    """None when it cannot be known: on another machine, and no sign for longer than its records take."""
+    """True if the last attempt lives; None if unknown: on another machine, with its records overdue."""
     last = history.last
     if last is None or last.ending is not None:
         return False
@@ -35,7 +35,7 @@ def is_here(attempt: Attempt) -> bool:
 
 
 def has_process(attempt: Attempt) -> bool:
-    """Whether the process that claimed the attempt lives, and is not another one that got its number since."""
+    """True if the process that claimed the attempt is alive. Compares start times: PIDs are reused."""
     try:
         fields = Path(f"/proc/{attempt.pid}/stat").read_text().rsplit(")", 1)[1].split()
     except FileNotFoundError:
@@ -52,7 +52,7 @@ def _booted_at() -> float:
 
 
 def _answers(pid: int | None) -> bool:
-    """Where there is no /proc."""
+    """True if a process has the PID; used without /proc."""
     if pid is None:
         return False
     try:

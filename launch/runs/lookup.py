@@ -1,4 +1,4 @@
-"""From the word that a user types for a run to its folder: a name below the folder of runs, a path or a URL."""
+"""Look-up of a run's folder by a name in the folder of runs, a path or a URL."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from everstep.run_folder import ATTEMPTS, CONFIG, JOB, SUBMISSIONS, RunFolder
 from everstep.storage import join_url, open_storage
 
 SIGNS = {CONFIG, JOB, ATTEMPTS, SUBMISSIONS}
-"""A folder that holds one of these is a run's."""
+"""Entries that mark a run folder; one is enough."""
 ROOT = RunConfig().run_root
 
 
 def add_run(parser: argparse.ArgumentParser, several: bool = False) -> None:
-    """The arguments by which a verb is told its run."""
+    """Add the arguments that select a run."""
     parser.add_argument("run", nargs="+" if several else None, metavar="RUN", help="a name, a path or a URL")
     add_root(parser)
 
@@ -29,7 +29,7 @@ def add_root(parser: argparse.ArgumentParser) -> None:
 
 
 def find(word: str, root: str = ROOT) -> RunFolder:
-    """The folder of a run; ConfigError with the nearest name when there is none."""
+    """Return the folder of a run; ConfigError with the nearest name when there is none."""
     spelled_out = "://" in word or "/" in word or is_run(open_storage(word).names())
     folder = RunFolder(word.rstrip("/")) if spelled_out else RunFolder(join_url(root, word))
     if is_run(folder.storage.names()):
@@ -44,7 +44,7 @@ def is_run(names: Iterable[str]) -> bool:
 
 
 def names(root: str) -> list[str]:
-    """What lies below a folder of runs, hidden names left out."""
+    """Return the names in a folder of runs, without hidden ones."""
     return [name for name in open_storage(root).names() if not name.startswith(".")]
 
 

@@ -1,4 +1,4 @@
-"""In what state a run is, in one word and with the reason: pure, from its history and what its scheduler says."""
+"""State of a run, with the reason: a pure function of its history and the status of its job."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from everstep.launch.schedulers.job import CANCELLED, JobState, JobStatus
 from everstep.run_folder import Outcome
 
 RESTART_S = 120.0
-"""Seconds after the decision to start again in which the new attempt should have claimed its number."""
+"""Seconds after the decision to restart within which the new attempt should have claimed its number."""
 
 
 class RunState(enum.Enum):
-    """What a list of runs shows."""
+    """State of a run, as `everstep ls` shows it."""
 
     new = "new"
     """Composed; nothing has been started or submitted."""
     queued = "queued"
     starting = "starting"
-    """Its processes are there, no step is done yet."""
+    """Its processes run, no step is done yet."""
     training = "training"
     restarting = "restarting"
-    """The last attempt has failed, the next is on its way."""
+    """The last attempt has failed, the next is about to start."""
     silent = "silent"
-    """On another machine, and without a sign for longer than its steps take."""
+    """On another machine, with its records overdue."""
     done = "done"
     stopped = "stopped"
     """Saved and ended before its last step."""
     cancelled = "cancelled"
     failed = "failed"
     lost = "lost"
-    """Gone without a word."""
+    """Ended without recording an outcome."""
 
     @property
     def is_over(self) -> bool:
-        """Nothing more happens unless somebody resumes the run."""
+        """True if the run continues only when a user resumes it."""
         return self in (RunState.done, RunState.stopped, RunState.cancelled, RunState.failed, RunState.lost)
 
 
@@ -63,15 +63,15 @@ OF_JOB = {
     JobState.preempted: RunState.stopped,
     JobState.cancelled: RunState.cancelled,
 }
-"""Where the job is over and the run has left no word of its own."""
+"""State by the status of the job, for a run that has recorded no outcome."""
 
 
 def standing(history: History, job: JobStatus | None, alive: bool | None, now: float) -> Standing:
-    """Where a run stands.
+    """Return the state of a run.
 
     Args:
-        job: what the scheduler says of the newest job; None for a run without one.
-        alive: whether the processes of the last attempt are there, for a run without a scheduler; None is not known.
+        job: the scheduler's status of the newest job; None for a run without one.
+        alive: True if the processes of the last attempt live, for a run without a scheduler; None if unknown.
     """
     if job is not None and job.state is JobState.pending:
         return Standing(RunState.queued, job.reason)
@@ -84,7 +84,7 @@ def standing(history: History, job: JobStatus | None, alive: bool | None, now: f
 
 def _running(history: History, job: JobStatus) -> Standing:
     last = history.last
-    if _cancelled(history):  # it still clears its nodes
+    if _cancelled(history):  # its job may still clear its nodes
         return Standing(RunState.cancelled, str(history.decisions[-1].get("reason", "")))
     if last is None or last.claimed_at < (job.started_at or 0.0):
         return Standing(RunState.starting, job.reason or "the job runs, its processes have not claimed an attempt yet")
@@ -92,22 +92,22 @@ def _running(history: History, job: JobStatus) -> Standing:
         return dataclasses.replace(_active(history, last), why=job.reason)
     if last.ending.outcome is Outcome.done:
         return Standing(RunState.done, "")
-    # Why it was stopped, and what it waits for.
+    # The reason it stopped, and what it waits for.
     return Standing(RunState.restarting, "; ".join(why for why in (_reason(history, last), job.reason) if why))
 
 
 def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: float) -> Standing:
-    """What the folder says of a run whose job is over, or unknown, or never was."""
+    """Return the state from the folder, for a run whose job is over, unknown or absent."""
     over = OF_JOB.get(job.state) if job is not None else None
     last, decision = history.last, history.decisions[-1] if history.decisions else {}
-    # A submission that became no job has changed nothing.
+    # A submission that created no job is ignored.
     asked = max((each.at for each in history.submissions[-1:] if each.handle is not None), default=0.0)
     decided_at = float(decision.get("time") or 0.0)
     newest = decided_at > max(asked, last.claimed_at if last else 0.0)
     if _cancelled(history):
         return Standing(RunState.cancelled, str(decision.get("reason", "")))
     if last is None or last.claimed_at < asked:
-        # Another program than our trainer claims nothing: what the batch script decided is the last word on it.
+        # A program other than the trainer claims no attempt: the decision of the batch script gives the outcome.
         return _decided(decision) if decided_at > asked and not decision.get("go_on") else _without_attempt(job, over)
     if last.ending is None and over is None and alive:
         return _active(history, last)
@@ -125,7 +125,7 @@ def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: f
 
 
 def _cancelled(history: History) -> bool:
-    """Whether the last thing that happened is that somebody cancelled the run."""
+    """True if the newest event is a cancellation."""
     decision = history.decisions[-1] if history.decisions else {}
     happened = [each.at for each in history.submissions[-1:]] + [each.claimed_at for each in history.attempts[-1:]]
     return decision.get("outcome") == CANCELLED and float(decision.get("time") or 0.0) > max(happened, default=0.0)
@@ -142,7 +142,7 @@ def _without_attempt(job: JobStatus | None, over: RunState | None) -> Standing:
         return Standing(RunState.new, "nothing has been started")
     if over is not None:
         return Standing(over, job.reason)
-    if job.reason:  # it could not be asked
+    if job.reason:  # the scheduler could not be queried
         return Standing(RunState.silent, job.reason)
     return Standing(RunState.lost, "the scheduler does not know the job any more, and it left no attempt")
 
@@ -153,7 +153,7 @@ def _active(history: History, last: Attempt) -> Standing:
 
 
 def _reason(history: History, last: Attempt) -> str:
-    """Why the last attempt ended: in the words of the decision that followed, else in its own."""
+    """Return why the last attempt ended: the reason of the decision that followed, else of its outcome."""
     decision = history.decisions[-1] if history.decisions else {}
     if float(decision.get("time") or 0.0) > last.claimed_at and decision.get("reason"):
         return str(decision["reason"])

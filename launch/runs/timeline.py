@@ -1,4 +1,4 @@
-"""From the records of a run folder to the moments that goodput is computed from."""
+"""Timeline of a run: the moments for the goodput computation, from the records of its folder."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Account:
-    """What one attempt wrote down."""
+    """Records of one attempt."""
 
     attempt: Attempt
     events: Sequence[Record]
@@ -27,7 +27,7 @@ class Account:
 
     @property
     def reached(self) -> int:
-        """The highest step that it is known to have done."""
+        """Return the highest step recorded as done."""
         ending = self.attempt.ending
         told = [int(record["step"]) for record in (*self.events, *self.steps) if "step" in record]
         return max(told + ([ending.step] if ending else []), default=self.start_step)
@@ -42,10 +42,10 @@ class Account:
 
 
 def timeline(folder: RunFolder, history: History, job: JobStatus | None, until: float | None) -> Timeline:
-    """What is known of the run's time.
+    """Return the timeline of a run.
 
     Args:
-        until: now, while the run goes on; None when it is over, and then its last sign of life counts.
+        until: now for a run that is under way; None for one that is over, which ends at its last record.
     """
     with ThreadPoolExecutor(READERS) as pool:
         accounts = list(pool.map(lambda attempt: account(folder, attempt), history.attempts))
@@ -87,7 +87,7 @@ def _stretch(account: Account, ended: float, passed: int) -> Stretch:
 
 
 def _caught_up(account: Account, first: float | None, passed: int, ended: float) -> float | None:
-    """When the attempt had done step `passed`: between two records as if all steps took as long."""
+    """Return the time at which the attempt had done step `passed`, interpolated between two records."""
     if first is None or passed <= account.start_step:
         return None
     at, step = first, account.start_step + 1

@@ -1,1 +1,1 @@
-"""Many runs of one experiment: what to try, what came of it, and what to try next."""
+"""Hyperparameter sweeps: many runs of one experiment, chosen by a sampler, stopped early by a pruner."""

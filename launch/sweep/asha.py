@@ -1,7 +1,8 @@
-"""Which trial may go on to a larger budget: pure, from the results at each rung.
+"""Promotion of trials to larger budgets (ASHA, Hyperband): pure functions of the results at each rung.
 
-A rung is a budget. A trial trains up to its first rung; of those that have come to a rung, the best one in `eta` goes
-on from its checkpoint to the next. Nobody waits for those that still train (ASHA): the best so far are good enough.
+A rung is a budget. A trial trains up to its first rung; of the trials that have reached a rung, the best one in `eta`
+continues from its checkpoint to the next. Promotion is asynchronous (ASHA): it never waits for trials that still
+train, but ranks those that have results.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from everstep.config import RunConfig
 from everstep.launch.sweep.config import RUNGED, Budget, Pruner, SweepConfig
 
 Losses = Mapping[int, Sequence[float]]
-"""Trial → what it had at its first rung, its second …: smaller is better, infinite where it came to nothing."""
+"""Trial → its loss at each rung from its first on: smaller is better, infinite without a result."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Promotion:
 
 
 def rungs(sweep: SweepConfig, run: RunConfig) -> tuple[int, ...]:
-    """The steps of each rung for one trial, the last of which is the whole run."""
+    """Return the steps of each rung for one trial; the last is the length of the whole run."""
     if sweep.pruner not in RUNGED:
         return (run.steps,)
     if sweep.rungs is None:
@@ -34,7 +35,10 @@ def rungs(sweep: SweepConfig, run: RunConfig) -> tuple[int, ...]:
 
 
 def first_rung(sweep: SweepConfig, count: int, trial: int) -> int:
-    """Where a trial begins. Hyperband hedges: of its brackets each begins a rung higher, and with fewer trials."""
+    """Return the first rung of a trial.
+
+    Hyperband hedges with brackets: each begins one rung higher than the one before and has fewer trials.
+    """
     if sweep.pruner is not Pruner.hyperband:
         return 0
     shares = [math.ceil(count / (above + 1) * sweep.eta**above) for above in range(count)]
@@ -45,12 +49,12 @@ def first_rung(sweep: SweepConfig, count: int, trial: int) -> int:
 def promotion(
     losses: Losses, eta: int, count: int, first: Mapping[int, int], under_way: frozenset[int] = frozenset()
 ) -> Promotion | None:
-    """The next trial to go on, of the highest rung that has one; None when nobody has earned it.
+    """Return the next trial to promote, from the highest rung that has one; None when none qualifies.
 
     Args:
         count: rungs in all.
-        first: the rung at which each trial has begun; those of one beginning are held to each other.
-        under_way: trials that have been sent on already, and have not come to their next rung.
+        first: the first rung of each trial; only trials with the same first rung are compared.
+        under_way: trials that are promoted already and have not reached their next rung.
     """
     for bracket in sorted(set(first.values())):
         members = {trial: seen for trial, seen in losses.items() if first[trial] == bracket}
@@ -64,9 +68,9 @@ def promotion(
 
 
 def finalist(losses: Losses, count: int, first: Mapping[int, int]) -> Promotion | None:
-    """When nobody else goes on: the best of those that have come farthest, until one has come to the last rung.
+    """Return the best of the trials that have come farthest, unless one has reached the last rung.
 
-    A sweep of few trials would else end without a run of full length.
+    Used when no promotion is due and nothing runs. A sweep of few trials would otherwise end without a full-length run.
     """
     reached = {trial: first[trial] + len(seen) - 1 for trial, seen in losses.items() if seen and seen[-1] < math.inf}
     if not reached or max(reached.values()) == count - 1:

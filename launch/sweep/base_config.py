@@ -1,4 +1,4 @@
-"""What trials change: a config that was composed once, and is copied with the values of each.
+"""Configs of trials: a base config that is composed once and copied with the values of each trial.
 
 Composing takes 50 ms, so it is done once for each combination of config groups that are swept.
 """
@@ -19,13 +19,17 @@ from everstep.errors import ConfigError, nearest
 
 @dataclass
 class Base:
-    """One composed config; copies of it share what they do not change."""
+    """A composed config; copies of it share what they do not change."""
 
     config: RunConfig
     _typed: dict[str, Any] = field(default_factory=dict)
 
     def with_values(self, values: Mapping[str, Any]) -> RunConfig:
-        """A copy with dotted keys set, typed and checked by the rules of each group; ConfigError for what cannot be."""
+        """Return a copy with dotted keys set, typed and checked by the rules of each group.
+
+        Raises:
+            ConfigError: a value does not fit its key.
+        """
         tree: dict[str, Any] = {}
         for key, value in values.items():
             *above, last = key.split(".")
@@ -53,7 +57,7 @@ class Base:
         return dataclasses.replace(owner, **changed)
 
     def _convert(self, owner: Any, name: str, value: Any, prefix: str) -> Any:
-        """The value with the type that the key has: 1 becomes 1.0, "min" becomes Goal.min."""
+        """Return the value in the type of the key: 1 becomes 1.0, "min" becomes Goal.min."""
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
 
@@ -80,7 +84,7 @@ def _within(node: dict[str, Any], tree: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_key(key: str) -> None:
-    """ConfigError for a key that no run has; keys of a plug-in are its constructor's business."""
+    """Raise ConfigError for a key that no run has. Keys of a plug-in are left to its constructor."""
     known = keys()
     if key.split(".")[0] == "job":
         raise ConfigError(f"{key}: a job is the same for all trials of a sweep; start two sweeps")

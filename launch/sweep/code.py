@@ -1,4 +1,4 @@
-"""The code of a sweep: kept once, when it begins. Every trial runs that, however late it starts."""
+"""Code of a sweep: a snapshot taken when the sweep begins, and used by all trials."""
 
 from __future__ import annotations
 
@@ -16,25 +16,28 @@ KEPT = "code.json"
 
 @dataclass(frozen=True)
 class Code:
-    """A snapshot in the sweep's own folder."""
+    """A code snapshot in the sweep's own folder."""
 
     folder: RunFolder
     place: str
-    """As `Snapshot.place` says it."""
+    """Same format as `Snapshot.place`."""
 
     def give(self, trial: RunFolder) -> None:
-        """A copy into a trial's folder, which has to be enough by itself."""
+        """Copy the snapshot into a trial's folder, so that the folder is self-contained."""
         file = archive(self.place.partition("/")[0])
         if not trial.storage.exists(file):
             trial.storage.create(file, self.folder.storage.read(file))
 
     def open(self) -> Path:
-        """Where it lies on this machine."""
+        """Unpack the snapshot on this machine and return its path."""
         return open_code(self.folder, self.place)
 
 
 def keep(sweep: SweepFolder, plugins: Sequence[str], limit_mb: int) -> Code | None:
-    """The sweep's code: that of its first driver, whatever has become of the checkout; None where there is none."""
+    """Return the sweep's code snapshot, taken by its first driver; None when no code was found.
+
+    Later changes of the checkout have no effect.
+    """
     folder = RunFolder(sweep.url)
     if not sweep.storage.exists(KEPT):
         found = take(folder, Path.cwd(), plugins, limit_mb=limit_mb)

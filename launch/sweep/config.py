@@ -1,4 +1,4 @@
-"""All keys of a sweep."""
+"""All config keys of a sweep."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from everstep.errors import ConfigError, nearest
 
 
 class Sampler(enum.Enum):
-    """Who chooses the values of a trial."""
+    """Sampler that chooses the values of a trial."""
 
     grid = "grid"
-    """Every combination, once."""
+    """All combinations, each once."""
     random = "random"
     qmc = "qmc"
-    """A scrambled Halton sequence: random to look at, and more even."""
+    """A scrambled Halton sequence: like random, but more even."""
     tpe = "tpe"
     cmaes = "cmaes"
     nsga2 = "nsga2"
 
 
 class Pruner(enum.Enum):
-    """Who cuts short what does not promise much."""
+    """Pruner that stops unpromising trials early."""
 
     none = "none"
     asha = "asha"
@@ -36,7 +36,7 @@ class Pruner(enum.Enum):
 
 
 class Budget(enum.Enum):
-    """What rungs are counted in."""
+    """Unit of the rungs."""
 
     steps = "steps"
     samples = "samples"
@@ -44,10 +44,10 @@ class Budget(enum.Enum):
 
 
 PURE = (Sampler.grid, Sampler.random, Sampler.qmc)
-"""Trial n of these depends on nothing but the seed and n."""
+"""Samplers whose trial n depends only on the seed and n."""
 RUNGED = (Pruner.asha, Pruner.hyperband)
 FREE = ("trials", "max_failures", "poll_s")
-"""Keys that may change as a sweep goes on."""
+"""Keys that may change when a sweep is resumed."""
 
 
 @dataclass(kw_only=True)
@@ -55,32 +55,31 @@ class SweepConfig:
     sampler: Sampler = Sampler.grid
     pruner: Pruner = Pruner.none
     trials: int | None = None
-    """Trials in all; null is all of a grid."""
+    """Number of trials; null is all of a grid."""
     metric: list[str] = field(default_factory=list)
-    """What decides, of the evaluation; empty is evaluate.metric. With several the best are those of the Pareto set."""
+    """Evaluation metrics to optimize; empty is evaluate.metric. With several, the best are the Pareto set."""
     goal: list[Goal] = field(default_factory=list)
-    """For each metric; empty is evaluate.goal for all."""
+    """Goal of each metric; empty is evaluate.goal for all."""
     seed: int = 0
     max_failures: int | None = None
-    """Failed trials after which nothing new is started; null goes on whatever fails."""
+    """Failed trials after which no new trial is started; null is no limit."""
     space: list[str] = field(default_factory=list)
-    """Overrides that name several values, as on the command line; those given there come on top."""
+    """Overrides with several values, as on the command line; those of the command line are added to these."""
     constraint: str | None = None
-    """package.module.function of yours: takes the values of a trial, returns those that count, or null to leave it out.
-    """
+    """package.module.function of yours: takes a trial's values, returns those to use, or null to omit it."""
     rungs: list[float] | None = None
     """asha, hyperband: the budgets, from small to large; null is steps/eta², steps/eta, steps."""
     budget: Budget = Budget.steps
     epoch_samples: int | None = None
     """Samples of one epoch, for budget=epochs: the launcher does not read datasets."""
     eta: int = 3
-    """asha, hyperband: one of so many goes on to the next rung."""
+    """asha, hyperband: one trial in so many is promoted to the next rung."""
     warmup_trials: int = 4
-    """median: trials that have to get past a step before others are held to them there."""
+    """median: trials that must have passed a step before others are compared with them there."""
     patience: int = 3
-    """patience: evaluations in a row without a better value after which a trial is stopped."""
+    """patience: consecutive evaluations without a better value after which a trial is stopped."""
     poll_s: float = 2.0
-    """Seconds between looks at jobs and metrics."""
+    """Seconds between polls of jobs and metrics."""
 
     def __post_init__(self) -> None:
         require(self.trials is None or self.trials >= 1, "sweep.trials", self.trials, "must be ≥ 1 or null")
@@ -106,7 +105,7 @@ class SweepConfig:
 
 
 def sweep_config(node: Mapping[str, Any]) -> SweepConfig:
-    """The typed sweep from its keys; ConfigError in one line for what does not fit."""
+    """Return the typed sweep config; a one-line ConfigError for a key or value that does not fit."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -127,7 +126,7 @@ def sweep_config(node: Mapping[str, Any]) -> SweepConfig:
 
 
 def plain(config: SweepConfig) -> dict[str, Any]:
-    """As dicts, lists and scalars."""
+    """Return the config as dicts, lists and scalars."""
 
     def convert(value: Any) -> Any:
         if isinstance(value, enum.Enum):

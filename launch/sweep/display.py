@@ -1,4 +1,4 @@
-"""How a sweep shows itself while it goes on: a table on a terminal, elsewhere a line whenever something has changed."""
+"""Live display of a sweep: a table on a terminal; without one, a line for each new result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Show = Callable[[Story, list[Task]], None]
 
 @contextlib.contextmanager
 def shower(plan: Plan) -> Iterator[Show]:
-    """What the driver calls in each round."""
+    """Yield the callable that the driver calls in each round."""
     if not sys.stdout.isatty():
         yield Lines(plan)
         return
@@ -41,12 +41,12 @@ def shower(plan: Plan) -> Iterator[Show]:
 
 
 class Lines:
-    """A line for each result."""
+    """Print a line for each new result."""
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.told: int | None = None
-        """Results that were there when the driver began are not told again."""
+        """Results printed so far. Results from before this driver are not printed again."""
 
     def __call__(self, story: Story, running: list[Task]) -> None:
         results = [(trial, told) for trial, told in story.order if told is not None]
@@ -80,7 +80,7 @@ def _cells(row: Row) -> list[str]:
 
 
 def summary(plan: Plan, story: Story, running: list[Task]) -> str:
-    """How many trials are where."""
+    """Return one line that counts the trials by state."""
     counts: dict[str, int] = {}
     busy = {task.trial for task in running}
     for trial in story.trials:

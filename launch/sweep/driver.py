@@ -1,4 +1,7 @@
-"""Asks, starts, waits and tells until nothing is left. It knows nothing that is not in the records."""
+"""Main loop of a sweep: ask the sampler, start trials, wait, record results.
+
+All state is in the records.
+"""
 
 from __future__ import annotations
 
@@ -31,12 +34,12 @@ class Driver:
     signals: Signals
     show: Callable[[Story, list[Task]], None] = lambda story, running: None
     anew: frozenset[str] = frozenset()
-    """Trials that were cancelled along with the whole sweep, and go on with it."""
+    """Trials that were cancelled with the whole sweep and are resumed with it."""
     asking: Asking = field(init=False)
     _fruitless: dict[int, tuple[int, int]] = field(default_factory=dict)
-    """Trial → starts in a row that made no new checkpoint, and the newest step."""
+    """Trial → consecutive starts without a new checkpoint, and the newest step."""
     _started: set[int] = field(default_factory=set)
-    """Trials that have had a process or a job, of this driver or one before."""
+    """Trials that have had a process or a job, of this driver or an earlier one."""
 
     def __post_init__(self) -> None:
         self.asking = Asking(self.plan, self.story)
@@ -62,8 +65,8 @@ class Driver:
             self.signals.wait(self.plan.sweep.poll_s)
 
     def _pick_up(self) -> None:
-        """Find out what became of the trials that an earlier driver has left: some go on, some have ended meanwhile."""
-        # One that somebody has asked for again is not what its folder says of the time before.
+        """Adopt trials of an earlier driver that still run, and record the results of those that have ended."""
+        # For a trial that is retried, the folder still holds the outcome of the earlier failure.
         left = [trial for trial in self.story.trials if trial.is_open and not trial.again
                 and trial.name not in self.anew]  # fmt: skip
         self._started = {task.trial for task in self.workers.adopt([self._task(trial) for trial in left])}
@@ -85,13 +88,13 @@ class Driver:
             return 1
         return 0
 
-    # What has ended
+    # Results
 
     def _collect(self) -> None:
         try:
             ended = self.workers.poll()
         except EverstepError as error:
-            say(f"{error}; asking again")  # a scheduler that is away comes back
+            say(f"{error}; asking again")  # the scheduler may be available again later
             return
         for each in ended:
             self._note(each)
@@ -100,14 +103,14 @@ class Driver:
         trial = self.story.trials[ended.task.trial]
         told = result(ended, self.plan.metrics, trial.cut)
         if told is not None and told.verdict is Verdict.cancelled and self.plan.folder.is_stopped:
-            return  # along with the sweep, and goes on with it
+            return  # cancelled with the sweep, and resumed with it
         if told is None:
             told = self._given_up(ended)
         if told is not None:
             self._tell(trial, told)
 
     def _given_up(self, ended: Ended) -> Told | None:
-        """A trial that was lost goes on, unless it has been lost again and again without a new checkpoint."""
+        """Return a failed result for a trial lost repeatedly without a new checkpoint; None to restart it."""
         number, step = ended.task.trial, ended.task.folder.newest_step() or 0
         starts, before = self._fruitless.get(number, (0, -1))
         starts = starts + 1 if step <= before else 1
@@ -124,10 +127,10 @@ class Driver:
         })  # fmt: skip
         self.asking.tell(trial, trial.told[trial.rung])
 
-    # What is cut short
+    # Early stopping
 
     def _cut(self) -> None:
-        """Look at those that run, by the pruners that stop a trial before its end."""
+        """Apply the pruners that stop a running trial early."""
         sweep = self.plan.sweep
         if sweep.pruner in RUNGED or sweep.pruner.value == "none":
             return
@@ -150,13 +153,13 @@ class Driver:
             return known
         name, goal = self.plan.metrics[0], self.plan.goals[0]
         found = {at: loss(value, goal) for at, value in curve(self.plan.folder.run(trial.name), name).items()}
-        if not trial.is_open:  # it will not change any more
+        if not trial.is_open:  # its curve is final
             self._curves[trial.number] = found
         return found
 
     _curves: dict[int, dict[int, float]] = field(default_factory=dict)
 
-    # What is started
+    # Starts
 
     def _fill(self) -> None:
         while trials := self._startable():
@@ -167,9 +170,9 @@ class Driver:
                 self._tell(self.story.trials[each.task.trial], Told(Verdict.failed, (), 0, each.why))
 
     def _startable(self) -> list[Trial]:
-        """What is left of earlier drivers, then something new, then who has earned more.
+        """Return the trials to start: open trials of earlier drivers, then new trials, then promotions.
 
-        The number of trials is known, so a promotion waits until all have begun: it is then held to all of them.
+        The number of trials is known, so a promotion waits until all have begun and is compared with all of them.
         """
         limit = self.plan.sweep.max_failures
         if limit is not None and self.story.failures >= limit:
@@ -179,7 +182,7 @@ class Driver:
         room = self.workers.room - len(running)
         found: list[Trial] = []
         for trial in [trial for trial in self.story.trials if trial.is_open and trial.number not in busy]:
-            if trial.cut is not None:  # its stop was decided by a driver that did not live to see it
+            if trial.cut is not None:  # stopped early by an earlier driver, which ended before recording it
                 told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
                 self._tell(trial, told or Told(Verdict.pruned, (), 0, trial.cut))
             elif len(found) < room or (self._queues and trial.number not in self._started):
@@ -192,7 +195,10 @@ class Driver:
 
     @property
     def _queues(self) -> bool:
-        """Trials are handed over before there is room for them: where none hangs on what others come to."""
+        """True if trials may be submitted beyond capacity.
+
+        Requires a sampler that needs no results, and no failure limit.
+        """
         sweep = self.plan.sweep
         return self.workers.queues and sweep.sampler in PURE and sweep.max_failures is None
 
@@ -216,7 +222,7 @@ class Driver:
         if found is None:
             return None
         record, number = found
-        # What cannot be composed is known before it is written down.
+        # Compose first: a config that cannot be composed must not be recorded.
         self.plan.config(record["values"], record["name"], record["rung"])
         self.plan.folder.append(self.story, record)
         self.asking.know(self.story.trials[-1], number)

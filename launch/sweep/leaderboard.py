@@ -1,4 +1,4 @@
-"""The trials of a sweep, the best first."""
+"""Leaderboard: the trials of a sweep, best first."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from everstep.launch.sweep.trial_result import evaluations
 
 @dataclass(frozen=True)
 class Row:
-    """One trial as the table shows it."""
+    """One row of the leaderboard."""
 
     trial: Trial
     state: str
     values: tuple[float, ...]
     step: int
     is_best: bool
-    """The first of all, or one that no other beats in every metric."""
+    """True for the best trial; with several metrics, for each trial of the Pareto set."""
     goodput: float | None = None
 
 
 def ranked(plan: Plan, story: Story) -> list[Row]:
-    """Best first: of those that got as far, the one with the better metric; without a result last."""
+    """Return rows, best first: by the rung reached, then by the metrics; trials without a result last."""
     shown = [trial for trial in story.trials if _values(trial)]
     rest = [trial for trial in story.trials if not _values(trial)]
     front = _front(shown, plan.goals, plan.rung_count)
@@ -48,7 +48,7 @@ def ranked(plan: Plan, story: Story) -> list[Row]:
 
 
 def _front(trials: Sequence[Trial], goals: Sequence[Goal], count: int) -> set[int]:
-    """With one metric the best; with several all that no other beats in one without losing in another."""
+    """Return the best trial; with several metrics, the Pareto set."""
     points = {
         trial.number: tuple(loss(value, goal) for value, goal in zip(_values(trial), goals, strict=True))
         for trial in trials
@@ -69,7 +69,7 @@ def _beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
 
 
 def state(trial: Trial, count: int) -> str:
-    """In a word; with rungs, at which a trial stands that nobody has promoted."""
+    """Return the trial's state; with rungs, the rung that an unpromoted trial has reached."""
     last = trial.last
     if trial.is_open or last is None:
         return "open"
@@ -83,7 +83,7 @@ def _values(trial: Trial) -> tuple[float, ...]:
 
 
 def _reached(trial: Trial) -> int:
-    """The highest rung with a result that was not cut short."""
+    """Return the highest rung with a result that was not pruned; -1 for none."""
     return max((rung for rung, told in trial.told.items() if told.values and told.verdict.value == "done"), default=-1)
 
 
@@ -92,7 +92,7 @@ def _step(trial: Trial) -> int:
 
 
 def facts(plan: Plan, row: Row) -> dict[str, Any]:
-    """A row for other programs; NaN is null."""
+    """Return a row as JSON-compatible values; NaN becomes null."""
     told = row.trial.last
     values = dict(zip(plan.metrics, row.values, strict=False))
     return {
@@ -111,7 +111,7 @@ def facts(plan: Plan, row: Row) -> dict[str, Any]:
 
 
 def by_metric(plan: Plan, rows: Sequence[Row], metric: str, goal: Goal) -> list[Row]:
-    """Ranked by another metric that the trials have measured. ConfigError when none has."""
+    """Rank the trials by another metric that they have measured. ConfigError when no trial has."""
     found: dict[int, float] = {}
     measured: set[str] = set()
     for row in rows:

@@ -1,7 +1,8 @@
-"""Who drives a sweep. A lease is a file with a counter that its holder counts up.
+"""Lease of a sweep's driver: a file with a counter that its holder increments.
 
-Clocks of two machines are never compared: whoever wants the lease watches the counter for a while by a clock of their
-own, and takes it over when nothing moves. The take-over is a create-only write of the next number, so one of many wins.
+Clocks of two machines are never compared: a driver that wants the lease polls the counter by its own clock, and takes
+the lease over when the counter does not change. The take-over is a create-only write of the next number, so only one
+driver wins.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ from everstep.storage import Storage
 LEASES = "leases"
 RENEW_S = 2.0
 PATIENCE_S = 12.0
-"""Seconds without a renewal after which a holder elsewhere counts as gone."""
+"""Seconds without a renewal after which a holder on another machine counts as dead."""
 
 
 @dataclass
 class Lease:
-    """Ours, renewed in the background from `take` to `release`."""
+    """A held lease, renewed in the background from `take` to `release`."""
 
     storage: Storage
     number: int
@@ -39,9 +40,9 @@ class Lease:
     _thread: threading.Thread | None = None
 
     def check(self) -> None:
-        """SupersededError when somebody has taken over: called before anything is started or written."""
+        """Raise SupersededError if another driver has taken over. Called before each start and each write."""
         if time.monotonic() - self._renewed > self.patience_s / 2:
-            self._renew()  # we were asleep, or the store was
+            self._renew()  # this process or the store was suspended
         if newest(self.storage) > self.number:
             raise SupersededError("another driver has taken the sweep over; this one stops")
 
@@ -54,7 +55,7 @@ class Lease:
         while not self._over.wait(self.renew_s):
             try:
                 self._renew()
-            except (OSError, StorageError):  # the next will do; `check` says when it is too late
+            except (OSError, StorageError):  # the next renewal may succeed; `check` detects when it is too late
                 continue
 
     def _renew(self) -> None:
@@ -75,7 +76,7 @@ def take(
     patience_s: float = PATIENCE_S,
     wait: Callable[[float], None] = time.sleep,
 ) -> Lease:
-    """The lease; ConfigError that says who has it while its holder is alive."""
+    """Take the lease and return it. ConfigError that names the holder while it is alive."""
     number = newest(storage)
     if number:
         _await_end(storage, number, patience_s, wait)
@@ -85,7 +86,10 @@ def take(
 
 
 def holder(storage: Storage) -> str | None:
-    """Who drives, as far as one look tells: one on another machine may be gone. None when nobody does."""
+    """Return a description of the driver's process; None without a driver.
+
+    A driver on another machine is not checked for liveness, so it may be dead.
+    """
     number = newest(storage)
     facts = _read(storage, number) if number else {}
     if not facts or facts.get("released") or (facts.get("machine") == machine() and not _lives(facts)):
@@ -98,7 +102,7 @@ def newest(storage: Storage) -> int:
 
 
 def _await_end(storage: Storage, number: int, patience_s: float, wait: Callable[[float], None]) -> None:
-    """Until it is sure that the holder is gone."""
+    """Wait until the holder is certainly dead; ConfigError when it is alive."""
     seen = _read(storage, number)
     if seen.get("released"):
         return
@@ -117,7 +121,7 @@ def _await_end(storage: Storage, number: int, patience_s: float, wait: Callable[
 
 
 def machine() -> str:
-    """One space of process numbers: a container has one of its own, though it may have its host's name."""
+    """Return an identifier of the PID namespace. A container has its own, even under its host's name."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return f"{boot}-{os.stat('/proc/self/ns/pid').st_ino}"
@@ -140,12 +144,12 @@ def _read(storage: Storage, number: int) -> dict[str, Any]:
 
 
 def _lives(facts: dict[str, Any]) -> bool:
-    """Whether the very process that wrote this is there, and not another that got its number since."""
+    """True if the process that wrote this is alive; compares start times, because PIDs are reused."""
     return facts.get("began") is not None and _began(int(facts["pid"])) == facts["began"]
 
 
 def _began(pid: int) -> int | None:
-    """When a process began, in ticks since the machine did; None when it is gone."""
+    """Return the start time of a process in clock ticks since boot; None when it has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     except (OSError, IndexError):

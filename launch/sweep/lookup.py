@@ -1,4 +1,4 @@
-"""From the word that a user types for a sweep to its folder."""
+"""Look-up of a sweep's folder by the name that a user types."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from everstep.storage import join_url, open_storage
 
 
 def sweep_at(word: str, root: str) -> SweepFolder | None:
-    """The sweep of that name, path or URL; None when it is none."""
+    """Return the sweep of that name, path or URL; None when there is none."""
     urls = [word.rstrip("/")] if "://" in word or "/" in word else [join_url(root, word), word]
     return next((SweepFolder(url) for url in urls if open_storage(url).exists(SWEEP)), None)
 
 
 def find_sweep(word: str, root: str) -> SweepFolder:
-    """ConfigError with the nearest name when there is none."""
+    """Return the sweep's folder. ConfigError with the nearest name when there is none."""
     found = sweep_at(word, root)
     if found is None and is_run(open_storage(join_url(root, word)).names()):
         raise ConfigError(f"{word} is a run and no sweep; 'everstep status {word}' shows it")

@@ -1,7 +1,7 @@
-"""Samplers that learn, by Optuna: the study lives in memory and is made anew from the records.
+"""Adaptive samplers, by Optuna. The study is in memory and is rebuilt from the records.
 
-Each question gets a sampler with a seed of its own, made of the sweep's and of the number of the question. So what is
-asked depends on what was asked and told before, and not on whether one driver did it all or five in turn.
+Each suggestion gets a sampler with a seed made of the sweep's seed and the trial's number. So a suggestion depends only
+on earlier suggestions and results, not on the number of drivers that the sweep has had.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class Study:
-    """Asks for values, is told what came of them."""
+    """An Optuna study of a sweep."""
 
     def __init__(self, sweep: SweepConfig, axes: Sequence[Axis], goals: Sequence[Goal]) -> None:
         try:
@@ -45,7 +45,7 @@ class Study:
         """Trial → its number in the study."""
 
     def replay(self, story: Story) -> None:
-        """Bring the study to where the story is; what lies outside of the space by now is left out."""
+        """Bring the study to the state of the records. Trials outside the present search space are left out."""
         for trial, told in story.order:
             if told is not None:
                 self.tell(trial, told)
@@ -54,7 +54,7 @@ class Study:
         self._know_parents()
 
     def _know_parents(self) -> None:
-        """NSGA-II looks at parents in another order once it has noted them; so they are noted where they had been."""
+        """Restore NSGA-II's cached parents: the order in which it sees them depends on when it cached them."""
         from optuna.samplers import NSGAIISampler
 
         sampler, key = self.study.sampler, "NSGAIISampler:generation"
@@ -64,10 +64,10 @@ class Study:
                 sampler.get_parent_population(self.study, generation)
 
     def ask(self, trial: int, attempt: int = 0) -> tuple[dict[str, Any], dict[str, Any], int]:
-        """Values for a trial, what the sampler wants to be reminded of, and its number in the study.
+        """Return values for a trial, the sampler's attributes to record, and the trial's number in the study.
 
         Args:
-            attempt: how often what was asked for this trial came to nothing.
+            attempt: earlier suggestions for this trial that were rejected.
         """
         with _quiet():
             self.study.sampler = self._sampler(trial, attempt)
@@ -75,17 +75,17 @@ class Study:
         return self._values(asked.params), _plain(self._known(asked.number).system_attrs), asked.number
 
     def know(self, trial: Trial, number: int) -> None:
-        """The trial that came of a question."""
+        """Record the study number of the trial that a suggestion has become."""
         self._numbers[trial.number] = number
 
     def reject(self, number: int) -> None:
-        """A question that came to no trial."""
+        """Record a suggestion that has become no trial."""
         import optuna
 
         self.study.tell(number, state=optuna.trial.TrialState.FAIL)
 
     def tell(self, trial: Trial, told: Told) -> None:
-        """Its first result counts: at the first rung all have trained for as long."""
+        """Report the trial's first result: at the first rung all trials have trained equally long."""
         import optuna
 
         number = self._numbers.get(trial.number)
@@ -95,7 +95,7 @@ class Study:
         if told.verdict in (Verdict.failed, Verdict.cancelled) or not losses:
             self.study.tell(number, state=optuna.trial.TrialState.FAIL)
             return
-        # What diverged is as bad as anything can be; samplers do arithmetic with it, so it is not infinite.
+        # A diverged trial counts as the worst. Samplers compute with the loss, so it is not infinite.
         self.study.tell(number, [each if math.isfinite(each) else 1e30 for each in losses])
 
     def _known(self, number: int) -> FrozenTrial:
@@ -121,7 +121,7 @@ class Study:
         self._numbers[trial.number] = len(self.study.get_trials(deepcopy=False)) - 1
 
     def _ask_again(self, trial: Trial) -> bool:
-        """CMA-ES keeps its state as a pickle, which is not read from a folder: it gets there by the same questions."""
+        """Rebuild CMA-ES by asking again: its state is a pickle, which is never loaded from a folder."""
         with _quiet():
             self.study.sampler = self._sampler(trial.number, 0)
             asked = self.study.ask(self.distributions)
@@ -171,12 +171,12 @@ def _distribution(axis: Axis) -> BaseDistribution:
 
 
 def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """What fits into a record; a pickle in hexadecimal would be read by nobody."""
+    """Return the attributes that fit into a JSON record; pickles (hexadecimal text) are left out."""
     return {key: value for key, value in attributes.items() if isinstance(value, int | float | list)}
 
 
 class _quiet(warnings.catch_warnings):
-    """Optuna warns of what it calls experimental each time that it is used."""
+    """Suppress Optuna's warning that a feature is experimental."""
 
     def __enter__(self) -> None:
         super().__enter__()

@@ -1,4 +1,4 @@
-"""From a command line to a sweep that is composed and frozen, and from its folder back."""
+"""Plan of a sweep: composed from a command line and frozen, or loaded from its folder."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ Constraint = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 @dataclass
 class Plan:
-    """All that is to be known about a sweep before anything is started."""
+    """Complete description of a sweep, known before any trial starts."""
 
     folder: SweepFolder
     sweep: SweepConfig
     axes: tuple[Axis, ...]
     job: JobConfig
     bases: dict[str, Base]
-    """Choice of config groups, as JSON → what it composes to."""
+    """Choice of config groups, as JSON → the composed config."""
     base_digest: str
-    """Of the config without what is swept."""
+    """Digest of the config without the swept keys."""
 
     @property
     def metrics(self) -> list[str]:
@@ -67,7 +67,7 @@ class Plan:
         return identity(values, self.base_digest)
 
     def config(self, values: Mapping[str, Any], name: str, rung: int) -> RunConfig:
-        """The run of a trial up to a rung. Its learning-rate curve spans the last rung, whichever it stops at."""
+        """Return the config of a trial up to a rung. Its learning-rate schedule always spans the last rung."""
         grouped = {axis.key for axis in self.axes if axis.is_group}
         chosen = json.dumps({key: values[key] for key in values if key in grouped}, sort_keys=True)
         if chosen not in self.bases:
@@ -85,7 +85,7 @@ class Plan:
                                    schedule=schedule, log=log)  # fmt: skip
 
     def constraint(self) -> Constraint:
-        """The user's function; one that changes nothing where there is none."""
+        """Return the user's constraint function, or the identity when there is none."""
         where = self.sweep.constraint
         if where is None:
             return lambda values: values
@@ -102,7 +102,7 @@ class Plan:
 
 
 def plan(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
-    """Compose a command line: once for each combination of the config groups that are swept."""
+    """Compose a command line, once for each combination of the config groups that are swept."""
     folders = [Path(name).expanduser() for name in config_dirs]
     own = [word for word in words if word.split("=")[0] == "sweep" or word.startswith("sweep.")]
     sweep = _sweep(own, sweep_files(folders))
@@ -126,7 +126,7 @@ def plan(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
 
 
 def _name(composed: Composed, base_digest: str, axes: Sequence[Axis]) -> str:
-    """The same for the same command, and for one that names more values: so it goes on with what is there."""
+    """Return a name that depends on the swept keys but not their values, so the command resumes its sweep."""
     what = identity({axis.key: None for axis in axes}, base_digest)
     return f"{composed.experiment or 'run'}-sweep-{what[:6]}".replace("/", "-")
 
@@ -154,7 +154,7 @@ def _value(word: str) -> Any:
     try:
         override = OverridesParser.create().parse_override(word)
         value = override.value()
-        # `sweep.metric=accuracy,size` names both: here nothing is swept.
+        # `sweep.metric=accuracy,size` names both metrics: keys of the sweep itself are not swept.
         return list(value.list) if isinstance(value, ChoiceSweep) else value
     except HydraException as error:
         raise ConfigError(f"cannot read {word!r}: {str(error).splitlines()[0]}; write key=value") from error
@@ -173,7 +173,7 @@ def _check_axis(each: Axis, options: Mapping[str, Sequence[str]]) -> None:
 def _composed(
     fixed: Sequence[str], axes: Sequence[Axis], config_dirs: Sequence[str]
 ) -> tuple[dict[str, Base], Composed]:
-    """All combinations, and the first of them."""
+    """Return all combinations, and the first composed config."""
     grouped = [axis for axis in axes if axis.is_group]
     bases: dict[str, Base] = {}
     first: Composed | None = None
@@ -188,15 +188,15 @@ def _composed(
 
 
 def settle(plan: Plan) -> Plan:
-    """Freeze the plan in the sweep's folder; of one that is there already, what may change is changed.
+    """Freeze the plan in the sweep's folder; for an existing sweep, update the keys that may change.
 
-    ConfigError when it is another sweep.
+    ConfigError when the folder holds a different sweep.
     """
     if plan.folder.storage.create(SWEEP, _text(plan).encode()):
         return plan
     old = load(plan.folder)
     _refuse_other(old, plan)
-    # What was composed then stays: editing conf/ changes nothing of what is there.
+    # Configs composed earlier are kept: later edits of conf/ do not change existing trials.
     merged = dataclasses.replace(plan, bases={**plan.bases, **old.bases}, base_digest=old.base_digest)
     if _text(merged) != _text(old):
         plan.folder.storage.write(SWEEP, _text(merged).encode())
@@ -234,7 +234,7 @@ def _text(plan: Plan) -> str:
 
 
 class _Readable(yaml.SafeDumper):
-    """Configs within the file stay lines that can be read."""
+    """YAML dumper that writes nested configs as readable block text."""
 
 
 _Readable.add_representer(str, lambda dumper, text: dumper.represent_scalar(
@@ -242,7 +242,7 @@ _Readable.add_representer(str, lambda dumper, text: dumper.represent_scalar(
 
 
 def load(folder: SweepFolder) -> Plan:
-    """The plan that `settle` froze. ConfigError when there is none, or a damaged one."""
+    """Load the plan that `settle` froze. ConfigError when there is none or it is damaged."""
     try:
         tree = yaml.safe_load(folder.storage.read(SWEEP))
         axes = tuple(Axis(**{**each, "choices": tuple(each["choices"])}) for each in tree["axes"])
@@ -255,7 +255,7 @@ def load(folder: SweepFolder) -> Plan:
 
 
 def amended(plan: Plan, words: Sequence[str]) -> Plan:
-    """The plan with what a command line changes: keys of the job, and those of the sweep that may change."""
+    """Return the plan with overrides applied: keys of the job, and keys of the sweep that may change."""
     sweep, job = keys.plain(plan.sweep), yaml.safe_load(job_yaml(plan.job))
     for word in words:
         key, value = word.partition("=")[0], _value(word)
@@ -271,7 +271,7 @@ def amended(plan: Plan, words: Sequence[str]) -> Plan:
 
 
 def refuse_unnamed_plugins(plan: Plan, words: Sequence[str]) -> None:
-    """Whoever can write a folder must not be able to run code here: packages are named on the command line."""
+    """Require `plugins=` on the command line: write access to a folder must not be enough to run code."""
     plugins = plan.any_config.plugins
     if plugins and not any(word.startswith("plugins=") for word in words):
         raise ConfigError(

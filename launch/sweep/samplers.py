@@ -1,4 +1,4 @@
-"""Samplers whose trial n is a pure function of the seed and n: it does not matter what ended when, or where."""
+"""Stateless samplers: trial n is a pure function of the seed and n, independent of results and timing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Values = dict[str, Any]
 
 
 def draws(sampler: Sampler, axes: Sequence[Axis], seed: int) -> Iterator[Values]:
-    """The values of trial 0, 1, 2 …; a grid comes to an end. ConfigError for a grid over an interval."""
+    """Yield the values of trial 0, 1, 2 …; only a grid is finite. ConfigError for a grid over an interval."""
     if sampler is Sampler.grid:
         for axis in axes:
             if axis.is_interval:
@@ -28,7 +28,7 @@ def draws(sampler: Sampler, axes: Sequence[Axis], seed: int) -> Iterator[Values]
 
 
 def _random(axes: Sequence[Axis], seed: int, number: int) -> Values:
-    """Each key has a stream of its own: another axis more does not change this one's values."""
+    """Draw each key from its own stream, so that a further axis does not change the values of the others."""
     return {axis.key: axis.at(random.Random(f"{seed}:{number}:{axis.key}").random()) for axis in axes}
 
 
@@ -37,7 +37,7 @@ def _halton(axes: Sequence[Axis], seed: int, number: int) -> Values:
 
 
 def halton(number: int, base: int, seed: int) -> float:
-    """Element `number` of the sequence for a prime, its digits permuted by the seed: in [0, 1)."""
+    """Return element `number` of the Halton sequence of a prime base, in [0, 1), scrambled by the seed."""
     fraction, scale, rest, place = 0.0, 1.0, number + 1, 0
     while scale > 1e-12:
         rest, digit = divmod(rest, base)

@@ -1,4 +1,4 @@
-"""What may be tried: one axis for each override that names several values, in Hydra's own grammar."""
+"""Search space: one axis for each override that names several values, in Hydra's own grammar."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from everstep.errors import ConfigError
 
 @dataclass(frozen=True)
 class Axis:
-    """One key and its values: a list, or an interval from which a value is drawn."""
+    """One key and its values: a list, or an interval to draw from."""
 
     key: str
     text: str
-    """The override as it was given."""
+    """The original override."""
     choices: tuple[Any, ...] = ()
     low: float | None = None
-    """None: the axis is a list."""
+    """None when the axis is a list."""
     high: float | None = None
     log: bool = False
     whole: bool = False
-    """The interval is of whole numbers, both ends included."""
+    """True for an interval of whole numbers, both ends included."""
     is_group: bool = False
-    """The values are names of configs of a group."""
+    """True when the values are options of a config group."""
 
     @property
     def is_interval(self) -> bool:
         return self.low is not None
 
     def at(self, fraction: float) -> Any:
-        """The value at a fraction in [0, 1) of the axis: how random and quasi-random numbers become values."""
+        """Map a fraction in [0, 1), random or quasi-random, to a value of the axis."""
         if self.low is None or self.high is None:
             return self.choices[int(fraction * len(self.choices))]
         low, high = float(self.low), float(self.high)
@@ -46,16 +46,16 @@ class Axis:
 
 
 def is_sweep(text: str) -> bool:
-    """Whether an override names several values. ConfigError when it cannot be read."""
+    """True if an override names several values. ConfigError when it cannot be parsed."""
     return bool(_parsed(text).is_sweep_override())
 
 
 def axis(text: str, groups: Mapping[str, Sequence[str]], seed: int) -> Axis:
-    """The axis of an override such as `optimizer.lr=tag(log,interval(1e-5,1e-2))`.
+    """Parse an override such as `optimizer.lr=tag(log,interval(1e-5,1e-2))` into an axis.
 
     Args:
         groups: config groups with their options.
-        seed: of `shuffle`, so that the order is the same each time.
+        seed: of `shuffle`, so that the order is reproducible.
     """
     from hydra.core.override_parser.types import ChoiceSweep, Glob, IntervalSweep, RangeSweep
 
@@ -71,7 +71,7 @@ def axis(text: str, groups: Mapping[str, Sequence[str]], seed: int) -> Axis:
     elif isinstance(value, ChoiceSweep):
         choices = [_plain(each) for each in value.list]
     elif isinstance(value, RangeSweep):
-        # Steps that are added up may fall a hair short of the end, which a range leaves out.
+        # Summed steps may fall slightly short of the end of a range, which is excluded.
         choices = [each for each in map(_tidy, value.range()) if each != value.stop]
     else:
         raise ConfigError(f"{text!r} names one value; it belongs to the run")
@@ -100,7 +100,7 @@ def _matches(name: str, glob: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """A parsed element as a dict, list or scalar."""
+    """Return a parsed element as a dict, list or scalar."""
     from hydra.core.override_parser.types import QuotedString
 
     if isinstance(value, QuotedString):
@@ -111,7 +111,7 @@ def _plain(value: Any) -> Any:
 
 
 def _tidy(value: float) -> float:
-    """0.3 for 0.30000000000000004: a range adds up its steps."""
+    """Round away the error of summed steps: 0.30000000000000004 becomes 0.3."""
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 

@@ -1,4 +1,4 @@
-"""Start of a sweep, or its continuation: checks first, then the driver until no trial is left."""
+"""Start or resume a sweep: preflight checks first, then the driver until no trial is left."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ SHOWN = 20
 
 
 def drive(made: Plan, again: bool = False, quick: bool = False) -> int:
-    """Freeze the plan, take the lease, and go on until nothing is left; the exit code.
+    """Freeze the plan, take the lease and run the driver to the end; return the exit code.
 
     Args:
-        again: what has failed or was cancelled is tried once more.
+        again: retry trials that failed or were cancelled.
         quick: on a cluster, do not build a trial's parts before the first is submitted.
 
     Raises:
-        ConfigError: the cluster would refuse the trials, or it is another sweep.
+        ConfigError: the cluster would refuse the trials, or the folder holds a different sweep.
     """
     if made.job.scheduler != "local" and (code := _preflight(made, quick)):
         return code
@@ -58,13 +58,13 @@ def _has_failed(trial: Trial) -> bool:
 
 
 def _preflight(made: Plan, quick: bool) -> int:
-    """What stands against the trials, before anything is written; the exit code.
+    """Check the trials before anything is written; return the exit code.
 
-    The first trial stands for all: what the values of others do they tell themselves, and the sweep goes on.
+    Only the first trial is checked: an error in the values of another fails that trial, and the sweep continues.
     """
     story = made.folder.story()
     found = None if story.trials else Asking(made, story).next(story)
-    if found is None:  # of a sweep that goes on the jobs themselves have shown it
+    if found is None:  # on resume, earlier jobs have shown that the trials run
         refuse(scheduler(made.job.scheduler, made.job).problems(made.job))
         return 0
     record, _ = found
@@ -74,7 +74,7 @@ def _preflight(made: Plan, quick: bool) -> int:
 
 
 def workers(made: Plan) -> Workers:
-    """Where the trials run."""
+    """Return the local or the cluster back end that runs the trials."""
     code = keep(made.folder, made.any_config.plugins, made.job.code_mb)
     if made.job.scheduler == "local":
         return Here(made.job, made.any_config, code=code)
@@ -82,7 +82,7 @@ def workers(made: Plan) -> Workers:
 
 
 def dry_run(made: Plan) -> int:
-    """What would be asked, as far as it is known before anything was told."""
+    """Print the trials that can be suggested without results, and the first config."""
     story = Story()
     asking = Asking(made, story)
     while (found := asking.next(story)) is not None:

@@ -1,4 +1,4 @@
-"""A sweep as its records tell it, in their order. The same records give the same sweep, on any machine."""
+"""State of a sweep, replayed from its records: the same records give the same state on any machine."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from everstep.config import Goal
 
 
 class Verdict(enum.Enum):
-    """What came of a trial at a rung."""
+    """Outcome of a trial at a rung."""
 
     done = "done"
     diverged = "diverged"
-    """NaN or Inf for too long: a result, and the worst."""
+    """NaN or Inf for too long: counts as the worst result."""
     pruned = "pruned"
     failed = "failed"
     cancelled = "cancelled"
@@ -28,7 +28,7 @@ class Verdict(enum.Enum):
 
 @dataclass(frozen=True)
 class Told:
-    """The result of one rung."""
+    """Result of a trial at one rung."""
 
     verdict: Verdict
     values: tuple[float, ...] = ()
@@ -38,25 +38,25 @@ class Told:
 
 @dataclass
 class Trial:
-    """One set of values."""
+    """One set of values, and its results."""
 
     number: int
     identity: str
     name: str
     values: dict[str, Any]
     drawn: dict[str, Any]
-    """What the sampler drew, before the constraint."""
+    """Values from the sampler, before the constraint."""
     attributes: dict[str, Any] = field(default_factory=dict)
-    """What the sampler wants to be reminded of."""
+    """Sampler attributes to replay, such as NSGA-II's generation."""
     first: int = 0
-    """The rung at which it begins."""
+    """Its first rung."""
     rung: int = 0
-    """The rung that it is to reach."""
+    """The rung that it trains to."""
     told: dict[int, Told] = field(default_factory=dict)
     cut: str | None = None
-    """Why it was told to stop."""
+    """Reason for which it was stopped early."""
     again: int = 0
-    """How often somebody has asked for it after it had failed."""
+    """Retries after a failure or cancellation."""
 
     @property
     def last(self) -> Told | None:
@@ -64,11 +64,11 @@ class Trial:
 
     @property
     def is_open(self) -> bool:
-        """Something is still to be trained."""
+        """True while training remains to be done."""
         return self.rung not in self.told and not (self.last is not None and self.last.verdict.is_final)
 
     def losses(self, goals: Sequence[Goal]) -> list[float]:
-        """The first metric at each rung, smaller is better; infinite for what came to nothing."""
+        """Return the first metric at each rung as a loss (smaller is better); infinite without a value."""
         return [
             loss(told.values[0], goals[0]) if told.values and told.verdict is not Verdict.cancelled else math.inf
             for _, told in sorted(self.told.items())
@@ -76,7 +76,7 @@ class Trial:
 
 
 def loss(value: float, goal: Goal) -> float:
-    """Smaller is better, and NaN the worst."""
+    """Return the metric as a loss: smaller is better, NaN is the worst."""
     return math.inf if math.isnan(value) else value if goal is Goal.min else -value
 
 
@@ -86,10 +86,10 @@ class Story:
 
     trials: list[Trial] = field(default_factory=list)
     length: int = 0
-    """Records so far; the next has this number."""
+    """Records so far; the next record has this number."""
     identities: dict[str, Trial] = field(default_factory=dict)
     order: list[tuple[Trial, Told | None]] = field(default_factory=list)
-    """What a sampler has to know, as it came: a trial that was asked for, or with its result."""
+    """Events for a sampler, in order: a suggested trial (None), or a trial with its result."""
 
     @staticmethod
     def of(records: Iterable[Mapping[str, Any]]) -> Story:
@@ -131,7 +131,7 @@ class Story:
         self.trials[record["trial"]].cut = record["reason"]
 
     def _again(self, record: Mapping[str, Any]) -> None:
-        """What had failed is open again."""
+        """Reopen a failed or cancelled trial."""
         trial = self.trials[record["trial"]]
         trial.told.pop(trial.rung, None)
         trial.again += 1

@@ -1,4 +1,4 @@
-"""What `status`, `cancel` and `resume` do for a sweep, and what `run --from` takes of it."""
+"""`status`, `cancel` and `resume` of a sweep, and `run --from`."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from everstep.launch.text_tables import number, print_table
 from everstep.provenance import user
 
 QUEUED = 10
-"""Trials in the queue that `status` lists."""
+"""Queued trials that `status` lists."""
 
 
 def status(folder: SweepFolder, as_json: bool) -> int:
-    """Where the sweep stands, and each trial that is under way: one question to the scheduler for all of them."""
+    """Print the state of the sweep and its open trials, with one query to the scheduler."""
     plan, story = load(folder), folder.story()
     under_way = _under_way(folder, story)
     rows = ranked(plan, story)
@@ -65,10 +65,10 @@ def _under_way(folder: SweepFolder, story: Story) -> list[Line]:
 
 
 def cancel(folder: SweepFolder) -> str:
-    """Its driver starts nothing more, and all that runs is stopped; what was said of it."""
+    """Stop the driver from starting trials and cancel all that run; return the message."""
     by = f"{user()} on {socket.gethostname()}"
     job, story = load(folder).job, folder.story()
-    if job.scheduler != "local":  # a driver that was killed may have left jobs of which no trial knows
+    if job.scheduler != "local":  # a driver that was killed may have left jobs that no trial records
         recover([folder.run(trial.name) for trial in story.trials if trial.is_open], scheduler(job.scheduler, job))
     going = [each.history for each in _under_way(folder, story) if each.history.handle is not None
              and not each.standing.state.is_over]  # fmt: skip
@@ -78,14 +78,14 @@ def cancel(folder: SweepFolder) -> str:
 
 
 def resume(folder: SweepFolder, words: Sequence[str], again: bool = False) -> int:
-    """Go on with what is missing; with `again` with what had failed or was cancelled, too."""
+    """Resume the missing trials; with `again` also those that failed or were cancelled."""
     plan = load(folder)
     refuse_unnamed_plugins(plan, words)
     return drive(amended(plan, words), again)
 
 
 def winner(word: str, root: str) -> list[str]:
-    """The overrides of SWEEP/best, or of another trial SWEEP/NAME, as words of a command line."""
+    """Return the overrides of SWEEP/best, or of another trial SWEEP/NAME, as command-line arguments."""
     name, _, which = word.rstrip("/").rpartition("/")
     if not name:
         raise ConfigError(f"--from {word}: write SWEEP/best, or SWEEP/ and the name of a trial")
@@ -100,7 +100,7 @@ def winner(word: str, root: str) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    """As Hydra's grammar reads it back."""
+    """Write a value so that Hydra's grammar reads it back."""
     if value is None:
         return "null"
     if isinstance(value, str):

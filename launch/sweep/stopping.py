@@ -1,4 +1,4 @@
-"""Whether to stop a trial while it runs: pure, from what it and the others have shown so far."""
+"""Early stopping of running trials: pure functions of the loss curves of all trials."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Curve = Mapping[int, float]
 
 
 def reason_to_stop(sweep: SweepConfig, curve: Curve, others: Sequence[Curve]) -> str | None:
-    """Why a trial with this curve should stop now; None lets it go on."""
+    """Return the reason to stop a trial with this curve now; None to continue."""
     if not curve:
         return None
     if sweep.pruner is Pruner.median:

@@ -1,4 +1,4 @@
-"""What to try next: a draw, or a sampler's answer, that the constraint lets pass and that nobody has tried."""
+"""Suggestion of the next trial: values from the sampler that pass the constraint and are new."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from everstep.launch.sweep.samplers import draws
 from everstep.launch.sweep.state import Story, Told, Trial
 
 TRIES = 1000
-"""Draws in a row that may be left out, or were there before, before the space counts as used up."""
+"""Consecutive rejected suggestions after which the search space counts as exhausted."""
 
 
 class Asking:
-    """One source of trials; `next` says what the record of the next one is to be."""
+    """Source of new trials: `next` returns the record of the next one."""
 
     def __init__(self, plan: Plan, story: Story) -> None:
         self.plan = plan
@@ -33,7 +33,7 @@ class Asking:
             self.study.replay(story)
 
     def next(self, story: Story) -> tuple[dict[str, Any], int | None] | None:
-        """The record that asks for it, and its number in the study; None when nothing is left to try."""
+        """Return the record of the next trial and its number in the study; None when nothing is left to try."""
         limit = self.plan.sweep.trials
         if limit is not None and len(story.trials) >= limit:
             return None
@@ -64,7 +64,7 @@ class Asking:
         return None if drawn is None else (drawn, {}, None)
 
     def _allowed(self, drawn: dict[str, Any]) -> dict[str, Any] | None:
-        """The values that count; None for a trial that the user's function leaves out."""
+        """Return the values after the constraint; None for a trial that the user's function leaves out."""
         values = self.constraint(dict(drawn))
         if values is None or isinstance(values, dict):
             return values

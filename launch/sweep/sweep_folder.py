@@ -1,10 +1,10 @@
-"""The sweep's folder: everything that a driver knows lies here, so another can go on anywhere.
+"""Folder of a sweep: the complete state of its driver, so another driver can continue on any machine.
 
 SWEEP/
-  sweep.yaml                what is tried, and the composed configs; frozen
-  records/00000001.json …   what was asked, told, promoted, cut: create-only, in one order
-  leases/0001.json …        who drives it
-  stop                      somebody has cancelled it
+  sweep.yaml                swept keys and the composed configs; frozen
+  records/00000001.json …   suggestions, results, promotions, prunings: create-only, in one order
+  leases/0001.json …        the driver's lease
+  stop                      marker: the sweep is cancelled
   batches/TOKEN.txt         run folders of the trials that were submitted together, a line each (launch/submit/array.py)
   trials/NAME/              ordinary run folders
 """
@@ -27,7 +27,7 @@ SWEEP = "sweep.yaml"
 RECORDS = "records"
 TRIALS = "trials"
 READERS = 16
-"""Threads that read records at a time."""
+"""Threads that read records."""
 
 
 @dataclass
@@ -52,7 +52,7 @@ class SweepFolder:
         return RunFolder(join_url(self.trials_url, name))
 
     def story(self) -> Story:
-        """All records up to the first that is missing."""
+        """Replay all records. ConfigError for a damaged one."""
         names = [name for name in self.storage.names(RECORDS) if name.endswith(".json")]
         with ThreadPoolExecutor(READERS) as pool:
             texts = pool.map(lambda name: self.storage.read(f"{RECORDS}/{name}"), names)
@@ -62,18 +62,18 @@ class SweepFolder:
                 raise ConfigError(f"a record in {self.url}/{RECORDS} is damaged: {error!r}") from error
 
     def append(self, story: Story, record: Mapping[str, Any]) -> None:
-        """The next record. SupersededError when another driver has written it: it knows what we do not."""
+        """Write the next record and apply it. SupersededError when another driver has written that record."""
         text = json.dumps(_without_nan(record), sort_keys=True) + "\n"
         if not self.storage.create(f"{RECORDS}/{story.length:08d}.json", text.encode()):
             raise SupersededError(f"another driver goes on with {self.url}; this one stops")
         story.apply(json.loads(text))
 
     def stop(self, by: str, trials: list[str]) -> None:
-        """Leave the word that the sweep is cancelled, and which trials along with it."""
+        """Write the stop marker, with the trials that are cancelled with the sweep."""
         self.storage.write(STOP_MARKER, (json.dumps({"by": by, "trials": trials}) + "\n").encode())
 
     def go_on(self) -> frozenset[str]:
-        """Take the word back; the trials that were cancelled by it."""
+        """Remove the stop marker; return the trials that were cancelled with the sweep."""
         try:
             found = json.loads(self.storage.read(STOP_MARKER))["trials"]
         except FileNotFoundError:
@@ -87,7 +87,7 @@ class SweepFolder:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN; a value that is none is null."""
+    """Replace NaN, which JSON lacks, by None."""
     if isinstance(value, float) and math.isnan(value):
         return None
     if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Who a trial is: a hash of what it changes and of what it changes it in; and a name that says the former."""
+"""Identity of a trial, a hash of its values and the base config; and its name, made of the values."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from collections.abc import Mapping
 from typing import Any
 
 LONGEST = 100
-"""Characters of a name; a folder's may have 255, and a path is more than one name."""
+"""Limit of a name's characters: a file name may have 255, and a path has several names."""
 
 
 def identity(values: Mapping[str, Any], base_digest: str) -> str:
-    """Twelve characters. The order of keys plays no part, nor does what else is in the sweep."""
+    """Return twelve hexadecimal digits, independent of the order of keys and of the other trials."""
     text = json.dumps([dict(values), base_digest], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def name(values: Mapping[str, Any], identity: str) -> str:
-    """lr=0.001,depth=4-1a2b3c: what differs, and enough of the identity to be unique."""
+    """Return a name such as lr=0.001,depth=4-1a2b3c: the values, and a unique start of the identity."""
     told = ",".join(f"{short}={_word(values[key])}" for key, short in short_keys(list(values)).items())
     told = re.sub(r"[^A-Za-z0-9]*$", "", told[:LONGEST])
     return f"{told}-{identity[:6]}" if told else identity[:6]
 
 
 def short_keys(keys: list[str]) -> dict[str, str]:
-    """Each key by its last part, or by as many parts as tell it from the others."""
+    """Shorten each key to its last part, or to as many parts as make it unique."""
     short: dict[str, str] = {}
     for key in keys:
         parts = key.split(".")

@@ -1,4 +1,4 @@
-"""What a trial has shown, read from its own metrics: it needs no code for being part of a sweep."""
+"""Result of a trial, read from its run's own metrics: training code needs no changes for a sweep."""
 
 from __future__ import annotations
 
@@ -17,23 +17,23 @@ from everstep.run_folder import METRICS, Outcome, RunFolder
 
 
 def evaluations(folder: RunFolder, kind: str = "evaluate") -> dict[int, dict[str, Any]]:
-    """The last record of each step, in the order of steps."""
+    """Return the last record of each step, in the order of steps."""
     records = (record for attempt in folder.attempts() for record in folder.lines(attempt, METRICS))
     return dict(sorted({record["step"]: record for record in records if record.get("kind") == kind}.items()))
 
 
 def curve(folder: RunFolder, metric: str) -> dict[int, float]:
-    """Step → one metric, as far as the trial has come."""
+    """Return step → one metric, for the steps evaluated so far."""
     return {step: float(record[metric]) for step, record in evaluations(folder).items() if metric in record}
 
 
 def result(ended: Ended, metrics: Sequence[str], cut: str | None) -> Told | None:
-    """What came of a task that has ended; None when it ended for no reason of its own, and is to go on."""
+    """Return the result of a task that has ended; None when it was interrupted and is to be restarted."""
     folder = ended.task.folder
     try:
         history = read(folder)
     except NotARun:
-        return None  # nobody has begun it
+        return None  # never started
     except EverstepError as error:
         return Told(Verdict.failed, reason=str(error))
     here = line(history, ended.job)
@@ -41,7 +41,7 @@ def result(ended: Ended, metrics: Sequence[str], cut: str | None) -> Told | None
     ending = history.last.ending if history.last else None
     step = ending.step if ending is not None else 0
     if ending is not None and ending.outcome is Outcome.done:
-        # Whatever was started since found nothing to do; with fewer steps it is the end of an earlier rung.
+        # A later attempt had nothing to do; with fewer steps, this is the outcome of an earlier rung.
         return _value(folder, metrics, Verdict.done, step, why) if step >= ended.task.config.steps else None
     if ending is not None and ending.outcome is Outcome.diverged:
         return Told(Verdict.diverged, (math.nan,) * len(metrics), step, ending.reason)
@@ -57,7 +57,7 @@ def result(ended: Ended, metrics: Sequence[str], cut: str | None) -> Told | None
 
 
 def _value(folder: RunFolder, metrics: Sequence[str], verdict: Verdict, step: int, reason: str) -> Told:
-    """The last evaluation; a trial that measures something else has failed."""
+    """Return the last evaluation as a result; a trial without the metrics has failed."""
     found = evaluations(folder)
     last = {name: float(record[name]) for record in found.values() for name in metrics if name in record}
     missing = [name for name in metrics if name not in last]
@@ -70,8 +70,10 @@ def _value(folder: RunFolder, metrics: Sequence[str], verdict: Verdict, step: in
 
 
 def is_alive(folder: RunFolder, job: JobStatus | None = None) -> bool:
-    """Something still works on it, though it was not started here. One that is silent elsewhere may be dead; if it is
-    not, it is told by its next save."""
+    """True if a process or job of another launcher still works on the trial.
+
+    A silent run on another machine counts as dead; if it is alive, its next save fails as superseded.
+    """
     try:
         state = line(read(folder), job).standing.state
     except EverstepError:

@@ -1,4 +1,4 @@
-"""What a driver needs of a place where trials run: this machine, or a cluster."""
+"""Interface of the driver to the back end that runs trials: this machine or a cluster."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ class Task:
 
 @dataclass(frozen=True)
 class Ended:
-    """A task whose process, or job, is gone."""
+    """A task whose process or job has ended."""
 
     task: Task
     job: JobStatus | None = None
     code: int | None = None
-    """Exit code of a process of this machine."""
+    """Exit code of a local process."""
     said: str = ""
-    """Its last line."""
+    """Last line of its output."""
 
 
 @dataclass(frozen=True)
 class Refused:
-    """A task that could not be started."""
+    """A task that could not be started, and the reason."""
 
     task: Task
     why: str
 
 
 def one_by_one(tasks: Sequence[Task], start: Callable[[Task], None]) -> list[Refused]:
-    """Start each, whatever becomes of the others."""
+    """Start each task, regardless of failures of the others; return those that failed."""
     refused = []
     for task in tasks:
         try:
@@ -55,40 +55,40 @@ def one_by_one(tasks: Sequence[Task], start: Callable[[Task], None]) -> list[Ref
 
 
 class Workers(Protocol):
-    """Where trials run."""
+    """Back end that runs trials."""
 
     room: int
-    """How many tasks it runs at a time."""
+    """Capacity: tasks that run at the same time."""
 
     @property
     def queues(self) -> bool:
-        """It takes more than it has room for, and starts one whenever another has ended, with a driver or without."""
+        """True if the back end queues tasks beyond its capacity, and starts them even without a driver."""
         ...
 
     def adopt(self, tasks: list[Task]) -> list[Task]:
-        """Those which run already, since an earlier driver has started them: they are followed from now on."""
+        """Follow tasks that an earlier driver has started and that still run; return them."""
         ...
 
     def start(self, tasks: Sequence[Task]) -> list[Refused]:
-        """All that may start now. ConfigError when none of them can be had for a reason that all share."""
+        """Start all tasks. ConfigError when all fail for a common reason."""
         ...
 
     def poll(self) -> list[Ended]:
-        """Tasks that have ended since the last call: by one query, however many there are."""
+        """Return tasks that have ended since the last call, by one query for all."""
         ...
 
     def stop(self, task: Task) -> None:
-        """Ask one to save and end; `poll` says when it has."""
+        """Request one task to save and end; a later `poll` returns it."""
         ...
 
     def running(self) -> list[Task]:
-        """All that were started, and have not ended: those too that wait in a queue."""
+        """Return all tasks started and not ended, including those in a queue."""
         ...
 
     def training(self) -> list[Task]:
-        """Those of them that do not wait, as far as the last look tells."""
+        """Return the running tasks that are not in a queue, as of the last poll."""
         ...
 
     def leave(self) -> None:
-        """The driver goes. What cannot run without it saves and ends; jobs go on."""
+        """Detach before the driver exits: local processes save and end, jobs continue."""
         ...

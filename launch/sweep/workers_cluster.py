@@ -1,4 +1,4 @@
-"""Trials as jobs of a cluster, whichever it is: so many in flight at a time, one question for all of them."""
+"""Trials as jobs of a cluster: a limited number in flight, and one query for all of them."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from everstep.launch.torchrun import trainer
 from everstep.provenance import record, surroundings
 
 ROOM = 8
-"""Jobs in flight where job.max_parallel says nothing."""
+"""Jobs in flight when job.max_parallel is not set."""
 
 
 @dataclass(frozen=True)
 class _Batches:
-    """Who takes them, where their lists lie, and how many tasks one may have."""
+    """Batch submission: the scheduler, the folder of the batch lists, and the most tasks of one batch."""
 
     scheduler: Batching
     sweep: SweepFolder
@@ -38,9 +38,9 @@ class _Batches:
 
 
 class Jobs:
-    """Jobs outlive their driver. The next finds them by what their folders say, and never makes a second one.
+    """Jobs that outlive their driver. The next driver finds them by their run folders: no duplicates.
 
-    Where the cluster takes batches, tasks go to it together, however many they are, and it keeps to the room itself.
+    On a cluster with batches, tasks are submitted together, and the cluster itself enforces the limit of parallel jobs.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class Jobs:
         self.tasks: dict[JobHandle, Task] = {}
         self._begun: set[JobHandle] = set()
         self._adopted = False
-        """Some are of an earlier driver, which may have been told another job.max_parallel."""
+        """True if some jobs are from an earlier driver, whose job.max_parallel may have differed."""
         self._following = contextlib.ExitStack()
         self._ask = self._following.enter_context(scheduler.follow())
 
@@ -64,14 +64,14 @@ class Jobs:
 
     @cached_property
     def _batches(self) -> _Batches | None:
-        """None where tasks go one by one."""
+        """None when tasks are submitted one by one."""
         if self.sweep is None or not isinstance(self.scheduler, Batching):
             return None
         largest = self.scheduler.largest_batch()
         return _Batches(self.scheduler, self.sweep, largest) if largest > 1 else None
 
     def adopt(self, tasks: list[Task]) -> list[Task]:
-        """All that have a job, which may be over: `poll` finds that out, by its one question."""
+        """Follow all tasks that have a job. Jobs that are over are found by `poll`."""
         recover([task.folder for task in tasks], self.scheduler)
         newest = in_threads(lambda task: [each.handle for each in submissions(task.folder)[-1:]], tasks)
         known = {seen[0]: task for task, seen in zip(tasks, newest, strict=True) if seen}
@@ -93,13 +93,13 @@ class Jobs:
     def _submit(self, task: Task) -> None:
         self._prepare(task)
         url = task.folder.storage.url
-        # Names of jobs are letters, digits and few signs on some clusters; the folder's name says what differs.
+        # Some clusters restrict job names to letters, digits and few signs; the folder's name identifies the trial.
         program = Program(str(task.config.run), url, _argv(task), f"everstep-{uuid.uuid4().hex}")
         handle = submit(task.folder, self.job, program, self.scheduler, self._place).handle
         self.tasks = {each: other for each, other in self.tasks.items() if other.trial != task.trial} | {handle: task}
 
     def _submit_together(self, tasks: Sequence[Task], to: _Batches) -> list[Refused]:
-        """As one job. What has no room beside what is in flight begins when that is over, so no driver has to wait."""
+        """Submit tasks as one job. Beyond capacity it waits for the jobs in flight, without a driver."""
         fits = len(self.tasks) + len(tasks) <= self.room
         batch = Batch(to.sweep.name, to.sweep.storage.url, f"everstep-{uuid.uuid4().hex}", tuple(range(len(tasks))),
                       self.room, () if fits else tuple(self.tasks))  # fmt: skip
@@ -119,7 +119,7 @@ class Jobs:
         return None
 
     def _prepare(self, task: Task) -> None:
-        """What a job will find in the folder of its trial."""
+        """Write config, code and records into the trial's folder, for its job."""
         settle(task.config, task.folder)
         if self.code is not None:
             self.code.give(task.folder)
@@ -158,7 +158,7 @@ class Jobs:
         return [task for handle, task in self.tasks.items() if handle in self._begun]
 
     def leave(self) -> None:
-        """Jobs go on, and the next driver finds them."""
+        """Stop following; jobs continue, and the next driver finds them."""
         self._following.close()
 
 

@@ -1,4 +1,4 @@
-"""Trials on this machine: a process for each, so many at a time, each under the supervision that `everstep run` has."""
+"""Trials on this machine: a limited number of processes, each supervised as by `everstep run`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from everstep.launch.sweep.workers import Ended, Refused, Task, one_by_one
 from everstep.run_folder import JOB
 
 LOG = "launcher.log"
-"""In a trial's folder on a local disk: what its launcher and trainer have printed."""
+"""Output of a trial's launcher and trainer, in its folder if that is on a local disk."""
 
 
 @dataclass
@@ -36,7 +36,7 @@ class _Child:
 
 
 class Here:
-    """Processes of this driver: they die with it, by kill -9 too, and go on from their checkpoints with the next."""
+    """Local processes, which die with the driver (even by SIGKILL); the next driver resumes them."""
 
     queues = False
 
@@ -48,7 +48,7 @@ class Here:
         code: Code | None = None,
     ) -> None:
         self.code = {} if code is None else search_path(code.open(), os.environ.get("PYTHONPATH", ""))
-        # A trial has one device unless it is told otherwise; the others are for other trials.
+        # By default a trial has one device; the others are for other trials.
         self.nproc: int = job.nproc if isinstance(job.nproc, int) else 1
         config.parallel.check_world(self.nproc)
         refuse_too_many(self.nproc)
@@ -60,7 +60,7 @@ class Here:
         self.command = command or resume_command
         self.children: list[_Child] = []
         self.followed: list[Task] = []
-        """Somebody else trains these: a user who resumed one by hand, or what has not quite died with its driver."""
+        """Tasks trained by other processes: resumed by a user, or not yet ended after their driver died."""
 
     def adopt(self, tasks: list[Task]) -> list[Task]:
         self.followed = [task for task in tasks if is_alive(task.folder)]
@@ -101,7 +101,7 @@ class Here:
         return self.running()
 
     def leave(self) -> None:
-        """Let all save and end; kill what takes too long."""
+        """Send SIGTERM to all, so that they save and end; kill those that exceed the grace period."""
         for child in self.children:
             _signal(child, signal.SIGTERM)
         deadline = time.monotonic() + self.job.grace_s + 2 * SLACK_S
@@ -118,7 +118,7 @@ class Here:
             child.process.wait()
 
     def _environment(self, slot: int) -> dict[str, str]:
-        """Each slot has devices of its own; with more slots than devices they share."""
+        """Assign each slot its own devices; with more slots than devices they are shared."""
         base = {**os.environ, **self.code}
         if not self.devices:
             return base
@@ -127,7 +127,7 @@ class Here:
 
 
 def resume_command(task: Task) -> list[str]:
-    """`everstep resume` of the trial's folder: nothing is composed anew, and what runs already is not started again."""
+    """Return `everstep resume` of the trial's folder, which composes nothing and refuses a run under way."""
     plugins = [f"plugins=[{','.join(task.config.plugins)}]"] if task.config.plugins else []
     return [sys.executable, "-m", "everstep.launch", "resume", task.folder.storage.url, *plugins]
 
