@@ -273,7 +273,7 @@ class Checkpointer:
         manifest.files.update(files)
         if not storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(f"{self.folder.url}/{path} was committed by another process")
-        # A store may confirm a write and keep nothing; retention would then remove the older checkpoints in vain.
+        # A store may confirm a write and keep nothing; without this check retention would then remove good checkpoints.
         if not is_kept(storage, f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(
                 f"{self.folder.url}/{path}/{MANIFEST} is not what was written: the store kept nothing"
