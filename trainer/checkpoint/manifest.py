@@ -38,7 +38,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything that a checkpoint holds apart from its tensors."""
+    """Contents of a checkpoint other than its tensors."""
 
     step: int
     attempt: int

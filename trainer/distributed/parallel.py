@@ -139,11 +139,11 @@ def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
 
 
 def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
-           *, fresh: bool, seed: int) -> Spread:  # Build the model and lay it out over the ranks.
+           *, fresh: bool, seed: int) -> Spread:  # fmt: skip
     """Build the model and lay it out over the ranks.
 
-    The weights of a fresh run come from `seed` alone, so they are the same on any world. A sharded model is made
-    without memory for its parameters; rank 0 alone makes the weights, on the CPU, and sends each rank its shard.
+    The weights of a fresh run come from `seed` alone, so they are the same for any world size. A sharded model is
+    made without memory for its parameters; rank 0 alone makes the weights, on the CPU, and sends each rank its shard.
 
     Args:
         build: makes the model as the task defines it.

@@ -92,7 +92,7 @@ def _cast(name: str, column: pa.Array, via: pa.DataType, to: pa.DataType, most: 
         if part.type == to:
             return part
         made = cast_exactly(part, to if pa.types.is_decimal(via) else via)
-        # The stored form of a time may differ, since its value does not.
+        # A time is stored as an integer: this cast changes the type, not the value.
         return made.cast(to) if pa.types.is_temporal(via) else cast_exactly(made, to)
 
     if not len(column):
