@@ -141,8 +141,7 @@ def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
     """Switch to evaluation mode without gradients; restore the mode of each module at the end.
 
     An optimizer with a mode of its own (schedule-free) is switched by its `eval()` too. Switching there and back
-    rounds, so
-    the weights are copied and restored.
+    rounds, so the weights are copied and restored.
     """
     modes = [(inner, inner.training) for inner in module.modules()]
     switch = has_modes(optimizer)

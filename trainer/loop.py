@@ -37,8 +37,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     """Train up to `run.steps`, or until a stop is agreed.
 
     At the top of each round the state is that after exactly `progress.step` updates. Actions due at that step
-    (evaluation,
-    checkpoint, the end) happen there, and also when a restart resumes at that step.
+    (evaluation, checkpoint, the end) happen there, and also when a restart resumes at that step.
     """
     state, checkpoints = parts.state, parts.checkpoints
     batches = parts.feed.steps(state.progress.step)

@@ -47,8 +47,7 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
     """Return the optimizer of a node, fused if possible; norms and biases do not decay.
 
     Norms and biases are the parameters of one dimension or none. An optimizer that makes groups of its own sets their
-    decay
-    itself.
+    decay itself.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:

@@ -187,8 +187,8 @@ class Stepper:
         """Compute the gradients of the loss sum over `global_batch`.
 
         Return loss sum, items, asked and unsaved of all ranks (float64), then the sums of the task's metrics. The flags
-        asked
-        and unsaved share the all-reduce of the loss, so that all ranks agree on them without a collective of their own.
+        asked and unsaved share the all-reduce of the loss, so that all ranks agree on them without a collective of
+        their own.
         """
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         loss_sum, items, asked, unsaved = sums.unbind()

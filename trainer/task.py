@@ -35,10 +35,8 @@ class Task(Protocol):
     """A task. `examples/` has one of 30 lines; `trainer/tasks/` has ours.
 
     A task may also have `unit`, the name of the items that `Loss.count` counts ("tokens"), and `preview(model) -> str`:
-    it
-    is called on all ranks when training is done, and rank 0 shows its result (a generated text, say). The model is as
-    it
-    was trained, wrapped in DDP or sharded by FSDP. An exception in a preview is a warning; the run is done.
+    it is called on all ranks when training is done, and rank 0 shows its result (a generated text, say). The model is
+    as it was trained, wrapped in DDP or sharded by FSDP. An exception in a preview is a warning; the run is done.
     """
 
     def model(self) -> nn.Module:

@@ -48,8 +48,7 @@ def _padded(batch: pa.RecordBatch) -> pa.Schema:
     """Return the batch's schema, padded so that the first column begins at a multiple of 64 bytes.
 
     The padding is blanks in the metadata. Arrow requires this alignment in memory but not in files; rows are copied out
-    of
-    an aligned map some 8 % faster.
+    of an aligned map some 8 % faster.
     """
     schema = batch.schema.with_metadata({**(batch.schema.metadata or {}), _PADDING: ""})
     sink = pa.BufferOutputStream()
@@ -137,8 +136,8 @@ def _in_one(column: pa.ChunkedArray) -> pa.Array:
 def stored(kind: pa.DataType) -> pa.DataType:
     """Return the type in which a column of Arrow type `kind` is stored.
 
-    Numbers and booleans as they are, times as int64, decimals as float64, text and bytes and lists with offsets of
-    64 bits, fixed-size lists of any depth, dictionaries as their values.
+    Numbers and booleans as they are, times as int64, decimals as float64, text and bytes and lists with offsets of 64
+    bits, fixed-size lists of any depth, dictionaries as their values.
 
     Raises:
         TypeError: the type cannot be used for training.

@@ -1,7 +1,7 @@
 """Node tier: frequent checkpoints on the nodes' own disks or memory, each rank's file on two nodes.
 
-A file is stored on the node that wrote it and on the next one, so the loss of any one node loses no file (Wang et
-al., "Gemini", SOSP 2023). Every node keeps the manifest; one of them is enough. A folder without it does not count.
+A file is stored on the node that wrote it and on the next one, so the loss of any one node loses no file (Wang et al.,
+"Gemini", SOSP 2023). Every node keeps the manifest; one of them is enough. A folder without it does not count.
 """
 
 from __future__ import annotations

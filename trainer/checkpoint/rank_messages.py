@@ -65,7 +65,7 @@ class Meeting:
     def listen(self) -> str:
         """Receive rank 0's message on another rank, without a time limit.
 
-        When rank 0 has died, the torchrun agent ends this process too.
+        If rank 0 dies, this process soon ends too.
         """
         if self._store is None:
             raise RuntimeError("one rank alone has nobody to listen to")

@@ -1,7 +1,7 @@
 """Signature of a manifest, and so of every byte of a checkpoint. This module imports no torch.
 
-With EVERSTEP_SIGNING_KEY in the environment every manifest is signed (keyed BLAKE3), and a manifest that was not
-signed with the same key is not read. The key itself is never written to a file.
+With EVERSTEP_SIGNING_KEY in the environment every manifest is signed (keyed BLAKE3), and a manifest that was not signed
+with the same key is not read. The key itself is never written to a file.
 """
 
 from __future__ import annotations

@@ -22,8 +22,7 @@ class Staging:
     """A buffer that is allocated once and used for every save; pinned if the device is a GPU.
 
     A copy into memory that was touched before runs at memory speed; into fresh pages it is five times slower. torch's
-    own
-    pinned memory would be up to twice as large, since it is allocated in powers of two.
+    own pinned memory would be up to twice as large, since it is allocated in powers of two.
     """
 
     def __init__(self, device: torch.device) -> None:

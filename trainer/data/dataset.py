@@ -42,11 +42,10 @@ class Dataset(Protocol):
     """Samples with ids 0 to len - 1.
 
     Optional members: `take_seeded`, a `take` that seeds all generators by the key of each sample; `draws`, False if
-    that
-    is not needed (see `draws_nothing`); `shard_rows`, the samples of each of its shards, which the order keeps
-    together;
-    `takes`, many `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, the location of a sample as
-    text; `want(ids)`, which begins to fetch samples ahead of need; `room_bytes`, the bytes that can be cached at once.
+    that is not needed (see `draws_nothing`); `shard_rows`, the samples of each of its shards, which the order keeps
+    together; `takes`, many `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, the location of a
+    sample as text; `want(ids)`, which begins to fetch samples ahead of need; `room_bytes`, the bytes that can be cached
+    at once.
     """
 
     @property

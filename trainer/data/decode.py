@@ -29,8 +29,7 @@ class Each:
     """Apply a decoder of one sample, `function(bytes) -> Tensor`, to every sample of a column.
 
     Results of one shape are stacked; one-dimensional ones of different lengths become a ragged column. `function`
-    should
-    raise for a sample that it cannot decode: the text of the exception becomes the reason.
+    should raise for a sample that it cannot decode: the text of the exception becomes the reason.
     """
 
     def __init__(self, function: Callable[[bytes], Tensor], column: str) -> None:

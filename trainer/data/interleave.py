@@ -59,8 +59,7 @@ def mix_pattern(weights: Sequence[Fraction]) -> list[int]:
     """Return one period of a mixture: at every prefix each stream is less than one position off its share.
 
     The chairman assignment of R. Tijdeman (Discrete Mathematics 32, 1980): among the streams that are due, choose the
-    one
-    whose next position has the earliest deadline.
+    one whose next position has the earliest deadline.
     """
     period = math.lcm(*(weight.denominator for weight in weights))
     if period > LONGEST_MIX:

@@ -47,8 +47,7 @@ class Loader:
 
     `prefetch` steps are kept ready by a thread (0: each is gathered when requested, the fastest way for small data in
     memory); `workers` processes or threads gather in parallel if reading or augmenting is slow. Generators belong to
-    the
-    process, so code that may draw from them never runs in a thread beside the step: it runs between steps or, with
+    the process, so code that may draw from them never runs in a thread beside the step: it runs between steps or, with
     `workers`, in processes.
     """
 

@@ -30,8 +30,7 @@ class MapDataset:
     """A torch map-style dataset (`__len__`, `__getitem__`); generators are seeded before each sample.
 
     The digest is the object's own `digest` attribute if it has one; otherwise it covers only class and length, so that
-    a
-    change of content is not detected.
+    a change of content is not detected.
     """
 
     def __init__(

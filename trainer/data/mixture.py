@@ -50,7 +50,7 @@ class Mixture:
 
     @property
     def room_bytes(self) -> int | None:
-        """Bytes that the node cache can hold at once, of the smallest part; None if none is downloaded."""
+        """Bytes of each dataset that the node cache can hold at once; None if none is downloaded."""
         rooms = (getattr(dataset, "room_bytes", None) for dataset in self.datasets)
         return min((room for room in rooms if room is not None), default=None)
 
@@ -86,7 +86,7 @@ class Mixture:
 
     @property
     def takes(self) -> Takes | None:
-        """The dataset's `takes`; None if a part lacks it, since reading one by one gains nothing from it."""
+        """Gather for many batches; None if a dataset lacks it, since reading one by one gains nothing."""
         return self._takes if all(getattr(dataset, "takes", None) for dataset in self.datasets) else None
 
     def _takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:

@@ -145,8 +145,7 @@ class SampleOrder:
         """Return epochs and sample ids, int64 like `offsets`, at the positions `position + offsets`.
 
         For a weighted source the number of the draw replaces the epoch, since an epoch may draw a sample twice.
-        `position` may
-        be any size; only the offsets (0 or more) must fit into an array.
+        `position` may be any size; only the offsets (0 or more) must fit into an array.
         """
         if position < 0:
             raise ValueError(f"a position is 0 or more, not {position}")
@@ -282,8 +281,7 @@ def microbatches(global_batch: int, micro_batch: int, rank: int, world: int) -> 
     """Return the microbatches that `rank` of `world` works on in each step, equally many on every rank.
 
     The global batch is the fixed list of ceil(global_batch / micro_batch) microbatches, of which the last may be
-    smaller;
-    ranks take them in turn. A rank without one repeats the last with `real=False`.
+    smaller; ranks take them in turn. A rank without one repeats the last with `real=False`.
     """
     _at_least_one("global_batch", global_batch)
     _at_least_one("micro_batch", micro_batch)

@@ -41,8 +41,7 @@ class KeyedPermutation:
     """A pseudo-random bijection of range(n), a different one for each key.
 
     `key` is one integer, or a uint64 array with one key for each value that is passed in, so that values of several
-    epochs
-    are computed in one call. `n` is 1 to 2^62.
+    epochs are computed in one call. `n` is 1 to 2^62.
     """
 
     def __init__(self, n: int, key: int | Words) -> None:

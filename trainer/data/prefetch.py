@@ -14,8 +14,7 @@ class Prefetcher(Generic[Item]):
     """Iterates over `source` in a daemon thread that keeps up to `depth` items ready.
 
     An error in the source is raised in the consumer, after the items before it, with its own traceback. The consumer
-    waits
-    for an item on a lock, which signal handlers can interrupt.
+    waits for an item on a lock, which signal handlers can interrupt.
     """
 
     def __init__(self, source: Iterator[Item], depth: int) -> None:

@@ -1,9 +1,9 @@
 """Random numbers of users' datasets, transforms and collates, seeded by the sample's key.
 
 Such code draws from torch's, NumPy's and Python's global generators, or from one of its own. All of them are seeded
-before each sample and restored after the microbatch: a sample is the same in every process and after every restart,
-and the training step finds its generators unchanged. Global generators belong to the process, not to a thread, so code
-that draws must not run in a thread beside the step (`draws`).
+before each sample and restored after the microbatch: a sample is the same in every process and after every restart, and
+the training step finds its generators unchanged. Global generators belong to the process, not to a thread, so code that
+draws must not run in a thread beside the step (`draws`).
 """
 
 from __future__ import annotations

@@ -19,8 +19,7 @@ def stdlib_corpus(path: str, block: int = 128) -> Splits:
     """Return the standard library's .py files without tests, as blocks of bytes.
 
     Every 20th file is held out. The dataset is prepared into folder `path` at the first use and reused afterwards.
-    Batches
-    have one column, `tokens`: uint8 [n, block + 1].
+    Batches have one column, `tokens`: uint8 [n, block + 1].
     """
     if not prepared(path):
         prepare_blocks(stdlib_sources(), path, block)

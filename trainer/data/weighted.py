@@ -23,8 +23,7 @@ class Weighted:
     """A dataset whose samples are drawn with probabilities proportional to their weights.
 
     An epoch is as many draws as there are samples. The sample of a draw is a hash of seed, epoch and position, so it is
-    the
-    same for every world size and after every restart. A sample that is drawn again is augmented anew.
+    the same for every world size and after every restart. A sample that is drawn again is augmented anew.
     """
 
     def __init__(self, dataset: Dataset | MapStyle, weights: ArrayLike | torch.Tensor) -> None:

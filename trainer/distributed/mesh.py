@@ -137,12 +137,9 @@ def agree_on_generation(store: Store, place: Place, timeout_s: float) -> str:
     """Return a name for this start on which all its processes agree, over a store with older keys.
 
     Each process writes a number used once, and waits for an answer under that number: no earlier start can have left
-    one.
-    Rank 0 answers all ranks with a digest of the numbers, and again whenever one of them changes. Each process that
-    accepts
-    a name increments its counter; the last one marks the name as complete. So no key or value grows with the world
-    size,
-    except the list that rank 0 reads.
+    one. Rank 0 answers all ranks with a digest of the numbers, and again whenever one of them changes. Each process
+    that accepts a name increments its counter; the last one marks the name as complete. So no key or value grows with
+    the world size, except the list that rank 0 reads.
     """
     prefix, mine, deadline = f"everstep/join/{place.world}", uuid.uuid4().hex, time.monotonic() + timeout_s
     store.set(f"{prefix}/{place.rank}", mine)

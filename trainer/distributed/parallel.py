@@ -65,8 +65,7 @@ class Spread:
         """Return the context of one microbatch: gradients are reduced with the step's last one.
 
         FSDP shards the gradients of each microbatch at once, since a rank would otherwise hold all of them; only the
-        reduction
-        over replicas waits for the last.
+        reduction over replicas waits for the last.
         """
         if isinstance(self.module, DistributedDataParallel):
             return nullcontext() if last else self.module.no_sync()
@@ -142,8 +141,8 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
            *, fresh: bool, seed: int) -> Spread:  # fmt: skip
     """Build the model and lay it out over the ranks.
 
-    The weights of a fresh run come from `seed` alone, so they are the same for any world size. A sharded model is
-    made without memory for its parameters; rank 0 alone makes the weights, on the CPU, and sends each rank its shard.
+    The weights of a fresh run come from `seed` alone, so they are the same for any world size. A sharded model is made
+    without memory for its parameters; rank 0 alone makes the weights, on the CPU, and sends each rank its shard.
 
     Args:
         build: makes the model as the task defines it.

@@ -155,8 +155,7 @@ class WandbSink:
     """Weights & Biases: all attempts of a run write to one W&B run, each step once.
 
     The W&B step is the run's step. A replayed step has the same values, and W&B cannot remove a step, so the record of
-    an
-    earlier attempt is kept.
+    an earlier attempt is kept.
     """
 
     def __init__(self, run: RunConfig, folder: RunFolder, config: Record) -> None:
@@ -225,8 +224,7 @@ class TensorBoardSink:
         """Write the trial's hyperparameters.
 
         TensorBoard shows the last value of each metric beside them, so results need no further record. Its own
-        `add_hparams`
-        would make a separate run for that, without the curves.
+        `add_hparams` would make a separate run for that, without the curves.
         """
         from torch.utils.tensorboard import summary
 

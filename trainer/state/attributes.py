@@ -155,8 +155,7 @@ def _is_state(value: Any, first: Any) -> bool:
     """True if a value must be saved, by the mark of the attribute's first value.
 
     A tensor or array is state if one of its shape and type was there at first; others are results of a pass. A
-    container
-    that was short at first is state at any length, if it holds only numbers and text.
+    container that was short at first is state at any length, if it holds only numbers and text.
     """
     if isinstance(value, Tensor | np.ndarray):
         return is_plain(value) and first is not None and first[:3] == _kind(value)

@@ -22,8 +22,7 @@ class LanguageModel:
     """Batches hold `tokens`: integers [n, block + 1]; the last one is only a target.
 
     With documents in one row (`segments` [n, block + 1], 0 is padding, from `everstep.data.Pack` or `Segments`) or
-    padded
-    rows (`lengths` [n], from `Pad` or `Bucket`), only tokens that follow one of their own document count.
+    padded rows (`lengths` [n], from `Pad` or `Bucket`), only tokens that follow one of their own document count.
     """
 
     unit = "tokens"

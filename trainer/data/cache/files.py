@@ -140,10 +140,8 @@ class Claims:
     A kill releases the lock.
 
     POSIX locks are used because a fork does not inherit them. Any close of the file would drop all locks of the
-    process,
-    so the file is opened once for all caches of the folder and stays open. A lost claim costs only a second download:
-    all
-    bytes that are written were verified first.
+    process, so the file is opened once for all caches of the folder and stays open. A lost claim costs only a second
+    download: all bytes that are written were verified first.
     """
 
     def __init__(self, path: str) -> None:

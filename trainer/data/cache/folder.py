@@ -127,8 +127,7 @@ class CacheFolder:
         """Call `write`, again after each eviction while the disk is full.
 
         Open shards cannot be evicted, and evicted ones take space as long as a process has them open. So when nothing
-        can be
-        evicted, wait some seconds for a thread to close one.
+        can be evicted, wait some seconds for a thread to close one.
 
         Raises:
             StorageError: the cache cannot be written to; the message is one line.
