@@ -1,1 +1,1 @@
-"""The program that torchrun starts: trains, checkpoints, and goes on from where it was."""
+"""The program that torchrun starts: trains, saves checkpoints, and resumes from the newest one."""

@@ -1,7 +1,7 @@
-"""`python -m everstep.trainer`: what torchrun starts, and the verbs that need torch.
+"""Entry point of `python -m everstep.trainer`: the process of a rank, and the verbs that need torch.
 
-python -m everstep.trainer [--config-dir DIR] key=value …       compose, settle the run folder, train
-python -m everstep.trainer --frozen RUN_URL [--plugins a,b]     train what RUN_URL/config.yaml says
+python -m everstep.trainer [--config-dir DIR] key=value …       compose, freeze the config in the run folder, train
+python -m everstep.trainer --frozen RUN_URL [--plugins a,b]     train with the config of RUN_URL/config.yaml
 python -m everstep.trainer check | checkpoint | data …
 """
 
@@ -26,7 +26,7 @@ def main() -> int:
     from everstep.process_tuning import keep_freed_memory, keep_printing, quieten, raise_file_limit
     from everstep.trainer.stop import Stop
 
-    # Before anything heavy is imported: a signal that comes meanwhile must not be lost.
+    # Before any heavy import: a signal that arrives during the imports must not be lost.
     stop = Stop()
     stop.listen()
     keep_printing()

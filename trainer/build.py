@@ -1,4 +1,4 @@
-"""From a config to the parts of a run: the one file that knows which class stands behind which key."""
+"""Build the parts of a run from its config: the one file that maps each config key to its class."""
 
 from __future__ import annotations
 
@@ -58,17 +58,21 @@ PLUGINS = ("task", "model", "data", "optimizer", "hooks")
 
 @dataclass(frozen=True)
 class Start:
-    """What is known of this attempt before anything is built."""
+    """Facts of this attempt that are known before anything is built."""
 
     folder: RunFolder
     attempt: int
     laps: Laps
     micro_batch: int | None = None
-    """The microbatch that the last attempt asked for when it ran out of memory."""
+    """The microbatch that the previous attempt asked for when it ran out of memory."""
 
 
 def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
-    """Make all parts and restore the newest checkpoint; ConfigError and the like in one line."""
+    """Make all parts and restore the newest checkpoint.
+
+    Raises:
+        EverstepError: a ConfigError, DataError or CheckpointError whose message is one line.
+    """
     check_plugins(run)
     splits = load_data(run, mesh)
     task = build_task(run)
@@ -110,7 +114,10 @@ def check_plugins(run: RunConfig) -> None:
 
 
 def load_data(run: RunConfig, mesh: Mesh) -> Splits:
-    """The data node's splits. Rank 0 goes first, since the first use may have to prepare the data."""
+    """Return the splits of the `data` node.
+
+    Rank 0 goes first, since the first use may have to prepare the data.
+    """
     built: list[Splits] = []
 
     def first() -> str:
@@ -135,7 +142,7 @@ def _splits(run: RunConfig) -> Splits:
 
 
 def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, dict[str, Gather]]:
-    """What makes the batches of training, and those of each set to evaluate on, by its name."""
+    """Return the gather function of the training set, and those of the evaluation sets by name."""
     train = Gather(
         splits.train,
         run.seed,
@@ -162,7 +169,7 @@ def digest_of(splits: Splits) -> str:
 
 
 def build_task(run: RunConfig) -> Task:
-    """The task, with a factory for the `model` node if its constructor has a parameter `model`."""
+    """Return the task, with a factory for the `model` node if its constructor has a parameter `model`."""
     node, runtime = _needed(run.task, "task"), {}
     if run.model is not None:
         runtime["model"] = model_factory(run.model, run.plugins)
@@ -213,7 +220,7 @@ def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool, plugins: Mapp
 
 
 def self_test(run: RunConfig, task: Task, live: nn.Module, mesh: Mesh) -> SelfTest:
-    """The test of whether the run's state comes back, with a second model and optimizer of the run's factories."""
+    """Return the self-test of the state: a second model and optimizer that a saved state is restored into."""
     model = second_copy(task.model, live, mesh, run.parallel, run.precision, run.seed)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model, run.plugins)
     state = TrainState(model, optimizer, Progress())
@@ -223,7 +230,7 @@ def self_test(run: RunConfig, task: Task, live: nn.Module, mesh: Mesh) -> SelfTe
 
 
 def _check_comes_back(state: TrainState, make: Callable[[], SelfTest] | None) -> None:
-    """Before the first step: a model with a `load_state_dict` of its own is tried without a checkpoint."""
+    """Check that the state can be saved and, with a custom `load_state_dict`, restored."""
     try:
         packed = state.pack()
         if make is not None and has_custom_state(state.model):
@@ -233,7 +240,7 @@ def _check_comes_back(state: TrainState, make: Callable[[], SelfTest] | None) ->
 
 
 def open_journal(run: RunConfig, start: Start, mesh: Mesh, step: int) -> Journal:
-    """`step` is the one that this attempt goes on from."""
+    """Return the journal of this rank; `step` is the step from which this attempt resumes."""
     display = open_display(run.log, mesh.is_main)
     sinks: list[Sink] = []
     mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run), step)))
@@ -258,10 +265,10 @@ def _first_batch(run: RunConfig, parts: Parts) -> dict[str, Tensor]:
 
 
 def _rehearse(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> None:
-    """One pass that changes nothing, before the first step of a start.
+    """Run one pass that changes nothing, before the first step of an attempt.
 
-    DDP orders its buckets by what it saw in its first backward pass. A run that goes on must sum gradients in the order
-    of a run that never stopped, so that order has to be settled before the first step of either.
+    DDP orders its buckets by its first backward pass. A resumed run must sum gradients in the same order as a run that
+    was never interrupted, so this pass fixes the order before the first step of both.
     """
     items: list[int] = []
     try:
@@ -276,7 +283,7 @@ def _rehearse(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> None
 
 
 def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
-    """Why the node's cache will fetch shards again and again, if it will."""
+    """Return a warning if the node cache is too small to avoid repeated downloads of shards, else None."""
     dataset, shards = feed.gather.dataset, sum(len(source.rows) for source in feed.order.sources)
     room, size = getattr(dataset, "room_bytes", None), getattr(dataset, "sample_bytes", 0.0) * len(feed.gather.dataset)
     window = min(run.order.window or shards, shards)

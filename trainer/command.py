@@ -1,4 +1,4 @@
-"""The trainer's verbs beside training: check a config, look at checkpoints and datasets."""
+"""The trainer's verbs other than training: check a config, inspect checkpoints and datasets."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everstep.errors import EverstepError, misread
 
 
 def verb(arguments: Sequence[str]) -> int:
-    """Run `check`, `checkpoint …` or `data …`; exit code 2 and one line for what the user got wrong."""
+    """Run `check`, `checkpoint …` or `data …`; exit code 2 and one line for a mistake of the user."""
     try:
         if arguments[0] == "check":
             from everstep.trainer.preflight.check import check
@@ -27,20 +27,20 @@ def verb(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
-        # Whoever read the output (`head`) has gone; what is still to be flushed has to go somewhere.
+        # The reader of the output (`head`) has gone; the exit flushes the rest to /dev/null instead.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 class _Arguments(argparse.ArgumentParser):
-    """Mistakes are errors like all others."""
+    """Parser that raises a usage mistake as an EverstepError."""
 
     def error(self, message: str) -> NoReturn:
         raise misread(message, _options(self), f"{self.prog} --help")
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    """All of a parser and of its verbs: what one of them does not know is told by the parser above it."""
+    """Yield all options of a parser and its verbs: an option that a verb lacks is reported by its parent."""
     for action in parser._actions:
         yield from (name for name in action.option_strings if name.startswith("--"))
         if isinstance(action, argparse._SubParsersAction):

@@ -1,4 +1,4 @@
-"""Held-out data through the model: sums over all samples, so the result does not depend on how they were cut."""
+"""Evaluation on held-out data: sums over all samples, so the result does not depend on the batches."""
 
 from __future__ import annotations
 
@@ -25,16 +25,20 @@ from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, inputs
 
 ASK_EVERY = 16
-"""Microbatches between looks whether any rank was asked to stop."""
+"""Microbatches between two checks whether a rank was asked to stop."""
 
 
 class Evaluator:
-    """Evaluates the state when it is due, and keeps the score in its progress."""
+    """Evaluates the state when it is due, and records the score in its progress."""
 
     def __init__(
         self, run: RunConfig, state: TrainState, spread: Spread, task: Task, data: Mapping[str, Gather], stop: Stop
     ) -> None:
-        """`data` are the sets by name: "" where there is but one to validate on, and the test set."""
+        """Prepare evaluations.
+
+        Args:
+            data: the sets by name: "" if there is only one validation set, and the test set.
+        """
         self.run = run
         self.state = state
         self.spread = spread
@@ -44,14 +48,14 @@ class Evaluator:
         self.stop = stop
 
     def due(self, step: int, *, last: bool) -> bool:
-        """Whether to evaluate at this step; also true after a restart at a step whose evaluation was cut short."""
+        """True if this step must be evaluated; also after a restart if its evaluation was interrupted."""
         if step == 0 or self.state.progress.evaluated >= step or not (self.data or (self.test and last)):
             return False
         every = self.run.evaluate.every
         return last or (every is not None and step % every == 0)
 
     def __call__(self) -> dict[str, float] | None:
-        """The metrics, each a mean over all held-out items; None when a rank was asked to stop meanwhile."""
+        """Return the metrics, each a mean over all held-out items; None if a rank was asked to stop meanwhile."""
         with (
             preserved(self.spread.model, self.task),
             evaluating(self.spread.module, self.state.optimizer),
@@ -64,7 +68,7 @@ class Evaluator:
             return None if tested is None else metrics | means(tested, f"{TEST}/")
 
     def rehearse(self) -> None:
-        """Evaluate one microbatch and forget it: a metric that the task does not measure is an error now, not later."""
+        """Evaluate one microbatch and discard it, so that a missing metric is an error before the first step."""
         if self.data:
             with preserved(self.spread.model, self.task), evaluating(self.spread.module, self.state.optimizer):
                 metrics = self._measure_all(limit=self._batch() * self.spread.mesh.world)
@@ -75,13 +79,13 @@ class Evaluator:
         return min(self.run.evaluate.batch or self.run.micro_batch, self.state.progress.micro_batch)
 
     def _is_last(self, metrics: dict[str, float]) -> bool:
-        """Whether training is done with this evaluation."""
+        """True if training is done with this evaluation."""
         progress, patience = replace(self.state.progress), self.run.evaluate.patience
         keep_score(progress, self.run.evaluate, metrics)
         return progress.step >= self.run.steps or (patience is not None and progress.stale >= patience)
 
     def _measure_all(self, limit: int | None = None) -> dict[str, float] | None:
-        """The metrics of all validation sets together, and of each by its name."""
+        """Return the metrics of all validation sets together, and of each by its name."""
         metrics: dict[str, float] = {}
         together: dict[str, tuple[float, float]] = {}
         for name, data in self.data.items():
@@ -96,7 +100,7 @@ class Evaluator:
         return means(together) | metrics
 
     def _measure(self, data: Gather, limit: int | None = None) -> dict[str, tuple[float, float]] | None:
-        """Sum and count of each metric; None when a rank was asked to stop meanwhile."""
+        """Return sum and count of each metric; None if a rank was asked to stop meanwhile."""
         mesh, names, sums = self.spread.mesh, ["loss"], torch.zeros(0)
         samples = limit if limit is not None else self.run.evaluate.limit
         ahead_mb = self.run.loader.ahead_mb
@@ -134,10 +138,10 @@ class Evaluator:
 
 @contextlib.contextmanager
 def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """Evaluation mode, without gradients; at the end each module has the mode that it had.
+    """Switch to evaluation mode without gradients; restore the mode of each module at the end.
 
-    An optimizer with a mode of its own (schedule-free) goes into its `eval()` too. Its way there and back rounds, so
-    the weights are copied and put back.
+    An optimizer with a mode of its own (schedule-free) is switched by its `eval()` too. Switching there and back
+    rounds, so the weights are copied and restored.
     """
     modes = [(inner, inner.training) for inner in module.modules()]
     switch = has_modes(optimizer)
@@ -152,8 +156,8 @@ def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
         for inner, mode in modes:
             inner.training = mode
             if isinstance(inner, FSDPModule):
-                # FSDP keeps the root's gathered weights after a forward pass, and the next one would use them again:
-                # those of the moving average, or of the optimizer's eval mode.
+                # FSDP keeps the root's gathered weights after a forward pass and would use them in the next one, but
+                # they are those of the moving average, or of the optimizer's eval mode.
                 inner.reshard()
         if switch:
             optimizer.train()  # type: ignore[attr-defined]
@@ -163,13 +167,13 @@ def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
 
 
 def means(sums: Mapping[str, tuple[float, float]], prefix: str = "") -> dict[str, float]:
-    """Each metric over its items, NaN where there are none."""
+    """Return each metric divided by its items, NaN if there are none."""
     return {f"{prefix}{name}": total / count if count else float("nan") for name, (total, count) in sums.items()}
 
 
 def keep_score(progress: Progress, config: EvaluateConfig, metrics: dict[str, float]) -> bool:
-    """Note an evaluation in `progress`; True when its metric is the best so far."""
-    if all(name.startswith(f"{TEST}/") for name in metrics):  # nothing to choose by
+    """Record an evaluation in `progress`; True if its metric is the best so far."""
+    if all(name.startswith(f"{TEST}/") for name in metrics):  # test metrics only: there is no metric to choose by
         progress.evaluated = progress.step
         return False
     check_metric(config, metrics)

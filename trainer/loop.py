@@ -1,4 +1,4 @@
-"""The training loop: restore, step, evaluate, save, stop, in that order and all in sight."""
+"""Training loop: step, evaluate, save and stop, in one place."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from everstep.trainer.step import StepInfo, Stepper
 
 @dataclass(frozen=True)
 class Parts:
-    """What `build` makes of a config; the state is restored already."""
+    """Parts that `build` makes of a config, with the state restored."""
 
     state: TrainState
     feed: Feed
@@ -36,8 +36,8 @@ class Parts:
 def train(run: RunConfig, parts: Parts) -> Ending:
     """Train up to `run.steps`, or until a stop is agreed.
 
-    At the top of each round the state is that after exactly `progress.step` updates; whatever is due at that step
-    (evaluation, checkpoint, the end) happens there, and so also when a restart comes back to it.
+    At the top of each round the state is that after exactly `progress.step` updates. Actions due at that step
+    (evaluation, checkpoint, the end) happen there, and also when a restart resumes at that step.
     """
     state, checkpoints = parts.state, parts.checkpoints
     batches = parts.feed.steps(state.progress.step)
@@ -50,7 +50,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             stopping, improved = _evaluate(run, parts)
             finished = finished or _out_of_patience(run, state)
         last = finished or stopping
-        # Before the first checkpoint there has to be something to roll back to.
+        # A rollback needs a checkpoint, so one is saved before the first step.
         first = at == 0 and run.nonfinite.policy is Nonfinite.rollback and checkpoints.saved_step != 0
         due = (
             checkpoints.due(at) or first or unsaved or (improved and run.checkpoint.keep_best > 0) or (last and at > 0)
@@ -79,7 +79,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
 
 
 def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
-    """Account for finished steps; True when one of them was not finite."""
+    """Account for finished steps; True if one of them was not finite."""
     progress, bad = parts.state.progress, False
     parts.journal.landed(parts.checkpoints.landed)
     for info in infos:
@@ -107,7 +107,7 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
 
 
 def _note_harmless(parts: Parts, info: StepInfo) -> None:
-    """Count the steps that changed nothing and are no trouble; the first of each kind is shown."""
+    """Count the steps that changed nothing but are harmless; report the first of each kind."""
     progress = parts.state.progress
     if info.overflow:
         measured = f"(loss {info.loss:.4g}, gradient norm {info.norm})"
@@ -121,7 +121,10 @@ def _note_harmless(parts: Parts, info: StepInfo) -> None:
 
 
 def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:
-    """One step, and the results that are due; all of them where something is to be done with the weights next."""
+    """Run one step; return the results that are due.
+
+    All results are returned if the weights are needed next, for an evaluation, a checkpoint or the end.
+    """
     parts.step(next(batches))
     at = parts.state.progress.step
     saving = parts.checkpoints.due(at) or parts.checkpoints.due_locally(at)
@@ -133,7 +136,7 @@ def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> 
 
 
 def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
-    """Evaluate; returns (whether a stop was agreed meanwhile, whether the metric is the best so far)."""
+    """Evaluate; return (True if a stop was agreed meanwhile, True if the metric is the best so far)."""
     start = time.perf_counter()
     try:
         metrics = parts.evaluate()
@@ -149,7 +152,7 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
 
 
 def _save(parts: Parts, last: bool, local: bool) -> None:
-    """Start a save of this step if there is none yet; the last one has to be there before the run ends."""
+    """Start a save of this step if there is none yet; wait for the last one before the run ends."""
     checkpoints, step, done = parts.checkpoints, parts.state.progress.step, False
     start = time.perf_counter()
     while not done:
@@ -164,7 +167,7 @@ def _save(parts: Parts, last: bool, local: bool) -> None:
 
 
 def _short_of_time(parts: Parts) -> bool:
-    """Whether the grace is too short for a save to the run folder, and the nodes' own tier has to do."""
+    """True if the grace period is too short for a save to the run folder, so that the node tier is used."""
     checkpoints = parts.checkpoints
     left_s, needed_s = checkpoints.time_to_save(parts.step.stop.left_s())
     if left_s is None or not needed_s:
@@ -186,7 +189,7 @@ def _out_of_patience(run: RunConfig, state: TrainState) -> bool:
 
 
 def _roll_back(parts: Parts) -> None:
-    """Back to the last checkpoint, and on from the next batch: the steps since then are left out of the run."""
+    """Restore the last checkpoint and continue with the next batch; the steps in between are left out."""
     reached = parts.state.progress.step
     nonfinite, over = parts.state.progress.nonfinite, parts.state.progress.passed_over
     step = parts.checkpoints.reload()
@@ -202,7 +205,7 @@ def _roll_back(parts: Parts) -> None:
 
 
 def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
-    """Go on with half the microbatch; with other ranks about, the whole start has to begin again with it."""
+    """Continue with half the microbatch; with several ranks, raise an error so that all restart with it."""
     short = short_of_memory(parts)
     if parts.step.spread.mesh.world > 1 or short.micro_batch is None:
         raise short from error
@@ -212,7 +215,7 @@ def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
 
 
 def short_of_memory(parts: Parts) -> ShortOfMemoryError:
-    """The error that ends an attempt whose microbatch does not fit; the next start takes half of it."""
+    """Return the error that ends an attempt whose microbatch does not fit; the next attempt halves it."""
     size = parts.feed.micro_batch
     message = f"rank {parts.step.spread.mesh.rank} ran out of memory with micro_batch={size}"
     return ShortOfMemoryError(message, size // 2 or None)

@@ -1,4 +1,4 @@
-"""What turns gradients into new weights: parameter groups, the learning rate as a function of the step, the average."""
+"""Optimization: parameter groups, the learning rate as a function of the step, the moving average."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FUSED_WHOLE = ("torch.optim.SGD",)
 
 
 def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
-    """The learning rate of update `step` (1 is the first) as a fraction of the highest."""
+    """Return the learning rate of update `step` (1 is the first) as a fraction of the highest."""
     if step <= schedule.warmup_steps:
         return step / schedule.warmup_steps
     span = max(1, steps - schedule.warmup_steps)
@@ -44,9 +44,10 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 
 
 def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> torch.optim.Optimizer:
-    """The optimizer of a node, fused where it can be; norms and biases (one dimension or none) do not decay.
+    """Return the optimizer of a node, fused if possible; norms and biases do not decay.
 
-    An optimizer that makes groups of its own decides about their decay itself.
+    Norms and biases are the parameters of one dimension or none. An optimizer that makes groups of its own sets their
+    decay itself.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -72,12 +73,12 @@ def _fits_fused(model: nn.Module, trained: Sequence[nn.Parameter]) -> bool:
 
 
 def has_modes(optimizer: torch.optim.Optimizer) -> bool:
-    """True for optimizers that are to be told when the model is evaluated (schedule-free)."""
+    """True for optimizers that must be switched when the model is evaluated (schedule-free)."""
     return all(callable(getattr(optimizer, name, None)) for name in ("train", "eval"))
 
 
 def group_facts(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, str]:
-    """What the run's first lines say of parameter groups: rates that differ, and which parameters do not decay."""
+    """Return facts about parameter groups for the run's first lines: learning rates and weight decay."""
     facts = {}
     rates = sorted({group["peak_lr"] for group in optimizer.param_groups})
     if len(rates) > 1:
@@ -94,7 +95,7 @@ def group_facts(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str,
 
 
 def _kinds(names: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The shortest patterns, of few, that the names match and the others do not."""
+    """Return the shortest patterns, of few, that the names match and the others do not."""
     kinds = []
     for name in names:
         words = name.split(".")
@@ -106,7 +107,7 @@ def _kinds(names: Sequence[str], others: Sequence[str]) -> list[str]:
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This rank's part of a tensor, sharing its memory."""
+    """Return this rank's part of a tensor, sharing its memory."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -119,7 +120,7 @@ def by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
 
 
 class Average:
-    """An exponential moving average of the weights, laid out over the ranks as they are."""
+    """An exponential moving average of the weights, sharded over the ranks as they are."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
@@ -141,7 +142,7 @@ class Average:
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchange the average and the weights; a second call puts them back."""
+        """Exchange the average and the weights; a second call restores them."""
         for average, weight in self._pairs:
             kept = weight.clone()
             weight.copy_(average)

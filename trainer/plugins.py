@@ -1,7 +1,7 @@
-"""From a `_target_` node to an object, and only to such objects as a run may name.
+"""Instantiation of `_target_` nodes, limited to the objects that a run may name.
 
-A run folder that comes from elsewhere must not be able to run code, so a target has to lie in one of a few packages,
-or in one that the user named in `plugins`; names that those packages merely import (`torch.nn.os.system`) do not count.
+A run folder from another user must not be able to run code, so a target must be in one of a few packages, or in one
+that the user named in `plugins`; names that those packages merely import (`torch.nn.os.system`) do not count.
 """
 
 from __future__ import annotations
@@ -16,9 +16,12 @@ from everstep.config import meant
 from everstep.errors import ConfigError, EverstepError, nearest
 
 PUBLIC = ("everstep.tasks", "everstep.models", "everstep.data")
-"""Modules of Everstep whose public names (`__all__`) a config may name."""
+"""Modules of everstep whose public names (`__all__`) a config may name."""
 ALLOWED = (*(f"{module}." for module in PUBLIC), "torch.nn.", "torch.optim.")
-"""Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes."""
+"""Prefixes of allowed targets.
+
+Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes.
+"""
 TARGET = "_target_"
 PARTIAL = "_partial_"
 
@@ -28,7 +31,7 @@ def is_node(value: object) -> bool:
 
 
 def check_allowed(node: object, key: str, plugins: Iterable[str]) -> None:
-    """ConfigError for any target below `node` outside the allowed packages; imports nothing."""
+    """Raise ConfigError for any target below `node` outside the allowed packages; imports nothing."""
     if isinstance(node, Mapping):
         if TARGET in node:
             _check_name(node[TARGET], key, plugins)
@@ -40,12 +43,15 @@ def check_allowed(node: object, key: str, plugins: Iterable[str]) -> None:
 
 
 def instantiate(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> Any:
-    """The object that a node describes, its inner nodes first.
+    """Return the object that a node describes, its inner nodes first.
 
     Args:
-        key: where the node stands, for error messages.
-        plugins: packages of the user's that targets may lie in.
-        runtime: objects that only exist at run time; handed over where the constructor has a parameter of that name.
+        key: path of the node in the config, for error messages.
+        plugins: packages of the user that targets may be in.
+        runtime: objects that only exist at run time; passed if the constructor has a parameter of that name.
+
+    Raises:
+        ConfigError: the target is not allowed, does not exist, or does not accept the arguments.
     """
     if not is_node(node):
         raise ConfigError(f"{key} has no {TARGET}: it must name a class or function")
@@ -84,7 +90,7 @@ def _check_name(target: object, key: str, plugins: Iterable[str]) -> None:
             f"({', '.join(a[:-1] for a in allowed)}); name your package with 'plugins=[{str(target).split('.')[0]}]'"
         )
     if "._" in target and not target.startswith(allowed[len(ALLOWED) :]):
-        # Some of torch's import whatever module they are told to.
+        # Some of torch's private functions import any module by name.
         raise ConfigError(f"{key}._target_={target!r} is a private name; name a public one")
 
 

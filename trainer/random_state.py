@@ -1,4 +1,4 @@
-"""Seeds of the training step: the global generators and those of the model and the task, by step and microbatch."""
+"""Seeds of the training step: global generators and those of model and task, by step and microbatch."""
 
 from __future__ import annotations
 
@@ -35,13 +35,16 @@ def seed_own(generators: Iterable[Generator], seed: int) -> None:
 
 
 def _mix(value: int) -> int:
-    """Return one round of splitmix64 (Steele, Lea, Flood 2014), which makes unrelated numbers of neighbouring ones."""
+    """Return one round of splitmix64 (Steele, Lea, Flood 2014).
+
+    It makes unrelated seeds of adjacent numbers.
+    """
     return mix_int(value + GOLDEN)
 
 
 @contextlib.contextmanager
 def generators_preserved() -> Iterator[None]:
-    """Put the states of torch's, NumPy's and Python's global generators back at the end."""
+    """Restore the states of torch's, NumPy's and Python's global generators at the end."""
     python, array = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices):

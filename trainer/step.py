@@ -1,8 +1,8 @@
 """One optimizer step: the microbatches of a global batch forward and backward, then the update.
 
-What the step computes does not depend on the number of processes: randomness is seeded by (seed, step, microbatch), and
-gradients of sums are divided by the count of items in the whole global batch. Nothing here waits for the device; what
-a step measured is read later, from `Pending`.
+The result does not depend on the number of processes: randomness is seeded by (seed, step, microbatch), and gradients
+of sums are divided by the count of items in the whole global batch. Nothing in a step waits for the device; its results
+are read later, from `Pending`.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ UNUSED = (
 
 @dataclass(frozen=True)
 class StepInfo:
-    """What one step did; what hooks and metrics see.
+    """Results of one step, for hooks and metrics.
 
     Attributes:
         step: 1 is the first.
         loss: mean over the items of the global batch.
-        items: samples, tokens … that the loss went over.
+        items: number of items (samples, tokens …) in the loss.
         norm: 2-norm of the gradient before clipping.
-        finite: False when NaN or Inf made the step change nothing.
-        overflow: whether fp16's loss scale was too large, and answers to that by itself; then `finite` is True.
-        empty: whether no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
-        stop: whether any rank was asked to stop.
-        unsaved: whether a save came to nothing and should be tried again now.
+        finite: False if the step changed nothing because of NaN or Inf.
+        overflow: True if fp16's loss scale was too large; it is then reduced by itself, and `finite` is True.
+        empty: True if no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
+        stop: True if any rank was asked to stop.
+        unsaved: True if a save has failed and should be retried now.
         metrics: mean over the items of each metric that `task.loss` returned.
     """
 
@@ -70,8 +70,11 @@ class StepInfo:
 
 @dataclass(frozen=True)
 class Pending:
-    """A step's results while they are still on the device: loss sum, items, asked, unsaved, norm, bad, loss scale; then
-    what `TaskMetrics.joined` appended."""
+    """Results of a step that are still on the device.
+
+    `facts` are loss sum, items, asked, unsaved, norm, bad, loss scale, then the values that `TaskMetrics.joined`
+    appended.
+    """
 
     step: int
     lr: float
@@ -80,7 +83,7 @@ class Pending:
     means: Callable[[Sequence[float]], dict[str, float]]
 
     def read(self) -> StepInfo:
-        """Waits, on CUDA, until the device has come to the end of this step."""
+        """Return the results; on CUDA, wait until the device has finished this step."""
         if self.ready is not None:
             self.ready.synchronize()
         loss, items, asked, unsaved, norm, bad, scale, *metrics = (
@@ -103,7 +106,7 @@ class Pending:
 
 
 class Stepper:
-    """Calls add one step each to the state; `results` gives what they measured, on CUDA some steps later."""
+    """Takes one step of the state per call; `results` returns the measurements, on CUDA some steps later."""
 
     def __init__(
         self,
@@ -128,11 +131,11 @@ class Stepper:
         self.update = Update(run, state, spread)
         self.metrics = TaskMetrics(spread.mesh)
         self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
-        """Gradient of each loss sum: it holds gradients small until the items of the whole batch are counted."""
+        """Gradient of each loss sum: it keeps gradients small until the items of the whole batch are counted."""
         self.generators = own_generators(spread.model, task, most=MOST_OBJECTS)
-        """Those that the model and the task keep themselves; seeded along with the global ones."""
+        """Generators of the model and the task themselves; seeded along with the global ones."""
         self.searches = spread.mesh.world == 1 or run.parallel.find_unused or not isinstance(spread.module, Replicated)
-        """Whether a parameter may go without a gradient: no reduction waits for it."""
+        """True if a parameter may have no gradient, since no reduction waits for it."""
         self._pending: deque[Pending] = deque()
 
     def __call__(self, batches: Sequence[Microbatch]) -> None:
@@ -150,14 +153,14 @@ class Stepper:
         self._pending.append(self._pend(step, lr, applied.facts, sums[4:]))
 
     def results(self, *, all_of_them: bool = False) -> list[StepInfo]:
-        """Results that are due, oldest first; all that are outstanding before a checkpoint or an evaluation."""
+        """Return the results that are due, oldest first; before a checkpoint or an evaluation all of them."""
         due = len(self._pending) - (0 if all_of_them else self.lag)
         return [self._pending.popleft().read() for _ in range(due)]
 
     def rehearse(self, batch: Mapping[str, Tensor]) -> int:
-        """Forward and backward through one microbatch with weight zero, reduced over the ranks; returns its items.
+        """Run forward and backward on one microbatch with weight zero, reduced over ranks; return its items.
 
-        It changes nothing: buffers, modes, plain attributes and generators are put back.
+        It changes nothing: buffers, modes, plain attributes and generators are restored.
         """
         with preserved(self.spread.model, self.task), self.spread.reduce_on(True):
             self._seed(0, 0)
@@ -168,7 +171,7 @@ class Stepper:
         return int(loss.count)
 
     def forget(self) -> None:
-        """Drop outstanding results: the steps that they speak of have been rolled back."""
+        """Drop outstanding results, of steps that have been rolled back."""
         self._pending.clear()
 
     def _apply(self, sums: Tensor) -> Applied:
@@ -181,8 +184,12 @@ class Stepper:
             raise
 
     def _backward(self, step: int, batches: Sequence[Microbatch]) -> Tensor:
-        """Gradients of the loss sum over `global_batch`; returns loss sum, items, asked, unsaved of all (float64), and
-        what the task's metrics came to."""
+        """Compute the gradients of the loss sum over `global_batch`.
+
+        Return loss sum, items, asked and unsaved of all ranks (float64), then the sums of the task's metrics. The flags
+        asked and unsaved share the all-reduce of the loss, so that all ranks agree on them without a collective of
+        their own.
+        """
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
         loss_sum, items, asked, unsaved = sums.unbind()
         if self.stop.asked:
@@ -204,7 +211,7 @@ class Stepper:
                 if last:
                     sums = self.metrics.joined(sums)
                 if last and self.spread.mesh.world > 1:
-                    # Under way while the last backward pass computes.
+                    # It runs while the last backward pass computes.
                     work = dist.all_reduce(sums, async_op=True)
                 loss.sum.backward(weight if microbatch.real else weight * 0.0)  # type: ignore[no-untyped-call]
         self._check_all_used()
@@ -229,7 +236,7 @@ class Stepper:
             raise
 
     def _check_all_used(self) -> None:
-        """Without its gradient DDP's reduction of a parameter never ends, on this rank or on another."""
+        """Raise ConfigError for a missing gradient: DDP would wait for it forever, on this rank or another."""
         if not self.searches and self.spread.count_gradients() < self.spread.trained:
             missing = self.spread.without_gradient() or ["a parameter that was frozen after the start"]
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -1,7 +1,7 @@
-"""Stopping well: whoever asks (a signal, the clock, a marker in the run folder), a flag is set and nothing else done.
+"""Stop requests: a signal, the wall-time budget or the stop marker only sets a flag.
 
-The handlers are installed before torch is imported, so that a signal which comes while a process is still starting is
-not lost. Whether the run stops is agreed by all ranks together with the loss of a step, at no cost of its own.
+The handlers are installed before torch is imported, so that a signal during the start of a process is not lost. All
+ranks agree to stop by the all-reduce of a step's loss, at no extra cost.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Stop:
-    """Whether this process was asked to stop, and by what."""
+    """Stop request of this process, with its reason."""
 
     def __init__(self) -> None:
         self.reason = ""
@@ -27,7 +27,7 @@ class Stop:
         self._asked_at: float | None = None
         self.started = time.monotonic()
         self.began = time.time()
-        """When this process began, in seconds since the epoch: it is made before anything heavy is imported."""
+        """Start of this process in seconds since the epoch; set before any heavy import."""
         self._deadline = float("inf")
         self._closed = threading.Event()
 
@@ -36,7 +36,7 @@ class Stop:
         return bool(self.reason) or self._out_of_time()
 
     def left_s(self) -> float | None:
-        """Seconds until this process will be killed; None when it was not asked to stop, or nobody knows."""
+        """Return the seconds until this process is killed; None if it was not asked to stop, or if unknown."""
         if self._asked_at is None or self.grace_s is None:
             return None
         return max(0.0, self._asked_at + self.grace_s - time.monotonic())
@@ -48,7 +48,7 @@ class Stop:
         return True
 
     def listen(self) -> None:
-        """Turn signals into a reason. A second SIGINT leaves at once, without saving."""
+        """Install the signal handlers. A second SIGINT exits at once, without saving."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
 
@@ -62,7 +62,7 @@ class Stop:
         self.reason = self.reason or reason
 
     def watch(self, config: StopConfig, folder: RunFolder | None) -> None:
-        """Start the clock, and on the rank that is given the folder look there for the marker."""
+        """Start the wall-time budget. The rank that is given the folder also polls for the stop marker."""
         said = os.environ.get(GRACE, "")
         self.grace_s = config.grace_s if config.grace_s is not None else float(said) if said else None
         if config.wall_time_s is not None:

@@ -1,4 +1,4 @@
-"""What a user plugs in: a task says what the model is and what its loss is; Everstep does the rest."""
+"""Task: the plug-in of a user, which defines the model and its loss."""
 
 from __future__ import annotations
 
@@ -14,37 +14,42 @@ Batch = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """Sums over the items of one microbatch; Everstep divides by the count of the whole global batch.
+    """Sums over the items of one microbatch; everstep divides by the count of the whole global batch.
 
-    A mean would make the result depend on how the batch was cut, so a task returns sums and says over
-    how many items (samples, tokens, pixels …) they go.
+    A mean would make the result depend on how the batch was split, so a task returns sums and the number of items
+    (samples, tokens, pixels …) in them.
     """
 
     sum: Tensor
     """Scalar, differentiable: the loss summed over the items."""
     count: Tensor | int
-    """How many items were summed."""
+    """Number of items in the sums."""
     metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scalars summed over the same items, reported as sum / count, in training at each record (`log.every`)."""
+    """Scalars summed over the same items, reported as sum / count.
+
+    In training they are reported at each record (`log.every`).
+    """
 
 
 class Task(Protocol):
-    """The plug-in. `examples/` holds one of 30 lines; `trainer/tasks/` holds ours.
+    """A task. `examples/` has one of 30 lines; `trainer/tasks/` has ours.
 
-    A task may also have `unit`, the name of the items that `Loss.count` counts ("tokens"), and
-    `preview(model) -> str`: it is called on all ranks when training is done, and rank 0 shows what it
-    returns (a generated text, say). The model is as it was trained, wrapped in DDP or sharded by FSDP. A preview that
-    raises is a warning; the run is done.
+    A task may also have `unit`, the name of the items that `Loss.count` counts ("tokens"), and `preview(model) -> str`:
+    it is called on all ranks when training is done, and rank 0 shows its result (a generated text, say). The model is
+    as it was trained, wrapped in DDP or sharded by FSDP. An exception in a preview is a warning; the run is done.
     """
 
     def model(self) -> nn.Module:
-        """The network, newly initialised from torch's global random state, on the current default device."""
+        """Return the network, newly initialised from torch's global random state, on the default device."""
         ...
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """The training loss of one microbatch. Call `model(...)` once; it may be wrapped in DDP or FSDP."""
+        """Return the training loss of one microbatch.
+
+        Call `model(...)` once; it may be wrapped in DDP or FSDP.
+        """
         ...
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
-        """The same on held-out data, without gradients, with the metrics that the user wants to see."""
+        """Return the loss on held-out data, without gradients, with the metrics to report."""
         ...

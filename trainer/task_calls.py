@@ -22,7 +22,7 @@ class Inputs(dict[str, Tensor]):
 
 
 def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
-    """Return the batch with its floats as `cast`, the type of the model's weights where that is not fp32."""
+    """Return the batch with its floats as `cast`, the type of the model's weights if that is not fp32."""
     if cast is None:
         return Inputs(batch)
     return Inputs({name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()})
@@ -32,7 +32,7 @@ def checked(loss: object, method: str) -> Loss:
     """Return the result of a task's method, if it is a Loss with a scalar sum and a count.
 
     Raises:
-        ConfigError: it is something else; the line says what to return.
+        ConfigError: it is something else; the message says what to return.
     """
     if not isinstance(loss, Loss):
         raise ConfigError(
@@ -52,7 +52,7 @@ def checked(loss: object, method: str) -> Loss:
 
 
 def float64_advice(model: nn.Module, batch: Mapping[str, Tensor], error: Exception) -> str:
-    """Return what to change where a pass failed on float64 columns; empty where it failed on something else."""
+    """Return the change to make if a pass failed on float64 columns; empty if it failed otherwise."""
     doubles = [name for name, column in batch.items() if column.dtype is torch.float64]
     if not doubles or "ouble" not in str(error) or any(p.dtype is torch.float64 for p in model.parameters()):
         return ""
@@ -63,7 +63,7 @@ def float64_advice(model: nn.Module, batch: Mapping[str, Tensor], error: Excepti
 
 
 def sparse_advice(model: nn.Module, error: Exception) -> str:
-    """Return what to change where an optimizer failed on sparse gradients; empty where it failed on something else."""
+    """Return the change to make if an optimizer failed on sparse gradients; empty if it failed otherwise."""
     found = {name: p.grad.is_sparse for name, p in model.named_parameters() if p.grad is not None}
     sparse = [name for name, is_sparse in found.items() if is_sparse]
     if not sparse or not ("parse" in str(error) or "dense" in str(error)):

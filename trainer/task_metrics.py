@@ -19,7 +19,7 @@ TAKEN = frozenset(_NAMES.split())
 class TaskMetrics:
     """Sums and counts of the metrics of a step. All ranks hold the same names in the same order.
 
-    Names are agreed on at the first microbatch. One that comes later is counted from the step after it on.
+    Names are agreed on at the first microbatch. A name that appears later is counted from the next step on.
     """
 
     def __init__(self, mesh: Mesh) -> None:
@@ -34,7 +34,7 @@ class TaskMetrics:
         self._sums = torch.zeros(1 + 2 * len(self.places), dtype=torch.float64, device=self.mesh.device)
 
     def add(self, loss: Loss, real: bool) -> None:
-        """Add what a microbatch measured; padding (`real` is False) counts for nothing."""
+        """Add the metrics of a microbatch; padding (`real` is False) counts for nothing."""
         self._new |= loss.metrics.keys() - self.places.keys()
         if not self._agreed:
             self._agreed = True
@@ -47,7 +47,7 @@ class TaskMetrics:
                 self._sums[place + 1] += loss.count
 
     def joined(self, sums: Tensor) -> Tensor:
-        """Append whether there are new names, and the metrics, to the sums of a step: one reduction takes all."""
+        """Append a flag for new names, and the metrics, to the sums of a step, for one common reduction."""
         if self._new:
             self._sums[0] = 1.0
         return torch.cat([sums, self._sums])
@@ -55,10 +55,10 @@ class TaskMetrics:
     def means(self, values: Sequence[float]) -> dict[str, float]:
         """Return the mean of each metric that some item had.
 
-        All ranks call it for the same steps: they agree on new names here.
+        All ranks call it for the same steps, since they agree on new names in it.
 
         Args:
-            values: what `joined` appended, reduced; shorter than the names where some were new after it.
+            values: values that `joined` appended, reduced; fewer than the names if some were new after it.
         """
         found = [(name, values[at : at + 2]) for name, at in self.places.items() if at < len(values)]
         if values[0]:

@@ -1,8 +1,8 @@
-"""torchrun as `everstep` starts it: the same agent, without its epilogue.
+"""torchrun as `everstep` starts it: the same agent, without its error report.
 
-When a worker fails, torchrun prints a page about it and a traceback of its own. Our workers have said already what
-went wrong, in one line where the user can mend it, and that line should be the last. Of a worker that was killed the
-agent is the one that knows: it says which, of what signal, and writes that down as the outcome.
+When a worker fails, torchrun prints a page about it and a traceback of its own. Our workers have already printed one
+line on what to fix, and that line should be the last. For a worker that was killed, the agent prints the rank and the
+signal, and records them as the outcome.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from everstep.run_folder import PROGRESS, STARTER, Ending, Outcome, RunFolder
 from everstep.trainer.reporting.outcome import LOST_PEER, hand_over
 
 TERMINATED = -15
-"""Exit code of a worker that torchrun has told to end because another one failed."""
+"""Exit code of a worker that torchrun has terminated because another one failed."""
 
 
 def main() -> int:
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessFailure]:
-    """Return the rank that failed first, of those that were seen at once one that did not merely lose another."""
+    """Return the rank that failed first; of several at once, one that did not merely lose another."""
 
     def order(item: tuple[int, ProcessFailure]) -> tuple[int, bool]:
         _, failure = item
@@ -59,10 +59,12 @@ def first_failure(failures: Mapping[int, ProcessFailure]) -> tuple[int, ProcessF
 
 
 def tell(arguments: Sequence[str], ending: Ending) -> None:
-    """Print what a worker died of, and make it the outcome of the attempt, or the launcher's word if there is none.
+    """Print the cause of a worker's death and record it as the outcome of the attempt.
+
+    If there is no attempt, pass it to the launcher.
 
     Args:
-        arguments: the agent's own; they name the run folder where the program is our trainer.
+        arguments: the agent's own; they name the run folder if the program is our trainer.
     """
     print(f"error: {ending.reason}", file=sys.stderr)
     if "--frozen" not in arguments:

@@ -1,4 +1,4 @@
-"""Update of the weights from a step's gradients: normalise, clip, look for NaN, apply.
+"""Update of the weights from a step's gradients: normalise, clip, check for NaN, apply.
 
 On the CPU the few scalars are floats: as tensors of one element they cost a small model's step 5 %. On a GPU they stay
 tensors, so that the host does not wait for the device.
@@ -30,7 +30,10 @@ class Applied:
 
 
 class Update:
-    """Applies the gradients of one step; a step with NaN or Inf, or without an item that counts, changes nothing."""
+    """Applies the gradients of one step.
+
+    A step with NaN or Inf, or without an item that counts, changes nothing.
+    """
 
     def __init__(self, run: RunConfig, state: TrainState, spread: Spread) -> None:
         self.state = state
@@ -85,7 +88,7 @@ class Update:
         inverse = inverse / loss_scale
         norm = norm_of_sums * inverse
         total = norm + loss_sum
-        bad = ((total - total != 0.0) & ~empty).float()  # NaN and Inf are what does not cancel
+        bad = ((total - total != 0.0) & ~empty).float()  # only NaN and Inf do not cancel
         if self.clip is not None:
             inverse = inverse * torch.clamp(self.clip / (norm + 1e-6), max=1.0)
         for group in by_dtype(gradients):

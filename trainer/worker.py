@@ -1,4 +1,4 @@
-"""One start of a run on one rank: take part, train, and say why it ended."""
+"""One attempt of a run on one rank: join, train, and report the outcome."""
 
 from __future__ import annotations
 
@@ -29,25 +29,25 @@ if TYPE_CHECKING:
     from everstep.trainer.loop import Parts
 
 LAST_SAVE_S = 60.0
-"""Seconds that a rank which has failed gives the save that is under way, so that its steps need not be done again."""
+"""Seconds that a failed rank waits for the pending save, so that its steps need not be repeated."""
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What rank 0 found out and all ranks are told: the run, its folder, and the number of this attempt."""
+    """Result of rank 0's claim, sent to all ranks: the run, its folder, and the number of this attempt."""
 
     url: str
     attempt: int
     config: str
     micro_batch: int | None = None
     done_at: int | None = None
-    """The run is done already, at this step."""
+    """Step of a run that is already done, else None."""
 
 
 def attempt(arguments: Sequence[str], stop: Stop) -> int:
-    """Train, as the command line says; the exit code is the outcome's.
+    """Train as the command line says; return the exit code of the outcome.
 
-    Under torchrun a run that was stopped and saved exits with 0, since torchrun would start anything else again.
+    Under torchrun a run that was stopped and saved exits with 0, since torchrun would restart after any other code.
     """
     place, laps = Place.from_environment(), Laps(stop.started)
     refuse_debugger(place.world)
@@ -58,7 +58,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         assignment = _assignment(options, place, store, stop.began)
     except EverstepError as error:
         return refuse(error, place)
-    except RuntimeError as error:  # torch's own when rank 0 and its store are gone
+    except RuntimeError as error:  # torch's own error when rank 0 and its store are gone
         return lose(error, place)
     run = compose.thaw(assignment.config)
     laps.end("config")
@@ -106,7 +106,7 @@ def _store(place: Place, laps: Laps) -> Store | None:
 
 
 def _assignment(options: argparse.Namespace, place: Place, store: Store | None, began: float) -> Assignment:
-    """Rank 0 composes (or reads), settles and claims; the others hear of it over the store."""
+    """Compose (or read), freeze and claim the run on rank 0; the other ranks receive it over the store."""
 
     def decide() -> str:
         return json.dumps(vars(_claim(options, place, began)))
@@ -164,7 +164,7 @@ def _run(
     stop: Stop,
     laps: Laps,
 ) -> tuple[Ending, BaseException | None]:
-    """Build and train; the ending, and the error that it came from."""
+    """Build and train; return the ending, and the error that caused it."""
     from everstep.trainer.build import Start, build
     from everstep.trainer.distributed.mesh import form, lost_peer, part
     from everstep.trainer.loop import train
@@ -201,7 +201,7 @@ def _close(parts: Parts, ending: Ending) -> None:
 
 
 def _preview(parts: Parts) -> None:
-    """Show what the task makes of the trained model. The run is done and saved: a fault here is only told."""
+    """Show the task's preview of the trained model; a fault is only reported, since the run is saved."""
     preview = getattr(parts.step.task, "preview", None)
     if preview is None:
         return
@@ -219,7 +219,7 @@ def _preview(parts: Parts) -> None:
 
 
 def _leave(place: Place, code: int) -> int:
-    """Leave without a word to the other ranks: a collective with one that has failed never ends (see mesh.part too)."""
+    """Exit without a collective, since one with a failed rank would never end (see also `mesh.part`)."""
     if place.world > 1:
         logging.shutdown()
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""index.json: what a dataset folder holds. Written last, so a folder without one is not a dataset.
+"""index.json: the index of a dataset folder. It is written last: a folder without one is no dataset.
 
 {"format": 2, "digest": …, "columns": {"tokens": {"type": "uint8", "shape": [129]}},
  "shards": [{"file", "rows", "bytes", "parts": [digest of each 4 MiB]}, …], "attributes": {…how it was prepared…}}
@@ -22,7 +22,10 @@ TRAIN, VALIDATION = "train", "validation"
 """Folders of the datasets in a folder that holds both."""
 FORMAT = 2
 PART_BYTES = 4 << 20
-"""What is fetched and verified at a time: a shard's digests are those of its parts of this size."""
+"""Size of a part, which is downloaded and verified as a whole.
+
+A shard's digests are those of its parts.
+"""
 TEXT, BYTES = "str", "bytes"
 """Types of columns whose samples are UTF-8 text or any bytes."""
 
@@ -46,33 +49,36 @@ class Shard:
 
 
 def part_digest(data: bytes | bytearray | memoryview) -> str:
-    """Hex BLAKE3 of 128 bits (https://github.com/BLAKE3-team/BLAKE3-specs): some 5 GB/s on one core."""
+    """Return a hex BLAKE3 of 128 bits (https://github.com/BLAKE3-team/BLAKE3-specs).
+
+    It digests some 5 GB/s on one core.
+    """
     return blake3(data).hexdigest(length=16)
 
 
 @dataclass(frozen=True)
 class Column:
-    """What one sample has in a column."""
+    """Type and shape of a sample in one column."""
 
     type: str
     """NumPy name of the numbers (uint8, float32 …), or `str` or `bytes`."""
     shape: tuple[int | None, ...] = ()
-    """Of one sample; () for a single number, (None,) where the length differs from sample to sample."""
+    """Shape of one sample; () for a single number, (None,) if the length differs from sample to sample."""
 
     @property
     def ragged(self) -> bool:
-        """Whether samples differ in length."""
+        """True if samples differ in length."""
         return self.shape == (None,)
 
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The shards of one dataset, in order: sample ids count through them."""
+    """The shards of one dataset, in order; sample ids are consecutive over all of them."""
 
     columns: Mapping[str, Column]
     shards: tuple[Shard, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
-    """How the dataset was prepared; plain JSON values."""
+    """Description of the preparation; plain JSON values."""
 
     @property
     def rows(self) -> int:
@@ -86,7 +92,7 @@ class ShardIndex:
 
     @cached_property
     def digest(self) -> str:
-        """Hex digest of the whole: of the columns and of every shard's rows and digest, in order."""
+        """Hex digest of the dataset: of the columns and of every shard's rows and digest, in order."""
         content = [
             sorted((name, column.type, list(column.shape)) for name, column in self.columns.items()),
             [(shard.rows, shard.digest) for shard in self.shards],
@@ -94,7 +100,7 @@ class ShardIndex:
         return blake3(json.dumps(content).encode()).hexdigest()
 
     def write(self, folder: str) -> None:
-        """Write `folder`/index.json (a path or a URL) as a whole, when all shards lie there."""
+        """Write `folder`/index.json (a path or a URL) as a whole, when all shards are stored there."""
         document = {
             "format": FORMAT,
             "digest": self.digest,
@@ -106,7 +112,11 @@ class ShardIndex:
 
     @classmethod
     def read(cls, folder: str) -> ShardIndex:
-        """The index of a folder, or of any fsspec URL; DataError when there is none or it is damaged."""
+        """Read the index of a folder, or of any fsspec URL.
+
+        Raises:
+            DataError: there is none, or it is damaged.
+        """
         try:
             document = json.loads(open_storage(folder).read(INDEX))
             if document.get("format") != FORMAT:

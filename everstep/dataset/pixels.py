@@ -1,4 +1,4 @@
-"""What counts as an image: the same rules when a dataset is prepared and when it is decoded."""
+"""Images: the same rules of valid images when a dataset is prepared and when it is decoded."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ from everstep.errors import ConfigError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 _DEEP = re.compile(r";16[BLN]")
-"""How Pillow names pixels of 16 bits a channel, of which it would drop the lower ones."""
+"""Pillow's names of modes with 16 bits per channel, of which it would drop the lower bits."""
 
 
 class UnfitImageError(ValueError):
-    """An image, but not one that is decoded without loss; the text tells nothing of its content."""
+    """An image that cannot be decoded without loss; the text does not reveal its content."""
 
 
 def upright(content: bytes) -> Any:
-    """The still image in these bytes, loaded as a whole and turned as its EXIF data says.
+    """Return the still image in these bytes, loaded as a whole and oriented by its EXIF data.
 
-    UnfitImageError, or any error of Pillow's, for other bytes.
+    Raises:
+        UnfitImageError: the image cannot be decoded without loss. For other bytes, any error of Pillow.
     """
     image = pillow().open(BytesIO(content), formats=FORMATS)
-    # What phones and cameras store as MPO is a JPEG with further views of it.
+    # Phones and cameras store MPO, which is a JPEG with further views of it.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise UnfitImageError(f"{image.n_frames} frames; only still images are decoded")
     if image.mode.startswith(("I", "F")) or any(_is_deep(tile.args) for tile in image.tile):
@@ -36,25 +37,29 @@ def upright(content: bytes) -> Any:
 
 def _is_deep(arguments: Any) -> bool:
     name, *more = arguments if isinstance(arguments, tuple) else (arguments,)
-    highest = more[0] if len(more) == 1 and isinstance(more[0], int) else 255  # as PPM tells it
+    highest = more[0] if len(more) == 1 and isinstance(more[0], int) else 255  # the form in which PPM reports it
     return _DEEP.search(str(name)) is not None or highest > 255
 
 
 def undecodable(content: bytes) -> str:
-    """Why these bytes are no image that trains; empty when they are one."""
+    """Return the reason why these bytes are no valid image; empty if they are one."""
     try:
         with pillow().open(BytesIO(content), formats=FORMATS) as image:
-            image.verify()  # checksums, where the format has them
+            image.verify()  # checks checksums, if the format has them
         upright(content)
     except UnfitImageError as error:
         return f"cannot be decoded: {error}"
-    except Exception as error:  # Pillow's decoders raise what they like
+    except Exception as error:  # Pillow's decoders may raise any exception
         return f"cannot be decoded ({type(error).__name__})"
     return ""
 
 
 def pillow(module: str = "PIL.Image") -> ModuleType:
-    """The module; ConfigError where Pillow is not installed."""
+    """Return the module.
+
+    Raises:
+        ConfigError: Pillow is not installed.
+    """
     try:
         return importlib.import_module(module)
     except ImportError as error:

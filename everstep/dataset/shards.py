@@ -31,7 +31,7 @@ Stored = NDArray[Any] | RaggedArray
 def write_shard(storage: Storage, file: str, rows: pa.Table, compression: str = "none") -> Shard:
     """Write one shard of one record batch; it appears whole, and durable on a local disk.
 
-    Types are those that `stored` gives. The digests are taken while the bytes pass.
+    Types are those that `stored` returns. The digests are computed while the bytes are written.
     """
     batch = pa.RecordBatch.from_arrays([_in_one(column) for column in rows.columns], schema=rows.schema)
     options = pa.ipc.IpcWriteOptions(compression=None if compression == "none" else compression)
@@ -45,9 +45,10 @@ def write_shard(storage: Storage, file: str, rows: pa.Table, compression: str = 
 
 
 def _padded(batch: pa.RecordBatch) -> pa.Schema:
-    """The batch's schema with so many blanks in its metadata that the first column begins at a multiple of 64 bytes.
+    """Return the batch's schema, padded so that the first column begins at a multiple of 64 bytes.
 
-    Arrow asks for that in memory and not in files; rows are copied out of a map some 8 % faster from there.
+    The padding is blanks in the metadata. Arrow requires this alignment in memory but not in files; rows are copied out
+    of an aligned map some 8 % faster.
     """
     schema = batch.schema.with_metadata({**(batch.schema.metadata or {}), _PADDING: ""})
     sink = pa.BufferOutputStream()
@@ -61,7 +62,7 @@ def _padded(batch: pa.RecordBatch) -> pa.Schema:
 
 
 class _Digesting:
-    """A stream that takes the digest of each part of the file on its way to `target`."""
+    """A stream that digests each part of the file on its way to `target`."""
 
     closed = False
 
@@ -78,7 +79,7 @@ class _Digesting:
         start = 0
         while len(self._pending) + len(view) - start >= PART_BYTES:
             stop = start + PART_BYTES - len(self._pending)
-            # A part that lies whole in what was passed is not copied to be digested.
+            # A part that is whole in the passed data is digested without a copy.
             part = view[start:stop] if not self._pending else self._pending + view[start:stop]
             self._parts.append(part_digest(part))
             self._pending = bytearray()
@@ -92,14 +93,14 @@ class _Digesting:
         return tuple(self._parts)
 
     def flush(self) -> None:
-        """Nothing is held back but digests."""
+        """Do nothing: only digests are buffered."""
 
     def close(self) -> None:
-        """The target is closed by whoever opened it."""
+        """Do nothing: the caller that opened the target closes it."""
 
 
 def file_parts(path: str) -> tuple[str, ...]:
-    """The digests of a file's parts."""
+    """Return the digests of a file's parts."""
     found = []
     with open(path, "rb") as file:
         while part := file.read(PART_BYTES):
@@ -108,13 +109,16 @@ def file_parts(path: str) -> tuple[str, ...]:
 
 
 def table_of(arrays: Arrays) -> pa.Table:
-    """A table of NumPy arrays [rows, …] of numbers, nothing copied; more dimensions become fixed-size lists."""
+    """Return a table of NumPy arrays [rows, …] of numbers, without a copy.
+
+    Further dimensions become fixed-size lists.
+    """
     return pa.table({name: _to_arrow(array) for name, array in arrays.items()})
 
 
 def _to_arrow(array: NDArray[Any]) -> pa.Array:
     flat = np.ascontiguousarray(array).reshape(-1)
-    if flat.dtype == bool or flat.dtype.kind in "mM":  # of times, not all lie in memory as Arrow's do
+    if flat.dtype == bool or flat.dtype.kind in "mM":  # some types of time differ in memory from Arrow's
         values = pa.array(flat)
     else:
         values = pa.Array.from_buffers(pa.from_numpy_dtype(flat.dtype), len(flat), [None, pa.py_buffer(flat)])
@@ -130,10 +134,13 @@ def _in_one(column: pa.ChunkedArray) -> pa.Array:
 
 
 def stored(kind: pa.DataType) -> pa.DataType:
-    """The type in which a column of Arrow type `kind` is stored; TypeError for one that cannot train.
+    """Return the type in which a column of Arrow type `kind` is stored.
 
-    Numbers and booleans as they are, times as int64, decimals as float64, text and bytes and lists with offsets of
-    64 bits, fixed-size lists of any depth, dictionaries as their values.
+    Numbers and booleans as they are, times as int64, decimals as float64, text and bytes and lists with offsets of 64
+    bits, fixed-size lists of any depth, dictionaries as their values.
+
+    Raises:
+        TypeError: the type cannot be used for training.
     """
     if pa.types.is_dictionary(kind):
         return stored(kind.value_type)
@@ -164,7 +171,7 @@ def _number(kind: pa.DataType, nested: bool = True) -> pa.DataType:
 
 
 def column_of(kind: pa.DataType) -> Column:
-    """How the index describes a column that is stored as `kind`."""
+    """Return the index entry of a column that is stored as `kind`."""
     if pa.types.is_large_string(kind):
         return Column(TEXT, (None,))
     if pa.types.is_large_binary(kind):
@@ -183,7 +190,7 @@ def _numpy_name(kind: pa.DataType) -> str:
 
 
 def columns_of(schema: pa.Schema) -> dict[str, Column]:
-    """How the index describes a table of this schema."""
+    """Return the index entries of a table with this schema."""
     return {field.name: column_of(field.type) for field in schema}
 
 
@@ -193,15 +200,18 @@ class Mapped(NamedTuple):
     rows: int
     columns: list[dict[str, Stored]]
     base: int
-    """Address of the first byte of the map: where in the file an array lies is its own address less this."""
+    """Address of the first byte of the map; an array's offset in the file is its own address less this."""
 
     @property
     def copied(self) -> bool:
-        """Whether columns had to be read to be shown: booleans, which Arrow packs in bits, and several batches."""
+        """True if some columns are copies: booleans, which Arrow packs in bits, and several batches."""
         return len(self.columns) != 1 or any(array[0].dtype == bool for array in self.columns[0].values() if len(array))
 
     def joined(self) -> dict[str, Stored]:
-        """The columns as one array each. A shard of several record batches, from another tool, is copied to memory."""
+        """Return the columns as one array each.
+
+        A shard of several record batches, from another tool, is copied to memory.
+        """
         if len(self.columns) == 1:
             return self.columns[0]
         names = self.columns[0] if self.columns else ()
@@ -219,7 +229,7 @@ def _join(pieces: list[Stored]) -> Stored:
 
 
 def inflate(path: str, to: str) -> None:
-    """Write a compressed shard again as one that can be mapped."""
+    """Write a compressed shard as one that can be mapped."""
     with pa.memory_map(path) as source, pa.OSFile(to, "wb") as target:
         reader = pa.ipc.open_file(source)
         numbers = range(reader.num_record_batches)
@@ -229,7 +239,11 @@ def inflate(path: str, to: str) -> None:
 
 
 def map_shard(path: str, columns: Mapping[str, Column]) -> Mapped:
-    """Open a shard without reading its rows; DataError in one line where it is missing or damaged."""
+    """Open a shard without reading its rows.
+
+    Raises:
+        DataError: it is missing or damaged; the message is one line.
+    """
     try:
         with pa.memory_map(path) as source:
             whole = source.read_buffer(source.size())
@@ -270,7 +284,7 @@ def _ragged_view(path: str, name: str, values: pa.Array, column: Column) -> Ragg
 
 
 def _checked(path: str, name: str, values: pa.Array, column: Column) -> NDArray[Any]:
-    # PyArrow's own to_numpy imports pandas where that is installed, a quarter of a second before the first batch.
+    # PyArrow's own to_numpy imports pandas if that is installed, a quarter of a second before the first batch.
     kind, (start, stop) = values.type, (values.offset, values.offset + len(values))
     if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
         raise DataError(f"column {name!r} of {path} is of type {kind}; only numbers, text and bytes train")

@@ -1,4 +1,4 @@
-"""Whether a dataset is what its index says, part by part, on a disk or in a store; and how to mend it from a copy."""
+"""Verification of a dataset against its index, part by part, on a disk or in a store; and its repair."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from everstep.errors import DataError
 from everstep.storage import Storage, join_url, open_storage
 
 PARTS_AT_ONCE = 4
-"""Parts of one shard that are held in memory; this many times the threads is all that verifying needs."""
+"""Parts of one shard that are held in memory; verification needs this many for each thread."""
 NAMED = 8
-"""Damaged parts that are told by number."""
+"""Damaged parts that a message lists by number."""
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One shard that is not what the index says."""
+    """One shard that differs from the index."""
 
     folder: str
     shard: Shard
@@ -31,7 +31,11 @@ class Damage:
 
 
 def datasets(dst: str) -> list[str]:
-    """The dataset in `dst`, or those of its splits; DataError where there is none."""
+    """Return the dataset in `dst`, or those of its splits.
+
+    Raises:
+        DataError: the preparation of `dst` is not finished.
+    """
     if open_storage(dst).exists("index.json"):
         return [dst]
     splits = [folder_of(dst, split) for split in (TRAIN, VALIDATION)]
@@ -42,7 +46,11 @@ def datasets(dst: str) -> list[str]:
 
 
 def verify(dst: str, done: Callable[[int], None] = lambda size: None) -> list[Damage]:
-    """Check every part of every shard against the index, several at a time; `done` is told the bytes."""
+    """Check every part of every shard against the index, several at a time.
+
+    Args:
+        done: called with the bytes of each checked shard.
+    """
 
     def check(one: tuple[str, Shard]) -> Damage | None:
         folder, shard = one
@@ -56,7 +64,10 @@ def verify(dst: str, done: Callable[[int], None] = lambda size: None) -> list[Da
 
 
 def repair(damages: list[Damage], dst: str, source: str) -> Iterator[tuple[Damage, str]]:
-    """Copy good shards from another copy of the dataset; (damage, "" or why it could not be mended) for each."""
+    """Replace damaged shards by those of another copy of the dataset.
+
+    Yield (damage, reason why it was not repaired) for each; the reason is empty after a repair.
+    """
     theirs = {shard.digest: (folder, shard) for folder in datasets(source) for shard in ShardIndex.read(folder).shards}
     for damage in damages:
         folder, shard = theirs.get(damage.shard.digest, ("", None))
@@ -76,7 +87,7 @@ class _NotGoodError(Exception):
 
 
 def _copy(source: Storage, there: Shard, storage: Storage, shard: Shard) -> None:
-    """A shard from `source`; what is not good breaks the writing off, and leaves the old file as it was."""
+    """Copy a shard from `source`; a damaged part aborts the copy and leaves the old file unchanged."""
     try:
         with storage.writer(shard.file) as target:
             for number, part in enumerate(_parts(source, there)):
@@ -88,7 +99,7 @@ def _copy(source: Storage, there: Shard, storage: Storage, shard: Shard) -> None
 
 
 def _what(storage: Storage, shard: Shard) -> str:
-    """What is wrong with a shard; empty when nothing is."""
+    """Return the fault of a shard; empty if it has none."""
     try:
         size = storage.size(shard.file)
         if size != shard.bytes:
@@ -101,7 +112,7 @@ def _what(storage: Storage, shard: Shard) -> str:
 
 
 def _parts(storage: Storage, shard: Shard) -> Iterator[memoryview]:
-    """The parts of a shard's file, fetched a few at a time."""
+    """Yield the parts of a shard's file, read a few at a time."""
     step = PARTS_AT_ONCE * PART_BYTES
     for start in range(0, shard.bytes, step):
         data = memoryview(storage.read_range(shard.file, start, min(start + step, shard.bytes)))

@@ -1,1 +1,1 @@
-"""Saving and restoring: the bytes are torch.distributed.checkpoint's, the commit is ours."""
+"""Saving and restoring: torch.distributed.checkpoint plans the bytes, everstep commits the checkpoint."""

@@ -1,7 +1,7 @@
 """Save and restore the state of a run: rank 0 decides, all ranks move bytes, the manifest commits.
 
-Training stands still for one copy of the state into a buffer. The rest goes on beside it (see flight.py), one save at a
-time; what became of it is agreed by all ranks, and what failed is tried again.
+Training pauses only while the state is copied into a buffer. The rest of a save runs in a background thread (see
+pending_save.py), one save at a time. All ranks agree on the result of each save, and a failed save is retried.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import Packed, TrainState
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.001, 0.25
-"""Seconds between looks at a save that is waited for."""
+"""Seconds between two checks of a pending save that is waited for."""
 MARGIN = 1.25
-"""Of a save's time, when there is a deadline."""
+"""Factor on the time of the last save when there is a deadline."""
 COMPARE_EVERY = 16
-"""Saves after which the ranks are compared again; they are at the first save and at the last one too."""
+"""The ranks' states are compared at the first save, every so many saves, and at the last save."""
 RETRY_S = 10.0
-"""Until a failed save is tried again; twice as long after each further failure."""
+"""Delay before a failed save is retried; it doubles with each further failure."""
 
 
 class Checkpointer:
@@ -46,7 +46,11 @@ class Checkpointer:
         self, run: RunConfig, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str,
         self_test: Callable[[], SelfTest] | None = None,
     ) -> None:  # fmt: skip
-        """`self_test` makes the second copy that the first checkpoint is read back into; None reads none back."""
+        """Prepare the saves of one attempt.
+
+        Args:
+            self_test: makes the second copy that the first checkpoint is restored into; None skips this test.
+        """
         self.run = run
         self.folder = folder
         self.attempt = attempt
@@ -55,9 +59,9 @@ class Checkpointer:
         self.data_digest = data_digest
         self.retention = Retention(folder, attempt, run.checkpoint, run.evaluate.goal is Goal.max)
         self.saved_step = -1
-        """The step of the newest checkpoint that this attempt restored, wrote or is writing."""
+        """Step of the newest checkpoint that this attempt has restored, written or is writing."""
         self.landed: list[Landed] = []
-        """Saves that have ended, for whoever keeps the journal to take."""
+        """Saves that have ended; the training loop passes them to the journal."""
         local = run.checkpoint.local
         self._tier = LocalTier(local, folder.url, mesh) if local.every is not None else None
         self._restorer = Restorer(folder, attempt, mesh, state, data_digest, self._tier)
@@ -72,18 +76,18 @@ class Checkpointer:
         self._stands = True
         self._failures = 0
         self._seconds = 0.0
-        """How long the last save to the run folder took until it was durable."""
+        """Duration of the last save to the run folder, from its start until it was durable."""
         self._retry_at = float("inf")
 
     def due(self, step: int) -> bool:
         return step > 0 and step % self.run.checkpoint.every == 0 and step != self.saved_step
 
     def due_locally(self, step: int) -> bool:
-        """Whether the nodes' own tier is to have this step; one that the run folder gets it need not have."""
+        """True if the node tier needs a save at this step; False if the run folder already has it."""
         return self._tier is not None and self._tier.due(step) and step not in (self.saved_step, self._local_step)
 
     def get_ready(self) -> bool:
-        """Plan, and make room for the copy, before the first save has to wait for that; True the first time."""
+        """Plan the layout and allocate the buffer before the first save needs them; True the first time."""
         if self._layout is not None:
             return False
         self._layout = lay_out(self.state.pack().tensors, self.mesh)
@@ -91,14 +95,14 @@ class Checkpointer:
         return True
 
     def save(self, local: bool = False, last: bool = False) -> bool:
-        """Start to save the state as it is now; whether it did, since a save that is under way may go first.
+        """Start to save the current state; False if a pending save made it skip.
 
         Args:
-            local: to the nodes' own tier, and not to the run folder.
-            last: the run ends with this one, so it is not left out.
+            local: save to the node tier, not to the run folder.
+            last: the run ends with this save, so it is never skipped.
         """
         start = time.perf_counter()
-        # Ranks hear of a commit at different times, so rank 0 is asked even where there seems to be no save any more.
+        # Ranks learn of a commit at different times, so rank 0 decides even where this rank has no pending save.
         if not last and self.run.checkpoint.busy is Busy.skip and self.mesh.decide(self._is_busy):
             return False
         self.finish()
@@ -116,7 +120,7 @@ class Checkpointer:
         return True
 
     def _fly(self, layout: Layout, step: int, manifest: Manifest) -> Flight:
-        """To the run folder."""
+        """Start the pending save to the run folder."""
         path = self.folder.checkpoint(step, self.attempt)
         return Flight(
             lambda: self._write(layout, path),
@@ -128,7 +132,7 @@ class Checkpointer:
         )
 
     def _fly_local(self, layout: Layout, step: int, manifest: Manifest) -> Flight:
-        """To the nodes' own tier."""
+        """Start the pending save to the node tier."""
         tier = self._tier
         if tier is None:
             raise RuntimeError("there is no local tier")
@@ -148,14 +152,14 @@ class Checkpointer:
         )
 
     def finish(self) -> bool:
-        """Wait for the save that is under way, if one is; whether the newest save came to something.
+        """Wait for the pending save, if there is one; True if the newest save succeeded.
 
         Raises:
             SupersededError: a newer attempt owns the run.
             CheckpointError: `checkpoint.max_failures` saves in a row have failed.
         """
         pause_s = FIRST_LOOK_S
-        # A collective a look: it fails at once when a rank has died, whom the others would otherwise wait for in vain.
+        # One collective per check: it fails at once when a rank has died, where a plain wait would never end.
         while not self.mesh.all(self._save is None or self._save.flight.wait(pause_s)):
             pause_s = min(2 * pause_s, LONGEST_LOOK_S)
         if self._save is not None:
@@ -164,7 +168,7 @@ class Checkpointer:
         return self._stands
 
     def poll(self) -> bool:
-        """Look, without waiting, how the save goes; True when all ranks should now `finish` it because it failed."""
+        """Check the pending save without waiting; True when all ranks should `finish` it because it failed."""
         if self._save is None or not self._save.flight.has_ended:
             return False
         self._first.check()
@@ -179,11 +183,11 @@ class Checkpointer:
 
     @property
     def retry_s(self) -> float:
-        """How long to wait after the last failure."""
+        """Seconds to wait after the last failure."""
         return float(RETRY_S * 2 ** (self._failures - 1))
 
     def time_to_save(self, left_s: float | None) -> tuple[float | None, float]:
-        """Seconds left, by the rank that has the fewest, and those that a save to the run folder took last."""
+        """Return the fewest seconds left on any rank, and the seconds that a save to the run folder takes."""
         known = [left for left in self.mesh.gather(left_s) if left is not None]
         needed_s = self.mesh.decide(lambda: self._seconds * MARGIN)
         return min(known, default=None), needed_s
@@ -193,12 +197,12 @@ class Checkpointer:
         return self._tier is not None
 
     def close(self) -> None:
-        """The run is done: what the nodes keep is of no use any more."""
+        """Delete the node tier's checkpoints: the run is complete and needs them no more."""
         if self._tier is not None:
             self._tier.keep_newest(0)
 
     def drain(self, timeout_s: float) -> None:
-        """Give the save that is under way a chance before the process ends; how it ends does not matter any more."""
+        """Wait up to `timeout_s` for the pending save before the process ends; its result is ignored."""
         if self._save is not None:
             self._save.flight.wait(timeout_s)
 
@@ -212,7 +216,7 @@ class Checkpointer:
         self.landed.append(
             Landed(save.step, save.bytes, save.stall_s, save.flight.seconds, str(error or ""), save.local)
         )
-        if save.local:  # the next one is not far, and the run folder's are what the run rests on
+        if save.local:  # the next node-tier save comes soon, and only failures in the run folder endanger the run
             return
         self._failures = 0 if error is None else self._failures + 1
         if error is None:
@@ -231,7 +235,7 @@ class Checkpointer:
             raise last
 
     def _packed(self, last: bool) -> Packed:
-        """The state to be saved, once the ranks hold alike what they should."""
+        """Return the packed state to save, after checking that the ranks agree on it."""
         if self.state.buffers is not None:
             self.state.buffers.before_save()
         if self.run.checkpoint.self_test and (last or self._saves % COMPARE_EVERY == 0):
@@ -240,7 +244,7 @@ class Checkpointer:
         return self.state.pack()
 
     def _planned(self, tensors: dict[str, Tensor]) -> Layout:
-        """The layout, planned anew by all ranks if one of them has other tensors than at the last save."""
+        """Return the layout; all ranks plan it again if one of them has other tensors than at the last save."""
         if not self.mesh.all(self._layout is not None and self._layout.key == key_of(tensors)):
             self._layout = None
         if self._layout is None:
@@ -248,7 +252,7 @@ class Checkpointer:
         return self._layout
 
     def _write(self, layout: Layout, path: str) -> Files:
-        """This rank's file, in the flight's thread."""
+        """Write this rank's file, in the thread of the pending save."""
         if self.mesh.is_main:
             self.folder.check_newest(self.attempt)
         if not layout.pieces:
@@ -257,7 +261,7 @@ class Checkpointer:
         return {layout.file: write_file(self.folder.storage, f"{path}/{layout.file}", data)}
 
     def _commit(self, layout: Layout, path: str, manifest: Manifest, files: Files) -> str:
-        """On rank 0, in the flight's thread, when the files of all ranks are written."""
+        """Commit on rank 0, in the thread of the pending save, once the files of all ranks are written."""
         storage = self.folder.storage
         storage.write(f"{path}/{TENSORS}", layout.table)
         files[TENSORS] = record_of(layout.table)
@@ -269,7 +273,7 @@ class Checkpointer:
         manifest.files.update(files)
         if not storage.create(f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(f"{self.folder.url}/{path} was committed by another process")
-        # A store may answer that it has it and keep nothing; on that belief older checkpoints would be removed.
+        # A store may confirm a write and keep nothing; without this check retention would then remove good checkpoints.
         if not is_kept(storage, f"{path}/{MANIFEST}", manifest.to_json()):
             raise CheckpointError(
                 f"{self.folder.url}/{path}/{MANIFEST} is not what was written: the store kept nothing"
@@ -294,7 +298,7 @@ class Checkpointer:
         )
 
     def restore(self) -> Restored | None:
-        """Load the newest checkpoint that verifies, wherever it lies; None when the run has none yet."""
+        """Load the newest checkpoint that verifies, from any tier; None when the run has none yet."""
         restored, left = self._restorer.restore()
         if restored is not None:
             self.saved_step = restored.step if any(c.step == restored.step for c in left) else -1
@@ -302,6 +306,6 @@ class Checkpointer:
         return restored
 
     def reload(self) -> int:
-        """Go back to the newest checkpoint of this attempt's line; returns its step (rollback)."""
+        """Roll back to the newest checkpoint of this attempt's line; return its step."""
         self.finish()
         return self._restorer.reload().step

@@ -1,7 +1,8 @@
-"""Who writes which bytes where: planned by torch.distributed.checkpoint once, and then the same for every save.
+"""Layout of a checkpoint: the bytes that each rank writes, and their files.
 
-A rank's file is its pieces one after the other, each at a multiple of `ALIGN`. Places follow from the plan alone, so
-all of them are known (`tensors.json`) before a byte is there.
+torch.distributed.checkpoint plans the layout once, and every later save uses it. A rank's file holds its pieces one
+after the other, each at a multiple of `ALIGN`. Offsets follow from the plan alone, so `tensors.json` is known before
+any byte is written.
 """
 
 from __future__ import annotations
@@ -22,14 +23,14 @@ from everstep.errors import CheckpointError
 from everstep.trainer.distributed.mesh import Mesh
 
 ALIGN = 64
-"""Bytes; any type of tensor may begin there."""
+"""Bytes; a tensor of any type may begin at a multiple of it."""
 
 Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """One tensor, or this rank's part of it, as bytes [start, start + length) of the rank's file."""
+    """One tensor, or this rank's shard of it, as bytes [start, start + length) of the rank's file."""
 
     item: WriteItem
     start: int
@@ -39,7 +40,7 @@ class Piece:
 
 
 class Layout:
-    """What one rank writes, and the table of what all write."""
+    """Pieces that one rank writes, and the index of the pieces of all ranks."""
 
     def __init__(
         self, rank: int, pieces: list[Piece], planner: DefaultSavePlanner, table: bytes, sizes: list[int], key: Key
@@ -58,19 +59,19 @@ class Layout:
         return _end(self.pieces)
 
     def local(self, tensors: Mapping[str, Tensor]) -> list[Tensor]:
-        """What the pieces hold now, in their order."""
+        """Return the current tensors of the pieces, in their order."""
         self._planner.set_up_planner(dict(tensors))
         found = [self._planner.resolve_data(piece.item) for piece in self.pieces]
         return [tensor.detach() for tensor in found if isinstance(tensor, Tensor)]
 
 
 def key_of(tensors: Mapping[str, Tensor]) -> Key:
-    """What a layout depends on, the same on all ranks: a DTensor says its whole shape here."""
+    """Return the key of a layout, equal on all ranks: of a DTensor it has the full shape."""
     return tuple((name, tensor.shape, tensor.dtype) for name, tensor in tensors.items())
 
 
 def lay_out(tensors: Mapping[str, Tensor], mesh: Mesh) -> Layout:
-    """Plan with all ranks; what several of them hold alike is shared out among them."""
+    """Plan the layout with all ranks; a tensor that several ranks hold alike is written by one of them."""
     planner = DefaultSavePlanner()
     planner.set_up_planner(dict(tensors), None, mesh.is_main)
     known: list[tuple[bytes, list[int]]] = []
@@ -97,7 +98,7 @@ def file_of(rank: int) -> str:
 
 
 def place(items: Iterable[WriteItem]) -> list[Piece]:
-    """The pieces of one file, in the order of their bytes."""
+    """Return the pieces of one file, in the order of their bytes."""
     pieces, end = [], 0
     for item in items:
         if item.type is WriteItemType.BYTE_IO or item.tensor_data is None:

@@ -1,7 +1,7 @@
-"""The commit record of a checkpoint, and what follows from the records of a run. No torch here.
+"""Manifest of a checkpoint: the record that commits it. This module imports no torch.
 
 A checkpoint exists if and only if its manifest exists: it is written last and removed first. It lists every file with
-size and digest, so that what was damaged since is seen before anything is parsed.
+size and digest, so that damage is detected before anything is parsed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from everstep.trainer.checkpoint.signature import mistrust, sign
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
 FORMAT = 3
-"""1 had SHA-256, which cost as much time as the disk; 2 had numbers of the optimizer only."""
+"""Format 1 had SHA-256, which took as long as the disk write; 2 had only numbers of the optimizer."""
 READ_BYTES = 16 * 2**20
 
 
@@ -38,7 +38,7 @@ class FileRecord:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Everything about a checkpoint but its tensors."""
+    """Contents of a checkpoint other than its tensors."""
 
     step: int
     attempt: int
@@ -50,27 +50,32 @@ class Manifest:
     data_digest: str
     progress: dict[str, Any]
     values: dict[str, Any]
-    """State that is no tensor: extra state of the model, counters of the optimizer, what plug-ins keep (state.py)."""
+    """State that is no tensor: the model's extra state, the optimizer's counters, the state of plug-ins."""
     metric: float | None
-    """The held-out metric that was last measured, for `keep_best`."""
+    """The held-out metric as last measured, for `keep_best`."""
     files: dict[str, FileRecord] = field(default_factory=dict)
     format: int = FORMAT
     signature: str = ""
 
     def to_json(self) -> bytes:
-        """Signed, where there is a key."""
+        """Return the JSON bytes, signed if there is a key."""
         return _lines({**asdict(self), "signature": sign(self._unsigned())})
 
     def _unsigned(self) -> bytes:
         return _lines({**asdict(self), "signature": ""})
 
     def mistrust(self) -> str:
-        """Why this manifest may not be trusted; an empty string when it may."""
+        """Return the reason why this manifest may not be trusted; an empty string if it may."""
         return mistrust(self._unsigned(), self.signature)
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
-        """The manifest; OtherFormatError when another version's, ValueError when the bytes are not one."""
+        """Parse a manifest.
+
+        Raises:
+            OtherFormatError: another version of everstep wrote it.
+            ValueError: the bytes are not a manifest.
+        """
         try:
             fields = json.loads(data)
             if not isinstance(fields, dict) or type(fields.get("format")) is not int:
@@ -98,7 +103,7 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "time": (int, float),
     "metric": (int, float, type(None)),
 }
-"""What a manifest's fields have to be, so that whoever reads one may rely on it."""
+"""Types of a manifest's fields, checked when it is read."""
 
 
 def _lines(tree: dict[str, Any]) -> bytes:
@@ -106,12 +111,12 @@ def _lines(tree: dict[str, Any]) -> bytes:
 
 
 def is_plain(name: object) -> bool:
-    """Whether this can be the name of a file in a checkpoint's own folder."""
+    """True if `name` can be a file in a checkpoint's own folder."""
     return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"} & set(name)
 
 
 class OtherFormatError(ValueError):
-    """A manifest that another version of everstep wrote: not damaged, but not to be read here either."""
+    """A manifest that another version of everstep wrote: not damaged, but not readable by this version."""
 
     def __init__(self, found: int) -> None:
         step = "start a new run" if found < FORMAT else "install a newer one"
@@ -123,7 +128,7 @@ class OtherFormatError(ValueError):
 
 @dataclass(frozen=True)
 class Candidate:
-    """A folder with a manifest; `damage` says why the manifest itself cannot be read."""
+    """A folder with a manifest; `damage` is the reason why the manifest cannot be read."""
 
     path: str
     step: int
@@ -131,11 +136,11 @@ class Candidate:
     manifest: Manifest | None
     damage: str = ""
     refused: bool = False
-    """Whether it is whole for all we know, but not for us to read: then it is neither walked past nor set aside."""
+    """True if it is not known to be damaged but may not be read; it is neither skipped nor set aside."""
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
-    """(step, attempt) of a checkpoint folder's name."""
+    """Return (step, attempt) of a checkpoint folder's name."""
     parts = name.split("-")
     if len(parts) == 4 and parts[0] == "step" and parts[2] == "attempt" and parts[1].isdigit() and parts[3].isdigit():
         return int(parts[1]), int(parts[3])
@@ -143,13 +148,13 @@ def parse_name(name: str) -> tuple[int, int] | None:
 
 
 def folders(run: RunFolder) -> list[tuple[int, int, str]]:
-    """(step, attempt, path) of all checkpoint folders, with or without manifest, newest step first."""
+    """Return (step, attempt, path) of all checkpoint folders, with or without manifest, newest step first."""
     named = ((parse_name(name), name) for name in run.storage.names(CHECKPOINTS))
     return sorted(((*key, f"{CHECKPOINTS}/{name}") for key, name in named if key is not None), reverse=True)
 
 
 def candidates(run: RunFolder) -> Iterator[Candidate]:
-    """Committed checkpoints in the run's line, newest first."""
+    """Yield the committed checkpoints in the run's line, newest first."""
     limits = run.limits()
     for step, attempt, path in folders(run):
         if step > limits.get(attempt, 2**62):
@@ -162,12 +167,16 @@ def candidates(run: RunFolder) -> Iterator[Candidate]:
 
 
 def read_manifest(storage: Storage, path: str) -> bytes:
-    """A manifest's bytes, none when it is a link to somewhere else; FileNotFoundError when there is no manifest."""
+    """Return a manifest's bytes; none if it is a link out of its folder.
+
+    Raises:
+        FileNotFoundError: there is no manifest.
+    """
     return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
 
 
 def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
-    """The checkpoint of a folder's manifest; what is wrong with the manifest stands in `damage`."""
+    """Return the candidate for a folder's manifest; `damage` is the fault of the manifest, if it has one."""
     try:
         if not data:
             raise ValueError("it is empty, or a link out of its folder")
@@ -184,7 +193,7 @@ def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate
 
 
 def damage(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
-    """Why one of these files of a checkpoint is not what was written; an empty string when all are."""
+    """Return the first fault of these files of a checkpoint; an empty string if all are as written."""
     for name, record in files:
         if leads_out(storage, path, name):
             return f"{name} is a link out of the checkpoint"
@@ -207,13 +216,16 @@ def file_digest(storage: Storage, path: str, size: int) -> str:
 
 
 def check_format(run: RunFolder, candidate: Candidate) -> None:
-    """CheckpointError for another version's, or another signer's: to walk past it would lose what was trained since."""
+    """Raise CheckpointError for a manifest of another version or another signer.
+
+    Skipping such a checkpoint would lose what was trained since.
+    """
     if candidate.refused:
         raise CheckpointError(f"{run.url}/{candidate.path}: {candidate.damage}")
 
 
 def leads_out(storage: Storage, folder: str, name: str) -> bool:
-    """Whether an entry of a local folder is a link to somewhere outside of that folder, or to nothing."""
+    """True if an entry of a local folder is a link to outside that folder, or to nothing."""
     inside, entry = storage.path(folder), storage.path(f"{folder}/{name}")
     if inside is None or entry is None or not entry.is_symlink():
         return False
@@ -221,7 +233,7 @@ def leads_out(storage: Storage, folder: str, name: str) -> bool:
 
 
 def set_aside(run: RunFolder, candidate: Candidate) -> None:
-    """Make a damaged checkpoint one no longer, under a name that says so; its files stay for whoever wants to look."""
+    """Rename a damaged checkpoint's manifest, so that it counts no more. Its files stay for inspection."""
     run.storage.move(f"{candidate.path}/{MANIFEST}", f"{candidate.path}/{SET_ASIDE}")
 
 
@@ -230,7 +242,11 @@ def was_set_aside(run: RunFolder) -> list[str]:
 
 
 def newest(run: RunFolder) -> Candidate:
-    """The newest checkpoint whose files all verify; CheckpointError when there is none."""
+    """Return the newest checkpoint whose files all verify.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     found = []
     for candidate in candidates(run):
         check_format(run, candidate)
@@ -246,7 +262,7 @@ def newest(run: RunFolder) -> Candidate:
 def to_keep(
     manifests: list[Manifest], *, keep_last: int, keep_best: int, keep_every: int | None, maximise: bool
 ) -> set[tuple[int, int]]:
-    """(step, attempt) of what retention keeps: the newest, the best, and the multiples, whichever applies."""
+    """Return (step, attempt) of the checkpoints to keep: the newest, the best, and the multiples."""
     by_step = sorted(manifests, key=lambda m: (m.step, m.attempt), reverse=True)
     measured = [m for m in by_step if m.metric is not None and not math.isnan(m.metric)]
     best = sorted(measured, key=lambda m: (m.metric or 0.0) * (-1 if maximise else 1))

@@ -1,6 +1,6 @@
-"""What the nodes have of the local tier's checkpoints, and how parts get to the nodes that need them.
+"""Inventory of the node tier's checkpoints, and transfer of their files between nodes.
 
-After a restart ranks may be on other nodes, more or fewer of them: whatever is somewhere is found, and sent.
+After a restart the ranks may run on other nodes, more or fewer of them: files that any node holds are found and sent.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from everstep.trainer.checkpoint.node_tier import BLOCK_BYTES, LocalTier
 from everstep.trainer.checkpoint.read import DamagedError
 
 Inventory = dict[str, tuple[bytes, dict[str, int]]]
-"""By checkpoint: the manifest's bytes (none where the node has none) and the size of each file."""
+"""By checkpoint: the manifest's bytes (none if the node has no manifest) and the size of each file."""
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A checkpoint of the local tier that is complete, taken all nodes together."""
+    """A checkpoint that the node tiers of all nodes together hold completely."""
 
     candidate: Candidate
     holders: dict[str, list[int]]
-    """For each file the ranks, one a node, on whose nodes it lies."""
+    """For each file, the ranks (one per node) whose nodes hold it."""
 
 
 def find_parts(tier: LocalTier, folder: RunFolder) -> list[Parts]:
-    """The complete ones in the run's line, newest first, the same on all ranks."""
+    """Return the complete checkpoints in the run's line, newest first, the same on all ranks."""
     inventories = tier.mesh.gather(_look(tier) if tier.leads else {})
     limits = tier.mesh.decide(folder.limits)
     found = []
@@ -65,13 +65,13 @@ def _complete(name: str, key: tuple[int, int], inventories: list[Inventory]) -> 
 
 
 def spread_parts(tier: LocalTier, parts: Parts, needed: Collection[str]) -> None:
-    """Bring the files that this rank needs to its node, from nodes that have them."""
+    """Copy the files that this rank needs to its node, from nodes that have them."""
     wanted = tier.mesh.gather(sorted(needed))
     for file, holders in sorted(parts.holders.items()):
         for node in sorted(set(tier.nodes)):
             ranks = [rank for rank, on in enumerate(tier.nodes) if on == node]
             if ranks[0] not in holders and any(file in wanted[rank] for rank in ranks):
-                # Nodes that lack the same file ask different ones, where several have it.
+                # Nodes that lack the same file receive it from different nodes, if several have it.
                 _send(tier, parts.candidate, file, holders[node % len(holders)], ranks[0])
     tier.mesh.together(functools.partial(_check, tier, parts, needed))
 

@@ -1,6 +1,6 @@
-"""Frequent checkpoints on the nodes' own disks or memory, each rank's part on two of them.
+"""Node tier: frequent checkpoints on the nodes' own disks or memory, each rank's file on two nodes.
 
-A part lies on the node that wrote it and on the next one, so the loss of any one node loses none (Wang et al.,
+A file is stored on the node that wrote it and on the next one, so the loss of any one node loses no file (Wang et al.,
 "Gemini", SOSP 2023). Every node keeps the manifest; one of them is enough. A folder without it does not count.
 """
 
@@ -26,12 +26,15 @@ from everstep.trainer.checkpoint.pending_save import Files
 from everstep.trainer.distributed.mesh import Mesh
 
 KEEP = 2
-"""Checkpoints on each node: the newest, and the one before until the newest is complete everywhere."""
+"""Checkpoints kept on each node: the newest, and the one before it.
+
+The latter is needed until the newest is complete on all nodes.
+"""
 BLOCK_BYTES = 16 * 2**20
 
 
 class Kept:
-    """A file of the tier as it grows; what goes wrong with it is raised at its end."""
+    """A file of the node tier while it is written; an error is raised by `finish`, not before."""
 
     def __init__(self, storage: LocalStorage, path: str) -> None:
         self._digest = blake3()
@@ -50,7 +53,7 @@ class Kept:
             self._bytes += len(block)
 
     def finish(self) -> FileRecord:
-        """Publish the file, unless it is not whole."""
+        """Publish the file, or raise the error that occurred while it was written."""
         if self._error is not None:
             self._open.__exit__(type(self._error), self._error, None)
             raise self._error
@@ -67,34 +70,34 @@ class Kept:
 
 @dataclass(frozen=True)
 class Pair:
-    """A rank that gives its part, and the rank on the next node that keeps it."""
+    """A rank that sends its file, and the rank on the next node that stores the replica."""
 
     giver: int
     keeper: int
 
 
 class LocalTier:
-    """This rank's view of the tier; all ranks make one together."""
+    """This rank's view of the node tier; all ranks construct it together."""
 
     def __init__(self, config: LocalTierConfig, run_url: str, mesh: Mesh) -> None:
         self.config = config
         self.mesh = mesh
         self.storage = LocalStorage(f"{node_folder(config.path)}/{blake3(run_url.encode()).hexdigest(16)}")
         self.nodes: list[int] = mesh.gather(mesh.place.node)
-        """By rank."""
+        """Node of each rank, by rank."""
         self.leads = self.nodes.index(mesh.place.node) == mesh.rank
-        """Whether this rank acts for its node."""
+        """True if this rank acts for its node."""
         self.pairs = pair_up(self.nodes)
-        # A group of its own, since its messages pass beside training.
+        # A group of its own, since its messages overlap with those of training.
         self._group = dist.new_group(backend="gloo") if self.pairs else None
 
     def due(self, step: int) -> bool:
         return self.config.every is not None and step > 0 and step % self.config.every == 0
 
     def write(self, layout: Layout, path: str, data: memoryview) -> Files:
-        """Write this rank's part here and on the next node, and keep what other ranks give.
+        """Write this rank's file to its node and the next one, and store replicas of other ranks.
 
-        A rank that cannot write still gives and takes: the others wait for it.
+        A rank that cannot write still sends and receives, since the other ranks wait for it.
         """
         sizes = layout.sizes
         own = {layout.file: Kept(self.storage, f"{path}/{layout.file}")} if layout.pieces else {}
@@ -118,7 +121,7 @@ class LocalTier:
         return files | {f"{REPLICA}{file_of(giver)}": each.finish() for giver, each in kept.items()}
 
     def seal(self, path: str, manifest: str, table: bytes) -> None:
-        """On each node, when all parts are written: the table and, last, the manifest; older ones are removed."""
+        """Commit on each node once all files are written: index, then manifest; then remove older ones."""
         if not self.leads:
             return
         self.storage.write(f"{path}/{TENSORS}", table)
@@ -126,7 +129,7 @@ class LocalTier:
         self.keep_newest(KEEP)
 
     def keep_newest(self, count: int) -> None:
-        """On each node: remove all but the newest sealed ones, and what was never sealed."""
+        """Remove on each node all but the newest committed checkpoints, and those never committed."""
         if not self.leads:
             return
         names = sorted((name for name in self.storage.names() if parse_name(name)), reverse=True)
@@ -137,11 +140,15 @@ class LocalTier:
 
 
 REPLICA = "replica of "
-"""What a keeper's word for a file begins with."""
+"""Prefix of a replica's name in the records that a rank reports."""
 
 
 def without_replicas(files: Files) -> Files:
-    """The files that their givers speak of; CheckpointError where a keeper has another one."""
+    """Return the files without replicas.
+
+    Raises:
+        CheckpointError: a replica differs from its original.
+    """
     own = {name: record for name, record in files.items() if not name.startswith(REPLICA)}
     for name, record in files.items():
         if name.startswith(REPLICA) and own.get(name.removeprefix(REPLICA)) != record:
@@ -154,7 +161,7 @@ def _tensor(block: memoryview) -> torch.Tensor:
 
 
 def pair_up(nodes: list[int]) -> list[Pair]:
-    """Each rank with one on the next node, the work spread over that node's ranks; none where there is one node."""
+    """Pair each rank with one on the next node, spread evenly over that node's ranks; empty with one node."""
     order = sorted(set(nodes))
     if len(order) < 2:
         return []
@@ -167,7 +174,11 @@ def pair_up(nodes: list[int]) -> list[Pair]:
 
 
 def node_folder(path: str) -> str:
-    """The folder on this node; ConfigError where it rests on a variable that is not set here."""
+    """Return the folder on this node.
+
+    Raises:
+        ConfigError: it uses an environment variable that this node does not set.
+    """
     folder = os.path.expanduser(os.path.expandvars(path))
     if "$" in folder:
         raise ConfigError(f"checkpoint.local.path={path!r}: this node has no such variable in its environment")

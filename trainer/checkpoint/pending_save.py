@@ -1,4 +1,4 @@
-"""One save on its way from the staging buffer to its commit, in a thread beside training."""
+"""Pending save: one save from the staging buffer to its commit, in a background thread."""
 
 from __future__ import annotations
 
@@ -22,20 +22,23 @@ LOG = logging.getLogger("everstep")
 BLOCK_BYTES = 8 * 2**20
 COMMITTED = "committed"
 NICE = 10
-"""Where cores are short, a thread with this niceness gets a tenth of what a training thread gets."""
+"""Niceness of the thread of a save.
+
+Where cores are short, it gets a tenth of a training thread's time.
+"""
 
 Files = dict[str, FileRecord]
 
 
 class Flight:
-    """Writes this rank's part and tells rank 0, which commits when all parts are there and tells all how it went.
+    """A pending save: writes this rank's files and reports them to rank 0, which commits and broadcasts.
 
     Args:
-        write: puts this rank's files where they belong; size and digest of each.
-        commit: on rank 0, with the files of all ranks; its word goes to all. What it raises, no rank takes for a
-            checkpoint.
-        seal: on every rank, with that word.
-        after: on every rank, once there is a checkpoint; no part of the time that the save took.
+        write: writes this rank's files; returns size and digest of each.
+        commit: called on rank 0 with the files of all ranks; its result is broadcast. If it raises, no rank counts the
+            save as a checkpoint.
+        seal: called on every rank with the result of `commit`.
+        after: called on every rank once the checkpoint is committed; not counted in the time of the save.
     """
 
     def __init__(
@@ -49,7 +52,7 @@ class Flight:
     ) -> None:
         self.started = time.perf_counter()
         self.seconds = 0.0
-        """From the start to the commit, once it has ended."""
+        """From the start to the commit, set when the save has ended."""
         self._write = write
         self._commit = commit
         self._seal = seal
@@ -66,12 +69,12 @@ class Flight:
         return not self._thread.is_alive()
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the end; whether it came in time."""
+        """Wait for the save to end; True if it ended in time."""
         self._thread.join(timeout_s)
         return self.has_ended
 
     def error(self) -> EverstepError | None:
-        """Why there is no checkpoint, the same on all ranks; None when there is one. For a flight that has ended."""
+        """Return the error of an ended save, the same on all ranks; None if it was committed."""
         kind, _, text = self._verdict.partition(": ")
         if kind == COMMITTED:
             return None
@@ -85,7 +88,7 @@ class Flight:
             kind, _, word = self._verdict.partition(": ")
             if kind == COMMITTED:
                 self._seal(word)
-        except Exception as error:  # the store has gone, and with it the other ranks; or this node is full
+        except Exception as error:  # the store is gone, and with it the other ranks; or this node's disk is full
             self._verdict = self._verdict or _said(error)
             LOG.warning("the end of a save: %s", _said(error))
         self.seconds = time.perf_counter() - self.started
@@ -113,7 +116,10 @@ class Flight:
 
 @dataclass(frozen=True)
 class Landed:
-    """What became of one save. `stall_s`: how long training stood still; `seconds`: until it was durable, or failed."""
+    """Result of one save.
+
+    `stall_s` is the time training paused; `seconds` the time until the save was durable, or failed.
+    """
 
     step: int
     bytes: int
@@ -121,12 +127,12 @@ class Landed:
     seconds: float
     error: str = ""
     local: bool = False
-    """To the nodes' own tier."""
+    """True if the save was to the node tier."""
 
 
 @dataclass
 class Save:
-    """A save that is under way."""
+    """A save that is pending."""
 
     step: int
     bytes: int
@@ -136,7 +142,7 @@ class Save:
 
 
 def write_file(storage: Storage, path: str, data: memoryview) -> FileRecord:
-    """Stream bytes into a file, digesting them on the way."""
+    """Stream bytes into a file and return its record, digested on the way."""
     digest = blake3()
     with storage.writer(path) as file:
         for start in range(0, len(data), BLOCK_BYTES):
@@ -152,10 +158,10 @@ def record_of(data: bytes) -> FileRecord:
 
 def _said(error: Exception) -> str:
     if not isinstance(error, EverstepError | OSError):
-        LOG.exception("a save broke off")  # a fault of ours: the log has to say where
+        LOG.exception("a save broke off")  # a fault of everstep, so the log must have its traceback
     return f"{type(error).__name__}: {str(error) or 'no more is known'}"
 
 
 def _lower_priority() -> None:
-    if sys.platform == "linux":  # elsewhere it would be the whole process's
+    if sys.platform == "linux":  # on other systems it would apply to the whole process
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICE)

@@ -1,4 +1,4 @@
-"""What ranks tell each other beside training: over the store, so no step ever waits for it."""
+"""Messages between ranks outside training: over the store, so that no step waits for them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from torch._C._distributed_c10d import Store
 from everstep.errors import CheckpointError
 
 FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.1
-"""Seconds between looks at the store. Its own `wait` prints a page for each time-out."""
+"""Seconds between two checks of the store. Its own `wait` prints a page for each time-out."""
 
 
 class Meeting:
-    """Every rank says one word to rank 0, and rank 0 one word to all. Without a store there is but one rank.
+    """Exchange of one message from every rank to rank 0, and one from rank 0 to all.
 
-    The store's client lets one thread in at a time, so this has a connection of its own.
+    Without a store there is only one rank. The store's client admits one thread at a time, so this has its own
+    connection.
     """
 
     def __init__(self, store: Store | None, rank: int, world: int) -> None:
@@ -26,21 +27,25 @@ class Meeting:
         self._alone = ""
 
     def open(self) -> None:
-        """Begin the next one; all ranks have to come."""
+        """Begin the next exchange; all ranks must take part."""
         self._number += 1
         if self._store is not None and self.rank == 0 and self._number > 2:
-            # Whoever is here now has heard the word before the last.
+            # A rank that takes part in this exchange has received the message before the last, so its key can go.
             self._store.delete_key(self._key("told", self._number - 2))
 
     def say(self, word: str) -> None:
-        """What rank 0 shall know of this rank."""
+        """Send this rank's message to rank 0."""
         if self._store is None:
             self._alone = word
         else:
             self._store.set(self._key(self.rank), word)
 
     def hear(self, timeout_s: float) -> list[str]:
-        """On rank 0: what each rank said; CheckpointError when one keeps silent for too long."""
+        """Receive on rank 0 the message of each rank.
+
+        Raises:
+            CheckpointError: a rank has sent none within `timeout_s`.
+        """
         if self._store is None:
             return [self._alone]
         keys = [self._key(rank) for rank in range(self.world)]
@@ -53,19 +58,22 @@ class Meeting:
         return words
 
     def tell(self, word: str) -> None:
-        """Rank 0's word to all."""
+        """Broadcast rank 0's message to all ranks."""
         if self._store is not None:
             self._store.set(self._key("told"), word)
 
     def listen(self) -> str:
-        """On another rank: what rank 0 tells, however long it takes; when rank 0 is gone, so is this process soon."""
+        """Receive rank 0's message on another rank, without a time limit.
+
+        If rank 0 dies, this process soon ends too.
+        """
         if self._store is None:
             raise RuntimeError("one rank alone has nobody to listen to")
         self._wait([self._key("told")], float("inf"))
         return str(self._store.get(self._key("told")).decode())
 
     def _wait(self, keys: list[str], deadline: float) -> bool:
-        """Until all the keys are there; False when the deadline came first."""
+        """Wait until all the keys exist; False if the deadline passed first."""
         pause_s = FIRST_LOOK_S
         while self._store is not None and not self._store.check(keys):
             if time.monotonic() > deadline:

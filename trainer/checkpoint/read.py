@@ -1,7 +1,7 @@
-"""Tensors out of a checkpoint: each file that a rank needs passes by once, is digested and copied out as it does.
+"""Read tensors from a checkpoint: each file a rank needs is read once, digested and copied out.
 
-torch.distributed.checkpoint plans which parts of which saved tensors a rank needs, for any world and any way to spread
-the model. The digest is known when a file has passed: what was copied from a damaged one is to be thrown away.
+torch.distributed.checkpoint plans which bytes of which saved tensors a rank needs, for any world size and any way to
+shard the model. The digest is known only at the end of a file: tensors copied from a damaged file must be discarded.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from everstep.trainer.checkpoint.manifest import READ_BYTES, FileRecord, leads_o
 from everstep.trainer.checkpoint.tensor_index import Chunk, decode
 
 AHEAD = 3
-"""Blocks of a file that are asked for before the one at hand is through."""
+"""Blocks of a file that are requested ahead of the current one."""
 
 
 class DamagedError(CheckpointError):
-    """A file is not what the manifest says."""
+    """A file differs from its record in the manifest."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One committed checkpoint on one storage."""
+    """One committed checkpoint in one storage."""
 
     storage: Storage
     path: str
@@ -43,10 +43,13 @@ class Source:
 
 
 def fill(tensors: dict[str, Tensor], source: Source, rank: int = 0) -> None:
-    """Fill this rank's tensors, in place; DamagedError when a file that they come from is not whole.
+    """Fill this rank's tensors, in place.
 
     Args:
-        rank: where to begin, so that not all ranks ask for the same file at once.
+        rank: index of the file to begin with, so that the ranks do not all read the same file at once.
+
+    Raises:
+        DamagedError: a file with tensors of this rank is damaged.
     """
     planner, items = _plan(tensors, source)
     needed: dict[str, list[tuple[Chunk, ReadItem]]] = defaultdict(list)
@@ -65,11 +68,11 @@ def fill(tensors: dict[str, Tensor], source: Source, rank: int = 0) -> None:
         except DamagedError:
             if source.storage.path() is not None:
                 raise
-            let_pass()  # of a store's file, the damage may be the way's: it counts when it comes twice
+            let_pass()  # a store's file may be damaged by the network: only a second failure counts
 
 
 def files_needed(tensors: dict[str, Tensor], source: Source) -> set[str]:
-    """The files that `fill` would read."""
+    """Return the files that `fill` would read."""
     return {_chunk(source, item).file for item in _plan(tensors, source)[1]}
 
 
@@ -92,7 +95,7 @@ def _chunk(source: Source, item: ReadItem) -> Chunk:
 
 
 class Landing:
-    """Where a saved piece of a tensor goes to."""
+    """Destination of a saved piece of a tensor."""
 
     def __init__(self, item: ReadItem, chunk: Chunk, target: Tensor) -> None:
         self.chunk = chunk
@@ -104,7 +107,7 @@ class Landing:
         self._part = bytearray(0 if whole else chunk.length)
 
     def take(self, start: int, block: Tensor) -> None:
-        """Copy what is ours of the bytes of the file from `start` on."""
+        """Copy the bytes that belong to this piece from a block that begins at `start` in the file."""
         first, last = max(start, self.chunk.start), min(start + len(block), self.end)
         if first >= last:
             return
@@ -126,11 +129,11 @@ class Landing:
 
 
 def _pass(source: Source, name: str, landings: list[Landing]) -> None:
-    """Let one file pass by."""
+    """Read one file, copy its pieces out and verify its digest."""
     if leads_out(source.storage, source.path, name):
         raise DamagedError(f"{name} is a link out of the checkpoint")
     record, digest, waiting = source.files[name], blake3(), landings
-    # The blocks are only read, whatever torch thinks of a buffer that cannot be written to.
+    # The blocks are only read, so torch's warning about buffers that are not writable does not apply.
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
     with ThreadPoolExecutor(1, thread_name_prefix="land") as beside:
         for start, data in _blocks(source.storage, f"{source.path}/{name}", record.bytes):
@@ -142,7 +145,7 @@ def _pass(source: Source, name: str, landings: list[Landing]) -> None:
 
 
 def _land(landings: list[Landing], start: int, data: Buffer) -> list[Landing]:
-    """Copy out a block of the file; the landings that are not through with it."""
+    """Copy out a block of the file; return the destinations that are not complete."""
     block, stop = torch.frombuffer(data, dtype=torch.uint8), start + len(data)
     for landing in landings:
         if landing.chunk.start >= stop:
@@ -154,7 +157,7 @@ def _land(landings: list[Landing], start: int, data: Buffer) -> list[Landing]:
 
 
 def _blocks(storage: Storage, path: str, size: int) -> Iterator[tuple[int, Buffer]]:
-    """The file's bytes in order, some blocks read ahead."""
+    """Yield the file's bytes in order, with some blocks read ahead."""
     starts = range(0, size, READ_BYTES)
 
     def read(start: int) -> Buffer:

@@ -1,4 +1,4 @@
-"""Which checkpoint a start goes on from, and its way into the state: the newest whose files all verify."""
+"""Restore: find the newest checkpoint whose files all verify, and load it into the state."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from everstep.trainer.state.train_state import Progress, TrainState
 
 @dataclass(frozen=True)
 class Restored:
-    """What a start goes on from, and why that one."""
+    """The checkpoint from which an attempt resumes, and the reason for the choice."""
 
     step: int
     attempt: int
@@ -43,9 +43,12 @@ class Restored:
 
 
 def open_source(storage: Storage, candidate: Candidate, mesh: Mesh) -> Source:
-    """The checkpoint's table of tensors, read and verified by rank 0 for all; DamagedError when it is not whole.
+    """Return the checkpoint as a source of tensors; rank 0 reads and verifies the tensor index for all.
 
-    That every file is there, with its size, is looked up too; their bytes are verified as they are read.
+    Existence and size of every file are checked too; file contents are verified as they are read.
+
+    Raises:
+        DamagedError: a file is missing or damaged.
     """
     manifest = candidate.manifest
     if manifest is None:
@@ -80,7 +83,11 @@ def _check_size(storage: Storage, path: str, name: str, expected: int) -> None:
 
 
 def load_state(state: TrainState, source: Source, manifest: Manifest, data_digest: str, mesh: Mesh) -> None:
-    """Fill the state; DamagedError, on all ranks, when a file is not whole: then the state is of no use."""
+    """Fill the state from a checkpoint.
+
+    Raises:
+        DamagedError: on all ranks, when a file is damaged; the state is then invalid.
+    """
     where = f"{source.storage.url}/{source.path}"
     if manifest.data_digest != data_digest:
         raise DataError(
@@ -98,7 +105,10 @@ def load_state(state: TrainState, source: Source, manifest: Manifest, data_diges
 
 
 class Restorer:
-    """Finds and loads for one attempt. What a damaged checkpoint has left in the state, the next one overwrites."""
+    """Finds and loads a checkpoint for one attempt.
+
+    Values that a damaged checkpoint left in the state are overwritten by the next one.
+    """
 
     def __init__(
         self, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str, tier: LocalTier | None
@@ -111,10 +121,12 @@ class Restorer:
         self.tier = tier
 
     def restore(self) -> tuple[Restored | None, list[Candidate]]:
-        """What was loaded, None when the run has nothing yet, and the run folder's checkpoints that are left.
+        """Return the loaded checkpoint (None if the run has none yet) and the run folder's remaining ones.
 
-        Damaged ones are walked past and, once a good one is loaded, set aside. With none left good nothing is
-        touched, and CheckpointError says what is wrong with each.
+        Damaged checkpoints are skipped and, once a good one is loaded, set aside. If none is good, nothing is changed.
+
+        Raises:
+            CheckpointError: all are damaged; the message lists the fault of each.
         """
         loaded, left, bad = self.load_newest()
         self.mesh.decide(lambda: self._accept(loaded, bad) if loaded is not None else self._check_new(bad))
@@ -127,7 +139,7 @@ class Restorer:
         return Restored(loaded.step, loaded.attempt, why, walked), left
 
     def reload(self) -> Candidate:
-        """The newest that verifies, in the middle of a run."""
+        """Load the newest checkpoint that verifies, during a run; return it."""
         loaded, _, bad = self.load_newest()
         if loaded is None:
             faults = "; ".join(f"{c.path}: {why}" for c, why in bad) or "none was written"
@@ -136,7 +148,7 @@ class Restorer:
         return loaded
 
     def load_newest(self) -> tuple[Candidate | None, list[Candidate], list[tuple[Candidate, str]]]:
-        """(the loaded one, the run folder's own that are left, what was walked past with the reason)."""
+        """Return (the loaded one, the run folder's remaining ones, the skipped ones with the reason)."""
         left = self.mesh.decide(lambda: list(candidates(self.folder)))
         parts = find_parts(self.tier, self.folder) if self.tier is not None else []
         known = {(p.candidate.step, p.candidate.attempt): p for p in reversed(parts)}
@@ -161,7 +173,7 @@ class Restorer:
             load_state(self.state, source, candidate.manifest, self.data_digest, self.mesh)
 
     def _open_parts(self, tier: LocalTier, parts: Parts) -> Source:
-        """The checkpoint with what this rank needs of it brought to this rank's node."""
+        """Return the node tier's checkpoint, after copying the files that this rank needs to its node."""
         manifest = parts.candidate.manifest
         if manifest is None:
             raise DamagedError(parts.candidate.damage)
@@ -179,11 +191,11 @@ class Restorer:
 
     def _set_aside(self, bad: list[tuple[Candidate, str]]) -> None:
         for damaged, _ in bad:
-            if damaged.path.startswith(CHECKPOINTS):  # the local tier's go by themselves
+            if damaged.path.startswith(CHECKPOINTS):  # the node tier removes its own
                 set_aside(self.folder, damaged)
 
     def _check_new(self, bad: list[tuple[Candidate, str]]) -> None:
-        """Make sure that a run without a good checkpoint never had one, before it starts from nothing."""
+        """Check that a run without a good checkpoint never had one, before it starts from new weights."""
         found = [f"{candidate.path}: {why}" for candidate, why in bad]
         found += [f"{path}: set aside" for path in was_set_aside(self.folder)]
         if found or self._was_saved():
@@ -201,12 +213,12 @@ class Restorer:
 
 
 def _newest_first(local: list[Candidate], remote: list[Candidate]) -> list[Candidate]:
-    """Of the same step, the nodes' own comes first: it is nearer."""
+    """Sort newest first; for the same step, the node tier's comes first, since it is nearer."""
     return sorted([*local, *remote], key=lambda c: (c.step, c.attempt, c in local), reverse=True)
 
 
 def choose(url: str) -> Iterator[tuple[RunFolder, Candidate]]:
-    """The checkpoint that a URL names, or those of the run that it names, newest first."""
+    """Yield the checkpoint that a URL names, or those of the run that it names, newest first."""
     head, name = split_url(url)
     run = RunFolder(head)
     found = 0
@@ -220,7 +232,7 @@ def choose(url: str) -> Iterator[tuple[RunFolder, Candidate]]:
 
 
 def locate(url: str) -> tuple[RunFolder, str]:
-    """(run folder, path in it) of a verified checkpoint: the one that the URL names, or the newest of the run."""
+    """Return (run folder, path in it) of a verified checkpoint: the one of the URL, or the run's newest."""
     faults = []
     for run, candidate in choose(url):
         fault = candidate.damage

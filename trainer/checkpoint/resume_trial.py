@@ -1,6 +1,7 @@
-"""Trial of a resume, in memory, before a run's first step: a copy of a saved state must train on as the original does.
+"""Trial of a resume, in memory, before a run's first step.
 
-It finds state that stands neither in a `state_dict()` nor in a plain attribute: in objects, closures and globals.
+A copy restored from a saved state must train on exactly as the original does. This finds state that is neither in a
+`state_dict()` nor in a plain attribute: in objects, closures and globals.
 """
 
 from __future__ import annotations
@@ -28,25 +29,27 @@ from everstep.trainer.state.trainable import Trainable
 
 LOG = logging.getLogger("everstep")
 LARGEST_BYTES = 2**31
-"""Size of weights, gradients and optimizer state up to which a model is tried."""
+"""Largest size of weights, gradients and optimizer state for which the trial runs."""
 SLOWEST_S = 2.0
-"""Time of a first step up to which a trial goes on; it takes eight."""
+"""Longest first step, in seconds, for which the trial continues; it takes eight steps."""
 SAVED_AFTER, LAST = 2, 4
-"""Steps after which the original is saved, and until which both train."""
+"""Step after which the original is saved, and the last step that both train."""
 STATE_DICT = "give the model get_extra_state() and set_extra_state(), or the task state_dict() and load_state_dict()"
 Make = Callable[[Iterable[nn.Module]], Trainable]
-"""Makes a new copy; its argument are the models with which it may have nothing in common."""
+"""Factory of a new copy; its argument is the models with which it must share nothing."""
 
 
 def try_resume(make: Make, live: nn.Module, batch: Mapping[str, Tensor], mesh: Mesh) -> None:
-    """Train a copy, save it, restore another, and compare what both do next. A large or slow model is not tried.
+    """Train a copy, save it, restore it into another one, and compare the next steps of both.
+
+    A large or slow model is not tried.
 
     Args:
-        live: the run's own model, which is left as it is.
+        live: the run's own model, which is not changed.
         batch: a microbatch on the run's device, the same on all ranks.
 
     Raises:
-        ConfigError: on all ranks, if the two differ on one; the line names the attributes that are not saved.
+        ConfigError: on all ranks, if the two differ on one; the message names the attributes that are not saved.
     """
     if sum(parameter.numel() for parameter in live.parameters()) * 16 > LARGEST_BYTES:
         return
@@ -62,7 +65,7 @@ class _Trial:
         self.make, self.live, self.batch, self.mesh = make, live, batch, mesh
 
     def problem(self) -> str | None:
-        """Return what a resume would change, or None."""
+        """Return the first difference that a resume would make, or None."""
         original, took_s = self._begun()
         if max(self.mesh.gather(took_s)) > SLOWEST_S:
             return None
@@ -86,7 +89,10 @@ class _Trial:
         return f"after a resume {name} would be another than without one, because of {_causes(original, resumed)}"
 
     def _begun(self) -> tuple[Trainable | None, float]:
-        """Return the original after its first step, and the seconds that the step took; infinite where it failed."""
+        """Return the original after its first step, and the seconds that the step took.
+
+        If the step failed, return None and infinity.
+        """
         try:
             original = self.make([self.live])
             began = time.monotonic()
@@ -104,7 +110,7 @@ class _Trial:
         return copy
 
     def _not_reproducible(self, name: str) -> str | None:
-        if self.mesh.device.type == "cuda":  # whose kernels may add in any order
+        if self.mesh.device.type == "cuda":  # CUDA kernels may add in any order
             return None
         return (
             f"{name} is another each time that the same steps are taken from the same state: the model or the task "
@@ -113,7 +119,7 @@ class _Trial:
 
 
 def _left_to_the_run(error: Exception) -> None:
-    """Leave an error of the trial's own steps to the run's first step, which reports it with its place."""
+    """Leave an error of the trial's steps to the run's first step, which reports it with its location."""
     LOG.debug("a resume was not tried: %s", reason_of(error))
 
 
@@ -123,7 +129,7 @@ def _copied(packed: Packed) -> Packed:
 
 
 def _difference(one: Trainable, other: Trainable) -> str | None:
-    """Return what differs first between two copies that took the same steps: the loss, or a part of the state."""
+    """Return the first difference of two copies after the same steps: the loss, or a part of the state."""
     if not equal(one.last_loss, other.last_loss):
         return f"the loss of step {LAST} ({float(one.last_loss):.6g}, not {float(other.last_loss):.6g})"
     mine, theirs = one.state.pack(), other.state.pack()
@@ -138,7 +144,7 @@ def _difference(one: Trainable, other: Trainable) -> str | None:
 
 
 def _causes(one: Trainable, other: Trainable) -> str:
-    """Return the attributes whose values differ between two copies, or what else it may be."""
+    """Return the attributes whose values differ between two copies, or other possible causes."""
     found = list(dict.fromkeys(_differing(one, other)))[:3]
     if found:
         return f"{', '.join(found)}, which a checkpoint does not hold: {STATE_DICT}"
@@ -158,8 +164,8 @@ def _differing(one: Trainable, other: Trainable) -> Iterator[str]:
 
 
 def _bytes_of(value: Any) -> bytes | None:
-    """Return an object as bytes to be compared; None for what has none, such as functions and open files."""
+    """Return an object as bytes for a comparison; None for one that cannot be pickled."""
     try:
         return pickle.dumps(value)
-    except Exception:  # the classes of users raise what they like
+    except Exception:  # a user's class may raise any exception
         return None

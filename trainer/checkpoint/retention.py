@@ -1,4 +1,4 @@
-"""Which checkpoints an attempt keeps: decided at every save from what it remembers, not by reading them all again."""
+"""Retention: the checkpoints that an attempt keeps, decided at every save from those it has recorded."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from everstep.trainer.checkpoint.manifest import Candidate, Manifest, folders, r
 
 
 class Retention:
-    """What one attempt knows of its run's checkpoints.
+    """Checkpoints of a run as one attempt has recorded them.
 
-    Nobody else commits to the run while the attempt owns it, so a manifest that was read once need not be read again.
+    Only this attempt commits to the run while it owns it, so a manifest that was read once need not be read again.
     """
 
     def __init__(self, folder: RunFolder, attempt: int, config: CheckpointConfig, maximise: bool) -> None:
@@ -21,18 +21,18 @@ class Retention:
         self.config = config
         self.maximise = maximise
         self._known: dict[str, Manifest | None] = {}
-        """By path; None for a folder that is none of retention's business (set aside, damaged, off the line)."""
+        """By path; None for a folder that retention ignores (set aside, damaged, or not in the run's line)."""
 
     def found(self, candidates: Iterable[Candidate]) -> None:
-        """Remember what was there when the attempt restored."""
+        """Record the checkpoints that existed when the attempt restored."""
         self._known.update((candidate.path, candidate.manifest) for candidate in candidates)
 
     def committed(self, path: str, manifest: Manifest) -> None:
-        """Remember a new checkpoint, then remove those that are kept no longer and what older attempts left."""
+        """Record a new checkpoint, then remove those no longer kept and the leftovers of older attempts."""
         self._known[path] = manifest
         there = folders(self.folder)
         self._look([each for each in there if each[1] < self.attempt and each[2] not in self._known])
-        # What somebody has removed by hand may not count as one of those that are kept.
+        # A checkpoint that a user has removed by hand must not count as one of those kept.
         paths = {each[2] for each in there}
         known = {path: m for path, m in self._known.items() if path in paths and m is not None}
         keep = to_keep(
@@ -42,14 +42,14 @@ class Retention:
             keep_every=self.config.keep_every,
             maximise=self.maximise,
         )
-        # After a rollback past a damaged one, this is the newest that verifies, though its step is not the highest.
+        # After a rollback past a damaged checkpoint, this is the newest that verifies, though not the highest step.
         keep.add((manifest.step, manifest.attempt))
         for path, old in known.items():
             if (old.step, old.attempt) not in keep:
                 self._remove(path)
 
     def _look(self, unknown: list[tuple[int, int, str]]) -> None:
-        """Learn of folders that were not there at the restore, or did not count: once, then they are known."""
+        """Read, once, folders that did not exist at the restore or were not counted then."""
         limits = self.folder.limits() if unknown else {}
         for step, attempt, path in unknown:
             try:
@@ -64,7 +64,10 @@ class Retention:
             self._known[path] = read_candidate(path, step, attempt, data).manifest if on_line else None
 
     def _remove(self, path: str) -> None:
-        """Manifest first: whatever interrupts this leaves an orphan, never half a checkpoint."""
+        """Remove a checkpoint, manifest first.
+
+        An interruption then leaves an orphan, not a damaged checkpoint.
+        """
         self.folder.storage.delete(f"{path}/{MANIFEST}")
         self.folder.storage.delete(path)
         del self._known[path]

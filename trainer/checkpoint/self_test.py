@@ -1,7 +1,7 @@
-"""Test, once a run, that its model and optimizer come back from a checkpoint as they were saved.
+"""Self-test, once per run: model and optimizer must be restored from a checkpoint as they were saved.
 
-A second copy is made by the same factories, without memory at first, so that it costs no initialisation; the first
-checkpoint is read into it, and what the copy would save is compared with what the checkpoint holds, bit by bit.
+A second copy is made by the same factories, at first without memory, so that it costs no initialisation. The first
+checkpoint is read into the copy, and the state that the copy would save is compared with the checkpoint bit by bit.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class SelfTest:
         """Read a checkpoint into the copy and compare.
 
         Raises:
-            ConfigError: a part does not come back as it was saved; the error names it.
+            ConfigError: a part is not restored as it was saved; the message names it.
         """
         with torch.no_grad():
             values = _own(manifest.values)
@@ -55,7 +55,7 @@ class SelfTest:
             self._compare(Packed(raw, values))
 
     def round_trip(self, packed: Packed) -> None:
-        """Put a packed state into the copy and compare, as `read_back` does with a checkpoint."""
+        """Load a packed state into the copy and compare, as `read_back` does with a checkpoint."""
         values = _own(json.loads(json.dumps(packed.values)))
         with torch.no_grad():
             with _refused():
@@ -78,7 +78,7 @@ class SelfTest:
 
 
 def put_into(state: TrainState, packed: Packed) -> Iterable[str]:
-    """Put a packed state into another one, as a restore does; return the names of its tensors."""
+    """Load a packed state into another one, as a restore does; return the names of its tensors."""
     metadata = dcp.Metadata({name: _entry(tensor) for name, tensor in packed.tensors.items()})
     targets = state.prepare(metadata, packed.values)
     _fill_from(targets, packed.tensors)
@@ -93,7 +93,10 @@ def _fill_from(targets: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> No
 
 @contextlib.contextmanager
 def _refused() -> Iterator[None]:
-    """Turn what the copy does not take into a ConfigError; a fault of the machine, such as lack of memory, stays."""
+    """Turn an error of loading the copy into a ConfigError, except a fault of the machine.
+
+    A fault of the machine is, for instance, a lack of memory.
+    """
     try:
         yield
     except Exception as error:
@@ -112,9 +115,9 @@ class FirstCheckpoint:
         self._error: ConfigError | None = None
 
     def of(self, storage: Storage, path: str, rank: int) -> Callable[[], None] | None:
-        """Make the second copy; return the function that reads this checkpoint back, or None where none is to be.
+        """Make the second copy; return the function that reads this checkpoint back, or None without a test.
 
-        The copy is made in the thread that trains, since its initialisation draws random numbers.
+        The copy is made in the training thread, since its initialisation draws random numbers.
         """
         if self._make is None:
             return None
@@ -128,13 +131,13 @@ class FirstCheckpoint:
                 self._make = None
             except ConfigError as error:
                 self._error = error
-            except Exception as error:  # such as a store that does not answer: the next checkpoint is read back
+            except Exception as error:  # such as a store that does not answer: the next checkpoint is tested
                 LOG.warning("the self-test could not read %s: %s: %s", path, type(error).__name__, error)
 
         return read_back
 
     def check(self) -> None:
-        """Raise, in the thread that trains, the error that the test has found."""
+        """Raise, in the training thread, the error that the test has found."""
         if self._error is not None:
             raise self._error
 

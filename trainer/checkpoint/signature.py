@@ -1,7 +1,7 @@
-"""Who vouches for a manifest, and by it for every byte of a checkpoint: whoever has the key. No torch here.
+"""Signature of a manifest, and so of every byte of a checkpoint. This module imports no torch.
 
-With EVERSTEP_SIGNING_KEY in the environment every manifest is signed (keyed BLAKE3), and one that was not signed with
-the same key is not read. The key itself is written nowhere.
+With EVERSTEP_SIGNING_KEY in the environment every manifest is signed (keyed BLAKE3), and a manifest that was not signed
+with the same key is not read. The key itself is never written to a file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ CONTEXT = "everstep 2026-11 signature of a checkpoint's manifest"
 
 
 def sign(text: bytes) -> str:
-    """The signature; an empty string where there is no key."""
+    """Return the signature; an empty string if there is no key."""
     secret = os.environ.get(KEY)
     if not secret:
         return ""
@@ -25,7 +25,7 @@ def sign(text: bytes) -> str:
 
 
 def mistrust(text: bytes, signature: str) -> str:
-    """Why a text may not be trusted; an empty string when it may, or nobody asks for signatures."""
+    """Return the reason why a text may not be trusted; an empty string if it may, or without a key."""
     if not os.environ.get(KEY):
         return ""
     if not signature:

@@ -1,4 +1,4 @@
-"""The one copy of a rank's state that a save is written from, so that training may go on changing the original."""
+"""Staging buffer: the copy of a rank's state that a save is written from while training continues."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _PORTABLE = 1
 
 
 class Staging:
-    """A buffer that is made once and used for every save, pinned beside a GPU.
+    """A buffer that is allocated once and used for every save; pinned if the device is a GPU.
 
-    A copy into memory that was touched before runs at the speed of memory; into fresh pages it is five times slower.
-    torch's own pinned memory would be up to twice as large: it comes in powers of two.
+    A copy into memory that was touched before runs at memory speed; into fresh pages it is five times slower. torch's
+    own pinned memory would be up to twice as large, since it is allocated in powers of two.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -34,12 +34,12 @@ class Staging:
         self._views: tuple[Layout | None, list[Tensor]] = (None, [])
 
     def make_room(self, size: int) -> None:
-        """Allocate and touch `size` bytes beside training; `fill` waits for it."""
+        """Allocate and touch `size` bytes in a background thread; `fill` waits for it."""
         self._making = threading.Thread(target=self._make, args=(size,), name="make room", daemon=True)
         self._making.start()
 
     def fill(self, layout: Layout, tensors: Mapping[str, Tensor]) -> None:
-        """Copy this rank's pieces in; on a GPU the copies are queued, before what changes the tensors next."""
+        """Copy this rank's pieces in; on a GPU the copies are queued before later changes of the tensors."""
         if self._making is not None:
             self._making.join()
         if len(self.buffer) < layout.bytes:
@@ -53,7 +53,7 @@ class Staging:
             self._copied.record()
 
     def bytes(self, size: int) -> memoryview:
-        """The first `size` bytes, once the copies are through."""
+        """Return the first `size` bytes, after waiting for the copies."""
         if self._copied is not None:
             self._copied.synchronize()
         return memoryview(self.buffer.numpy())[:size]  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ class Staging:
         ]
 
     def _make(self, size: int) -> None:
-        if self._is_pinned:  # before its pages are given back
+        if self._is_pinned:  # must happen before its pages are freed
             _runtime().cudaHostUnregister(self.buffer.data_ptr())
             self._is_pinned = False
         if size:
@@ -77,8 +77,8 @@ class Staging:
             self._pin()
 
     def _pin(self) -> None:
-        """Let a GPU write into the buffer beside what it computes."""
-        with torch.cuda.device(self.device):  # a new thread's GPU is the first, where a context would take up memory
+        """Pin the buffer, so that a GPU can write into it while it computes."""
+        with torch.cuda.device(self.device):  # a new thread's device is GPU 0, where a context would take up memory
             code = int(_runtime().cudaHostRegister(self.buffer.data_ptr(), len(self.buffer), _PORTABLE))
         self._is_pinned = code == 0
         if not self._is_pinned:

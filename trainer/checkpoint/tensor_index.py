@@ -1,6 +1,7 @@
-"""`tensors.json`: type, shape and place of every tensor of a checkpoint. JSON, where DCP itself has a pickle.
+"""`tensors.json`: type, shape and location of every tensor of a checkpoint.
 
-Nothing in a checkpoint is ever unpickled, and nothing in this file is believed before it is checked.
+It is JSON, where DCP itself has a pickle: nothing in a checkpoint is ever unpickled, and nothing in this file is used
+before it is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from everstep.trainer.checkpoint.manifest import TENSORS, is_plain, leads_out
 
 @dataclass(frozen=True)
 class Chunk:
-    """Where one piece of a tensor lies: bytes [start, start + length) of a file."""
+    """Location of one piece of a tensor: bytes [start, start + length) of a file."""
 
     file: str
     start: int
@@ -41,7 +42,11 @@ def decode(data: Buffer | bytearray, chunk: Chunk) -> Tensor:
 
 
 def read_metadata(storage: Storage, folder: str) -> dcp.Metadata:
-    """Shapes, types and places of all tensors of a checkpoint; CheckpointError when the file is not sound."""
+    """Return shapes, types and locations of all tensors of a checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
     try:
         _check_links(storage, folder, {TENSORS})
         data = storage.read(f"{folder}/{TENSORS}")
@@ -53,7 +58,7 @@ def read_metadata(storage: Storage, folder: str) -> dcp.Metadata:
 
 
 def parse_metadata(storage: Storage, folder: str, data: bytes) -> dcp.Metadata:
-    """The same from the file's bytes."""
+    """Return the same as `read_metadata` from the file's bytes."""
     try:
         metadata = _parse(json.loads(data))
         _check_links(storage, folder, {chunk.file for chunk in metadata.storage_data.values()})
@@ -63,7 +68,7 @@ def parse_metadata(storage: Storage, folder: str, data: bytes) -> dcp.Metadata:
 
 
 def read_whole(storage: Storage, folder: str, metadata: dcp.Metadata, name: str) -> Tensor:
-    """One tensor put together from its chunks, on the CPU."""
+    """Return one tensor put together from its chunks, on the CPU."""
     entry = metadata.state_dict_metadata[name]
     if not isinstance(entry, dcp.TensorStorageMetadata):
         raise CheckpointError(f"{folder}: {name} is not a tensor")
@@ -99,7 +104,7 @@ def _parse(described: Mapping[str, Any]) -> dcp.Metadata:
 
 
 def _check_links(storage: Storage, folder: str, files: set[str]) -> None:
-    """A file that the manifest does not list has been held to nothing yet, so this does not rest on the manifest."""
+    """Raise ValueError for a link out of the folder, also of a file that the manifest does not list."""
     for name in sorted(files):
         if leads_out(storage, folder, name):
             raise ValueError(f"{name} is a link out of the checkpoint")

@@ -1,4 +1,4 @@
-"""The weights of another run for a new one: all of them or those that patterns name, and nothing by guess."""
+"""Weights of another run for a new one: all of them, or those that match patterns."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from everstep.trainer.state.model_state import ModelState
 
 PREFIX = "model."
 SHOWN = 3
-"""Names that a line lists before it says how many more there are."""
+"""Names that a message lists; the others are counted."""
 
 
 def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = ("*",)) -> str:
-    """Fill those of a model's tensors that a pattern names from a checkpoint, or from the newest of a run.
+    """Fill the model's tensors that match a pattern from a checkpoint, or from the newest one of a run.
 
-    Returns one line: from which checkpoint, how many, what began anew and what was left there.
+    Return one line: the checkpoint, the number of weights, those left new and those not used.
 
     Raises:
-        ConfigError: a pattern names none of the model's weights.
-        CheckpointError: nothing there verifies, or names and shapes differ.
+        ConfigError: a pattern matches none of the model's weights.
+        CheckpointError: no checkpoint verifies, or names and shapes differ.
     """
     tensors = {f"{PREFIX}{n}": value for n, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     wanted = _wanted(tensors, match)
@@ -55,7 +55,7 @@ def _take(
     url: str, folder: RunFolder, candidate: Candidate, wanted: dict[str, torch.Tensor], model: nn.Module,
     match: Sequence[str], mesh: Mesh,
 ) -> set[str]:  # fmt: skip
-    """Fill the tensors; the names of all the weights that are there."""
+    """Fill the tensors; return the names of all weights in the checkpoint."""
     source = open_source(folder.storage, candidate, mesh)
     _check_fit(url, wanted, source.metadata)
     values = candidate.manifest.values.get("model", {}) if candidate.manifest is not None else {}

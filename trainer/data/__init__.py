@@ -1,1 +1,1 @@
-"""Shards, the order in which samples are used, and the loader that hands them to the step."""
+"""Shards, the order in which samples are used, and the loader that gives batches to the step."""

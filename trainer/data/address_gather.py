@@ -1,8 +1,8 @@
-"""Rows copied straight from their addresses, so that one gather serves any number of memory-mapped shards.
+"""Gather of rows by their addresses, so that one gather serves any number of memory-mapped shards.
 
-A gather for each shard that a batch touches costs microseconds a shard; a batch of 32 from 64 shards would cost more
-than its bytes. The views below span the whole address space instead, and are indexed by where each row lies. Only
-addresses of rows that exist may be passed: nothing here checks them.
+A gather per shard costs microseconds; for a batch of 32 from 64 shards that would exceed the cost of its bytes. The
+views below span the whole address space instead, and are indexed by the address of each row. Only addresses of rows
+that exist may be passed: nothing here checks them.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from torch import Tensor
 Ints = NDArray[np.int64]
 
 _ORIGIN = 1 << 16
-"""Below the lowest address that a process may map; a view that began at 0 would be taken for no array."""
+"""Below the lowest address that a process may map; NumPy would not accept a view that begins at 0."""
 _TOP = 1 << 47
-"""User space of a 64-bit process ends here on x86-64, and no mapping is placed higher unasked elsewhere."""
+"""End of user space of a 64-bit process on x86-64; other systems map nothing above it unless asked to."""
 _WIDEST = 1 << 15
-"""Bytes a row; of wider ones, the product of a view's items and their size would not fit into 63 bits."""
+"""Bytes per row; for wider rows, a view's items times their size would not fit into 63 bits."""
 _AT_A_TIME = 256 << 10
-"""Bytes that are gathered before they are cast and put in their place: they stay in the core's own cache."""
+"""Bytes that are gathered before they are cast and written: they stay in the core's own cache."""
 
 
 def address_of(array: NDArray[Any]) -> int:
-    """Where the array's first element lies."""
+    """Return the address of the array's first element."""
     address: int = array.__array_interface__["data"][0]
     return address
 
 
 def element_of(array: NDArray[Any]) -> int:
-    """How many elements of its size after the origin the array begins."""
+    """Return the offset of the array from the origin, in elements of its size."""
     return (address_of(array) - _ORIGIN) // array.itemsize
 
 
 class Rows:
-    """Gathers rows of one type and shape; what is the same for every gather is worked out once."""
+    """Gathers rows of one type and shape; values common to all gathers are computed once."""
 
     def __init__(self, dtype: str, shape: tuple[int, ...], kind: torch.dtype) -> None:
-        """`kind` is what the rows of NumPy's `dtype` become."""
+        """Prepare the gather of rows of NumPy's `dtype`, which become torch's `kind`."""
         self.width, size = math.prod(shape), np.dtype(dtype).itemsize
-        """Elements a row."""
+        """Elements per row."""
         self.bytes = self.width * size
         self._dtype, self._size, self._shape, self._kind = np.dtype(dtype), size, (-1, *shape), kind
         self._space = _space(self.bytes, size) if 0 < self.bytes <= _WIDEST else None
@@ -54,7 +54,7 @@ class Rows:
         self._most = max(1, _AT_A_TIME // max(1, self.bytes))
 
     def __call__(self, elements: Ints) -> Tensor:
-        """The rows that begin at these elements: [len(elements), *shape].
+        """Return the rows that begin at these elements: [len(elements), *shape].
 
         Elements are counted as `element_of` does; all bytes of every row must be mapped.
         """
@@ -77,24 +77,24 @@ class Rows:
 
 
 def _wider(stored: np.dtype[Any], kind: torch.dtype) -> np.dtype[Any] | None:
-    """NumPy's name of `kind` where it is another than what is stored, and nothing can get lost on the way there.
+    """Return the NumPy type of `kind` if the stored type differs and casts to it without loss, else None.
 
-    NumPy casts in the thread that asks. Torch wakes a team of threads that wait for one another in busy loops, one for
-    each thread of ours, and takes its memory out of the middle of free pieces, so that it wanders.
+    NumPy casts in the calling thread. Torch would wake a team of threads that wait for one another in busy loops, one
+    team for each of our threads, and would allocate in a way that fragments memory.
     """
     try:
         found: np.dtype[Any] = torch.empty(0, dtype=kind).numpy().dtype
-    except TypeError:  # bfloat16 and its like
+    except TypeError:  # bfloat16 and other types that NumPy lacks
         return None
     return found if found != stored and np.can_cast(stored, found) else None
 
 
 def gather_ragged(elements: Ints, values: Ints, kind: torch.dtype) -> tuple[Tensor, Ints]:
-    """Rows of different lengths, end to end, and the offsets [len(elements) + 1] between them.
+    """Gather rows of different lengths, end to end, and the offsets [len(elements) + 1] between them.
 
     Args:
-        elements: where the offset of each row stands (`element_of`), followed by that of the next row.
-        values: address of the element that offset 0 means.
+        elements: position of each row's offset (`element_of`), which the next row's offset follows.
+        values: address of the element at offset 0.
     """
     size = kind.itemsize
     bounds = _space(16, 8)[elements].view(np.int64).reshape(-1, 2)
@@ -102,19 +102,19 @@ def gather_ragged(elements: Ints, values: Ints, kind: torch.dtype) -> tuple[Tens
     np.subtract(bounds[:, 1], bounds[:, 0], out=offsets[1:])
     np.cumsum(offsets, out=offsets)
     memory, places = _memory(), bounds * size + (values - _ORIGIN)[:, None]
-    # Of all ways from Python, the one with the least work for each row.
+    # Of all methods available in Python, the one with the least work per row.
     content = bytearray().join([memory[start:stop] for start, stop in places.tolist()])
     return torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind), offsets
 
 
 @lru_cache(maxsize=1)
 def _memory() -> memoryview:
-    """All bytes from the origin on."""
+    """Return a view of all bytes from the origin on."""
     return memoryview((ctypes.c_char * (_TOP - _ORIGIN)).from_address(_ORIGIN)).cast("B")
 
 
 @lru_cache(maxsize=64)
 def _space(row: int, step: int) -> NDArray[np.void]:
-    """Item i is the `row` bytes that begin `i * step` bytes after the origin."""
+    """Return a view whose item i is the `row` bytes that begin `i * step` bytes after the origin."""
     start = np.frombuffer(memoryview((ctypes.c_char * row).from_address(_ORIGIN)), f"V{row}")
     return np.lib.stride_tricks.as_strided(start, ((_TOP - _ORIGIN - row) // step,), (step,), writeable=False)

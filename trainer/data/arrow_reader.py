@@ -1,4 +1,4 @@
-"""A dataset of Arrow IPC shards, gathered from memory maps of local files or of a node's cache of remote ones."""
+"""Dataset of Arrow IPC shards, read from memory maps of local files or of the node's cache."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class ArrowDataset:
     """The samples of a prepared dataset folder or fsspec URL; shards are opened when first needed.
 
-    Shards of a store, and compressed ones of any place, go through a cache on the node's own disk.
+    Remote shards, and compressed ones anywhere, are read through a cache on the node's own disk.
     """
 
     def __init__(
@@ -40,12 +40,13 @@ class ArrowDataset:
         verify: bool = False,
         cache: Callable[[], ShardCache] | None = None,
     ) -> None:
-        """
+        """Open the dataset.
+
         Args:
-            columns: names of those to read; None reads all.
+            columns: names of the columns to read; None reads all.
             cast: a torch type by column, such as {"tokens": "int64"}.
-            verify: check the digests of local shards as they are opened; those that come from a store always are.
-            cache: makes the cache of remote and compressed shards; None is that of this user on this node.
+            verify: check the digests of local shards when they are opened; remote shards are always checked.
+            cache: makes the cache of remote and compressed shards; None is the cache of this user on this node.
         """
         self.path = path
         self.index = ShardIndex.read(path)
@@ -82,24 +83,24 @@ class ArrowDataset:
 
     @property
     def sample_bytes(self) -> float:
-        """Mean size of a sample as it is stored."""
+        """Mean size of a stored sample."""
         return self.index.bytes / max(1, len(self))
 
     @property
     def room_bytes(self) -> int | None:
-        """How much of it can be at hand at once; None where nothing has to be fetched."""
+        """Bytes of the dataset that the node cache can hold at once; None if nothing must be downloaded."""
         return self._shards.room_bytes if self._shards.cache is not None else None
 
     def take(self, ids: Ids) -> Columns:
-        """One gather a column, whatever number of shards the ids touch. Row i is sample `ids[i]`."""
+        """Gather samples, one gather per column for any number of shards. Row i is sample `ids[i]`."""
         shards = self._shards_of(ids)
         with self._here(ids, shards):
             return self._gathered(self._places(ids, shards))
 
     def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
-        """As many `take`s, of the ids between each two bounds, which share the search for where their samples lie."""
+        """Yield the `take` of the ids between each two bounds; they share the search for the rows."""
         if not self._shards.keeps_all:
-            return split(self.take(ids), bounds)  # before shards are let go of to make room for others
+            return split(self.take(ids), bounds)  # gathered before shards are closed for others
         shards = self._shards_of(ids)
         with self._here(ids, shards):
             places = self._places(ids, shards)
@@ -111,9 +112,9 @@ class ArrowDataset:
         )
 
     def want(self, ids: Ids) -> list[Future[None]]:
-        """Begin to fetch what these samples need; nothing where the dataset is on this machine's disks.
+        """Begin to download the parts that these samples need; nothing for a local dataset.
 
-        Only a shard that is open tells which parts hold a sample: when what was begun is done, more may be missing.
+        Only an open shard tells which parts hold a sample: when these downloads are done, more parts may be missing.
         """
         if self._shards.cache is None or self._shards.settled:
             return []
@@ -122,12 +123,12 @@ class ArrowDataset:
         return _begun(missing, urgent=False)
 
     def place(self, sample: int) -> str:
-        """Where a sample lies, for people: dataset, shard and row."""
+        """Return the location of a sample as text: dataset, shard and row."""
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return f"{self.path}, {self.index.shards[number].file}, row {sample - self._starts[number]}"
 
     def _shards_of(self, ids: Ids) -> Ids:
-        # Seen as unsigned, what is negative is too large as well.
+        # As unsigned integers, negative ids are too large as well.
         if ids.size and int(ids.view(np.uint64).max()) >= self._rows:
             raise IndexError(f"{self.path} has samples 0 to {self._rows - 1}, not {ids.min()} to {ids.max()}")
         return self._starts.searchsorted(ids, side="right") - 1
@@ -140,7 +141,7 @@ class ArrowDataset:
 
     @contextmanager
     def _here(self, ids: Ids, shards: Ids) -> Iterator[None]:
-        """All of these samples is open in the block, and stays so where all shards do."""
+        """Keep all parts of these samples open in the block, and afterwards too if all shards stay open."""
         while not self._shards.settled:
             with self._lock:
                 missing = self._missing(ids, shards)
@@ -148,14 +149,14 @@ class ArrowDataset:
                 if not missing:
                     yield
                     return
-            # Without the lock, so that others go on asking for what comes later.
+            # Without the lock, so that other threads can request later samples meanwhile.
             for future in _begun(missing, urgent=True):
                 with suppress(CancelledError):  # another user of the shard has closed it meanwhile
                     future.result()
         yield
 
     def _missing(self, ids: Ids, shards: Ids) -> list[Absent]:
-        """Opens the shards of these samples; returns what of them is not here yet."""
+        """Open the shards of these samples; return the parts that are not yet downloaded."""
         opened, absent = self._shards.use(shards)
         for number, shard in opened.items():
             if shard.cached is not None and not shard.cached.complete:

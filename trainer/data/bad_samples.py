@@ -1,4 +1,4 @@
-"""Samples that cannot be used, by their row in the batch, so that whoever gathered the batch can say which they are."""
+"""Samples that cannot be used, by their row in the batch, which the caller maps to samples."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ SHOWN = 3
 class BadSamples(DataError):
     """Rows of a batch that do not decode, all of them at once: dropping these leaves a good batch.
 
-    It knows rows only; the loader, which knows what was gathered, adds dataset and shard or leaves them out.
+    It holds rows only; the loader, which has the sample ids, adds dataset and shard or drops the samples.
     """
 
     def __init__(self, errors: Mapping[int, str]) -> None:
         self.errors = dict(sorted(errors.items()))
-        """Row in the batch -> why, in one line."""
+        """Row in the batch -> reason, in one line."""
         listed = "; ".join(f"row {row}: {why}" for row, why in list(self.errors.items())[:SHOWN])
         more = f"; and {len(self.errors) - SHOWN} more" if len(self.errors) > SHOWN else ""
         super().__init__(f"{len(self.errors)} of the batch's samples cannot be used: {listed}{more}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # An exception is rebuilt from its message by default, and would lose the rows on the way out of a worker.
+        # By default an exception is rebuilt from its message, and would lose the rows when it leaves a worker.
         return (type(self), (self.errors,))

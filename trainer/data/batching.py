@@ -1,4 +1,4 @@
-"""The columns of a batch, and batches cut from larger gathers: each has a cost of its own, which small ones share."""
+"""Columns of a batch, and batches split from larger gathers, so that small ones share the cost."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ from torch import Tensor
 from everstep.trainer.data.ragged import Ragged
 
 Columns = dict[str, Tensor | Ragged]
-"""Row i of each is one sample's."""
+"""Row i of each column belongs to one sample."""
 ALONE_BYTES, TOGETHER_BYTES = 192 << 10, 1 << 20
-"""A piece of as many bytes is gathered alone; of smaller ones, as many as make the second number at a time."""
+"""A piece of at least the first size is gathered alone; smaller ones up to the second size together."""
 
 
 def split(columns: Columns, bounds: Sequence[int]) -> Iterator[Columns]:
-    """The rows between each two bounds, as views."""
+    """Yield the rows between each two bounds, as views."""
     names, sizes = list(columns), [stop - start for start, stop in pairwise(bounds)]
     parts = zip(*(column.split(sizes) for column in columns.values()), strict=True)
     return (dict(zip(names, values, strict=True)) for values in parts)
 
 
 def pieces(gather: Callable[[int, int], Columns], bounds: Sequence[int], row_bytes: float) -> Iterator[Columns]:
-    """The rows between each two bounds: `gather(start, stop)` is asked for small pieces together, for large ones alone.
+    """Yield the rows between each two bounds, gathered with `gather(start, stop)`.
 
-    A piece is gathered when it is asked for, so that it is in the core's own cache when it is used.
+    Several small pieces share one call; large ones are gathered alone.
+
+    A piece is gathered when it is requested, so that it is in the core's own cache when it is used.
 
     Args:
         row_bytes: size of a row of all columns; 0 gathers all pieces at once.

@@ -1,6 +1,6 @@
-"""`everstep data prepare | inspect | verify | trace`: datasets, from the command line.
+"""`everstep data prepare | inspect | verify | trace`: datasets on the command line.
 
-PyArrow is imported by the verb that needs it, so that the parser costs nothing.
+The verb that needs PyArrow imports it, so that the parser costs nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ everstep data prepare src=docs/ dst=data/docs tokenizer=bytes pack=1024 validati
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb `data` with its own verbs; the parsed namespace goes to `run`."""
+    """Add the verb `data` with its own verbs; the caller passes the parsed namespace to `run`."""
     data = subparsers.add_parser("data", help="prepare, inspect and verify datasets, trace samples")
     verbs = data.add_subparsers(dest="data_verb", required=True, metavar="VERB")
     make = verbs.add_parser(
@@ -42,7 +42,7 @@ def _keys() -> tuple[str, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Exit code; an EverstepError is for the caller to show."""
+    """Run the verb and return the exit code; the caller shows an EverstepError."""
     verbs = {"prepare": _prepare, "inspect": _inspect, "verify": _verify, "trace": trace_cli.run}
     return verbs[args.data_verb](args)
 
@@ -81,7 +81,7 @@ def _inspect(args: argparse.Namespace) -> int:
         table.add_row("columns", columns)
         table.add_row("digest", index.digest)
         for name, value in index.attributes.items():
-            if name == MADE:  # marks, which tell a reader nothing
+            if name == MADE:  # marks that have no meaning for a reader
                 continue
             table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
         console.print(table)

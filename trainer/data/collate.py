@@ -1,7 +1,7 @@
-"""From samples of different lengths to tensors: padded, padded to few shapes, or packed into full rows.
+"""Collation of samples of different lengths into tensors: padded, padded to few shapes, or packed.
 
-Each is a pure function of the batch, so a microbatch has the same tensors on every rank and after every restart.
-Names of keys in errors are those of the `data` node: `data.collate.…`.
+Each collate is a pure function of the batch, so a microbatch has the same tensors on every rank and after every
+restart. Names of keys in errors are those of the `data` node: `data.collate.…`.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws_nothing
 
 Columns = Mapping[str, Tensor | Ragged]
-"""What the loader gathered; the classes here are `everstep.trainer.data.dataset.Collate`."""
+"""Columns that the loader gathered; the classes here are `everstep.trainer.data.dataset.Collate`."""
 
 
 @draws_nothing
 class Pad:
-    """Ragged columns become [n, longest], filled up at the end with `value`, and their lengths a column of their own.
+    """Pad ragged columns to [n, longest] with `value` at the end, and add a column of their lengths.
 
     Args:
-        columns: which; all ragged ones by default.
-        value: what to fill with; by column where they differ ({labels: -100}; 0 for those not named).
+        columns: names of the columns; all ragged ones by default.
+        value: the padding; by column if it differs ({labels: -100}; 0 for columns not named).
         multiple_of: the width is rounded up to a multiple of it.
-        max_length: longer samples are cut to it.
+        max_length: longer samples are truncated to it.
         lengths: name of the lengths, int64 [n]; `<column>_<lengths>` when several columns are padded.
     """
 
@@ -53,7 +53,7 @@ class Pad:
         self.multiple_of, self.max_length = multiple_of, max_length
 
     def __call__(self, batch: Columns) -> dict[str, Tensor]:
-        """Columns that are tensors already pass as they are."""
+        """Return the padded batch; columns that are already tensors are not changed."""
         return _padded(batch, self.columns, self.value, self.lengths, self._width)
 
     def _width(self, name: str, longest: int) -> int:
@@ -67,12 +67,12 @@ class Pad:
 class Bucket:
     """`Pad` to the smallest of `boundaries` that holds the longest sample of the microbatch.
 
-    So there are only as many shapes as boundaries: what compiles or tunes by shape (torch.compile, cuDNN) does it
-    a few times and is done.
+    So there are only as many shapes as boundaries, and tools that compile or tune by shape (torch.compile, cuDNN) do so
+    only a few times.
 
     Args:
         boundaries: widths, in ascending order.
-        truncate: cut samples that are longer than the last boundary; they are an error otherwise.
+        truncate: truncate samples that are longer than the last boundary; otherwise they are an error.
         columns, value, lengths: as in `Pad`; each column has its own width.
     """
 
@@ -90,7 +90,7 @@ class Bucket:
         self.columns, self.value, self.truncate, self.lengths = columns, value, truncate, lengths
 
     def __call__(self, batch: Columns) -> dict[str, Tensor]:
-        """Columns that are tensors already pass as they are."""
+        """Return the padded batch; columns that are already tensors are not changed."""
         return _padded(batch, self.columns, self.value, self.lengths, self._width)
 
     def _width(self, name: str, longest: int) -> int:
@@ -107,17 +107,17 @@ class Bucket:
 
 @draws_nothing
 class Pack:
-    """Samples end to end in rows of `length`, so that next to nothing is padding.
+    """Pack samples end to end in rows of `length`, with almost no padding.
 
-    Each sample goes, in order, into the first row that has room for it (first fit). One that is longer than a row is
-    split over rows of its own, of which the last is open to others; nothing is lost. Beside the column stand
+    Each sample goes, in order, into the first row with space for it (first fit). A sample that is longer than a row is
+    split over rows of its own, of which the last is open to other samples; nothing is lost. Two columns are added:
 
     * `segments`: int32 [rows, length], the sample's number in the microbatch from 1, and 0 for padding;
     * `positions`: int64 [rows, length], from 0 in each row's part of a sample, so always below `length`.
 
     Args:
-        length: values a row; for `LanguageModel` the model's context + 1.
-        column: what is packed. Other ragged columns of the same lengths (a mask, labels) are packed alike.
+        length: values per row; for `LanguageModel` the model's context + 1.
+        column: the column to pack. Other ragged columns of the same lengths (a mask, labels) are packed alike.
         separator: a value to end every sample with; None for samples that have their own, or need none.
     """
 
@@ -126,7 +126,7 @@ class Pack:
         self.length, self.column, self.separator = length, column, separator
 
     def __call__(self, batch: Columns) -> dict[str, Tensor]:
-        """[rows, length] a column; how many rows depends on the samples."""
+        """Return [rows, length] per column; the number of rows depends on the samples."""
         main = _ragged(batch, self.column)
         names = self._alike(batch, main)
         lengths = main.lengths.numpy()
@@ -154,7 +154,7 @@ class Pack:
         return list(batch)
 
     def _layout(self, lengths: NDArray[np.int64]) -> tuple[NDArray[np.int64], Tensor, Tensor, int]:
-        """Where each value goes in the flat rows, with segments, positions and the number of rows."""
+        """Return the index of each value in the flat rows, segments, positions and the number of rows."""
         pieces, starts, rows = first_fit(lengths, self.length)
         owners = np.repeat(np.arange(len(lengths)), -(-lengths // self.length))
         within = counted_from_zero(pieces)
@@ -174,17 +174,17 @@ class Pack:
 
 @draws_nothing
 class Segments:
-    """`segments` and `positions` of blocks that hold several documents with a separator after each.
+    """Add `segments` and `positions` to blocks of several documents, each ended by a separator.
 
     The separator belongs to the document that it ends. Segments (int32) count from 1 in each row, positions (int64)
-    from 0 in each document, or from the start of the row where the document began before it.
+    from 0 in each document, or from the start of the row if the document began before it.
     """
 
     def __init__(self, separator: int, column: str = "tokens") -> None:
         self.separator, self.column = separator, column
 
     def __call__(self, batch: Columns) -> dict[str, Tensor]:
-        """The batch and the two columns, shaped like `column`: [n, length]."""
+        """Return the batch and the two columns, shaped like `column`: [n, length]."""
         tokens = batch.get(self.column)
         if not isinstance(tokens, Tensor) or tokens.ndim != 2:
             raise DataError(f"data.collate.column={self.column!r} must be blocks of one length; pack samples with Pack")
@@ -200,7 +200,7 @@ class Segments:
 
 
 def first_fit(lengths: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64], NDArray[np.int64], int]:
-    """Where samples go in rows of `length`: sizes and flat starts of their pieces, and the number of rows."""
+    """Place samples in rows of `length`: sizes and flat starts of their pieces, and the number of rows."""
     room = np.zeros(int((-(-lengths // length)).sum()), np.int64)
     sizes: list[int] = []
     starts: list[int] = []
@@ -212,7 +212,7 @@ def first_fit(lengths: NDArray[np.int64], length: int) -> tuple[NDArray[np.int64
         rows += whole
         if not rest:
             continue
-        # What is left of a long sample opens a row, which keeps its pieces in order from row to row.
+        # The rest of a long sample opens a row, which keeps its pieces in order from row to row.
         fits = np.flatnonzero(room[:rows] >= (length + 1 if whole else rest))
         row = int(fits[0]) if fits.size else rows
         if row == rows:
@@ -251,7 +251,7 @@ def _pad(column: Ragged, lengths: Tensor, width: int, value: float, name: str) -
     bits[...] = bit_pattern(value, values.dtype, "value", name)
     if len(sizes) and sizes.max() > width:
         source = source[counted_from_zero(sizes) < width]
-    # The mask goes through the rows one after the other, and so do the values.
+    # The mask selects positions row by row, which is the order of the values.
     bits[np.arange(width) < sizes[:, None]] = source
     return out
 

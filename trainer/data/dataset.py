@@ -1,4 +1,4 @@
-"""What a dataset is to the trainer: a digest, a length, and a batched gather of samples by id."""
+"""Interface of a dataset: a digest, a length, and a batched gather of samples by id."""
 
 from __future__ import annotations
 
@@ -25,39 +25,47 @@ if TYPE_CHECKING:
     import pandas as pd
 
 TEST = "test"
-"""Name of the test set, before the names of its metrics."""
+"""Name of the test set, used as prefix of its metrics."""
 Decode = Callable[[Columns], Columns]
-"""Turns stored bytes into tensors; samples that do not decode are told by `BadSamples`."""
+"""Turns stored bytes into tensors; samples that do not decode are reported by `BadSamples`."""
 Collate = Callable[[Columns], dict[str, Tensor]]
 """Makes tensors of columns whose samples differ in length: see trainer/data/collate.py."""
 Augment = Callable[[dict[str, Tensor], Words], dict[str, Tensor]]
-"""(batch, one uint64 key a sample) -> batch. Draws come from the keys, or from global generators, which are seeded by
-the microbatch; a function that uses the keys alone may be marked with `draws_nothing`."""
+"""(batch, one uint64 key per sample) -> batch.
+
+Draws come from the keys, or from global generators, which are seeded by the microbatch. A function that uses the keys
+alone may be marked with `draws_nothing`.
+"""
 
 
 class Dataset(Protocol):
     """Samples with ids 0 to len - 1.
 
-    It may have more: `take_seeded`, a `take` that seeds all generators by the key of each sample; `draws`, False where
-    that is not needed (see `draws_nothing`); `shard_rows`, the samples of each of its shards, for the order to keep
-    together; `takes`, many `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, where a sample lies,
-    for people; `want(ids)`, which begins to fetch samples ahead of need; `room_bytes`, how much of them may be at hand.
+    Optional members: `take_seeded`, a `take` that seeds all generators by the key of each sample; `draws`, False if
+    that is not needed (see `draws_nothing`); `shard_rows`, the samples of each of its shards, which the order keeps
+    together; `takes`, many `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, the location of a
+    sample as text; `want(ids)`, which begins to fetch samples ahead of need; `room_bytes`, the bytes that can be cached
+    at once.
     """
 
     @property
     def digest(self) -> str:
-        """Hex digest of the content: two datasets that differ in one bit have different ones."""
+        """Hex digest of the content: two datasets that differ in one bit have different digests."""
         ...
 
     def __len__(self) -> int: ...
 
     def take(self, ids: Ids) -> Columns:
-        """The named columns of these samples; row i of each is sample `ids[i]`. On the CPU; `BadSamples` names rows."""
+        """Return the columns of these samples on the CPU; row i of each is sample `ids[i]`.
+
+        Raises:
+            BadSamples: samples cannot be used; it names their rows.
+        """
         ...
 
 
 class MapStyle(Protocol):
-    """What torch calls a map-style dataset."""
+    """A map-style dataset of torch."""
 
     def __len__(self) -> int: ...
 
@@ -65,16 +73,22 @@ class MapStyle(Protocol):
 
 
 Takes = Callable[[Ids, Sequence[int]], Iterator[Columns]]
-"""(ids, bounds) -> the samples between each two bounds. A fault that it knows of is raised by the call itself."""
+"""(ids, bounds) -> the samples between each two bounds. A known fault is raised by the call itself."""
 
 
 @dataclass
 class Splits:
-    """What a `data` node of the config builds. Torch map-style datasets are wrapped in `MapDataset`."""
+    """The datasets that a `data` node of the config builds.
+
+    Torch map-style datasets are wrapped in `MapDataset`.
+    """
 
     train: Dataset
     validation: Dataset | Mapping[str, Dataset] | None = None
-    """Held-out samples; of several named sets each metric is `NAME/metric`, beside that of all together."""
+    """Held-out samples.
+
+    With several named sets each metric is `NAME/metric`, beside that of all sets together.
+    """
     augment: Augment | None = None
     """Applied to batches of `train` only."""
     decode: Decode | None = None
@@ -82,9 +96,9 @@ class Splits:
     test: Dataset | None = None
     """Evaluated once, when training is done, as `test/metric`."""
     collate_fn: Callable[[list[Any]], Any] | None = None
-    """As for torch's DataLoader: makes tensors of a list of samples, where a split is a map-style dataset."""
+    """As in torch's DataLoader: makes tensors of a list of samples, if a split is a map-style dataset."""
     columns: Sequence[str] | None = None
-    """Names of the items of samples that are tuples, where a split is a map-style dataset."""
+    """Names of the items of samples that are tuples, if a split is a map-style dataset."""
 
     def __post_init__(self) -> None:
         wrap = partial(as_dataset, columns=self.columns, collate_fn=self.collate_fn)
@@ -97,7 +111,7 @@ class Splits:
             self.test = wrap(self.test)
 
     def held_out(self) -> dict[str, Dataset]:
-        """The validation sets by name; that of a single one is empty."""
+        """Return the validation sets by name; the name of a single one is empty."""
         if self.validation is None:
             return {}
         return dict(self.validation) if isinstance(self.validation, Mapping) else {"": self.validation}
@@ -106,7 +120,11 @@ class Splits:
 def as_dataset(
     found: Any, columns: Sequence[str] | None = None, collate_fn: Callable[[list[Any]], Any] | None = None
 ) -> Dataset:
-    """A dataset as it is, a torch map-style dataset wrapped; DataError for what has no samples by number."""
+    """Return a dataset as it is, or a torch map-style dataset wrapped.
+
+    Raises:
+        DataError: the object has no samples by number.
+    """
     if hasattr(found, "take") and hasattr(found, "digest"):
         dataset: Dataset = found
         return dataset
@@ -114,7 +132,7 @@ def as_dataset(
 
 
 def take_seeded(dataset: Dataset, ids: Ids, keys: Words, seed: Seed) -> Columns:
-    """The samples with every generator seeded by the key of each, or by all keys where they are taken at once."""
+    """Take samples with all generators seeded by the key of each, or by all keys if taken at once."""
     seeded: Callable[[Ids, Words, Seed], Columns] | None = getattr(dataset, "take_seeded", None)
     if seeded is not None:
         return seeded(ids, keys, seed)
@@ -131,7 +149,7 @@ def _set_name(name: object) -> str:
 
 @draws_nothing
 class ArrayDataset:
-    """Columns that lie in memory (or in a memory map): a mapping from name to array of equal lengths."""
+    """Columns in memory (or in a memory map): a mapping from name to array of equal lengths."""
 
     def __init__(self, columns: Mapping[str, NDArray[Any]]) -> None:
         if not columns:
@@ -149,7 +167,7 @@ class ArrayDataset:
 
     @cached_property
     def digest(self) -> str:
-        """Of names, types, shapes and bytes; read once, at the first use."""
+        """Digest of names, types, shapes and bytes; computed once, at the first use."""
         content = hashlib.sha256()
         for name, array in sorted(self.columns.items()):
             content.update(f"{name}\0{array.dtype.str}\0{array.shape}\0".encode())
@@ -165,7 +183,7 @@ class ArrayDataset:
         return sum(array.nbytes for array in self.columns.values()) / max(1, len(self))
 
     def take(self, ids: Ids) -> Columns:
-        """One gather a column, of the column's own type."""
+        """Gather samples, one gather per column, in the column's own type."""
         return {name: torch.from_numpy(array[ids]) for name, array in self.columns.items()}
 
     def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
@@ -173,9 +191,9 @@ class ArrayDataset:
 
 
 def frame_dataset(frame: pd.DataFrame, features: Sequence[str], target: str) -> ArrayDataset:
-    """A pandas table as columns `features` (float32 [n, len(features)]) and `target`.
+    """Return a pandas table as columns `features` (float32 [n, len(features)]) and `target`.
 
-    A target of whole numbers, booleans or categories becomes int64 classes, one of floats stays float32.
+    A target of whole numbers, booleans or categories becomes int64 classes; one of floats becomes float32.
     """
     for name in [*features, target]:
         if name not in frame.columns:
@@ -213,7 +231,7 @@ class Subset:
 
     @cached_property
     def digest(self) -> str:
-        """Of the whole dataset's digest and the chosen ids."""
+        """Digest of the whole dataset's digest and the chosen ids."""
         return hashlib.sha256(self.dataset.digest.encode() + self.ids.tobytes()).hexdigest()
 
     def __len__(self) -> int:
@@ -224,7 +242,7 @@ class Subset:
         return draws(self.dataset)
 
     def take(self, ids: Ids) -> Columns:
-        """Rows `self.ids[ids]` of the whole dataset."""
+        """Return rows `self.ids[ids]` of the whole dataset."""
         return self.dataset.take(self.ids[ids])
 
     def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
@@ -235,6 +253,6 @@ class Subset:
 
 
 def place_of(dataset: Dataset, sample: int) -> str:
-    """Where a sample lies, for people."""
+    """Return the location of a sample as text."""
     place: Callable[[int], str] | None = getattr(dataset, "place", None)
     return place(sample) if place is not None else f"sample {sample}"

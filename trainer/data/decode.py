@@ -1,6 +1,6 @@
-"""From a column of bytes to tensors: what a dataset stores compressed is decoded here, batch by batch.
+"""Decoders from a column of bytes to tensors, for data that is stored compressed; batch by batch.
 
-Each is a pure function of the batch. Samples that do not decode are told all at once, by their rows (`BadSamples`).
+Each is a pure function of the batch. Samples that do not decode are reported all at once, by row (`BadSamples`).
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws, draws_nothing
 
 Columns = Mapping[str, Tensor | Ragged]
-"""What the loader gathered; the classes here are `everstep.trainer.data.dataset.Decode`."""
+"""Columns that the loader gathered; the classes here are `everstep.trainer.data.dataset.Decode`."""
 
 CHANNELS = {"RGB": 3, "L": 1}
 DTYPES = {"float32": torch.float32, "uint8": torch.uint8}
 
 
 class Each:
-    """A decoder of one sample, for every sample of a column: `function(bytes) -> Tensor`.
+    """Apply a decoder of one sample, `function(bytes) -> Tensor`, to every sample of a column.
 
-    Results of one shape are stacked; one-dimensional ones of different lengths become a ragged column.
-    `function` should raise for a sample that it cannot decode: the text of what it raises is the reason.
+    Results of one shape are stacked; one-dimensional ones of different lengths become a ragged column. `function`
+    should raise for a sample that it cannot decode: the text of the exception becomes the reason.
     """
 
     def __init__(self, function: Callable[[bytes], Tensor], column: str) -> None:
@@ -40,17 +40,19 @@ class Each:
         return draws(self.function)
 
     def __call__(self, batch: Columns) -> dict[str, Tensor | Ragged]:
-        """The batch with `column` decoded."""
+        """Return the batch with `column` decoded."""
         return {**batch, self.column: _joined(self.column, decode_each(batch, self.column, self.function))}
 
 
 @draws_nothing
 class Images:
-    """Still images of the formats that `prepare` takes become [n, channels, height, width], turned as EXIF says.
+    """Decode still images to [n, channels, height, width], oriented by their EXIF tag.
+
+    The formats are those that `prepare` accepts.
 
     Args:
-        column: which holds the files' bytes.
-        size: [height, width] to resize to (bilinear, antialiased); None where all images have one size.
+        column: name of the column with the files' bytes.
+        size: [height, width] to resize to (bilinear, antialiased); None if all images have one size.
         mode: RGB (3 channels) or L (1, luminance); other images are converted to it.
         dtype: float32, scaled to 0 … 1, or uint8 as stored.
     """
@@ -72,7 +74,7 @@ class Images:
         self.size = None if size is None else (int(size[0]), int(size[1]))
 
     def __call__(self, batch: Columns) -> dict[str, Tensor | Ragged]:
-        """The batch with `column` decoded; the bytes are not kept."""
+        """Return the batch with `column` decoded; the bytes are not kept."""
         images = decode_each(batch, self.column, self._decode)
         shapes = {(image.shape[1], image.shape[2]) for image in images}
         if len(shapes) > 1:
@@ -88,7 +90,7 @@ class Images:
         except pillow().UnidentifiedImageError:
             raise ValueError(
                 f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
-            ) from None  # Pillow's own text has an address in it
+            ) from None  # Pillow's own text contains an address
         if self.size is not None and image.size != self.size[::-1]:
             image = image.resize(self.size[::-1], pillow().Resampling.BILINEAR)
         pixels = np.array(image)
@@ -96,7 +98,11 @@ class Images:
 
 
 def decode_each(batch: Columns, column: str, function: Callable[[bytes], Tensor]) -> list[Tensor]:
-    """`function` of each sample's bytes, in order; BadSamples names all rows for which it raised."""
+    """Apply `function` to each sample's bytes, in order.
+
+    Raises:
+        BadSamples: `function` raised for the rows that it names.
+    """
     samples = batch.get(column)
     if not isinstance(samples, Ragged) or samples.values.dtype != torch.uint8:
         raise DataError(f"data.decode.column={column!r} must be a column of bytes; the dataset has {_described(batch)}")
@@ -106,7 +112,7 @@ def decode_each(batch: Columns, column: str, function: Callable[[bytes], Tensor]
         try:
             decoded.append(function(samples.bytes(row)))
         except (MemoryError, ConfigError):
-            # Not the sample's fault: to leave it out would make this run another than one with more memory.
+            # Not the sample's fault: leaving it out would make this run differ from one with more memory.
             raise
         except Exception as error:
             errors[row] = " ".join(f"{type(error).__name__}: {error}".split())

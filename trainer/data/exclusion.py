@@ -1,4 +1,4 @@
-"""Samples that a run must not use any more, from some step on: their places in the order stay empty."""
+"""Exclusion of samples from some step on: their slots in the order stay empty."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from everstep.trainer.data.order import Ids
 
 
 class Exclusion:
-    """Which samples are left out at which step. The order of all others does not change."""
+    """Samples that are excluded, with their first step. The order of all others does not change."""
 
     def __init__(self, excludes: Sequence[ExcludeConfig] = ()) -> None:
         first = first_steps_without(excludes)
@@ -23,7 +23,7 @@ class Exclusion:
         return bool(self._ids.size)
 
     def kept(self, ids: Ids, step: int) -> NDArray[np.bool_] | None:
-        """Which of the ids a step uses; None for all of them."""
+        """Return a mask of the ids that a step uses; None if it uses all."""
         if not self._ids.size:
             return None
         found = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)

@@ -1,4 +1,4 @@
-"""The batches of a run for one rank, from any step on, however small its microbatches have become."""
+"""Feed of a run: the batches of one rank from any step on, with the current microbatch size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from everstep.trainer.data.order import SampleOrder
 
 
 class Feed:
-    """Opens a loader at a step; the one before it is closed."""
+    """Opens a loader at a step, after closing the previous one."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Feed:
         self.order = order
         self.loader = loader
         self.micro_batch = micro_batch
-        """Samples that this rank passes through the model at once, from the next `steps` on."""
+        """Samples that this rank passes through the model at once, from the next call of `steps` on."""
         self.rank = rank
         self.world = world
         self.device = device
@@ -37,7 +37,7 @@ class Feed:
         self._waited_s = 0.0
 
     def steps(self, done: int) -> Iterator[list[Microbatch]]:
-        """The local microbatches of each step after the first `done`."""
+        """Yield the local microbatches of each step after the first `done`."""
         self.close()
         self._open = Loader(
             self.gather,

@@ -1,4 +1,7 @@
-"""From the ids of a microbatch to its tensors: gathered, decoded, collated, augmented, without the samples left out."""
+"""Fetch of microbatches: from sample ids to tensors, gathered, decoded, collated and augmented.
+
+Samples that are excluded or skipped are left out.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ from everstep.trainer.data.randomness import Randomness, batch_key, draws
 from everstep.trainer.data.workers import Workers
 
 STAND_INS = 1000
-"""Samples that are tried for a microbatch of which nothing is left."""
+"""Samples that are tried as replacement for a microbatch with no usable sample."""
 REPEATED = 8
-"""Samples that are read twice at the start of a run, to see that nothing but their keys decides what they are."""
+"""Samples that are read twice at the start of a run, to check that only their keys determine them."""
 _STAGES = {"decode": 1 << 61, "collate": 1 << 62, "augment": 1 << 63}
 
 
@@ -39,21 +42,21 @@ class Request(NamedTuple):
     epochs: Ids
     step: int
     """The step that uses them, as the log counts steps: the first is 1."""
-    index: int = 0  # type: ignore[assignment]  # the field's word hides tuple.index, as in Slot
+    index: int = 0  # type: ignore[assignment]  # the field hides tuple.index, as in Slot
     """Number of the microbatch in the global batch."""
     real: bool = True
-    """False where it repeats another rank's, to be passed with weight zero."""
+    """False if it repeats another rank's microbatch, to be passed with weight zero."""
 
     def only(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Request:
-        """The same with these rows of it."""
+        """Return the request with only these rows."""
         return self._replace(ids=self.ids[rows], epochs=self.epochs[rows])
 
 
 class Cut(NamedTuple):
-    """What one request of a span is for."""
+    """Step and microbatch of one request of a span."""
 
     step: int
-    """Counted from the span's first."""
+    """Step, counted from the span's first."""
     index: int  # type: ignore[assignment]
     real: bool
 
@@ -62,11 +65,11 @@ class Span(NamedTuple):
     """The requests of one rank for several steps, end to end."""
 
     first_step: int
-    """As the log counts steps."""
+    """The first step, as the log counts steps."""
     ids: Ids
     epochs: Ids
     bounds: Sequence[int]
-    """Where each request begins, and where the last one ends."""
+    """Start of each request, and the end of the last one."""
     cuts: Sequence[Cut]
 
     def requests(self) -> Iterator[Request]:
@@ -76,25 +79,26 @@ class Span(NamedTuple):
 
 @dataclass(slots=True)
 class Microbatch:
-    """What one rank passes through the model at once."""
+    """A batch that one rank passes through the model at once."""
 
     index: int
     """Its number in the global batch."""
     real: bool
-    """False: passed with weight zero, so that collectives match on ranks with nothing left to do."""
+    """False: passed with weight zero, so that collectives match on ranks without a microbatch."""
     ids: Ids
     batch: dict[str, Tensor]
     """Named columns; row i is sample `ids[i]`."""
     skipped: Sequence[str] = ()
-    """Place and reason of samples that do not decode and were left out."""
+    """Location and reason of samples that do not decode and were left out."""
 
 
 @dataclass(frozen=True)
 class Gather:
-    """Fetches the samples of requests; it is what workers run.
+    """Fetches the samples of requests; the workers run it.
 
-    What is left out, excluded or undecodable, depends on the samples alone, and so is the same on every world. Around
-    code that may draw random numbers every generator is seeded by the samples and put back: trainer/data/randomness.py.
+    Which samples are left out, excluded or undecodable, depends on the samples alone, so it is the same for every world
+    size. Around code that may draw random numbers every generator is seeded by the samples and restored afterwards:
+    trainer/data/randomness.py.
     """
 
     dataset: Dataset
@@ -105,17 +109,20 @@ class Gather:
     on_bad: BadSample = BadSample.stop
     excluded: Exclusion = field(default_factory=Exclusion)
     workers: int = 0
-    """Processes that run users' code. With any, the trainer's own process never does: a file that a dataset opens when
-    it is first read would be shared by all workers forked later, which then read at each other's offsets."""
+    """Processes that run users' code; if there are any, the trainer's own process never runs it.
+
+    A file that a dataset opens at its first read would be shared by all workers forked later, which would then read at
+    each other's offsets.
+    """
 
     @cached_property
     def apart(self) -> bool:
-        """Whether each call from the trainer's own process has to be made in another."""
+        """True if each call from the trainer's own process must be made in another process."""
         return self.workers > 0 and self.draws
 
     @cached_property
     def draws(self) -> bool:
-        """Whether any of it may draw from a generator of the process, and so has to run where the step does not."""
+        """True if any part may draw from a generator of the process, so that it must not run beside the step."""
         return any(draws(part) for part in (self.dataset, self.decode, self.collate, self.augment))
 
     def __call__(self, request: Request) -> Microbatch:
@@ -125,7 +132,7 @@ class Gather:
         return self._alone(self._kept(request), None)
 
     def each(self, requests: Sequence[Request]) -> Iterator[Microbatch]:
-        """Every request in turn, by the workers where there are any for it."""
+        """Yield the microbatch of each request in turn, fetched by workers if there are any."""
         if not self.apart:
             yield from map(self, requests)
             return
@@ -137,7 +144,11 @@ class Gather:
             workers.close()
 
     def check_repeats(self) -> None:
-        """Read the first samples twice; DataError if they differ, since then something else than their keys decides."""
+        """Check that reading the first samples twice gives the same.
+
+        Raises:
+            DataError: they differ, so something other than their keys determines them.
+        """
         if not self.draws:
             return
         ids = np.arange(min(REPEATED, len(self.dataset)))
@@ -146,7 +157,7 @@ class Gather:
             reader = replace(self, workers=min(1, self.workers))
             first, again = (microbatch.batch for microbatch in reader.each([request] * 2))
         except DataError:
-            return  # a sample that cannot be read is told where the order comes to it
+            return  # a sample that cannot be read is reported at its position in the order
         for name, column in first.items():
             if not _is_same(column, again[name]):
                 raise DataError(
@@ -156,7 +167,10 @@ class Gather:
                 )
 
     def together(self, takes: Takes, span: Span) -> Iterator[Microbatch]:
-        """All requests by the dataset's `takes`; what fails is gathered again alone, so that it fails at its place."""
+        """Yield the microbatches of a span by the dataset's `takes`.
+
+        If that fails, each request is gathered on its own, so that the error is raised at its position.
+        """
         if self.excluded:
             return map(self, span.requests())
         try:
@@ -164,7 +178,7 @@ class Gather:
         except DataError:
             return map(self, span.requests())
         if self.decode is None and self.collate is None and self.augment is None:
-            # Small batches are made in a few microseconds; nothing is done for each that was not asked for.
+            # Small batches take a few microseconds each, so nothing else may be done per batch.
             return (
                 Microbatch(cut.index, cut.real, span.ids[start:stop], _tensors(columns))
                 for (start, stop), cut, columns in zip(pairwise(span.bounds), span.cuts, found, strict=True)
@@ -225,7 +239,7 @@ class Gather:
         return take_seeded(self.dataset, ids, keys, randomness.seed)
 
     def _stand_in(self, request: Request, randomness: Randomness | None) -> Request:
-        """Any sample that is neither excluded nor bad: collectives need a pass also where there is nothing to learn."""
+        """Return any sample that is neither excluded nor bad, since collectives need a pass on every rank."""
         for sample in range(min(STAND_INS, len(self.dataset))):
             one = self._kept(Request(np.array([sample]), np.array([0]), request.step))
             try:

@@ -1,6 +1,6 @@
-"""Which of several streams each position belongs to: a fixed pattern over and over, in constant time both ways.
+"""Interleave of streams: assigns each position to a stream by a periodic pattern.
 
-A mixture of datasets is such a pattern, and so are the lanes of a batch.
+Both directions take constant time. A mixture of datasets is such a pattern, and so are the lanes of a batch.
 """
 
 from __future__ import annotations
@@ -30,23 +30,23 @@ class Interleave:
         self.counts = [len(residues) for residues in self.residues]
         """Positions of each stream in one period."""
         self.ranks = np.empty(self.period, dtype=np.int64)
-        """Of each position of the period among those of its stream."""
+        """Index of each position of the period among those of its stream."""
         for residues in self.residues:
             self.ranks[residues] = np.arange(len(residues))
 
     def before(self, stream: int, position: int) -> int:
-        """How many of the positions below `position` belong to `stream`."""
+        """Return the number of positions below `position` that belong to `stream`."""
         turns, rest = divmod(position, self.period)
         return turns * self.counts[stream] + int(np.searchsorted(self.residues[stream], rest))
 
     def position(self, stream: int, index: int) -> int:
-        """The position that is the `index`-th of `stream`."""
+        """Return the position that is the `index`-th of `stream`."""
         turns, rest = divmod(index, self.counts[stream])
         return turns * self.period + int(self.residues[stream][rest])
 
 
 def shares(weights: Sequence[float | Fraction]) -> list[Fraction]:
-    """The weights as exact shares that sum to 1; a float counts as the decimal number that one reads."""
+    """Return the weights as exact shares that sum to 1; a float counts as the decimal number it prints as."""
     exact = [Fraction(str(weight)) for weight in weights]
     for weight in exact:
         if weight <= 0:
@@ -56,10 +56,10 @@ def shares(weights: Sequence[float | Fraction]) -> list[Fraction]:
 
 
 def mix_pattern(weights: Sequence[Fraction]) -> list[int]:
-    """One period of a mixture: at every prefix each stream is less than one position off its share.
+    """Return one period of a mixture: at every prefix each stream is less than one position off its share.
 
-    The chairman assignment of R. Tijdeman (Discrete Mathematics 32, 1980): among the streams that are due,
-    the one whose next position has the earliest deadline.
+    The chairman assignment of R. Tijdeman (Discrete Mathematics 32, 1980): among the streams that are due, choose the
+    one whose next position has the earliest deadline.
     """
     period = math.lcm(*(weight.denominator for weight in weights))
     if period > LONGEST_MIX:
@@ -80,7 +80,10 @@ def mix_pattern(weights: Sequence[Fraction]) -> list[int]:
 
 
 def crossed(mix: Sequence[int], lanes: int, width: int) -> Ints:
-    """One period of both at once: stream s in lane l is `s * lanes + l`; position p is in lane (p // width) % lanes."""
+    """Return one period of mixture and lanes combined.
+
+    Stream s in lane l is `s * lanes + l`; position p is in lane (p // width) % lanes.
+    """
     period = math.lcm(len(mix), lanes * width)
     if period > LONGEST_PERIOD:
         raise ConfigError(

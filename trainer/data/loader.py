@@ -1,7 +1,7 @@
-"""From the sample order to the tensors of a step: inline, by a thread, or by worker processes.
+"""Loader: from the sample order to the tensors of a step, inline, by a thread, or by worker processes.
 
-Which samples come in which order is the business of `SampleOrder`; how they are fetched changes nothing
-in it, so `prefetch` and `workers` are free to differ from one start of a run to the next.
+`SampleOrder` alone determines which samples come in which order; how they are fetched changes nothing in it, so
+`prefetch` and `workers` may differ from one attempt to the next.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from everstep.trainer.data.workers import Workers
 
 LOG = logging.getLogger("everstep")
 CHUNK = 1 << 13
-"""Sample ids computed at a time: enough to make their cost vanish, few enough to stay in the cache."""
+"""Sample ids computed at a time: enough to amortise the cost, few enough to stay in the cache."""
 FIRST_CHUNK = 1 << 10
-"""The same at the start of an iteration, whose first batch somebody waits for."""
+"""Sample ids in the first chunk, which is small since the step waits for its first batch."""
 GROUP, GROUP_BYTES = 1024, 2200 << 10
-"""Samples, and bytes of them, that a dataset with `takes` is asked for at a time."""
+"""Samples, and bytes of them, that are requested at a time from a dataset with `takes`."""
 
 
 class Closable(Protocol):
@@ -45,10 +45,10 @@ class Closable(Protocol):
 class Loader:
     """The microbatches of one rank, step after step, from any step on.
 
-    `prefetch` steps are kept ready by a thread (0: each is gathered when asked for, the fastest way for
-    small data in memory); `workers` processes or threads gather in parallel where reading or augmenting is slow.
-    Generators belong to the process, so code that may draw from them never runs in a thread beside the step: it is
-    run between steps or, with `workers`, in processes.
+    `prefetch` steps are kept ready by a thread (0: each is gathered when requested, the fastest way for small data in
+    memory); `workers` processes or threads gather in parallel if reading or augmenting is slow. Generators belong to
+    the process, so code that may draw from them never runs in a thread beside the step: it runs between steps or, with
+    `workers`, in processes.
     """
 
     def __init__(
@@ -83,9 +83,9 @@ class Loader:
         self._open: list[Closable] = []
 
     def steps(self, first_step: int) -> Iterator[list[Microbatch]]:
-        """The local microbatches of step `first_step` and of every one after it, without end.
+        """Yield the local microbatches of step `first_step` and of every later one, without end.
 
-        One iterator at a time: a second call stops the threads or workers of the first.
+        Only one iterator is active: a second call stops the threads or workers of the first.
         """
         self.close()
         gathered = self._gathered(first_step)
@@ -119,7 +119,7 @@ class Loader:
 
     def _steps(self, gathered: Iterator[Microbatch]) -> Iterator[list[Microbatch]]:
         count, pin, tell = len(self.slots), self.device.type == "cuda", self._gather.on_bad is BadSample.skip
-        while len(step := list(islice(gathered, count))) == count:  # fewer: closed
+        while len(step := list(islice(gathered, count))) == count:  # fewer: the loader was closed
             if tell:
                 for sample in (sample for microbatch in step for sample in microbatch.skipped):
                     LOG.warning("left out, since it cannot be decoded: %s", sample)
@@ -129,7 +129,7 @@ class Loader:
             yield step
 
     def _gathered(self, first_step: int) -> Iterator[Microbatch]:
-        """The local slots in turn: by workers, or here, as many at a time as make one good gather."""
+        """Yield the local slots in turn: by workers, or in this process, several at a time if that is faster."""
         dataset = self._gather.dataset
         if self._workers:
             ahead = max(1, self._prefetch) * len(self.slots)
@@ -159,7 +159,7 @@ class Loader:
         return lookahead
 
     def _spans(self, first_step: int, steps: int) -> Iterator[Span]:
-        """`steps` steps at a time; only this rank's samples are computed, of many steps at once."""
+        """Yield spans of `steps` steps; only this rank's samples are computed, of many steps at once."""
         offsets = np.concatenate([np.arange(slot.start, slot.stop) for slot in self.slots])
         sizes = [slot.stop - slot.start for slot in self.slots] * steps
         bounds, slots = np.cumsum([0, *sizes]).tolist(), self.slots * steps
@@ -175,11 +175,11 @@ class Loader:
 
 
 def _fetching(dataset: Dataset, ahead_mb: int) -> tuple[Want, int] | None:
-    """Whom to ask for samples, and how many before they are needed; None where nothing has to be fetched."""
+    """Return the dataset's `want` and the samples to look ahead; None if nothing must be downloaded."""
     want, room = getattr(dataset, "want", None), getattr(dataset, "room_bytes", None)
     if want is None or room is None or not ahead_mb:
         return None
-    # What is fetched ahead must not push out of the cache what is needed before it.
+    # Samples fetched ahead must not evict from the cache those that are needed earlier.
     ahead_bytes = min(ahead_mb * 1e6, room / 2)
     return want, 1 + int(ahead_bytes / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
 
@@ -193,9 +193,9 @@ def evaluation_batches(
     limit: int | None = None,
     ahead_mb: int = 256,
 ) -> Iterator[Microbatch]:
-    """The first `limit` samples (all: None) in stored order, `batch` at a time; ranks take them in turn.
+    """Yield the first `limit` samples (None: all) in stored order, `batch` at a time; ranks take turns.
 
-    Every rank gets equally many; one that has none left repeats the last with `real=False`.
+    Every rank gets equally many batches; a rank that has none left repeats the last with `real=False`.
     """
     samples = len(gather.dataset) if limit is None else min(limit, len(gather.dataset))
     if samples < 1:

@@ -1,4 +1,4 @@
-"""A thread that asks a dataset to fetch what the run will need next, so far ahead and no further."""
+"""Lookahead thread: makes a dataset download the samples that the run needs next, up to a limit."""
 
 from __future__ import annotations
 
@@ -14,13 +14,16 @@ from everstep.trainer.data.order import Ids
 
 Want = Callable[[Ids], Sequence[Future[None]]]
 ASKS = 3
-"""Times that the same ids are asked for: the ends of a shard tell where its columns are; of a shard that cannot be
-mapped as it is, the rest has to come; then the parts that hold the samples."""
+"""Requests for the same ids.
+
+First the ends of a shard, which tell the location of its columns; then the rest of a shard that cannot be mapped as it
+is; then the parts that hold the samples.
+"""
 
 
 @dataclass
 class _Begun:
-    """Samples of which something is on its way."""
+    """Samples with pending downloads."""
 
     ids: Ids
     futures: Sequence[Future[None]]
@@ -30,17 +33,17 @@ class _Begun:
         return all(future.done() for future in self.futures)
 
     def wait(self) -> None:
-        """Until all is done; EverstepError if something failed."""
+        """Wait until all downloads are done; raise EverstepError if one failed."""
         for future in self.futures:
-            with suppress(CancelledError):  # a shard was closed, to be opened again when its turn comes
+            with suppress(CancelledError):  # a shard was closed; it is opened again when it is needed
                 future.result()
 
 
 class Lookahead:
     """Calls `want` with ids in the order of use, at most about `ahead` samples before they are used.
 
-    `want` begins what it can and does not wait. It is called again when that is done, since only then it may know what
-    else the same samples need; meanwhile it is asked for those after them.
+    `want` begins downloads and does not wait. It is called again for the same samples when these are done, since only
+    then may it know what else they need; meanwhile it is called for later samples.
     """
 
     def __init__(self, want: Want, ids: Iterator[Ids], ahead: int) -> None:
@@ -48,16 +51,16 @@ class Lookahead:
         self._ids = ids
         self._ahead = ahead
         self._used = 0
-        self._wake_at = 0  # samples used, at which the thread has something to ask for
+        self._wake_at = 0  # count of used samples at which the thread has a request to make
         self._closed = False
         self._change = threading.Condition()
         self._thread = threading.Thread(target=self._run, name="everstep-lookahead", daemon=True)
         self._thread.start()
 
     def used(self, samples: int) -> None:
-        """So many more samples have been used."""
+        """Count this many more samples as used."""
         self._used += samples
-        if self._used >= self._wake_at:  # seen without the lock, since most batches change nothing
+        if self._used >= self._wake_at:  # read without the lock, since most batches change nothing
             with self._change:
                 self._change.notify_all()
 
@@ -86,13 +89,13 @@ class Lookahead:
             while begun and not self._closed:
                 self._go_on(begun)
         except EverstepError:
-            return  # whoever uses the sample meets the same fault at its place in the order, and tells it
+            return  # the reader of the sample meets the same fault at its position in the order, and reports it
 
     def _is_far(self, asked: int) -> bool:
         return asked - self._used >= self._ahead
 
     def _go_on(self, begun: deque[_Begun]) -> None:
-        """When the first has come, begin what its samples still lack, if anything."""
+        """Wait for the first downloads, then begin those that the same samples still need."""
         first = begun[0]
         first.wait()
         first.asks += 1

@@ -1,4 +1,4 @@
-"""Adapter of torch's map-style datasets: samples are read one by one, each with its own random numbers."""
+"""Adapter for torch's map-style datasets: samples are read one by one, each with its own seed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ COLLATE_STREAM = 0x636F6C6C617465
 
 
 class MapDataset:
-    """A torch map-style dataset (`__len__`, `__getitem__`). All generators are seeded by the sample before each.
+    """A torch map-style dataset (`__len__`, `__getitem__`); generators are seeded before each sample.
 
-    The digest is the object's own `digest` attribute where it has one; otherwise only its class and length, which tell
-    no change of content.
+    The digest is the object's own `digest` attribute if it has one; otherwise it covers only class and length, so that
+    a change of content is not detected.
     """
 
     def __init__(
@@ -39,11 +39,13 @@ class MapDataset:
         columns: Sequence[str] | None = None,
         collate_fn: Callable[[list[Any]], Any] | None = None,
     ) -> None:
-        """
+        """Wrap `source`.
+
         Args:
-            columns: names of the items where the dataset, or `collate_fn`, returns tuples.
-            collate_fn: makes tensors of a list of samples, as for torch's DataLoader. Without it samples of one shape
-                are stacked, and one-dimensional ones of different lengths are a ragged column for `Splits.collate`.
+            columns: names of the items if the dataset, or `collate_fn`, returns tuples.
+            collate_fn: makes tensors of a list of samples, as in torch's DataLoader. Without it samples of one shape
+            are
+                stacked, and one-dimensional ones of different lengths are a ragged column for `Splits.collate`.
         """
         _check_map_style(source)
         self.source = source
@@ -63,14 +65,14 @@ class MapDataset:
         return len(self.source)
 
     def take(self, ids: Ids) -> Columns:
-        """Return the samples, read one by one, as a map-style dataset offers; `workers` share the cost."""
+        """Return the samples, read one by one as in any map-style dataset; `workers` share the cost."""
         return self.take_seeded(ids, np.zeros(len(ids), np.uint64), lambda key: None)
 
     def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
-        """Return the samples; call `seed` before each with its key, and before the collate with a key of all.
+        """Return the samples; call `seed` with each one's key, and before the collate with a key of all.
 
         Raises:
-            BadSamples: some samples cannot be read, for another reason than a fault of the machine.
+            BadSamples: some samples cannot be read, for a reason other than a fault of the machine.
         """
         samples, errors = [], {}
         for row, (index, key) in enumerate(zip(ids.tolist(), keys.tolist(), strict=True)):
@@ -78,7 +80,7 @@ class MapDataset:
             try:
                 samples.append(self.source[index])
             except Exception as error:
-                # Not the sample's fault: without it this would be another run than on a machine in order.
+                # Not the sample's fault: skipping it would make this run differ from one on a working machine.
                 if isinstance(error, ConfigError) or fault_of(error) is Fault.machine:
                     raise
                 cause, errors[row] = error, " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,4 +1,4 @@
-"""Several datasets as one: ids of the second begin where the first's end. How often each comes is up to the order."""
+"""Mixture of datasets: ids of the second begin where the first's end; the order sets the shares."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Mixture:
     """Datasets with the same columns, each with its share of the samples that a run uses."""
 
     def __init__(self, datasets: Sequence[Dataset], shares: Sequence[Fraction]) -> None:
-        """The shares sum to 1; see `everstep.trainer.data.interleave.shares`."""
+        """Make the mixture; the shares sum to 1, see `everstep.trainer.data.interleave.shares`."""
         if not datasets or len(datasets) != len(shares):
             raise DataError(f"a mixture of {len(datasets)} datasets has {len(shares)} shares; give one for each")
         self.datasets = list(datasets)
@@ -36,7 +36,7 @@ class Mixture:
 
     @property
     def digest(self) -> str:
-        """Of the datasets' digests and shares, in order."""
+        """Digest of the datasets' digests and shares, in order."""
         content = "/".join(f"{d.digest} {share}" for d, share in zip(self.datasets, self.shares, strict=True))
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -45,12 +45,12 @@ class Mixture:
 
     @property
     def sample_bytes(self) -> float:
-        """Mean size of a sample of the largest kind."""
+        """Mean size of a sample, of the dataset with the largest."""
         return max(float(getattr(dataset, "sample_bytes", 0)) for dataset in self.datasets)
 
     @property
     def room_bytes(self) -> int | None:
-        """How much can be at hand at once, of the dataset that has the least room; None where none is fetched."""
+        """Bytes of each dataset that the node cache can hold at once; None if none is downloaded."""
         rooms = (getattr(dataset, "room_bytes", None) for dataset in self.datasets)
         return min((room for room in rooms if room is not None), default=None)
 
@@ -59,7 +59,7 @@ class Mixture:
         return any(draws(dataset) for dataset in self.datasets)
 
     def take(self, ids: Ids) -> Columns:
-        """The samples of each dataset in one gather, put in the order of `ids`."""
+        """Gather the samples of each dataset at once, and return them in the order of `ids`."""
         return self._merged(ids, lambda number, rows, own: self.datasets[number].take(own))
 
     def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
@@ -86,14 +86,14 @@ class Mixture:
 
     @property
     def takes(self) -> Takes | None:
-        """None where a dataset has none: what gives its samples one by one gains nothing from being asked for many."""
+        """Gather for many batches; None if a dataset lacks it, since reading one by one gains nothing."""
         return self._takes if all(getattr(dataset, "takes", None) for dataset in self.datasets) else None
 
     def _takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
         return split(self.take(ids), bounds)
 
     def want(self, ids: Ids) -> list[Future[None]]:
-        """Begin to fetch the samples of those datasets that can."""
+        """Begin to fetch the samples of those datasets that support it."""
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
         found: list[Future[None]] = []
         for number, dataset in enumerate(self.datasets):
@@ -118,7 +118,7 @@ class Mixture:
 
 
 def _together(parts: list[Tensor | Ragged], back: Tensor) -> Tensor | Ragged:
-    """The parts end to end, then row i from place `back[i]`."""
+    """Return the parts end to end, reordered so that row i is from index `back[i]`."""
     tensors = [part for part in parts if isinstance(part, Tensor)]
     if len(tensors) == len(parts):
         if len({(part.dtype, part.shape[1:]) for part in tensors}) > 1:
@@ -131,7 +131,7 @@ def _together(parts: list[Tensor | Ragged], back: Tensor) -> Tensor | Ragged:
 
 
 def records_of(dataset: Dataset) -> list[DataRecord]:
-    """The sources of a dataset, as the order and the run folder know them."""
+    """Return a record of each source of a dataset, for the order and the run folder."""
     if isinstance(dataset, Mixture):
         parts = zip(dataset.datasets, dataset.shares, strict=True)
         return [_record(part, share) for part, share in parts]

@@ -1,4 +1,4 @@
-"""The shards of a dataset that this process has mapped, and at which address each column of each begins."""
+"""Shards of a dataset that this process has mapped, with the address of each column in each."""
 
 from __future__ import annotations
 
@@ -22,9 +22,15 @@ if TYPE_CHECKING:
 
 Ints = NDArray[np.int64]
 MOST_MAPS = 8192
-"""Shards that are open at once: Linux gives a process 65,530 maps. A cached one also holds three of its files."""
+"""Shards that are open at once: Linux gives a process 65,530 maps.
+
+A cached shard also holds three open files.
+"""
 FOOTER_BYTES = 64 << 10
-"""At the end of a shard stands what says where its columns are; that is far less than this."""
+"""Bytes at the end of a shard that hold its footer.
+
+The footer, with the location of the columns, is far smaller.
+"""
 
 
 class OpenShard(NamedTuple):
@@ -35,45 +41,46 @@ class OpenShard(NamedTuple):
     """Address of the first byte of the map."""
     bytes: int
     cached: CachedShard | None
-    """Its place in the node's cache; None for one that is mapped where it lies."""
+    """Its entry in the node cache; None for a local shard that is mapped directly."""
 
 
 Absent = tuple["CachedShard", Ints]
-"""A shard of the cache, and those of its parts that have to come."""
+"""A shard of the cache, and those of its parts that must be downloaded."""
 
 
 class OpenShards:
-    """Maps shards as they are needed, and lets go of cached ones that were not used for longest.
+    """Maps shards when they are needed, and closes the least recently used cached ones.
 
-    Not safe among threads: the dataset holds a lock around it. Nothing here waits for a store, unless shards are
-    compressed.
+    Not thread-safe: the dataset holds a lock around it. Nothing here waits for a store, unless shards are compressed.
     """
 
     def __init__(
         self, path: str, index: ShardIndex, columns: Mapping[str, Column], cache: Callable[[], ShardCache], verify: bool
     ) -> None:
         self.values = {name: np.zeros(len(index.shards), np.int64) for name in columns}
-        """For each column the address of its values in each shard; it holds while the shard is open."""
+        """For each column the address of its values in each shard; valid while the shard is open."""
         self.origins = {name: np.zeros(len(index.shards), np.int64) for name in columns}
-        """Where sample 0 of the dataset, or its offset if samples differ in length, would lie (`element_of`), did the
-        shard go on back to it."""
+        """Address (`element_of`) that sample 0 of the dataset would have if the shard extended back to it.
+
+        If samples differ in length, it is the address of the offset of sample 0.
+        """
         self._starts = np.cumsum([0, *(shard.rows for shard in index.shards)]).tolist()
         self.settled = False
-        """Whether every shard is open for good and complete, so that nothing need be asked any more."""
+        """True if every shard is open for good and complete, so that no check is needed any more."""
         self._storage = open_storage(path)
         self._index = index
         self._columns = columns
         self._verify = verify
         self._compressed = index.attributes.get("compression", "none") != "none"
         self.cache = cache() if self._compressed or self._storage.path() is None else None
-        """The node's cache, where the shards have to go through one."""
+        """The node cache, if the shards must be read through one."""
         self.room_bytes = self.cache.limit_bytes // 2 if self.cache is not None else index.bytes
-        """What this process keeps open: half of the cache, so that there is room for what comes next."""
+        """Limit of the bytes that this process keeps open: half of the cache, to leave space for other shards."""
         self._most_open = MOST_MAPS if self.cache is None else min(MOST_MAPS, max(16, _file_limit() // 8))
         self.keeps_all = index.bytes <= self.room_bytes and len(index.shards) <= self._most_open
-        """Whether a shard that is open stays so: what `use` has opened may be gathered at any time."""
+        """True if an open shard stays open: shards that `use` has opened may be gathered at any time."""
         self.kept: frozenset[int] = frozenset()
-        """Shards that stay open because somebody waits for parts of them."""
+        """Shards that stay open because a thread waits for their parts."""
         self._open: dict[int, OpenShard] = {}
         self._coming: dict[int, CachedShard] = {}
         """Shards that cannot be mapped yet."""
@@ -81,17 +88,17 @@ class OpenShards:
         self._bytes = 0
 
     def use(self, shards: Ints) -> tuple[dict[int, OpenShard], list[Absent]]:
-        """The shards with these numbers, open; all others may have been closed.
+        """Open the shards with these numbers; all others may have been closed.
 
-        Of those that cannot be opened yet, what has to come before.
+        For shards that cannot be opened yet, return the parts that must be downloaded first.
         """
         found, absent = {}, []
-        for number in sorted(set(shards.tolist())):  # np.unique imports numpy.ma, a tenth of a second
+        for number in sorted(set(shards.tolist())):  # np.unique imports numpy.ma, which takes a tenth of a second
             shard = self._open.pop(number, None) or self._map(number)
             if not isinstance(shard, OpenShard):
                 absent.append(shard)
                 continue
-            self._open[number] = found[number] = shard  # to the end: the first is the one not used for longest
+            self._open[number] = found[number] = shard  # to the end: the first entry is the least recently used
             if number in self._incomplete and (shard.cached is None or shard.cached.complete):
                 self._incomplete.discard(number)
         if self._bytes > self.room_bytes or self._is_crowded():
@@ -100,7 +107,7 @@ class OpenShards:
         return found, absent
 
     def parts(self, number: int, shard: OpenShard, rows: Ints) -> Ints:
-        """The parts of the file in which these rows lie; of samples that differ in length, all."""
+        """Return the parts of the file that hold these rows; all parts if samples differ in length."""
         found = []
         for name, column in self._columns.items():
             if column.ragged:
@@ -158,7 +165,7 @@ class OpenShards:
         return opened
 
     def _placed(self, shard: Shard) -> CachedShard:
-        """The shard's place in the cache; of a compressed one with all of it."""
+        """Return the shard's entry in the cache; a compressed shard is downloaded completely."""
         cache = cast("ShardCache", self.cache)
         if self._compressed:
             return cache.inflated(self._storage, shard, inflate)
@@ -177,16 +184,16 @@ class OpenShards:
 
 
 def _ends(shard: Shard) -> Ints:
-    """The parts that tell where the shard's columns are."""
+    """Return the parts that hold the location of the shard's columns."""
     last = len(shard.parts) - 1
     return np.unique([0, max(0, shard.bytes - FOOTER_BYTES) // PART_BYTES, last])
 
 
 def _file_limit() -> int:
-    """How many files this process may have open."""
+    """Return the number of files that this process may have open."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def row_bytes(column: Column) -> int:
-    """Size of one sample of a column whose samples are all alike."""
+    """Return the size of one sample of a column whose samples all have one shape."""
     return math.prod(size or 0 for size in column.shape) * np.dtype(column.type).itemsize

@@ -1,8 +1,8 @@
-"""Which sample comes when: pure functions of (sizes of shards, seed, position), the same on every world.
+"""Sample order: pure functions of (sizes of shards, seed, position), the same for every world size.
 
-Step s consumes the positions [s * global_batch, (s + 1) * global_batch). Of one dataset, position p is entry
-p % samples of epoch p // samples; a batch may straddle epochs, and nothing is padded or dropped. A mixture deals its
-positions to its datasets in a fixed pattern, and each goes through epochs of its own.
+Step s consumes the positions [s * global_batch, (s + 1) * global_batch). With one dataset, position p is entry
+p % samples of epoch p // samples; a batch may straddle epochs, and nothing is padded or dropped. A mixture assigns its
+positions to its datasets in a fixed pattern, and each dataset has epochs of its own.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _ORDER_STREAM, _SAMPLE_STREAM, _DRAW_STREAM = 0x6F72646572, 0x73616D706C65, 0x64
 
 @dataclass(frozen=True, eq=False)
 class Source:
-    """A dataset as the order sees it."""
+    """A dataset as the order needs it."""
 
     rows: Sequence[int]
-    """Samples of each shard, in stored order; one number where there are no shards."""
+    """Samples of each shard, in stored order; one number if there are no shards."""
     share: Fraction = Fraction(1)
-    """Of all samples that a run uses; the shares of a run's sources sum to 1."""
+    """Share of all samples that a run uses; the shares of a run's sources sum to 1."""
     weights: NDArray[np.float64] | None = None
-    """How likely each sample is drawn, where an epoch is as many draws as samples; None visits each once."""
+    """Weight of each sample, where an epoch is as many draws as samples; None visits each sample once."""
 
 
 class Draws:
-    """Which sample each draw of a weighted source gives: a hash of the draw's number, so any can be entered."""
+    """Draws of a weighted source: the sample is a hash of the draw's number, so any draw can be computed."""
 
     def __init__(self, weights: NDArray[np.float64], seed: int) -> None:
         self._ends = np.cumsum(weights)
@@ -48,17 +48,17 @@ class Draws:
         self._seed = np.uint64(mix_int(seed + _DRAW_STREAM))
 
     def samples(self, draws: Ids) -> Ids:
-        """int64 like `draws`, which are counted since the first epoch."""
+        """Return the samples of draws, which are counted since the first epoch; int64 like `draws`."""
         chances = uniform(mix(draws.astype(np.uint64) * np.uint64(GOLDEN) + self._seed), 0)
         found = np.searchsorted(self._ends, chances * self._ends[-1], side="right")
-        samples: Ids = np.minimum(found, self._last)  # where the product was rounded up
+        samples: Ids = np.minimum(found, self._last)  # the product may have been rounded up
         return samples
 
 
 class SampleOrder:
     """The order of a run: from a position to its sample and back, in constant time at any position.
 
-    Samples of several sources have ids one after the other: those of the second begin where the first's end.
+    Samples of several sources have consecutive ids: those of the second begin where the first's end.
     """
 
     def __init__(
@@ -72,13 +72,14 @@ class SampleOrder:
         lanes: int = 1,
         lane_width: int = 1,
     ) -> None:
-        """
+        """Prepare the order.
+
         Args:
-            sources: what is read, or the number of samples of the one source.
-            global_batch: samples a step.
-            shuffle: False goes through each source in its stored order, epoch after epoch.
-            window: shards whose samples are mixed at a time, over all lanes; None mixes all.
-            lanes: streams, each with shards of its own, that take turns of `lane_width` samples within a batch.
+            sources: the sources, or the number of samples of a single one.
+            global_batch: samples per step.
+            shuffle: False visits each source in its stored order, epoch after epoch.
+            window: number of shards whose samples are mixed at a time, over all lanes; None mixes all.
+            lanes: streams with shards of their own, which alternate every `lane_width` samples within a batch.
         """
         if isinstance(sources, int):
             sources = [Source([sources])]
@@ -113,7 +114,7 @@ class SampleOrder:
 
     @classmethod
     def of_run(cls, run: RunConfig, sources: Sequence[Source]) -> SampleOrder:
-        """The order in which a run uses the samples of these sources."""
+        """Return the order in which a run uses the samples of these sources."""
         return cls(
             sources,
             run.global_batch,
@@ -133,18 +134,18 @@ class SampleOrder:
         return self.sources[int(np.searchsorted(self.starts, sample, side="right")) - 1]
 
     def ids(self, position: int, count: int) -> Ids:
-        """The sample ids at positions [position, position + count): int64 [count]."""
+        """Return the sample ids at positions [position, position + count): int64 [count]."""
         return self.at(position, np.arange(count))[1]
 
     def epochs(self, position: int, count: int) -> Ids:
-        """The epochs of the same positions, each of its own source: int64 [count]."""
+        """Return the epochs of the same positions, each of its own source: int64 [count]."""
         return self.at(position, np.arange(count))[0]
 
     def at(self, position: int, offsets: NDArray[np.integer]) -> tuple[Ids, Ids]:
-        """Epochs and sample ids, int64 like `offsets`, at the positions `position + offsets`.
+        """Return epochs and sample ids, int64 like `offsets`, at the positions `position + offsets`.
 
-        Of a weighted source the number of the draw stands for the epoch, since an epoch may draw a sample twice.
-        `position` may be any size; only the offsets (0 or more) need to fit into an array.
+        For a weighted source the number of the draw replaces the epoch, since an epoch may draw a sample twice.
+        `position` may be any size; only the offsets (0 or more) must fit into an array.
         """
         if position < 0:
             raise ValueError(f"a position is 0 or more, not {position}")
@@ -170,7 +171,10 @@ class SampleOrder:
         return epochs, ids
 
     def _of_source(self, number: int, first: int, indices: Ids, position: int, offsets: Ids) -> tuple[Ids, Ids]:
-        """Epochs and samples of one source: its samples number `first + indices`, at `position + offsets`."""
+        """Return epochs and samples of one source for its samples `first + indices`.
+
+        They are at the positions `position + offsets` of the run.
+        """
         epochs, ids = self._visited(number, first, indices, position, offsets)
         draws = self._draws[number]
         if draws is None:
@@ -212,7 +216,7 @@ class SampleOrder:
         return ids
 
     def _find_stretches(self, number: int, epoch: int) -> list[tuple[Stretch, int]]:
-        """For each lane its stretch of a source's epoch, and how many of the lane's samples came before that epoch."""
+        """Return for each lane its stretch of a source's epoch, and the lane's samples before that epoch."""
         lanes, samples = self._lanes, self._orders[number].samples
         if lanes is None:
             return [(Stretch(0, 0, samples), epoch * samples)]
@@ -227,9 +231,9 @@ class SampleOrder:
         return found
 
     def position_of(self, sample: int, epoch: int) -> int:
-        """The one position at which the sample's source visits it for the `epoch`-th time, counted from 0.
+        """Return the position at which the sample's source visits it for the `epoch`-th time, counted from 0.
 
-        Of a weighted source `sample` is a draw's number within the epoch, for which it has no inverse.
+        For a weighted source `sample` is a draw's number within the epoch, since draws have no inverse.
         """
         if not 0 <= sample < self.samples:
             raise ValueError(f"a sample is 0 to {self.samples - 1}, not {sample}")
@@ -245,19 +249,19 @@ class SampleOrder:
         return self._lanes.position(number * self.lanes + stretch.lane, index)
 
     def step_of(self, sample: int, epoch: int) -> int:
-        """The step (from 0) that consumes `sample` in `epoch`."""
+        """Return the step (from 0) that consumes `sample` in `epoch`."""
         return self.position_of(sample, epoch) // self.global_batch
 
 
 def sample_keys(seed: int, epochs: Ids, ids: Ids) -> Words:
-    """A hash for each (seed, epoch, sample), uint64 like `ids`, from which augmentation draws."""
+    """Return a hash for each (seed, epoch, sample), uint64 like `ids`, from which augmentation draws."""
     base = np.uint64(mix_int(seed * GOLDEN + _SAMPLE_STREAM))
     by_epoch = mix(epochs.astype(np.uint64) * np.uint64(GOLDEN) + base)
     return mix(ids.astype(np.uint64) * np.uint64(GOLDEN) + by_epoch)
 
 
 def uniform(keys: Words, stream: int) -> NDArray[np.float64]:
-    """One number in [0, 1) for each key; another, independent one for each `stream`. Same shape as `keys`."""
+    """Return a number in [0, 1) for each key, independent for each `stream`; same shape as `keys`."""
     words = mix(keys + np.uint64(mix_int((stream + 1) * GOLDEN & MASK)))
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
@@ -265,8 +269,8 @@ def uniform(keys: Words, stream: int) -> NDArray[np.float64]:
 class Slot(NamedTuple):
     """One microbatch of a rank: positions [start, stop) within the global batch."""
 
-    index: int  # type: ignore[assignment]  # the field's word hides tuple.index, which nobody needs here
-    """Which microbatch of the global batch; its random numbers are seeded by it."""
+    index: int  # type: ignore[assignment]  # the field hides tuple.index, which is not needed here
+    """Number of the microbatch in the global batch; its random numbers are seeded by it."""
     start: int
     stop: int
     real: bool
@@ -274,10 +278,10 @@ class Slot(NamedTuple):
 
 
 def microbatches(global_batch: int, micro_batch: int, rank: int, world: int) -> list[Slot]:
-    """The microbatches that `rank` of `world` works on in each step, equally many on every rank.
+    """Return the microbatches that `rank` of `world` works on in each step, equally many on every rank.
 
-    The global batch is the fixed list of ceil(global_batch / micro_batch) microbatches, of which the last
-    may be smaller; ranks take them in turn. A rank without one repeats the last with `real=False`.
+    The global batch is the fixed list of ceil(global_batch / micro_batch) microbatches, of which the last may be
+    smaller; ranks take them in turn. A rank without one repeats the last with `real=False`.
     """
     _at_least_one("global_batch", global_batch)
     _at_least_one("micro_batch", micro_batch)

@@ -1,4 +1,4 @@
-"""Generators that a dataset or a transform made for itself, wherever it keeps them."""
+"""Generators that belong to a dataset or a transform, in any of its objects."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from everstep.errors import DataError
 LOG = logging.getLogger("everstep")
 Generator = torch.Generator | np.random.Generator | RandomState | random.Random
 LONGEST = 256
-"""Items of a list or dict that are looked at: transforms stand in short ones, samples and file names in long ones."""
+"""Longest list or dict that is searched.
+
+Transforms are in short ones, samples and file names in long ones.
+"""
 MOST = 5000
-"""Objects that are looked at in each part; a dataset is looked through before each microbatch."""
+"""Objects that are searched in each part; a dataset is searched before each microbatch."""
 _LEAVES = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, np.ndarray, np.generic,
            types.ModuleType, types.BuiltinFunctionType)  # fmt: skip
 _SEVERAL = (list, tuple, set, frozenset, deque)
@@ -35,27 +38,27 @@ _INSTALLED = ("site-packages", "dist-packages")
 
 
 def own_generators(*parts: object, most: int = MOST) -> list[Generator]:
-    """Return every generator that can be reached from the parts, in an order that depends on their structure alone.
+    """Return every generator that can be reached from the parts, in an order set by their structure.
 
-    The search follows attributes, short containers, closures and partials; of the user's own code also class attributes
+    The search follows attributes, short containers, closures and partials; in the user's own code also class attributes
     and the globals that its functions name.
 
     Args:
-        most: objects of each part that are looked at; the log names a part that has more.
+        most: objects of each part that are searched; the log names a part that has more.
 
     Raises:
         DataError: one of them cannot be seeded.
     """
     packages = {_package(part) for part in parts}
     found: list[Generator] = []
-    seen: dict[int, object] = {}  # kept alive, so that no id is used twice
+    seen: dict[int, object] = {}  # keeps objects alive, so that no id is used twice
     for part in parts:
         _search(part, packages, found, seen, len(seen) + most)
     return found
 
 
 def _search(root: object, packages: set[str], found: list[Generator], seen: dict[int, object], most: int) -> None:
-    """Add the generators that can be reached from `root` to `found`, and the objects that were looked at to `seen`."""
+    """Add generators that can be reached from `root` to `found`, and searched objects to `seen`."""
     waiting = [root]
     while waiting:
         part = waiting.pop()
@@ -147,13 +150,13 @@ def _of_function(function: types.FunctionType, packages: Set[str]) -> Iterator[o
 
 @functools.lru_cache(maxsize=4096)
 def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the globals that the code, or a function inside of it, may name."""
+    """Return the globals that the code, or a function inside it, may name."""
     inner = [name for constant in code.co_consts if isinstance(constant, types.CodeType) for name in _names(constant)]
     return tuple(dict.fromkeys([*code.co_names, *inner]))
 
 
 def _package(part: Any) -> str:
-    """Return the package that an object's code is in; for a partial, that of the function in it."""
+    """Return the package that an object's code is in; for a partial, that of its function."""
     while isinstance(part, functools.partial):
         part = part.func
     module = getattr(part, "__module__", None) or type(part).__module__
@@ -169,7 +172,7 @@ def _is_own(module: str | None, packages: Set[str]) -> bool:
 
 @functools.lru_cache(maxsize=4096)
 def _is_opaque(module: str) -> bool:
-    """True for classes of Python's own, such as loggers and locks, but for those that only hold attributes."""
+    """True for classes of Python's own, such as loggers and locks, except those that only hold attributes."""
     package = module.partition(".")[0]
     return package in sys.stdlib_module_names and package not in _PLAIN
 

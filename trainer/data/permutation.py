@@ -1,8 +1,8 @@
 """A keyed permutation of range(n) without a table: any entry, forward or back, in constant time.
 
-A Feistel network permutes the smallest range of 2^bits numbers that holds n; a value that lands at n or
-above goes through the network again until it lands below (cycle walking), which keeps it a bijection of
-range(n). Less than half of the range lies above n, so two passes are the most that one expects.
+A Feistel network permutes the smallest range of 2^bits numbers that holds n; a result of n or above goes through the
+network again until it is below n (cycle walking), which keeps it a bijection of range(n). Less than half of the range
+is above n, so the expected number of passes is at most two.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ _SHIFT_30, _SHIFT_27, _SHIFT_31, _SHIFT_32 = (np.uint64(bits) for bits in (30, 2
 
 
 def mix(words: Words) -> Words:
-    """The finaliser of splitmix64: every input bit changes about half of the output bits. Any shape."""
+    """Return the finaliser of splitmix64: every input bit changes about half of the output bits.
+
+    Any shape.
+    """
     mixed = (words ^ (words >> _SHIFT_30)) * _MIX_1
     mixed = (mixed ^ (mixed >> _SHIFT_27)) * _MIX_2
     return mixed ^ (mixed >> _SHIFT_31)
 
 
 def mix_int(word: int) -> int:
-    """`mix` of one Python integer, taken modulo 2^64; a few times faster than a one-element array."""
+    """Return `mix` of one Python integer, taken modulo 2^64; a few times faster than a one-element array."""
     word &= MASK
     word = ((word ^ (word >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     word = ((word ^ (word >> 27)) * 0x94D049BB133111EB) & MASK
@@ -35,10 +38,10 @@ def mix_int(word: int) -> int:
 
 
 class KeyedPermutation:
-    """A pseudo-random bijection of range(n), another one for each key.
+    """A pseudo-random bijection of range(n), a different one for each key.
 
-    `key` is one integer, or a uint64 array with one key for each value that is passed in, so that values
-    of several epochs go through in one call. `n` is 1 to 2^62.
+    `key` is one integer, or a uint64 array with one key for each value that is passed in, so that values of several
+    epochs are computed in one call. `n` is 1 to 2^62.
     """
 
     def __init__(self, n: int, key: int | Words) -> None:
@@ -54,11 +57,11 @@ class KeyedPermutation:
         self._high_mask = np.uint64((1 << (bits - bits // 2)) - 1)
 
     def forward(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The images of `values` (each in range(n)), one-dimensional like them, as int64."""
+        """Return the images of `values` (each in range(n)), one-dimensional like them, as int64."""
         return self._walk(values, range(self._rounds))
 
     def inverse(self, values: NDArray[np.integer]) -> NDArray[np.int64]:
-        """The values whose images are `values`: `inverse(forward(x)) == x`."""
+        """Return the values whose images are `values`: `inverse(forward(x)) == x`."""
         return self._walk(values, range(self._rounds - 1, -1, -1))
 
     def _walk(self, values: NDArray[np.integer], rounds: range) -> NDArray[np.int64]:
@@ -75,7 +78,7 @@ class KeyedPermutation:
     def _pass(self, values: Words, key: int | Words, rounds: range) -> Words:
         high, low = values >> self._low_bits, values & self._low_mask
         for number in rounds:
-            # Each half is changed by a hash of the other alone, so the same step undoes itself.
+            # Each half is changed by a hash of the other alone, so the same step is its own inverse.
             if number % 2:
                 low ^= _half(high, key, number) & self._low_mask
             else:
@@ -86,7 +89,7 @@ class KeyedPermutation:
 
 
 def _half(half: Words, key: int | Words, number: int) -> Words:
-    """The round function: at least 32 well mixed bits of (half, key, number)."""
+    """Return the round function: at least 32 well mixed bits of (half, key, number)."""
     if isinstance(key, int):
         mixed = half ^ np.uint64(mix_int(key + number * GOLDEN))
     else:

@@ -1,4 +1,4 @@
-"""A thread that runs ahead of its consumer by a bounded number of items."""
+"""Prefetch thread that runs ahead of its consumer by a bounded number of items."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ Item = TypeVar("Item")
 class Prefetcher(Generic[Item]):
     """Iterates over `source` in a daemon thread that keeps up to `depth` items ready.
 
-    An error in the source is raised in the consumer, after the items before it, with its own traceback.
-    The wait for an item is one on a lock, which signal handlers interrupt.
+    An error in the source is raised in the consumer, after the items before it, with its own traceback. The consumer
+    waits for an item on a lock, which signal handlers can interrupt.
     """
 
     def __init__(self, source: Iterator[Item], depth: int) -> None:
@@ -44,7 +44,7 @@ class Prefetcher(Generic[Item]):
             raise StopIteration
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop the thread; wait for it at most `timeout` seconds when the source does not return."""
+        """Stop the thread; wait for it at most `timeout` seconds if the source does not return."""
         with self._change:
             self._closed = True
             self._ready.clear()

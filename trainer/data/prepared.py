@@ -26,14 +26,14 @@ def dataset(
     augment: Augment | None = None,
     cache: Callable[[], ShardCache] | None = None,
 ) -> Splits:
-    """What `everstep data prepare` made of a source: `path`/train and `path`/validation, or `path` as a whole.
+    """Return a dataset of `everstep data prepare`: `path`/train and `path`/validation, or `path` itself.
 
     Args:
         path: a folder or any fsspec URL.
-        columns: names of those to read; None reads all.
+        columns: names of the columns to read; None reads all.
         cast: a torch type by column, such as {"tokens": "int64"}.
-        verify: check the digests of local shards as they are opened; those from a store always are.
-        decode, collate, augment: what happens to the batches, in this order; the last on training data only.
+        verify: check the digests of local shards when they are opened; remote shards are always checked.
+        decode, collate, augment: applied to the batches, in this order; the last to training data only.
     """
     opened = [ArrowDataset(url, columns=columns, cast=cast, verify=verify, cache=cache) for url in _folders(path)]
     return Splits(opened[0], opened[1] if len(opened) > 1 else None, augment, decode, collate)
@@ -50,10 +50,10 @@ def mixture(
     augment: Augment | None = None,
     cache: Callable[[], ShardCache] | None = None,
 ) -> Splits:
-    """Several prepared datasets, each `{path: …, weight: …}`, with the arguments of `dataset`.
+    """Return several prepared datasets, each `{path: …, weight: …}`, with the arguments of `dataset`.
 
-    At every point of the run each has had its share of the samples, to less than one; small ones repeat. Held out are
-    the validation sets of all that have one, each sample once.
+    At every point of the run each has had its share of the samples, to less than one sample; small datasets repeat. The
+    held-out set is the validation sets of all that have one, each sample once.
     """
     if not mix:
         raise ConfigError("data.mix=[]: name at least one dataset as {path: …, weight: …}")

@@ -1,4 +1,4 @@
-"""Samples of different lengths in one batch: their values end to end, and where each begins."""
+"""Ragged columns: samples of different lengths in one batch, as their values end to end and offsets."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Ragged:
         return len(self.offsets) - 1
 
     def __getitem__(self, index: int) -> Tensor:
-        """The values of one sample, a view."""
+        """Return the values of one sample, a view."""
         if not 0 <= index < len(self):
             raise IndexError(f"sample {index} of {len(self)}")
         start, stop = self.offsets[index : index + 2].tolist()
         return self.values[start:stop]
 
     def bytes(self, index: int) -> bytes:
-        """One sample of a column of bytes or text."""
+        """Return one sample of a column of bytes or text."""
         return self[index].numpy().tobytes()
 
     @property
@@ -39,13 +39,13 @@ class Ragged:
         return self.offsets.diff()
 
     def slice(self, start: int, stop: int) -> Ragged:
-        """Samples [start, stop), a view."""
+        """Return samples [start, stop), a view."""
         offsets = self.offsets[start : stop + 1]
         first, last = int(offsets[0]), int(offsets[-1])
         return Ragged(self.values[first:last], offsets - first)
 
     def split(self, sizes: list[int]) -> list[Ragged]:
-        """So many samples each, as views."""
+        """Return the samples split into groups of these sizes, as views."""
         bounds = [0, *accumulate(sizes)]
         marks = self.offsets[bounds].tolist()
         pieces = zip(pairwise(bounds), pairwise(marks), strict=True)
@@ -55,16 +55,16 @@ class Ragged:
         ]
 
     def select(self, rows: Tensor) -> Ragged:
-        """The samples with these numbers, int64 [n], copied in this order."""
+        """Return the samples with these numbers, int64 [n], copied in this order."""
         kept = [self[row] for row in rows.tolist()]
         return Ragged.of(kept) if kept else Ragged(self.values[:0], self.offsets[:1] * 0)
 
     def to(self, *args: Any, **kwargs: Any) -> Ragged:
-        """The values elsewhere or of another type, like `Tensor.to`; the offsets stay on the CPU."""
+        """Convert the values to another device or type, like `Tensor.to`; the offsets stay on the CPU."""
         return Ragged(self.values.to(*args, **kwargs), self.offsets)
 
     @classmethod
     def of(cls, samples: list[Tensor]) -> Ragged:
-        """One-dimensional tensors end to end."""
+        """Return one-dimensional tensors end to end."""
         lengths = torch.tensor([0, *(len(sample) for sample in samples)])
         return cls(torch.cat(samples) if samples else torch.empty(0), lengths.cumsum(0))

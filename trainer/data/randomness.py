@@ -1,9 +1,9 @@
-"""Random numbers of the user's datasets, transforms and collates: all generators are seeded by the sample's key.
+"""Random numbers of users' datasets, transforms and collates, seeded by the sample's key.
 
 Such code draws from torch's, NumPy's and Python's global generators, or from one of its own. All of them are seeded
-before each sample and put back after the microbatch: a sample is the same in every process and after every restart, and
-the training step finds its generators as they were. Global generators belong to the process and not to a
-thread, so code that draws may not run in a thread beside the step (`draws`).
+before each sample and restored after the microbatch: a sample is the same in every process and after every restart, and
+the training step finds its generators unchanged. Global generators belong to the process, not to a thread, so code that
+draws must not run in a thread beside the step (`draws`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MARK = "draws"
 
 
 def draws_nothing(part: Part) -> Part:
-    """Mark a class or function that draws random numbers from its keys alone, so that it may run in a thread."""
+    """Mark a class or function that draws from its keys alone, so that it may run in a thread."""
     setattr(part, _MARK, False)
     return part
 
@@ -65,7 +65,10 @@ class Randomness:
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Put all generators back at the end. Meanwhile torch has one thread, as in a worker: sums are the same."""
+        """Restore all generators at the end of the block.
+
+        In the block torch has one thread, as in a worker, so that sums are the same.
+        """
         restores, threads = [_restore(generator) for generator in self._all], torch.get_num_threads()
         torch.set_num_threads(1)
         try:
@@ -78,7 +81,7 @@ class Randomness:
 
 @contextlib.contextmanager
 def seeded(key: int) -> Iterator[None]:
-    """Seed the global generators for code that is to draw the same at every start, and put them back at the end."""
+    """Seed the global generators for code that must draw the same at every start; restore them at the end."""
     randomness = Randomness()
     with randomness.kept():
         randomness.seed(key)
@@ -86,7 +89,11 @@ def seeded(key: int) -> Iterator[None]:
 
 
 def seed_generator(generator: Generator, seed: int) -> None:
-    """Seed one generator of any kind with 64 bits; DataError for a kind that cannot be seeded."""
+    """Seed one generator of any kind with 64 bits.
+
+    Raises:
+        DataError: the kind cannot be seeded.
+    """
     try:
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)
@@ -105,7 +112,7 @@ def seed_generator(generator: Generator, seed: int) -> None:
 
 
 def _restore(generator: Generator) -> Callable[[], Any]:
-    """Return a function that puts the generator back into its present state."""
+    """Return a function that restores the generator to its present state."""
     if isinstance(generator, torch.Generator):
         return functools.partial(generator.set_state, generator.get_state())
     if isinstance(generator, random.Random):

@@ -1,4 +1,7 @@
-"""data.json in the run folder: what the run's sample ids mean, so that any step can be traced without the data."""
+"""data.json in the run folder: the sources of the run's sample ids.
+
+With it any step can be traced without the data.
+"""
 
 from __future__ import annotations
 
@@ -23,20 +26,24 @@ class DataRecord:
     """One source of a run's samples."""
 
     place: str
-    """Path or URL, or what kind of dataset it is."""
+    """Path or URL, or the class of the dataset."""
     digest: str
     share: str
-    """Of all samples that the run uses, as a fraction."""
+    """Share of all samples that the run uses, as a fraction."""
     rows: Sequence[int]
     """Samples of each shard."""
     files: Sequence[str] = ()
-    """Name of each shard, where there are files."""
+    """Name of each shard, if there are files."""
     weights: str | None = None
-    """How likely each sample is drawn: float64, deflated, base64; None where each comes once an epoch."""
+    """Weight of each sample: float64, deflated, base64; None if each comes once per epoch."""
 
 
 def read_record(folder: RunFolder) -> list[DataRecord]:
-    """The sources of a run; DataError where the run has not recorded them."""
+    """Return the sources of a run.
+
+    Raises:
+        DataError: the run has not recorded them, or the record is damaged.
+    """
     try:
         document = json.loads(folder.storage.read(DATA))
         return [DataRecord(**source) for source in document["sources"]]
@@ -47,7 +54,7 @@ def read_record(folder: RunFolder) -> list[DataRecord]:
 
 
 def write_record(folder: RunFolder, sources: Sequence[DataRecord]) -> None:
-    """Keep what the ids mean; a start that finds the same there leaves it alone."""
+    """Write the record of the sources, unless the same is already there."""
     document: dict[str, Any] = {"sources": [asdict(source) for source in sources]}
     text = (json.dumps(document) + "\n").encode()
     if not folder.storage.create(DATA, text) and folder.storage.read(DATA) != text:
@@ -67,7 +74,7 @@ def unpacked(text: str | None) -> NDArray[np.float64] | None:
 
 
 class Places:
-    """From a sample's id to source, shard and row, and back."""
+    """Conversion from a sample's id to source, shard and row, and back."""
 
     def __init__(self, records: Sequence[DataRecord], order: SampleOrder) -> None:
         self._records = records
@@ -75,7 +82,7 @@ class Places:
         self._shards = [np.cumsum([0, *record.rows]) for record in records]
 
     def of(self, sample: int) -> tuple[str, str, int]:
-        """(source, shard or '', row) of a sample."""
+        """Return (source, shard or '', row) of a sample."""
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
         record, local = self._records[number], sample - int(self._starts[number])
         if not record.files:
@@ -84,7 +91,11 @@ class Places:
         return record.place, record.files[shard], local - int(self._shards[number][shard])
 
     def sample(self, file: str, row: int) -> int:
-        """The id of row `row` of the shard `file`, which is a name or ends a path; DataError where it is not clear."""
+        """Return the id of row `row` of the shard `file`, which is a name or the end of a path.
+
+        Raises:
+            DataError: no shard or several match, or the row does not exist.
+        """
         found = [
             (number, shard)
             for number, record in enumerate(self._records)

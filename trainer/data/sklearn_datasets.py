@@ -1,4 +1,4 @@
-"""Small real data sets that come with scikit-learn: no download, trained in seconds."""
+"""Small real datasets that come with scikit-learn: no download, trained in seconds."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def digits(held_out: float = 0.2, split_seed: int = 0) -> Splits:
-    """1,797 handwritten digits: `image` float32 [n, 1, 8, 8] in [0, 1], `label` int64 [n].
+    """Return 1,797 handwritten digits: `image` float32 [n, 1, 8, 8] in [0, 1], `label` int64 [n].
 
     Each sample is shifted by up to one pixel, anew in each epoch.
     """
@@ -36,7 +36,10 @@ def digits(held_out: float = 0.2, split_seed: int = 0) -> Splits:
 
 
 def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
-    """569 cell samples: `features` float32 [n, 30], standardised, `target` int64 (0 malignant, 1 benign)."""
+    """Return 569 cell samples: `features` float32 [n, 30], standardised, `target` int64.
+
+    The target is 0 for malignant, 1 for benign.
+    """
     frame: pd.DataFrame = _datasets().load_breast_cancer(as_frame=True).frame
     features = [name for name in frame.columns if name != "target"]
     train_ids, validation_ids = split_ids(len(frame), held_out, split_seed)
@@ -48,7 +51,7 @@ def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
 
 
 def split_ids(samples: int, held_out: float, seed: int) -> tuple[Ids, Ids]:
-    """Ids to train on and ids held out, in a shuffled order that `seed` alone decides."""
+    """Return ids to train on and ids held out, in a shuffled order set by `seed` alone."""
     count = round(samples * held_out)
     if not 0 < count < samples:
         raise ConfigError(f"data.held_out={held_out} leaves {count} of {samples} samples held out; choose 0.1 to 0.5")
@@ -58,7 +61,7 @@ def split_ids(samples: int, held_out: float, seed: int) -> tuple[Ids, Ids]:
 
 @draws_nothing
 def shifted(batch: dict[str, Tensor], keys: Words) -> dict[str, Tensor]:
-    """Move each `image` [n, c, h, w] by -1, 0 or 1 pixels in both directions, zeros coming in."""
+    """Move each `image` [n, c, h, w] by -1, 0 or 1 pixels in both directions, filled with zeros."""
     image = batch["image"]
     down, right = (torch.from_numpy((uniform(keys, stream) * 3).astype(np.int64)) for stream in (0, 1))
     height, width = image.shape[2:]

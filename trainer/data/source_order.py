@@ -1,6 +1,6 @@
-"""The order of one dataset in each epoch: its shards in a permuted line, samples permuted inside windows of that line.
+"""Order of one dataset per epoch: shards permuted in a line, samples permuted in windows of that line.
 
-A window spans as many samples as `window` shards hold on average, so whoever reads an epoch needs only about that many
+A window spans as many samples as `window` shards hold on average. So a reader of an epoch needs only about that many
 shards at a time, and yet each batch draws from all of them. Lanes are consecutive stretches of the line, each with
 windows of its own: a reader of some lanes needs only their shards.
 """
@@ -22,7 +22,7 @@ _SHARDS = 0x736861726473
 
 
 class Stretch(NamedTuple):
-    """The part of an epoch's line that one lane goes through."""
+    """The part of an epoch's line that belongs to one lane."""
 
     lane: int
     start: int
@@ -30,10 +30,10 @@ class Stretch(NamedTuple):
 
 
 class SourceOrder:
-    """Where on an epoch's line of samples each sample stands, and when each place of it is visited."""
+    """Position of each sample on an epoch's line, and the entry that visits each position."""
 
     def __init__(self, rows: Sequence[int], seed: int, window: int | None, lanes: int, shuffle: bool) -> None:
-        """`rows` are the samples of each shard; `seed` is this dataset's own."""
+        """Prepare the order; `rows` are the samples of each shard, `seed` is this dataset's own."""
         self.rows = np.asarray(rows, dtype=np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.rows)])
         self.samples = int(self.starts[-1])
@@ -43,7 +43,7 @@ class SourceOrder:
         mixed = self.samples if window is None else -(-window * self.samples // (shards * lanes))
         self.window = min(self.samples, mixed)
         self.whole = shuffle and lanes == 1 and self.window >= self.samples
-        """Whether every epoch is one permutation of all samples; the order of the shards is then of no account."""
+        """True if every epoch is one permutation of all samples; the order of the shards then has no effect."""
         self._seed = seed
         self._in_stored_order = not shuffle or shards == 1 or self.whole
         self._line = lru_cache(maxsize=4)(self._laid_out)
@@ -52,7 +52,7 @@ class SourceOrder:
         return mix_int(self._seed + epoch * GOLDEN)
 
     def anywhere(self, epochs: Ints, entries: Ints) -> Ints:
-        """Samples at `entries` of several epochs at once, where `whole` or nothing is shuffled; one-dimensional."""
+        """Return the samples at `entries` of several epochs, if `whole` or not shuffled; one-dimensional."""
         if not self.shuffle or not entries.size:
             return entries
         first, last = int(epochs.min()), int(epochs.max())
@@ -62,7 +62,7 @@ class SourceOrder:
         return KeyedPermutation(self.samples, key).forward(entries)
 
     def ids(self, epoch: int, stretch: Stretch, entries: Ints) -> Ints:
-        """The samples that `entries` of a lane's stretch visit: int64 like `entries`, one-dimensional."""
+        """Return the samples that `entries` of a lane's stretch visit: int64 like `entries`, one-dimensional."""
         places = entries + np.int64(stretch.start)
         if self.shuffle and entries.size:
             windows, inside = np.divmod(entries, np.int64(self.window))
@@ -70,7 +70,7 @@ class SourceOrder:
         return self._samples_at(epoch, places)
 
     def place(self, sample: int, epoch: int) -> int:
-        """Where on the line of `epoch` a sample stands."""
+        """Return the position of a sample on the line of `epoch`."""
         if self._in_stored_order:
             return sample
         slots, ends = self._line(epoch)
@@ -79,7 +79,7 @@ class SourceOrder:
         return int(ends[slot] - self.rows[slots[slot]] + sample - self.starts[shard])
 
     def entry(self, place: int, epoch: int, stretch: Stretch) -> int:
-        """Which entry of its stretch visits `place`: the inverse of `ids`."""
+        """Return the entry of a stretch that visits `place`: the inverse of `ids`."""
         entry = place - stretch.start
         if not self.shuffle:
             return entry
@@ -89,7 +89,7 @@ class SourceOrder:
         return window * self.window + int(permutation.inverse(np.array([inside]))[0])
 
     def _shuffled(self, epoch: int, stretch: Stretch, windows: Ints, inside: Ints) -> Ints:
-        """`inside` permuted within each entry's window; only the last window of a stretch is smaller."""
+        """Permute `inside` within each entry's window; only the last window of a stretch is smaller."""
         first, last = int(windows.min()), int(windows.max())
         if first == last:
             size = min(self.window, stretch.length - first * self.window)
@@ -124,6 +124,6 @@ class SourceOrder:
         return KeyedPermutation(len(self.rows), mix_int(self.epoch_key(epoch) + _SHARDS))
 
     def _laid_out(self, epoch: int) -> tuple[Ints, Ints]:
-        """The shards in the epoch's order, and where on the line each ends: two numbers a shard, none a sample."""
+        """Return the shards in the epoch's order and their ends on the line: two numbers per shard."""
         slots = self._shard_permutation(epoch).forward(np.arange(len(self.rows)))
         return slots, np.cumsum(self.rows[slots])

@@ -16,10 +16,10 @@ SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__py
 
 
 def stdlib_corpus(path: str, block: int = 128) -> Splits:
-    """The standard library's .py files without tests, as blocks of bytes; every 20th file is held out.
+    """Return the standard library's .py files without tests, as blocks of bytes.
 
-    Prepared into folder `path` at the first use, reused afterwards. Batches have one column, `tokens`:
-    uint8 [n, block + 1].
+    Every 20th file is held out. The dataset is prepared into folder `path` at the first use and reused afterwards.
+    Batches have one column, `tokens`: uint8 [n, block + 1].
     """
     if not prepared(path):
         prepare_blocks(stdlib_sources(), path, block)
@@ -33,7 +33,7 @@ def stdlib_corpus(path: str, block: int = 128) -> Splits:
 
 
 def stdlib_sources() -> Iterator[tuple[str, bytes]]:
-    """(relative path, content) of every source file, sorted by path, so that each machine agrees."""
+    """Yield (relative path, content) of every source file, sorted by path, so that all machines agree."""
     root = sysconfig.get_paths()["stdlib"]
     names = []
     for folder, children, files in os.walk(root):

@@ -1,4 +1,4 @@
-"""How the samples of one column are found in the mapped shards, and gathered."""
+"""Stored columns: location of a column's samples in the mapped shards, and their gather."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ class StoredColumn(Protocol):
     """A column of a dataset whose shards are open."""
 
     row_bytes: float
-    """Size of a sample as it is gathered; 0 where they differ."""
+    """Size of a sample as it is gathered; 0 if sizes differ."""
 
     def places(self, ids: Ids, shards: Ids) -> NDArray[np.int64]:
-        """Where these samples of these shards lie: a row each, for `gather`."""
+        """Return the location of these samples of these shards: one row each, for `gather`."""
         ...
 
     def gather(self, places: NDArray[np.int64]) -> Tensor | Ragged: ...
 
 
 class FixedColumn:
-    """All samples have one shape."""
+    """A column whose samples all have one shape."""
 
     def __init__(self, name: str, column: Column, kind: torch.dtype | None, shards: OpenShards) -> None:
-        """`kind` is the type that they get; None leaves them as they are stored."""
+        """Prepare the column; `kind` is the type of the gathered samples, None keeps the stored one."""
         kind = kind or torch_type(column.type)
         self._rows = Rows(column.type, tuple(size or 0 for size in column.shape), kind)
         self._origins = shards.origins[name]
@@ -48,7 +48,7 @@ class FixedColumn:
 
 
 class RaggedColumn:
-    """Samples differ in length."""
+    """A column whose samples differ in length."""
 
     row_bytes = 0.0
 
@@ -72,5 +72,5 @@ def stored_column(name: str, column: Column, kind: torch.dtype | None, shards: O
 
 @cache
 def torch_type(name: str) -> torch.dtype:
-    """The type of torch for NumPy's name of it."""
+    """Return torch's type for NumPy's name of it."""
     return torch.from_numpy(np.empty(0, name)).dtype

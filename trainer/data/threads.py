@@ -1,4 +1,4 @@
-"""Threads that gather and augment microbatches, in order, for work that mostly waits or leaves Python's lock."""
+"""Threads that fetch microbatches, in order, for work that mostly waits or releases Python's lock."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 
 class Threads(Generic[Request, Result]):
-    """Maps `work` over endless requests in `count` threads, `ahead` of them at a time; results keep the order."""
+    """Maps `work` over endless requests in `count` threads, up to `ahead` at a time, in order."""
 
     def __init__(self, work: Callable[[Request], Result], requests: Iterator[Request], count: int, ahead: int) -> None:
         self._work = work
@@ -34,7 +34,7 @@ class Threads(Generic[Request, Result]):
         return self._results.popleft().result()
 
     def close(self) -> None:
-        """Take no more work; what has begun is left to end by itself."""
+        """Accept no more work; requests that have begun end by themselves."""
         self._closed = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         self._results.clear()

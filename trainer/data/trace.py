@@ -1,4 +1,4 @@
-"""Which step used which sample: from the run folder alone, by the order and its inverse, without the data."""
+"""Trace of samples to steps and back, from the run folder alone, by the order and its inverse."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ LOOKED_AT = 1 << 16
 
 @dataclass(frozen=True)
 class Visit:
-    """One sample at its place in one step."""
+    """One sample at its position in one step."""
 
     sample: int
     step: int
     """As the log counts steps: the first is 1."""
     epoch: int
-    """Of the sample's own dataset, from 0."""
+    """Epoch of the sample's own dataset, from 0."""
     place: int
-    """In the global batch, from 0."""
+    """Position in the global batch, from 0."""
     microbatch: int
     source: str
     shard: str
@@ -60,7 +60,7 @@ class Trace:
         self._excluded = first_steps_without(self.run.exclude)
 
     def step(self, number: int) -> list[Visit]:
-        """The samples of a step, in the order of the batch."""
+        """Return the samples of a step, in the order of the batch."""
         if not 1 <= number <= self.run.steps:
             raise ConfigError(f"--step {number}: the run has steps 1 to {self.run.steps}")
         batch = self.run.global_batch
@@ -70,7 +70,7 @@ class Trace:
                 for place, (sample, turn) in enumerate(pairs)]  # fmt: skip
 
     def visits(self, sample: int) -> Iterator[Visit]:
-        """Every step up to the run's last that visits a sample."""
+        """Yield every visit of a sample up to the run's last step."""
         if not 0 <= sample < self.order.samples:
             raise ConfigError(f"--sample {sample}: the run has samples 0 to {self.order.samples - 1}")
         if self.order.source_of(sample).weights is not None:
@@ -83,7 +83,7 @@ class Trace:
             epoch += 1
 
     def _drawn(self, sample: int) -> Iterator[Visit]:
-        """The visits of a sample that is drawn by weight, which only a look at every step finds."""
+        """Yield the visits of a sample that is drawn by weight; this needs a scan of every step."""
         batch = self.run.global_batch
         together = max(1, LOOKED_AT // batch)
         for first in range(0, self.run.steps, together):
@@ -94,12 +94,12 @@ class Trace:
                 yield self._visit(sample, first + step + 1, self._epoch(sample, int(turns[offset])), place)
 
     def _epoch(self, sample: int, turn: int) -> int:
-        """The epoch of what the order calls a turn: that of a weighted source counts draws."""
+        """Return the epoch of a turn of the order, which for a weighted source is a draw's number."""
         source = self.order.source_of(sample)
         return turn if source.weights is None else turn // sum(source.rows)
 
     def sample(self, text: str) -> int:
-        """The id that `text` means: an id, or `FILE:ROW` of a shard."""
+        """Return the id that `text` names: an id, or `FILE:ROW` of a shard."""
         if text.isdecimal():
             return int(text)
         file, _, row = text.rpartition(":")

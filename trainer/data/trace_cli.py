@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from everstep.trainer.data.trace import Visit
 
 SHOWN = 40
-"""Lines of a table for people; --json prints all."""
+"""Lines of a printed table; --json prints all."""
 WIDTH = 140
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb `trace`; the parsed namespace goes to `run`."""
+    """Add the verb `trace`; the caller passes the parsed namespace to `run`."""
     trace = verbs.add_parser("trace", help="which steps of a run used a sample, or which samples a step used")
     trace.add_argument("run_url", metavar="RUN", help="a run folder, as a path or URL")
     what = trace.add_mutually_exclusive_group(required=True)
@@ -49,7 +49,7 @@ def _print_table(found: Sequence[Visit]) -> None:
     table = Table(*found[0].to_json(), box=None, header_style="dim")
     for visit in found[:SHOWN]:
         table.add_row(*(str(value) for value in visit.to_json().values()))
-    # Names of shards must not be cut short: they are what one looks for.
+    # Names of shards must not be truncated: a user searches for them.
     Console(width=max(Console().width, WIDTH)).print(table)
     if len(found) > SHOWN:
         print(f"and {len(found) - SHOWN:,} more; --json prints all")

@@ -1,4 +1,4 @@
-"""Samples drawn by weight, with replacement: how often each comes is up to the weights and not to the epoch."""
+"""Weighted dataset: samples drawn by weight, with replacement."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from everstep.trainer.data.randomness import draws
 class Weighted:
     """A dataset whose samples are drawn with probabilities proportional to their weights.
 
-    An epoch is as many draws as there are samples. Which sample a draw gives is a hash of seed, epoch and place, so it
-    is the same on every world and after every restart. A sample that is drawn again is augmented anew.
+    An epoch is as many draws as there are samples. The sample of a draw is a hash of seed, epoch and position, so it is
+    the same for every world size and after every restart. A sample that is drawn again is augmented anew.
     """
 
     def __init__(self, dataset: Dataset | MapStyle, weights: ArrayLike | torch.Tensor) -> None:
@@ -38,7 +38,7 @@ class Weighted:
 
     @cached_property
     def digest(self) -> str:
-        """Of the dataset's digest and the weights."""
+        """Digest of the dataset's digest and the weights."""
         return hashlib.sha256(self.dataset.digest.encode() + b"weights" + self.weights.tobytes()).hexdigest()
 
     @property
@@ -49,7 +49,7 @@ class Weighted:
         return len(self.dataset)
 
     def __getattr__(self, name: str) -> Any:
-        # What the dataset offers beside the protocol, such as `takes` or `want`, it offers here too.
+        # Optional members of the dataset, such as `takes` or `want`, are passed through.
         if name.startswith("_") or name == "dataset":
             raise AttributeError(name)
         return getattr(self.dataset, name)
@@ -62,6 +62,6 @@ class Weighted:
 
 
 def balanced(dataset: Dataset | MapStyle, labels: ArrayLike | torch.Tensor) -> Weighted:
-    """Draw every class equally often: weights that are one over the number of samples with the same label."""
+    """Draw every class equally often: each weight is one over the number of samples with the same label."""
     _, inverse, counts = np.unique(np.asarray(labels), return_inverse=True, return_counts=True)
     return Weighted(dataset, 1.0 / counts[inverse])

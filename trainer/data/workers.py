@@ -1,4 +1,4 @@
-"""Worker processes that gather and augment microbatches, in order, by torch's DataLoader."""
+"""Worker processes that fetch microbatches, in order, by torch's DataLoader."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ _PR_SET_PDEATHSIG = 1
 class Workers(Generic[Request, Result]):
     """Maps `work` over an endless iterator of requests in `count` processes; results keep the order.
 
-    The signals that ask the trainer to save and stop reach its whole process group, so the workers ignore
-    them: they have to deliver until the trainer is done. They die with their parent.
+    The signals that ask the trainer to save and stop reach its whole process group. The workers ignore them, since they
+    must deliver until the trainer is done; they end with their parent.
     """
 
     def __init__(self, work: Callable[[Request], Result], requests: Iterable[Request], count: int, ahead: int) -> None:
@@ -39,9 +39,9 @@ class Workers(Generic[Request, Result]):
             prefetch_factor=max(2, -(-ahead // count)),
             collate_fn=_unchanged,
             worker_init_fn=_start_worker,
-            generator=torch.Generator(),  # or it would draw a seed from the step's own
+            generator=torch.Generator(),  # otherwise it would draw a seed from the step's own generator
         )
-        # Until a worker has set its handlers, the mask that it inherits keeps the signals from it.
+        # Until a worker has set its handlers, the mask that it inherits blocks the signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, IGNORED)
         try:
             self._results: Iterator[Result] | None = iter(loader)
@@ -81,7 +81,7 @@ class _Work(TorchDataset[Any]):
         try:
             return self._work(request)
         except EverstepError as error:
-            return _Failed(error)  # torch would wrap its one line in a traceback
+            return _Failed(error)  # torch would wrap its one-line message in a traceback
 
 
 class _Requests(Sampler[Any]):

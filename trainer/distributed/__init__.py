@@ -1,1 +1,1 @@
-"""Processes and the model over them: the mesh, DDP and FSDP, what ranks hold alike."""
+"""Processes and the model over them: the mesh, DDP and FSDP, and comparison of ranks."""

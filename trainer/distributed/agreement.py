@@ -1,4 +1,4 @@
-"""Comparison of values that all ranks should hold alike: one checksum a tensor, compared by two small reductions."""
+"""Comparison of values that all ranks should hold alike: a checksum per tensor, two small reductions."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ CHUNK = 1 << 20
 
 
 def checksum(tensor: Tensor) -> Tensor:
-    """Return an int64 scalar of the tensor's bytes and their places; 64-bit words, each times an odd weight."""
+    """Return an int64 checksum of the tensor's bytes and their order: 64-bit words times odd weights."""
     data = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     rest = -len(data) % 8
-    if rest or data.storage_offset() % 8:  # part of a larger tensor may begin between two words
+    if rest or data.storage_offset() % 8:  # a part of a larger tensor may begin between two words
         data = torch.cat([data, data.new_zeros(rest)])
     words = data.view(torch.int64)
     total = torch.zeros((), dtype=torch.int64, device=tensor.device)
     for start in range(0, len(words), CHUNK):
         part = words[start : start + CHUNK]
         weights = torch.arange(2 * start + 1, 2 * (start + len(part)) + 1, 2, device=tensor.device)
-        total += (part * weights).sum()  # wraps around at 64 bits, which is what a checksum is to do
+        total += (part * weights).sum()  # wraps around at 64 bits, as intended for a checksum
     return total
 
 
@@ -36,7 +36,7 @@ def differing(tensors: Mapping[str, Tensor], mesh: Mesh) -> list[str]:
     """Return the names of the tensors whose bytes are not the same on all ranks.
 
     Args:
-        tensors: of the same names on all ranks, in any order.
+        tensors: tensors with the same names on all ranks, in any order.
     """
     if mesh.world == 1 or not tensors:
         return []
@@ -46,7 +46,7 @@ def differing(tensors: Mapping[str, Tensor], mesh: Mesh) -> list[str]:
 
 
 def agree(values: Any, mesh: Mesh) -> bool:
-    """True if a value that is JSON is the same on all ranks."""
+    """True if a JSON value is the same on all ranks."""
     if mesh.world == 1:
         return True
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).digest()

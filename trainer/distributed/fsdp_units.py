@@ -14,10 +14,10 @@ CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
 def find_units(model: nn.Module, wrap: Sequence[str] = ()) -> dict[str, nn.Module]:
-    """Return the units by their path in the model: what `parallel.wrap` names, else the model's repeated blocks.
+    """Return the units by path: those that match `parallel.wrap`, else the model's repeated blocks.
 
-    Repeated blocks are the children of a ModuleList, Sequential or ModuleDict of which two or more are of one class
-    and have modules of their own: `blocks`, `encoder.layer`, `h`, `layer1`.
+    Repeated blocks are the children of a ModuleList, Sequential or ModuleDict of which two or more are of one class and
+    have modules of their own: `blocks`, `encoder.layer`, `h`, `layer1`.
     """
     if wrap:
         return _named(model, wrap)
@@ -26,14 +26,14 @@ def find_units(model: nn.Module, wrap: Sequence[str] = ()) -> dict[str, nn.Modul
     counts: dict[int, int] = defaultdict(int)
     for _, module in model.named_modules(remove_duplicate=False):
         counts[id(module)] += 1
-    # A module with several paths (a shared layer) is called several times a pass: it stays with the rest.
+    # A module with several paths (a shared layer) is called several times per pass: it stays with the rest.
     return {path: unit for path, unit in found.items() if counts[id(unit)] == 1}
 
 
 def shardable_units(model: nn.Module, units: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
     """Return the units without those that share a parameter with the rest of the model (tied weights).
 
-    FSDP hands each parameter to one unit; one that two units use has to belong to the unit around both.
+    FSDP assigns each parameter to one unit; a parameter of two units must belong to the unit around both.
     """
     owners: dict[int, set[str]] = defaultdict(set)
     for name, parameter in model.named_parameters(remove_duplicate=False):

@@ -1,8 +1,8 @@
-"""Who takes part: this process's rank and device, the group of all processes, and how they come to agree.
+"""Mesh of processes: this process's rank and device, the group of all, and their agreements.
 
-The group is always formed over a store prefix of its own. torchrun may hand the same store to every restart, and the
-keys of a dead incarnation then lead its successors to addresses where nobody listens; so the processes of one start
-first agree on a generation that no earlier start can have had.
+The group is always formed over a store prefix of its own. torchrun may give the same store to every restart, and the
+keys of an earlier start then contain addresses at which no process listens. So the processes of one start first agree
+on a generation that no earlier start can have had.
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ from everstep.rank_env import Place
 T = TypeVar("T")
 U = TypeVar("U")
 FIRST_POLL_S, LONGEST_POLL_S = 0.005, 0.2
-"""Seconds between two looks into the store: thousands of processes may look at once."""
+"""Seconds between two reads of the store, since thousands of processes may read at once."""
 HEARD_S = 5.0
-"""Seconds for which rank 0, which has refused to start, stays for the others to read why."""
+"""Seconds that rank 0, which has refused to start, waits for the other ranks to read the reason."""
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """The processes of this start. `grid` has the dimension `shard`, and `replicate` before it under hsdp."""
+    """The processes of this start.
+
+    `grid` has the dimension `shard`, and `replicate` before it under hsdp.
+    """
 
     place: Place
     device: torch.device
     grid: DeviceMesh | None = None
     store: Store | None = None
-    """What the processes of this start, and nobody else, can write to and read."""
+    """Store that only the processes of this start share."""
 
     @property
     def rank(self) -> int:
@@ -56,7 +59,7 @@ class Mesh:
         return self.place.rank == 0
 
     def decide(self, decision: Callable[[], T]) -> T:
-        """What rank 0 decides, on all ranks; an EverstepError that it meets is raised on all of them."""
+        """Return rank 0's decision on all ranks; an EverstepError of it is raised on all of them."""
         if self.world == 1:
             return decision()
         box: list[Any] = [None]
@@ -74,7 +77,7 @@ class Mesh:
         return decided
 
     def exchange(self, value: T, answer: Callable[[list[T]], list[U]]) -> U:
-        """Rank 0 sees each rank's value and gives each rank its answer; an EverstepError there is raised on all."""
+        """Send each rank's value to rank 0, and rank 0's answers back; its EverstepError is raised on all."""
         if self.world == 1:
             return answer([value])[0]
         values: list[Any] | None = [None] * self.world if self.is_main else None
@@ -87,7 +90,7 @@ class Mesh:
         return given
 
     def together(self, work: Callable[[], T]) -> list[T]:
-        """What each rank's `work` gave, on all ranks; the first EverstepError that one of them met is raised on all."""
+        """Return each rank's result of `work` on all ranks; the first EverstepError is raised on all."""
         if self.world == 1:
             return [work()]
         try:
@@ -102,7 +105,7 @@ class Mesh:
         return [value for value, _ in found]  # type: ignore[misc]
 
     def gather(self, value: T) -> list[T]:
-        """Each rank's value, on all ranks."""
+        """Return each rank's value, on all ranks."""
         if self.world == 1:
             return [value]
         values: list[Any] = [None] * self.world
@@ -110,7 +113,7 @@ class Mesh:
         return values
 
     def all(self, fact: bool) -> bool:
-        """Whether it is so on every rank."""
+        """True if `fact` is true on every rank."""
         if self.world == 1:
             return fact
         agreed = torch.tensor(float(fact))
@@ -118,24 +121,25 @@ class Mesh:
         return bool(agreed.item())
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """The tensor summed over all ranks, in place."""
+        """Sum the tensor over all ranks, in place."""
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
 
 
 def join(place: Place, timeout_s: float) -> Store:
-    """A store that only the processes of this very start share."""
+    """Return a store that only the processes of this start share."""
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     return PrefixStore(f"everstep/{agree_on_generation(store, place, timeout_s)}", store)
 
 
 def agree_on_generation(store: Store, place: Place, timeout_s: float) -> str:
-    """A name for this start that all its processes agree on, over a store that may remember earlier starts.
+    """Return a name for this start on which all its processes agree, over a store with older keys.
 
     Each process writes a number used once, and waits for an answer under that number: no earlier start can have left
-    one. Rank 0 answers all with a digest of the numbers, again whenever one of them changes. Who has accepted counts
-    itself; the last says that the name is complete. So no key or value grows with the world, but what rank 0 reads.
+    one. Rank 0 answers all ranks with a digest of the numbers, and again whenever one of them changes. Each process
+    that accepts a name increments its counter; the last one marks the name as complete. So no key or value grows with
+    the world size, except the list that rank 0 reads.
     """
     prefix, mine, deadline = f"everstep/join/{place.world}", uuid.uuid4().hex, time.monotonic() + timeout_s
     store.set(f"{prefix}/{place.rank}", mine)
@@ -157,7 +161,7 @@ def agree_on_generation(store: Store, place: Place, timeout_s: float) -> str:
 
 
 class Numbers:
-    """What rank 0 knows of the numbers that all ranks have written."""
+    """Numbers that all ranks have written, as rank 0 has read them."""
 
     def __init__(self, store: Store, prefix: str, world: int) -> None:
         self.store = store
@@ -183,7 +187,7 @@ def _peek(store: Store, key: str) -> str:
 
 
 def tell(store: Store, place: Place, decision: Callable[[], str]) -> str:
-    """`Mesh.decide` before there is a group: rank 0's text, or its error, over the store."""
+    """Broadcast rank 0's text or error over the store, like `Mesh.decide` before there is a group."""
     if place.rank == 0:
         try:
             store.set("told", "+" + decision())
@@ -199,20 +203,20 @@ def tell(store: Store, place: Place, decision: Callable[[], str]) -> str:
 
 
 def _await_readers(store: Store, readers: int) -> None:
-    """Wait until all have read: the store goes with rank 0, and who has not read would fail by itself."""
+    """Wait until all ranks have read: the store ends with rank 0, and a late reader would fail by itself."""
     deadline = time.monotonic() + HEARD_S
     while store.add("heard", 0) < readers and time.monotonic() < deadline:
         time.sleep(FIRST_POLL_S)
 
 
 class ToldError(EverstepError):
-    """Rank 0 met an error and has shown it; this rank only leaves."""
+    """An error that rank 0 has raised and reported; this rank only exits."""
 
     told = True
 
 
 def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s: float) -> Mesh:
-    """Join the group and lay the grid of devices out as `parallel` asks."""
+    """Join the group and lay out the grid of devices as `parallel` configures."""
     parallel.check_world(place.world)
     device = _device(place)
     if store is not None:
@@ -237,7 +241,7 @@ def _device(place: Place) -> torch.device:
 
 
 def grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceMesh | None:
-    """How the processes are laid out to share one copy of the model; None where each has its own."""
+    """Return the layout of the processes that share one copy of the model; None if each has its own."""
     if parallel.kind is ParallelKind.fsdp:
         return init_device_mesh(device.type, (world,), mesh_dim_names=("shard",))
     if parallel.kind is ParallelKind.hsdp and parallel.shard is not None:
@@ -247,7 +251,10 @@ def grid(parallel: ParallelConfig, world: int, device: torch.device) -> DeviceMe
 
 
 def lost_peer(error: BaseException) -> bool:
-    """True if another rank's end is what this one met, in a collective. gloo has no type of its own for that."""
+    """True if the error comes from the loss of another rank, in a collective.
+
+    gloo has no error type of its own for that, so its messages are matched.
+    """
     return any(
         isinstance(each, dist.DistError) or (isinstance(each, RuntimeError) and "gloo" in str(each))
         for each in chain(error)
@@ -255,7 +262,7 @@ def lost_peer(error: BaseException) -> bool:
 
 
 def part() -> None:
-    """Wait for all ranks at the end; the process then has to leave by `os._exit`.
+    """Wait for all ranks at the end; the process must then exit by `os._exit`.
 
     The group is not destroyed: when its last owner is a Python object (DDP's reducer is one), gloo's destructor joins a
     thread that waits for the GIL which the destroying thread holds, and the process hangs (torch 2.13).

@@ -1,4 +1,4 @@
-"""Models of the task's factory: with the weights of a seed, without memory, sharded, or as a second copy."""
+"""Models of the task's factory: seeded, without memory, sharded, or as a second copy."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ def second_copy(build: Callable[[], nn.Module], live: nn.Module, mesh: Mesh, par
     """Return a second model to read a checkpoint into: sharded as the run's, or whole and on the CPU.
 
     Args:
-        live: the model that trains. Where the factory gives modules or tensors of it again, the second model is a
-            copy of what the factory gives: to read into that would change the live model.
+        live: the model that trains. If the factory returns modules or tensors of it again, the second model is a deep
+        copy,
+            since a checkpoint read into the former would change the live model.
     """
     with generators_preserved():
         if is_sharded(mesh, parallel):
@@ -55,7 +56,7 @@ def second_copy(build: Callable[[], nn.Module], live: nn.Module, mesh: Mesh, par
 def _on_meta(
     build: Callable[[], nn.Module], precision: PrecisionConfig, parallel: ParallelConfig, seed: int
 ) -> nn.Module:
-    """Build the model with parameters on the meta device; with values, if its factory looks at them."""
+    """Build the model with parameters on the meta device; with values, if its factory reads them."""
     try:
         with parameters_on_meta():
             return seeded(build, seed, precision, parallel)
@@ -64,7 +65,7 @@ def _on_meta(
 
 
 def apart(model: nn.Module, others: Iterable[nn.Module]) -> nn.Module:
-    """Return the model, or a copy of it where it has modules or memory in common with one of the others."""
+    """Return the model, or a copy of it if it shares modules or memory with one of the others."""
     if any(shares_modules(model, other) or _shares_memory(model, other) for other in others):
         return copy.deepcopy(model)
     return model
@@ -75,7 +76,7 @@ def shares_modules(one: nn.Module, other: nn.Module) -> bool:
 
 
 def _shares_memory(one: nn.Module, other: nn.Module) -> bool:
-    """True if a parameter or buffer of one model lies in memory of the other."""
+    """True if the two models share memory of a parameter or buffer."""
     return bool(_addresses(one) & _addresses(other))
 
 
@@ -86,9 +87,9 @@ def _addresses(model: nn.Module) -> set[int]:
 
 def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
                     seed: int) -> tuple[nn.Module, str]:  # fmt: skip
-    """Return the model with this rank's shards of its parameters, and a line for the user that names its units.
+    """Return the model with this rank's shards of its parameters, and a line about its units.
 
-    The shards have no memory, unless the factory looks at its weights: then each process makes all of them.
+    The shards have no memory, unless the factory reads its weights: then each process makes all of them.
     """
     model = _on_meta(build, precision, parallel, seed)
     if not any(parameter.is_meta for parameter in model.parameters()):
@@ -118,7 +119,7 @@ def seeded(
 
 
 def prepare_units(model: nn.Module, parallel: ParallelConfig) -> str:
-    """Have activation checkpointing recompute every n-th unit; return a line for the user that names the units."""
+    """Apply activation checkpointing to every n-th unit; return a line about the units."""
     every, units = parallel.checkpoint_blocks, find_units(model, parallel.wrap)
     if every and not units:
         raise ConfigError(
@@ -128,13 +129,13 @@ def prepare_units(model: nn.Module, parallel: ParallelConfig) -> str:
     outer = [u for path, u in units.items() if not any(path.startswith(f"{other}.") for other in units)]
     for number, unit in enumerate(outer):
         if every and number % every == 0:
-            # In place of a wrapper module, which would change the names of the parameters.
+            # Replaces a wrapper module, which would change the names of the parameters.
             unit.forward = functools.partial(checkpoint, unit.forward, use_reentrant=False)
     return describe_units(model, units)
 
 
 def compile_module(model: nn.Module, parallel: ParallelConfig) -> None:
-    """Compile the module in place, where `parallel.compile` names a backend."""
+    """Compile the module in place, if `parallel.compile` names a backend."""
     if parallel.compile is not None:
         known = [*torch.compiler.list_backends(), "eager", "aot_eager"]
         if parallel.compile not in known:

@@ -1,7 +1,7 @@
-"""Parallelism of one model over the mesh: on one process, replicated (DDP), sharded (FSDP2) or both (HSDP).
+"""Parallelism of one model over the mesh: one process, replicated (DDP), sharded (FSDP2) or HSDP.
 
 All of them reduce gradients to a mean over ranks; `Spread.ranks` undoes it, since the step divides by the global count
-of items, never by the world. The model keeps the parameter names that its task gave it, whatever wraps it.
+of items, never by the world size. The model keeps the parameter names of its task, whatever wraps it.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from everstep.trainer.optim import local
 
 
 class Replicated(DistributedDataParallel):
-    """DDP that lets a task reach the attributes of the model that it made (`model.config`, `model.logit_scale`)."""
+    """DDP that passes on attributes of the task's model (`model.config`, `model.logit_scale`)."""
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -62,10 +62,10 @@ class Spread:
     """Line for the user: the units of FSDP or activation checkpointing."""
 
     def reduce_on(self, last: bool) -> AbstractContextManager[Any]:
-        """Return the context of one microbatch: gradients are reduced over the ranks with the step's last one.
+        """Return the context of one microbatch: gradients are reduced with the step's last one.
 
-        FSDP shards the gradients of each microbatch at once, or a rank would hold all of them; only the reduction
-        over replicas waits for the last.
+        FSDP shards the gradients of each microbatch at once, since a rank would otherwise hold all of them; only the
+        reduction over replicas waits for the last.
         """
         if isinstance(self.module, DistributedDataParallel):
             return nullcontext() if last else self.module.no_sync()
@@ -100,7 +100,7 @@ class Spread:
 
     @cached_property
     def _parameters(self) -> list[nn.Parameter]:
-        """The model's parameters, gathered once: the walk costs more than a small model's update."""
+        """The model's parameters, collected once: the walk costs more than a small model's update."""
         return list(self.model.parameters())
 
     @cached_property
@@ -141,7 +141,7 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
            *, fresh: bool, seed: int) -> Spread:  # fmt: skip
     """Build the model and lay it out over the ranks.
 
-    The weights of a fresh run come from `seed` alone, so they are the same on any world. A sharded model is made
+    The weights of a fresh run come from `seed` alone, so they are the same for any world size. A sharded model is made
     without memory for its parameters; rank 0 alone makes the weights, on the CPU, and sends each rank its shard.
 
     Args:
@@ -159,9 +159,9 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     materialise(model, mesh.device)
     if fresh:
         _send_weights(lambda: seeded(build, seed, precision, parallel), model, mesh, parallel)
-    # A model that ends in a view (`…[:, 0]`) is the rule; the loss is no operation in place.
+    # A model that ends in a view (`…[:, 0]`) is common, and the loss is not an in-place operation.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
-    # Autocast as well, for the operations that meet what is not sharded (buffers, inputs): all kinds compute alike.
+    # Autocast as well, for operations on tensors that are not sharded (buffers, inputs): all kinds compute alike.
     return Spread(model, model, mesh, autocast, mesh.world, whole_parameters(model), units)
 
 
@@ -189,10 +189,10 @@ def _replicate(model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> nn.Mod
     # Buffers are left to BufferSync: DDP would write into those that overlap in memory.
     names = [name for name, _ in model.named_buffers()]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)  # type: ignore[no-untyped-call]
-    # Two layouts of one memory, for a convolution with one input channel: nothing that a user could mend.
+    # The two strides describe the same memory (a convolution with one input channel): nothing for a user to fix.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     with warnings.catch_warnings():
-        # The argument that replaces broadcast_buffers is not in the oldest torch that we support.
+        # The argument that replaces broadcast_buffers is missing in the oldest supported torch.
         warnings.filterwarnings("ignore", message="`broadcast_buffers` is deprecated")
         return Replicated(
             model,

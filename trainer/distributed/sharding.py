@@ -47,7 +47,7 @@ def parameters_on_meta() -> Iterator[None]:
     nn.Module.register_parameter = register  # type: ignore[method-assign]
     try:
         with warnings.catch_warnings():
-            # A factory that loads weights into them has no effect here; rank 0 makes the weights afterwards.
+            # A factory that loads weights into them has no effect at this point; rank 0 makes the weights afterwards.
             warnings.filterwarnings("ignore", message=".*copying from a non-meta parameter.*")
             yield
     finally:
@@ -63,7 +63,7 @@ def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
 
 def shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, dtype: torch.dtype | None,
           compile_unit: Callable[[nn.Module], None]) -> None:  # fmt: skip
-    """Shard a model unit by unit; `whole_parameters` names those that stay whole.
+    """Shard a model unit by unit; `whole_parameters` returns those that stay whole.
 
     Args:
         dtype: type that the units compute in; None is the type of their parameters.
@@ -73,7 +73,7 @@ def shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, dtype: torch.d
     # The model's output is in full precision, since losses are summed from it.
     outer = MixedPrecisionPolicy(inner.param_dtype, inner.reduce_dtype, None if dtype is None else torch.float32)
     units = shardable_units(model, find_units(model, parallel.wrap))
-    # Innermost first, as fully_shard asks for.
+    # Innermost first, as fully_shard requires.
     for _, unit in sorted(units.items(), key=lambda item: -item[0].count(".")):
         compile_unit(unit)
         _fully_shard(unit, mesh, inner)
@@ -98,7 +98,7 @@ def _fully_shard(unit: nn.Module, mesh: Mesh, policy: MixedPrecisionPolicy) -> N
 
 
 def _not_shardable(parameters: list[nn.Parameter]) -> set[nn.Parameter]:
-    """Return the scalars, complex and whole numbers, and all of another type than most of the unit."""
+    """Return the scalars, complex and whole numbers, and all parameters not of the unit's main type."""
     sizes: dict[torch.dtype, int] = defaultdict(int)
     for parameter in parameters:
         if parameter.dim() > 0 and parameter.is_floating_point():

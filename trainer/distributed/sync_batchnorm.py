@@ -1,4 +1,4 @@
-"""BatchNorm over the microbatches of all ranks at a time, on any device (torch's own needs a GPU)."""
+"""Batch normalisation over the microbatches of all ranks, on any device (torch's own needs a GPU)."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ class SyncBatchNorm(_BatchNorm):
 
 
 def convert(model: nn.Module) -> nn.Module:
-    """Make SyncBatchNorm of each BatchNorm1d, 2d and 3d, in place: all else of the modules stays as it is.
+    """Convert each BatchNorm1d, 2d and 3d to SyncBatchNorm in place; other attributes do not change.
 
     Raises:
-        ConfigError: a class of the user's does more than to normalise; it would lose that.
+        ConfigError: a user's class overrides `forward()`, which would be lost.
     """
     for path, module in model.named_modules():
         if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d | nn.SyncBatchNorm):
@@ -63,7 +63,10 @@ def convert(model: nn.Module) -> nn.Module:
 
 
 def convert_torchs(model: nn.Module) -> nn.Module:
-    """Make our SyncBatchNorm, which needs no GPU, of each of torch's, in place; they keep groups of their own."""
+    """Convert torch's SyncBatchNorm to ours, which needs no GPU, in place.
+
+    Those with a process group of their own are not converted.
+    """
     for module in model.modules():
         if type(module) is nn.SyncBatchNorm and module.process_group in (None, dist.group.WORLD):
             module.__class__ = SyncBatchNorm  # type: ignore[assignment]
@@ -88,7 +91,7 @@ def _sum(tensor: Tensor) -> Tensor:
 
 
 class _AllReduce(torch.autograd.Function):
-    """The sum over all ranks, and in the backward pass the sum of its gradients."""
+    """Sum over all ranks, and in the backward pass the sum of its gradients."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor) -> Tensor:

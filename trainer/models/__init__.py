@@ -1,1 +1,1 @@
-"""Small models for the tasks that come with Everstep."""
+"""Small models for the tasks of everstep."""

@@ -10,7 +10,7 @@ from everstep.errors import ConfigError
 class ConvNet(nn.Module):
     """Images float32 [n, channels, h, w] -> logits [n, classes].
 
-    GroupNorm, not BatchNorm: running statistics would depend on how the batch is cut into microbatches.
+    GroupNorm, not BatchNorm: running statistics would depend on how the batch is split into microbatches.
     """
 
     def __init__(

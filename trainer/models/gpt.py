@@ -49,7 +49,7 @@ class GPT(nn.Module):
 
 
 class Embedding(nn.Module):
-    """What a token is plus where it stands."""
+    """Sum of a token's embedding and that of its position."""
 
     def __init__(self, vocab: int, context: int, width: int, dropout: float) -> None:
         super().__init__()
@@ -66,7 +66,7 @@ class Embedding(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then a two-layer network, each on the normed stream and added to it."""
+    """Attention, then a two-layer network, each applied to the normed stream and added to it."""
 
     def __init__(self, width: int, heads: int, dropout: float, depth: int) -> None:
         super().__init__()
@@ -107,7 +107,7 @@ class Attention(nn.Module):
 
 
 def linear(inputs: int, outputs: int, bias: bool = True, std: float = 0.02) -> nn.Linear:
-    """A linear layer with GPT-2's initialisation."""
+    """Return a linear layer with GPT-2's initialisation."""
     layer = nn.Linear(inputs, outputs, bias=bias)
     nn.init.normal_(layer.weight, std=std)
     if bias:
@@ -116,5 +116,8 @@ def linear(inputs: int, outputs: int, bias: bool = True, std: float = 0.02) -> n
 
 
 def residual_std(depth: int) -> float:
-    """GPT-2's: layers that write to the residual stream start smaller, by how many add up in it."""
+    """Return GPT-2's initial deviation of layers that write to the residual stream.
+
+    It shrinks with their number.
+    """
     return 0.02 / math.sqrt(2 * depth)

@@ -1,4 +1,7 @@
-"""`python -m everstep.trainer check`: a run's parts at its number of processes, without training and without memory."""
+"""`python -m everstep.trainer check`: a run's parts at its number of processes, without training.
+
+The model is built without memory.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,16 @@ TRACEBACK = "EVERSTEP_TRACEBACK"
 
 @dataclass
 class Findings:
-    """What stands against the run, and what is worth knowing."""
+    """Problems of a run, and facts about it."""
 
     problems: list[str] = field(default_factory=list)
     memory: dict[int, Footprint] = field(default_factory=dict)
-    """Number of processes → what one of them takes."""
+    """Number of processes → memory of each of them."""
     data: str = ""
     notes: list[str] = field(default_factory=list)
 
     def facts(self, run: RunConfig, brief: bool) -> Iterator[str]:
-        """What is worth knowing; `brief` leaves out the tables."""
+        """Yield facts about the run; `brief` leaves out the tables."""
         kind = run.parallel.kind.value
         counts = {seen.parameters for seen in self.memory.values()}
         if counts and not brief and not self.problems:
@@ -46,7 +49,7 @@ class Findings:
 
     @contextlib.contextmanager
     def of(self, what: str) -> Iterator[None]:
-        """Keep the error of one part, so that the others are looked at all the same."""
+        """Record the error of one part, so that the other parts are checked too."""
         try:
             yield
         except EverstepError as error:
@@ -69,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> int:
-    """Look at everything, then list what does not fit, a line each; exit code 2 when something does not."""
+    """Check everything, then print the problems, a line each; exit code 2 if there are any."""
     run = _config(options)
     found = examine(run, *(options.world or [1]), data=not options.no_data)
     if not (options.brief and found.problems):
@@ -89,7 +92,7 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 
 def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
-    """Build what a run is made of, the model at each number of processes; `data` reads a first batch too."""
+    """Build the parts of a run, the model at each number of processes; `data` reads a first batch too."""
     from everstep.trainer.build import PLUGINS
     from everstep.trainer.plugins import check_allowed
 
@@ -109,7 +112,7 @@ def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
     if data:
         _look_at_data(run, found, max(worlds))
     found.notes += _idle(run, max(worlds))
-    found.problems = list(dict.fromkeys(found.problems))  # what is wrong at each number of processes is told once
+    found.problems = list(dict.fromkeys(found.problems))  # a problem at each number of processes is reported once
     return found
 
 
@@ -151,7 +154,7 @@ def _first_step(
 
 
 def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int, bool]:
-    """One microbatch, as training would read it, the number of samples, and whether any are held out.
+    """Return a microbatch as training would read it, the number of samples, and True if any are held out.
 
     The first use may prepare a dataset.
     """

@@ -1,7 +1,7 @@
-"""Trial of a run's first step on the CPU, before the run is started: one microbatch, forward, backward and update.
+"""Trial of a run's first step on the CPU before the run starts: forward, backward and update.
 
-It is bounded in memory and time, since it runs on login nodes too; a model that is too large gets a batch without
-values.
+It takes one microbatch and is bounded in memory and time, since it runs on login nodes too; a model that is too large
+gets a batch without values.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
 
 LONGEST_S = 30
-"""Time limit of the trial."""
+"""Time limit of the trial in seconds."""
 
 
 class TookTooLongError(BaseException):
@@ -48,7 +48,7 @@ def try_first_step(
         held_out: True if the run evaluates.
 
     Raises:
-        ConfigError: the step fails; the line says what to change.
+        ConfigError: the step fails; the message says what to change.
     """
     if parameters * 16 > LARGEST_BYTES:
         return _without_values(run, batch)
@@ -96,7 +96,7 @@ def _try_evaluation(run: RunConfig, task: Task, model: nn.Module, batch: Mapping
 
 @contextlib.contextmanager
 def _explained(model: nn.Module, batch: Mapping[str, Tensor], where: str) -> Iterator[None]:
-    """Raise errors of torch and Python as a ConfigError of one line, with the key to change where there is one."""
+    """Raise errors of torch and Python as a ConfigError of one line, with the key to change if known."""
     try:
         yield
     except EverstepError:
@@ -108,9 +108,10 @@ def _explained(model: nn.Module, batch: Mapping[str, Tensor], where: str) -> Ite
 
 
 def _without_values(run: RunConfig, batch: Mapping[str, Tensor]) -> Sequence[str]:
-    """Pass the batch to the task on the meta device, which costs nothing; ConfigError for a column that is missing.
+    """Pass the batch to the task on the meta device, which takes no memory and no time.
 
-    Any other error is a note only: a model may look at values, and there are none.
+    Raise ConfigError for a missing column. Any other error becomes a note, since a model may read values, and there are
+    none.
     """
     task, dtype = build_task(run), torch.float64 if run.precision.dtype is Dtype.fp64 else None
     with parameters_on_meta():

@@ -1,4 +1,7 @@
-"""`python -m everstep.trainer.preflight.gpu_check N`: a line if GPUs of this node fail to compute or to meet."""
+"""`python -m everstep.trainer.preflight.gpu_check N`: test a product and an all-reduce on N GPUs.
+
+Print one line if a GPU fails.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ SIZE = 2048
 def main(count: int) -> int:
     devices = [torch.device("cuda", index) for index in range(count)]
     for device in devices:
-        # Small whole numbers: the product is exact in every precision, so one wrong bit shows.
+        # Small whole numbers: the product is exact in every precision, so one wrong bit is detected.
         product = torch.full((SIZE, SIZE), 2.0, device=device) @ torch.ones((SIZE, SIZE), device=device)
         if not bool((product == 2.0 * SIZE).all()):
             return _bad(f"GPU {device.index} gives a wrong matrix product")

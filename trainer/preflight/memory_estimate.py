@@ -1,5 +1,7 @@
-"""How much memory a run takes on each rank, found out without any: the model on the meta device, sharded as it will be
-over a process group that only pretends to have so many members."""
+"""Memory estimate of a run for each rank, computed without memory.
+
+The model is on the meta device, sharded as it will be, over a fake process group of the given size.
+"""
 
 from __future__ import annotations
 
@@ -28,18 +30,18 @@ IN_FLIGHT = 2
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on one rank; activations are not among them."""
+    """Bytes on one rank, without activations."""
 
     parameters: int
-    """Of the whole model, counted."""
+    """Number of parameters of the whole model."""
     weights: int
     gradients: int
     optimizer: int | None
-    """None where the optimizer's state cannot be made without memory."""
+    """None if the optimizer's state cannot be made without memory."""
     average: int
     buffers: int
     gathered: int
-    """Of FSDP: the largest units, whole, as they compute."""
+    """Gathered weights of FSDP: the largest units, whole, in the type that they compute in."""
 
     @property
     def device(self) -> int:
@@ -47,7 +49,7 @@ class Footprint:
 
     @property
     def staged(self) -> int:
-        """A checkpoint's copy on the host while it is written."""
+        """Bytes of a checkpoint's copy on the host while it is written."""
         return self.weights + (self.optimizer or 0) + self.average + self.buffers
 
     def table(self, world: int, kind: str) -> list[str]:
@@ -65,13 +67,17 @@ class Footprint:
         return [f"memory of each of {_processes(world)} ({kind}), without activations:", *shown]
 
     def line(self, world: int, kind: str) -> str:
-        """The same for somebody who wants to see no table."""
+        """Return the estimate in one line instead of a table."""
         where = f"on each of {_processes(world)} ({kind})"
         return f"{self.parameters:,} parameters take {_readable(self.device)} {where}, without activations"
 
 
 def footprint(run: RunConfig, build: Callable[[], nn.Module], mesh: Mesh) -> Footprint:
-    """What rank 0 will hold. ConfigError and the like for a model that cannot be built or spread so."""
+    """Return the memory of rank 0.
+
+    Raises:
+        EverstepError: the model cannot be built or laid out in this way.
+    """
     if mesh.grid is not None and run.parallel.kind in SHARDED:
         model, _ = sharded_on_meta(build, mesh, run.parallel, run.precision, run.seed)
     else:
@@ -94,7 +100,10 @@ def footprint(run: RunConfig, build: Callable[[], nn.Module], mesh: Mesh) -> Foo
 
 @contextlib.contextmanager
 def pretended(parallel: ParallelConfig, world: int) -> Iterator[Mesh]:
-    """A mesh of `world` processes of which only this one is there; collectives return at once and move nothing."""
+    """Yield a mesh of `world` processes of which only this one exists; collectives return at once.
+
+    Collectives move no data.
+    """
     if world == 1:
         yield Mesh(Place(), torch.device("cpu"))
         return
@@ -108,7 +117,7 @@ def pretended(parallel: ParallelConfig, world: int) -> Iterator[Mesh]:
 
 
 def _optimizer_state(run: RunConfig, model: nn.Module) -> int | None:
-    """The optimizer makes its state in its first step; on the meta device that costs nothing."""
+    """Return the size of the optimizer's state, made in a first step on the meta device without memory."""
     if run.optimizer is None:
         raise ConfigError("optimizer=null: give optimizer=NAME")
     optimizer = build_optimizer(run.optimizer, model, run.plugins)
@@ -119,7 +128,7 @@ def _optimizer_state(run: RunConfig, model: nn.Module) -> int | None:
             parameter.grad = torch.zeros_like(parameter)
     try:
         optimizer.step()
-    except Exception:  # somebody's own optimizer may look at values, which are not there
+    except Exception:  # a user's own optimizer may read values, which do not exist on the meta device
         return None
     finally:
         optimizer.zero_grad(set_to_none=True)
@@ -128,7 +137,7 @@ def _optimizer_state(run: RunConfig, model: nn.Module) -> int | None:
 
 
 def _gathered(run: RunConfig, model: nn.Module) -> int:
-    """FSDP computes with whole units: the blocks, and what of the model is in none of them."""
+    """Return the size of FSDP's largest whole units: the blocks, and the parameters outside all of them."""
     dtype = COMPUTE[run.precision.dtype]
     units = shardable_units(model, find_units(model, run.parallel.wrap))
     inside = [list(unit.parameters()) for unit in units.values()]

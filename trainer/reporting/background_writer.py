@@ -1,4 +1,4 @@
-"""Small files on their way to a run folder while training goes on: what a slow store takes, no step waits for."""
+"""Background writer of small files to a run folder, so that no step waits for a slow store."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from everstep.storage import Storage
 
 LOG = logging.getLogger("everstep")
 AGAIN_S = 5.0
-"""Until a file that the store refused is tried again."""
+"""Seconds until a file that the store refused is written again."""
 CLOSE_S = 30.0
-"""How long the end of a run waits for what is still on its way."""
+"""Seconds that the end of a run waits for files that are not yet written."""
 
 
 class Outbox:
-    """One thread that writes in the order of `put`; of a file that is put again before it left, only the newer goes."""
+    """Thread that writes files in the order of `put`; a newer version replaces one not yet written."""
 
     def __init__(self, storage: Storage) -> None:
         self.storage = storage
@@ -27,7 +27,7 @@ class Outbox:
 
     @property
     def waiting_bytes(self) -> int:
-        """Bytes that have not left yet."""
+        """Bytes that are not yet written."""
         with self._changed:
             return sum(map(len, self._waiting.values()))
 
@@ -40,7 +40,7 @@ class Outbox:
             self._thread.start()
 
     def close(self, timeout_s: float = CLOSE_S) -> bool:
-        """Wait until all is written, or until the time is over; whether all is."""
+        """Wait until all is written or the time is over; True if all is written."""
         with self._changed:
             self._closed = True
             self._changed.notify()

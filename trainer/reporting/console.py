@@ -1,4 +1,4 @@
-"""What a person at rank 0's terminal sees: a table at the start, then a bar; plain lines where there is no terminal."""
+"""Display on rank 0's terminal: a table at the start, then a bar; plain lines without a terminal."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SHORTEST_BAR = 4
 
 
 class Display(Protocol):
-    """Shows training as it goes."""
+    """Shows the progress of training."""
 
     def start(self, title: str, facts: Mapping[str, str], step: int, steps: int) -> None: ...
     def update(self, step: int, record: Mapping[str, Any]) -> None: ...
@@ -23,7 +23,7 @@ class Display(Protocol):
 
 
 def open_display(log: LogConfig, main: bool) -> Display:
-    """The display that the config asks for; `auto` is a bar on a terminal, lines elsewhere. Only rank 0 shows."""
+    """Return the configured display; `auto` is a bar on a terminal, else lines. Only rank 0 shows one."""
     if not main or log.progress is Progress.off or sys.stdout is None:
         return Quiet()
     if log.progress is Progress.bar or (log.progress is Progress.auto and sys.stdout.isatty()):
@@ -103,7 +103,7 @@ class Bar:
         self.bar.update(self.task, completed=step, info=self._fitting(columns(record)))
 
     def _fitting(self, shown: Mapping[str, str]) -> str:
-        """The first of the columns, as many as leave room for the steps, a piece of the bar and the time left."""
+        """Return the leading columns that fit beside the steps, a piece of the bar and the time left."""
         total = len(f"{self.bar.tasks[self.task].total:.0f}")
         room, texts = self.console.width - len("step /  ") - 2 * total - len("  00:00:00") - SHORTEST_BAR, []
         for name, value in shown.items():
@@ -114,7 +114,7 @@ class Bar:
         return " · ".join(texts)
 
     def say(self, line: str) -> None:
-        # Not markup: a line may hold brackets, as a model's sample of Python does.
+        # Not markup: a line may contain brackets, as a model's sample of Python does.
         self.bar.console.print(printable(line), markup=False)
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class Bar:
 
 
 def columns(record: Mapping[str, Any]) -> dict[str, str]:
-    """A training record in the few words that fit a line of 80 columns."""
+    """Return a training record in short texts that fit a line of 80 columns."""
     shown = {"loss": f"{record['loss']:.4f}", "lr": f"{record['lr']:.2e}"}
     if "items_per_s" in record:
         shown[f"{record.get('unit', 'items')}/s"] = short(record["items_per_s"])
@@ -136,8 +136,8 @@ def columns(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def short(number: float) -> str:
-    """1234567 as 1.23M."""
+    """Format a number with a unit: 1234567 as 1.23M."""
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(number) >= 0.9995 * size:  # what three digits round up to it
+        if abs(number) >= 0.9995 * size:  # numbers that round up to the unit at three digits
             return f"{number / size:.3g}{unit}"
     return f"{number:.3g}"

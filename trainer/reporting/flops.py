@@ -1,4 +1,4 @@
-"""How much arithmetic a step is, and how much the device could do: what MFU is made of."""
+"""Floating-point operations of a step and peak rate of the device, from which MFU is computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PEAK_TFLOPS = {"H200": 989, "H100": 989, "H800": 989, "A100": 312, "A800": 312, 
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """Operations a second that the device can do at most; None when it is not in the table."""
+    """Return the peak operations per second of the device; None if it is not in the table."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
@@ -20,7 +20,7 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of the matrix products that `work` does."""
+    """Return the floating-point operations of the matrix products in `work`."""
     with FlopCounterMode(display=False) as counter:
         work()
     return int(counter.get_total_flops())

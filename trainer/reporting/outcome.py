@@ -25,7 +25,10 @@ from everstep.run_folder import ENDING_FILE, STOP_MARKER, Ending, Fault, Outcome
 
 LOG = logging.getLogger("everstep")
 LOST_PEER = 69
-"""Exit code of a rank that lost another one, for the agent: what the other died of is the reason."""
+"""Exit code of a rank that lost another one.
+
+The agent then reports the other rank's error as the reason.
+"""
 LEFT = "the debugger was left, or found no terminal; it needs one process: job.nproc=1, or python -m everstep.trainer"
 LONGEST_ENDING = 1 << 16
 """Bytes of an ending."""
@@ -56,19 +59,19 @@ def ending_of(error: BaseException, step: int, place: Place, plugins: list[str])
 
 
 def _of_peer(error: BaseException) -> str:
-    """Return what torch says of a peer, without gloo's source file and advice."""
+    """Return torch's text about a peer, without gloo's source file and advice."""
     text = re.sub(r"^\[\S+:\d+\] ", "", str(error)).split(". This is typically")[0].split("Exception raised from")[0]
     return " ".join(text.split())[:LONGEST_REASON] or type(error).__name__
 
 
 def exit_code(ending: Ending) -> int:
-    """Return the exit code of a rank. Our own agent is told which ranks are not the first to fail."""
+    """Return the exit code of a rank; for our own agent it marks ranks that are not the first to fail."""
     return LOST_PEER if ending.lost_peer and AGENT_PID in os.environ else ending.outcome.exit_code
 
 
 @dataclass(frozen=True)
 class Report:
-    """Report of the way in which this rank's part in an attempt ended."""
+    """Report of how this rank's part in an attempt ended."""
 
     folder: RunFolder
     attempt: int
@@ -85,7 +88,7 @@ class Report:
             show(error, ending, self.log)
 
     def end(self, ending: Ending) -> bool:
-        """Write the outcome into the run folder, else to the launcher; return True if it is the first of all ranks."""
+        """Write the outcome into the run folder, else to the launcher; True if it is the first of all ranks."""
         for left in reversed(range(TRIES)):
             try:
                 return self.folder.end(self.attempt, ending)
@@ -100,7 +103,7 @@ class Report:
         return True
 
     def remove_marker(self) -> None:
-        """Remove the stop marker, which would stop the next start too."""
+        """Remove the stop marker, which would stop the next attempt too."""
         try:
             self.folder.storage.delete(STOP_MARKER)
         except (EverstepError, OSError) as error:
@@ -108,7 +111,10 @@ class Report:
 
 
 def hand_over(ending: Ending) -> bool:
-    """Write an ending into the launcher's memory, unless another rank has; return False where there is no launcher."""
+    """Write an ending into the launcher's memory; return False if there is no launcher.
+
+    An ending of another rank is kept, unless this one replaces it.
+    """
     file = os.environ.get(ENDING_FILE)
     if not file:
         return False
@@ -150,7 +156,10 @@ def refuse(error: EverstepError, place: Place) -> int:
 
 
 def lose(error: RuntimeError, place: Place) -> int:
-    """Return the exit code for a rank that lost rank 0 before the attempt had a number; raise any other error again."""
+    """Return the exit code of a rank that lost rank 0 before the attempt had a number.
+
+    Any other error is raised again.
+    """
     from everstep.trainer.distributed.mesh import lost_peer
 
     if not lost_peer(error):
@@ -162,10 +171,13 @@ def lose(error: RuntimeError, place: Place) -> int:
 
 
 def show(error: BaseException, ending: Ending, log: str = "") -> None:
-    """Print one line; a traceback for an error without a line of the user's, and always with EVERSTEP_TRACEBACK=1."""
+    """Print an error in one line, or a traceback if no line of the user's code is known.
+
+    EVERSTEP_TRACEBACK=1 always prints the traceback.
+    """
     asked = os.environ.get("EVERSTEP_TRACEBACK") == "1"
     if isinstance(error, EverstepError) and not asked:
-        # A config is the same on all ranks; what else goes wrong may be one rank's alone.
+        # A config is the same on all ranks; other faults may affect one rank only.
         where = "" if ending.rank == 0 or isinstance(error, ConfigError) else f" (rank {ending.rank})"
         print(f"error: {error}{where}", file=sys.stderr)
     elif asked or (ending.fault is Fault.user and not ending.place):

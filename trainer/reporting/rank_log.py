@@ -1,4 +1,4 @@
-"""The log of one rank in the run folder: its events, warnings and tracebacks."""
+"""Log of one rank in the run folder: its events, warnings and tracebacks."""
 
 from __future__ import annotations
 
@@ -15,11 +15,14 @@ from everstep.run_folder import RunFolder
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
 UPLOAD_EVERY_S = 10.0
-"""Seconds between looks whether a log in a store is behind: somebody may follow it, or the process be killed."""
+"""Seconds between two uploads of a log to a store.
+
+A user may follow the log, and the process may be killed.
+"""
 
 
 class LogFile(logging.FileHandler):
-    """On a disk that is full a log ends, and the run does not."""
+    """Log file that stops on a full disk without stopping the run."""
 
     _told = False
 
@@ -39,7 +42,7 @@ class LogFile(logging.FileHandler):
 
 
 class RankLog:
-    """While the block lasts, the logger `everstep` writes to the folder; a store gets the whole file now and then."""
+    """Context in which the logger `everstep` writes to the folder; a store gets regular uploads."""
 
     def __init__(self, folder: RunFolder, attempt: int, rank: int) -> None:
         self.folder = folder
@@ -52,7 +55,7 @@ class RankLog:
 
     @property
     def shown(self) -> str:
-        """The log as the user finds it."""
+        """Path or URL of the log, for the user."""
         return f"{self.folder.url}/{self.name}"
 
     def __enter__(self) -> RankLog:

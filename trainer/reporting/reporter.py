@@ -1,4 +1,4 @@
-"""Rank 0's account of an attempt: metrics, events, progress and what the terminal shows."""
+"""Journal of an attempt on rank 0: metrics, events, progress and the terminal."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ LOG = logging.getLogger("everstep")
 PROGRESS_EVERY_S = 2.0
 
 Hook = Callable[[StepInfo], None]
-"""Watches steps; called on every rank, in the order of steps."""
+"""Callback for steps; called on every rank, in the order of steps."""
 
 
 @dataclass
 class Speed:
-    """What has passed since the last record."""
+    """Counts since the last record."""
 
     since: float
     step: int
@@ -38,7 +38,7 @@ class Speed:
 
 
 class Journal:
-    """Writes on rank 0 only; the other ranks have one that keeps silent."""
+    """Writes on rank 0 only; the journals of the other ranks write nothing."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Journal:
         return self.events is not None
 
     def event(self, kind: str, line: str = "", **facts: Any) -> None:
-        """Something worth knowing later; `line` is what the terminal shows of it."""
+        """Record an event; `line` is its text on the terminal."""
         if self.events is not None:
             self.events.log({"event": kind, "time": time.time(), **facts, **({"line": line} if line else {})})
             LOG.info("%s %s", kind, line or facts)
@@ -85,7 +85,11 @@ class Journal:
         self.display.start(title, facts, step, self.run.steps)
 
     def step(self, info: StepInfo, waited_s: float) -> None:
-        """Note a step; every `log.every` of them make a record. `waited_s`: seconds waited for data so far in all."""
+        """Record a step; every `log.every` steps are one metrics record.
+
+        Args:
+            waited_s: seconds waited for data so far in all.
+        """
         if not self._begun:
             self._begun = True
             self.laps.end("first step")
@@ -109,11 +113,11 @@ class Journal:
             self.event("evaluated", line, step=step, seconds=round(seconds, 4))
 
     def pause(self, seconds: float) -> None:
-        """Leave out of the rates what was spent beside training."""
+        """Exclude time that was not spent on training from the rates."""
         self._speed.since += seconds
 
     def landed(self, saves: list[Landed]) -> None:
-        """Note, and take off the list, the saves that have ended."""
+        """Record the saves that have ended, and remove them from the list."""
         while saves:
             save = saves.pop(0)
             where = " on the nodes" if save.local else ""
@@ -161,12 +165,12 @@ class Journal:
         return record
 
     def _write_progress(self, record: Mapping[str, Any]) -> None:
-        """Best effort, a few times a minute: what `status` shows of a run that is under way."""
+        """Write the progress that `status` shows of a running run: best effort, a few times per minute."""
         now = time.monotonic()
         if not self.writes or (now - self._progress_at < PROGRESS_EVERY_S and record["step"] != self.run.steps):
             return
         self._progress_at = now
-        # A save writes without a rate: then the last one stands.
+        # A save has no rate of its own, so the last one remains.
         self._shown |= {key: record[key] for key in ("steps_per_s", "loss") if key in record}
         rate = self._shown.get("steps_per_s")
         facts = {
@@ -182,7 +186,7 @@ class Journal:
 
 
 def memory_mb(device: torch.device) -> float:
-    """Peak memory in MiB: the device's on CUDA, else this process's resident set."""
+    """Return the peak memory in MiB: the device's on CUDA, else this process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     import resource

@@ -1,7 +1,7 @@
-"""What is written down while a run trains: metrics and events as JSON lines, always; W&B and TensorBoard on request.
+"""Sinks of metrics and events: JSON lines always, W&B and TensorBoard on request.
 
 Metrics are keyed by step, and a step that is replayed after a restart supersedes its earlier record. A sink that fails
-never stops training: the run's own file is kept up with later, and others are left alone for a minute.
+never stops training: the run's own file is written later, and other sinks are not used for a minute.
 """
 
 from __future__ import annotations
@@ -27,27 +27,27 @@ from everstep.trainer.reporting.wandb_files import last_steps
 LOG = logging.getLogger("everstep")
 PART_EVERY_S = 30.0
 NO_METRICS = ("kind", "step", "time", "unit")
-"""Of a record what tells about it; it is plotted nowhere."""
+"""Keys of a record that describe it; they are not plotted."""
 AGAIN_S = 60.0
-"""Seconds for which a sink that has failed is left alone."""
+"""Seconds for which a sink that has failed is not used."""
 CLOSE_S = 5.0
 """Seconds for which the end of a run waits for a file that cannot be written."""
 LARGEST_BACKLOG = 8 << 20
-"""Bytes of records that wait for a disk or a store, and again as many on their way."""
+"""Bytes of records that wait for a disk or a store, and again as many in the background writer."""
 Record = Mapping[str, Any]
 
 
 class Sink(Protocol):
-    """Where metrics go. `log` may be called again for a step that was replayed."""
+    """Destination of metrics. `log` may be called again for a step that was replayed."""
 
     def log(self, record: Record) -> None: ...
     def close(self) -> None: ...
 
 
 class JsonLines:
-    """A file of JSON lines; on an object store, which cannot append, a row of parts that are written now and then.
+    """A file of JSON lines; on an object store, which cannot append, numbered parts written regularly.
 
-    What a disk or a store does not take is kept, up to LARGEST_BACKLOG, and tried again with the next record.
+    Records that a disk or a store does not accept are kept, up to LARGEST_BACKLOG, and written with the next record.
     """
 
     def __init__(self, storage: Storage, path: str) -> None:
@@ -60,7 +60,7 @@ class JsonLines:
         self._local = storage.path(path)
         self._file: int | None = None
         self._torn = False
-        """The file ends in the middle of a line, of which the backlog begins with the rest."""
+        """True if the file ends in the middle of a line; the backlog begins with the rest of it."""
         self._failing = False
 
     def log(self, record: Record) -> None:
@@ -73,7 +73,7 @@ class JsonLines:
             self.flush()
 
     def flush(self) -> None:
-        """Send a part on its way, if the parts before it are not too far behind."""
+        """Pass a part to the background writer, if the parts before it are not too far behind."""
         if self._backlog and self._outbox.waiting_bytes < LARGEST_BACKLOG:
             stem, dot, suffix = self.path.rpartition(".")
             self._outbox.put(f"{stem}-{self._parts:05d}{dot}{suffix}", bytes(self._backlog))
@@ -94,7 +94,7 @@ class JsonLines:
         self._give_up_file()
 
     def _append(self) -> bool:
-        """Write what there is; True if the file has taken all of it."""
+        """Write the backlog; True if the file has accepted all of it."""
         try:
             if self._file is None and self._local is not None:
                 self._local.parent.mkdir(parents=True, exist_ok=True)
@@ -114,16 +114,16 @@ class JsonLines:
 
     def _give_up_file(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # a file server reports late what it did not take
+            with contextlib.suppress(OSError):  # a file server may report a failed write late
                 os.close(self._file)
             self._file = None
 
     def _shorten(self) -> None:
-        """Leave out the older half of what is waiting."""
+        """Drop the older half of the backlog."""
         cut = self._backlog.index(b"\n", len(self._backlog) // 2) + 1
         del self._backlog[:cut]
         if self._torn:
-            self._backlog[:0] = b"\n"  # so that the torn line spoils none but itself
+            self._backlog[:0] = b"\n"  # so that the torn line damages no other
             self._torn = False
         LOG.warning("%s: what could not be written has grown too large, and its older half is left out", self.path)
 
@@ -140,21 +140,22 @@ def warn(line: str) -> None:
 
 
 def read_lines(folder: RunFolder, name: str) -> Iterator[dict[str, Any]]:
-    """The records of all attempts in the order of writing; a line that a kill cut short is left out."""
+    """Yield the records of all attempts in the order of writing, without lines truncated by a kill."""
     for attempt in folder.attempts():
         yield from folder.lines(attempt, name)
 
 
 def read_metrics(folder: RunFolder, kind: str = "train") -> dict[int, dict[str, Any]]:
-    """The last record of each step, `kind` train or evaluate, in the order of steps."""
+    """Return the last record of each step, `kind` train or evaluate, in the order of steps."""
     records = {r["step"]: r for r in read_lines(folder, METRICS) if r.get("kind") == kind}
     return dict(sorted(records.items()))
 
 
 class WandbSink:
-    """Weights & Biases. All starts of a run write to one W&B run, whose step is ours, and each step once.
+    """Weights & Biases: all attempts of a run write to one W&B run, each step once.
 
-    A step that is replayed is the same again, and W&B takes back none, so what an earlier start has written stands.
+    The W&B step is the run's step. A replayed step has the same values, and W&B cannot remove a step, so the record of
+    an earlier attempt is kept.
     """
 
     def __init__(self, run: RunConfig, folder: RunFolder, config: Record) -> None:
@@ -183,14 +184,14 @@ class WandbSink:
                 disable_git=True,
                 disable_code=True,
                 finish_timeout=30,
-                # The default of 15 s loses that much when the process is killed.
+                # The default of 15 s would lose that much when the process is killed.
                 x_transaction_log_flush_interval=1,
             ),
         )
         self._run.define_metric("*", step_metric="step")
         self._written = written if self._run.offline else {}
         self._first = self._run.starting_step
-        """Online W&B itself says which step comes next."""
+        """Online, W&B itself reports the next step."""
 
     def log(self, record: Record) -> None:
         kind, step = record["kind"], record["step"]
@@ -204,10 +205,13 @@ class WandbSink:
 
 
 class TensorBoardSink:
-    """TensorBoard's event files in the run folder. What an earlier start wrote of later steps is taken back."""
+    """TensorBoard's event files in the run folder.
+
+    Records that an earlier attempt wrote of later steps are purged.
+    """
 
     def __init__(self, folder: RunFolder, hparams: Mapping[str, Any] | None = None, step: int = 0) -> None:
-        """`step` is the one that the run goes on from."""
+        """Open the writer; `step` is the one from which the run resumes."""
         from torch.utils.tensorboard import SummaryWriter
 
         local = folder.storage.path("tensorboard")
@@ -217,15 +221,16 @@ class TensorBoardSink:
             self._begin_trial(hparams)
 
     def _begin_trial(self, hparams: Mapping[str, Any]) -> None:
-        """Say what differs. Beside it TensorBoard shows the last value of each metric, so results need no other word.
+        """Write the trial's hyperparameters.
 
-        Its own `add_hparams` would make a run of its own for that, without the curves.
+        TensorBoard shows the last value of each metric beside them, so results need no further record. Its own
+        `add_hparams` would make a separate run for that, without the curves.
         """
         from torch.utils.tensorboard import summary
 
         plain = int | float | str
         told = {key: value if isinstance(value, plain) else json.dumps(value) for key, value in hparams.items()}
-        summaries: Any = summary.hparams  # which has no type hints
+        summaries: Any = summary.hparams  # has no type hints
         _, begin, _ = summaries(told, {})
         self._writer.file_writer.add_summary(begin)
         self._writer.flush()
@@ -241,7 +246,7 @@ class TensorBoardSink:
 
 
 class Guarded:
-    """A sink whose failures are warnings: after one it is left alone for a while, and then tried again."""
+    """A sink whose failures are warnings: after one it is not used for a while, and then tried again."""
 
     def __init__(self, name: str, sink: Sink) -> None:
         self.name = name
@@ -270,10 +275,15 @@ class Guarded:
 
 
 def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record, step: int = 0) -> list[Sink]:
-    """The run's own metrics file and whatever `log` asks for. One that cannot be opened is left out with a warning.
+    """Open the run's own metrics file and the sinks that `log` configures.
+
+    A sink that cannot be opened is left out with a warning.
 
     Args:
-        step: the one that this attempt goes on from.
+        step: the one from which this attempt resumes.
+
+    Raises:
+        ConfigError: the package of a sink is not installed.
     """
     own = JsonLines(folder.storage, folder.attempt(attempt, METRICS))
     sinks: list[Sink] = [Guarded(METRICS, own)]

@@ -1,4 +1,4 @@
-"""Where the seconds of a start went, from the beginning of the process to the end of its first step."""
+"""Timing of an attempt's start, from the beginning of the process to the end of its first step."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import time
 
 
 class Laps:
-    """A stopwatch whose laps have names; one that comes up again is added to."""
+    """A stopwatch with named laps; times of the same name are added."""
 
     def __init__(self, since: float) -> None:
-        """`since` is of time.monotonic()."""
+        """Start the stopwatch at `since`, a value of time.monotonic()."""
         self.seconds: dict[str, float] = {}
         self._since = since
 
     def end(self, name: str) -> None:
-        """What has passed since the last lap was `name`."""
+        """Add the time since the last lap to `name`."""
         now = time.monotonic()
         self.seconds[name] = round(self.seconds.get(name, 0.0) + now - self._since, 3)
         self._since = now

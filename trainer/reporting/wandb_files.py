@@ -1,6 +1,7 @@
-"""What W&B's own files hold of earlier starts of a run, so that no step is written twice.
+"""Reader of W&B's own files of earlier attempts, so that no step is written twice.
 
-A file is LevelDB's log format (blocks of 32 KiB, records in parts) around protocol buffers; a kill cuts it anywhere.
+A file is LevelDB's log format (blocks of 32 KiB, records in parts) around protocol buffers; a kill may truncate it
+anywhere.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _MAGIC_BYTES = 7
 
 
 def rows(file: Path) -> Iterator[dict[str, Any]]:
-    """The rows of metrics in one file."""
+    """Yield the rows of metrics in one file."""
     from wandb.proto import wandb_internal_pb2
 
     for content in _records(file.read_bytes()):
@@ -30,7 +31,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
 
 
 def last_steps(folder: Path, identity: str) -> dict[str, int]:
-    """By kind of record (train, evaluate) the highest step that the files of a run below `folder` hold."""
+    """Return, by kind of record (train, evaluate), the highest step in the files of a run below `folder`."""
     last: dict[str, int] = {}
     for file in sorted(folder.glob(f"wandb/*/run-{identity}.wandb")):
         for row in rows(file):
@@ -40,7 +41,7 @@ def last_steps(folder: Path, identity: str) -> dict[str, int]:
 
 
 def _records(data: bytes) -> Iterator[bytes]:
-    """The whole records of a file; what was cut off at its end is left out."""
+    """Yield the whole records of a file, without one truncated at its end."""
     place, whole = _MAGIC_BYTES, b""
     while place + _HEADER.size <= len(data):
         if (left := BLOCK - place % BLOCK) < _HEADER.size:

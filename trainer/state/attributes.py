@@ -1,4 +1,4 @@
-"""State that objects keep in plain attributes, outside of any `state_dict()`: counters, flags, running values.
+"""State in plain attributes of objects, outside any `state_dict()`: counters, flags, running values.
 
 `self.calls += 1` in a forward pass, a temperature that is multiplied at each step, a buffer with `persistent=False`: a
 `state_dict()` lacks them all. Attributes that were numbers, flags, text, small containers, arrays or tensors when the
@@ -26,30 +26,33 @@ from everstep.trainer.state.state_tree import is_number, pack, unpack
 PREFIX = "attributes."
 HOOKS = "hooks."
 LONGEST = 64
-"""Elements of a container that is looked into; those that are longer from the start are tables, which do not change."""
+"""Elements of a container that is searched.
+
+A container that is longer from the start is a table, which does not change.
+"""
 KEPT_BYTES = 2**24
 """Size of a first value that is kept, for a rollback to a checkpoint from before its first change."""
 STRUCTURE = frozenset(vars(nn.Module())) - {"training"}
 """Attributes in which a module keeps its parameters, buffers, modules and hooks."""
 NOT_STATE = frozenset(vars(torch.optim.SGD([nn.Parameter(torch.zeros(1))]))) | {"found_inf", "grad_scale"}
-"""Attributes that each optimizer has; `OptimizerState` saves what is state of them."""
+"""Attributes that each optimizer has; `OptimizerState` saves those of them that are state."""
 _SCALARS = (type(None), bool, int, float, complex, str)
 _SEQUENCES = (list, tuple, deque, set, frozenset)
 _MAPPINGS = (dict, OrderedDict)
 
 
 class Attributes:
-    """Plain attributes of some objects, by their path: their first values, and those that have changed since."""
+    """Plain attributes of some objects, by path: their first values, and those that have changed since."""
 
     def __init__(self, objects: Mapping[str, object]) -> None:
         self.objects = dict(objects)
         found = [(name, holder[key]) for name, holder, key in self._all() if is_plain(holder[key])]
         self._first = {name: _mark(value) for name, value in found}
         self._values = {name: copy.deepcopy(value) for name, value in found if _bytes(value) <= KEPT_BYTES}
-        """First values, to be set again where a checkpoint does not hold an attribute."""
+        """First values, which are set again if a checkpoint does not hold an attribute."""
 
     def pack(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Return those that have changed as JSON; their tensors are added to `tensors`."""
+        """Return the changed attributes as JSON; their tensors are added to `tensors`."""
         changed: dict[str, Any] = {}
         for name, holder, key in self._all():
             first, value = self._first.get(name), holder[key]
@@ -86,7 +89,7 @@ class Attributes:
                 holder[key] = value
 
     def _check_settable(self, name: str) -> None:
-        """Refuse to overwrite what is no plain value here: a manifest may come from elsewhere."""
+        """Refuse to overwrite an attribute that is not plain, since a manifest may be from another user."""
         owner, key = self._owner(name)
         now = self._holder(name)[0].get(key, getattr(type(owner), key, None))
         if key in STRUCTURE or not (name in self._first or is_plain(now)):
@@ -112,7 +115,7 @@ class Attributes:
         raise CheckpointError(f"the checkpoint has a value for {name}, which is not there any more")
 
     def _path(self, name: str) -> str | None:
-        """Return the path of the object that an attribute belongs to; None where there is no such object."""
+        """Return the path of the object that an attribute belongs to; None if there is no such object."""
         return max((path for path in self.objects if name.startswith(f"{path}.")), key=len, default=None)
 
     def _all(self) -> Iterator[tuple[str, dict[str, Any], str]]:
@@ -149,10 +152,10 @@ def is_plain(value: Any) -> bool:
 
 
 def _is_state(value: Any, first: Any) -> bool:
-    """True if a value is to be saved, by the mark of the attribute's first value.
+    """True if a value must be saved, by the mark of the attribute's first value.
 
     A tensor or array is state if one of its shape and type was there at first; others are results of a pass. A
-    container that was short at first is state at any length, if it holds nothing but numbers and text.
+    container that was short at first is state at any length, if it holds only numbers and text.
     """
     if isinstance(value, Tensor | np.ndarray):
         return is_plain(value) and first is not None and first[:3] == _kind(value)
@@ -174,7 +177,7 @@ def _kind(value: Tensor | np.ndarray[Any, Any]) -> tuple[Any, ...]:
 
 
 def _as_tensor(value: np.ndarray[Any, Any]) -> Tensor:
-    """Return the bytes of an array as a tensor, without a copy where they are writable and in a row."""
+    """Return the bytes of an array as a tensor, without a copy if they are writable and contiguous."""
     data = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     return torch.from_numpy(data if data.flags.writeable else data.copy())
 

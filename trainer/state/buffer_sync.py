@@ -21,7 +21,7 @@ from everstep.trainer.state.model_state import write
 
 
 class BufferSync:
-    """Finds the buffers that change, in the first step of a start and at each save, and makes them equal."""
+    """Finds the buffers that change, in an attempt's first step and at each save, and makes them equal."""
 
     def __init__(self, model: nn.Module, mesh: Mesh, policy: Buffers) -> None:
         self.model = model
@@ -32,7 +32,7 @@ class BufferSync:
         self._observed = False
 
     def copies(self) -> dict[str, Tensor]:
-        """Return copies of the buffers that a step may change: of all buffers before the first step of a start."""
+        """Return copies of the buffers that a step may change; of all buffers before an attempt's first step."""
         if self._observed and not self.changing:
             return {}
         return {
@@ -42,11 +42,11 @@ class BufferSync:
         }
 
     def after_step(self, before: dict[str, Tensor], skipped: Tensor | bool) -> None:
-        """Make the buffers that change equal on all ranks; after a skipped step, put their values back.
+        """Make the buffers that change equal on all ranks; after a skipped step, restore their values.
 
         Args:
             before: result of `copies` before the step.
-            skipped: True for a step that is to change nothing; a tensor on a GPU, so that the host does not wait.
+            skipped: True for a step that must change nothing; a tensor on a GPU, so that the host does not wait.
         """
         if not self._observed:
             self._observe(before)
@@ -61,7 +61,7 @@ class BufferSync:
                 write(buffer.detach(), old if skipped is True else torch.where(skipped > 0, old, buffer.detach()))
 
     def make_equal(self) -> None:
-        """Make all buffers equal on all ranks: a new model's may depend on the process that has built it."""
+        """Make all buffers equal on all ranks, since a new model's may depend on the process that built it."""
         kept, self.changing = self.changing, [name for name, _ in self.model.named_buffers()]
         self.sync()
         self.changing = kept
@@ -82,7 +82,7 @@ class BufferSync:
                 write(buffer, part.view(buffer.shape))
 
     def before_save(self) -> None:
-        """Make the buffers equal that differ between ranks, so that a checkpoint holds the values of all ranks."""
+        """Make buffers that differ between ranks equal, so that a checkpoint is valid for all ranks."""
         if self.mesh.world == 1 or self.policy is Buffers.local:
             return
         self._check_shapes()
@@ -91,7 +91,7 @@ class BufferSync:
             self.sync()
 
     def _observe(self, before: dict[str, Tensor]) -> None:
-        """Note, on all ranks, the buffers that the first step of a start has changed on one of them."""
+        """Record, on all ranks, the buffers that an attempt's first step has changed on one of them."""
         self._observed = True
         changed = [n for n, b in self.model.named_buffers() if n not in before or not torch.equal(before[n], b)]
         self._add(name for names in self.mesh.gather(changed) for name in names)

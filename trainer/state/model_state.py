@@ -1,8 +1,8 @@
-"""State of a user's model, in the meaning that its own `state_dict()` and `load_state_dict()` give it.
+"""State of a user's model, as defined by its own `state_dict()` and `load_state_dict()`.
 
 Most state dicts hold the live parameters and buffers: those are filled in place, without a second copy. All else (extra
 state, copies made by hooks, buffers that overlap in memory, buffers of another shape than a new model's) is read into
-new tensors, and passed to `load_state_dict()` or put in the buffer's place.
+new tensors, and passed to `load_state_dict()` or assigned in place of the buffer.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _HOOKS = (
 
 
 class ModelState:
-    """Packs a model's state for a checkpoint, and puts the state of a checkpoint into the model."""
+    """Packs a model's state for a checkpoint, and loads the state of a checkpoint into the model."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model
@@ -47,7 +47,7 @@ class ModelState:
     def allocate(
         self, metadata: dcp.Metadata, values: Mapping[str, Any], only: Collection[str] | None = None
     ) -> dict[str, Tensor]:
-        """Return the tensors to be filled from a checkpoint, by name; `load` puts them into the model afterwards.
+        """Return the tensors to be filled from a checkpoint, by name; `load` then sets them in the model.
 
         Args:
             only: names of the state to take; None takes all, and then both sides must have the same names.
@@ -74,7 +74,7 @@ class ModelState:
         return self._targets
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Put the filled tensors into the model, by `load_state_dict()` where the model has its own."""
+        """Set the filled tensors in the model, by `load_state_dict()` if the model has its own."""
         current = self.model.state_dict()
         given = OrderedDict(
             (name.removeprefix(PREFIX), tensor) for name, tensor in self._targets.items() if name.startswith(PREFIX)
@@ -167,7 +167,7 @@ def check_model(model: nn.Module) -> None:
 
 
 def write(tensor: Tensor, value: Tensor) -> None:
-    """Set a tensor whose elements may share memory (made by `expand` or `as_strided`) to values that agree."""
+    """Set a tensor whose elements may share memory (from `expand` or `as_strided`) to consistent values."""
     with torch.no_grad():
         if not _overlaps(tensor):
             tensor.copy_(value)
@@ -193,7 +193,7 @@ def nested_targets(
 
 
 def _overlaps(tensor: Tensor) -> bool:
-    """True if two elements of a dense tensor may be one place in memory."""
+    """True if two elements of a dense tensor may have one address in memory."""
     dims = sorted((stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size > 1)
     end = 1
     for stride, size in dims:
@@ -207,7 +207,7 @@ def _target(
     name: str, tensor: Any, entry: dcp.TensorStorageMetadata, live: set[Any],
     buffers: Mapping[str, Any], device: torch.device,
 ) -> Tensor:  # fmt: skip
-    """Return the model's own tensor where it can be filled in place, else a new one."""
+    """Return the model's own tensor if it can be filled in place, else a new one."""
     if isinstance(tensor, Tensor):
         same = tensor.shape == entry.size and tensor.dtype == entry.properties.dtype
         is_live = _place(tensor) in live
@@ -241,7 +241,7 @@ def _entry(metadata: dcp.Metadata, name: str) -> dcp.TensorStorageMetadata:
 
 
 def _buffers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
-    """Yield (name, module, name within the module) of all persistent buffers, of those that are None too."""
+    """Yield (name, module, name within the module) of all persistent buffers, even of those set to None."""
     for path, module in model.named_modules(remove_duplicate=False):
         for leaf in module._buffers:
             if leaf not in module._non_persistent_buffers_set:
@@ -250,7 +250,7 @@ def _buffers(model: nn.Module) -> Iterator[tuple[str, nn.Module, str]]:
 
 @contextlib.contextmanager
 def _dense_buffers(model: nn.Module) -> Iterator[None]:
-    """Replace overlapping buffers by dense ones for the time of `load_state_dict`, which cannot write into them."""
+    """Replace overlapping buffers by dense ones during `load_state_dict`, which cannot write into them."""
     kept: list[tuple[nn.Module, str, Tensor, Tensor]] = []
     for _, module, leaf in _buffers(model):
         buffer = module._buffers[leaf]

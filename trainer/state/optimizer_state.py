@@ -26,7 +26,7 @@ SCHEDULED = ("params", "lr", "peak_lr")
 
 
 class OptimizerState:
-    """Packs an optimizer's state for a checkpoint and puts a checkpoint's into the optimizer."""
+    """Packs an optimizer's state for a checkpoint and loads a checkpoint's into the optimizer."""
 
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.model = model
@@ -67,7 +67,7 @@ class OptimizerState:
         return self._targets
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Put what was filled, and the values that are no tensors, into the optimizer."""
+        """Set the filled tensors, and the values that are no tensors, in the optimizer."""
         named = dict(self.model.named_parameters())
         for name, rest in values.get("parameters", {}).items():
             if name in named:
@@ -90,16 +90,16 @@ class OptimizerState:
         self._targets = {}
 
     def _pack_parameter(self, name: str, parameter: Tensor, tensors: dict[str, Tensor]) -> dict[str, Any]:
-        """Add the tensors of one parameter's state to `tensors`; return as JSON what `_room` cannot make again."""
+        """Add the tensors of one parameter's state to `tensors`; return as JSON what `_room` cannot restore."""
         state = self.optimizer.state.get(parameter, {})
         packed = pack(dict(state), f"{PREFIX}{name}", tensors)
-        if KIND in packed:  # keys that are no text
+        if KIND in packed:  # some keys are not text
             return dict(packed)
         ordinary = [key for key, value in state.items() if isinstance(value, Tensor) and _is_ordinary(value, parameter)]
         return {key: value for key, value in packed.items() if key not in ordinary}
 
     def _changed(self) -> list[dict[str, Any]]:
-        """Return the entries of each group that are not as they were when the optimizer was built."""
+        """Return the entries of each group that have changed since the optimizer was built."""
         return [
             {key: value for key, value in group.items()
              if key not in SCHEDULED and (key not in first or not _same(value, first[key]))}
@@ -129,7 +129,10 @@ class OptimizerState:
 
 
 def _split(full: str, named: Mapping[str, Tensor]) -> tuple[str, str]:
-    """Return (parameter, key) of `optimizer.PARAMETER.KEY`; both may have dots, so the longest name of a parameter."""
+    """Return (parameter, key) of `optimizer.PARAMETER.KEY`.
+
+    Both may contain dots, so the longest name of a parameter is used.
+    """
     parts = full.removeprefix(PREFIX).split(".")
     for cut in range(len(parts) - 1, 0, -1):
         if (name := ".".join(parts[:cut])) in named:
@@ -155,7 +158,7 @@ def _room(entry: dcp.TensorStorageMetadata, parameter: Tensor, group: Mapping[st
 def _room_for(
     saved: Mapping[str, Any], entry: dcp.TensorStorageMetadata, parameter: Tensor | None, device: torch.device
 ) -> Tensor:
-    """Return an empty tensor for state of a shape of its own, sharded as it was where the parameter is sharded now."""
+    """Return an empty tensor for state of a shape of its own, sharded as before if the parameter is."""
     dtype = entry.properties.dtype
     if not isinstance(parameter, DTensor) or "shard_dim" not in saved:
         return empty(entry, torch.device("cpu") if saved.get("on_host") else device)

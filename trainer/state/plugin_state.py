@@ -20,7 +20,7 @@ PREFIX = "plugins."
 
 
 class PluginState:
-    """Packs what the plug-ins' `state_dict()` give, and passes what a checkpoint holds to their `load_state_dict()`."""
+    """Packs the plug-ins' `state_dict()` for a checkpoint, and calls their `load_state_dict()`."""
 
     def __init__(self, plugins: Mapping[str, object], device: torch.device) -> None:
         self.plugins = {key: plugin for key, plugin in plugins.items() if has_state(plugin, key)}
@@ -40,7 +40,7 @@ class PluginState:
         return self._targets
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Pass the filled state to the plug-ins; that of a hook which the run has no more is left out."""
+        """Pass the filled state to the plug-ins; state of a hook that the run no longer has is ignored."""
         for key, packed in values.items():
             if key in self.plugins:
                 self.plugins[key].load_state_dict(unpack(packed, self._targets))  # type: ignore[attr-defined]
@@ -48,7 +48,7 @@ class PluginState:
 
 
 def has_state(plugin: object, key: str) -> bool:
-    """True if a plug-in is to be saved.
+    """True if a plug-in has state to save.
 
     Raises:
         ConfigError: it has one of the two methods and not the other.
@@ -61,7 +61,7 @@ def has_state(plugin: object, key: str) -> bool:
 
 
 def hook_keys(nodes: Iterable[Node]) -> list[str]:
-    """Return the name of each hook's state: by its target, since hooks may be added and left out on a resume."""
+    """Return the key of each hook's state, from its target, since a resume may add or remove hooks."""
     seen: Counter[str] = Counter()
     keys = []
     for node in nodes:

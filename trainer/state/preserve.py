@@ -1,4 +1,4 @@
-"""Restoring of buffers, modes, attributes and generators after passes that must not change a user's model."""
+"""Restoring buffers, modes, attributes and generators after passes that must not change the model."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from everstep.trainer.state.attributes import LONGEST, STRUCTURE, is_plain
 from everstep.trainer.state.model_state import write
 
 DEEPEST = 8
-"""Levels of containers that are looked into."""
+"""Levels of containers that are searched."""
 Snapshot = list[tuple[dict[str, Any], str, Any, Callable[[], object]]]
-"""(the dict that holds a value, its key, the value, a function that puts back what has changed within it)."""
+"""(the dict that holds a value, its key, the value, a function that restores its content)."""
 
 
 @contextlib.contextmanager
 def preserved(model: nn.Module, *others: object) -> Iterator[None]:
-    """Put back, at the end, all that passes may change in a model and in the task, and the state of the generators.
+    """Restore at the end all that passes may change in a model and in the task, and the generators.
 
     Args:
-        others: objects whose attributes are put back too, such as the task.
+        others: objects whose attributes are restored too, such as the task.
     """
     things = [*model.modules(), *(thing for thing in others if hasattr(thing, "__dict__"))]
     kept, keys = _take(things), [(vars(thing), set(vars(thing))) for thing in things]
@@ -57,7 +57,7 @@ def _put_back(kept: Snapshot) -> None:
 
 
 def _restore(value: Any, depth: int = 0) -> Callable[[], object]:
-    """Return a function that puts the present content of a tensor, an array or a container back."""
+    """Return a function that restores the present content of a tensor, an array or a container."""
     if isinstance(value, Tensor) and not value.requires_grad and not value.is_meta:
         return functools.partial(write, value.detach(), value.detach().clone())
     if isinstance(value, np.ndarray) and is_plain(value) and value.flags.writeable:
@@ -78,4 +78,4 @@ def _refill(value: Any, items: Any, inner: Iterable[Callable[[], object]]) -> No
 
 
 def _nothing() -> None:
-    """Leave a value alone that cannot change."""
+    """Do nothing, for a value that cannot change."""

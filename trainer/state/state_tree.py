@@ -1,8 +1,8 @@
-"""Nested state of user objects as named tensors and JSON: numbers, text, lists, dicts, tensors, arrays.
+"""Nested state of user objects as named tensors and JSON.
 
-A model's extra state, an optimizer's groups and a task's `state_dict()` may hold anything. Tensors are saved in the
-checkpoint under their own names, everything else in the manifest as JSON that is read back without running code. A
-value that neither can hold is refused by its name.
+A model's extra state, an optimizer's groups and a task's `state_dict()` may hold anything: numbers, text, lists, dicts,
+tensors, arrays. Tensors are saved in the checkpoint under their own names, everything else in the manifest as JSON that
+is read back without running code. An error names each value that neither can hold.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from everstep.errors import CheckpointError
 KIND = "$"
 """Key of a JSON object that encodes a value for which JSON has no type."""
 MAX_DEPTH = 32
-"""Levels of containers; a container that holds itself has no end."""
+"""Levels of containers; a container that contains itself has no end."""
 
 
 def pack(value: Any, name: str, tensors: dict[str, Tensor], depth: int = 0) -> Any:
     """Return `value` as JSON, and add its tensors to `tensors` under names that begin with `name`.
 
     Raises:
-        CheckpointError: a part of the value has a type that cannot be read back; the error names the part.
+        CheckpointError: a part of the value has a type that cannot be read back; the message names the part.
     """
     if depth > MAX_DEPTH:
         raise CheckpointError(f"{name} is nested more than {MAX_DEPTH} levels deep; a checkpoint cannot hold it")
@@ -46,10 +46,10 @@ def pack(value: Any, name: str, tensors: dict[str, Tensor], depth: int = 0) -> A
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """Return the value that `pack` made `packed` of; `tensors` holds its tensors by name.
+    """Return the value from which `pack` made `packed`; `tensors` holds its tensors by name.
 
     Raises:
-        CheckpointError: `packed` is not something that `pack` writes.
+        CheckpointError: `packed` is not a result of `pack`.
     """
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]

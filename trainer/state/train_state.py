@@ -1,4 +1,7 @@
-"""All that a checkpoint holds: tensors for torch.distributed.checkpoint, everything else as JSON for the manifest."""
+"""State of a run in a checkpoint: tensors for torch.distributed.checkpoint, the rest as JSON.
+
+The JSON is part of the manifest.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ from everstep.trainer.state.optimizer_state import OptimizerState
 from everstep.trainer.state.plugin_state import PluginState, has_state
 
 SHOWN = 3
-"""Names that an error lists; of the others it gives the number."""
+"""Names that an error lists; the others are counted."""
 
 
 @dataclass
@@ -69,8 +72,8 @@ class LossScale:
         """Set the scale after a step.
 
         Args:
-            overflow: 1.0 where the step had NaN or Inf, else 0.0.
-            empty: True where it had no item that counts: then it is neither good nor bad.
+            overflow: 1.0 if the step had NaN or Inf, else 0.0.
+            empty: True if it had no item that counts: then it is neither good nor bad.
         """
         scale, good_steps = self.scale.clone(), self.good_steps.clone()
         torch._amp_update_scale_(self.scale, self.good_steps, overflow, 2.0, 0.5, self.interval)
@@ -112,7 +115,7 @@ class TrainState:
         """Return the whole state, by names that do not depend on how the model is parallelized.
 
         Raises:
-            CheckpointError: a part has a type that a checkpoint cannot hold; the error names it.
+            CheckpointError: a part has a type that a checkpoint cannot hold; the message names it.
         """
         tensors: dict[str, Tensor] = {}
         values: dict[str, Any] = {
@@ -150,7 +153,7 @@ class TrainState:
             }
 
     def load(self, values: Mapping[str, Any]) -> None:
-        """Put the tensors of `prepare`, filled since, and the values that are no tensors, into the state."""
+        """Set the tensors of `prepare`, filled since, and the values that are no tensors, in the state."""
         with _readable():
             self._model.load(values.get("model", {}))
             self._optimizer.load(values.get("optimizer", {}))

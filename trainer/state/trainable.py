@@ -1,4 +1,4 @@
-"""A task's model with its optimizer on one process, apart from the run's: what is tried before a run's first step."""
+"""Trainable copy of a task's model and optimizer on one process, for trials before a run's first step."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Trainable:
         others: Iterable[nn.Module] = (),
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """`others` are models with which this one may have no module and no memory in common."""
+        """Build the copy; it shares no module and no memory with the models `others`."""
         if run.optimizer is None:
             raise ConfigError("optimizer=null: give optimizer=NAME")
         self.run, self.task, self.device, self.autocast = run, task, device, autocast

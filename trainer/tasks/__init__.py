@@ -1,1 +1,1 @@
-"""Tasks that come with Everstep: one file each."""
+"""Tasks that are part of everstep: one file each."""

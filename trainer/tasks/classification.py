@@ -1,4 +1,4 @@
-"""What classifiers share: cross entropy and accuracy, summed over samples."""
+"""Loss and accuracy of classifiers, summed over samples."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from everstep.trainer.task import Loss
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Loss:
-    """Cross entropy in nats summed over the samples; logits [n, classes], labels int64 [n]."""
+    """Return the cross entropy in nats summed over the samples; logits [n, classes], labels int64 [n]."""
     return Loss(F.cross_entropy(logits, labels, reduction="sum"), len(labels))
 
 
 def with_accuracy(logits: Tensor, labels: Tensor) -> Loss:
-    """The same, and how many samples were told right as metric `accuracy`."""
+    """Return the loss, and the number of correctly classified samples as metric `accuracy`."""
     loss = classification_loss(logits, labels)
     correct = (logits.argmax(dim=1) == labels).sum()
     return Loss(loss.sum, loss.count, {"accuracy": correct.to(loss.sum.dtype)})

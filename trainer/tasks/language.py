@@ -19,10 +19,10 @@ PROMPT = "def read(path: str) -> str:\n    "
 
 
 class LanguageModel:
-    """Batches hold `tokens`: integers [n, block + 1], of which the last is only ever a target.
+    """Batches hold `tokens`: integers [n, block + 1]; the last one is only a target.
 
-    Of documents in one row (`segments` [n, block + 1], 0 is padding, from `everstep.data.Pack` or `Segments`) or
-    padded rows (`lengths` [n], from `Pad` or `Bucket`), only tokens that follow on one of their own document count.
+    With documents in one row (`segments` [n, block + 1], 0 is padding, from `everstep.data.Pack` or `Segments`) or
+    padded rows (`lengths` [n], from `Pad` or `Bucket`), only tokens that follow one of their own document count.
     """
 
     unit = "tokens"
@@ -37,15 +37,15 @@ class LanguageModel:
         self._build = model
         self.preview_bytes = preview_bytes
         self.preview_temperature = preview_temperature
-        """0 takes the likeliest byte each time."""
+        """0 takes the most likely byte each time."""
         self.preview_prompt = preview_prompt
 
     def model(self) -> nn.Module:
-        """The network of the config's `model` node."""
+        """Return the network of the config's `model` node."""
         return self._build()
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """Cross entropy in nats, summed over all predicted tokens that count."""
+        """Return the cross entropy in nats, summed over all predicted tokens that count."""
         tokens = batch["tokens"].long()
         logits = model(tokens[:, :-1])
         targets = tokens[:, 1:]
@@ -56,14 +56,14 @@ class LanguageModel:
         return Loss(total, targets.numel() if counted is None else counted.sum())
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
-        """The same with `bits_per_byte`, the usual measure: 8 is knowing nothing."""
+        """Return the loss with `bits_per_byte`; 8 is the value of a uniform guess."""
         loss = self.loss(model, batch)
         return Loss(loss.sum, loss.count, {"bits_per_byte": loss.sum / math.log(2)})
 
     def preview(self, model: nn.Module) -> str:
-        """A text that the model writes after a fixed prompt, the same for the same weights.
+        """Return a text that the model generates after a fixed prompt, the same for the same weights.
 
-        Every rank passes forward equally often, so it works on a sharded model.
+        Every rank runs the same number of forward passes, so it works on a sharded model.
         """
         training = model.training
         model.eval()
@@ -93,10 +93,10 @@ class LanguageModel:
 
 
 def _counted(batch: Batch, targets: int) -> Tensor | None:
-    """Which of the targets [n, targets] count; None: all of them."""
+    """Return a mask of the targets [n, targets] that count; None if all do."""
     segments, lengths = batch.get("segments"), batch.get("lengths")
     if segments is not None:
-        # The first token of a document has nothing of its own before it that it could be told from.
+        # The first token of a document has no token of its own document before it to be predicted from.
         return (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] != 0)
     if lengths is not None:
         return torch.arange(1, targets + 1, device=lengths.device) < lengths[:, None]

@@ -19,13 +19,13 @@ class TabularClassifier:
         self._build = model
 
     def model(self) -> nn.Module:
-        """The network of the config's `model` node."""
+        """Return the network of the config's `model` node."""
         return self._build()
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """Cross entropy, summed over the samples."""
+        """Return the cross entropy, summed over the samples."""
         return classification_loss(model(batch["features"]), batch["target"])
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
-        """The same with `accuracy`."""
+        """Return the loss with `accuracy`."""
         return with_accuracy(model(batch["features"]), batch["target"])

@@ -1,4 +1,4 @@
-"""From any source to a dataset of Arrow shards."""
+"""Preparation of a dataset of Arrow shards from any source."""
 
 from everstep.dataset.prepare.engine import (
     prepare,

@@ -1,4 +1,4 @@
-"""From rows as they were read to rows as they are stored; what does not fit is named and left out."""
+"""Cleaning: from rows as read to rows as stored; rows that do not fit are reported and left out."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ from everstep.dataset.shards import stored
 from everstep.errors import DataError, nearest
 
 Digests = NDArray[np.uint64]
-"""[rows, 2]: BLAKE3 of 128 bits for each."""
+"""[rows, 2]: BLAKE3 of 128 bits for each row."""
 
 
 def select(schema: pa.Schema, names: list[str]) -> pa.Schema:
-    """The columns with these names; DataError for one that is not there."""
+    """Return the columns with these names.
+
+    Raises:
+        DataError: a column does not exist.
+    """
     for name in names:
         if name not in schema.names:
             there = ", ".join(schema.names)
@@ -31,7 +35,11 @@ def select(schema: pa.Schema, names: list[str]) -> pa.Schema:
 
 
 def stored_schema(schema: pa.Schema) -> pa.Schema:
-    """The schema in which these columns are stored; DataError for a type that cannot train."""
+    """Return the schema in which these columns are stored.
+
+    Raises:
+        DataError: a type cannot be used for training.
+    """
     fields = []
     for field in schema:
         try:
@@ -43,14 +51,17 @@ def stored_schema(schema: pa.Schema) -> pa.Schema:
 
 
 def _unwrapped(kind: pa.DataType) -> pa.DataType:
-    """Hugging Face keeps images and audio as a struct of bytes and path: the bytes are what counts."""
+    """Return the type of the bytes in Hugging Face's struct of bytes and path for images and audio."""
     if pa.types.is_struct(kind) and {field.name for field in kind} == {"bytes", "path"}:
         return kind.field("bytes").type
     return kind
 
 
 def clean(chunk: Chunk, source: pa.Schema, target: pa.Schema, most: int) -> Chunk:
-    """The rows in the types of `target` without those that do not fit; at more than `most` the search ends."""
+    """Return the rows in the types of `target` without those that do not fit.
+
+    The search for such rows ends when there are more than `most`.
+    """
     rows = chunk.rows
     wrong: dict[int, str] = {}
     columns: list[pa.Array] = []
@@ -81,7 +92,7 @@ def _cast(name: str, column: pa.Array, via: pa.DataType, to: pa.DataType, most: 
         if part.type == to:
             return part
         made = cast_exactly(part, to if pa.types.is_decimal(via) else via)
-        # How times are stored is no matter of their value.
+        # A time is stored as an integer: this cast changes the type, not the value.
         return made.cast(to) if pa.types.is_temporal(via) else cast_exactly(made, to)
 
     if not len(column):
@@ -98,7 +109,7 @@ def _cast(name: str, column: pa.Array, via: pa.DataType, to: pa.DataType, most: 
 def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most: int = 1 << 60) -> dict[int, str]:
     """Return the rows of the values that `build` cannot make a `kind`, with the reason.
 
-    Found by halving, so that one in a million costs 20 builds; ends early when more than `most` are found.
+    Found by bisection, so that one in a million costs 20 builds; ends early when more than `most` are found.
     """
     found: dict[int, str] = {}
     parts = [(0, len(values))] if len(values) else []
@@ -108,7 +119,7 @@ def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most
             build(values[start:stop])
         except (TypeError, ValueError, OverflowError) as error:
             if stop - start == 1:
-                # Not the library's words, which quote the value: what is in the data stays there.
+                # Not the library's message, which quotes the value: data must not get into logs.
                 found[start] = "is not UTF-8" if "UTF8" in str(error) else f"does not fit {kind}"
             else:
                 middle = (start + stop) // 2
@@ -117,7 +128,7 @@ def misfits(values: Any, kind: pa.DataType, build: Callable[[Any], object], most
 
 
 def null_rows(column: pa.Array) -> NDArray[np.int64]:
-    """Rows that are null or lists with a null in them."""
+    """Return the rows that are null or lists with a null in them."""
     found = np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False)) if column.null_count else np.empty(0, int)
     if pa.types.is_large_list(column.type) or pa.types.is_fixed_size_list(column.type):
         inner = null_rows(pc.list_flatten(column))
@@ -128,7 +139,7 @@ def null_rows(column: pa.Array) -> NDArray[np.int64]:
 
 
 def row_digests(rows: pa.Table, names: list[str]) -> Digests:
-    """A digest of each row's content in these columns."""
+    """Return a digest of each row's content in these columns."""
     found = [_digests(*row_bytes(_in_one(rows.column(name)))) for name in names]
     if len(found) == 1:
         return found[0]
@@ -144,7 +155,7 @@ def _digests(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Digests:
 
 
 def row_bytes(column: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """The bytes of a stored column, and where in them each row begins; views where Arrow allows it."""
+    """Return the bytes of a stored column and the offset of each row; views if Arrow allows it."""
     kind = column.type
     if pa.types.is_large_string(kind) or pa.types.is_large_binary(kind):
         _, offsets, data = column.buffers()
@@ -166,9 +177,9 @@ def held_out(digests: Digests, fraction: float) -> NDArray[np.bool_]:
 
 
 def first_ones(digests: list[Digests]) -> list[NDArray[np.bool_]]:
-    """For each unit's rows, whether none before has the same digest."""
+    """Return a mask for each unit's rows: True if no earlier row has the same digest."""
     together = np.concatenate([*digests, np.empty((0, 2), np.uint64)])
-    order = np.lexsort((together[:, 1], together[:, 0]))  # stable: of equal ones the first stays in front
+    order = np.lexsort((together[:, 1], together[:, 0]))  # stable: of equal rows the first stays first
     ordered = together[order]
     first = np.ones(len(order), dtype=bool)
     first[1:] = (ordered[1:] != ordered[:-1]).any(axis=1)

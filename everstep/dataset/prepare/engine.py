@@ -1,6 +1,7 @@
-"""From any source to a dataset of Arrow shards: the same bytes from any number of processes, however often killed.
+"""Preparation of any source as a dataset of Arrow shards.
 
-The work is cut into units; each leaves a record when its shards are durable; the index is written last.
+The bytes are the same for any number of processes, and after any number of kills. The work is divided into units; each
+leaves a record when its shards are durable; the index is written last.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ Open = Callable[[], tuple[Reader, list[File]]]
 
 
 def prepare(options: PrepareOptions, *, show: bool = False) -> Indexes:
-    """Prepare files into `options.dst`; a preparation that was killed goes on where it was."""
+    """Prepare files into `options.dst`; a preparation that was killed resumes."""
     return _prepare(options, lambda: open_source(options), show=show)
 
 
@@ -54,7 +55,7 @@ def prepare_frame(frame: Any, dst: str, **options: Any) -> Indexes:
 
 
 def prepare_arrays(arrays: dict[str, NDArray[Any]], dst: str, **options: Any) -> Indexes:
-    """Prepare NumPy arrays [samples, …] from memory, nothing copied; keywords as in PrepareOptions."""
+    """Prepare NumPy arrays [samples, …] from memory without a copy; keywords as in PrepareOptions."""
     import pyarrow as pa
 
     from everstep.dataset.shards import table_of
@@ -67,7 +68,10 @@ def prepare_arrays(arrays: dict[str, NDArray[Any]], dst: str, **options: Any) ->
 
 
 def prepare_rows(function: Callable[[], Iterable[Row]], dst: str, **options: Any) -> Indexes:
-    """Prepare the mappings of column to value that `function` gives; it is called once more to look at the first."""
+    """Prepare the mappings of column to value that `function` yields.
+
+    It is called once more, to find the columns from the first values.
+    """
     return _from_memory(Generator(function), "the rows", 0, dst, options)
 
 
@@ -81,9 +85,9 @@ def prepare_blocks(
 ) -> None:
     """Write `dst`/train and `dst`/validation, datasets of one column `tokens`: uint8 [block + 1].
 
-    Documents (name, content) are joined with a zero byte after each and cut into blocks of `block` + 1 bytes.
-    Every `validation_every`-th document is held out. Of two processes that do this at once, the second waits
-    and finds the dataset ready.
+    Documents (name, content) are joined with a zero byte after each and split into blocks of `block` + 1 bytes. Every
+    `validation_every`-th document is held out. If two processes do this at once, the second waits and then uses the
+    dataset.
     """
     if block < 1:
         raise ConfigError(f"block={block} must be at least 1 byte")
@@ -95,7 +99,7 @@ def prepare_blocks(
 
 
 def prepared(dst: str) -> bool:
-    """Whether `dst` holds both splits of a prepared dataset."""
+    """True if `dst` holds both splits of a prepared dataset."""
     return all(os.path.exists(os.path.join(dst, split, "index.json")) for split in (TRAIN, VALIDATION))
 
 
@@ -136,7 +140,7 @@ def _prepare(
 
 
 def _is_done(todo: Plan, ledger: Ledger, say: Callable[[str], None]) -> bool:
-    """Whether the dataset that is there is what is to be made; DataError where nobody asked to change it."""
+    """True if the existing dataset is the one to be made; DataError if it differs and append is not set."""
     is_done, append = ledger.holds(todo.mark), todo.job.options.append
     if is_done or not append:
         ledger.clear_up()
@@ -151,7 +155,7 @@ def _is_done(todo: Plan, ledger: Ledger, say: Callable[[str], None]) -> bool:
 
 
 def _records(todo: Plan, ledger: Ledger, progress: Progress) -> list[Record]:
-    """Do the units that are not done yet; the records of all, in order."""
+    """Process the units that are not done yet; return the records of all, in order."""
     options = todo.job.options
     masks = _masks(todo, ledger, progress) if options.dedup else [None] * len(todo.units)
     made_of = [
@@ -177,7 +181,7 @@ def _records(todo: Plan, ledger: Ledger, progress: Progress) -> list[Record]:
 
 
 def _finished(made_of: list[dict[str, str]], ledger: Ledger, progress: Progress) -> dict[int, Record]:
-    """Records of units that are done and made of the same; one line says when others have to start anew."""
+    """Return records of units that are done from the same source and options; report those to be redone."""
     found: dict[int, Record] = {}
     changed: dict[str, int] = {}
     for number in ledger.noted():
@@ -198,7 +202,7 @@ def _finished(made_of: list[dict[str, str]], ledger: Ledger, progress: Progress)
 
 
 def _masks(todo: Plan, ledger: Ledger, progress: Progress) -> list[NDArray[np.bool_]]:
-    """Which rows of each unit are the first with their content, over all units in order."""
+    """Return a mask per unit: True for rows that are the first with their content, in the order of units."""
     names = [f"digests-{unit.number:06d}-{todo.made_by}-{unit_digest(unit)}" for unit in todo.units]
     found: dict[int, Digests] = {}
     for unit, name in zip(todo.units, names, strict=True):
@@ -210,7 +214,7 @@ def _masks(todo: Plan, ledger: Ledger, progress: Progress) -> list[NDArray[np.bo
     calls = [(todo.job, unit) for unit in left]
 
     def say(rows: int, size: int) -> None:
-        progress.add(0, size)  # the rows count when they are written
+        progress.add(0, size)  # the rows are counted when they are written
 
     with closing(in_parallel(digest_unit, calls, _many(todo.job.options), say, todo.job.reader.stays)) as done:
         for call, digests in done:

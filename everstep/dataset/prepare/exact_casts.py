@@ -7,17 +7,17 @@ import pyarrow.compute as pc
 
 
 def cast_exactly(column: pa.Array, kind: pa.DataType) -> pa.Array:
-    """Return the column as `kind`; raise ValueError or TypeError where a value would become another one."""
+    """Return the column as `kind`; raise ValueError or TypeError if a value would become another one."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     if column.type == kind:
         return column
     if _is_bytes(column.type) and not _is_bytes(kind):
-        column = column.cast(pa.large_string())  # refuses what is not UTF-8
+        column = column.cast(pa.large_string())  # refuses bytes that are not UTF-8
     if not _go_together(column.type, kind):
         raise TypeError(f"{column.type} is no {kind}")
     if pa.types.is_decimal(column.type) and pa.types.is_floating(kind):
-        column = column.cast(pa.string())  # by its digits: straight, PyArrow may miss the nearest float
+        column = column.cast(pa.string())  # by its digits: in a direct cast, PyArrow may miss the nearest float
         return _equal(column.cast(kind), column)
     made = column.cast(kind)
     before, after = _leaves(column), _leaves(made)
@@ -27,7 +27,7 @@ def cast_exactly(column: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _equal(made: pa.Array, given: pa.Array) -> pa.Array:
-    """Return the cast column; raise ValueError unless a cast back gives the column that was cast."""
+    """Return the cast column; raise ValueError unless a cast back gives the original column."""
     if pa.types.is_string(given.type):
         digits = pa.decimal256(76, 38)
         same = pc.equal(made.cast(pa.string()).cast(digits), given.cast(digits))
@@ -53,7 +53,10 @@ def _leaves(column: pa.Array) -> pa.Array:
 
 
 def _go_together(one: pa.DataType, other: pa.DataType) -> bool:
-    """True if values of both types are of one kind: a boolean, a number, a text, a time, or a list of one of these."""
+    """True if values of both types are of one kind.
+
+    Kinds are boolean, number, text, time, and a list of one of these.
+    """
     if pa.types.is_null(one):
         return True
     if _is_list(one) and _is_list(other):

@@ -1,8 +1,8 @@
-"""DST/.prepare: what a preparation has done so far, so that it can be killed at any time and go on.
+"""DST/.prepare: records of a preparation's finished work, so that it can resume after a kill.
 
 .prepare/lock                held while one process of this machine prepares
-.prepare/plan.json           what is being made, and on top of how many shards
-.prepare/unit-000012.json    a finished unit: what it was made of, its shards
+.prepare/plan.json           the plan, and the number of shards that it appends to
+.prepare/unit-000012.json    a finished unit: its sources and its shards
 .prepare/digests-000012-…    content digests of a unit's rows, for dedup
 """
 
@@ -40,13 +40,13 @@ class Ledger:
 
     @contextlib.contextmanager
     def held(self, say: Callable[[str], None]) -> Iterator[None]:
-        """Keep other processes of this machine (or of a shared disk) from preparing the same folder meanwhile."""
+        """Lock the folder against other processes of this machine (or of a shared disk) that prepare it."""
         path = self._storage.path(f"{FOLDER}/{LOCK}")
-        if path is None:  # an object store has no lock: two that prepare at once write the same bytes twice
+        if path is None:  # an object store has no lock: two processes that prepare at once write the same bytes twice
             yield
             return
         while True:
-            # Another one may have removed the folder when it was done, and with it the file that was locked.
+            # Another process may have removed the folder when it was done, and the locked file with it.
             with _opened(path) as lock:
                 if lock is not None:
                     _take(lock.fileno(), lambda: say(f"waits for another process that prepares {self.dst}"))
@@ -55,13 +55,13 @@ class Ledger:
                         return
 
     def complete(self) -> bool:
-        """Whether dst is a dataset, or holds both splits of one."""
+        """True if dst is a dataset, or holds both splits of one."""
         there = [self._storage.exists(join_path(split, INDEX)) for split in SPLITS]
         return there[0] or (there[1] and there[2])
 
     @contextlib.contextmanager
     def untouched_by_mistakes(self) -> Iterator[None]:
-        """Leave no folder behind when an error ends the preparation before any unit is done."""
+        """Remove an empty folder when an error ends the preparation before any unit is done."""
         try:
             yield
         except EverstepError:
@@ -73,16 +73,16 @@ class Ledger:
             raise
 
     def indexes(self) -> dict[str, ShardIndex]:
-        """The datasets that are complete."""
+        """Return the complete datasets by split."""
         splits = [split for split in SPLITS if self._storage.exists(join_path(split, INDEX))]
         return {split: ShardIndex.read(folder_of(self.dst, split)) for split in splits}
 
     def holds(self, mark: str | None) -> bool:
-        """Whether the datasets are complete with what the preparation of that mark makes."""
+        """True if all the datasets include the result of the preparation with that mark."""
         return all(mark in index.attributes.get(MADE, []) for index in self.indexes().values())
 
     def clear_up(self) -> None:
-        """Remove what a preparation left beside the datasets that it had completed, unless samples are being added."""
+        """Remove leftovers of a preparation beside the completed datasets, unless it still appends samples."""
         begun = self.under_way()
         if begun is None:
             self.forget()
@@ -94,17 +94,17 @@ class Ledger:
         try:
             self._storage.delete(FOLDER)
         except StorageError:
-            # One that waits has made the lock anew meanwhile; it finds the dataset and does the same.
+            # A waiting process has created the lock again meanwhile; it finds the dataset and does the same.
             if self._records() not in ([], [LOCK]):
                 raise
 
     def noted(self) -> list[int]:
-        """Units with a record."""
+        """Return the numbers of the units with a record."""
         names = [re.fullmatch(r"unit-(\d+)\.json", name) for name in self._records()]
         return [int(match[1]) for match in names if match]
 
     def under_way(self) -> dict[str, Any] | None:
-        """The plan that was begun and not finished."""
+        """Return the plan that was begun and not finished."""
         try:
             plan: dict[str, Any] = json.loads(self._storage.read(f"{FOLDER}/plan.json"))
         except FileNotFoundError:
@@ -115,7 +115,7 @@ class Ledger:
         self._write("plan.json", plan)
 
     def refuse_foreign(self) -> None:
-        """DataError when dst holds something that no preparation put there."""
+        """Raise DataError if dst holds files that no preparation wrote."""
         path = self._storage.path()
         if path is not None and path.exists() and not path.is_dir():
             raise DataError(f"{self.dst} exists and is no prepared dataset but a file; choose another dst")
@@ -128,7 +128,7 @@ class Ledger:
             raise DataError(f"{self.dst} exists and is no prepared dataset; choose another dst or remove it")
 
     def record(self, number: int) -> dict[str, Any] | None:
-        """What unit `number` left, when all its shards still lie there whole."""
+        """Return the record of unit `number`, if all its shards are still stored with their full size."""
         try:
             note: dict[str, Any] = json.loads(self._storage.read(f"{FOLDER}/unit-{number:06d}.json"))
             for split, shards in Record.from_json(note["record"]).shards.items():
@@ -139,7 +139,7 @@ class Ledger:
         return note
 
     def note(self, number: int, made_of: dict[str, str], record: Record) -> None:
-        """Unit `number` is done: its shards are durable, so this may be said."""
+        """Record that unit `number` is done; the caller has made its shards durable."""
         self._write(f"unit-{number:06d}.json", {**made_of, "record": record.to_json()})
 
     def digests(self, name: str) -> bytes | None:
@@ -152,7 +152,7 @@ class Ledger:
         self._storage.write(f"{FOLDER}/{name}", digests)
 
     def write_bad(self, lines: list[dict[str, str]], append: bool) -> None:
-        """The records that were left out, in DST/bad.jsonl; with append, after those of earlier times."""
+        """Write the records that were left out to DST/bad.jsonl; with append, after the earlier ones."""
         new = [json.dumps(line, ensure_ascii=False) for line in lines]
         old = self._storage.read(BAD).decode().splitlines() if append and self._storage.exists(BAD) else []
         content = "\n".join(dict.fromkeys([*old, *new]))
@@ -162,7 +162,7 @@ class Ledger:
             self._storage.delete(BAD)
 
     def sweep_staged(self) -> None:
-        """Remove files that grew under hidden names when an earlier preparation was killed."""
+        """Remove temporary files of an earlier preparation that was killed."""
         for folder in (FOLDER, *SPLITS):
             path = self._storage.path(folder)
             for left in path.glob(f".*{STAGED}") if path is not None and path.is_dir() else ():
@@ -193,12 +193,12 @@ def join_path(split: str, name: str) -> str:
 
 
 def folder_of(dst: str, split: str) -> str:
-    """Folder or URL of a split's dataset."""
+    """Return the folder or URL of a split's dataset."""
     return join_url(dst, split) if split else dst
 
 
 def unit_of(file: str) -> int:
-    """The unit that a shard's name tells; −1 for names that are not ours."""
+    """Return the unit number in a shard's name; −1 for names that are not ours."""
     match = SHARD.fullmatch(file)
     return int(match[1]) if match else -1
 
@@ -209,7 +209,7 @@ def _is_ours(name: str) -> bool:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[IO[str] | None]:
-    """The lock file, made if need be; None when its folder went in between."""
+    """Yield the lock file, created if needed; None if its folder was removed in between."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")

@@ -1,4 +1,4 @@
-"""Every key of `everstep data prepare`, with type, default, unit and meaning."""
+"""Options of `everstep data prepare`: every key with type, default, unit and meaning."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ FORMATS = (
 )  # fmt: skip
 COMPRESSIONS = ("none", "lz4", "zstd")
 FREE_ON_RESUME = ("dst", "processes", "max_bad", "append")
-"""Keys that change nothing in what a unit of work writes, so that a restart may change them."""
+"""Keys that change nothing in the output of a unit of work, so that a restart may change them."""
 
 
 @dataclass(kw_only=True)
@@ -22,11 +22,11 @@ class PrepareOptions:
     """Options of a preparation: the source, and the form of the dataset."""
 
     src: list[str] = field(default_factory=list)
-    """Files, folders, globs (`**` goes into folders) or URLs of any fsspec store; or package.module:function."""
+    """Files, folders, globs (`**` matches folders), URLs of any fsspec store, or package.module:function."""
     dst: str = ""
-    """Folder or URL of the dataset; only with append=true may it be a dataset already."""
+    """Folder or URL of the dataset; it may be a dataset already only with append=true."""
     format: str | None = None
-    """One of FORMATS; null says it by the files' suffix."""
+    """One of FORMATS; null takes it from the files' suffix."""
     columns: list[str] | None = None
     """Columns to keep, in this order; null keeps all."""
     tokenizer: str | None = None
@@ -36,7 +36,7 @@ class PrepareOptions:
     separator: str | None = None
     """Token after each document; null is the tokenizer's own end of text (zero for bytes)."""
     pack: int | None = None
-    """Samples of pack + 1 tokens, the last only ever a target; null makes one sample of each document."""
+    """Samples of pack + 1 tokens, the last only a target; null makes one sample of each document."""
     compression: str = "none"
     """none, lz4 or zstd; none is read without a copy."""
     shard_mib: float = 64
@@ -44,15 +44,18 @@ class PrepareOptions:
     processes: int | None = None
     """Units of work at a time; null is the number of cores. The dataset does not depend on it."""
     validation: float = 0
-    """Fraction to hold out, chosen by the digest of `key`; above 0, DST/train and DST/validation are the datasets."""
+    """Fraction to hold out, chosen by the digest of `key`.
+
+    Above 0, DST/train and DST/validation are the datasets.
+    """
     key: str | None = None
-    """Column whose digest says which side a sample goes to; null is the whole content."""
+    """Column whose digest decides the split of a sample; null is the whole content."""
     dedup: bool = False
     """Keep the first of samples (documents, when tokenised) with equal content; costs a second reading."""
     max_bad: int = 0
-    """Records that may be left out because they cannot be read; each is noted in DST/bad.jsonl."""
+    """Records that may be left out because they cannot be read; each is recorded in DST/bad.jsonl."""
     append: bool = False
-    """Add the samples to the dataset that DST is, whose shards stay as they are."""
+    """Add the samples to the dataset in DST, whose shards are not changed."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("format", (None, *FORMATS)), ("compression", COMPRESSIONS)):
@@ -82,7 +85,7 @@ class PrepareOptions:
         return max(1, round(self.shard_mib * 2**20))
 
     def lasting(self) -> dict[str, Any]:
-        """The options that what is written depends on; the sources stand in the units."""
+        """Return the options that determine the output; the sources are part of the units."""
         left_out = (*FREE_ON_RESUME, "src")
         return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
 
@@ -92,7 +95,11 @@ LISTS = ("src", "columns")
 
 
 def parse(words: Sequence[str]) -> PrepareOptions:
-    """The options that a command line of key=value says; ConfigError in one line for what is mistyped."""
+    """Return the options of a command line of key=value.
+
+    Raises:
+        ConfigError: a key or value is wrong; the message is one line.
+    """
     given: dict[str, Any] = {}
     for word in words:
         key, equals, value = word.partition("=")
@@ -110,7 +117,11 @@ def parse(words: Sequence[str]) -> PrepareOptions:
 
 
 def typed(given: Mapping[str, Any]) -> PrepareOptions:
-    """The options with their types checked; ConfigError in one line."""
+    """Return the options with their types checked.
+
+    Raises:
+        ConfigError: a value has the wrong type; the message is one line.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -127,7 +138,7 @@ def typed(given: Mapping[str, Any]) -> PrepareOptions:
 
 
 def _listed(value: str) -> list[str]:
-    """`a`, or the words of `[a,b]`; not by YAML, to which the * of a glob is something else."""
+    """Return `a`, or the items of `[a,b]`; not parsed as YAML, in which the * of a glob has a meaning."""
     if not (value.startswith("[") and value.endswith("]")):
         return [value]
     words = (word.strip().strip("'\"") for word in value[1:-1].split(","))

@@ -1,4 +1,4 @@
-"""Tokens to samples: one a document, or blocks of a fixed number cut from the documents joined."""
+"""Packing of tokens into samples: one per document, or blocks of a fixed number from joined documents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ TOKENS = "tokens"
 
 
 def ragged(tokens: Tokens, kind: np.dtype[Any]) -> pa.Array:
-    """A column with the tokens of each document."""
+    """Return a column with the tokens of each document."""
     return pa.LargeListArray.from_arrays(tokens.offsets, pa.array(tokens.values.astype(kind, copy=False)))
 
 
 class Packer:
-    """Joins documents with a separator after each, and cuts blocks of `width`; the rest waits for more."""
+    """Joins documents with a separator after each, and splits them into blocks of `width`.
+
+    The rest stays in `tail` until more documents are added.
+    """
 
     def __init__(self, width: int, separator: int, kind: np.dtype[Any]) -> None:
         self._width = width
@@ -28,13 +31,13 @@ class Packer:
         self.tail: NDArray[Any] = np.empty(0, kind)
 
     def add(self, tokens: Tokens) -> pa.Table:
-        """The blocks that are full now."""
+        """Add documents; return the blocks that are now full."""
         kind = self.tail.dtype
         joined = np.insert(tokens.values.astype(kind, copy=False), tokens.offsets[1:], kind.type(self._separator))
         return self.cut(joined)
 
     def cut(self, stream: NDArray[Any]) -> pa.Table:
-        """The blocks that are full with more tokens, separators among them."""
+        """Add tokens with their separators; return the blocks that are now full."""
         stream = np.concatenate([self.tail, stream])
         full = len(stream) // self._width * self._width
         self.tail = stream[full:].copy()

@@ -1,4 +1,4 @@
-"""Plan of a preparation: the columns, the units of work, and the digests that tell whether they have changed."""
+"""Plan of a preparation: the columns, the units of work, and the digests that detect changes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,15 @@ from everstep.dataset.readers.listing import is_url
 from everstep.errors import DataError
 
 LAYOUT = 2
-"""Raised when the same source and options come to give other shards, so that no half of each is mixed."""
+"""Version of the shards' content; raised when the same source and options would give other shards.
+
+Otherwise a resumed preparation would mix old and new shards.
+"""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A job, cut into units."""
+    """A job, divided into units."""
 
     job: Job
     units: list[Unit]
@@ -39,18 +42,21 @@ class Plan:
 
     @property
     def made_of(self) -> str:
-        """Digest of the sources and how they are cut."""
+        """Digest of the sources and their division into units."""
         return _digest([_facts(unit) for unit in self.units])
 
     @property
     def mark(self) -> str | None:
-        """Mark in the index by which a command finds its work done; None for a source without a lasting stamp."""
+        """Mark in the index by which a command finds its work done.
+
+        None for a source without a lasting stamp.
+        """
         lasts = all(piece.file.is_lasting for unit in self.units for piece in unit.pieces)
         return f"{self.made_by}-{self.made_of}" if lasts else None
 
 
 def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: int = 0) -> Plan:
-    """Look at the sources and cut the work; the same on every machine and for any number of processes."""
+    """Inspect the sources and divide the work; the same on every machine for any number of processes."""
     there = reader.open(files)
     tokenizer = open_tokenizer(options.tokenizer, options.separator) if options.tokenizer else None
     text = _text_column(options, there) if tokenizer else None
@@ -78,14 +84,14 @@ def plan(options: PrepareOptions, reader: Reader, files: Sequence[File], every: 
 
 
 def _pieces(reader: Reader, files: Sequence[File], size: int) -> Iterator[Piece]:
-    """The files in order, cut; in a store several are looked at together, since each costs a round trip."""
+    """Yield the pieces of the files in order; files in a store are read in parallel to hide round trips."""
     with ThreadPoolExecutor(16 if files and is_url(files[0].url) else 1) as pool:
         for found in pool.map(lambda file: reader.cut(file, size), files):
             yield from found
 
 
 def unit_digest(unit: Unit) -> str:
-    """Digest of what a unit reads: names, sizes and times of its files, and which parts."""
+    """Return the digest of a unit's input: names, sizes and times of its files, and the parts to read."""
     return _digest(_facts(unit))
 
 
@@ -123,7 +129,10 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _kept(options: PrepareOptions, there: pa.Schema, text: str | None) -> list[str]:
-    """Columns that are read for the samples: those asked for, and the text; with a tokenizer, that alone."""
+    """Return the columns to read for the samples: those of `columns` and the text, else the text alone.
+
+    Without a tokenizer and `columns`, return all.
+    """
     if options.columns is not None:
         names = select(there, options.columns).names
         return names if text is None or text in names else [*names, text]
@@ -153,12 +162,12 @@ def _attributes(options: PrepareOptions, tokenizer: Tokenizer | None) -> dict[st
 
 
 def _provenance(options: PrepareOptions, files: Sequence[File]) -> dict[str, Any]:
-    """Return the places that the samples came from, without credentials in a URL."""
+    """Return the sources of the samples, without credentials in a URL."""
     return {"src": [bare(source) for source in options.src], "files": len(files)}
 
 
 def bare(source: str) -> str:
-    """A URL without user, password and query."""
+    """Return a URL without user, password and query."""
     scheme, colon, rest = source.partition("://")
     if not colon:
         return source

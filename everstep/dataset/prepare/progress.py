@@ -1,4 +1,4 @@
-"""How far a preparation is: a bar on a terminal, a plain line now and then elsewhere, or nothing."""
+"""Progress of a preparation: a bar on a terminal, plain lines without one, or nothing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LINE_EVERY_S = 10.0
 
 
 def counted(number: int, noun: str) -> str:
-    """`1 shard`, `2,000 shards`."""
+    """Format a number with its noun: `1 shard`, `2,000 shards`."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 class Progress:
-    """Rows and bytes of the source that are done; told from several threads."""
+    """Rows and bytes of the source that are done; updated from several threads."""
 
     def __init__(self, what: str, total: int, shown: bool) -> None:
         self.rows = self.bytes = self._skipped = 0
@@ -44,7 +44,7 @@ class Progress:
             self._bar.stop()
 
     def add(self, rows: int, size: int) -> None:
-        """More is done."""
+        """Add finished rows and bytes."""
         with self._lock:
             self.rows += rows
             self.bytes += size
@@ -55,12 +55,12 @@ class Progress:
                 self.line(f"{self._what}: {self._rate()}, {self._left()}")
 
     def skip(self, size: int) -> None:
-        """Bytes that were done before, and say nothing of the speed."""
+        """Add bytes that were done before, which do not count in the rate."""
         self._skipped += size
         self.add(0, size)
 
     def line(self, text: str) -> None:
-        """One line beside the bar; none when nothing is shown."""
+        """Print one line beside the bar, unless nothing is shown."""
         if self._bar is not None:
             self._bar.console.print(text, highlight=False, markup=False)
         elif self._shown:
@@ -71,7 +71,7 @@ class Progress:
         return f"{self.rows:,} rows, {(self.bytes - self._skipped) / 1e6 / seconds:,.0f} MB/s"
 
     def _left(self) -> str:
-        if self.bytes > self._total:  # a generator does not tell how much will come
+        if self.bytes > self._total:  # a generator does not report its size in advance
             return "going on"
         done = max(1, self.bytes - self._skipped)
         seconds = (time.monotonic() - self._start) * (self._total - self.bytes) / done

@@ -1,4 +1,4 @@
-"""The end of a preparation: what was left of blocks, the index of each dataset, and nothing else in the folder."""
+"""Publication of a dataset: the last tokens, the index of each split, and removal of leftovers."""
 
 from __future__ import annotations
 
@@ -20,13 +20,16 @@ from everstep.dataset.shards import columns_of
 from everstep.errors import DataError
 
 MUST_AGREE = ("tokenizer", "separator", "vocab", "pack", "classes")
-"""Attributes without which two halves of a dataset would not mean the same."""
+"""Attributes that must be equal in all parts of a dataset."""
 COUNTS = {"files", "left_out_tokens"}
-"""Attributes that add up."""
+"""Attributes that are summed."""
 
 
 def based(todo: Plan, ledger: Ledger) -> Plan:
-    """The plan, on top of the shards that are there with append=true; noted, so that a restart does the same."""
+    """Return the plan, numbered after the existing shards with append=true.
+
+    The number is recorded, so that a restart uses the same.
+    """
     old = _old(todo, ledger) if todo.job.options.append else {}
     mine = {"options": todo.made_by, "source": todo.made_of, "append": todo.job.options.append}
     begun = ledger.under_way()
@@ -41,7 +44,11 @@ def based(todo: Plan, ledger: Ledger) -> Plan:
 
 
 def _old(todo: Plan, ledger: Ledger) -> dict[str, ShardIndex]:
-    """The datasets that are appended to; DataError when the new samples would not go with theirs."""
+    """Return the datasets to append to.
+
+    Raises:
+        DataError: the new samples have other columns or attributes than the existing ones.
+    """
     dst = todo.job.options.dst
     if not ledger.complete():
         raise DataError(f"append=true: {dst} is no dataset yet; prepare it without append first")
@@ -63,7 +70,7 @@ def _named(columns: Any) -> str:
 
 
 def publish(todo: Plan, records: Sequence[Record], ledger: Ledger, say: Callable[[str], None]) -> dict[str, ShardIndex]:
-    """Write the indexes, that of the training data last, and remove what belongs to none."""
+    """Write the indexes, that of the training data last, and remove files that belong to none."""
     job = todo.job
     indexes: dict[str, ShardIndex] = {}
     old = _old(todo, ledger) if job.options.append else {}
@@ -87,7 +94,7 @@ def publish(todo: Plan, records: Sequence[Record], ledger: Ledger, say: Callable
 
 
 def _attributes(todo: Plan, split: str, left_out: int, before: Mapping[str, Any]) -> dict[str, Any]:
-    """How the dataset came to be: with append=true, by all its preparations."""
+    """Return the attributes of the dataset; with append=true, of all its preparations."""
     found = {**todo.attributes, **({"split": split} if split else {})}
     found |= {"left_out_tokens": left_out} if todo.job.options.pack else {}
     for name in COUNTS & found.keys():
@@ -98,7 +105,10 @@ def _attributes(todo: Plan, split: str, left_out: int, before: Mapping[str, Any]
 
 
 def _tail(todo: Plan, records: Sequence[Record], split: str) -> tuple[list[Shard], int]:
-    """A last shard of the tokens that filled no block in their units, and how many do not fill one together."""
+    """Write a last shard of the tokens that filled no block in their units.
+
+    Return it, and the number of tokens that fill no block together.
+    """
     job = todo.job
     if not job.options.pack:
         return [], 0

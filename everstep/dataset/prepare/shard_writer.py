@@ -1,4 +1,4 @@
-"""Tables in, shards out: each of the size that was asked for, the last one smaller."""
+"""Shard writer: divides tables into shards of the configured size, the last one smaller."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from everstep.storage import open_storage
 
 
 def shard_name(unit: int, number: int) -> str:
-    """Names sort as the samples do."""
+    """Return the name of a shard; names sort as the samples do."""
     return f"shard-{unit:06d}-{number:03d}.arrow"
 
 
 class ShardWriter:
-    """Writes the shards of one unit; one is on its way to the disk while the next is filled."""
+    """Writes the shards of one unit; one is written to the disk while the next is filled."""
 
     def __init__(self, folder: str, unit: int, options: PrepareOptions) -> None:
         self._storage = open_storage(folder)
@@ -33,7 +33,7 @@ class ShardWriter:
         self._number = 0
 
     def add(self, rows: pa.Table) -> None:
-        """Take rows, and write the shards that they fill."""
+        """Add rows, and write the shards that they fill."""
         if not rows.num_rows:
             return
         self._pending.append(rows)
@@ -46,7 +46,7 @@ class ShardWriter:
             self._pending, self._bytes = ([rest], rest.nbytes) if rest.num_rows else ([], 0)
 
     def finish(self) -> list[Shard]:
-        """Write the rest; all shards, durable."""
+        """Write the rest; return all shards, durable."""
         if self._pending:
             self._write(pa.concat_tables(self._pending))
         self._wait()

@@ -1,4 +1,4 @@
-"""From documents to tokens: bytes as they are, tiktoken, or a tokenizer.json of Hugging Face."""
+"""Tokenizers: bytes as they are, tiktoken, or a tokenizer.json of Hugging Face."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from everstep.errors import ConfigError
 INSTALL = "pip install 'everstep[tokenizers]'"
 BYTES = "bytes"
 ENDS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "[SEP]", "<|im_end|>")
-"""What tokenizers call the end of a text, where their own config does not say."""
+"""Common names of the end-of-text token, used if the tokenizer's own config does not name it."""
 
 
 class Tokens(NamedTuple):
@@ -27,7 +27,7 @@ class Tokens(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """What preparing needs of a tokenizer."""
+    """Interface of a tokenizer for preparation."""
 
     separator: int
     """Token that follows each document when they are packed."""
@@ -35,12 +35,16 @@ class Tokenizer(Protocol):
     """Number of tokens."""
 
     def encode(self, documents: pa.Array) -> Tokens:
-        """The tokens of a column of large_string (large_binary for bytes), without special ones."""
+        """Return the tokens of a column of large_string (large_binary for bytes), without special ones."""
         ...
 
 
 def open_tokenizer(name: str, separator: str | None) -> Tokenizer:
-    """The tokenizer that `bytes`, `tiktoken:NAME` or `hf:PATH` names; ConfigError in one line when there is none."""
+    """Return the tokenizer that `bytes`, `tiktoken:NAME` or `hf:PATH` names.
+
+    Raises:
+        ConfigError: there is none; the message is one line.
+    """
     if name == BYTES:
         return ByteTokenizer(separator)
     kind, _, which = name.partition(":")
@@ -52,7 +56,7 @@ def open_tokenizer(name: str, separator: str | None) -> Tokenizer:
 
 
 def token_type(vocab: int) -> np.dtype[Any]:
-    """The smallest unsigned integers that hold every token."""
+    """Return the smallest unsigned integer type that holds every token."""
     return np.dtype(np.uint8 if vocab <= 2**8 else np.uint16 if vocab <= 2**16 else np.uint32)
 
 
@@ -73,7 +77,7 @@ class ByteTokenizer:
 
 
 class TikToken:
-    """A byte-pair encoding of the tiktoken package, which fetches its table at the first use."""
+    """A byte-pair encoding of the tiktoken package, which downloads its table at the first use."""
 
     def __init__(self, name: str, separator: str | None) -> None:
         try:
@@ -138,7 +142,7 @@ class HuggingFace:
 
 
 def _own_end(file: str) -> str | None:
-    """The end of text that tokenizer_config.json beside the file names."""
+    """Return the end-of-text token named in the tokenizer_config.json beside the file."""
     beside = os.path.join(os.path.dirname(file), "tokenizer_config.json")
     if not os.path.exists(beside):
         return None

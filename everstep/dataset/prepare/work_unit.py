@@ -1,4 +1,7 @@
-"""One unit of work: read, clean, tokenise, split, write its shards. Runs in any process, and always does the same."""
+"""One unit of work: read, clean, tokenise, split, and write its shards.
+
+It runs in any process, with the same result each time.
+"""
 
 from __future__ import annotations
 
@@ -34,13 +37,13 @@ class Job:
     source: pa.Schema
     """Columns to read."""
     target: pa.Schema
-    """These columns as they are stored (before tokens are made of the text)."""
+    """These columns as they are stored (before the text is tokenised)."""
     output: pa.Schema
     """Columns of the dataset."""
     text: str | None = None
     """Column to tokenise."""
     every: int = 0
-    """Hold out every n-th sample, where there is one unit; 0 goes by `validation`."""
+    """Hold out every n-th sample, if there is one unit; 0 uses `validation`."""
     base: int = 0
     """Number of the first unit's shards: above those of a dataset that is appended to."""
 
@@ -51,7 +54,7 @@ class Job:
 
     @property
     def content(self) -> list[str]:
-        """Columns that make two samples the same."""
+        """Columns by which two samples count as the same."""
         names = [self.text] if self.text else list(self.reader.content) or self.target.names
         return [name for name in names if name in self.target.names] or self.target.names
 
@@ -84,7 +87,7 @@ class Record:
 
 
 def write_unit(job: Job, unit: Unit, keep: NDArray[np.bool_] | None, say: Say) -> Record:
-    """Write the unit's shards; `keep` masks its good rows. The caller notes the record when this returns."""
+    """Write the unit's shards; `keep` masks its good rows. The caller saves the returned record."""
     record = Record()
     writers = {
         split: ShardWriter(
@@ -141,7 +144,7 @@ class TooManyBadError(DataError):
 
 
 def refuse_bad(bad: list[Bad], most: int, dst: str) -> None:
-    """Raise TooManyBadError when there are more than `most`."""
+    """Raise TooManyBadError if there are more than `most`."""
     if len(bad) > most:
         first, where = bad[0], join_url(dst, "bad.jsonl")
         raise TooManyBadError(
@@ -190,7 +193,7 @@ class _Samples:
             self.packers = {split: Packer(job.options.pack + 1, end, kind) for split in job.splits}
 
     def make(self, split: str, rows: pa.Table) -> pa.Table:
-        """Return the samples of these rows; tokens that fill no block wait for the next rows."""
+        """Return the samples of these rows; tokens that fill no block are kept for the next rows."""
         job = self._job
         if self._tokenizer is None or job.text is None:
             return rows.select(job.output.names)

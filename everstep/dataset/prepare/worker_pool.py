@@ -1,7 +1,7 @@
-"""Calls of one function, several at a time: in worker processes, or in threads where the data is in this process.
+"""Worker pool: calls of one function in parallel, in processes or, for data in memory, in threads.
 
-A worker is a fresh interpreter at the end of a pipe, so it shares no lock or thread with whoever called, and it is gone
-as soon as the other end of the pipe is: a preparation that is killed leaves nobody behind who still writes.
+A worker is a fresh interpreter at the end of a pipe, so it shares no lock or thread with its parent, and it exits as
+soon as the other end of the pipe is closed: a killed preparation leaves no process behind that still writes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Call = tuple[Any, ...]
 def in_parallel(
     function: Callable[..., Any], calls: Sequence[Call], many: int, say: Say, threads: bool = False
 ) -> Generator[tuple[int, Any], None, None]:
-    """(number of the call, its result), as they are done; the first error ends all and is raised."""
+    """Yield (number of the call, its result) as calls are done; the first error ends all and is raised."""
     many = min(many, len(calls))
     if many <= 1:
         for number, call in enumerate(calls):
@@ -88,14 +88,14 @@ class _Worker:
                 str(theirs.fileno()),
             ],
             stdin=subprocess.DEVNULL,
-            process_group=0,  # Ctrl-C is for the one who called; it closes the pipe
+            process_group=0,  # Ctrl-C is for the parent, which then closes the pipe
             pass_fds=[theirs.fileno()],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths)), "TOKENIZERS_PARALLELISM": "false"},
         )
         theirs.close()
 
     def call(self, function: Callable[..., Any], call: Call, say: Say) -> Any:
-        """The function's result; its error is raised here."""
+        """Return the function's result; raise its error."""
         try:
             self._pipe.send((function, call))
             while True:
@@ -114,14 +114,14 @@ class _Worker:
             ) from None
 
     def stop(self) -> None:
-        """End the process now; what it had begun is done again at the next start."""
+        """Kill the process; an interrupted unit is repeated at the next start."""
         self._process.kill()
         self._process.wait()
         self._pipe.close()
 
 
 def _serve(pipe: pipes.Connection) -> None:
-    """Answer calls until the other end is closed, and then end at once, whatever is being done."""
+    """Answer calls until the other end is closed, then exit at once, also during a call."""
     calls: queue.SimpleQueue[tuple[Callable[..., Any], Call]] = queue.SimpleQueue()
 
     def listen() -> None:
@@ -144,5 +144,5 @@ def _serve(pipe: pipes.Connection) -> None:
 
 
 def work() -> None:
-    """What a worker's process does: its pipe is the file descriptor that its one argument names."""
+    """Run a worker process; its one argument is the file descriptor of its pipe."""
     _serve(cast(Any, pipes.Connection)(int(sys.argv[1])))

@@ -1,1 +1,1 @@
-"""Readers: from files of any kind to Arrow tables, one format a file."""
+"""Readers: from files of any kind to Arrow tables, one format per file."""

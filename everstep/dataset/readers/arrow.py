@@ -1,4 +1,4 @@
-"""Arrow IPC files and streams: Feather, shards, and what Hugging Face datasets saves on disk."""
+"""Arrow IPC files and streams: Feather, shards, and the format of Hugging Face's `save_to_disk`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAGIC = b"ARROW1"
 
 
 class Arrow(WholeFiles):
-    """Reads Arrow IPC files, cut by record batches, and streams."""
+    """Reads Arrow IPC files, divided by record batches, and streams."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
         return self.together(in_parallel(lambda file: _opened(file).schema, spread(files)))

@@ -1,4 +1,4 @@
-"""Sources of a preparation: files, pieces of them that are read on their own, and a reader for each format."""
+"""Sources of a preparation: files, their pieces that can be read alone, and a reader per format."""
 
 from __future__ import annotations
 
@@ -12,9 +12,12 @@ import pyarrow as pa
 from everstep.errors import DataError
 
 CHUNK_BYTES = 16 << 20
-"""About the size of a chunk, which bounds a reader's memory."""
+"""Approximate size of a chunk, which bounds a reader's memory."""
 LOOK_BYTES = 1 << 30
-"""Size up to which a source is read as a whole to find its columns; of a larger one as much is read, spread over it."""
+"""Largest source that is read as a whole to find its columns.
+
+Of a larger one as many bytes are read, spread over it.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class File:
     stamp: str
     """Time of the last change, or the store's tag of the content."""
     name: str = ""
-    """Path below the folder that was given; the name of a sample of format=files."""
+    """Path below the given folder; the name of a sample of format=files."""
     is_lasting: bool = True
     """True if an equal stamp at another time means that nothing has changed."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a file that can be read on its own: bytes, rows or row groups from `start` to before `stop`."""
+    """A part of a file that can be read alone: bytes, rows or row groups from `start` to before `stop`."""
 
     file: File
     start: int = 0
@@ -64,7 +67,7 @@ class Bad(NamedTuple):
 
 
 class Chunk(NamedTuple):
-    """Some rows as they were read, and where each came from."""
+    """Some rows as they were read, and a function that returns the location of each."""
 
     rows: pa.Table
     place: Callable[[int], str]
@@ -73,7 +76,10 @@ class Chunk(NamedTuple):
 
 
 class Reader(Protocol):
-    """Reader of one format. It is pickled for the processes that read, so it holds plain values, unless it `stays`."""
+    """Reader of one format.
+
+    It is pickled for the processes that read, so it holds plain values, unless it `stays`.
+    """
 
     stays: bool
     """True if it reads from this process's memory, so that threads do the work."""
@@ -89,7 +95,7 @@ class Reader(Protocol):
         ...
 
     def open(self, files: Sequence[File]) -> pa.Schema:
-        """Look at the files, once, in the process that plans; return their columns."""
+        """Inspect the files, once, in the process that plans; return their columns."""
         ...
 
     def cut(self, file: File, size: int) -> list[Piece]:
@@ -113,7 +119,7 @@ class WholeFiles:
 
     def __init__(self) -> None:
         self.known: list[str] = []
-        """Columns of the files that were looked at."""
+        """Columns of the files that were inspected."""
         self.problems: dict[str, str] = {}
         self.chosen = False
 
@@ -151,14 +157,14 @@ def row_of(file: File, first: int = 0) -> Callable[[int], str]:
 
 
 def ended_early(file: File, error: Exception, rows: int, schema: pa.Schema) -> Chunk:
-    """Return a chunk of no rows and one bad record: the rest of a file that is cut short or damaged."""
+    """Return a chunk of no rows and one bad record, for the rest of a truncated or damaged file."""
     reason = str(error).removeprefix(file.url).strip()
     bad = Bad(f"{file.url} after row {rows}", f"{reason}; what follows is lost")
     return Chunk(schema.empty_table(), row_of(file), [bad])
 
 
 def in_parallel(look: Callable[[File], pa.Schema], files: Sequence[File]) -> list[tuple[File, pa.Schema]]:
-    """Return each file with its schema; in a store several are read at a time, since each costs a round trip."""
+    """Return each file with its schema; files in a store are read in parallel to hide round trips."""
     with ThreadPoolExecutor(16 if "://" in files[0].url else 1) as pool:
         return list(zip(files, pool.map(look, files), strict=True))
 
@@ -170,7 +176,7 @@ def spread(files: Sequence[File], most: int = 1024) -> list[File]:
 
 
 def refuse_twice(file: File, names: Sequence[str]) -> None:
-    """Raise DataError when two columns have one name."""
+    """Raise DataError if two columns have one name."""
     for name in names:
         if names.count(name) > 1:
             raise DataError(f"{file.url} has the column {name!r} twice; rename one of them")
@@ -193,7 +199,10 @@ def all_columns(found: Sequence[tuple[File, Sequence[str]]]) -> tuple[list[str],
 
 
 def refuse_others(file: File, names: Sequence[str], wanted: Sequence[str], known: Sequence[str]) -> None:
-    """Raise DataError for a file without a wanted column, or with one that is not in `known`, unless that is empty."""
+    """Raise DataError for a file without a wanted column, or with one that is not in `known`.
+
+    An empty `known` allows any column.
+    """
     refuse_twice(file, names)
     missing = next((name for name in wanted if name not in names), None)
     if missing is not None:

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from everstep.errors import DataError
 
 EXACT = 2**53
-"""Every whole number up to here is a float64; above, some are not."""
+"""Every whole number up to this one is a float64; above, some are not."""
 LOWEST, HIGHEST, HIGHEST_UNSIGNED = -(2**63), 2**63 - 1, 2**64 - 1
 BOOL, NUMBER, TEXT, LIST, OBJECT = "booleans", "numbers", "text", "lists", "objects"
 
@@ -31,7 +31,7 @@ class Values:
 
     @property
     def kind(self) -> str | None:
-        """The kind of most values; None when all are null."""
+        """The kind of most values; None if all are null."""
         return self.kinds.most_common(1)[0][0] if self.kinds else None
 
     def see(self, value: Any) -> None:
@@ -108,7 +108,7 @@ def may_round(column: pa.ChunkedArray | pa.Array) -> bool:
 
 
 def fits(value: Any, kind: pa.DataType) -> bool:
-    """True if `kind` holds a value of Python's json exactly; null fits each."""
+    """True if `kind` holds a value of Python's json exactly; null fits each kind."""
     if value is None:
         return True
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
@@ -124,7 +124,7 @@ def fits(value: Any, kind: pa.DataType) -> bool:
 
 
 def as_float(value: Any, kind: pa.DataType) -> Any:
-    """Return a value that fits `kind` with floats in place of whole numbers: PyArrow takes none above EXACT."""
+    """Convert whole numbers in a value of a float type to floats: PyArrow accepts none above EXACT."""
     if pa.types.is_list(kind) and value is not None:
         return [as_float(element, kind.value_type) for element in value]
     return float(value) if pa.types.is_floating(kind) and value is not None else value
@@ -158,7 +158,11 @@ E = TypeVar("E", bound=Evidence)
 
 
 def in_all(found: Iterable[tuple[str, Mapping[str, E]]], make: Callable[[], E]) -> dict[str, E]:
-    """Return the counts of all files' columns; raise DataError for a column of another kind in another file."""
+    """Return the counts of all files' columns.
+
+    Raises:
+        DataError: a column has different kinds in two files.
+    """
     together: dict[str, E] = {}
     first: dict[str, tuple[str, str]] = {}
     for url, columns in found:

@@ -1,4 +1,7 @@
-"""CSV and TSV: a file is one piece, streamed; types follow from all cells, and a cell of another type is a bad row."""
+"""Reader of CSV and TSV: a file is one piece, streamed; all cells of a column determine its type.
+
+A cell of another type makes its row bad.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +36,7 @@ from everstep.errors import DataError
 BLOCK = 8 << 20
 TABS = (".tsv", ".tab")
 END = b"\x02everstep end of file\x03"
-"""Cells of a row that is added where a quote may be open: if it is, they become part of a cell."""
+"""Cells of a row that is added if a quote may be open: if it is, they become part of a cell."""
 
 
 class Csv(WholeFiles):
@@ -77,7 +80,7 @@ def _known_header(file: File) -> list[str]:
 
 
 def _header(file: File) -> list[str]:
-    """Return the names of the columns; none of an empty file."""
+    """Return the names of the columns; none for an empty file."""
     with open_text(file) as stream:
         head = stream.read(BLOCK)
     text = io.StringIO(head.decode(errors="surrogateescape"), newline="")
@@ -107,7 +110,7 @@ def _seen(file: File, names: list[str]) -> dict[str, Cells]:
 
 
 def _batches(file: File, names: list[str], wanted: list[str], bad: list[Bad], skipped: list[int]) -> Iterator[pa.Table]:
-    """Yield the cells as bytes, a type that each cell has."""
+    """Yield the cells as bytes, a type that fits every cell."""
     from pyarrow import csv
 
     kinds = {name: pa.large_binary() for name in names}
@@ -142,13 +145,16 @@ def _without_end(last: pa.Table, file: File, row: int, bad: list[Bad], skipped: 
     if all(column[-1].as_py() == END for column in last.columns):
         return rest
     if skipped and skipped[-1] >= row:
-        return last  # bad already, as a row of another number of cells
+        return last  # bad already, as a row with a wrong number of cells
     bad.append(Bad(f"{file.url}: row {row}", "has a quote that is not closed"))
     return rest
 
 
 class _Blocks:
-    """Stream of text for PyArrow by whole lines: PyArrow loses bytes where a CRLF is divided between two blocks."""
+    """Stream of text for PyArrow by whole lines.
+
+    PyArrow loses bytes if a CRLF is divided between two blocks.
+    """
 
     closed = False
 

@@ -1,4 +1,4 @@
-"""Types of the cells of a CSV file: numbers only where each cell is written as numbers are, else text as it stands.
+"""Types of the cells of a CSV file: numbers only if each cell is a canonical number, else text.
 
 `007`, `+49`, `0x10` and numbers that no type holds could not be written back as they were, so their column is text.
 """
@@ -20,17 +20,17 @@ INFINITE = r"-?(?:inf|Inf|INF|Infinity)"
 WORD = rf"-?(?:nan|NaN)|{INFINITE}"
 BOOL = r"true|false|True|False|TRUE|FALSE"
 CODE = r"[+-]?[0-9]+(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?|\+\.[0-9]+(?:[eE][+-]?[0-9]+)?|0[xX][0-9a-fA-F]+"
-"""Cells that look like a number and are none of the above."""
+"""Cells that look like a number and match none of the above."""
 NULL = r"|NA|N/A|n/a|#NA|#N/A|NULL|null|None"
 BEGINNINGS = r"[-+.#0-9tTfFnNiI]"
 """First characters of all of these."""
 STRAYS = 1000
-"""Numbers for each cell that is none, from which on a column is one of numbers and that cell is bad."""
+"""Ratio of numbers to other cells, above which a column has numbers and its other cells are bad."""
 _WHOLE = re.compile(WHOLE)
 
 
 def is_whole(text: str) -> bool:
-    """True if a text is a whole number, as numbers are written, that int64 holds."""
+    """True if a text is a canonical whole number that int64 holds."""
     return _WHOLE.fullmatch(text) is not None and LOWEST <= int(text) <= HIGHEST
 
 
@@ -54,7 +54,7 @@ class Cells:
 
     @property
     def kind(self) -> str | None:
-        """The kind of nearly all cells; None where there are none, or several kinds."""
+        """The kind of nearly all cells; None if there are none, or several kinds."""
         numbers = self.wholes + self.floats
         if numbers > STRAYS * (self.words + self.bools):
             return "numbers"
@@ -78,7 +78,7 @@ class Cells:
 
 def see(cells: pa.Array, found: Cells) -> None:
     """Count the cells of a column of bytes."""
-    if found.words:  # the other cells are likely to be words too: those that begin as a word are counted at once
+    if found.words:  # the other cells are likely to be words too, so those that begin as a word are counted at once
         likely = _matches(cells, f"(?s:{BEGINNINGS}.*)|")
         found.words += len(cells) - _count(likely)
         cells = cells.filter(likely)
@@ -94,7 +94,7 @@ def see(cells: pa.Array, found: Cells) -> None:
     floats = _matches(rest, f"{FLOAT}|{WORD}")
     texts = _texts(rest.filter(floats))
     infinite = _count(pc.is_inf(texts.cast(pa.float64())))
-    large = infinite and infinite - _count(_matches(texts, INFINITE))  # beyond what a float holds
+    large = infinite and infinite - _count(_matches(texts, INFINITE))  # beyond the range of a float
     found.floats += len(texts) - large
     rest = rest.filter(pc.invert(floats))
     bools, codes = _count(_matches(rest, BOOL)), _count(_matches(rest, CODE))
@@ -126,7 +126,7 @@ def _texts(cells: pa.Array) -> pa.Array:
 
 
 def typed(cells: pa.Array, kind: pa.DataType) -> tuple[pa.Array, pa.BooleanArray]:
-    """Return cells of bytes as values of a type, and a mask of those that are; `clean` decodes those of text."""
+    """Return cells of bytes as values of a type, and a mask of those that fit; `clean` decodes text."""
     if pa.types.is_string(kind):
         return cells, pa.repeat(True, len(cells))
     if pa.types.is_boolean(kind):

@@ -49,7 +49,7 @@ def open_source(options: PrepareOptions) -> tuple[Reader, list[File]]:
 
 
 def format_of(files: Sequence[File]) -> str:
-    """Return the format that all files have by their suffix; raise DataError where they differ."""
+    """Return the format that all files have by their suffix; raise DataError if they differ."""
     names = {os.path.basename(file.url) for file in files}
     if {"state.json", "dataset_info.json"} <= names:
         return "hf"
@@ -65,7 +65,7 @@ def format_of(files: Sequence[File]) -> str:
 
 
 def reader_of(name: str) -> Reader:
-    """Return a reader of the format `name`, which is imported only now."""
+    """Return a reader of the format `name`, whose module is imported only now."""
     from everstep.dataset.readers import arrow, csv, jsonl, npy, parquet, text, webdataset
     from everstep.dataset.readers import whole_files as files
 
@@ -78,6 +78,6 @@ def reader_of(name: str) -> Reader:
 
 
 def _is_marker(file: File) -> bool:
-    """Files such as _SUCCESS and _metadata, which engines leave beside the data."""
+    """True for files such as _SUCCESS and _metadata, which engines leave beside the data."""
     name = os.path.basename(file.url)
     return name.startswith("_") and "." not in name

@@ -20,7 +20,7 @@ NULL = "__HIVE_DEFAULT_PARTITION__"
 def parts_of(file: File) -> dict[str, str]:
     """Return column to value, by the folders COLUMN=VALUE of the file.
 
-    Counted are all folders below the one that was given, and that one and its parents up to the first other name.
+    These are the folders below the given one, the given one itself, and its parents up to the first with another name.
     """
     above = file.url.removesuffix(file.name).rstrip("/").split("/")
     named = itertools.takewhile(lambda folder: "=" in folder, reversed(above))
@@ -66,7 +66,7 @@ class Hive:
 
     def read(self, pieces: Sequence[Piece], schema: pa.Schema) -> Iterator[Chunk]:
         names = [name for name in schema.names if name in self._inner.names]
-        # A reader needs a column to count rows by.
+        # A reader needs at least one column to count rows.
         inner = pa.schema([self._inner.field(name) for name in names or self._inner.names[:1]])
         for piece in pieces:
             for chunk in self.reader.read([piece], inner):

@@ -1,4 +1,4 @@
-"""Sources in memory: tables, documents, and rows that a generator makes."""
+"""Sources in memory: tables, documents, and rows of a generator."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ MISFITS = (pa.ArrowException, ValueError, TypeError, KeyError, OverflowError)
 
 
 def in_memory(name: str, size: int = 0) -> File:
-    """Return a source that is no file; its stamp is new each time, as a change could not be noticed."""
+    """Return a source that is no file; its stamp is new each time, since a change cannot be detected."""
     return File(name, size, uuid.uuid4().hex, is_lasting=False)
 
 
 class Table(WholeFiles):
-    """Reads slices of a table; nothing is copied."""
+    """Reads slices of a table without a copy."""
 
     stays = True
 
@@ -76,7 +76,10 @@ class Documents(WholeFiles):
 
 
 class Generator(WholeFiles):
-    """Reads rows, as mappings of column to value, from a function: NumPy arrays keep their shape, lists may differ."""
+    """Reads rows, as mappings of column to value, from a function.
+
+    NumPy arrays keep their shape; lists may differ in length.
+    """
 
     def __init__(self, function: str | Callable[[], Iterable[Row]]) -> None:
         super().__init__()
@@ -127,7 +130,7 @@ def _gathered(rows: Iterator[T], size: Callable[[T], int]) -> list[T]:
 
 
 def _size(row: Row) -> int:
-    """Return about the bytes of a row's values."""
+    """Return the approximate bytes of a row's values."""
     return sum(
         value.nbytes if isinstance(value, np.ndarray) else len(value) if isinstance(value, str | bytes) else 8
         for value in row.values()
@@ -135,7 +138,7 @@ def _size(row: Row) -> int:
 
 
 def imported(name: str) -> Callable[[], Iterable[Row]]:
-    """Return the function that `package.module:function` names; raise ConfigError when there is none."""
+    """Return the function that `package.module:function` names; raise ConfigError if there is none."""
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(f"src={name}: with format=generator write package.module:function")
@@ -149,7 +152,7 @@ def imported(name: str) -> Callable[[], Iterable[Row]]:
 
 
 def table_of_rows(rows: Sequence[Row], names: Sequence[str]) -> pa.Table:
-    """Return a table of rows; raise one of MISFITS where their values do not fit one column."""
+    """Return a table of rows; raise one of MISFITS if their values do not fit one column."""
     return pa.table({name: _column([row[name] for row in rows]) for name in names})
 
 
@@ -171,7 +174,7 @@ def _stacked(values: list[Any]) -> pa.ChunkedArray:
 
 
 def _refuse_mixed(values: Iterable[Any]) -> None:
-    """Raise TypeError for values of several kinds, which PyArrow would make one kind silently."""
+    """Raise TypeError for values of several kinds, which PyArrow would convert to one kind silently."""
     kinds = {_kind(value) for value in values if value is not None}
     if len(kinds) > 1 or "set" in kinds:
         raise TypeError(f"{', '.join(sorted(kinds))} are no one type")
@@ -192,7 +195,7 @@ def _kind(value: Any) -> str:
 
 
 def type_of(name: str, values: list[Any]) -> pa.DataType:
-    """Return the type of a column by its first values: where they are of several kinds, that of most of them."""
+    """Return the type of a column by its first values; of several kinds, the type of the most frequent."""
     there = [value for value in values if value is not None]
     try:
         return _column(there).type

@@ -15,11 +15,14 @@ HEAD = 1 << 16
 BLOCK = 1 << 20
 BLANKS = " \t\r\n"
 NEAR = 32
-"""Characters before the end of the read text in which an error may be due to a value that is cut, such as `fal`."""
+"""Distance in characters from the end of the read text in which a truncated value may cause an error.
+
+An example of such a value is `fal`.
+"""
 
 
 def is_array(file: File) -> bool:
-    """True if the file is one array, and not lines of which the first is one by mistake."""
+    """True if the file is one array; False for lines of which the first is an array by mistake."""
     try:
         head = text_head(file, HEAD).lstrip()
     except CutShortError:
@@ -32,7 +35,7 @@ def elements(file: File) -> Iterator[tuple[int, Any, int]]:
     """Yield (number from 0, object or the reason why it is none, its bytes) of each element.
 
     Raises:
-        CutShortError: the array breaks off.
+        CutShortError: the array is truncated or damaged.
     """
     with open_text(file) as stream:
         text = _Text(stream)
@@ -58,11 +61,11 @@ class _Text:
 
     def __init__(self, stream: Any) -> None:
         self._stream, self._text, self._at, self._ended = stream, "", 0, False
-        # Bytes that are no UTF-8 become halves of surrogate pairs, which no text may have: only this element is bad.
+        # Bytes that are not UTF-8 become halves of surrogate pairs, which no text may have: only this element is bad.
         self._decoder = codecs.getincrementaldecoder("utf-8")("surrogateescape")
 
     def next(self) -> str:
-        """Return the next character that is no blank; an empty string at the end."""
+        """Return the next character that is not blank; an empty string at the end."""
         while True:
             while self._at < len(self._text):
                 if self._text[self._at] not in BLANKS:
@@ -73,7 +76,7 @@ class _Text:
             self._more()
 
     def skip(self, character: str) -> bool:
-        """Go past the next character if it is this one; return True if it is."""
+        """Skip the next character if it is this one; return True if it is."""
         found = self.next() == character
         self._at += found
         return found

@@ -1,4 +1,4 @@
-"""Rows of JSON objects: by PyArrow where that is exact, else one by one by Python's decoder."""
+"""Rows of JSON objects: by PyArrow if that is exact, else one by one by Python's decoder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Rows(NamedTuple):
     table: pa.Table
     numbers: Sequence[int] | NDArray[np.int64]
     bad: dict[int, str]
-    """Reasons why other values are no rows, by number."""
+    """Reasons why other values are not rows, by number."""
 
 
 class Wanted(NamedTuple):
@@ -155,15 +155,15 @@ def _line_starts(block: bytes) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
 
 
 def _by_arrow(block: bytes, filled: NDArray[np.int64], wanted: Wanted | None) -> pa.Table | None:
-    """Return the block as PyArrow reads it; None where that is not exactly the content of its lines."""
+    """Return the block as PyArrow reads it; None if that is not exactly the content of its lines."""
     starts, letters = _line_starts(block)
-    if (letters[starts[filled]] != ord("{")).any():  # PyArrow takes more than objects, and crashes on null
+    if (letters[starts[filled]] != ord("{")).any():  # PyArrow accepts more than objects, and crashes on null
         return None
     try:
         str(block, "utf-8")
         table = _read(block, wanted)
     except (pa.ArrowInvalid, UnicodeDecodeError):
-        return None  # some line is bad
+        return None  # a line is bad
     if table.num_rows != len(filled) or any(may_round(column) for column in table.columns):
         return None
     return table if wanted is None else table.select(wanted.schema.names)

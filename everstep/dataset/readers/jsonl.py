@@ -29,7 +29,7 @@ from everstep.errors import DataError
 
 
 class JsonLines(WholeFiles):
-    """Reads JSON objects; keys that no column was chosen for are left out."""
+    """Reads JSON objects; keys other than the chosen columns are left out."""
 
     def open(self, files: Sequence[File]) -> pa.Schema:
         pieces = looked_at([piece for file in files for piece in self.cut(file, BLOCK)])

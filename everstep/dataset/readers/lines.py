@@ -1,4 +1,7 @@
-"""Files of lines: cut by bytes anywhere, read by whole lines; a line belongs to the piece in which it begins."""
+"""Files of lines: divided at any byte, read by whole lines.
+
+A line belongs to the piece in which it begins.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ BLOCK = 8 << 20
 
 
 def cut_lines(file: File, size: int) -> list[Piece]:
-    """Return pieces of `size` bytes; a compressed file, or one in another encoding than UTF-8, is one piece."""
+    """Return pieces of `size` bytes; a file that is compressed, or not in UTF-8, is one piece."""
     if file.size <= size or not is_cuttable(file):
         return [Piece(file, size=file.size)]
     starts = range(0, file.size, size)
@@ -22,7 +25,9 @@ def cut_lines(file: File, size: int) -> list[Piece]:
 
 
 def line_blocks(piece: Piece) -> Iterator[tuple[int, bytes]]:
-    """Yield (offset in the file, whole lines) of the lines that begin in the piece, some megabytes at a time.
+    """Yield (offset in the file, whole lines) of the lines that begin in the piece.
+
+    A block has some megabytes.
 
     Raises:
         CutShortError: the file ends too early; the whole lines before that have been yielded.
@@ -67,7 +72,10 @@ def _blocks(stream: Any, position: int, stop: int | None) -> Iterator[tuple[int,
 
 
 def line_at(file: File, offset: int, block: bytes) -> Callable[[int], str]:
-    """Return a function that names line n of a block: by number in the file's first block, in others by offset."""
+    """Return a function that names line n of a block.
+
+    Lines are named by number in the file's first block, in others by offset.
+    """
 
     def place(line: int) -> str:
         if not offset:

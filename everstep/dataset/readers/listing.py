@@ -1,4 +1,4 @@
-"""From what a user types to a list of files: paths, folders, globs and URLs, always in the same order."""
+"""Listing of sources: from paths, folders, globs and URLs to files, always in the same order."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ from everstep.errors import DataError, StorageError
 from everstep.storage import filesystem, retry
 
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
-"""What stores call the time or tag that changes with a file's content; the first that is there counts."""
+"""Stores' names of the time or tag that changes with a file's content; the first one present is used."""
 AHEAD = 8 << 20
-"""Bytes that are fetched at a time from a store."""
+"""Bytes that are read from a store at a time."""
 
 
 def list_files(sources: Sequence[str]) -> list[File]:
-    """The files, each once, sorted within each source; DataError for a source without any."""
+    """Return the files, each once, sorted within each source.
+
+    Raises:
+        DataError: a source matches no file.
+    """
     found: dict[str, File] = {}
     for source in sources:
         local = not is_url(source)
@@ -31,12 +35,12 @@ def list_files(sources: Sequence[str]) -> list[File]:
 
 
 def is_url(source: str) -> bool:
-    """Whether a source lies in a store rather than on a disk."""
+    """True if a source is in a store rather than on a disk."""
     return "://" in source and not source.startswith("file://")
 
 
 def open_file(file: File) -> IO[bytes]:
-    """The file from its beginning; remote ones are read ahead in blocks."""
+    """Open the file at its beginning; remote ones are read ahead in blocks."""
     try:
         if not is_url(file.url):
             return open(file.url, "rb")
@@ -49,7 +53,7 @@ def open_file(file: File) -> IO[bytes]:
 
 
 def read_file(file: File, start: int = 0, stop: int | None = None) -> bytes:
-    """Bytes [start, stop) of a file."""
+    """Return bytes [start, stop) of a file."""
     if is_url(file.url):
         client, path = filesystem(file.url, shared=True)
         stop = file.size if stop is None else min(stop, file.size)
@@ -63,7 +67,7 @@ def read_file(file: File, start: int = 0, stop: int | None = None) -> bytes:
 
 
 def read_files(files: Sequence[File]) -> list[bytes]:
-    """The content of many small files; from a store, several at a time."""
+    """Return the content of many small files; from a store, several at a time."""
     if not files or not is_url(files[0].url):
         return [read_file(file) for file in files]
     from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +97,7 @@ def _local(source: str) -> Iterator[File]:
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """All files of a folder, without hidden ones."""
+    """Yield all files of a folder, without hidden ones."""
     for parent, children, files in os.walk(folder):
         children[:] = [child for child in children if not child.startswith(".")]
         yield from (os.path.join(parent, file) for file in files if not file.startswith("."))

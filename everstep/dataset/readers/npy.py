@@ -1,4 +1,4 @@
-"""NumPy: .npy is one column, cut by rows; .npz has a column for each array."""
+"""NumPy: .npy is one column, divided by rows; .npz has a column for each array."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def _archive(file: File) -> dict[str, NDArray[Any]]:
 
 
 def _header(file: File) -> tuple[tuple[int, ...], np.dtype[Any], int]:
-    """(shape, type, offset of the first value) of a .npy file."""
+    """Return (shape, type, offset of the first value) of a .npy file."""
     head = io.BytesIO(read_file(file, 0, HEAD))
     try:
         version = np.lib.format.read_magic(head)

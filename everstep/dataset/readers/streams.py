@@ -25,7 +25,7 @@ MARK_BYTES = 4
 
 
 class CutShortError(DataError):
-    """The content of a file ends before it should, or cannot be decompressed or decoded from some place on."""
+    """The content of a file is truncated, or from some position on cannot be decompressed or decoded."""
 
 
 def codec_of(file: File) -> str | None:
@@ -41,7 +41,7 @@ def suffix_of(file: File) -> str:
 
 
 def open_plain(file: File) -> Any:
-    """Open a file's bytes, decompressed; reading raises CutShortError where they end too early."""
+    """Open a file's bytes, decompressed; reading raises CutShortError if they end too early."""
     codec = codec_of(file)
     raw = _Reading(open_file(file), file, StorageError, "cannot be read")
     if codec is None:
@@ -78,7 +78,7 @@ def text_head(file: File, size: int) -> str:
 
 
 def is_cuttable(file: File) -> bool:
-    """True if a byte of the file is a byte of its text, wherever reading begins."""
+    """True if each byte of the file is a byte of its text, so that reading may begin anywhere."""
     return codec_of(file) is None and _marked(read_file(file, 0, MARK_BYTES))[1] == "utf-8"
 
 
@@ -134,7 +134,7 @@ class _Reading:
 
 
 class _Text(_Reading):
-    """Stream of UTF-8 of any encoding, whose first bytes were read before."""
+    """Stream that converts any encoding to UTF-8, whose first bytes were read before."""
 
     def __init__(
         self, stream: Any, head: bytes, file: File, decoder: codecs.IncrementalDecoder | None, mark: int

@@ -1,4 +1,7 @@
-"""Files of a tar archive, in order; an archive that breaks off, which Python takes for its end, is an error."""
+"""Files of a tar archive, in order.
+
+A truncated archive is an error; Python would take it for the end.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +20,11 @@ class Entry(NamedTuple):
     """One file of an archive."""
 
     key: str
-    """Its path up to the first dot of its name: files of one sample share it."""
+    """Path up to the first dot of the name: files of one sample share it."""
     extension: str
     size: int
     content: bytes
-    """Empty where only names are asked for."""
+    """Empty if only names are requested."""
 
 
 class _Info(tarfile.TarInfo):
@@ -40,7 +43,7 @@ def entries(file: File, contents: bool = True) -> Iterator[Entry | Bad]:
     """Yield the files named KEY.EXTENSION, and as bad records all others but hidden ones and folders.
 
     Raises:
-        CutShortError: the archive breaks off, or goes on after its end.
+        CutShortError: the archive is truncated, or continues after its end.
     """
     count = 0
     try:
@@ -62,7 +65,7 @@ def _open(file: File) -> tarfile.TarFile:
         return tarfile.open(fileobj=open_plain(file), mode="r|", tarinfo=_Info)
     if is_url(file.url):
         return tarfile.open(fileobj=open_file(file), mode="r|*", tarinfo=_Info)
-    return tarfile.open(file.url, mode="r:*", tarinfo=_Info)  # skips contents that nobody reads
+    return tarfile.open(file.url, mode="r:*", tarinfo=_Info)  # skips contents that are not read
 
 
 def _entry(file: File, tar: tarfile.TarFile, member: tarfile.TarInfo, contents: bool) -> Entry | Bad | None:

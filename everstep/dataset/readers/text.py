@@ -41,7 +41,7 @@ def _lines(file: File, offset: int, block: bytes) -> Chunk:
     offsets = np.zeros(len(ends) + 1, dtype=np.int64)
     offsets[1:] = ends - np.arange(len(ends))
     filled = np.flatnonzero(np.diff(offsets))
-    # Without the empty lines the rest still lies end to end.
+    # Without the empty lines the others are still end to end.
     starts = np.append(offsets[filled], offsets[-1])
     values = pa.py_buffer(plain.translate(None, b"\n"))
     lines = pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(filled), [None, pa.py_buffer(starts), values])

@@ -1,4 +1,7 @@
-"""WebDataset: tar files in which the files of a sample follow each other and share their name up to the first dot."""
+"""WebDataset: tar files in which the files of a sample are consecutive and share their key.
+
+The key is the name up to the first dot.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Any files, each one sample: its bytes and its name; and images in a folder for each class."""
+"""Whole files as samples: bytes and name; and images in a folder for each class."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Files(WholeFiles):
             yield self.chunk(files, read_files(files))
 
     def chunk(self, files: Sequence[File], contents: list[bytes]) -> Chunk:
-        """The rows of some files."""
+        """Return the rows of some files."""
         names = pa.array([file.name for file in files], pa.string())
         rows = pa.table({"bytes": pa.array(contents, pa.large_binary()), "name": names})
         return Chunk(rows, lambda row: files[row].url)
@@ -75,7 +75,7 @@ def _folder(file: File) -> str:
 
 
 def _gathered(pieces: Sequence[Piece]) -> Iterator[list[File]]:
-    """Files of some megabytes in all."""
+    """Yield groups of files with some megabytes in all."""
     pending: list[File] = []
     size = 0
     for piece in pieces:

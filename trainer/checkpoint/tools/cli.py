@@ -1,4 +1,4 @@
-"""`everstep checkpoint ls | verify | diff | export | rm`: what a run has saved, from the command line."""
+"""`everstep checkpoint ls | verify | diff | export | rm`: a run's checkpoints on the command line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Add the verb `checkpoint` with its own verbs; the parsed namespace goes to its `run`."""
+    """Add the verb `checkpoint` with its own verbs; each sets `run`, which takes the parsed namespace."""
     checkpoint = subparsers.add_parser("checkpoint", help="list, verify, compare and remove checkpoints")
     verbs = checkpoint.add_subparsers(required=True, metavar="VERB")
     ls = verbs.add_parser("ls", help="the checkpoints of a run, those set aside and those never committed")
@@ -65,7 +65,7 @@ def _list(options: argparse.Namespace) -> int:
         mark = ", best" if each.is_committed and each.step == best else ""
         *cells, state = _row(each, hosts[each.attempt])
         table.add_row(*map(escape, (*cells, state + mark)))
-    # A line that is cut off to fit is of no use to a program that reads it.
+    # A program that reads this output needs whole lines, so only a terminal truncates them.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
 

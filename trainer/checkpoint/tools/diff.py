@@ -1,4 +1,4 @@
-"""How two checkpoints differ, tensor by tensor; equal means equal to the last bit."""
+"""Differences of two checkpoints, tensor by tensor; equal means equal to the last bit."""
 
 from __future__ import annotations
 
@@ -15,18 +15,22 @@ from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 
 @dataclass(frozen=True)
 class Difference:
-    """One tensor that is not the same in both."""
+    """One tensor that is not the same in both checkpoints."""
 
     name: str
     what: str
     largest: float | None = None
     """The largest absolute difference of two elements."""
     cosine: float | None = None
-    """Of the angle between the two, all elements taken as one vector; 1.0 is the same direction."""
+    """Cosine of the angle between the two tensors as vectors; 1.0 is the same direction."""
 
 
 def differences(first: tuple[RunFolder, str], second: tuple[RunFolder, str]) -> Iterator[Difference]:
-    """Args: first, second: a run folder and the path of a checkpoint in it."""
+    """Yield the tensors that differ.
+
+    Args:
+        first, second: a run folder and the path of a checkpoint in it.
+    """
     sides = [(run.storage, path, read_metadata(run.storage, path)) for run, path in (first, second)]
     names = [set(metadata.state_dict_metadata) for _, _, metadata in sides]
     for name in sorted(names[0] | names[1]):
@@ -48,7 +52,7 @@ def _apart(name: str, one: Tensor, other: Tensor) -> Difference:
 
 
 def config_changes(first: RunFolder, second: RunFolder) -> list[str]:
-    """Keys that the configs of two runs have otherwise; none where a folder has no config."""
+    """Return the config keys with different values in two runs; none if a folder has no config."""
     try:
         one, other = (thaw(run.storage.read(CONFIG).decode()) for run in (first, second))
     except FileNotFoundError:
@@ -57,7 +61,7 @@ def config_changes(first: RunFolder, second: RunFolder) -> list[str]:
 
 
 def _bits(tensor: Tensor) -> Tensor:
-    """NaN is equal to itself here, and 0.0 is not -0.0."""
+    """Return the bytes, by which NaN is equal to itself and 0.0 is not -0.0."""
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 

@@ -1,4 +1,4 @@
-"""The model's weights of a checkpoint as one safetensors file, which everybody else can read."""
+"""Export of a checkpoint's model weights as one safetensors file, which other programs can read."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from everstep.storage import join_url
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 
 WEIGHTS = {"model": "model.", "ema": "average."}
-"""Which weights: those that were trained, or their moving average."""
+"""Prefix of the weights to export: the trained ones, or their moving average."""
 
 
 def export(run: RunFolder, path: str, weights: str, to: str) -> int:
-    """Write the file (a local path); returns how many tensors it holds."""
+    """Write the file (a local path); return the number of tensors in it."""
     if importlib.util.find_spec("safetensors") is None:
         raise ConfigError("export writes safetensors, which is not installed: pip install 'everstep[export]'")
     from safetensors.torch import save_file

@@ -1,4 +1,4 @@
-"""What lies in a run's checkpoints folder, committed or not, and which of its files are whole. No torch here."""
+"""Inventory of a run's checkpoints folder, committed or not, and of damaged files. No torch."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ from everstep.trainer.checkpoint.manifest import (
 )
 
 BEST = "best"
-"""In place of a checkpoint's name."""
+"""Used in place of a checkpoint's name."""
 THREADS = 8
-"""Files that are read side by side: enough to fill a disk or a network, each with one block in memory."""
+"""Files that are read in parallel.
+
+They saturate a disk or a network, with one block of each file in memory.
+"""
 
 
 class Kind(enum.Enum):
     committed = "committed"
     superseded = "superseded"
-    """Committed, but by an attempt that was cut off: the run has gone on from an earlier step."""
+    """Committed, but by an attempt that lost the run: the run continued from an earlier step."""
     set_aside = "set aside"
     orphan = "orphan"
-    """Without a manifest: a save that was cut short, or one that is under way."""
+    """Without a manifest: a save that was interrupted, or one that is still pending."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Found:
     attempt: int
     kind: Kind
     data: bytes = b""
-    """The manifest's bytes; none when it is set aside or missing."""
+    """The manifest's bytes; empty if it is set aside or missing."""
 
     @property
     def candidate(self) -> Candidate | None:
@@ -55,7 +58,7 @@ class Found:
 
 
 def survey(run: RunFolder) -> list[Found]:
-    """All checkpoint folders of a run, newest first."""
+    """Return all checkpoint folders of a run, newest first."""
     limits = run.limits()
     found = []
     for step, attempt, path in folders(run):
@@ -71,7 +74,7 @@ def survey(run: RunFolder) -> list[Found]:
 
 
 def split_url(url: str) -> tuple[str, str]:
-    """(run folder, name of the checkpoint in it) of a URL; the name is empty when the URL is a run's.
+    """Return (run folder, name of the checkpoint in it) of a URL; the name is empty for the URL of a run.
 
     RUN/best is the checkpoint with the best held-out metric of that run.
     """
@@ -86,7 +89,7 @@ def split_url(url: str) -> tuple[str, str]:
 
 
 def best_step(found: Iterable[Found]) -> int | None:
-    """The step of the best held-out metric, as the newest checkpoint of the run's line that can be read knows it."""
+    """Return the step of the best held-out metric, from the newest readable checkpoint of the run's line."""
     for each in found:
         if each.kind is Kind.committed and each.candidate is not None and each.candidate.manifest is not None:
             return each.candidate.manifest.progress.get("best_step") or None
@@ -107,7 +110,11 @@ def _best(run: RunFolder) -> str:
 
 
 def committed(url: str) -> tuple[RunFolder, list[Candidate]]:
-    """The committed checkpoints of a run, or the one that the URL names; CheckpointError when there is none."""
+    """Return the committed checkpoints of a run, or the one that the URL names.
+
+    Raises:
+        CheckpointError: there is none.
+    """
     head, name = split_url(url)
     run = RunFolder(head)
     found = [f.candidate for f in survey(run) if not name or f.path == f"{CHECKPOINTS}/{name}"]
@@ -120,7 +127,7 @@ def committed(url: str) -> tuple[RunFolder, list[Candidate]]:
 
 
 def faults(run: RunFolder, checkpoints: Iterable[Candidate]) -> Iterator[tuple[Candidate, list[str]]]:
-    """Each checkpoint with all that is wrong with its files, in the order given; files are read side by side."""
+    """Yield each checkpoint with the faults of its files, in the given order; files are read in parallel."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
 
     def fault(path: str, name: str, candidate: Candidate) -> str:

@@ -1,4 +1,4 @@
-"""Removing checkpoints by hand: which go, what must stay, and manifest first. No torch here."""
+"""Removal of checkpoints by the user: the selection, its limits, and manifest first. No torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,12 @@ from everstep.trainer.checkpoint.tools.inventory import Found, Kind, faults, spl
 
 
 def named(urls: Iterable[str]) -> list[tuple[RunFolder, list[Found]]]:
-    """The folders that the URLs name, by run; CheckpointError for what is no checkpoint of a run."""
+    """Return the folders that the URLs name, by run.
+
+    Raises:
+        ConfigError: a URL does not name a checkpoint.
+        CheckpointError: a checkpoint does not exist, or may still be written.
+    """
     by_run: dict[str, list[str]] = {}
     for url in urls:
         head, name = split_url(url)
@@ -39,7 +44,7 @@ def _of(run: RunFolder, paths: list[str]) -> list[Found]:
 
 
 def selected(run: RunFolder, older_than_step: int | None, orphans: bool) -> list[Found]:
-    """What the two rules name; folders that may be growing right now are left alone."""
+    """Return the folders that the two rules select, without those that may still be written."""
     chosen = []
     for found in survey(run):
         if found.kind is Kind.orphan:
@@ -51,7 +56,11 @@ def selected(run: RunFolder, older_than_step: int | None, orphans: bool) -> list
 
 
 def check_removable(run: RunFolder, doomed: list[Found], even_the_newest: bool) -> None:
-    """Raise CheckpointError rather than remove what is not the run's own, or what it would go on from."""
+    """Check that the run owns the folders and does not need them to resume.
+
+    Raises:
+        CheckpointError: one must not be removed; nothing was removed.
+    """
     if not run.attempts():
         raise CheckpointError(f"{run.url} is no run folder: no attempt was ever started there; nothing was removed")
     for found in doomed:
@@ -67,7 +76,7 @@ def check_removable(run: RunFolder, doomed: list[Found], even_the_newest: bool) 
 
 
 def newest_good(run: RunFolder) -> str | None:
-    """The newest checkpoint that verifies, which the run goes on from."""
+    """Return the newest checkpoint that verifies, from which the run would resume."""
     for candidate in candidates(run):
         check_format(run, candidate)
         if not any(why for _, why in faults(run, [candidate])):
@@ -76,22 +85,25 @@ def newest_good(run: RunFolder) -> str | None:
 
 
 def size(run: RunFolder, found: Found) -> int:
-    """Bytes that its removal gives back."""
+    """Return the bytes that the removal frees."""
     total = 0
     for name in run.storage.names(found.path):
-        # A file that retention removed since it was listed takes no room, nor does a link to nothing.
+        # A file removed by retention since it was listed takes no space, nor does a broken link.
         with contextlib.suppress(FileNotFoundError):
             total += run.storage.size(f"{found.path}/{name}")
     return total
 
 
 def remove(run: RunFolder, found: Found) -> None:
-    """The manifest goes first: whatever interrupts this leaves an orphan, never half a checkpoint."""
+    """Remove a checkpoint, manifest first.
+
+    An interruption then leaves an orphan, not a damaged checkpoint.
+    """
     run.storage.delete(f"{found.path}/{MANIFEST}")
     run.storage.delete(found.path)
 
 
 def _may_be_written(run: RunFolder, found: Found) -> bool:
-    """Whether this is a save that may be under way: only the newest attempt can still commit one."""
+    """True if this may be a pending save: only the newest attempt can still commit one."""
     newest = max(run.attempts(), default=0)
     return found.kind is Kind.orphan and found.attempt >= newest and run.ending(found.attempt) is None

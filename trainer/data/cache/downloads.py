@@ -1,6 +1,6 @@
-"""Threads that fetch parts of shards: the urgent before the others, slow requests doubled, damaged answers repeated.
+"""Download threads for parts of shards: urgent parts first, hedged if slow, retried if damaged.
 
-A part is asked for once per process (a table) and, unless a process hangs, once per node (claims of the folder).
+A part is requested once per process (a table) and, unless a process hangs, once per node (claims of the folder).
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from everstep.errors import DataError
 from everstep.storage import Buffer
 
 HEDGE_S = 0.5
-"""A request is doubled after this time, or HEDGE_FACTOR times the median of late when that is longer."""
+"""Time until a second request, or HEDGE_FACTOR times the median of recent downloads if that is longer."""
 HEDGE_FACTOR = 4
 FIRST_HEDGE_S = 2.0
-"""As long as too few downloads are done to know what is slow."""
+"""Time until a second request while too few downloads are done to know the median."""
 HEDGES = 3
-"""Second requests for one part, each after twice the time of the one before."""
+"""Second requests for one part, each after twice the time of the previous one."""
 REPEATS = 2
-"""Downloads after the first, of a part whose bytes are not those of the index."""
+"""Repeated downloads of a part whose bytes do not match the index."""
 ELSEWHERE_S = 0.005
-"""How often it is looked whether a part that another process downloads has come."""
+"""Seconds between two checks for a part that another process downloads."""
 TAKE_OVER_S = 20.0
-"""Another process that takes this long hangs or is stopped; one that was killed loses its claim at once."""
+"""Seconds after which the process of a claim counts as hung; a killed one loses its claim at once."""
 
 
 class DamagedError(Exception):
-    """What came is not the part; perhaps it is when asked for again."""
+    """The downloaded bytes are not the part; a second download may succeed."""
 
 
 class Piece(Protocol):
-    """Something to fetch."""
+    """A piece to download."""
 
     @property
     def key(self) -> Hashable: ...
     def here(self) -> bool: ...
     def claim(self) -> bool:
-        """Whether it is now this process that downloads."""
+        """True if this process is now the one that downloads the piece."""
         ...
 
     def release(self) -> None: ...
     def download(self) -> Buffer:
-        """The verified bytes, or DamagedError."""
+        """Return the verified bytes; raise DamagedError if they do not match."""
         ...
 
     def keep(self, data: Buffer) -> None: ...
     def end(self) -> None:
-        """Nobody waits for it any more, though a late request for it may still be under way."""
+        """End the piece: no thread waits for it any more, though a late request may still be pending."""
         ...
 
     def damaged(self, why: str) -> DataError:
-        """The error for a piece that stays damaged."""
+        """Return the error for a piece that stays damaged."""
         ...
 
 
 @dataclass
 class Stats:
-    """What a process's downloads came to."""
+    """Counts of a process's downloads."""
 
     downloads: int = 0
     bytes: int = 0
@@ -94,14 +94,14 @@ class _Request:
 
 
 class Crew:
-    """Up to `parallel` threads of one process; they start with the first piece and die with the process."""
+    """Up to `parallel` download threads of one process; they start with the first piece and are daemons."""
 
     def __init__(self, parallel: int) -> None:
         self.stats = Stats()
         self._parallel = parallel
         self._changed = threading.Condition()
         self._jobs: dict[Hashable, _Job] = {}
-        self._queue: list[tuple[bool, int, _Job]] = []  # a heap: urgent ones first, each kind in its order
+        self._queue: list[tuple[bool, int, _Job]] = []  # a heap: urgent jobs first, each kind in its order
         self._elsewhere: deque[tuple[float, _Job]] = deque()
         self._requests: set[_Request] = set()
         self._threads = 0
@@ -110,7 +110,7 @@ class Crew:
         self._seconds: deque[float] = deque(maxlen=32)
 
     def fetch(self, pieces: Sequence[Piece], urgent: bool) -> list[Future[None]]:
-        """A future for each piece; a piece on its way already is not asked for again, but may become urgent."""
+        """Return a future per piece; a pending piece is not requested again, but may become urgent."""
         with self._changed:
             futures = [self._enter(piece, urgent) for piece in pieces]
             self._staff()
@@ -124,16 +124,16 @@ class Crew:
             self._push(job)
         elif urgent and not job.urgent:
             job.urgent = True
-            self._push(job)  # a second time: whoever comes to it later finds it done or begun
+            self._push(job)  # a second entry; the thread that takes the later one finds the job done or begun
         return job.future
 
     def forget(self, pieces_of: Callable[[Piece], bool]) -> None:
-        """Leave out what has not begun of some pieces; their futures are cancelled."""
+        """Cancel the futures of those pieces that match `pieces_of` and have not begun."""
         with self._changed:
             dropped = [job for job in self._jobs.values() if pieces_of(job.piece) and not job.claimed]
             for job in dropped:
                 self._end(job, CancelledError())
-            if dropped:  # what is in the queue keeps the files of its shard open
+            if dropped:  # entries in the queue keep the files of their shard open
                 self._queue = [entry for entry in self._queue if not entry[2].future.done()]
                 heapq.heapify(self._queue)
 
@@ -143,7 +143,7 @@ class Crew:
         self._changed.notify_all()
 
     def _staff(self) -> None:
-        """Start the threads that are missing for what there is to do."""
+        """Start as many threads as the queue needs, up to the limit."""
         wanted = min(self._parallel, len(self._queue) + len(self._requests))
         if not self._watched and wanted:
             self._watched = True
@@ -155,11 +155,11 @@ class Crew:
     # ------------------------------------------------------------------------------------------------ threads
 
     def _serve(self) -> None:
-        while not self._serve_one():  # another thread has taken the place of one whose request was doubled
+        while not self._serve_one():  # ends once another thread replaces this one, whose request was hedged
             pass
 
     def _serve_one(self) -> bool:
-        # In a frame of its own: a thread that waits must not keep the files of its last piece open.
+        # In a frame of its own: a waiting thread must not keep the files of its last piece open.
         request = self._next()
         self._answer(request)
         with self._changed:
@@ -198,7 +198,7 @@ class Crew:
                 self._come_back(job)
         except DamagedError as error:
             self._repeat(job, error)
-        except Exception as error:  # whoever waits for the piece gets it, and its traceback
+        except Exception as error:  # passed on, with its traceback, to the caller that waits for the piece
             self._fail(job, error)
 
     def _may_download(self, job: _Job) -> bool:
@@ -221,7 +221,7 @@ class Crew:
     def _finish(self, request: _Request, count: int | None = None) -> None:
         with self._changed:
             if count is not None:
-                # Those that come too late are counted too: else a link that is slow for all would look fast.
+                # Late downloads count too; otherwise a link that is slow for all requests would appear fast.
                 self._seconds.append(time.monotonic() - request.since)
                 self.stats.downloads += 1
                 self.stats.bytes += count
@@ -240,7 +240,7 @@ class Crew:
     def _fail(self, job: _Job, error: Exception) -> None:
         with self._changed:
             job.requests -= 1
-            if job.requests == 0 or isinstance(error, DataError):  # another request may still bring it
+            if job.requests == 0 or isinstance(error, DataError):  # another request may still succeed
                 self._end(job, error)
 
     def _end(self, job: _Job, error: BaseException | None = None) -> None:
@@ -274,12 +274,12 @@ class Crew:
         return max(HEDGE_S, HEDGE_FACTOR * statistics.median(self._seconds))
 
     def _double(self, request: _Request, slow: float) -> None:
-        """Ask a second time for what is slow to come, by a thread in place of the one that waits."""
+        """Hedge a slow request: send a second one from a new thread that replaces the waiting one."""
         job, waited = request.job, time.monotonic() - request.since
         if request.doubled or job.future.done() or waited < slow * 2**job.hedges or job.hedges == HEDGES:
             return
         doubled = [request.job.future.done() for request in self._requests if request.doubled]
-        # When many are slow at once it is the line, which more requests would only fill.
+        # If many requests are slow at once the link is saturated, and more requests would only slow it further.
         if doubled.count(False) >= max(1, self._parallel // 4) or len(doubled) >= self._parallel:
             return
         request.doubled = True

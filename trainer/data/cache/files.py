@@ -1,7 +1,7 @@
-"""What lies in a node's cache for one shard: a sparse file, and a map that says which of its parts are here.
+"""Files of a shard in the node cache: a sparse file, and a map of the parts that are present.
 
-The map is a byte for each part, then a stamp: which boot of the machine it was made in and which file it speaks of.
-After a power cut a map may be on the disk and the bytes it promises not, so marks of an earlier boot are void.
+The map has a byte per part, then a stamp: the boot of the machine in which it was made, and the file it belongs to.
+After a power failure the map may be on the disk without the bytes it promises, so marks of an earlier boot are void.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from everstep.storage import Buffer
 _BOOT = 36
 _STAMP_BYTES = _BOOT + 20
 
-# Not os.posix_fallocate: where the file system cannot do it, that writes zeros, perhaps over what came meanwhile.
+# Not os.posix_fallocate: on a file system without support it writes zeros, perhaps over newer data.
 _fallocate = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None)  # Linux only
 if _fallocate is not None:
     _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
 
 
 class ShardFiles:
-    """A shard's two files, open; while any process has them open they are not evicted.
+    """Open files of a shard; a shard is not evicted while any process has its files open.
 
-    Descriptors are closed with the last reference and not before: a download that still runs must never write to
-    a number that by then is another file's.
+    Descriptors are closed with the last reference and not before: a download that still runs must never write to a
+    descriptor number that has been reused for another file.
     """
 
     def __init__(self, stem: str, parts: int) -> None:
@@ -52,17 +52,17 @@ class ShardFiles:
                 os.close(handle)
 
     def fit(self, size: int | None) -> bool:
-        """Whether the file is of this size (None: any) and the map is of this very file."""
+        """True if the file has this size (None: any) and the map belongs to this very file."""
         stamp = os.pread(self._have, _STAMP_BYTES, self._parts)
         return stamp[_BOOT:] == self._stamp()[_BOOT:] and size in (None, os.fstat(self._data).st_size)
 
     def clear(self, size: int) -> None:
-        """Make new files those of a shard of which nothing is here."""
+        """Initialise new files of a shard, with no part present."""
         os.ftruncate(self._data, size)
         self._void()
 
     def pin(self) -> None:
-        """Keep the files from eviction, and follow what is marked in them."""
+        """Protect the files from eviction, and map the marks of their parts."""
         fcntl.flock(self._have, fcntl.LOCK_SH)
         if os.pread(self._have, _STAMP_BYTES, self._parts) != self._stamp():
             self._void()
@@ -71,18 +71,18 @@ class ShardFiles:
         self.marks = np.frombuffer(view, np.bool_, count=self._parts)
 
     def touch(self) -> None:
-        """Make it the most recently used, the last that is evicted."""
+        """Make the shard the most recently used, so that it is evicted last."""
         os.utime(self._data)
 
     def _void(self) -> None:
-        # Bytes and not a hole, so that a mark which is set later needs no room on the disk.
+        # Bytes and not a hole, so that setting a mark later needs no disk space.
         os.pwrite(self._have, bytes(self._parts) + self._stamp(), 0)
 
     def _stamp(self) -> bytes:
         return f"{_boot():{_BOOT}.{_BOOT}}{self.identity:020}".encode()
 
     def replace(self, whole: str) -> None:
-        """Put the finished file `whole` in the place of this shard's, all of it here.
+        """Replace this shard's file by the finished file `whole`, with all parts present.
 
         A kill before the stamp is written leaves a map that does not fit, so everything begins anew.
         """
@@ -92,22 +92,22 @@ class ShardFiles:
         os.pwrite(self._have, b"\1" * self._parts, 0)
 
     def has_bytes(self, part: int) -> bool:
-        """Whether anything was ever written there; what was never downloaded is a hole in the file."""
+        """True if the part was ever written; a part that was never downloaded is a hole in the file."""
         start = part * PART_BYTES
         try:
             return os.lseek(self._data, start, os.SEEK_DATA) < start + PART_BYTES
         except OSError as error:
             if error.errno not in (errno.ENXIO, errno.EINVAL):
                 raise
-            return error.errno == errno.EINVAL  # a file system that cannot tell; ENXIO is hole up to the end
+            return error.errno == errno.EINVAL  # EINVAL: the file system reports no holes; ENXIO: a hole up to the end
 
     def read(self, part: int) -> bytes:
         return os.pread(self._data, PART_BYTES, part * PART_BYTES)
 
     def reserve(self, part: int, count: int) -> None:
-        """Take the room on the disk that a part will fill; until then it is a hole to `has_bytes`.
+        """Reserve the disk space of a part; until it is written it is a hole to `has_bytes`.
 
-        Where this cannot be done, parts on their way are not counted before they are written.
+        If the file system cannot do this, pending parts are not counted before they are written.
         """
         if _fallocate is None or _fallocate(self._data, 0, part * PART_BYTES, count) == 0:
             return
@@ -115,7 +115,7 @@ class ShardFiles:
             raise OSError(code, os.strerror(code))
 
     def write(self, part: int, data: Buffer) -> None:
-        """Write a part's bytes and then mark it, so who sees the mark sees the bytes."""
+        """Write a part's bytes and then mark it, so that a mark implies the bytes."""
         view, at = memoryview(data), part * PART_BYTES
         while view:
             count = os.pwrite(self._data, view, at)
@@ -123,30 +123,32 @@ class ShardFiles:
         self.mark(part)
 
     def mark(self, part: int) -> None:
-        """Tell all processes of the node that the part is here."""
+        """Mark the part as present, for all processes of the node."""
         os.pwrite(self._have, b"\1", part)
 
 
 @functools.cache
 def _boot() -> str:
-    with contextlib.suppress(FileNotFoundError):  # elsewhere than on Linux nobody tells of a power cut
+    with contextlib.suppress(FileNotFoundError):  # systems other than Linux do not report a boot
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return ""
 
 
 class Claims:
-    """Who of a node downloads what: a byte of one file is locked by the process that does; a kill gives it up.
+    """Claims of downloads on a node: a process locks one byte of a file per part.
 
-    The locks are of the POSIX kind because those are not inherited by a fork. Any close of the file would drop
-    all that the process holds, so it is opened once for all caches of the folder, and stays open. Nothing but
-    work done twice depends on claims: what is written was verified, by whomever.
+    A kill releases the lock.
+
+    POSIX locks are used because a fork does not inherit them. Any close of the file would drop all locks of the
+    process, so the file is opened once for all caches of the folder and stays open. A lost claim costs only a second
+    download: all bytes that are written were verified first.
     """
 
     def __init__(self, path: str) -> None:
         self._path = path
 
     def take(self, byte: int) -> bool:
-        """Whether the caller is now the one; False when another thread or process is."""
+        """Claim the byte; False if another thread or process has it."""
         token = object()
         if _HELD.setdefault((os.getpid(), self._path, byte), token) is not token:
             return False
@@ -172,5 +174,8 @@ class Claims:
 
 
 _HELD: dict[tuple[int, str, int], object] = {}
-"""Claims of this process's own threads: the kernel would grant one thread what another holds."""
+"""Claims of this process's threads.
+
+A lock excludes other processes only, so the kernel would grant it twice.
+"""
 _FILES: dict[str, int] = {}

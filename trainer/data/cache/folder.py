@@ -1,8 +1,10 @@
-"""The folder of a node that holds parts of remote shards: shared by processes and jobs, bounded, safe against kills.
+"""Folder of the node cache with parts of remote shards, shared by processes and jobs of a node.
 
-FOLDER/lock                  who changes the folder; holds how many bytes lie in it, as last counted
-FOLDER/claims                who downloads what
-FOLDER/shards/STEM.arrow     a shard, STEM.have which of its parts are here, STEM.tmp what is growing to be one
+Its size is bounded, and a kill leaves it valid.
+
+FOLDER/lock                  locked while the folder is changed; holds the bytes in it, as last counted
+FOLDER/claims                locks of the downloads in progress
+FOLDER/shards/STEM.arrow     a shard; STEM.have is the map of its parts, STEM.tmp a file that is being written
 """
 
 from __future__ import annotations
@@ -27,16 +29,19 @@ LOG = logging.getLogger("everstep")
 T = TypeVar("T")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 CLOSING_S, CLOSING_LOOK_S = 5.0, 0.05
-"""Seconds for which room on a full disk is waited for, and between two looks."""
+"""Seconds to wait for space on a full disk, and between two checks."""
 SLACK = 16
-"""Eviction leaves limit / SLACK bytes free, so that most downloads need no look at the whole folder."""
+"""Eviction leaves limit / SLACK bytes free, so that most downloads need no scan of the folder."""
 PARTS_LIMIT = 1 << 20
-"""Parts of a shard: a claim is a byte of a file, 40 bits of its place are the shard's digest and these the part."""
+"""Limit of the parts of a shard.
+
+A claim is a byte of a file: 40 bits of its offset are from the shard's digest, the lower bits are the part.
+"""
 _USED = struct.Struct("<q")
 
 
 class CacheFolder:
-    """What lies in the folder, who has it open, and how much it may be."""
+    """The cached shards, their locks and the size limit."""
 
     def __init__(self, folder: str, limit_bytes: int) -> None:
         if limit_bytes <= 0:
@@ -46,15 +51,15 @@ class CacheFolder:
         self.evictions = 0
         self._shards = os.path.join(self.folder, "shards")
         self._claims = Claims(os.path.join(self.folder, "claims"))
-        self._look_at = 0  # bytes beyond which the folder is counted again; 0: at the first download
+        self._look_at = 0  # bytes above which the folder is scanned again; 0: at the first download
         self._warned: set[str] = set()
 
     def stem(self, name: str) -> str:
-        """Path of a shard's files, without the ending."""
+        """Return the path of a shard's files, without the ending."""
         return os.path.join(self._shards, name)
 
     def open(self, name: str, size: int | None, parts: int) -> ShardFiles:
-        """A shard's files, new ones where there are none that fit; a `size` of None takes any."""
+        """Return a shard's files, new ones if none fit; a `size` of None accepts any."""
         if parts >= PARTS_LIMIT:
             raise StorageError(f"a shard of {parts} parts is over the cache's limit of {PARTS_LIMIT}; use more shards")
         return self.with_room(lambda: self._open(self.stem(name), size, parts))
@@ -63,7 +68,7 @@ class CacheFolder:
         with self._locked():
             files = ShardFiles(stem, parts)
             if not files.fit(size):
-                # A process that has the old ones open keeps them, complete in themselves.
+                # A process that has the old files open keeps them; they remain complete.
                 _unlink(stem)
                 files = ShardFiles(stem, parts)
                 files.clear(size or 0)
@@ -71,7 +76,7 @@ class CacheFolder:
         return files
 
     def claim(self, digest: str, part: int) -> bool:
-        """Whether this caller is now the one of the node who downloads the part."""
+        """True if this caller is now the one on the node that downloads the part."""
         return self._claims.take(int(digest[:10], 16) * PARTS_LIMIT + part)
 
     def release(self, digest: str, part: int) -> None:
@@ -80,10 +85,10 @@ class CacheFolder:
     # ---------------------------------------------------------------------------------------------- the limit
 
     def write(self, files: ShardFiles, part: int, data: Buffer) -> None:
-        """Write and mark a verified part, after others had to go if need be."""
+        """Write and mark a verified part, after eviction if needed."""
 
         def write() -> None:
-            # The room is taken under the lock, so that those who count meanwhile see it, and filled outside of it.
+            # The space is reserved under the lock, so that other processes count it, and filled outside of it.
             with self._locked() as lock:
                 self._make_room(lock, len(data))
                 files.reserve(part, len(data))
@@ -99,12 +104,12 @@ class CacheFolder:
             self._make_room(lock, 0)
 
     def _make_room(self, lock: int, count: int) -> None:
-        """Evict if `count` bytes more would be too many."""
+        """Evict if `count` more bytes would exceed the limit."""
         counted = os.pread(lock, _USED.size, 0)
         used = count + (_USED.unpack(counted)[0] if len(counted) == _USED.size else 0)
         if used > max(self.limit_bytes, self._look_at) or self._look_at == 0:
             used = count + self._evict(self.limit_bytes - count, self.limit_bytes // SLACK)
-            # When all that is left is open, it is not looked for again before much more has come.
+            # If all that remains is open, the next scan waits until much more has been written.
             self._look_at = max(self.limit_bytes, used + self.limit_bytes // SLACK)
             if used > self.limit_bytes:
                 over = f"holds {used / 1e9:.3g} GB, over its limit of {self.limit_bytes / 1e9:.3g} GB, and all are open"
@@ -112,17 +117,20 @@ class CacheFolder:
         os.pwrite(lock, _USED.pack(used), 0)
 
     def _warn(self, what: str) -> None:
-        """Once, whatever the sizes."""
+        """Log a warning once, whatever sizes it mentions."""
         kind = what.rpartition(";")[2]
         if kind not in self._warned:
             self._warned.add(kind)
             LOG.warning("the cache %s %s", self.folder, what)
 
     def with_room(self, write: Callable[[], T]) -> T:
-        """Do `write`; when the disk is full, again after shards have gone. StorageError in one line otherwise.
+        """Call `write`, again after each eviction while the disk is full.
 
-        What is open cannot go, and what has gone takes up room as long as somebody has it open; a thread may be
-        about to let go of either.
+        Open shards cannot be evicted, and evicted ones take space as long as a process has them open. So when nothing
+        can be evicted, wait some seconds for a thread to close one.
+
+        Raises:
+            StorageError: the cache cannot be written to; the message is one line.
         """
         closing_until: float | None = None
         while True:
@@ -144,7 +152,7 @@ class CacheFolder:
                     ) from error
 
     def _shrink(self) -> bool:
-        """Evict below the limit, since the disk is smaller; whether anything went."""
+        """Evict below the limit, since the disk is smaller than that; True if anything was evicted."""
         before = self.evictions
         with self._locked() as lock:
             used = sum(count for _, count, _ in self._entries())
@@ -152,7 +160,10 @@ class CacheFolder:
         return self.evictions > before
 
     def _evict(self, goal: int, slack: int) -> int:
-        """Where over `goal` bytes lie, drop the least recently used until `slack` less do; how many then lie there."""
+        """If over `goal` bytes are stored, evict the least recently used shards; return the bytes left.
+
+        Eviction continues until `slack` bytes fewer than `goal` are left.
+        """
         entries = sorted(self._entries())
         used = sum(count for _, count, _ in entries)
         if used <= goal:
@@ -166,23 +177,23 @@ class CacheFolder:
         return used
 
     def _entries(self) -> Iterator[tuple[int, int, str]]:
-        """When last used, bytes on the disk and stem of all that lies here."""
+        """Yield time of last use, bytes on the disk and stem of each entry."""
         with os.scandir(self._shards) as found:
             for entry in found:
                 if not entry.name.endswith(".have"):
-                    with contextlib.suppress(FileNotFoundError):  # what grows may have got its name meanwhile
+                    with contextlib.suppress(FileNotFoundError):  # a temporary file may have been renamed meanwhile
                         status = entry.stat()
                         yield status.st_mtime_ns, status.st_blocks * 512, entry.path.rpartition(".")[0]
 
     def drop(self, name: str) -> None:
-        """Remove a shard that will not be needed again, unless some process has it open."""
+        """Remove a shard that will not be needed again, unless a process has it open."""
         with self._locked():
             self._drop(self.stem(name))
 
     def _drop(self, stem: str) -> bool:
         try:
             have = os.open(f"{stem}.have", os.O_RDWR)
-        except FileNotFoundError:  # so nobody has it open
+        except FileNotFoundError:  # so no process has it open
             _unlink(stem)
             return True
         try:
@@ -196,7 +207,7 @@ class CacheFolder:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
-        """Alone among all threads and processes; gives the lock's file."""
+        """Lock the folder against all other threads and processes; yield the lock's descriptor."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
         os.makedirs(self._shards, mode=0o700, exist_ok=True)
         lock = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
@@ -204,12 +215,12 @@ class CacheFolder:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield lock
         finally:
-            # Said and not left to the close: a child that was forked meanwhile has inherited the lock.
+            # Unlocked explicitly, not by the close: a child that was forked meanwhile has inherited the lock.
             fcntl.flock(lock, fcntl.LOCK_UN)
             os.close(lock)
 
 
 def _unlink(stem: str) -> None:
-    # The map first: what has none holds nothing, so a kill in between does no harm.
+    # The map first: a shard without one counts as empty, so a kill in between does no harm.
     for ending in ("have", "arrow", "tmp"):
         Path(f"{stem}.{ending}").unlink(missing_ok=True)

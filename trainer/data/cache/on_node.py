@@ -1,4 +1,4 @@
-"""What the processes of one node share: the folder in which remote shards are kept."""
+"""Cache that the processes of one node share for remote shards."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ SHARE_OF_DISK = 0.5
 
 
 def node_cache(loader: LoaderConfig | None = None) -> ShardCache:
-    """The cache of this user on this node, as the keys under `loader` say. Nothing is written before it is used."""
+    """Return the cache of this user on this node, set by the keys under `loader`.
+
+    Nothing is written before the cache is used.
+    """
     loader = loader or LoaderConfig()
     default = os.environ.get("EVERSTEP_CACHE", os.path.join("~", ".cache", "everstep"))
     folder = os.path.abspath(os.path.expanduser(loader.cache or default))
@@ -21,7 +24,7 @@ def node_cache(loader: LoaderConfig | None = None) -> ShardCache:
 
 
 def _disk(folder: str) -> int:
-    """Bytes of the disk that a folder lies on, or will lie on."""
+    """Return the size in bytes of the disk on which a folder is, or will be."""
     while not os.path.exists(folder):
         folder = os.path.dirname(folder)
     return shutil.disk_usage(folder).total

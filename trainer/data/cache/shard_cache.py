@@ -1,4 +1,4 @@
-"""A node's cache of remote shards: parts are downloaded when needed, verified, and shared by all its processes."""
+"""Node cache of remote shards: parts are downloaded when needed, verified, and shared by processes."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from everstep.trainer.data.cache.folder import CacheFolder
 Parts = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
 INFLATED = ".inflated"
-"""Ending of the name of a shard that was compressed; it is one part, as long as it may be."""
-_INFLATING = (1 << 20) - 1  # the claim of who inflates, where no part has its claim
+"""Ending of the name of a shard that was compressed; it is one part, whatever its size."""
+_INFLATING = (1 << 20) - 1  # the claim for decompression, at a number that no part has
 
 
 class ShardCache:
-    """Shards of any datasets in the folder of a node, at most `limit_bytes` of them as far as they are not open.
+    """Shards of any datasets in a folder of the node, limited to `limit_bytes` except for open shards.
 
-    Any number of processes and jobs share a folder; each downloads with up to `parallel` threads of its own, which
-    a forked child starts anew. It can be pickled.
+    Any number of processes and jobs share a folder; each downloads with up to `parallel` threads of its own, which a
+    forked child starts anew. It can be pickled.
     """
 
     def __init__(self, folder: str, limit_bytes: int, *, parallel: int = 8) -> None:
@@ -42,11 +42,11 @@ class ShardCache:
         return {**self.__dict__, "_crews": {}}
 
     def open(self, storage: Storage, shard: Shard) -> CachedShard:
-        """The shard's local file, with whatever of it is here; it is not evicted before it is closed."""
+        """Return the shard's local file with the parts present; it is not evicted before it is closed."""
         return CachedShard(self, self._folder.open(shard.digest, shard.bytes, len(shard.parts)), storage, shard)
 
     def inflated(self, storage: Storage, shard: Shard, inflate: Callable[[str, str], None]) -> CachedShard:
-        """The shard as `inflate(path, to)` makes it of the whole download, done once per node; all of it is here."""
+        """Return the shard as `inflate(path, to)` decompresses it, complete; this is done once per node."""
         name = shard.digest + INFLATED
         while True:
             files = self._folder.open(name, None, 1)
@@ -73,12 +73,12 @@ class ShardCache:
 
     @property
     def stats(self) -> Stats:
-        """What this process has downloaded so far."""
+        """Return the counts of this process's downloads so far."""
         return replace(self.crew.stats, evictions=self._folder.evictions)
 
     @property
     def limit_bytes(self) -> int:
-        """Bytes of shards that may lie in the folder."""
+        """Limit of the bytes of shards in the folder."""
         return self._folder.limit_bytes
 
     @property
@@ -87,7 +87,7 @@ class ShardCache:
 
     @property
     def crew(self) -> Crew:
-        """This process's threads; those of a parent, and its locks, are not there after a fork."""
+        """Download threads of this process; the parent's threads and locks are not valid after a fork."""
         pid = os.getpid()
         if pid not in self._crews:
             self._crews.setdefault(pid, Crew(self._parallel))
@@ -97,7 +97,10 @@ class ShardCache:
 
 
 class CachedShard:
-    """One shard of which some parts are here. `path` is a file of the full size, to be memory-mapped at once."""
+    """One shard with some parts present.
+
+    `path` is a file of the full size, which can be memory-mapped at once.
+    """
 
     def __init__(self, cache: ShardCache, files: ShardFiles, storage: Storage, shard: Shard) -> None:
         self.path = files.path
@@ -107,26 +110,31 @@ class CachedShard:
 
     @property
     def complete(self) -> bool:
-        """Whether every part is here."""
+        """True if every part is present."""
         if not self._complete:
             self._complete = bool(self._open().marks.all())
         return self._complete
 
     def absent(self, parts: Parts) -> Parts:
-        """Those of `parts` that are not here yet."""
+        """Return those of `parts` that are not present yet."""
         if self._complete:
             return _NONE
         missing = parts[~self._open().marks[parts]]
         if not missing.size:
-            _ = self.complete  # so that the next look costs nothing
+            _ = self.complete  # so that the next check costs nothing
         return missing
 
     def want(self, parts: Parts, urgent: bool = False) -> list[Future[None]]:
-        """Begin to download those that are not here, urgent ones before the others, and do not wait for them."""
+        """Begin to download those that are not present, urgent ones first, without waiting for them."""
         return self._fetch(self.absent(parts), urgent)
 
     def need(self, parts: Parts) -> None:
-        """Return when all are here. DataError where the store's bytes are not the index's, StorageError if it fails."""
+        """Wait until all the parts are present.
+
+        Raises:
+            DataError: the store's bytes do not match the index.
+            StorageError: the store fails.
+        """
         while (missing := self.absent(parts)).size:
             for future in self._fetch(missing, urgent=True):
                 try:
@@ -145,7 +153,7 @@ class CachedShard:
         return self._files
 
     def close(self) -> None:
-        """Allow it to be evicted once nobody has it open; a memory map that was taken remains whole."""
+        """Allow eviction once no process has the shard open; existing memory maps remain valid."""
         files, self._files = self._files, None
         if files is None:
             return
@@ -155,10 +163,10 @@ class CachedShard:
 
 
 class Part:
-    """One part on its way from the store to the cache.
+    """One part that is downloaded from the store to the cache.
 
-    It keeps the shard's files open, and so from eviction, for as long as anybody waits for it: an answer that comes
-    late, after a doubled request brought the part, must not take up the room of a shard.
+    It keeps the shard's files open, and so from eviction, as long as any thread waits for it. A late response, after a
+    hedged request has delivered the part, must not take up the space of a shard.
     """
 
     def __init__(self, folder: CacheFolder, files: ShardFiles, storage: Storage, shard: Shard, part: int) -> None:
@@ -167,11 +175,11 @@ class Part:
         self._folder, self._storage, self._shard, self._part = folder, storage, shard, part
 
     def is_of(self, files: ShardFiles) -> bool:
-        """Whether it is a part of the shard that has these files open."""
+        """True if it is a part of the shard that has these files open."""
         return self._files is files
 
     def here(self) -> bool:
-        """Whether another process has brought it, or its bytes were left by one killed before it marked them."""
+        """True if another process has downloaded it, or a killed one had written its bytes without the mark."""
         files, part = self._files, self._part
         if files is None or files.marks[part]:
             return True
