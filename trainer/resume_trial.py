@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.attributes import STRUCTURE
+from trainer.attributes import NOT_STATE, STRUCTURE
 from trainer.errors import ConfigError
 from trainer.fault import fault_of, reason_of
 from trainer.mesh import Mesh
@@ -33,6 +33,8 @@ SLOWEST_S = 2.0
 """Time of a first step up to which a trial goes on; it takes eight."""
 SAVED_AFTER, LAST = 2, 4
 """Steps after which the original is saved, and until which both train."""
+MOST_NAMED = 3
+"""Attributes that an error lists."""
 STATE_DICT = "give the model get_extra_state() and set_extra_state(), or the task state_dict() and load_state_dict()"
 Make = Callable[[Iterable[nn.Module]], Trainable]
 """Makes a new copy; its argument are the models with which it may have nothing in common."""
@@ -72,7 +74,8 @@ class _Trial:
             saved = _copied(original.state.pack())
             original.train(self.batch, SAVED_AFTER + 1, LAST)
         except Exception as error:
-            return _left_to_the_run(error)
+            _left_to_the_run(error)
+            return None
         try:
             resumed = self._resumed(saved, original)
             if (name := _difference(original, resumed)) is None:
@@ -81,7 +84,8 @@ class _Trial:
                 return self._not_reproducible(again)
         except Exception as error:
             if fault_of(error) is Fault.machine:
-                return _left_to_the_run(error)
+                _left_to_the_run(error)
+                return None
             return f"a step after a resume fails with {reason_of(error)}, and would not without one; {STATE_DICT}"
         return f"after a resume {name} would be another than without one, because of {_causes(original, resumed)}"
 
@@ -138,27 +142,33 @@ def _difference(one: Trainable, other: Trainable) -> str | None:
 
 
 def _causes(one: Trainable, other: Trainable) -> str:
-    """Return the attributes whose values differ between two copies, or what else it may be."""
-    found = list(dict.fromkeys(_differing(one, other)))[:3]
-    if found:
-        return f"{', '.join(found)}, which a checkpoint does not hold: {STATE_DICT}"
-    return "a closure or a global variable, which a checkpoint does not hold: make it a buffer or an attribute"
+    """Return the attributes whose values differ between two copies, and what to do about them."""
+    found = list(dict.fromkeys(_differing(one, other)))[:MOST_NAMED]
+    if not found:
+        return "a closure or a global variable, which a checkpoint does not hold: make it a buffer or a plain attribute"
+    of_optimizer = all(name.startswith("optimizer.") for name in found)
+    advice = "keep it in self.state or in param_groups" if of_optimizer else STATE_DICT
+    return f"{', '.join(found)}, which a checkpoint does not hold: {advice}"
 
 
 def _differing(one: Trainable, other: Trainable) -> Iterator[str]:
     inner = dict(other.model.named_modules())
-    pairs = [
-        (f"model.{name}" if name else "model", module, inner.get(name)) for name, module in one.model.named_modules()
-    ]
-    pairs += [("task", one.task, other.task), ("optimizer", one.optimizer, other.optimizer)]
-    for path, mine, theirs in pairs:
-        for key, value in getattr(mine, "__dict__", {}).items():
-            if key not in STRUCTURE and _bytes_of(value) != _bytes_of(getattr(theirs, "__dict__", {}).get(key)):
-                yield f"{path}.{key} ({type(value).__name__})"
+    for name, module in one.model.named_modules():
+        yield from _differing_attributes(f"model.{name}" if name else "model", module, inner.get(name), STRUCTURE)
+    yield from _differing_attributes("task", one.task, other.task, frozenset())
+    yield from _differing_attributes("optimizer", one.optimizer, other.optimizer, NOT_STATE)
+
+
+def _differing_attributes(path: str, one: object, other: object, left_out: frozenset[str]) -> Iterator[str]:
+    theirs = getattr(other, "__dict__", {})
+    for key, value in getattr(one, "__dict__", {}).items():
+        # A model that the task keeps differs wherever its own attributes do.
+        if key not in left_out and not isinstance(value, nn.Module) and _bytes_of(value) != _bytes_of(theirs.get(key)):
+            yield f"{path}.{key} ({type(value).__name__})"
 
 
 def _bytes_of(value: Any) -> bytes | None:
-    """Return an object as bytes to be compared; None for what has none, such as functions and open files."""
+    """Return an object as bytes to be compared; None for one that has none, such as a function or an open file."""
     try:
         return pickle.dumps(value)
     except Exception:  # the classes of users raise what they like
