@@ -7,9 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from everstep.launch.schedulers.job import JobHandle
-from everstep.launch.runs.lookup import is_run
 from everstep.errors import ConfigError, EverstepError
+from everstep.launch.runs.lookup import is_run
+from everstep.launch.schedulers.job import JobHandle
 from everstep.run_folder import ATTEMPTS, PROGRESS, RESTARTS, STARTS, SUBMISSIONS, Ending, RunFolder
 
 READERS = 16

@@ -1,22 +1,18 @@
 """A run in one line: its state, step, rate and last metric."""
 
 from __future__ import annotations
-import argparse
-import json
+
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-from everstep.launch import text_tables
-from everstep.launch.runs.liveness import alive
-from everstep.launch.parser import Arguments
-from everstep.launch.schedulers.registry import statuses
-from everstep.launch.runs.history import History, NotARun, read_all
-from everstep.launch.schedulers.job import JobStatus
-from everstep.launch.runs.lookup import ROOT, names
+
 from everstep.launch.messages import say
-from everstep.launch.runs.state import RunState, Standing, standing
-from everstep.errors import ConfigError
+from everstep.launch.runs.history import History, NotARun, read_all
+from everstep.launch.runs.liveness import alive
+from everstep.launch.runs.lookup import names
+from everstep.launch.runs.state import Standing, standing
+from everstep.launch.schedulers.job import JobStatus
+from everstep.launch.schedulers.registry import statuses
 from everstep.run_folder import RunFolder
 from everstep.storage import join_url, open_storage
 

@@ -1,7 +1,6 @@
-"""Trial of a resume, in memory, before a run's first step.
+"""Trial of a resume, in memory, before a run's first step: a copy of a saved state must train on as the original does.
 
-A copy restored from a saved state must train on exactly as the original does. This finds state that is neither in a
-`state_dict()` nor in a plain attribute: in objects, closures and globals.
+It finds state that stands neither in a `state_dict()` nor in a plain attribute: in objects, closures and globals.
 """
 
 from __future__ import annotations
@@ -23,33 +22,33 @@ from everstep.run_folder import Fault
 from everstep.trainer.checkpoint.self_test import OFF, equal, first_difference, put_into
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.random_state import generators_preserved
-from everstep.trainer.state.attributes import STRUCTURE
+from everstep.trainer.state.attributes import NOT_STATE, STRUCTURE
 from everstep.trainer.state.train_state import Packed
 from everstep.trainer.state.trainable import Trainable
 
 LOG = logging.getLogger("everstep")
 LARGEST_BYTES = 2**31
-"""Largest size of weights, gradients and optimizer state for which the trial runs."""
+"""Size of weights, gradients and optimizer state up to which a model is tried."""
 SLOWEST_S = 2.0
-"""Longest first step, in seconds, for which the trial continues; it takes eight steps."""
+"""Time of a first step up to which a trial goes on; it takes eight."""
 SAVED_AFTER, LAST = 2, 4
-"""Step after which the original is saved, and the last step that both train."""
+"""Steps after which the original is saved, and until which both train."""
+MOST_NAMED = 3
+"""Attributes that an error lists."""
 STATE_DICT = "give the model get_extra_state() and set_extra_state(), or the task state_dict() and load_state_dict()"
 Make = Callable[[Iterable[nn.Module]], Trainable]
-"""Factory of a new copy; its argument is the models with which it must share nothing."""
+"""Makes a new copy; its argument are the models with which it may have nothing in common."""
 
 
 def try_resume(make: Make, live: nn.Module, batch: Mapping[str, Tensor], mesh: Mesh) -> None:
-    """Train a copy, save it, restore it into another one, and compare the next steps of both.
-
-    A large or slow model is not tried.
+    """Train a copy, save it, restore another, and compare what both do next. A large or slow model is not tried.
 
     Args:
-        live: the run's own model, which is not changed.
+        live: the run's own model, which is left as it is.
         batch: a microbatch on the run's device, the same on all ranks.
 
     Raises:
-        ConfigError: on all ranks, if the two differ on one; the message names the attributes that are not saved.
+        ConfigError: on all ranks, if the two differ on one; the line names the attributes that are not saved.
     """
     if sum(parameter.numel() for parameter in live.parameters()) * 16 > LARGEST_BYTES:
         return
@@ -65,7 +64,7 @@ class _Trial:
         self.make, self.live, self.batch, self.mesh = make, live, batch, mesh
 
     def problem(self) -> str | None:
-        """Return the first difference that a resume would make, or None."""
+        """Return what a resume would change, or None."""
         original, took_s = self._begun()
         if max(self.mesh.gather(took_s)) > SLOWEST_S:
             return None
@@ -75,7 +74,8 @@ class _Trial:
             saved = _copied(original.state.pack())
             original.train(self.batch, SAVED_AFTER + 1, LAST)
         except Exception as error:
-            return _left_to_the_run(error)
+            _left_to_the_run(error)
+            return None
         try:
             resumed = self._resumed(saved, original)
             if (name := _difference(original, resumed)) is None:
@@ -84,15 +84,13 @@ class _Trial:
                 return self._not_reproducible(again)
         except Exception as error:
             if fault_of(error) is Fault.machine:
-                return _left_to_the_run(error)
+                _left_to_the_run(error)
+                return None
             return f"a step after a resume fails with {reason_of(error)}, and would not without one; {STATE_DICT}"
         return f"after a resume {name} would be another than without one, because of {_causes(original, resumed)}"
 
     def _begun(self) -> tuple[Trainable | None, float]:
-        """Return the original after its first step, and the seconds that the step took.
-
-        If the step failed, return None and infinity.
-        """
+        """Return the original after its first step, and the seconds that the step took; infinite where it failed."""
         try:
             original = self.make([self.live])
             began = time.monotonic()
@@ -110,7 +108,7 @@ class _Trial:
         return copy
 
     def _not_reproducible(self, name: str) -> str | None:
-        if self.mesh.device.type == "cuda":  # CUDA kernels may add in any order
+        if self.mesh.device.type == "cuda":  # whose kernels may add in any order
             return None
         return (
             f"{name} is another each time that the same steps are taken from the same state: the model or the task "
@@ -119,7 +117,7 @@ class _Trial:
 
 
 def _left_to_the_run(error: Exception) -> None:
-    """Leave an error of the trial's steps to the run's first step, which reports it with its location."""
+    """Leave an error of the trial's own steps to the run's first step, which reports it with its place."""
     LOG.debug("a resume was not tried: %s", reason_of(error))
 
 
@@ -129,7 +127,7 @@ def _copied(packed: Packed) -> Packed:
 
 
 def _difference(one: Trainable, other: Trainable) -> str | None:
-    """Return the first difference of two copies after the same steps: the loss, or a part of the state."""
+    """Return what differs first between two copies that took the same steps: the loss, or a part of the state."""
     if not equal(one.last_loss, other.last_loss):
         return f"the loss of step {LAST} ({float(one.last_loss):.6g}, not {float(other.last_loss):.6g})"
     mine, theirs = one.state.pack(), other.state.pack()
@@ -144,28 +142,34 @@ def _difference(one: Trainable, other: Trainable) -> str | None:
 
 
 def _causes(one: Trainable, other: Trainable) -> str:
-    """Return the attributes whose values differ between two copies, or other possible causes."""
-    found = list(dict.fromkeys(_differing(one, other)))[:3]
-    if found:
-        return f"{', '.join(found)}, which a checkpoint does not hold: {STATE_DICT}"
-    return "a closure or a global variable, which a checkpoint does not hold: make it a buffer or an attribute"
+    """Return the attributes whose values differ between two copies, and what to do about them."""
+    found = list(dict.fromkeys(_differing(one, other)))[:MOST_NAMED]
+    if not found:
+        return "a closure or a global variable, which a checkpoint does not hold: make it a buffer or a plain attribute"
+    of_optimizer = all(name.startswith("optimizer.") for name in found)
+    advice = "keep it in self.state or in param_groups" if of_optimizer else STATE_DICT
+    return f"{', '.join(found)}, which a checkpoint does not hold: {advice}"
 
 
 def _differing(one: Trainable, other: Trainable) -> Iterator[str]:
     inner = dict(other.model.named_modules())
-    pairs = [
-        (f"model.{name}" if name else "model", module, inner.get(name)) for name, module in one.model.named_modules()
-    ]
-    pairs += [("task", one.task, other.task), ("optimizer", one.optimizer, other.optimizer)]
-    for path, mine, theirs in pairs:
-        for key, value in getattr(mine, "__dict__", {}).items():
-            if key not in STRUCTURE and _bytes_of(value) != _bytes_of(getattr(theirs, "__dict__", {}).get(key)):
-                yield f"{path}.{key} ({type(value).__name__})"
+    for name, module in one.model.named_modules():
+        yield from _differing_attributes(f"model.{name}" if name else "model", module, inner.get(name), STRUCTURE)
+    yield from _differing_attributes("task", one.task, other.task, frozenset())
+    yield from _differing_attributes("optimizer", one.optimizer, other.optimizer, NOT_STATE)
+
+
+def _differing_attributes(path: str, one: object, other: object, left_out: frozenset[str]) -> Iterator[str]:
+    theirs = getattr(other, "__dict__", {})
+    for key, value in getattr(one, "__dict__", {}).items():
+        # A model that the task keeps differs wherever its own attributes do.
+        if key not in left_out and not isinstance(value, nn.Module) and _bytes_of(value) != _bytes_of(theirs.get(key)):
+            yield f"{path}.{key} ({type(value).__name__})"
 
 
 def _bytes_of(value: Any) -> bytes | None:
-    """Return an object as bytes for a comparison; None for one that cannot be pickled."""
+    """Return an object as bytes to be compared; None for one that has none, such as a function or an open file."""
     try:
         return pickle.dumps(value)
-    except Exception:  # a user's class may raise any exception
+    except Exception:  # the classes of users raise what they like
         return None
