@@ -91,7 +91,7 @@ def _settle(root: str) -> None:
 
 SETTLE = """
 import sys
-from trainer import compose
+from everstep import compose
 from everstep.run_folder import RunFolder
 run = compose.compose([*sys.argv[2:], f"run_root={sys.argv[1]}", "run=bench", "parallel=single"],
                       ["benchmarks/conf"]).run

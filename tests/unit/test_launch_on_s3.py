@@ -23,7 +23,7 @@ sys.exit(1)
 
 DRIVER = """
 import sys
-from launch import torchrun
+from everstep.launch import torchrun
 from everstep.launch.__main__ import main
 torchrun.command = lambda url, *_: [sys.executable, "-c", sys.argv[1], url]
 sys.exit(main(sys.argv[2:]))

@@ -54,7 +54,7 @@ sys.exit(1 if act.get("flat") else ending.outcome.exit_code)
 
 DRIVER = """
 import sys
-from launch import torchrun
+from everstep.launch import torchrun
 from everstep.launch.__main__ import main
 torchrun.command = lambda url, *_: [sys.executable, sys.argv[1], url]
 sys.exit(main(sys.argv[2:]))

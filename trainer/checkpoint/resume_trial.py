@@ -1,6 +1,7 @@
-"""Trial of a resume, in memory, before a run's first step: a copy of a saved state must train on as the original does.
+"""Trial of a resume in memory, before the first step of a run.
 
-It finds state that stands neither in a `state_dict()` nor in a plain attribute: in objects, closures and globals.
+A copy that is restored from a saved state must train as the original does. The trial finds state that is neither in a
+`state_dict()` nor in a plain attribute: in objects, closures and globals.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ Make = Callable[[Iterable[nn.Module]], Trainable]
 
 
 def try_resume(make: Make, live: nn.Module, batch: Mapping[str, Tensor], mesh: Mesh) -> None:
-    """Train a copy, save it, restore another, and compare what both do next. A large or slow model is not tried.
+    """Train a copy, save it, restore another, and compare the next steps of both.
+
+    A large or slow model is not tried.
 
     Args:
         live: the run's own model, which is left as it is.
@@ -90,7 +93,7 @@ class _Trial:
         return f"after a resume {name} would be another than without one, because of {_causes(original, resumed)}"
 
     def _begun(self) -> tuple[Trainable | None, float]:
-        """Return the original after its first step, and the seconds that the step took; infinite where it failed."""
+        """Return the original after its first step, and the seconds of that step; infinite if it failed."""
         try:
             original = self.make([self.live])
             began = time.monotonic()
@@ -127,7 +130,7 @@ def _copied(packed: Packed) -> Packed:
 
 
 def _difference(one: Trainable, other: Trainable) -> str | None:
-    """Return what differs first between two copies that took the same steps: the loss, or a part of the state."""
+    """Return the first difference between two copies that took the same steps: loss, or part of the state."""
     if not equal(one.last_loss, other.last_loss):
         return f"the loss of step {LAST} ({float(one.last_loss):.6g}, not {float(other.last_loss):.6g})"
     mine, theirs = one.state.pack(), other.state.pack()
@@ -168,7 +171,7 @@ def _differing_attributes(path: str, one: object, other: object, left_out: froze
 
 
 def _bytes_of(value: Any) -> bytes | None:
-    """Return an object as bytes to be compared; None for one that has none, such as a function or an open file."""
+    """Return an object as bytes; None for one that has none, such as a function or an open file."""
     try:
         return pickle.dumps(value)
     except Exception:  # the classes of users raise what they like
