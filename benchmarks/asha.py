@@ -17,10 +17,10 @@ from pathlib import Path
 
 from benchmarks.contest import ROOT
 from benchmarks.table import machine, markdown
+from everstep.launch.console import duration
 from everstep.launch.sweep.leaderboard import ranked
 from everstep.launch.sweep.plan import load
 from everstep.launch.sweep.sweep_folder import SweepFolder
-from everstep.launch.text_tables import duration
 from everstep.run_folder import RunFolder
 
 SPACE = ("optimizer.lr=1e-3,4e-3,1.6e-2", "model.width=8,16,32", "model.dropout=0,0.1,0.3")

@@ -13,8 +13,8 @@ from types import FrameType
 
 from everstep import __version__
 from everstep.errors import EverstepError
-from everstep.launch.messages import say
-from everstep.launch.verbs import VERBS
+from everstep.launch.console import say
+from everstep.launch.parser import VERBS
 from everstep.process_tuning import open_closed
 
 ELSEWHERE = {

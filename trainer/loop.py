@@ -12,8 +12,8 @@ from everstep.config import Nonfinite, RunConfig
 from everstep.errors import DivergedError, ShortOfMemoryError
 from everstep.run_folder import Ending, Outcome
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
-from everstep.trainer.data.feed import Feed
 from everstep.trainer.data.fetcher import Microbatch
+from everstep.trainer.data.loader import Feed
 from everstep.trainer.evaluate import Evaluator, keep_score
 from everstep.trainer.reporting.reporter import Hook, Journal
 from everstep.trainer.state.train_state import TrainState

@@ -28,8 +28,7 @@ from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.state.trainable import MOST_OBJECTS
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Loss, Task
-from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
-from everstep.trainer.task_metrics import TaskMetrics
+from everstep.trainer.task_calls import TaskMetrics, checked, float64_advice, inputs, sparse_advice
 from everstep.trainer.update import Applied, Update
 
 UNUSED = (

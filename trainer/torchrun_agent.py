@@ -19,7 +19,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import main as torchrun
 
 from everstep.errors import EverstepError
-from everstep.process_death import OutOfMemoryCount, death_of
+from everstep.fault import OutOfMemoryCount, death_of
 from everstep.process_tuning import keep_printing
 from everstep.rank_env import AGENT_PID
 from everstep.run_folder import PROGRESS, STARTER, Ending, Outcome, RunFolder

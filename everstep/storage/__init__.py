@@ -8,8 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from everstep.lazy_names import lazy
-from everstep.storage.base import STAGED, Buffer, Storage
-from everstep.storage.conditional_write_check import probe
+from everstep.storage.base import STAGED, Buffer, Storage, probe
 from everstep.storage.local import LocalStorage
 
 if TYPE_CHECKING:

@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar, cast
 
 from everstep.errors import StorageError
-from everstep.storage import credentials, gcs_credentials, obstore_clients, obstore_fork
+from everstep.storage import credentials, gcs_credentials
+from everstep.storage import obstore_library as obstore_clients
+from everstep.storage import obstore_library as obstore_fork
 from everstep.storage.base import STAGED, Buffer
-from everstep.storage.obstore_clients import Clients
+from everstep.storage.obstore_library import Clients
 from everstep.storage.retries import PARALLEL_PARTS, PART_BYTES, has_won, is_beyond_the_end, one_line, retry
 from everstep.storage.upload_stream import Part, uploading
 

@@ -9,8 +9,7 @@ from everstep.errors import EverstepError
 from everstep.launch.parser import Arguments
 from everstep.launch.runs.cancellation import cancel_run
 from everstep.launch.runs.lookup import add_run, find
-from everstep.launch.sweep.lookup import sweep_at
-from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.sweep.sweep_folder import SweepFolder, sweep_at
 from everstep.run_folder import RunFolder
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from everstep.errors import ConfigError, nearest
-from everstep.launch.verbs import VERBS
+from everstep.launch.parser import VERBS
 
 BASH = r"""_everstep() {
     local line="${COMP_LINE:0:COMP_POINT}" i

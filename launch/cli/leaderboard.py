@@ -12,13 +12,12 @@ from pathlib import Path
 from everstep.config import Goal
 from everstep.errors import EverstepError
 from everstep.launch.parser import Arguments
-from everstep.launch.runs.goodput import goodput
+from everstep.launch.runs.goodput import goodput, timeline
 from everstep.launch.runs.history import READERS, read
 from everstep.launch.runs.lookup import add_root
-from everstep.launch.runs.timeline import timeline
 from everstep.launch.sweep.leaderboard import Row, by_metric, facts, named_values, print_rows, ranked, write_csv
-from everstep.launch.sweep.lookup import find_sweep
 from everstep.launch.sweep.plan import Plan, load
+from everstep.launch.sweep.sweep_folder import find_sweep
 
 
 def leaderboard(arguments: Sequence[str]) -> int:

@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from everstep.errors import ConfigError
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.parser import Arguments
 from everstep.launch.runs.history import attempt as read_attempt
-from everstep.launch.runs.history import read
-from everstep.launch.runs.liveness import is_here
+from everstep.launch.runs.history import is_here, read
 from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.summary import line
 from everstep.launch.schedulers.registry import Statuses, following

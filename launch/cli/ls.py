@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from everstep.errors import ConfigError
-from everstep.launch import text_tables
+from everstep.launch import console as text_tables
 from everstep.launch.parser import Arguments
 from everstep.launch.runs.lookup import ROOT
 from everstep.launch.runs.state import RunState

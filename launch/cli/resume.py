@@ -12,7 +12,7 @@ from everstep.config import RunConfig
 from everstep.errors import ConfigError
 from everstep.launch.cli.run import start
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.parser import Arguments
 from everstep.launch.preflight.checks import refuse
 from everstep.launch.preflight.model import rehearse, worlds
@@ -25,7 +25,7 @@ from everstep.launch.schedulers.registry import scheduler, statuses
 from everstep.launch.submit.override_frozen import amend
 from everstep.launch.submit.records import submissions, submit
 from everstep.launch.submit.snapshot import open_code
-from everstep.launch.sweep.lookup import sweep_at
+from everstep.launch.sweep.sweep_folder import sweep_at
 from everstep.run_folder import CONFIG, JOB, RunFolder
 
 EXAMPLES = """examples:

@@ -16,8 +16,8 @@ from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
+from everstep.launch.console import say
 from everstep.launch.job_start.process import Local, Signals
-from everstep.launch.messages import say
 from everstep.launch.parser import Arguments, refuse_script
 from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.launch.runs.lookup import ROOT

@@ -12,16 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from everstep.errors import printable
-from everstep.launch import text_tables
+from everstep.launch import console as text_tables
 from everstep.launch.parser import Arguments
-from everstep.launch.runs.goodput import PARTS, Goodput, goodput
+from everstep.launch.runs.goodput import PARTS, Goodput, goodput, timeline
 from everstep.launch.runs.history import read
 from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.state import RunState
 from everstep.launch.runs.summary import Line, line
-from everstep.launch.runs.timeline import timeline
 from everstep.launch.schedulers.registry import Statuses, following, statuses
-from everstep.launch.sweep.lookup import sweep_at
+from everstep.launch.sweep.sweep_folder import sweep_at
 from everstep.run_folder import RunFolder
 
 REFRESH_S = 2.0

@@ -17,7 +17,7 @@ from everstep.compose import Composed, changes_since, compose, compose_job, free
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config, job_yaml
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.parser import Arguments
 from everstep.launch.preflight.checks import check, program_problems, refuse
 from everstep.launch.preflight.model import rehearse, worlds

@@ -1,12 +1,36 @@
-"""The nodes that a scheduler has allocated, read from its environment variables."""
+"""The nodes that a scheduler has allocated, read from its environment variables and host lists."""
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from everstep.launch.job_start.hostlist import expand
+
+def expand(text: str) -> tuple[str, ...]:
+    """Return the names in order: `n[1-2],m3` is n1, n2, m3; leading zeros stay."""
+    return tuple(name for part in _split(text) for name in _expand_one(part))
+
+
+def _split(text: str) -> list[str]:
+    """Split at the commas outside of brackets."""
+    return [part for part in re.findall(r"(?:[^,\[]|\[[^\]]*\])+", text) if part.strip()]
+
+
+def _expand_one(part: str) -> list[str]:
+    form = re.search(r"\[([^\]]*)\]", part)
+    if form is None:
+        return [part]
+    before, after = part[: form.start()], _expand_one(part[form.end() :])
+    return [f"{before}{number}{rest}" for span in form[1].split(",") for number in _numbers(span) for rest in after]
+
+
+def _numbers(span: str) -> list[str]:
+    first, dash, last = span.partition("-")
+    if not dash:
+        return [first]
+    return [f"{number:0{len(first)}d}" for number in range(int(first), int(last) + 1)]
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any
 
+from everstep.fault import OutOfMemoryCount, death_of
 from everstep.launch.job_start.process_tree import Idle, children, descendants
-from everstep.process_death import OutOfMemoryCount, death_of
 from everstep.run_folder import ENDING_FILE, Ending, Outcome
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

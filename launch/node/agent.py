@@ -18,11 +18,11 @@ from pathlib import Path
 from everstep.errors import EverstepError, StorageError
 from everstep.launch import torchrun
 from everstep.launch.config import processes, threads
+from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.output_capture import Output
 from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local, Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
-from everstep.launch.messages import say
 from everstep.launch.node.checks import BadNode, address, failures
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.submit.job_spec import Submitted

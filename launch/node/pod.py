@@ -20,18 +20,17 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from everstep.errors import EverstepError, StorageError
+from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.process import Signals
 from everstep.launch.job_start.start_record import Decisions, Start
-from everstep.launch.messages import say
 from everstep.launch.node.agent import Node
-from everstep.launch.node.mounted_settings import settle
 from everstep.launch.node.pod_membership import Member, Members
 from everstep.launch.restart import decide
 from everstep.launch.restart.job_policy import Action, Evidence
 from everstep.launch.restart.local_policy import back_off_s
 from everstep.launch.restart.supervisor import marker
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.job_spec import Submitted, settle
 from everstep.run_folder import STOP_MARKER, RunFolder
 
 DONE, WORLD_BROKE, DO_NOT_RETRY, PREEMPTED = 0, 75, 78, 143

@@ -12,7 +12,7 @@ from pathlib import Path
 from everstep.compose import Composed, changes_since, freeze
 from everstep.errors import ConfigError, EverstepError
 from everstep.launch.config import JobConfig
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.preflight.data_paths import datasets, only_there
 from everstep.launch.preflight.model import worlds
 from everstep.launch.schedulers.base import Program

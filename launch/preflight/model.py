@@ -13,7 +13,7 @@ from everstep.compose import freeze
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, processes
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.preflight.data_paths import datasets, only_there
 
 SHARDED = (ParallelKind.fsdp, ParallelKind.hsdp)

@@ -18,9 +18,9 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from everstep.errors import EverstepError, StorageError
+from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.start_record import Start, decisions
-from everstep.launch.messages import say
 from everstep.launch.restart.job_policy import Action, Evidence, Verdict, judge
 from everstep.launch.submit.array import run_of
 from everstep.launch.submit.job_spec import Submitted

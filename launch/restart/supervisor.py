@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from everstep.errors import StorageError
+from everstep.launch.console import say
 from everstep.launch.job_start.process import LeftAtOnce, Local
-from everstep.launch.messages import say
 from everstep.launch.restart.local_policy import Decision, back_off_s, decide
 from everstep.run_folder import PROGRESS, STOP_MARKER, Ending, Outcome, RunFolder
 

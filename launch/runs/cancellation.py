@@ -8,8 +8,7 @@ import signal
 import socket
 from collections.abc import Sequence
 
-from everstep.launch.runs.history import History, read
-from everstep.launch.runs.liveness import has_process, is_here
+from everstep.launch.runs.history import History, has_process, is_here, read
 from everstep.launch.runs.summary import Line, line
 from everstep.launch.schedulers.job import CANCELLED, JobHandle
 from everstep.launch.schedulers.registry import scheduler, statuses

@@ -6,9 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from everstep.launch.messages import say
-from everstep.launch.runs.history import History, NotARun, read_all
-from everstep.launch.runs.liveness import alive
+from everstep.launch.console import say
+from everstep.launch.runs.history import History, NotARun, alive, read_all
 from everstep.launch.runs.lookup import names
 from everstep.launch.runs.state import Standing, standing
 from everstep.launch.schedulers.job import JobStatus

@@ -1,14 +1,20 @@
-"""The program that the nodes of a job start, as recorded in the run folder."""
+"""The program that the nodes of a job start, as recorded in the run folder or mounted into a pod."""
 
 from __future__ import annotations
 
+import json
+import os
+import socket
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.submit.records import submissions
 from everstep.launch.torchrun import trainer
-from everstep.run_folder import CONFIG, JOB, RunFolder
+from everstep.run_folder import CONFIG, JOB, SUBMISSIONS, RunFolder
 
 
 @dataclass(frozen=True)
@@ -51,3 +57,24 @@ def _job(folder: RunFolder) -> JobConfig:
         return JobConfig()
     except yaml.YAMLError as error:
         raise ConfigError(f"{folder.url}/{JOB} is damaged: {str(error).splitlines()[0]}") from error
+
+
+SETTINGS = "EVERSTEP_SETTINGS"
+"""Environment variable: folder where the settings are mounted."""
+PROGRAM = "program.json"
+
+
+def settle(folder: RunFolder, environment: Mapping[str, str]) -> None:
+    """Copy the mounted settings into the run folder; existing files, as of a later submission, stay."""
+    mounted = Path(environment.get(SETTINGS, ""))
+    if SETTINGS not in environment or not (mounted / PROGRAM).is_file():
+        return
+    for name in (CONFIG, JOB):
+        if (mounted / name).is_file() and not folder.storage.exists(name):
+            folder.storage.create(name, (mounted / name).read_bytes())
+    if not folder.storage.names(SUBMISSIONS):
+        # Without a handle: a launcher that needs it finds the job by its token.
+        program = json.loads((mounted / PROGRAM).read_text())
+        facts = {"scheduler": "k8s", "token": program["token"], "argv": program["argv"], "code": None,
+                 "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}  # fmt: skip
+        folder.storage.create(f"{SUBMISSIONS}/0001.json", (json.dumps(facts) + "\n").encode())

@@ -21,7 +21,7 @@ from typing import Any
 
 from everstep.errors import ConfigError, EverstepError
 from everstep.launch.config import JobConfig, job_yaml
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.schedulers.base import Program, Rendered, Scheduler
 from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
 from everstep.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder

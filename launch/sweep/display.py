@@ -7,8 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from everstep.launch import text_tables
-from everstep.launch.messages import say
+from everstep.launch import console as text_tables
+from everstep.launch.console import say
 from everstep.launch.sweep.leaderboard import Row, ranked, state
 from everstep.launch.sweep.plan import Plan
 from everstep.launch.sweep.state import Story

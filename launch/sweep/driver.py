@@ -9,16 +9,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from everstep.errors import EverstepError
+from everstep.launch.console import say
 from everstep.launch.job_start.process import Signals
-from everstep.launch.messages import say
-from everstep.launch.sweep.asha import finalist, promotion
+from everstep.launch.sweep.asha import finalist, promotion, reason_to_stop
 from everstep.launch.sweep.config import PURE, RUNGED
 from everstep.launch.sweep.lease import Lease
 from everstep.launch.sweep.plan import Plan
-from everstep.launch.sweep.state import Story, Told, Trial, Verdict, loss
-from everstep.launch.sweep.stopping import reason_to_stop
+from everstep.launch.sweep.state import Story, Told, Trial, Verdict, curve, loss, result
 from everstep.launch.sweep.suggest import Asking
-from everstep.launch.sweep.trial_result import curve, result
 from everstep.launch.sweep.workers import Ended, Task, Workers
 from everstep.run_folder import Outcome
 

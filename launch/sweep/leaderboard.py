@@ -11,11 +11,10 @@ from typing import Any
 
 from everstep.config import Goal
 from everstep.errors import ConfigError
-from everstep.launch import text_tables
+from everstep.launch import console as text_tables
 from everstep.launch.sweep.plan import Plan
-from everstep.launch.sweep.state import Story, Trial, loss
-from everstep.launch.sweep.trial_id import short_keys
-from everstep.launch.sweep.trial_result import evaluations
+from everstep.launch.sweep.search_space import short_keys
+from everstep.launch.sweep.state import Story, Trial, evaluations, loss
 
 
 @dataclass(frozen=True)

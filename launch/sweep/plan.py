@@ -22,9 +22,8 @@ from everstep.launch.sweep import config as keys
 from everstep.launch.sweep.asha import rungs
 from everstep.launch.sweep.base_config import Base, check_key
 from everstep.launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
-from everstep.launch.sweep.search_space import Axis, axis, is_sweep
+from everstep.launch.sweep.search_space import Axis, axis, identity, is_sweep
 from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
-from everstep.launch.sweep.trial_id import identity
 from everstep.storage import join_url
 
 Constraint = Callable[[dict[str, Any]], dict[str, Any] | None]

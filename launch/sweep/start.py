@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from everstep.compose import Composed, freeze
 from everstep.launch.config import job_yaml
+from everstep.launch.console import say
 from everstep.launch.job_start.process import Signals
-from everstep.launch.messages import say
 from everstep.launch.preflight.checks import check, refuse
 from everstep.launch.preflight.model import rehearse
 from everstep.launch.schedulers.registry import scheduler
-from everstep.launch.sweep.code import keep
 from everstep.launch.sweep.display import shower
 from everstep.launch.sweep.driver import Driver
 from everstep.launch.sweep.leaderboard import print_rows, ranked
@@ -17,6 +16,7 @@ from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, settle
 from everstep.launch.sweep.state import Story, Trial, Verdict
 from everstep.launch.sweep.suggest import Asking
+from everstep.launch.sweep.sweep_folder import keep
 from everstep.launch.sweep.workers import Workers
 from everstep.launch.sweep.workers_cluster import Jobs
 from everstep.launch.sweep.workers_local import Here

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from everstep.errors import ConfigError
+from everstep.launch.console import number, print_table
 from everstep.launch.runs.cancellation import cancel_jobs
 from everstep.launch.runs.history import History, read_all
 from everstep.launch.runs.state import RunState
@@ -17,12 +18,10 @@ from everstep.launch.submit.array import recover
 from everstep.launch.sweep.display import summary
 from everstep.launch.sweep.leaderboard import facts, ranked
 from everstep.launch.sweep.lease import holder
-from everstep.launch.sweep.lookup import find_sweep
 from everstep.launch.sweep.plan import amended, load, refuse_unnamed_plugins
 from everstep.launch.sweep.start import drive
 from everstep.launch.sweep.state import Story
-from everstep.launch.sweep.sweep_folder import SweepFolder
-from everstep.launch.text_tables import number, print_table
+from everstep.launch.sweep.sweep_folder import SweepFolder, find_sweep
 from everstep.provenance import user
 
 QUEUED = 10

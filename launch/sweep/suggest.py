@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from typing import Any
 
 from everstep.errors import ConfigError
-from everstep.launch.sweep import trial_id
+from everstep.launch.sweep import search_space as trial_id
 from everstep.launch.sweep.asha import first_rung
 from everstep.launch.sweep.config import PURE
-from everstep.launch.sweep.optuna_sampler import Study
 from everstep.launch.sweep.plan import Plan
-from everstep.launch.sweep.samplers import draws
+from everstep.launch.sweep.samplers import Study, draws
 from everstep.launch.sweep.state import Story, Told, Trial
 
 TRIES = 1000

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from everstep.errors import ConfigError, SupersededError
+from everstep.errors import ConfigError, SupersededError, nearest
+from everstep.launch.runs.lookup import is_run, names
+from everstep.launch.submit.snapshot import archive, open_code, take
 from everstep.launch.sweep.state import Story
 from everstep.run_folder import STOP_MARKER, RunFolder
 from everstep.storage import Storage, join_url, open_storage
@@ -93,3 +96,56 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_nan(each) for key, each in value.items()}
     return [_without_nan(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+KEPT = "code.json"
+
+
+@dataclass(frozen=True)
+class Code:
+    """A code snapshot in the sweep's own folder."""
+
+    folder: RunFolder
+    place: str
+    """Same format as `Snapshot.place`."""
+
+    def give(self, trial: RunFolder) -> None:
+        """Copy the snapshot into a trial's folder, so that the folder is self-contained."""
+        file = archive(self.place.partition("/")[0])
+        if not trial.storage.exists(file):
+            trial.storage.create(file, self.folder.storage.read(file))
+
+    def open(self) -> Path:
+        """Unpack the snapshot on this machine and return its path."""
+        return open_code(self.folder, self.place)
+
+
+def keep(sweep: SweepFolder, plugins: Sequence[str], limit_mb: int) -> Code | None:
+    """Return the sweep's code snapshot, taken by its first driver; None when no code was found.
+
+    Later changes of the checkout have no effect.
+    """
+    folder = RunFolder(sweep.url)
+    if not sweep.storage.exists(KEPT):
+        found = take(folder, Path.cwd(), plugins, limit_mb=limit_mb)
+        place = found.place if found.files else None
+        sweep.storage.create(KEPT, (json.dumps({"place": place}) + "\n").encode())
+    place = json.loads(sweep.storage.read(KEPT))["place"]
+    return None if place is None else Code(folder, place)
+
+
+def sweep_at(word: str, root: str) -> SweepFolder | None:
+    """Return the sweep of that name, path or URL; None when there is none."""
+    urls = [word.rstrip("/")] if "://" in word or "/" in word else [join_url(root, word), word]
+    return next((SweepFolder(url) for url in urls if open_storage(url).exists(SWEEP)), None)
+
+
+def find_sweep(word: str, root: str) -> SweepFolder:
+    """Return the sweep's folder. ConfigError with the nearest name when there is none."""
+    found = sweep_at(word, root)
+    if found is None and is_run(open_storage(join_url(root, word)).names()):
+        raise ConfigError(f"{word} is a run and no sweep; 'everstep status {word}' shows it")
+    if found is None:
+        hint = nearest(word, names(root)) or f"; 'everstep ls {root}' shows which runs there are"
+        raise ConfigError(f"{word}: there is no such sweep in {root}{hint}")
+    return found

@@ -12,14 +12,13 @@ from functools import cached_property
 from everstep.compose import settle
 from everstep.errors import EverstepError
 from everstep.launch.config import JobConfig
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.schedulers.base import Batch, Batching, Program, Scheduler
 from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.submit.array import Member, in_threads, recover, submit_batch
 from everstep.launch.submit.records import is_gone, submissions, submit
-from everstep.launch.sweep.code import Code
-from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.sweep.sweep_folder import Code, SweepFolder
 from everstep.launch.sweep.workers import Ended, Refused, Task, one_by_one
 from everstep.launch.torchrun import trainer
 from everstep.provenance import record, surroundings

@@ -19,8 +19,8 @@ from everstep.launch.config.devices import gpus
 from everstep.launch.job_start.process import SLACK_S, leash
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.submit.snapshot import search_path
-from everstep.launch.sweep.code import Code
-from everstep.launch.sweep.trial_result import is_alive
+from everstep.launch.sweep.state import is_alive
+from everstep.launch.sweep.sweep_folder import Code
 from everstep.launch.sweep.workers import Ended, Refused, Task, one_by_one
 from everstep.run_folder import JOB
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import ledger_toy
 from slurm_cluster import Cluster
 
-from everstep.launch.job_start.hostlist import expand
+from everstep.launch.job_start.allocation import expand
 from everstep.run_folder import RunFolder
 
 TESTS = Path(__file__).parent.parent

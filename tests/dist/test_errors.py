@@ -78,7 +78,7 @@ def test_the_traceback_of_each_rank_is_in_its_log(tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_rank_alone_is_told_with_its_rank(tmp_path: Path) -> None:
-    from everstep.trainer.data.feed import Feed
+    from everstep.trainer.data.loader import Feed
     from everstep.errors import DataError
 
     def damaged_on_rank_1(rank: int) -> None:

@@ -14,7 +14,8 @@ from everstep.run_folder import Outcome
 
 pytestmark = pytest.mark.process
 FILES = ("trainer.py", "launch/__init__.py", "data/__init__.py", "datasets/__init__.py", "tests/__init__.py",
-         "utils.py", "config.py", "conf/__init__.py", "everstep.yaml", "everstep/notes.txt", "slurm/run.sbatch")  # fmt: skip
+         "utils.py", "config.py", "conf/__init__.py", "everstep.yaml", "everstep/notes.txt",
+         "slurm/run.sbatch")  # fmt: skip
 PLUGIN = """
 from trainer import width
 from everstep import ArrayDataset, Loss, Splits

@@ -22,7 +22,8 @@ from store_ways import Way
 
 from everstep.errors import StorageError
 from everstep.run_folder import RunFolder
-from everstep.storage import LocalStorage, Storage, fsspec_backend, obstore_clients, open_storage, retries
+from everstep.storage import LocalStorage, Storage, fsspec_backend, open_storage, retries
+from everstep.storage import obstore_library as obstore_clients
 
 pytestmark = pytest.mark.process
 SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000

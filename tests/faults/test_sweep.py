@@ -28,7 +28,7 @@ from sweep_processes import (
 )
 
 from everstep.launch.sweep.leaderboard import ranked
-from everstep.launch.sweep.trial_result import evaluations
+from everstep.launch.sweep.state import evaluations
 from everstep.run_folder import RunFolder
 
 pytestmark = pytest.mark.process

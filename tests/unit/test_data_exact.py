@@ -22,7 +22,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everstep.dataset.prepare import prepare_frame, prepare_rows
-from everstep.dataset.readers import lines, parquet
+from everstep.dataset.readers import parquet
+from everstep.dataset.readers import text as lines
 from everstep.errors import DataError
 
 NUMBERS = [

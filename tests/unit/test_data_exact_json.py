@@ -12,7 +12,8 @@ from dataset_helpers import Outcome, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everstep.dataset.readers import json_array, jsonl, lines
+from everstep.dataset.readers import json_array, jsonl
+from everstep.dataset.readers import text as lines
 from everstep.errors import DataError
 
 WHOLE = st.one_of(

@@ -35,7 +35,7 @@ from everstep.trainer.data.fetcher import Gather, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.order import Ids, SampleOrder, Source, uniform
 from everstep.trainer.data.permutation import Words
-from everstep.trainer.data.prefetch import Prefetcher
+from everstep.trainer.data.workers import Prefetcher
 
 SAMPLES = 37
 SEED = 5

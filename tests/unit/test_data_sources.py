@@ -23,7 +23,7 @@ from everstep.dataset.index import Column, ShardIndex
 from everstep.dataset.prepare import prepare, prepare_arrays, prepare_frame, prepare_rows
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.readers.base import File
-from everstep.dataset.readers.lines import cut_lines, line_blocks
+from everstep.dataset.readers.text import cut_lines, line_blocks
 from everstep.errors import DataError
 
 ROWS = {

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from everstep.dataset.index import ShardIndex
 from everstep.dataset.prepare import prepare
 from everstep.dataset.prepare.options import PrepareOptions
-from everstep.dataset.prepare.packing import Packer
-from everstep.dataset.prepare.tokenizers import Tokens, open_tokenizer
+from everstep.dataset.prepare.tokenizers import Packer, Tokens, open_tokenizer
 from everstep.errors import ConfigError
 
 

@@ -13,7 +13,7 @@ import pytest
 
 from everstep.launch.__main__ import main
 from everstep.launch.cli.completion import OPTIONS, SCRIPTS, candidates
-from everstep.launch.verbs import VERBS
+from everstep.launch.parser import VERBS
 
 
 def test_verbs_come_first() -> None:

@@ -13,11 +13,10 @@ from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.process import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import pod as module
-from everstep.launch.node.mounted_settings import settle
 from everstep.launch.node.pod import Leave, Pod
 from everstep.launch.node.pod_membership import Member, Members
 from everstep.launch.restart.job_policy import Action, Evidence, judge
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.job_spec import Submitted, settle
 from everstep.launch.submit.records import submissions
 from everstep.run_folder import CONFIG, JOB, STOP_MARKER, Ending, Outcome, RunFolder
 

@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from everstep.launch.runs.history import Attempt, History, Submission
-from everstep.launch.runs.liveness import alive, has_process
+from everstep.launch.runs.history import Attempt, History, Submission, alive, has_process
 from everstep.launch.runs.state import RunState, standing
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.run_folder import Ending, Outcome

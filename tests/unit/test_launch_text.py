@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from everstep.launch.text_tables import print_table
+from everstep.launch.console import print_table
 
 COLUMNS = ("run", "rate", "where", "age")
 ROWS = [["a" * 30, "2.3/s", "slurm 4711 on node-0017 +3", "16 min 41 s"]]

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 from run_records import Records
 
-from everstep.launch.runs.goodput import Goodput, goodput
+from everstep.launch.runs.goodput import Goodput, goodput, timeline
 from everstep.launch.runs.history import read
-from everstep.launch.runs.timeline import timeline
 from everstep.launch.schedulers.job import JobHandle
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from everstep.errors import ConfigError
-from everstep.launch.job_start.hostlist import expand
+from everstep.launch.job_start.allocation import expand
 from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.slurm.jobs_json import accounted, jobs
 

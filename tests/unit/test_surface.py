@@ -14,8 +14,8 @@ import everstep
 from everstep.compose import keys
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.launch.config import JobConfig
+from everstep.launch.parser import VERBS
 from everstep.launch.sweep.config import SweepConfig
-from everstep.launch.verbs import VERBS
 
 GOLDEN = Path(__file__).parent.parent / "golden/surface.txt"
 PUBLIC = ("everstep", "everstep.tasks", "everstep.models", "everstep.data")

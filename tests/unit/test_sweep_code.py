@@ -11,8 +11,8 @@ from file_scheduler import VARIABLE, FileScheduler
 
 from everstep.launch.schedulers import registry
 from everstep.launch.submit.job_spec import Submitted
-from everstep.launch.sweep.code import keep
 from everstep.launch.sweep.plan import Plan, plan, settle
+from everstep.launch.sweep.sweep_folder import keep
 from everstep.launch.sweep.workers import Task
 from everstep.launch.sweep.workers_cluster import Jobs
 from everstep.launch.sweep.workers_local import Here

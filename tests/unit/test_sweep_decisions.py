@@ -14,14 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everstep.config import Goal, RunConfig
-from everstep.launch.sweep.asha import Promotion, finalist, first_rung, promotion, rungs
+from everstep.launch.sweep.asha import Promotion, finalist, first_rung, promotion, reason_to_stop, rungs
 from everstep.launch.sweep.config import Pruner, Sampler, SweepConfig
 from everstep.launch.sweep.leaderboard import _front
-from everstep.launch.sweep.optuna_sampler import Study
-from everstep.launch.sweep.samplers import draws
+from everstep.launch.sweep.samplers import Study, draws
 from everstep.launch.sweep.search_space import Axis
 from everstep.launch.sweep.state import Story, Verdict
-from everstep.launch.sweep.stopping import reason_to_stop
 
 ASHA = SweepConfig(sampler=Sampler.random, pruner=Pruner.asha, trials=9)
 

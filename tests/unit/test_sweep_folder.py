@@ -15,11 +15,10 @@ from everstep.compose import freeze, thaw
 from everstep.errors import ConfigError, SupersededError
 from everstep.launch.sweep import lease
 from everstep.launch.sweep.lease import take
-from everstep.launch.sweep.lookup import find_sweep
 from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
 from everstep.launch.sweep.state import Story
 from everstep.launch.sweep.suggest import Asking
-from everstep.launch.sweep.sweep_folder import SweepFolder
+from everstep.launch.sweep.sweep_folder import SweepFolder, find_sweep
 
 ASKED = {"event": "asked", "identity": "i", "name": "n", "values": {"seed": 1}, "drawn": {"seed": 1}}
 

@@ -16,8 +16,7 @@ from everstep.errors import ConfigError
 from everstep.launch.sweep.base_config import Base
 from everstep.launch.sweep.config import Sampler, sweep_config
 from everstep.launch.sweep.samplers import draws, halton
-from everstep.launch.sweep.search_space import Axis, axis, is_sweep
-from everstep.launch.sweep.trial_id import identity, name
+from everstep.launch.sweep.search_space import Axis, axis, identity, is_sweep, name
 
 GROUPS = {"optimizer": ["adamw", "sgd"], "schedule": ["constant", "cosine"]}
 

@@ -13,8 +13,7 @@ from everstep.errors import DataError
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.trainer.command import verb
 from everstep.trainer.data.order import SampleOrder
-from everstep.trainer.data.sample_ids import DataRecord, order_sources, read_record, write_record
-from everstep.trainer.data.trace import Trace
+from everstep.trainer.data.trace import DataRecord, Trace, order_sources, read_record, write_record
 
 SOURCES = [
     DataRecord("s3://lake/web", "a", "7/10", [30, 5, 25], ["web-0.arrow", "web-1.arrow", "web-2.arrow"]),

@@ -8,8 +8,8 @@ from torch import nn
 
 from everstep.config import ParallelConfig
 from everstep.errors import ConfigError
-from everstep.trainer.distributed.fsdp_units import describe_units, find_units, shardable_units
 from everstep.trainer.distributed.model_factory import prepare_units
+from everstep.trainer.distributed.sharding import describe_units, find_units, shardable_units
 
 
 class Layer(nn.Module):

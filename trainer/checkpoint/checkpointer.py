@@ -16,16 +16,14 @@ from everstep.compose import digest
 from everstep.config import Busy, Goal, RunConfig
 from everstep.errors import CheckpointError, SupersededError
 from everstep.run_folder import MANIFEST, RunFolder
-from everstep.storage.conditional_write_check import is_kept
-from everstep.trainer.checkpoint.layout import Layout, key_of, lay_out
+from everstep.storage.base import is_kept
+from everstep.trainer.checkpoint.layout import Layout, Staging, key_of, lay_out
 from everstep.trainer.checkpoint.manifest import TENSORS, Manifest
 from everstep.trainer.checkpoint.node_tier import LocalTier, without_replicas
-from everstep.trainer.checkpoint.pending_save import Files, Flight, Landed, Save, record_of, write_file
-from everstep.trainer.checkpoint.rank_messages import Meeting
+from everstep.trainer.checkpoint.pending_save import Files, Flight, Landed, Meeting, Save, record_of, write_file
 from everstep.trainer.checkpoint.restore import Restored, Restorer
 from everstep.trainer.checkpoint.retention import Retention
 from everstep.trainer.checkpoint.self_test import FirstCheckpoint, SelfTest
-from everstep.trainer.checkpoint.staging import Staging
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import Packed, TrainState
 

@@ -23,8 +23,7 @@ from everstep.trainer.checkpoint.manifest import (
     set_aside,
     was_set_aside,
 )
-from everstep.trainer.checkpoint.node_parts import Parts, find_parts, spread_parts
-from everstep.trainer.checkpoint.node_tier import LocalTier
+from everstep.trainer.checkpoint.node_tier import LocalTier, Parts, find_parts, spread_parts
 from everstep.trainer.checkpoint.read import DamagedError, Source, files_needed, fill
 from everstep.trainer.checkpoint.tensor_index import parse_metadata
 from everstep.trainer.checkpoint.tools.inventory import split_url

@@ -17,15 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everstep.config import BadSample, Worker
+from everstep.config import BadSample, LoaderConfig, Worker
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.dataset import Dataset, Takes
 from everstep.trainer.data.fetcher import Cut, Gather, Microbatch, Request, Span
 from everstep.trainer.data.lookahead import Lookahead, Want
 from everstep.trainer.data.order import SampleOrder, Slot, microbatches
-from everstep.trainer.data.prefetch import Prefetcher
-from everstep.trainer.data.threads import Threads
-from everstep.trainer.data.workers import Workers
+from everstep.trainer.data.workers import Prefetcher, Threads, Workers
 
 LOG = logging.getLogger("everstep")
 CHUNK = 1 << 13
@@ -235,3 +233,56 @@ def _pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
+
+
+class Feed:
+    """Opens a loader at a step, after closing the previous one."""
+
+    def __init__(
+        self,
+        gather: Gather,
+        order: SampleOrder,
+        loader: LoaderConfig,
+        micro_batch: int,
+        rank: int,
+        world: int,
+        device: torch.device,
+    ) -> None:
+        self.gather = gather
+        self.order = order
+        self.loader = loader
+        self.micro_batch = micro_batch
+        """Samples that this rank passes through the model at once, from the next call of `steps` on."""
+        self.rank = rank
+        self.world = world
+        self.device = device
+        self._open: Loader | None = None
+        self._waited_s = 0.0
+
+    def steps(self, done: int) -> Iterator[list[Microbatch]]:
+        """Yield the local microbatches of each step after the first `done`."""
+        self.close()
+        self._open = Loader(
+            self.gather,
+            self.order,
+            self.micro_batch,
+            self.rank,
+            self.world,
+            self.device,
+            prefetch=self.loader.prefetch,
+            workers=self.loader.workers,
+            worker=self.loader.worker,
+            ahead_mb=self.loader.ahead_mb,
+        )
+        return self._open.steps(done)
+
+    @property
+    def wait_s(self) -> float:
+        """Seconds that training has waited for data so far."""
+        return self._waited_s + (self._open.wait_s if self._open is not None else 0.0)
+
+    def close(self) -> None:
+        if self._open is not None:
+            self._waited_s += self._open.wait_s
+            self._open.close()
+            self._open = None

@@ -20,7 +20,7 @@ from everstep.trainer.data.order import Ids
 from everstep.trainer.data.permutation import Words
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws
-from everstep.trainer.data.sample_ids import DataRecord, packed
+from everstep.trainer.data.trace import DataRecord, packed
 
 
 class Mixture:

@@ -13,14 +13,16 @@ from torch.utils.checkpoint import checkpoint
 from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig
 from everstep.errors import ConfigError
 from everstep.trainer.distributed import sync_batchnorm
-from everstep.trainer.distributed.fsdp_units import describe_units, find_units, shardable_units
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.sharding import (
     check_shardable,
+    describe_units,
+    find_units,
     materialise,
     parameters_on_meta,
     put_back_tags,
     shard,
+    shardable_units,
     tags_of,
     whole_parameters,
 )

@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from everstep.config import Dtype, ParallelConfig, ParallelKind, RunConfig
 from everstep.errors import ConfigError
 from everstep.rank_env import Place
-from everstep.trainer.distributed.fsdp_units import find_units, shardable_units
 from everstep.trainer.distributed.mesh import Mesh, grid
 from everstep.trainer.distributed.model_factory import COMPUTE, sharded_on_meta
-from everstep.trainer.distributed.sharding import parameters_on_meta
+from everstep.trainer.distributed.sharding import find_units, parameters_on_meta, shardable_units
 from everstep.trainer.optim import build_optimizer, local
 from everstep.trainer.state.model_state import check_model
 

@@ -11,10 +11,10 @@ import pyarrow as pa
 
 from everstep.dataset.index import Shard, ShardIndex
 from everstep.dataset.prepare.ledger import MADE, Ledger, folder_of, unit_of
-from everstep.dataset.prepare.packing import Packer
 from everstep.dataset.prepare.plan import Plan
 from everstep.dataset.prepare.progress import counted
 from everstep.dataset.prepare.shard_writer import ShardWriter
+from everstep.dataset.prepare.tokenizers import Packer
 from everstep.dataset.prepare.work_unit import Record
 from everstep.dataset.shards import columns_of
 from everstep.errors import DataError

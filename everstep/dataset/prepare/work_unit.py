@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from everstep.dataset.index import TRAIN, VALIDATION, Shard
 from everstep.dataset.prepare.cleaning import Digests, clean, held_out, row_digests
 from everstep.dataset.prepare.options import PrepareOptions
-from everstep.dataset.prepare.packing import TOKENS, Packer, ragged
 from everstep.dataset.prepare.shard_writer import ShardWriter
-from everstep.dataset.prepare.tokenizers import open_tokenizer, token_type
+from everstep.dataset.prepare.tokenizers import TOKENS, Packer, open_tokenizer, ragged, token_type
 from everstep.dataset.readers.base import Bad, Chunk, Reader, Unit
 from everstep.errors import DataError
 from everstep.storage import join_url

@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from everstep.errors import ConfigError
-from everstep.launch import text_tables as text
+from everstep.launch import console as text
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes import rbac
-from everstep.launch.schedulers.kubernetes.autoscaling import on_demand
-from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas
+from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas, on_demand
 from everstep.launch.schedulers.kubernetes.client import KINDS, RETRY_S, Client, Refused
 from everstep.launch.schedulers.kubernetes.job_status import index_of, living, next_delay_s
 from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER

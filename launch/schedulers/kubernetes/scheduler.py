@@ -12,14 +12,13 @@ from urllib.parse import quote, unquote
 
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.schedulers.base import Ask, Program, Rendered
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
-from everstep.launch.schedulers.kubernetes.autoscaling import lacking
+from everstep.launch.schedulers.kubernetes.capacity import lacking
 from everstep.launch.schedulers.kubernetes.client import RETRY_S, Client, Refused
 from everstep.launch.schedulers.kubernetes.informer import Mirrors, Place
-from everstep.launch.schedulers.kubernetes.job_status import FAILED_CREATE, lacks_pods, standing
-from everstep.launch.schedulers.kubernetes.kueue import queued
+from everstep.launch.schedulers.kubernetes.job_status import FAILED_CREATE, lacks_pods, queued, standing
 from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
 from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.validate import mistakes

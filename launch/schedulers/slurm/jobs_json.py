@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from everstep.errors import ConfigError
-from everstep.launch.job_start.hostlist import expand
+from everstep.launch.job_start.allocation import expand
 from everstep.launch.schedulers.job import JobState, JobStatus
 
 STATES = {

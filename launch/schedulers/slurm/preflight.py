@@ -14,10 +14,17 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from everstep.errors import nearest
-from everstep.launch.messages import say
-from everstep.launch.schedulers.slurm.accounting import Lines, choice, settings, too_long
-from everstep.launch.schedulers.slurm.partitions import Nodes, Partition, nodes_of, partitions_of
-from everstep.launch.text_tables import duration
+from everstep.launch.console import duration, say
+from everstep.launch.schedulers.slurm.partitions import (
+    Lines,
+    Nodes,
+    Partition,
+    choice,
+    nodes_of,
+    partitions_of,
+    settings,
+    too_long,
+)
 
 TIMEOUT_S = 60.0
 PARTITIONS = ("scontrol", "show", "partition", "-o")

@@ -18,7 +18,7 @@ import everstep
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import NOTICE_SLACK_S
-from everstep.launch.messages import say
+from everstep.launch.console import say
 from everstep.launch.schedulers.base import BATCHES, Ask, Batch, Program, Rendered
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.storage import join_url, open_storage

@@ -15,7 +15,7 @@ from process_helpers import until
 from everstep.errors import ConfigError
 from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.kubernetes.client import Client
-from everstep.launch.schedulers.kubernetes.kueue import JOB_UID
+from everstep.launch.schedulers.kubernetes.job_status import JOB_UID
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 pytestmark = pytest.mark.cluster

@@ -109,7 +109,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _remove(options: argparse.Namespace) -> int:
     from everstep.run_folder import RunFolder
-    from everstep.trainer.checkpoint.tools.remove import check_removable, named, newest_good, remove, selected, size
+    from everstep.trainer.checkpoint.tools.inventory import check_removable, named, newest_good, remove, selected, size
 
     if options.older_than_step is None and not options.orphans:
         doomed = named(options.urls)
@@ -156,7 +156,7 @@ def _diff(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from everstep.trainer.checkpoint.restore import locate
-    from everstep.trainer.checkpoint.tools.export import export
+    from everstep.trainer.checkpoint.tools.diff import export
 
     run, path = locate(options.url)
     count = export(run, path, options.weights, options.to)

@@ -1,7 +1,8 @@
-"""Text formatting of numbers and tables; plain without a terminal, for other programs."""
+"""Lines, numbers and tables for the user; plain without a terminal, for other programs."""
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
@@ -65,3 +66,9 @@ def _fitting(columns: Sequence[str], widths: Sequence[int], spare: Sequence[str]
             break
         kept.remove(columns.index(name))
     return kept
+
+
+def say(line: str) -> None:
+    """Print one line on stderr. A closed terminal must not keep the run from an orderly end."""
+    with contextlib.suppress(OSError):
+        print(f"everstep: {line}", file=sys.stderr, flush=True)
