@@ -1,4 +1,4 @@
-"""Classification of the error or signal that ended an attempt, and the user's line that raised it. Torch-free."""
+"""Classification of the error or signal that ended an attempt, and the user's line. Torch-free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""History of a run, read from its folder: submissions, attempts, progress, and whether processes still live."""
+"""History of a run, read from its folder: submissions, attempts, progress, liveness."""
 
 from __future__ import annotations
 

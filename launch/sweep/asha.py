@@ -1,4 +1,4 @@
-"""Decisions about a trial from results so far: promotion to a larger budget, or its end; pure functions.
+"""Decisions about a trial from results so far: promotion to a larger budget, or its end; pure.
 
 A rung is a budget. A trial trains up to its first rung; of the trials that have reached a rung, the best one in `eta`
 continues from its checkpoint to the next. Promotion is asynchronous (ASHA): it never waits for trials that still

@@ -1,4 +1,4 @@
-"""Search space: one axis for each override that names several values; and the identity of a trial in it."""
+"""Search space: one axis for each override that names several values; identity of a trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Trace of samples to steps and back, from the run folder alone: by data.json, the order and its inverse."""
+"""Trace of samples to steps and back, by data.json in the run folder, the order and its inverse."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Microbatches fetched ahead of the step, in order: by a thread, by several threads, or by worker processes."""
+"""Microbatches fetched ahead of the step, in order: by a thread, several threads or processes."""
 
 from __future__ import annotations
 

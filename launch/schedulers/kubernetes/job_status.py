@@ -1,4 +1,4 @@
-"""Status of a job from its API objects: the Job, its pods, their events and its place in Kueue's queues; pure."""
+"""Status of a job from its API objects: Job, pods, events, and its place in Kueue's queues; pure."""
 
 from __future__ import annotations
 
