@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.table import machine, markdown, spread
 from everstep.trainer.data.loader import CHUNK
-from everstep.trainer.data.order import SampleOrder
+from everstep.trainer.data.ordering.order import SampleOrder
 
 HEAD = ("samples", "enter at 0, µs", "enter at 10^12, µs", "in bulk, ns a sample",
         "randperm, ns a sample", "epoch's table, ms")  # fmt: skip

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.table import markdown
-from everstep.trainer.data.order import SampleOrder, Source, microbatches
+from everstep.trainer.data.ordering.order import SampleOrder, Source, microbatches
 
 SHARDS, ROWS, WORLD, WIDTH = 1024, 512, 16, 4
 GLOBAL_BATCH = 256

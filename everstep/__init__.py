@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from everstep.errors import ConfigError, EverstepError
     from everstep.trainer.data.dataset import ArrayDataset, Dataset, Splits, Subset
     from everstep.trainer.data.map_style import MapDataset
-    from everstep.trainer.data.order import uniform
+    from everstep.trainer.data.ordering.order import uniform
+    from everstep.trainer.data.ordering.weighted import Weighted, balanced
     from everstep.trainer.data.randomness import draws_nothing
-    from everstep.trainer.data.weighted import Weighted, balanced
     from everstep.trainer.step import StepInfo
     from everstep.trainer.task import Batch, Loss, Task
 
@@ -47,9 +47,9 @@ _HOMES = {
     "everstep.errors": "ConfigError EverstepError",
     "everstep.trainer.data.dataset": "ArrayDataset Dataset Splits Subset",
     "everstep.trainer.data.map_style": "MapDataset",
-    "everstep.trainer.data.order": "uniform",
+    "everstep.trainer.data.ordering.order": "uniform",
     "everstep.trainer.data.randomness": "draws_nothing",
-    "everstep.trainer.data.weighted": "Weighted balanced",
+    "everstep.trainer.data.ordering.weighted": "Weighted balanced",
     "everstep.trainer.step": "StepInfo",
     "everstep.trainer.task": "Batch Loss Task",
 }

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from everstep.trainer.data.dataset import ArrayDataset, Splits, Subset
     from everstep.trainer.data.decode import Each, Images
     from everstep.trainer.data.map_style import MapDataset
-    from everstep.trainer.data.mixture import Mixture
+    from everstep.trainer.data.ordering.mixture import Mixture
+    from everstep.trainer.data.ordering.weighted import Weighted, balanced
     from everstep.trainer.data.prepared import dataset as prepared
     from everstep.trainer.data.prepared import mixture
     from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, split_ids
     from everstep.trainer.data.stdlib_corpus import stdlib_corpus
-    from everstep.trainer.data.weighted import Weighted, balanced
 
 __all__ = [
     "ArrayDataset",
@@ -48,11 +48,11 @@ _HOMES = {
     "dataset": "ArrayDataset Splits Subset",
     "decode": "Each Images",
     "map_style": "MapDataset",
-    "mixture": "Mixture",
+    "ordering.mixture": "Mixture",
     "prepared": "mixture",
     "sklearn_datasets": "breast_cancer digits split_ids",
     "stdlib_corpus": "stdlib_corpus",
-    "weighted": "Weighted balanced",
+    "ordering.weighted": "Weighted balanced",
 }
 __getattr__ = lazy(
     __name__,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from everstep.trainer.data.dataset import Splits
-from everstep.trainer.data.weighted import balanced
+from everstep.trainer.data.ordering.weighted import balanced
 
 WIDTH = 6
 OF_MODULE = np.random.default_rng()

@@ -24,13 +24,13 @@ from everstep.trainer.checkpoint.self_test import SelfTest
 from everstep.trainer.checkpoint.weights import load_weights
 from everstep.trainer.data.cache.on_node import node_cache
 from everstep.trainer.data.dataset import TEST, Splits
-from everstep.trainer.data.exclusion import Exclusion
 from everstep.trainer.data.fetcher import Gather, Request
 from everstep.trainer.data.loader import Feed
-from everstep.trainer.data.mixture import records_of
-from everstep.trainer.data.order import SampleOrder, microbatches
+from everstep.trainer.data.ordering.exclusion import Exclusion
+from everstep.trainer.data.ordering.mixture import records_of
+from everstep.trainer.data.ordering.order import SampleOrder, microbatches
+from everstep.trainer.data.ordering.trace import order_sources, write_record
 from everstep.trainer.data.randomness import seeded
-from everstep.trainer.data.trace import order_sources, write_record
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import second_copy
 from everstep.trainer.distributed.parallel import Spread, spread

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import torch
 
+from everstep.trainer.data.ordering.permutation import GOLDEN, mix_int
 from everstep.trainer.data.own_generators import Generator
-from everstep.trainer.data.permutation import GOLDEN, mix_int
 from everstep.trainer.data.randomness import seed_generator
 
 

@@ -79,7 +79,7 @@ def _everstep(samples: int, step: int) -> float:
     from everstep.trainer.data.batching import Columns
     from everstep.trainer.data.fetcher import Gather
     from everstep.trainer.data.loader import Loader
-    from everstep.trainer.data.order import Ids, SampleOrder
+    from everstep.trainer.data.ordering.order import Ids, SampleOrder
 
     class Synthetic:
         digest = "0"

@@ -130,7 +130,7 @@ def _child() -> None:
     from everstep.trainer.data.cache import ShardCache
     from everstep.trainer.data.fetcher import Gather
     from everstep.trainer.data.loader import Loader
-    from everstep.trainer.data.order import SampleOrder, Source
+    from everstep.trainer.data.ordering.order import SampleOrder, Source
 
     settings = {name: os.environ[f"BENCH_{name}"] for name in ("URL", "CACHE", "CACHE_BYTES", "STEP_S")}
     step_s = float(settings["STEP_S"])

@@ -18,7 +18,7 @@ from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.dataset import ArrayDataset
 from everstep.trainer.data.fetcher import Gather
 from everstep.trainer.data.loader import Loader
-from everstep.trainer.data.order import SampleOrder
+from everstep.trainer.data.ordering.order import SampleOrder
 from everstep.trainer.distributed.mesh import Mesh
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")

@@ -9,7 +9,7 @@ from ranks import folder, ledger, train
 
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.restore import locate
-from everstep.trainer.data.trace import Trace
+from everstep.trainer.data.ordering.trace import Trace
 from everstep.trainer.reporting.sinks import read_metrics
 
 pytestmark = pytest.mark.dist

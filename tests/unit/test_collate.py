@@ -20,7 +20,7 @@ from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.collate import Bucket, Pack, Pad, Segments
 from everstep.trainer.data.fetcher import Gather
 from everstep.trainer.data.loader import Loader
-from everstep.trainer.data.order import SampleOrder
+from everstep.trainer.data.ordering.order import SampleOrder
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.plugins import instantiate
 

@@ -19,7 +19,7 @@ from everstep.trainer.data import open_shards
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.lookahead import Lookahead
-from everstep.trainer.data.order import Ids
+from everstep.trainer.data.ordering.order import Ids
 
 ROWS = 4
 Read = Callable[[str, int, int], bytes]

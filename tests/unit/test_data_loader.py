@@ -33,8 +33,8 @@ from everstep.trainer.data.collate import Pad
 from everstep.trainer.data.dataset import ArrayDataset
 from everstep.trainer.data.fetcher import Gather, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
-from everstep.trainer.data.order import Ids, SampleOrder, Source, uniform
-from everstep.trainer.data.permutation import Words
+from everstep.trainer.data.ordering.order import Ids, SampleOrder, Source, uniform
+from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.workers import Prefetcher
 
 SAMPLES = 37
@@ -234,7 +234,7 @@ WORKER_SCRIPT = """
     from everstep.trainer.data.dataset import ArrayDataset
     from everstep.trainer.data.fetcher import Gather
     from everstep.trainer.data.loader import Loader
-    from everstep.trainer.data.order import SampleOrder
+    from everstep.trainer.data.ordering.order import SampleOrder
 
     data = ArrayDataset({"x": np.arange(64)})
     loader = Loader(Gather(data, 5), SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)

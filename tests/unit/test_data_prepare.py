@@ -177,7 +177,7 @@ def test_the_stdlib_sources_are_sorted_and_hold_no_tests() -> None:
 def test_the_parser_needs_neither_numpy_nor_pyarrow_and_preparing_no_torch() -> None:
     script = (
         "import sys, everstep.trainer.data.cli; assert not {'numpy', 'pyarrow', 'torch'} & set(sys.modules)\n"
-        "import everstep.trainer.data.order, everstep.dataset.prepare; assert 'torch' not in sys.modules"
+        "import everstep.trainer.data.ordering.order, everstep.dataset.prepare; assert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

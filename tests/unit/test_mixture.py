@@ -13,8 +13,8 @@ from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset
-from everstep.trainer.data.interleave import shares
-from everstep.trainer.data.mixture import Mixture, records_of
+from everstep.trainer.data.ordering.interleave import shares
+from everstep.trainer.data.ordering.mixture import Mixture, records_of
 from everstep.trainer.data.prepared import dataset, mixture
 from everstep.trainer.data.ragged import Ragged
 

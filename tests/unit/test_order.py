@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everstep.errors import ConfigError
-from everstep.trainer.data.order import SampleOrder, microbatches, sample_keys, uniform
-from everstep.trainer.data.permutation import KeyedPermutation, mix, mix_int
+from everstep.trainer.data.ordering.order import SampleOrder, microbatches, sample_keys, uniform
+from everstep.trainer.data.ordering.permutation import KeyedPermutation, mix, mix_int
 
 seeds = st.integers(-(2**63), 2**64)
 few = st.integers(1, 300)

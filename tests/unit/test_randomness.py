@@ -35,12 +35,12 @@ from everstep.trainer.data.collate import Pad
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Splits, Subset
 from everstep.trainer.data.fetcher import Gather, Microbatch, Request
 from everstep.trainer.data.loader import Loader, evaluation_batches
-from everstep.trainer.data.mixture import Mixture
-from everstep.trainer.data.order import SampleOrder, Source
+from everstep.trainer.data.ordering.mixture import Mixture
+from everstep.trainer.data.ordering.order import SampleOrder, Source
+from everstep.trainer.data.ordering.weighted import Weighted
 from everstep.trainer.data.own_generators import _log_limit, own_generators
 from everstep.trainer.data.randomness import draws, draws_nothing, seeded
 from everstep.trainer.data.sklearn_datasets import shifted
-from everstep.trainer.data.weighted import Weighted
 
 ROUTES = [(0, 0, Worker.process), (2, 0, Worker.process), (0, 2, Worker.process), (2, 2, Worker.process),
           (2, 0, Worker.thread), (2, 2, Worker.thread)]  # fmt: skip

@@ -12,8 +12,8 @@ from everstep.config import ExcludeConfig, OrderConfig, RunConfig
 from everstep.errors import DataError
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.trainer.command import verb
-from everstep.trainer.data.order import SampleOrder
-from everstep.trainer.data.trace import DataRecord, Trace, order_sources, read_record, write_record
+from everstep.trainer.data.ordering.order import SampleOrder
+from everstep.trainer.data.ordering.trace import DataRecord, Trace, order_sources, read_record, write_record
 
 SOURCES = [
     DataRecord("s3://lake/web", "a", "7/10", [30, 5, 25], ["web-0.arrow", "web-1.arrow", "web-2.arrow"]),

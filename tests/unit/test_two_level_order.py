@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everstep.errors import ConfigError
-from everstep.trainer.data.interleave import Interleave, mix_pattern, shares
-from everstep.trainer.data.order import SampleOrder, Source, microbatches
+from everstep.trainer.data.ordering.interleave import Interleave, mix_pattern, shares
+from everstep.trainer.data.ordering.order import SampleOrder, Source, microbatches
 
 shard_rows = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda rows: sum(rows) > 0)
 weights = st.lists(st.integers(1, 12), min_size=1, max_size=4)

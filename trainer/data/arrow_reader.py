@@ -16,7 +16,7 @@ from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.batching import Columns, pieces, split
 from everstep.trainer.data.cache.on_node import node_cache
 from everstep.trainer.data.open_shards import Absent, OpenShards
-from everstep.trainer.data.order import Ids
+from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.randomness import draws_nothing
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import argparse
 import sys
 
 from everstep.errors import DataError
-from everstep.trainer.data import trace_cli
+from everstep.trainer.data.ordering import trace_cli
 
 EPILOG = """\
 everstep data prepare src='s3://lake/events/*.parquet' dst=s3://bucket/events columns=[a,b]

@@ -17,8 +17,8 @@ from everstep.errors import DataError
 from everstep.trainer.data.batching import Columns, pieces
 from everstep.trainer.data.map_style import MapDataset as MapDataset
 from everstep.trainer.data.map_style import Seed
-from everstep.trainer.data.order import Ids
-from everstep.trainer.data.permutation import Words
+from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.randomness import batch_key, draws, draws_nothing
 
 if TYPE_CHECKING:

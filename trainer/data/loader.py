@@ -22,7 +22,7 @@ from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.dataset import Dataset, Takes
 from everstep.trainer.data.fetcher import Cut, Gather, Microbatch, Request, Span
 from everstep.trainer.data.lookahead import Lookahead, Want
-from everstep.trainer.data.order import SampleOrder, Slot, microbatches
+from everstep.trainer.data.ordering.order import SampleOrder, Slot, microbatches
 from everstep.trainer.data.workers import Prefetcher, Threads, Workers
 
 LOG = logging.getLogger("everstep")

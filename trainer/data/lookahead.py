@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from everstep.errors import EverstepError
-from everstep.trainer.data.order import Ids
+from everstep.trainer.data.ordering.order import Ids
 
 Want = Callable[[Ids], Sequence[Future[None]]]
 ASKS = 3

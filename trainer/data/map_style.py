@@ -16,8 +16,8 @@ from everstep.fault import fault_of
 from everstep.run_folder import Fault
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.batching import Columns
-from everstep.trainer.data.order import Ids
-from everstep.trainer.data.permutation import Words
+from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import batch_key
 

@@ -11,8 +11,8 @@ from everstep.storage import join_url, open_storage
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.dataset import Augment, Collate, Dataset, Decode, Splits
-from everstep.trainer.data.interleave import shares
-from everstep.trainer.data.mixture import Mixture
+from everstep.trainer.data.ordering.interleave import shares
+from everstep.trainer.data.ordering.mixture import Mixture
 
 
 def dataset(

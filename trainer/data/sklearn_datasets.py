@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.dataset import ArrayDataset, Splits, frame_dataset
-from everstep.trainer.data.order import Ids, uniform
-from everstep.trainer.data.permutation import KeyedPermutation, Words
+from everstep.trainer.data.ordering.order import Ids, uniform
+from everstep.trainer.data.ordering.permutation import KeyedPermutation, Words
 from everstep.trainer.data.randomness import draws_nothing
 
 if TYPE_CHECKING:

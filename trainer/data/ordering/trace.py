@@ -18,7 +18,7 @@ from everstep.config import RunConfig, first_steps_without
 from everstep.errors import ConfigError, DataError
 from everstep.run_folder import CONFIG, DATA, RunFolder, meant
 from everstep.trainer.checkpoint.manifest import candidates
-from everstep.trainer.data.order import SampleOrder, Source
+from everstep.trainer.data.ordering.order import SampleOrder, Source
 
 
 @dataclass(frozen=True)

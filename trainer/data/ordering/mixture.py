@@ -16,18 +16,18 @@ from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.batching import Columns, split
 from everstep.trainer.data.dataset import Dataset, Takes, place_of, take_seeded
 from everstep.trainer.data.map_style import Seed
-from everstep.trainer.data.order import Ids
-from everstep.trainer.data.permutation import Words
+from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.ordering.permutation import Words
+from everstep.trainer.data.ordering.trace import DataRecord, packed
 from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws
-from everstep.trainer.data.trace import DataRecord, packed
 
 
 class Mixture:
     """Datasets with the same columns, each with its share of the samples that a run uses."""
 
     def __init__(self, datasets: Sequence[Dataset], shares: Sequence[Fraction]) -> None:
-        """Make the mixture; the shares sum to 1, see `everstep.trainer.data.interleave.shares`."""
+        """Make the mixture; the shares sum to 1, see `everstep.trainer.data.ordering.interleave.shares`."""
         if not datasets or len(datasets) != len(shares):
             raise DataError(f"a mixture of {len(datasets)} datasets has {len(shares)} shares; give one for each")
         self.datasets = list(datasets)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from everstep.trainer.data.permutation import GOLDEN, MASK, KeyedPermutation, Words, mix, mix_int
+from everstep.trainer.data.ordering.permutation import GOLDEN, MASK, KeyedPermutation, Words, mix, mix_int
 
 Ints = NDArray[np.int64]
 

@@ -14,8 +14,8 @@ from everstep.errors import DataError
 from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.dataset import Dataset, MapStyle, as_dataset, take_seeded
 from everstep.trainer.data.map_style import Seed
-from everstep.trainer.data.order import Ids
-from everstep.trainer.data.permutation import Words
+from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.randomness import draws
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from everstep.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from everstep.trainer.data.trace import Visit
+    from everstep.trainer.data.ordering.trace import Visit
 
 SHOWN = 40
 """Lines of a printed table; --json prints all."""
@@ -28,7 +28,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 
 
 def run(args: argparse.Namespace) -> int:
-    from everstep.trainer.data.trace import Trace
+    from everstep.trainer.data.ordering.trace import Trace
 
     trace = Trace(RunFolder(args.run_url))
     found = trace.step(args.step) if args.step is not None else list(trace.visits(trace.sample(args.sample)))

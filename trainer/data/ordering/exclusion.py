@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everstep.config import ExcludeConfig, first_steps_without
-from everstep.trainer.data.order import Ids
+from everstep.trainer.data.ordering.order import Ids
 
 
 class Exclusion:

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.trainer.data.interleave import Interleave, crossed, mix_pattern
-from everstep.trainer.data.permutation import GOLDEN, MASK, Words, mix, mix_int
-from everstep.trainer.data.source_order import SourceOrder, Stretch
+from everstep.trainer.data.ordering.interleave import Interleave, crossed, mix_pattern
+from everstep.trainer.data.ordering.permutation import GOLDEN, MASK, Words, mix, mix_int
+from everstep.trainer.data.ordering.source_order import SourceOrder, Stretch
 
 Ids = NDArray[np.int64]
 

@@ -1,0 +1,1 @@
+"""Order of samples: position to sample and back, mixtures, draws by weight, exclusions, trace."""
