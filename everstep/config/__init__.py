@@ -5,6 +5,20 @@ optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 """
 
 from everstep.config.aliases import meant
+from everstep.config.choices import (
+    BadSample,
+    Buffers,
+    Busy,
+    Dtype,
+    Goal,
+    Nonfinite,
+    ParallelKind,
+    Progress,
+    Shape,
+    Weights,
+    Worker,
+    require,
+)
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,
@@ -25,20 +39,8 @@ from everstep.config.groups import (
 from everstep.config.run import (
     FREE_ON_RESUME,
     OPEN_NODES,
-    BadSample,
-    Buffers,
-    Busy,
-    Dtype,
-    Goal,
     Node,
-    Nonfinite,
-    ParallelKind,
-    Progress,
     RunConfig,
-    Shape,
-    Weights,
-    Worker,
-    require,
 )
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from everstep.config.run import (
+from everstep.config.choices import (
     Buffers,
     Busy,
     Dtype,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import dataclass, field
 from typing import Any
 
+from everstep.config.choices import BadSample, Weights, require
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,
@@ -20,99 +20,6 @@ from everstep.config.groups import (
     ScheduleConfig,
     StopConfig,
 )
-
-
-class ParallelKind(enum.Enum):
-    """Distribution of the model over processes."""
-
-    single = "single"
-    ddp = "ddp"
-    fsdp = "fsdp"
-    hsdp = "hsdp"
-
-
-class Dtype(enum.Enum):
-    """Type of the forward and backward passes; weights stay in fp32 (fp64 with fp64)."""
-
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-    fp64 = "fp64"
-
-
-class Goal(enum.Enum):
-    """Direction in which the metric improves."""
-
-    min = "min"
-    max = "max"
-
-
-class Weights(enum.Enum):
-    """Weights to evaluate."""
-
-    model = "model"
-    ema = "ema"
-
-
-class Buffers(enum.Enum):
-    """Synchronization over ranks of buffers that forward passes change."""
-
-    broadcast = "broadcast"
-    mean = "mean"
-    local = "local"
-
-
-class Nonfinite(enum.Enum):
-    """Reaction to a step whose loss or gradient is NaN or Inf."""
-
-    skip = "skip"
-    rollback = "rollback"
-
-
-class Busy(enum.Enum):
-    """Reaction when a checkpoint is due while the previous save is pending."""
-
-    wait = "wait"
-    skip = "skip"
-
-
-class BadSample(enum.Enum):
-    """Reaction to a sample that cannot be decoded."""
-
-    stop = "stop"
-    skip = "skip"
-
-
-class Worker(enum.Enum):
-    """Kind of workers that read and transform data."""
-
-    process = "process"
-    thread = "thread"
-
-
-class Progress(enum.Enum):
-    """Display of progress on rank 0's terminal."""
-
-    auto = "auto"
-    bar = "bar"
-    lines = "lines"
-    off = "off"
-
-
-class Shape(enum.Enum):
-    """Shape of the learning-rate schedule after warm-up."""
-
-    constant = "constant"
-    cosine = "cosine"
-    linear = "linear"
-    wsd = "wsd"
-
-
-def require(fits: bool, key: str, value: object, rule: str) -> None:
-    """Raise ValueError with the value, the limit and the key to change unless `fits`."""
-    if not fits:
-        raise ValueError(f"{key}={value!r}: {rule}; change {key}")
-
 
 Node = dict[str, Any]
 """A plug-in: `_target_` names a class or function, the other keys are its arguments."""
