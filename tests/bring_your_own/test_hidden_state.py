@@ -7,10 +7,7 @@ from pathlib import Path
 import pytest
 from resumed import IDS, PLACES, assert_resumes, zoo
 
-from everstep.compose import compose
-from everstep.trainer.preflight.check import examine
-
-TESTS = Path(__file__).parent.parent
+pytestmark = pytest.mark.dist
 BARE = ("optimizer=bare", "optimizer._target_=zoo.hidden.Decaying")
 HIDDEN = [
     (("model._target_=zoo.hidden.InAnObject",), "because of model.meter (Meter)"),
@@ -28,7 +25,6 @@ HIDDEN = [
 NAMES = [given[-1].rpartition(".")[2] for given, _ in HIDDEN]
 
 
-@pytest.mark.dist
 @pytest.mark.parametrize(("given", "said"), HIDDEN, ids=NAMES)
 @pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
 def test_it_is_refused_on_all_ranks_before_the_first_step(
@@ -41,19 +37,11 @@ def test_it_is_refused_on_all_ranks_before_the_first_step(
     assert not (tmp_path / "straight/zoo/ledger.jsonl").exists()
 
 
-@pytest.mark.parametrize(("given", "said"), HIDDEN, ids=NAMES)
-def test_check_names_it(given: tuple[str, ...], said: str) -> None:
-    (found,) = examine(compose(["experiment=zoo", *given], [str(TESTS / "conf")]).run, 1).problems
-    assert said in found
-
-
-@pytest.mark.dist
 @pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
 def test_objects_that_change_nothing_in_the_training_are_no_state(tmp_path: Path, world: int, kind: str) -> None:
     assert_resumes(world, tmp_path, kind, "model._target_=zoo.hidden.Activations")
 
 
-@pytest.mark.dist
 def test_the_self_test_can_be_turned_off(tmp_path: Path) -> None:
     ended = zoo(1, tmp_path, "single", "model._target_=zoo.hidden.InAnObject", "checkpoint.self_test=false")
     assert ended.codes == [0], ended.printed
