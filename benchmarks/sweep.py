@@ -145,13 +145,13 @@ def _drive(words: list[str]) -> tuple[float, dict[str, int]]:
     from everstep.launch.sweep.leaderboard import print_rows, ranked
     from everstep.launch.sweep.lease import take
     from everstep.launch.sweep.plan import plan, settle
-    from everstep.launch.sweep.workers_cluster import Jobs
+    from everstep.launch.sweep.workers_cluster import ClusterWorkers
 
     made, scheduler, in_flight = settle(plan(words)), Instant(), []
     lease = take(made.folder.storage)
     story = made.folder.story()
     with Signals() as signals:
-        Driver(made, story, Jobs(made.job, scheduler), lease, signals,
+        Driver(made, story, ClusterWorkers(made.job, scheduler), lease, signals,
                lambda story, running: in_flight.append(len(running))).run()  # fmt: skip
     lease.release()
     print_rows(made, ranked(made, story), made.metrics)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from benchmarks.table import markdown
-from everstep.trainer.data.ordering.order import SampleOrder, Source, microbatches
+from everstep.trainer.data.ordering.order import OrderSource, SampleOrder, microbatches
 
 SHARDS, ROWS, WORLD, WIDTH = 1024, 512, 16, 4
 GLOBAL_BATCH = 256
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _row(window: int | None, lanes: int) -> list[str]:
-    order = SampleOrder([Source([ROWS] * SHARDS)], GLOBAL_BATCH, 1, window=window, lanes=lanes, lane_width=WIDTH)
+    order = SampleOrder([OrderSource([ROWS] * SHARDS)], GLOBAL_BATCH, 1, window=window, lanes=lanes, lane_width=WIDTH)
     ids = order.ids(0, SHARDS * ROWS)
     # Of a permutation of n, neighbours are a third of n apart on average.
     distance = 3 * np.abs(np.diff(ids)).mean() / len(ids)

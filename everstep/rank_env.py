@@ -20,7 +20,7 @@ WORLD = "EVERSTEP_WORLD"
 
 
 @dataclass(frozen=True)
-class Place:
+class RankInfo:
     """Position of this process among all of its job start."""
 
     rank: int = 0
@@ -32,10 +32,10 @@ class Place:
     under_torchrun: bool = False
 
     @staticmethod
-    def from_environment() -> Place:
+    def from_environment() -> RankInfo:
         """Read the variables that torchrun sets; without them, a world of one process."""
         env = os.environ
-        return Place(
+        return RankInfo(
             int(env.get("RANK", "0")),
             int(env.get("WORLD_SIZE", "1")),
             int(env.get("LOCAL_RANK", "0")),

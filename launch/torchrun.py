@@ -19,7 +19,7 @@ JOIN_NODES_S = 600
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Rendezvous of the agents of one job start; on a single machine, at a port that the store chooses."""
 
     nodes: int = 1
@@ -45,10 +45,10 @@ def command(url: str, nproc: int, grace_s: int, plugins: Sequence[str] = (), res
     """Return the argv to train on this machine alone; one process runs without torchrun, to start faster."""
     if nproc == 1:
         return [sys.executable, *trainer(url, plugins)]
-    return agent(trainer(url, plugins), nproc, grace_s, Meeting(id=url.rsplit("/", 1)[-1]), restarts)
+    return agent(trainer(url, plugins), nproc, grace_s, Rendezvous(id=url.rsplit("/", 1)[-1]), restarts)
 
 
-def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Meeting, restarts: int = 0) -> list[str]:
+def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous, restarts: int = 0) -> list[str]:
     """Return the argv of this node's torchrun; `program` is a script, or -m and a module, with arguments.
 
     `restarts` is torchrun's own restart budget. The launcher leaves it at 0 and restarts runs itself, because torchrun
@@ -73,7 +73,7 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Meeting, re
     ]
 
 
-def _settings(meeting: Meeting) -> str:
+def _settings(meeting: Rendezvous) -> str:
     settings = RENDEZVOUS.format(join_s=JOIN_S if meeting.nodes == 1 else JOIN_NODES_S)
     return settings if meeting.is_head is None else f"{settings},is_host={str(meeting.is_head).lower()}"
 

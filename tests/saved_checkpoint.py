@@ -8,7 +8,7 @@ import torch
 from blake3 import blake3
 
 from everstep.config import RunConfig
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.distributed.mesh import Mesh
@@ -25,7 +25,7 @@ def saved(run: RunFolder) -> tuple[Checkpointer, str]:
     optimizer.step()
     state = TrainState(model, optimizer, Progress(step=4))
     attempt = run.claim({})
-    checkpoints = Checkpointer(RunConfig(), run, attempt, Mesh(Place(), torch.device("cpu")), state, "data")
+    checkpoints = Checkpointer(RunConfig(), run, attempt, Mesh(RankInfo(), torch.device("cpu")), state, "data")
     assert checkpoints.save()
     assert checkpoints.finish()
     return checkpoints, run.checkpoint(4, attempt)

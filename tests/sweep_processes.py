@@ -13,7 +13,7 @@ from typing import Any
 
 from everstep.launch.sweep.leaderboard import ranked
 from everstep.launch.sweep.plan import Plan, load
-from everstep.launch.sweep.state import Story
+from everstep.launch.sweep.state import SweepState
 from everstep.launch.sweep.sweep_folder import SweepFolder
 from everstep.run_folder import Outcome, RunFolder
 
@@ -52,7 +52,7 @@ def plan(cwd: Path, name: str) -> Plan:
     return load(SweepFolder(str(cwd / "runs" / name)))
 
 
-def story(cwd: Path, name: str) -> Story:
+def story(cwd: Path, name: str) -> SweepState:
     return SweepFolder(str(cwd / "runs" / name)).story()
 
 

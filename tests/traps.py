@@ -13,7 +13,7 @@ from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.layout import Staging
 from everstep.trainer.checkpoint.manifest import TENSORS
-from everstep.trainer.checkpoint.pending_save import Meeting
+from everstep.trainer.checkpoint.pending_save import SaveCoordinator
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.step import Stepper
 from everstep.trainer.update import Update
@@ -117,12 +117,12 @@ def after_write(number: int) -> None:
 
 def after_word(number: int) -> None:
     """Rank 0 can know that this rank's bytes are there."""
-    after(Meeting, "say", count_to(number))
+    after(SaveCoordinator, "say", count_to(number))
 
 
 def after_hearing(number: int) -> None:
     """Rank 0 knows that all bytes are there."""
-    after(Meeting, "hear", count_to(number))
+    after(SaveCoordinator, "hear", count_to(number))
 
 
 def after_table(number: int) -> None:
@@ -156,15 +156,15 @@ def after_retention(number: int) -> None:
 
 def before_telling(number: int) -> None:
     """It is committed, the other ranks do not know it yet."""
-    before(Meeting, "tell", count_to(number))
+    before(SaveCoordinator, "tell", count_to(number))
 
 
 def after_telling(number: int) -> None:
-    after(Meeting, "tell", count_to(number))
+    after(SaveCoordinator, "tell", count_to(number))
 
 
 def after_listening(number: int) -> None:
-    after(Meeting, "listen", count_to(number))
+    after(SaveCoordinator, "listen", count_to(number))
 
 
 SAVE_POINTS: dict[str, tuple[Callable[[int], None], int, tuple[int, ...]]] = {

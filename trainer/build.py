@@ -24,7 +24,7 @@ from everstep.trainer.checkpoint.self_test import SelfTest
 from everstep.trainer.checkpoint.weights import load_weights
 from everstep.trainer.data.cache.on_node import node_cache
 from everstep.trainer.data.dataset import TEST, Splits
-from everstep.trainer.data.fetcher import Gather, Request
+from everstep.trainer.data.fetcher import Fetcher, MicrobatchRequest
 from everstep.trainer.data.loader import Feed
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.ordering.mixture import records_of
@@ -33,16 +33,16 @@ from everstep.trainer.data.ordering.trace import order_sources, write_record
 from everstep.trainer.data.randomness import seeded
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import second_copy
-from everstep.trainer.distributed.parallel import Spread, spread
+from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.loop import Parts, short_of_memory
-from everstep.trainer.optim import Average, build_optimizer, group_facts, has_modes
+from everstep.trainer.optim import WeightEma, build_optimizer, group_facts, has_modes
 from everstep.trainer.plugins import check_allowed, instantiate
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops, peak_flops
-from everstep.trainer.reporting.reporter import Hook, Journal
+from everstep.trainer.reporting.reporter import Hook, Reporter
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink, open_sinks
-from everstep.trainer.reporting.startup_timing import Laps
+from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state
 from everstep.trainer.state.plugin_state import hook_keys
@@ -62,7 +62,7 @@ class Start:
 
     folder: RunFolder
     attempt: int
-    laps: Laps
+    laps: StartupTimer
     micro_batch: int | None = None
     """The microbatch that the previous attempt asked for when it ran out of memory."""
 
@@ -78,7 +78,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh, stop: Stop) -> Parts:
     task = build_task(run)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
-    model = spread(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
+    model = parallelize(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
     state = _state(run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))})
     copy = partial(self_test, run, task, model.model, mesh) if fresh and run.checkpoint.self_test else None
     checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits), copy)
@@ -141,9 +141,9 @@ def _splits(run: RunConfig) -> Splits:
     return found if isinstance(found, Splits) else Splits(found)
 
 
-def gathers(run: RunConfig, splits: Splits) -> tuple[Gather, dict[str, Gather]]:
+def gathers(run: RunConfig, splits: Splits) -> tuple[Fetcher, dict[str, Fetcher]]:
     """Return the gather function of the training set, and those of the evaluation sets by name."""
-    train = Gather(
+    train = Fetcher(
         splits.train,
         run.seed,
         splits.decode,
@@ -196,7 +196,7 @@ def _needed(node: Node | None, key: str) -> Node:
     return node
 
 
-def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool, plugins: Mapping[str, object]) -> TrainState:
+def _state(run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugins: Mapping[str, object]) -> TrainState:
     check_model(model.model)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
     if fresh and run.init_from is not None:
@@ -209,7 +209,7 @@ def _state(run: RunConfig, model: Spread, mesh: Mesh, fresh: bool, plugins: Mapp
         model.model,
         optimizer,
         Progress(),
-        Average(model.model, run.ema) if run.ema is not None else None,
+        WeightEma(model.model, run.ema) if run.ema is not None else None,
         scale if precision.dtype is Dtype.fp16 else None,
         buffers,
         plugins,
@@ -239,28 +239,28 @@ def _check_comes_back(state: TrainState, make: Callable[[], SelfTest] | None) ->
         raise ConfigError(f"the run's state cannot be saved: {error}") from error
 
 
-def open_journal(run: RunConfig, start: Start, mesh: Mesh, step: int) -> Journal:
+def open_journal(run: RunConfig, start: Start, mesh: Mesh, step: int) -> Reporter:
     """Return the journal of this rank; `step` is the step from which this attempt resumes."""
     display = open_display(run.log, mesh.is_main)
     sinks: list[Sink] = []
     mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run), step)))
     if not mesh.is_main:
-        return Journal(run, start.folder, display, (), None, start.laps)
+        return Reporter(run, start.folder, display, (), None, start.laps)
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS))
     events = Guarded(EVENTS, file)
-    journal = Journal(run, start.folder, display, sinks, events, start.laps)
+    journal = Reporter(run, start.folder, display, sinks, events, start.laps)
     journal.world, journal.device, journal.peak = mesh.world, mesh.device, peak_flops(mesh.device)
     return journal
 
 
-def _trainable(run: RunConfig, model: Spread, others: Iterable[nn.Module]) -> Trainable:
+def _trainable(run: RunConfig, model: ParallelModel, others: Iterable[nn.Module]) -> Trainable:
     return Trainable(run, build_task(run), model.mesh.device, others, model.autocast)
 
 
 def _first_batch(run: RunConfig, parts: Parts) -> dict[str, Tensor]:
     """Return the first samples of the dataset, as many as a microbatch has, on the device."""
     ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
-    found = parts.feed.gather(Request(ids, np.zeros_like(ids), run.steps))
+    found = parts.feed.gather(MicrobatchRequest(ids, np.zeros_like(ids), run.steps))
     return {name: value.to(parts.feed.device) for name, value in found.batch.items()}
 
 
@@ -275,7 +275,7 @@ def _rehearse(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> None
         if parts.journal.peak and run.parallel.compile is None:
             flops = count_flops(lambda: items.append(parts.step.rehearse(batch)))
             parts.journal.flops_per_item = flops / max(1, items[0])
-        elif parts.step.spread.mesh.world > 1:
+        elif parts.step.parallel.mesh.world > 1:
             parts.step.rehearse(batch)
         parts.evaluate.rehearse()
     except torch.OutOfMemoryError as error:
@@ -297,7 +297,7 @@ def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
 
 
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
-    mesh, feed = parts.step.spread.mesh, parts.feed
+    mesh, feed = parts.step.parallel.mesh, parts.feed
     parameters = sum(p.numel() for p in parts.state.model.parameters())
     trained = sum(p.numel() for p in parts.state.model.parameters() if p.requires_grad)
     slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
@@ -317,7 +317,7 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
         parts.journal.event("small_cache", small)
     for passed in restored.walked_past if restored else ():
         parts.journal.event("walked_past", f"damaged checkpoint set aside: {passed}")
-    if model_units := parts.step.spread.units:
+    if model_units := parts.step.parallel.units:
         facts["units"] = model_units
     parts.journal.event("started", step=parts.state.progress.step, world=mesh.world, facts=facts)
     parts.journal.start(f"{run.run}, attempt {parts.checkpoints.attempt}", facts, parts.state.progress.step)

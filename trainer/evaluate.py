@@ -13,9 +13,9 @@ from torch.distributed.fsdp import FSDPModule
 from everstep.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
 from everstep.errors import ConfigError
 from everstep.trainer.data.dataset import TEST
-from everstep.trainer.data.fetcher import Gather
+from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import evaluation_batches
-from everstep.trainer.distributed.parallel import Spread
+from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.optim import has_modes
 from everstep.trainer.random_state import microbatch_seed, seed_generators
 from everstep.trainer.state.preserve import preserved
@@ -32,7 +32,13 @@ class Evaluator:
     """Evaluates the state when it is due, and records the score in its progress."""
 
     def __init__(
-        self, run: RunConfig, state: TrainState, spread: Spread, task: Task, data: Mapping[str, Gather], stop: Stop
+        self,
+        run: RunConfig,
+        state: TrainState,
+        parallel: ParallelModel,
+        task: Task,
+        data: Mapping[str, Fetcher],
+        stop: Stop,
     ) -> None:
         """Prepare evaluations.
 
@@ -41,7 +47,7 @@ class Evaluator:
         """
         self.run = run
         self.state = state
-        self.spread = spread
+        self.parallel = parallel
         self.task = task
         self.data = {name: gather for name, gather in data.items() if name != TEST}
         self.test = data.get(TEST)
@@ -57,8 +63,8 @@ class Evaluator:
     def __call__(self) -> dict[str, float] | None:
         """Return the metrics, each a mean over all held-out items; None if a rank was asked to stop meanwhile."""
         with (
-            preserved(self.spread.model, self.task),
-            evaluating(self.spread.module, self.state.optimizer),
+            preserved(self.parallel.model, self.task),
+            evaluating(self.parallel.module, self.state.optimizer),
             self._weights(),
         ):
             metrics = self._measure_all()
@@ -70,8 +76,8 @@ class Evaluator:
     def rehearse(self) -> None:
         """Evaluate one microbatch and discard it, so that a missing metric is an error before the first step."""
         if self.data:
-            with preserved(self.spread.model, self.task), evaluating(self.spread.module, self.state.optimizer):
-                metrics = self._measure_all(limit=self._batch() * self.spread.mesh.world)
+            with preserved(self.parallel.model, self.task), evaluating(self.parallel.module, self.state.optimizer):
+                metrics = self._measure_all(limit=self._batch() * self.parallel.mesh.world)
             if metrics is not None:
                 check_metric(self.run.evaluate, metrics)
 
@@ -99,9 +105,9 @@ class Evaluator:
                 together[metric] = before[0] + total, before[1] + count
         return means(together) | metrics
 
-    def _measure(self, data: Gather, limit: int | None = None) -> dict[str, tuple[float, float]] | None:
+    def _measure(self, data: Fetcher, limit: int | None = None) -> dict[str, tuple[float, float]] | None:
         """Return sum and count of each metric; None if a rank was asked to stop meanwhile."""
-        mesh, names, sums = self.spread.mesh, ["loss"], torch.zeros(0)
+        mesh, names, sums = self.parallel.mesh, ["loss"], torch.zeros(0)
         samples = limit if limit is not None else self.run.evaluate.limit
         ahead_mb = self.run.loader.ahead_mb
         batches = evaluation_batches(data, self._batch(), mesh.rank, mesh.world, mesh.device, samples, ahead_mb)
@@ -110,8 +116,8 @@ class Evaluator:
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
                 return None
             seed_generators(microbatch_seed(self.run.seed, 0, number * mesh.world + mesh.rank), mesh.device)
-            with self.spread.autocast():
-                loss = checked(self.task.evaluate(self.spread.module, inputs(microbatch.batch, cast)), "evaluate")
+            with self.parallel.autocast():
+                loss = checked(self.task.evaluate(self.parallel.module, inputs(microbatch.batch, cast)), "evaluate")
             if number == 0:
                 names = ["loss", *loss.metrics]
                 sums = torch.zeros(1 + len(names), dtype=torch.float64, device=mesh.device)

@@ -15,7 +15,7 @@ from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.loader import Feed
 from everstep.trainer.evaluate import Evaluator, keep_score
-from everstep.trainer.reporting.reporter import Hook, Journal
+from everstep.trainer.reporting.reporter import Hook, Reporter
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.step import StepInfo, Stepper
 
@@ -29,7 +29,7 @@ class Parts:
     step: Stepper
     evaluate: Evaluator
     checkpoints: Checkpointer
-    journal: Journal
+    journal: Reporter
     hooks: Sequence[Hook]
 
 
@@ -71,7 +71,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             batches = parts.feed.steps(at)
             continue
         if checkpoints.get_ready():
-            state.check_agreement(parts.step.spread.mesh)
+            state.check_agreement(parts.step.parallel.mesh)
         stopping, unsaved = any(info.stop for info in infos), any(info.unsaved for info in infos)
         if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
             _roll_back(parts)
@@ -207,7 +207,7 @@ def _roll_back(parts: Parts) -> None:
 def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
     """Continue with half the microbatch; with several ranks, raise an error so that all restart with it."""
     short = short_of_memory(parts)
-    if parts.step.spread.mesh.world > 1 or short.micro_batch is None:
+    if parts.step.parallel.mesh.world > 1 or short.micro_batch is None:
         raise short from error
     parts.state.optimizer.zero_grad(set_to_none=True)
     parts.state.progress.micro_batch = parts.feed.micro_batch = short.micro_batch
@@ -217,5 +217,5 @@ def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
 def short_of_memory(parts: Parts) -> ShortOfMemoryError:
     """Return the error that ends an attempt whose microbatch does not fit; the next attempt halves it."""
     size = parts.feed.micro_batch
-    message = f"rank {parts.step.spread.mesh.rank} ran out of memory with micro_batch={size}"
+    message = f"rank {parts.step.parallel.mesh.rank} ran out of memory with micro_batch={size}"
     return ShortOfMemoryError(message, size // 2 or None)

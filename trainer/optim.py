@@ -119,7 +119,7 @@ def by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
     return list(groups.values())
 
 
-class Average:
+class WeightEma:
     """An exponential moving average of the weights, sharded over the ranks as they are."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:

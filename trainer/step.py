@@ -2,7 +2,7 @@
 
 The result does not depend on the number of processes: randomness is seeded by (seed, step, microbatch), and gradients
 of sums are divided by the count of items in the whole global batch. Nothing in a step waits for the device; its results
-are read later, from `Pending`.
+are read later, from `PendingStep`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from everstep.config import Dtype, RunConfig
 from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.own_generators import own_generators
-from everstep.trainer.distributed.parallel import Replicated, Spread
+from everstep.trainer.distributed.parallel import ParallelModel, Replicated
 from everstep.trainer.optim import lr_factor, set_lr
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.preserve import preserved
@@ -68,7 +68,7 @@ class StepInfo:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingStep:
     """Results of a step that are still on the device.
 
     `facts` are loss sum, items, asked, unsaved, norm, bad, loss scale, then the values that `TaskMetrics.joined`
@@ -111,31 +111,33 @@ class Stepper:
         self,
         run: RunConfig,
         state: TrainState,
-        spread: Spread,
+        parallel: ParallelModel,
         task: Task,
         stop: Stop,
         unsaved: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run = run
         self.state = state
-        self.spread = spread
+        self.parallel = parallel
         self.task = task
         self.stop = stop
         self.unsaved = unsaved
-        self.device = spread.mesh.device
+        self.device = parallel.mesh.device
         self.cast = torch.float64 if run.precision.dtype is Dtype.fp64 else None
         on_cuda = self.device.type == "cuda"
         self.lag = 2 if on_cuda else 0
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
-        self.update = Update(run, state, spread)
-        self.metrics = TaskMetrics(spread.mesh)
+        self.update = Update(run, state, parallel)
+        self.metrics = TaskMetrics(parallel.mesh)
         self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
         """Gradient of each loss sum: it keeps gradients small until the items of the whole batch are counted."""
-        self.generators = own_generators(spread.model, task, most=MOST_OBJECTS)
+        self.generators = own_generators(parallel.model, task, most=MOST_OBJECTS)
         """Generators of the model and the task themselves; seeded along with the global ones."""
-        self.searches = spread.mesh.world == 1 or run.parallel.find_unused or not isinstance(spread.module, Replicated)
+        self.searches = (
+            parallel.mesh.world == 1 or run.parallel.find_unused or not isinstance(parallel.module, Replicated)
+        )
         """True if a parameter may have no gradient, since no reduction waits for it."""
-        self._pending: deque[Pending] = deque()
+        self._pending: deque[PendingStep] = deque()
 
     def __call__(self, batches: Sequence[Microbatch]) -> None:
         step, run = self.state.progress.step + 1, self.run
@@ -161,12 +163,12 @@ class Stepper:
 
         It changes nothing: buffers, modes, plain attributes and generators are restored.
         """
-        with preserved(self.spread.model, self.task), self.spread.reduce_on(True):
+        with preserved(self.parallel.model, self.task), self.parallel.gradient_sync(True):
             self._seed(0, 0)
             loss = self._loss(batch)
             loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
         self._check_all_used()
-        self.spread.drop_gradients()
+        self.parallel.drop_gradients()
         return int(loss.count)
 
     def forget(self) -> None:
@@ -177,7 +179,7 @@ class Stepper:
         try:
             return self.update(sums)
         except RuntimeError as error:
-            if advice := sparse_advice(self.spread.model, error):
+            if advice := sparse_advice(self.parallel.model, error):
                 said = f"optimizer ({type(self.state.optimizer).__name__}) fails: {' '.join(str(error).split())[:300]}"
                 raise ConfigError(f"{said}; {advice}") from error
             raise
@@ -201,7 +203,7 @@ class Stepper:
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
             self._seed(step, microbatch.index)
-            with self.spread.reduce_on(last):
+            with self.parallel.gradient_sync(last):
                 loss = self._loss(microbatch.batch)
                 self.metrics.add(loss, microbatch.real)
                 if microbatch.real:
@@ -209,7 +211,7 @@ class Stepper:
                     items += loss.count
                 if last:
                     sums = self.metrics.joined(sums)
-                if last and self.spread.mesh.world > 1:
+                if last and self.parallel.mesh.world > 1:
                     # It runs while the last backward pass computes.
                     work = dist.all_reduce(sums, async_op=True)
                 loss.sum.backward(weight if microbatch.real else weight * 0.0)  # type: ignore[no-untyped-call]
@@ -225,27 +227,27 @@ class Stepper:
 
     def _loss(self, batch: Mapping[str, Tensor]) -> Loss:
         try:
-            with self.spread.autocast():
-                return checked(self.task.loss(self.spread.module, inputs(batch, self.cast)), "loss")
+            with self.parallel.autocast():
+                return checked(self.task.loss(self.parallel.module, inputs(batch, self.cast)), "loss")
         except RuntimeError as error:
             if "Expected to have finished reduction" in str(error):
                 raise ConfigError(UNUSED.format("some parameters")) from error
-            if advice := float64_advice(self.spread.model, batch, error):
+            if advice := float64_advice(self.parallel.model, batch, error):
                 raise ConfigError(f"task.loss fails: {' '.join(str(error).split())[:300]}; {advice}") from error
             raise
 
     def _check_all_used(self) -> None:
         """Raise ConfigError for a missing gradient: DDP would wait for it forever, on this rank or another."""
-        if not self.searches and self.spread.count_gradients() < self.spread.trained:
-            missing = self.spread.without_gradient() or ["a parameter that was frozen after the start"]
+        if not self.searches and self.parallel.count_gradients() < self.parallel.trained:
+            missing = self.parallel.without_gradient() or ["a parameter that was frozen after the start"]
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise ConfigError(UNUSED.format(f"{missing[0]}{more}"))
 
-    def _pend(self, step: int, lr: float, facts: Tensor | list[float], metrics: Tensor) -> Pending:
+    def _pend(self, step: int, lr: float, facts: Tensor | list[float], metrics: Tensor) -> PendingStep:
         means = self.metrics.means
         if isinstance(facts, list):
-            return Pending(step, lr, [*facts, *metrics.tolist()], None, means)
+            return PendingStep(step, lr, [*facts, *metrics.tolist()], None, means)
         host = torch.cat([facts, metrics]).to("cpu", non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return Pending(step, lr, host, ready, means)
+        return PendingStep(step, lr, host, ready, means)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from everstep.config import RunConfig
-from everstep.trainer.distributed.parallel import Spread
+from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.optim import by_dtype
 from everstep.trainer.state.train_state import TrainState
 
@@ -35,13 +35,13 @@ class Update:
     A step with NaN or Inf, or without an item that counts, changes nothing.
     """
 
-    def __init__(self, run: RunConfig, state: TrainState, spread: Spread) -> None:
+    def __init__(self, run: RunConfig, state: TrainState, parallel: ParallelModel) -> None:
         self.state = state
-        self.spread = spread
+        self.parallel = parallel
         self.clip = run.clip
-        self.share = spread.ranks * run.global_batch
+        self.share = parallel.ranks * run.global_batch
         """Factor by which gradients are too small: the mean over ranks, times the weight of a loss sum."""
-        self.on_host = spread.mesh.device.type != "cuda"
+        self.on_host = parallel.mesh.device.type != "cuda"
         self.masks = not self.on_host and any(group.get("fused") for group in state.optimizer.param_groups)
         """True if the optimizer's kernels skip an update after NaN or Inf; else the host has to read the flag."""
 
@@ -52,11 +52,11 @@ class Update:
         Args:
             sums: [4] float64: loss sum, items, asked, unsaved, summed over all ranks.
         """
-        self.spread.reduce_whole()
-        gradients = self.spread.gradients()
-        norm = self.spread.norm(gradients)
+        self.parallel.reduce_whole()
+        gradients = self.parallel.gradients()
+        norm = self.parallel.norm(gradients)
         applied = self._on_host(sums, gradients, norm) if self.on_host else self._on_device(sums, gradients, norm)
-        self.spread.drop_gradients()
+        self.parallel.drop_gradients()
         return applied
 
     def _on_host(self, sums: Tensor, gradients: Sequence[Tensor], norm_of_sums: Tensor) -> Applied:

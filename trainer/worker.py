@@ -16,11 +16,11 @@ from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.process_tuning import refuse_debugger, spare_what_lives
 from everstep.provenance import record
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, Ending, Outcome, RunFolder
-from everstep.trainer.reporting.outcome import Report, ending_of, exit_code, lose, refuse
+from everstep.trainer.reporting.outcome import OutcomeReport, ending_of, exit_code, lose, refuse
 from everstep.trainer.reporting.rank_log import RankLog
-from everstep.trainer.reporting.startup_timing import Laps
+from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
 
     Under torchrun a run that was stopped and saved exits with 0, since torchrun would restart after any other code.
     """
-    place, laps = Place.from_environment(), Laps(stop.started)
+    place, laps = RankInfo.from_environment(), StartupTimer(stop.started)
     refuse_debugger(place.world)
     try:
         place.check_world()
@@ -69,7 +69,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
     folder = RunFolder(assignment.url)
     with RankLog(folder, assignment.attempt, place.rank) as log:
         ending, failure = _run(run, folder, assignment, place, store, stop, laps)
-        report = Report(folder, assignment.attempt, place, log.shown)
+        report = OutcomeReport(folder, assignment.attempt, place, log.shown)
         if failure is not None:
             report.fail(failure, ending)
         elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
@@ -94,7 +94,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     return options
 
 
-def _store(place: Place, laps: Laps) -> Store | None:
+def _store(place: RankInfo, laps: StartupTimer) -> Store | None:
     if place.world == 1:
         return None
     from everstep.trainer.distributed.mesh import join
@@ -105,7 +105,7 @@ def _store(place: Place, laps: Laps) -> Store | None:
     return joined
 
 
-def _assignment(options: argparse.Namespace, place: Place, store: Store | None, began: float) -> Assignment:
+def _assignment(options: argparse.Namespace, place: RankInfo, store: Store | None, began: float) -> Assignment:
     """Compose (or read), freeze and claim the run on rank 0; the other ranks receive it over the store."""
 
     def decide() -> str:
@@ -118,7 +118,7 @@ def _assignment(options: argparse.Namespace, place: Place, store: Store | None, 
     return Assignment(**json.loads(tell(store, place, decide)))
 
 
-def _claim(options: argparse.Namespace, place: Place, began: float) -> Assignment:
+def _claim(options: argparse.Namespace, place: RankInfo, began: float) -> Assignment:
     run, folder = _frozen(options) if options.frozen else _composed(options, place)
     last = folder.last_ending()
     text = compose.freeze(run)
@@ -143,7 +143,7 @@ def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
     return run, folder
 
 
-def _composed(options: argparse.Namespace, place: Place) -> tuple[RunConfig, RunFolder]:
+def _composed(options: argparse.Namespace, place: RankInfo) -> tuple[RunConfig, RunFolder]:
     composed = compose.compose(options.overrides, options.config_dir)
     if composed.run.run is None and place.nodes > 1:
         raise ConfigError(f"run=null on {place.nodes} nodes: a restart has to find its folder again; give run=NAME")
@@ -159,10 +159,10 @@ def _run(
     run: RunConfig,
     folder: RunFolder,
     assignment: Assignment,
-    place: Place,
+    place: RankInfo,
     store: Store | None,
     stop: Stop,
-    laps: Laps,
+    laps: StartupTimer,
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; return the ending, and the error that caused it."""
     from everstep.trainer.build import Start, build
@@ -206,7 +206,7 @@ def _preview(parts: Parts) -> None:
     if preview is None:
         return
     try:
-        text = str(preview(parts.step.spread.module) or "")
+        text = str(preview(parts.step.parallel.module) or "")
     except Exception as error:
         logging.getLogger("everstep").warning("the task's preview failed", exc_info=True)
         said = " ".join(f"{type(error).__name__}: {error}".split())
@@ -218,7 +218,7 @@ def _preview(parts: Parts) -> None:
         parts.journal.event("preview", f"a sample of what it has learnt:\n{text}")
 
 
-def _leave(place: Place, code: int) -> int:
+def _leave(place: RankInfo, code: int) -> int:
     """Exit without a collective, since one with a failed rank would never end (see also `mesh.part`)."""
     if place.world > 1:
         logging.shutdown()

@@ -128,17 +128,17 @@ def _store(server: str, folder: Path, delay_s: float) -> Iterator[dict[str, str]
 def _child() -> None:
     from everstep.trainer.data.arrow_reader import ArrowDataset
     from everstep.trainer.data.cache import ShardCache
-    from everstep.trainer.data.fetcher import Gather
+    from everstep.trainer.data.fetcher import Fetcher
     from everstep.trainer.data.loader import Loader
-    from everstep.trainer.data.ordering.order import SampleOrder, Source
+    from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
 
     settings = {name: os.environ[f"BENCH_{name}"] for name in ("URL", "CACHE", "CACHE_BYTES", "STEP_S")}
     step_s = float(settings["STEP_S"])
     cache = ShardCache(settings["CACHE"], int(settings["CACHE_BYTES"]))
     start = time.perf_counter()
     dataset = ArrowDataset(settings["URL"], cast={"tokens": "int64"}, cache=lambda: cache)
-    order = SampleOrder([Source(dataset.shard_rows)], BATCH, seed=0, window=WINDOW)
-    loader = Loader(Gather(dataset, 0), order, BATCH, 0, 1, "cpu", prefetch=2)
+    order = SampleOrder([OrderSource(dataset.shard_rows)], BATCH, seed=0, window=WINDOW)
+    loader = Loader(Fetcher(dataset, 0), order, BATCH, 0, 1, "cpu", prefetch=2)
     steps = loader.steps(0)
     next(steps)
     first = time.perf_counter()

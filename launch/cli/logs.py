@@ -50,7 +50,7 @@ def logs(arguments: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class Source:
+class LogSource:
     """One log file of a run."""
 
     path: str
@@ -58,13 +58,13 @@ class Source:
     """0 for the output of a job, which covers all its attempts."""
 
 
-def _paths(folder: RunFolder, options: argparse.Namespace) -> list[Source]:
+def _paths(folder: RunFolder, options: argparse.Namespace) -> list[LogSource]:
     """Return the selected log files, the newest last."""
     if options.job:
         names = [name for name in folder.storage.names() if name.startswith("slurm-") and name.endswith(".out")]
-        return [Source(name) for name in sorted(names, key=lambda name: (len(name), name))]
+        return [LogSource(name) for name in sorted(names, key=lambda name: (len(name), name))]
     attempts = folder.attempts() if options.attempt is None else [options.attempt]
-    return [Source(folder.attempt(number, f"rank-{options.rank:04d}.log"), number) for number in attempts]
+    return [LogSource(folder.attempt(number, f"rank-{options.rank:04d}.log"), number) for number in attempts]
 
 
 @dataclass
@@ -131,7 +131,7 @@ def _looks(folder: RunFolder, ask: Statuses, poll_s: float) -> Iterator[bool]:
         time.sleep(poll_s)
 
 
-def _announce(folder: RunFolder, source: Source) -> None:
+def _announce(folder: RunFolder, source: LogSource) -> None:
     """Print a line for a new attempt or job, with the reason for the restart."""
     if not source.attempt:
         _write(f"--- {source.path} ---\n".encode())

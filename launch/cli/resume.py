@@ -19,7 +19,7 @@ from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.runs.history import History, read
 from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.state import RunState
-from everstep.launch.runs.summary import Line, line
+from everstep.launch.runs.summary import RunSummary, line
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.registry import scheduler, statuses
 from everstep.launch.submit.override_frozen import amend
@@ -125,12 +125,12 @@ def _refuse_unnamed_plugins(config: RunConfig, overrides: Sequence[str]) -> None
         )
 
 
-def _standing(history: History) -> Line:
+def _standing(history: History) -> RunSummary:
     jobs = statuses([history.handle] if history.handle is not None else [])
     return line(history, jobs.get(history.handle) if history.handle is not None else None)
 
 
-def _goes_on(here: Line) -> bool:
+def _goes_on(here: RunSummary) -> bool:
     # A silent run on another machine may be dead. If it is alive, its next save fails as superseded.
     return not here.standing.state.is_over and here.standing.state not in (RunState.new, RunState.silent)
 

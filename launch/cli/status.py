@@ -18,7 +18,7 @@ from everstep.launch.runs.goodput import PARTS, Goodput, goodput, timeline
 from everstep.launch.runs.history import read
 from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.state import RunState
-from everstep.launch.runs.summary import Line, line
+from everstep.launch.runs.summary import RunSummary, line
 from everstep.launch.schedulers.registry import Statuses, following, statuses
 from everstep.launch.sweep.sweep_folder import sweep_at
 from everstep.run_folder import RunFolder
@@ -32,10 +32,10 @@ FAILED = (RunState.failed, RunState.lost, RunState.restarting)
 
 
 @dataclass(frozen=True)
-class Report:
+class StatusReport:
     """Status of one run at one moment."""
 
-    line: Line
+    line: RunSummary
     goodput: Goodput
     checkpoint_step: int | None
     error: Sequence[str]
@@ -71,7 +71,7 @@ class Report:
         }
 
 
-def _nodes(line: Line) -> list[str]:
+def _nodes(line: RunSummary) -> list[str]:
     """Return the nodes of the current or the last job start."""
     if line.job is not None and line.job.nodes:
         return list(line.job.nodes)
@@ -95,17 +95,17 @@ def status(arguments: Sequence[str]) -> int:
     return 0
 
 
-def report(folder: RunFolder, ask: Statuses = statuses) -> Report:
+def report(folder: RunFolder, ask: Statuses = statuses) -> StatusReport:
     history = read(folder)
     jobs = ask([history.handle] if history.handle is not None else [])
     here = line(history, jobs.get(history.handle) if history.handle is not None else None)
     until = None if here.standing.state.is_over else time.time()
     spent = goodput(timeline(folder, history, here.job, until))
     failed = here.standing.state in FAILED
-    return Report(here, spent, folder.newest_step(), _last_words(folder, here) if failed else ())
+    return StatusReport(here, spent, folder.newest_step(), _last_words(folder, here) if failed else ())
 
 
-def _last_words(folder: RunFolder, here: Line) -> list[str]:
+def _last_words(folder: RunFolder, here: RunSummary) -> list[str]:
     last = here.history.last
     if last is None:
         return []
@@ -117,7 +117,7 @@ def _last_words(folder: RunFolder, here: Line) -> list[str]:
     return log.decode(errors="replace").splitlines()[-LAST_LINES:]
 
 
-def _print(report: Report, as_json: bool) -> None:
+def _print(report: StatusReport, as_json: bool) -> None:
     if as_json:
         print(json.dumps(report.facts(), indent=1), flush=True)
         return
@@ -125,7 +125,7 @@ def _print(report: Report, as_json: bool) -> None:
         print(printable(f"{name:<12} {value}" if name else value), flush=True)
 
 
-def rows(report: Report) -> list[tuple[str, str]]:
+def rows(report: StatusReport) -> list[tuple[str, str]]:
     """Return name and value of all known facts."""
     facts, history = report.facts(), report.line.history
     why, going = report.line.standing.why, report.line.standing.state is RunState.training
@@ -146,7 +146,7 @@ def rows(report: Report) -> list[tuple[str, str]]:
     return shown + _restarts(report) + _goodput(report.goodput) + [("", row) for row in _indented(report.error)]
 
 
-def _attempt(line: Line) -> str:
+def _attempt(line: RunSummary) -> str:
     last = line.history.last
     if last is None:
         return ""
@@ -154,7 +154,7 @@ def _attempt(line: Line) -> str:
     return f"{last.number}{world}, began {text_tables.duration(time.time() - last.began_at)} ago"
 
 
-def _restarts(report: Report) -> list[tuple[str, str]]:
+def _restarts(report: StatusReport) -> list[tuple[str, str]]:
     """Return rows for the last few decisions to restart, with their reasons."""
     decisions = [each for each in report.line.history.decisions if each.get("go_on")]
     ago = (text_tables.duration(time.time() - float(each.get("time") or 0.0)) for each in decisions[-3:])
@@ -199,7 +199,7 @@ def _follow(folder: RunFolder, ask: Statuses, as_json: bool) -> int:
         time.sleep(REFRESH_S)
 
 
-def _one_line(report: Report) -> str:
+def _one_line(report: StatusReport) -> str:
     kept = {name: value for name, value in rows(report) if name in ("state", "attempt", "step", "checkpoint")}
     return "  ".join(value if name == "state" else f"{name} {value}" for name, value in kept.items())
 

@@ -25,7 +25,7 @@ from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local, Signal
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node.checks import BadNode, address, failures
 from everstep.launch.restart.supervisor import marker
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.snapshot import open_code, search_path
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, STARTER, RunFolder
@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> int:
     folder = RunFolder(arguments[0])
     with Signals() as signals:  # before anything slow, so that no signal is lost
         try:
-            return Node(folder, Allocation.of(os.environ), Submitted.read(folder), signals).run()
+            return Node(folder, Allocation.of(os.environ), JobSpec.read(folder), signals).run()
         except EverstepError as error:
             say(str(error))
             return error.exit_code
@@ -58,7 +58,7 @@ class Node:
 
     folder: RunFolder
     allocation: Allocation
-    submitted: Submitted
+    submitted: JobSpec
     signals: Signals
     number: int | None = None
     """Number of the start; None reads it from the environment."""
@@ -110,7 +110,7 @@ class Node:
         except (OSError, StorageError) as error:
             say(f"node {report.host}: not written down ({error})")
 
-    def _train(self, meeting: torchrun.Meeting, output: int) -> int:
+    def _train(self, meeting: torchrun.Rendezvous, output: int) -> int:
         job = self.submitted.job
         nproc = processes(job)
         alone = len(self.allocation.hosts) == 1 and nproc == 1 and self.submitted.is_trainer
@@ -147,12 +147,12 @@ class Node:
             extra |= search_path(code, given, "" if script.startswith("-") else str(Path(script).parent))
         return torchrun.environment(os.environ, share, extra)
 
-    def _meet(self) -> torchrun.Meeting | None:
+    def _meet(self) -> torchrun.Rendezvous | None:
         """Return the rendezvous of this start; the head finds a free port and publishes it in the run folder."""
         hosts, place = self.allocation.hosts, self.allocation.rank
         name = f"{self.allocation.job}.{self.allocation.restart}.{self.start.number}"
         if len(hosts) == 1:
-            return torchrun.Meeting(id=name)
+            return torchrun.Rendezvous(id=name)
         interface, told = self.submitted.job.interface, self.allocation.address
         mine = told if told and interface is None else address(interface)
         if place == 0:
@@ -164,7 +164,7 @@ class Node:
             return None
         if place != 0:
             self._compare_clocks(hosts[0])
-        return torchrun.Meeting(len(hosts), endpoint, mine, place == 0, name)
+        return torchrun.Rendezvous(len(hosts), endpoint, mine, place == 0, name)
 
     def _compare_clocks(self, head: str) -> None:
         """Report a clock that differs from the head's; BadNode if by more than MOST_SKEW_S."""

@@ -25,12 +25,12 @@ from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.process import Signals
 from everstep.launch.job_start.start_record import Decisions, Start
 from everstep.launch.node.agent import Node
-from everstep.launch.node.pod_membership import Member, Members
+from everstep.launch.node.pod_membership import PodMember, PodMembership
 from everstep.launch.restart import decide
 from everstep.launch.restart.job_policy import Action, Evidence
 from everstep.launch.restart.local_policy import back_off_s
 from everstep.launch.restart.supervisor import marker
-from everstep.launch.submit.job_spec import Submitted, settle
+from everstep.launch.submit.job_spec import JobSpec, settle
 from everstep.run_folder import STOP_MARKER, RunFolder
 
 DONE, WORLD_BROKE, DO_NOT_RETRY, PREEMPTED = 0, 75, 78, 143
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(folder: RunFolder, signals: Signals) -> tuple[int, str]:
     try:
         settle(folder, os.environ)
-        Pod(folder, Allocation.of(os.environ), Submitted.read(folder), signals).run()
+        Pod(folder, Allocation.of(os.environ), JobSpec.read(folder), signals).run()
     except Leave as leave:
         return leave.code, str(leave)
     except (StorageError, OSError) as error:
@@ -89,7 +89,7 @@ def _run(folder: RunFolder, signals: Signals) -> tuple[int, str]:
 class Pod:
     folder: RunFolder
     allocation: Allocation
-    submitted: Submitted
+    submitted: JobSpec
     signals: Signals
     _since: float = field(default_factory=time.monotonic)
     """Time at which the last start ended: the wait for other pods began then."""
@@ -100,7 +100,7 @@ class Pod:
         self.job = self.allocation.job
         self.fewest, self.most = self.submitted.job.node_range
         self.poll_s = poll_s(self.folder)
-        self.members = Members(self.folder, self.job)
+        self.members = PodMembership(self.folder, self.job)
         self.decisions = Decisions(self.folder)
         self.me = self.members.join(self.allocation.rank, {"address": self.allocation.address or ""})
 
@@ -162,7 +162,7 @@ class Pod:
             raise Leave(DO_NOT_RETRY, f"job {newest.facts['job']} has taken the run over")
         return None
 
-    def _claim(self, before: Start | None, members: Iterable[Member]) -> None:
+    def _claim(self, before: Start | None, members: Iterable[PodMember]) -> None:
         """Begin the next start if all pods are present, or after GATHER_S if enough of them are."""
         there = self._there(before, members)
         waited = time.monotonic() - self._since
@@ -174,7 +174,7 @@ class Pod:
         start = Start.claim(self.folder, allocation, self.folder.reached_step())
         say(f"start {start.number} of job {self.job} on {', '.join(hosts)}")
 
-    def _there(self, before: Start | None, members: Iterable[Member]) -> list[Member]:
+    def _there(self, before: Start | None, members: Iterable[PodMember]) -> list[PodMember]:
         """Return the pods that can take part: new ones, and those that reported the end of the last start."""
         said = {report.host for report in before.reports() if report.code is not None and not report.stopped
                 } if before else set()  # fmt: skip
@@ -219,7 +219,7 @@ class Pod:
             self.signals.wait(0.2)
 
 
-def replaced(start: Start, members: Mapping[int, Member]) -> bool:
+def replaced(start: Start, members: Mapping[int, PodMember]) -> bool:
     """True if a pod that takes part in the start has been replaced."""
     return not set(start.facts["hosts"]) <= {member.host for member in members.values()}
 

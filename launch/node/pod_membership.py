@@ -15,7 +15,7 @@ from everstep.run_folder import MEMBERS, RunFolder
 
 
 @dataclass(frozen=True, order=True)
-class Member:
+class PodMember:
     index: int
     """Index of the pod in the job; a replacement has the same."""
     life: int = 1
@@ -28,24 +28,24 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Members:
+class PodMembership:
     folder: RunFolder
     job: str
 
-    def join(self, index: int, facts: Mapping[str, str]) -> Member:
+    def join(self, index: int, facts: Mapping[str, str]) -> PodMember:
         """Take the next number of an index; the pod with the number before it is then replaced."""
         life = getattr(self.current().get(index), "life", 0) + 1
         record = (json.dumps({**facts, "time": time.time()}) + "\n").encode()
         while not self.folder.storage.create(f"{MEMBERS}/{self.job}/{index:04d}-{life:04d}.json", record):
             life += 1
-        return Member(index, life)
+        return PodMember(index, life)
 
-    def current(self) -> dict[int, Member]:
+    def current(self) -> dict[int, PodMember]:
         """Return the newest pod of each index."""
-        found: dict[int, Member] = {}
+        found: dict[int, PodMember] = {}
         for name in self.folder.storage.names(f"{MEMBERS}/{self.job}"):
             index, _, life = name.removesuffix(".json").partition("-")
             if index.isdigit() and life.isdigit():
-                member = Member(int(index), int(life))
+                member = PodMember(int(index), int(life))
                 found[member.index] = max(member, found.get(member.index, member))
         return found

@@ -21,9 +21,9 @@ from everstep.errors import EverstepError, StorageError
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.start_record import Start, decisions
-from everstep.launch.restart.job_policy import Action, Evidence, Verdict, judge
+from everstep.launch.restart.job_policy import Action, Evidence, RestartDecision, judge
 from everstep.launch.submit.array import run_of
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.job_spec import JobSpec
 from everstep.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
 
 T = TypeVar("T")
@@ -80,7 +80,7 @@ def patiently(work: Callable[[], T]) -> T:
 
 def begin(folder: RunFolder, allocation: Allocation) -> int:
     """Claim the next start; first decide about a start that ended together with its batch script."""
-    submitted = Submitted.read(folder)
+    submitted = JobSpec.read(folder)
     before = Start.newest(folder)
     if before is not None and before.facts["job"] == allocation.job and decision(before) is None:
         verdict = keep(before, decide(before, submitted, Evidence(lost=True)))
@@ -95,7 +95,7 @@ def begin(folder: RunFolder, allocation: Allocation) -> int:
 
 def end(start: Start, code: int, noticed: bool) -> int:
     """Decide, record the decision, and print it for the batch script."""
-    verdict = decide(start, Submitted.read(start.folder), Evidence(code=code, noticed=noticed))
+    verdict = decide(start, JobSpec.read(start.folder), Evidence(code=code, noticed=noticed))
     if verdict.action is Action.wait:
         say(verdict.reason)  # not a decision about the run, so it is not recorded there
     else:
@@ -113,7 +113,7 @@ def end(start: Start, code: int, noticed: bool) -> int:
     return 0
 
 
-def decide(start: Start, submitted: Submitted, known: Evidence) -> Verdict:
+def decide(start: Start, submitted: JobSpec, known: Evidence) -> RestartDecision:
     """Return the decision after a start, from `known` and from the run folder."""
     folder, job = start.folder, submitted.job
     attempts = folder.attempts()
@@ -156,7 +156,7 @@ def decision(start: Start) -> dict[str, object] | None:
     return next((found for found in decisions(start.folder) if found.get("start") == start.number), None)
 
 
-def keep(start: Start, verdict: Verdict) -> Verdict:
+def keep(start: Start, verdict: RestartDecision) -> RestartDecision:
     """Record and print the decision; return it."""
     start.folder.record_restart(
         {

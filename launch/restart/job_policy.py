@@ -67,7 +67,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RestartDecision:
     action: Action
     reason: str
     """Reason, one line for the user."""
@@ -80,12 +80,12 @@ class Verdict:
     exit_code: int = 0
 
 
-def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: int) -> Verdict:
+def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: int) -> RestartDecision:
     """Return the decision of the first rule that matches."""
     spent = 0 if evidence.progressed else evidence.spent
     if evidence.left_behind:
         # The batch script acts on the job by its number, so any other action would hit the new start.
-        return Verdict(Action.wait, "the job has started again elsewhere; left behind, and waits to be ended",
+        return RestartDecision(Action.wait, "the job has started again elsewhere; left behind, and waits to be ended",
                        "superseded", spent)  # fmt: skip
     if evidence.overtaken:
         return _exit("superseded", "a later start has taken the run over", spent, Outcome.superseded.exit_code)
@@ -97,7 +97,7 @@ def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: i
         return _disrupted(evidence, spent)
     if evidence.lost:
         lost = "ended by the scheduler, which has started it again"
-        return _limited(Verdict(Action.again, lost, "lost", exit_code=1), spent, max_restarts)
+        return _limited(RestartDecision(Action.again, lost, "lost", exit_code=1), spent, max_restarts)
     if (stopped := _stopped(evidence)) is not None:
         if not evidence.is_trainer:  # whether it has saved is unknown, and a job may reach many time limits
             spent = 0
@@ -107,7 +107,7 @@ def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: i
     return _crashed(evidence, causes, spent, max_restarts)
 
 
-def _final(evidence: Evidence, spent: int) -> Verdict | None:
+def _final(evidence: Evidence, spent: int) -> RestartDecision | None:
     """Return the decision for an ending that another start would not change; None for any other."""
     ending = evidence.ending or _by_code(evidence)
     if ending is None or not local_policy.is_last(ending):
@@ -144,7 +144,7 @@ def _signal(evidence: Evidence) -> str | None:
     return signals[0] if signals and all(signals) and len(signals) == len(evidence.hosts) else None
 
 
-def _failed_checks(evidence: Evidence) -> Verdict | None:
+def _failed_checks(evidence: Evidence) -> RestartDecision | None:
     bad = [report for report in evidence.reports if report.failed]
     if not bad:
         return None
@@ -153,10 +153,10 @@ def _failed_checks(evidence: Evidence) -> Verdict | None:
         # A check that fails on every node is no sign of a bad node.
         return _exit("bad_node", f"every node failed its checks ({said})", evidence.spent, 1)
     hosts = tuple(sorted(report.host for report in bad))
-    return Verdict(Action.requeue, f"bad node ({said})", "bad_node", exclude=hosts, exit_code=1)
+    return RestartDecision(Action.requeue, f"bad node ({said})", "bad_node", exclude=hosts, exit_code=1)
 
 
-def _stopped(evidence: Evidence) -> Verdict | None:
+def _stopped(evidence: Evidence) -> RestartDecision | None:
     """Return the decision after a stop by the scheduler, by notice or signal; None if it stopped nothing."""
     signal = _signal(evidence)
     if not evidence.noticed and signal is None:
@@ -167,10 +167,10 @@ def _stopped(evidence: Evidence) -> Verdict | None:
         how = "stopped, the last checkpoint stands" if evidence.is_trainer else "stopped"
     else:
         how = f"stopped and saved at step {ending.step}"
-    return Verdict(Action.requeue, f"{how} after {why}", "preempted", exit_code=Outcome.preempted.exit_code)
+    return RestartDecision(Action.requeue, f"{how} after {why}", "preempted", exit_code=Outcome.preempted.exit_code)
 
 
-def _disrupted(evidence: Evidence, spent: int) -> Verdict:
+def _disrupted(evidence: Evidence, spent: int) -> RestartDecision:
     said = {report.host for report in evidence.reports if report.code is not None and not report.stopped}
     gone = ", ".join(host for host in evidence.hosts if host not in said) or "a pod"
     saved = evidence.ending is not None and evidence.ending.outcome is Outcome.preempted
@@ -179,17 +179,17 @@ def _disrupted(evidence: Evidence, spent: int) -> Verdict:
         if evidence.ending is not None and saved
         else "the last checkpoint stands"
     )
-    return Verdict(Action.again, f"{gone} was taken away, {how}; starting again when all are there",
+    return RestartDecision(Action.again, f"{gone} was taken away, {how}; starting again when all are there",
                    "preempted" if saved else "lost", spent)  # fmt: skip
 
 
-def _short_of_memory(evidence: Evidence, ending: Ending, max_restarts: int) -> Verdict:
+def _short_of_memory(evidence: Evidence, ending: Ending, max_restarts: int) -> RestartDecision:
     decision = local_policy.decide(ending, evidence.spent, max_restarts, evidence.progressed, evidence.shrank)
     action = Action.again if decision.go_on else Action.exit
-    return Verdict(action, decision.reason, ending.outcome.value, decision.restarts, exit_code=1)
+    return RestartDecision(action, decision.reason, ending.outcome.value, decision.restarts, exit_code=1)
 
 
-def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, max_restarts: int) -> Verdict:
+def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, max_restarts: int) -> RestartDecision:
     report, cause = _cause(evidence, causes)
     what = local_policy.what_of(evidence.ending) if evidence.ending else f"ended with exit code {_first_code(evidence)}"
     if (mistake := local_policy.mistake_of(evidence.ending, evidence.stepped, evidence.repeated)) is not None:
@@ -201,7 +201,7 @@ def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, 
     suspects = _suspects(evidence, causes)
     action = Action.requeue if suspects else Action.again
     name = str(report.cause) if report is not None else "crashed"
-    return _limited(Verdict(action, what, name, exclude=suspects, exit_code=1), spent, max_restarts)
+    return _limited(RestartDecision(action, what, name, exclude=suspects, exit_code=1), spent, max_restarts)
 
 
 def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeReport, CauseConfig] | tuple[None, None]:
@@ -233,7 +233,7 @@ def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[st
     return tuple(sorted(suspects)) if suspects < set(evidence.hosts) else ()
 
 
-def _limited(verdict: Verdict, spent: int, max_restarts: int) -> Verdict:
+def _limited(verdict: RestartDecision, spent: int, max_restarts: int) -> RestartDecision:
     """Return the decision if the budget of starts without a new checkpoint allows it, else an exit."""
     if verdict.action is Action.exit:
         return verdict
@@ -245,8 +245,8 @@ def _limited(verdict: Verdict, spent: int, max_restarts: int) -> Verdict:
     without = f" without {', '.join(verdict.exclude)}" if verdict.exclude else ""
     count = f" ({spent + 1} of {max_restarts} without a new checkpoint)"
     reason = f"{verdict.reason}; {how}{without}{count}"
-    return Verdict(verdict.action, reason, verdict.cause, spent + 1, verdict.exclude, verdict.exit_code)
+    return RestartDecision(verdict.action, reason, verdict.cause, spent + 1, verdict.exclude, verdict.exit_code)
 
 
-def _exit(cause: str, reason: str, spent: int, code: int) -> Verdict:
-    return Verdict(Action.exit, reason, cause, spent, exit_code=code)
+def _exit(cause: str, reason: str, spent: int, code: int) -> RestartDecision:
+    return RestartDecision(Action.exit, reason, cause, spent, exit_code=code)

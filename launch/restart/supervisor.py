@@ -25,7 +25,7 @@ LAST_TRIES, LAST_PAUSE_S = 3, 1.0
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedStart:
     """End of a start, as recorded in the run folder."""
 
     ending: Ending | None
@@ -85,15 +85,15 @@ class Supervisor:
         # Killed because the stop took too long still counts as stopped: the same command resumes the run.
         return (Outcome.crashed if self.local.stopped is None else Outcome.preempted).exit_code
 
-    def _ended(self, before: list[int], step: int, code: int) -> Ended:
-        def look() -> Ended:
+    def _ended(self, before: list[int], step: int, code: int) -> EndedStart:
+        def look() -> EndedStart:
             ending, reached = self._ending(before, code), self.folder.reached_step()
             if ending is None or ending.outcome is not Outcome.crashed:
-                return Ended(ending, reached)
+                return EndedStart(ending, reached)
             newest = max(self.folder.attempts(), default=0)
-            return Ended(ending, reached, self.folder.has_stepped(), self.folder.is_repeated(newest, ending))
+            return EndedStart(ending, reached, self.folder.has_stepped(), self.folder.is_repeated(newest, ending))
 
-        return self._read(look, Ended(self.local.handed_over or _by_code(code), step))
+        return self._read(look, EndedStart(self.local.handed_over or _by_code(code), step))
 
     def _ending(self, before: list[int], code: int) -> Ending | None:
         """Return the ending of our attempt: from the run folder, else from the trainer, else by exit code."""

@@ -9,7 +9,7 @@ import socket
 from collections.abc import Sequence
 
 from everstep.launch.runs.history import History, has_process, is_here, read
-from everstep.launch.runs.summary import Line, line
+from everstep.launch.runs.summary import RunSummary, line
 from everstep.launch.schedulers.job import CANCELLED, JobHandle
 from everstep.launch.schedulers.registry import scheduler, statuses
 from everstep.provenance import user
@@ -50,7 +50,7 @@ def _job(folder: RunFolder, history: History) -> str:
     return f"{handle} is cancelled; the last checkpoint stands"
 
 
-def _processes(folder: RunFolder, here: Line) -> str:
+def _processes(folder: RunFolder, here: RunSummary) -> str:
     """Stop a run without a scheduler: by the stop marker, and on this machine also by a signal."""
     last = here.history.last
     if last is None:

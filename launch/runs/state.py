@@ -43,7 +43,7 @@ class RunState(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class RunStatus:
     state: RunState
     why: str = ""
 
@@ -66,7 +66,7 @@ OF_JOB = {
 """State by the status of the job, for a run that has recorded no outcome."""
 
 
-def standing(history: History, job: JobStatus | None, alive: bool | None, now: float) -> Standing:
+def standing(history: History, job: JobStatus | None, alive: bool | None, now: float) -> RunStatus:
     """Return the state of a run.
 
     Args:
@@ -74,29 +74,29 @@ def standing(history: History, job: JobStatus | None, alive: bool | None, now: f
         alive: True if the processes of the last attempt live, for a run without a scheduler; None if unknown.
     """
     if job is not None and job.state is JobState.pending:
-        return Standing(RunState.queued, job.reason)
+        return RunStatus(RunState.queued, job.reason)
     if job is not None and job.state is JobState.running:
         return _running(history, job)
     if history.submissions and not history.submissions[-1].is_settled and not _cancelled(history):
-        return Standing(RunState.queued, "submitted, but the launcher ended before it knew the job; resume finds it")
+        return RunStatus(RunState.queued, "submitted, but the launcher ended before it knew the job; resume finds it")
     return _at_rest(history, job, alive, now)
 
 
-def _running(history: History, job: JobStatus) -> Standing:
+def _running(history: History, job: JobStatus) -> RunStatus:
     last = history.last
     if _cancelled(history):  # its job may still clear its nodes
-        return Standing(RunState.cancelled, str(history.decisions[-1].get("reason", "")))
+        return RunStatus(RunState.cancelled, str(history.decisions[-1].get("reason", "")))
     if last is None or last.claimed_at < (job.started_at or 0.0):
-        return Standing(RunState.starting, job.reason or "the job runs, its processes have not claimed an attempt yet")
+        return RunStatus(RunState.starting, job.reason or "the job runs, its processes have not claimed an attempt yet")
     if last.ending is None:
         return dataclasses.replace(_active(history, last), why=job.reason)
     if last.ending.outcome is Outcome.done:
-        return Standing(RunState.done, "")
+        return RunStatus(RunState.done, "")
     # The reason it stopped, and what it waits for.
-    return Standing(RunState.restarting, "; ".join(why for why in (_reason(history, last), job.reason) if why))
+    return RunStatus(RunState.restarting, "; ".join(why for why in (_reason(history, last), job.reason) if why))
 
 
-def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: float) -> Standing:
+def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: float) -> RunStatus:
     """Return the state from the folder, for a run whose job is over, unknown or absent."""
     over = OF_JOB.get(job.state) if job is not None else None
     last, decision = history.last, history.decisions[-1] if history.decisions else {}
@@ -105,23 +105,23 @@ def _at_rest(history: History, job: JobStatus | None, alive: bool | None, now: f
     decided_at = float(decision.get("time") or 0.0)
     newest = decided_at > max(asked, last.claimed_at if last else 0.0)
     if _cancelled(history):
-        return Standing(RunState.cancelled, str(decision.get("reason", "")))
+        return RunStatus(RunState.cancelled, str(decision.get("reason", "")))
     if last is None or last.claimed_at < asked:
         # A program other than the trainer claims no attempt: the decision of the batch script gives the outcome.
         return _decided(decision) if decided_at > asked and not decision.get("go_on") else _without_attempt(job, over)
     if last.ending is None and over is None and alive:
         return _active(history, last)
     if newest and decision.get("go_on") and over is None and now - decided_at < RESTART_S:
-        return Standing(RunState.restarting, str(decision.get("reason", "")))
+        return RunStatus(RunState.restarting, str(decision.get("reason", "")))
     if last.ending is not None:
-        return Standing(
+        return RunStatus(
             OF_OUTCOME[last.ending.outcome], "" if last.ending.outcome is Outcome.done else _reason(history, last)
         )
     if over is not None and job is not None:
-        return Standing(over, job.reason)
+        return RunStatus(over, job.reason)
     if alive is None:
-        return Standing(RunState.silent, f"no sign of attempt {last.number} on {last.host or 'its machine'}")
-    return Standing(RunState.lost, str(decision.get("reason", "")) if newest else "killed without a word")
+        return RunStatus(RunState.silent, f"no sign of attempt {last.number} on {last.host or 'its machine'}")
+    return RunStatus(RunState.lost, str(decision.get("reason", "")) if newest else "killed without a word")
 
 
 def _cancelled(history: History) -> bool:
@@ -131,25 +131,25 @@ def _cancelled(history: History) -> bool:
     return decision.get("outcome") == CANCELLED and float(decision.get("time") or 0.0) > max(happened, default=0.0)
 
 
-def _decided(decision: dict[str, Any]) -> Standing:
+def _decided(decision: dict[str, Any]) -> RunStatus:
     if decision.get("outcome") == Outcome.done.value:
-        return Standing(RunState.done, "")
-    return Standing(RunState.failed, str(decision.get("reason", "")))
+        return RunStatus(RunState.done, "")
+    return RunStatus(RunState.failed, str(decision.get("reason", "")))
 
 
-def _without_attempt(job: JobStatus | None, over: RunState | None) -> Standing:
+def _without_attempt(job: JobStatus | None, over: RunState | None) -> RunStatus:
     if job is None:
-        return Standing(RunState.new, "nothing has been started")
+        return RunStatus(RunState.new, "nothing has been started")
     if over is not None:
-        return Standing(over, job.reason)
+        return RunStatus(over, job.reason)
     if job.reason:  # the scheduler could not be queried
-        return Standing(RunState.silent, job.reason)
-    return Standing(RunState.lost, "the scheduler does not know the job any more, and it left no attempt")
+        return RunStatus(RunState.silent, job.reason)
+    return RunStatus(RunState.lost, "the scheduler does not know the job any more, and it left no attempt")
 
 
-def _active(history: History, last: Attempt) -> Standing:
+def _active(history: History, last: Attempt) -> RunStatus:
     seen = float(history.progress.get("time") or 0.0)
-    return Standing(RunState.training if seen > last.claimed_at else RunState.starting)
+    return RunStatus(RunState.training if seen > last.claimed_at else RunState.starting)
 
 
 def _reason(history: History, last: Attempt) -> str:

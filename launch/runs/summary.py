@@ -9,7 +9,7 @@ from typing import Any
 from everstep.launch.console import say
 from everstep.launch.runs.history import History, NotARun, alive, read_all
 from everstep.launch.runs.lookup import names
-from everstep.launch.runs.state import Standing, standing
+from everstep.launch.runs.state import RunStatus, standing
 from everstep.launch.schedulers.job import JobStatus
 from everstep.launch.schedulers.registry import statuses
 from everstep.run_folder import RunFolder
@@ -17,12 +17,12 @@ from everstep.storage import join_url, open_storage
 
 
 @dataclass(frozen=True)
-class Line:
+class RunSummary:
     """One run, as far as one look into its folder tells."""
 
     history: History
     job: JobStatus | None
-    standing: Standing
+    standing: RunStatus
 
     def facts(self, now: float) -> dict[str, Any]:
         history, progress = self.history, self.history.progress
@@ -45,7 +45,7 @@ class Line:
         }
 
 
-def lines(root: str) -> list[Line]:
+def lines(root: str) -> list[RunSummary]:
     """Every run below `root`, the one that was asked for last at the end: one query for all jobs."""
     store = open_storage(root)
     folders = [RunFolder(join_url(store.url, name)) for name in names(root)]
@@ -60,9 +60,9 @@ def lines(root: str) -> list[Line]:
     return [line(each, jobs.get(each.handle) if each.handle is not None else None) for each in ordered]
 
 
-def line(history: History, job: JobStatus | None) -> Line:
+def line(history: History, job: JobStatus | None) -> RunSummary:
     now = time.time()
-    return Line(history, job, standing(history, job, alive(history, now), now))
+    return RunSummary(history, job, standing(history, job, alive(history, now), now))
 
 
 def metric(progress: dict[str, Any]) -> tuple[str | None, float | None]:

@@ -41,7 +41,7 @@ B = TypeVar("B")
 
 
 @dataclass(frozen=True)
-class Member:
+class ArrayMember:
     """One run of a batch."""
 
     folder: RunFolder
@@ -63,7 +63,9 @@ def run_of(url: str, number: int) -> str:
     return lines[number]
 
 
-def submit_batch(batch: Batch, members: Sequence[Member], job: JobConfig, scheduler: Batching) -> list[JobHandle | str]:
+def submit_batch(
+    batch: Batch, members: Sequence[ArrayMember], job: JobConfig, scheduler: Batching
+) -> list[JobHandle | str]:
     """Return for each run the handle of its job, or a line why it has none.
 
     A run whose job is queued or running keeps that job; the others become elements of a new one. A run has no job if
@@ -105,13 +107,13 @@ def _alive(seen: Sequence[Sequence[Submission]], scheduler: Scheduler) -> dict[i
     return {of[handle]: handle for handle, status in found.items() if not is_gone(status)}
 
 
-def _keep_list(batch: Batch, members: Sequence[Member]) -> None:
+def _keep_list(batch: Batch, members: Sequence[ArrayMember]) -> None:
     place, _, name = batch.list.rpartition("/")
     lines = "".join(f"{member.folder.storage.url}\n" for member in members)
     open_storage(place).create(name, lines.encode())
 
 
-def _intend(member: Member, seen: Sequence[Submission], job: JobConfig, token: str) -> Submission:
+def _intend(member: ArrayMember, seen: Sequence[Submission], job: JobConfig, token: str) -> Submission:
     if seen and not seen[-1].is_settled:
         raise ConfigError(f"another launcher is submitting {member.folder.url} right now")
     facts = {"scheduler": job.scheduler, "token": token, "argv": list(member.argv), "code": member.code}

@@ -18,7 +18,7 @@ from everstep.run_folder import CONFIG, JOB, SUBMISSIONS, RunFolder
 
 
 @dataclass(frozen=True)
-class Submitted:
+class JobSpec:
     """The job and the program that torchrun starts for it on every node."""
 
     job: JobConfig
@@ -33,7 +33,7 @@ class Submitted:
         return self.argv[:2] == ("-m", "everstep.trainer")
 
     @staticmethod
-    def read(folder: RunFolder) -> Submitted:
+    def read(folder: RunFolder) -> JobSpec:
         """Read job.yaml and the newest submission; without a submission the program is the trainer.
 
         Raises:
@@ -42,10 +42,10 @@ class Submitted:
         job = _job(folder)
         if seen := submissions(folder):
             intent = seen[-1].intent
-            return Submitted(job, tuple(intent["argv"]), intent.get("code"))
+            return JobSpec(job, tuple(intent["argv"]), intent.get("code"))
         if not folder.storage.exists(CONFIG):
             raise ConfigError(f"{folder.url} is not a run folder; write everstep submit job=slurm (or k8s) run=NAME …")
-        return Submitted(job, tuple(trainer(folder.storage.url)))
+        return JobSpec(job, tuple(trainer(folder.storage.url)))
 
 
 def _job(folder: RunFolder) -> JobConfig:

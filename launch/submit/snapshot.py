@@ -38,7 +38,7 @@ class SnapshotError(EverstepError):
 
 
 @dataclass(frozen=True)
-class Member:
+class SnapshotFile:
     """One file of the code; the data of a link is its target."""
 
     path: str
@@ -94,7 +94,7 @@ def archive(digest: str) -> str:
     return f"{CODE}/{digest}.tar.gz"
 
 
-def digest_of(members: Sequence[Member]) -> str:
+def digest_of(members: Sequence[SnapshotFile]) -> str:
     """Return the digest of the files' paths, modes and contents; times and owners do not change it."""
     from blake3 import blake3
 
@@ -107,7 +107,7 @@ def digest_of(members: Sequence[Member]) -> str:
     return whole.hexdigest()[:32]
 
 
-def pack(members: Sequence[Member]) -> bytes:
+def pack(members: Sequence[SnapshotFile]) -> bytes:
     """Return a reproducible archive, without times, owners and host: equal members give equal bytes."""
     packed = io.BytesIO()
     with (
@@ -250,19 +250,19 @@ def _check_size(root: Path, paths: Sequence[str], limit_mb: float) -> None:
         )
 
 
-def _members(root: Path, paths: Sequence[str]) -> tuple[list[Member], list[str]]:
+def _members(root: Path, paths: Sequence[str]) -> tuple[list[SnapshotFile], list[str]]:
     members, left_out = [], []
     for path in sorted(set(paths)):
         file = root / path
         if file.is_symlink():
             target = os.readlink(file)
             if _stays_inside(path, target):
-                members.append(Member(path, os.fsencode(target), 0o777, link=True))
+                members.append(SnapshotFile(path, os.fsencode(target), 0o777, link=True))
             else:
                 left_out.append(path)
         elif file.is_file():
             with contextlib.suppress(FileNotFoundError):  # removed in the meantime
-                members.append(Member(path, file.read_bytes(), 0o755 if os.access(file, os.X_OK) else 0o644))
+                members.append(SnapshotFile(path, file.read_bytes(), 0o755 if os.access(file, os.X_OK) else 0o644))
     return members, left_out
 
 
@@ -278,9 +278,9 @@ def _stays_inside(path: str, target: str) -> bool:
     return True
 
 
-def _read(packed: bytes, where: str) -> list[Member]:
+def _read(packed: bytes, where: str) -> list[SnapshotFile]:
     """Return the members of an archive from an untrusted source."""
-    members: list[Member] = []
+    members: list[SnapshotFile] = []
     room = UNPACKED_LIMIT_MB * 10**6
     try:
         with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
@@ -294,19 +294,19 @@ def _read(packed: bytes, where: str) -> list[Member]:
     return members
 
 
-def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> Member:
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> SnapshotFile:
     parts = PurePosixPath(info.name).parts
     if info.name.startswith("/") or ".." in parts or not parts:
         raise SnapshotError(f"{where} holds {info.name!r}, which lies outside of it")
     if info.issym() and _stays_inside(info.name, info.linkname):
-        return Member(info.name, os.fsencode(info.linkname), 0o777, link=True)
+        return SnapshotFile(info.name, os.fsencode(info.linkname), 0o777, link=True)
     content = tar.extractfile(info) if info.isreg() else None
     if content is None:
         raise SnapshotError(f"{where} holds {info.name!r}, which is neither a file nor a link within it")
-    return Member(info.name, content.read(), 0o755 if info.mode & 0o100 else 0o644)
+    return SnapshotFile(info.name, content.read(), 0o755 if info.mode & 0o100 else 0o644)
 
 
-def _write(members: Sequence[Member], folder: Path) -> None:
+def _write(members: Sequence[SnapshotFile], folder: Path) -> None:
     """Write the files first and the links last, so that no file is written through a link."""
     folder.mkdir(parents=True)
     for member in sorted(members, key=lambda member: member.link):

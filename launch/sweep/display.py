@@ -11,7 +11,7 @@ from everstep.launch import console as text_tables
 from everstep.launch.console import say
 from everstep.launch.sweep.leaderboard import Row, ranked, state
 from everstep.launch.sweep.plan import Plan
-from everstep.launch.sweep.state import Story
+from everstep.launch.sweep.state import SweepState
 from everstep.launch.sweep.workers import Task
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 BEST = 8
 """Trials that the table shows."""
-Show = Callable[[Story, list[Task]], None]
+Show = Callable[[SweepState, list[Task]], None]
 
 
 @contextlib.contextmanager
@@ -33,7 +33,7 @@ def shower(plan: Plan) -> Iterator[Show]:
 
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
 
-        def show(story: Story, running: list[Task]) -> None:
+        def show(story: SweepState, running: list[Task]) -> None:
             live.update(_table(plan, story, running))
             live.refresh()
 
@@ -48,7 +48,7 @@ class Lines:
         self.told: int | None = None
         """Results printed so far. Results from before this driver are not printed again."""
 
-    def __call__(self, story: Story, running: list[Task]) -> None:
+    def __call__(self, story: SweepState, running: list[Task]) -> None:
         results = [(trial, told) for trial, told in story.order if told is not None]
         first = len(results) if self.told is None else self.told
         for trial, told in results[first:]:
@@ -59,7 +59,7 @@ class Lines:
         self.told = len(results)
 
 
-def _table(plan: Plan, story: Story, running: list[Task]) -> Table:
+def _table(plan: Plan, story: SweepState, running: list[Task]) -> Table:
     from rich.table import Table
 
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), caption=summary(plan, story, running),
@@ -79,7 +79,7 @@ def _cells(row: Row) -> list[str]:
     return [best, *(text_tables.number(value) for value in row.values), row.state, str(row.step), row.trial.name]
 
 
-def summary(plan: Plan, story: Story, running: list[Task]) -> str:
+def summary(plan: Plan, story: SweepState, running: list[Task]) -> str:
     """Return one line that counts the trials by state."""
     counts: dict[str, int] = {}
     busy = {task.trial for task in running}

@@ -15,9 +15,9 @@ from everstep.launch.sweep.asha import finalist, promotion, reason_to_stop
 from everstep.launch.sweep.config import PURE, RUNGED
 from everstep.launch.sweep.lease import Lease
 from everstep.launch.sweep.plan import Plan
-from everstep.launch.sweep.state import Story, Told, Trial, Verdict, curve, loss, result
-from everstep.launch.sweep.suggest import Asking
-from everstep.launch.sweep.workers import Ended, Task, Workers
+from everstep.launch.sweep.state import RungResult, SweepState, Trial, TrialOutcome, curve, loss, result
+from everstep.launch.sweep.suggest import Suggester
+from everstep.launch.sweep.workers import EndedTrial, Task, Workers
 from everstep.run_folder import Outcome
 
 
@@ -26,21 +26,21 @@ class Driver:
     """One driver of one sweep; `run` returns the exit code."""
 
     plan: Plan
-    story: Story
+    story: SweepState
     workers: Workers
     lease: Lease
     signals: Signals
-    show: Callable[[Story, list[Task]], None] = lambda story, running: None
+    show: Callable[[SweepState, list[Task]], None] = lambda story, running: None
     anew: frozenset[str] = frozenset()
     """Trials that were cancelled with the whole sweep and are resumed with it."""
-    asking: Asking = field(init=False)
+    asking: Suggester = field(init=False)
     _fruitless: dict[int, tuple[int, int]] = field(default_factory=dict)
     """Trial → consecutive starts without a new checkpoint, and the newest step."""
     _started: set[int] = field(default_factory=set)
     """Trials that have had a process or a job, of this driver or an earlier one."""
 
     def __post_init__(self) -> None:
-        self.asking = Asking(self.plan, self.story)
+        self.asking = Suggester(self.plan, self.story)
 
     def run(self) -> int:
         self._pick_up()
@@ -70,7 +70,7 @@ class Driver:
         self._started = {task.trial for task in self.workers.adopt([self._task(trial) for trial in left])}
         for trial in left:
             if trial.number not in self._started:
-                told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
+                told = result(EndedTrial(self._task(trial)), self.plan.metrics, trial.cut)
                 if told is not None:
                     self._tell(trial, told)
 
@@ -97,17 +97,17 @@ class Driver:
         for each in ended:
             self._note(each)
 
-    def _note(self, ended: Ended) -> None:
+    def _note(self, ended: EndedTrial) -> None:
         trial = self.story.trials[ended.task.trial]
         told = result(ended, self.plan.metrics, trial.cut)
-        if told is not None and told.verdict is Verdict.cancelled and self.plan.folder.is_stopped:
+        if told is not None and told.verdict is TrialOutcome.cancelled and self.plan.folder.is_stopped:
             return  # cancelled with the sweep, and resumed with it
         if told is None:
             told = self._given_up(ended)
         if told is not None:
             self._tell(trial, told)
 
-    def _given_up(self, ended: Ended) -> Told | None:
+    def _given_up(self, ended: EndedTrial) -> RungResult | None:
         """Return a failed result for a trial lost repeatedly without a new checkpoint; None to restart it."""
         number, step = ended.task.trial, ended.task.folder.newest_step() or 0
         starts, before = self._fruitless.get(number, (0, -1))
@@ -116,9 +116,9 @@ class Driver:
         limit = self.plan.job.max_restarts + 1
         if starts <= limit or self.plan.folder.is_stopped:
             return None
-        return Told(Verdict.failed, (), step, f"lost {starts} times in a row without a new checkpoint")
+        return RungResult(TrialOutcome.failed, (), step, f"lost {starts} times in a row without a new checkpoint")
 
-    def _tell(self, trial: Trial, told: Told) -> None:
+    def _tell(self, trial: Trial, told: RungResult) -> None:
         self.plan.folder.append(self.story, {
             "event": "told", "trial": trial.number, "rung": trial.rung, "verdict": told.verdict.value,
             "values": list(told.values), "step": told.step, "reason": told.reason,
@@ -165,7 +165,7 @@ class Driver:
             refused = self.workers.start([self._task(trial) for trial in trials])
             self._started |= {trial.number for trial in trials}
             for each in refused:
-                self._tell(self.story.trials[each.task.trial], Told(Verdict.failed, (), 0, each.why))
+                self._tell(self.story.trials[each.task.trial], RungResult(TrialOutcome.failed, (), 0, each.why))
 
     def _startable(self) -> list[Trial]:
         """Return the trials to start: open trials of earlier drivers, then new trials, then promotions.
@@ -181,8 +181,8 @@ class Driver:
         found: list[Trial] = []
         for trial in [trial for trial in self.story.trials if trial.is_open and trial.number not in busy]:
             if trial.cut is not None:  # stopped early by an earlier driver, which ended before recording it
-                told = result(Ended(self._task(trial)), self.plan.metrics, trial.cut)
-                self._tell(trial, told or Told(Verdict.pruned, (), 0, trial.cut))
+                told = result(EndedTrial(self._task(trial)), self.plan.metrics, trial.cut)
+                self._tell(trial, told or RungResult(TrialOutcome.pruned, (), 0, trial.cut))
             elif len(found) < room or (self._queues and trial.number not in self._started):
                 found.append(trial)
         while (len(found) < room or self._queues) and (asked := self._asked()) is not None:

@@ -14,7 +14,7 @@ from everstep.errors import ConfigError
 from everstep.launch import console as text_tables
 from everstep.launch.sweep.plan import Plan
 from everstep.launch.sweep.search_space import short_keys
-from everstep.launch.sweep.state import Story, Trial, evaluations, loss
+from everstep.launch.sweep.state import SweepState, Trial, evaluations, loss
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
     goodput: float | None = None
 
 
-def ranked(plan: Plan, story: Story) -> list[Row]:
+def ranked(plan: Plan, story: SweepState) -> list[Row]:
     """Return rows, best first: by the rung reached, then by the metrics; trials without a result last."""
     shown = [trial for trial in story.trials if _values(trial)]
     rest = [trial for trial in story.trials if not _values(trial)]

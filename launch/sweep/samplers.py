@@ -17,7 +17,7 @@ from everstep.config import Goal
 from everstep.errors import ConfigError
 from everstep.launch.sweep.config import Sampler, SweepConfig
 from everstep.launch.sweep.search_space import Axis
-from everstep.launch.sweep.state import Story, Told, Trial, Verdict, loss
+from everstep.launch.sweep.state import RungResult, SweepState, Trial, TrialOutcome, loss
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -47,7 +47,7 @@ class Study:
         self._numbers: dict[int, int] = {}
         """Trial → its number in the study."""
 
-    def replay(self, story: Story) -> None:
+    def replay(self, story: SweepState) -> None:
         """Bring the study to the state of the records. Trials outside the present search space are left out."""
         for trial, told in story.order:
             if told is not None:
@@ -87,7 +87,7 @@ class Study:
 
         self.study.tell(number, state=optuna.trial.TrialState.FAIL)
 
-    def tell(self, trial: Trial, told: Told) -> None:
+    def tell(self, trial: Trial, told: RungResult) -> None:
         """Report the trial's first result: at the first rung all trials have trained equally long."""
         import optuna
 
@@ -95,7 +95,7 @@ class Study:
         if number is None or self._known(number).state is not optuna.trial.TrialState.RUNNING:
             return
         losses = [loss(value, goal) for value, goal in zip(told.values, self.goals, strict=False)]
-        if told.verdict in (Verdict.failed, Verdict.cancelled) or not losses:
+        if told.verdict in (TrialOutcome.failed, TrialOutcome.cancelled) or not losses:
             self.study.tell(number, state=optuna.trial.TrialState.FAIL)
             return
         # A diverged trial counts as the worst. Samplers compute with the loss, so it is not infinite.

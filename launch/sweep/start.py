@@ -14,12 +14,12 @@ from everstep.launch.sweep.driver import Driver
 from everstep.launch.sweep.leaderboard import print_rows, ranked
 from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, settle
-from everstep.launch.sweep.state import Story, Trial, Verdict
-from everstep.launch.sweep.suggest import Asking
+from everstep.launch.sweep.state import SweepState, Trial, TrialOutcome
+from everstep.launch.sweep.suggest import Suggester
 from everstep.launch.sweep.sweep_folder import keep
 from everstep.launch.sweep.workers import Workers
-from everstep.launch.sweep.workers_cluster import Jobs
-from everstep.launch.sweep.workers_local import Here
+from everstep.launch.sweep.workers_cluster import ClusterWorkers
+from everstep.launch.sweep.workers_local import LocalWorkers
 
 SHOWN = 20
 """Trials that a dry run lists."""
@@ -54,7 +54,7 @@ def drive(made: Plan, again: bool = False, quick: bool = False) -> int:
 
 
 def _has_failed(trial: Trial) -> bool:
-    return trial.last is not None and trial.last.verdict in (Verdict.failed, Verdict.cancelled)
+    return trial.last is not None and trial.last.verdict in (TrialOutcome.failed, TrialOutcome.cancelled)
 
 
 def _preflight(made: Plan, quick: bool) -> int:
@@ -63,7 +63,7 @@ def _preflight(made: Plan, quick: bool) -> int:
     Only the first trial is checked: an error in the values of another fails that trial, and the sweep continues.
     """
     story = made.folder.story()
-    found = None if story.trials else Asking(made, story).next(story)
+    found = None if story.trials else Suggester(made, story).next(story)
     if found is None:  # on resume, earlier jobs have shown that the trials run
         refuse(scheduler(made.job.scheduler, made.job).problems(made.job))
         return 0
@@ -77,14 +77,14 @@ def workers(made: Plan) -> Workers:
     """Return the local or the cluster back end that runs the trials."""
     code = keep(made.folder, made.any_config.plugins, made.job.code_mb)
     if made.job.scheduler == "local":
-        return Here(made.job, made.any_config, code=code)
-    return Jobs(made.job, scheduler(made.job.scheduler, made.job), code, made.folder)
+        return LocalWorkers(made.job, made.any_config, code=code)
+    return ClusterWorkers(made.job, scheduler(made.job.scheduler, made.job), code, made.folder)
 
 
 def dry_run(made: Plan) -> int:
     """Print the trials that can be suggested without results, and the first config."""
-    story = Story()
-    asking = Asking(made, story)
+    story = SweepState()
+    asking = Suggester(made, story)
     while (found := asking.next(story)) is not None:
         record, number = found
         made.config(record["values"], record["name"], record["rung"])

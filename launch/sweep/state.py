@@ -14,11 +14,11 @@ from everstep.launch.runs.history import NotARun, read
 from everstep.launch.runs.state import RunState
 from everstep.launch.runs.summary import line
 from everstep.launch.schedulers.job import JobStatus
-from everstep.launch.sweep.workers import Ended
+from everstep.launch.sweep.workers import EndedTrial
 from everstep.run_folder import METRICS, Outcome, RunFolder
 
 
-class Verdict(enum.Enum):
+class TrialOutcome(enum.Enum):
     """Outcome of a trial at a rung."""
 
     done = "done"
@@ -30,14 +30,14 @@ class Verdict(enum.Enum):
 
     @property
     def is_final(self) -> bool:
-        return self is not Verdict.done
+        return self is not TrialOutcome.done
 
 
 @dataclass(frozen=True)
-class Told:
+class RungResult:
     """Result of a trial at one rung."""
 
-    verdict: Verdict
+    verdict: TrialOutcome
     values: tuple[float, ...] = ()
     step: int = 0
     reason: str = ""
@@ -59,14 +59,14 @@ class Trial:
     """Its first rung."""
     rung: int = 0
     """The rung that it trains to."""
-    told: dict[int, Told] = field(default_factory=dict)
+    told: dict[int, RungResult] = field(default_factory=dict)
     cut: str | None = None
     """Reason for which it was stopped early."""
     again: int = 0
     """Retries after a failure or cancellation."""
 
     @property
-    def last(self) -> Told | None:
+    def last(self) -> RungResult | None:
         return self.told[max(self.told)] if self.told else None
 
     @property
@@ -77,7 +77,7 @@ class Trial:
     def losses(self, goals: Sequence[Goal]) -> list[float]:
         """Return the first metric at each rung as a loss (smaller is better); infinite without a value."""
         return [
-            loss(told.values[0], goals[0]) if told.values and told.verdict is not Verdict.cancelled else math.inf
+            loss(told.values[0], goals[0]) if told.values and told.verdict is not TrialOutcome.cancelled else math.inf
             for _, told in sorted(self.told.items())
         ]
 
@@ -88,19 +88,19 @@ def loss(value: float, goal: Goal) -> float:
 
 
 @dataclass
-class Story:
+class SweepState:
     """All trials, by number."""
 
     trials: list[Trial] = field(default_factory=list)
     length: int = 0
     """Records so far; the next record has this number."""
     identities: dict[str, Trial] = field(default_factory=dict)
-    order: list[tuple[Trial, Told | None]] = field(default_factory=list)
+    order: list[tuple[Trial, RungResult | None]] = field(default_factory=list)
     """Events for a sampler, in order: a suggested trial (None), or a trial with its result."""
 
     @staticmethod
-    def of(records: Iterable[Mapping[str, Any]]) -> Story:
-        story = Story()
+    def of(records: Iterable[Mapping[str, Any]]) -> SweepState:
+        story = SweepState()
         for record in records:
             story.apply(record)
         return story
@@ -127,7 +127,7 @@ class Story:
     def _told(self, record: Mapping[str, Any]) -> None:
         trial = self.trials[record["trial"]]
         values = tuple(math.nan if value is None else float(value) for value in record.get("values", ()))
-        told = Told(Verdict(record["verdict"]), values, record["step"], record.get("reason", ""))
+        told = RungResult(TrialOutcome(record["verdict"]), values, record["step"], record.get("reason", ""))
         trial.told[record["rung"]] = told
         self.order.append((trial, told))
 
@@ -145,7 +145,7 @@ class Story:
 
     @property
     def failures(self) -> int:
-        return sum(trial.last is not None and trial.last.verdict is Verdict.failed for trial in self.trials)
+        return sum(trial.last is not None and trial.last.verdict is TrialOutcome.failed for trial in self.trials)
 
 
 def evaluations(folder: RunFolder, kind: str = "evaluate") -> dict[int, dict[str, Any]]:
@@ -159,7 +159,7 @@ def curve(folder: RunFolder, metric: str) -> dict[int, float]:
     return {step: float(record[metric]) for step, record in evaluations(folder).items() if metric in record}
 
 
-def result(ended: Ended, metrics: Sequence[str], cut: str | None) -> Told | None:
+def result(ended: EndedTrial, metrics: Sequence[str], cut: str | None) -> RungResult | None:
     """Return the result of a task that has ended; None when it was interrupted and is to be restarted."""
     folder = ended.task.folder
     try:
@@ -167,38 +167,38 @@ def result(ended: Ended, metrics: Sequence[str], cut: str | None) -> Told | None
     except NotARun:
         return None  # never started
     except EverstepError as error:
-        return Told(Verdict.failed, reason=str(error))
+        return RungResult(TrialOutcome.failed, reason=str(error))
     here = line(history, ended.job)
     state, why = here.standing.state, here.standing.why
     ending = history.last.ending if history.last else None
     step = ending.step if ending is not None else 0
     if ending is not None and ending.outcome is Outcome.done:
         # A later attempt had nothing to do; with fewer steps, this is the outcome of an earlier rung.
-        return _value(folder, metrics, Verdict.done, step, why) if step >= ended.task.config.steps else None
+        return _value(folder, metrics, TrialOutcome.done, step, why) if step >= ended.task.config.steps else None
     if ending is not None and ending.outcome is Outcome.diverged:
-        return Told(Verdict.diverged, (math.nan,) * len(metrics), step, ending.reason)
+        return RungResult(TrialOutcome.diverged, (math.nan,) * len(metrics), step, ending.reason)
     if state is RunState.cancelled:
-        return Told(Verdict.cancelled, (), step, why)
+        return RungResult(TrialOutcome.cancelled, (), step, why)
     if cut is not None and state in (RunState.stopped, RunState.lost):
-        return _value(folder, metrics, Verdict.pruned, step, cut)
+        return _value(folder, metrics, TrialOutcome.pruned, step, cut)
     if state is RunState.failed:
-        return Told(Verdict.failed, (), step, why)
+        return RungResult(TrialOutcome.failed, (), step, why)
     if state is RunState.new and ended.code not in (None, 0) and (ended.code or 0) > 0:
-        return Told(Verdict.failed, (), 0, ended.said or f"exit code {ended.code}")
+        return RungResult(TrialOutcome.failed, (), 0, ended.said or f"exit code {ended.code}")
     return None
 
 
-def _value(folder: RunFolder, metrics: Sequence[str], verdict: Verdict, step: int, reason: str) -> Told:
+def _value(folder: RunFolder, metrics: Sequence[str], verdict: TrialOutcome, step: int, reason: str) -> RungResult:
     """Return the last evaluation as a result; a trial without the metrics has failed."""
     found = evaluations(folder)
     last = {name: float(record[name]) for record in found.values() for name in metrics if name in record}
     missing = [name for name in metrics if name not in last]
-    if missing and verdict is not Verdict.pruned:
+    if missing and verdict is not TrialOutcome.pruned:
         measured = sorted({key for record in found.values() for key in record} - {"kind", "step", "time"})
         told = ", ".join(measured) if measured else "no evaluation at all"
         reason = f"no metric {', '.join(missing)} (there is {told}); change sweep.metric"
-        return Told(Verdict.failed, (), step, reason)
-    return Told(verdict, tuple(last.get(name, math.nan) for name in metrics), step, reason)
+        return RungResult(TrialOutcome.failed, (), step, reason)
+    return RungResult(verdict, tuple(last.get(name, math.nan) for name in metrics), step, reason)
 
 
 def is_alive(folder: RunFolder, job: JobStatus | None = None) -> bool:

@@ -12,7 +12,7 @@ from everstep.launch.console import number, print_table
 from everstep.launch.runs.cancellation import cancel_jobs
 from everstep.launch.runs.history import History, read_all
 from everstep.launch.runs.state import RunState
-from everstep.launch.runs.summary import Line, line
+from everstep.launch.runs.summary import RunSummary, line
 from everstep.launch.schedulers.registry import scheduler, statuses
 from everstep.launch.submit.array import recover
 from everstep.launch.sweep.display import summary
@@ -20,7 +20,7 @@ from everstep.launch.sweep.leaderboard import facts, ranked
 from everstep.launch.sweep.lease import holder
 from everstep.launch.sweep.plan import amended, load, refuse_unnamed_plugins
 from everstep.launch.sweep.start import drive
-from everstep.launch.sweep.state import Story
+from everstep.launch.sweep.state import SweepState
 from everstep.launch.sweep.sweep_folder import SweepFolder, find_sweep
 from everstep.provenance import user
 
@@ -56,7 +56,7 @@ def status(folder: SweepFolder, as_json: bool) -> int:
     return 0
 
 
-def _under_way(folder: SweepFolder, story: Story) -> list[Line]:
+def _under_way(folder: SweepFolder, story: SweepState) -> list[RunSummary]:
     histories = read_all([folder.run(trial.name) for trial in story.trials if trial.is_open])
     found = [each for each in histories if isinstance(each, History)]
     jobs = statuses(each.handle for each in found if each.handle is not None)

@@ -11,16 +11,16 @@ from everstep.launch.sweep.asha import first_rung
 from everstep.launch.sweep.config import PURE
 from everstep.launch.sweep.plan import Plan
 from everstep.launch.sweep.samplers import Study, draws
-from everstep.launch.sweep.state import Story, Told, Trial
+from everstep.launch.sweep.state import RungResult, SweepState, Trial
 
 TRIES = 1000
 """Consecutive rejected suggestions after which the search space counts as exhausted."""
 
 
-class Asking:
+class Suggester:
     """Source of new trials: `next` returns the record of the next one."""
 
-    def __init__(self, plan: Plan, story: Story) -> None:
+    def __init__(self, plan: Plan, story: SweepState) -> None:
         self.plan = plan
         self.constraint = plan.constraint()
         self.study: Study | None = None
@@ -31,7 +31,7 @@ class Asking:
             self.study = Study(plan.sweep, plan.axes, plan.goals)
             self.study.replay(story)
 
-    def next(self, story: Story) -> tuple[dict[str, Any], int | None] | None:
+    def next(self, story: SweepState) -> tuple[dict[str, Any], int | None] | None:
         """Return the record of the next trial and its number in the study; None when nothing is left to try."""
         limit = self.plan.sweep.trials
         if limit is not None and len(story.trials) >= limit:
@@ -52,7 +52,7 @@ class Asking:
         if self.study is not None and number is not None:
             self.study.know(asked, number)
 
-    def tell(self, asked: Trial, told: Told) -> None:
+    def tell(self, asked: Trial, told: RungResult) -> None:
         if self.study is not None:
             self.study.tell(asked, told)
 

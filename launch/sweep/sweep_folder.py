@@ -22,7 +22,7 @@ from typing import Any
 from everstep.errors import ConfigError, SupersededError, nearest
 from everstep.launch.runs.lookup import is_run, names
 from everstep.launch.submit.snapshot import archive, open_code, take
-from everstep.launch.sweep.state import Story
+from everstep.launch.sweep.state import SweepState
 from everstep.run_folder import STOP_MARKER, RunFolder
 from everstep.storage import Storage, join_url, open_storage
 
@@ -54,17 +54,17 @@ class SweepFolder:
     def run(self, name: str) -> RunFolder:
         return RunFolder(join_url(self.trials_url, name))
 
-    def story(self) -> Story:
+    def story(self) -> SweepState:
         """Replay all records. ConfigError for a damaged one."""
         names = [name for name in self.storage.names(RECORDS) if name.endswith(".json")]
         with ThreadPoolExecutor(READERS) as pool:
             texts = pool.map(lambda name: self.storage.read(f"{RECORDS}/{name}"), names)
             try:
-                return Story.of(json.loads(text) for text in texts)
+                return SweepState.of(json.loads(text) for text in texts)
             except (ValueError, KeyError, IndexError, AttributeError) as error:
                 raise ConfigError(f"a record in {self.url}/{RECORDS} is damaged: {error!r}") from error
 
-    def append(self, story: Story, record: Mapping[str, Any]) -> None:
+    def append(self, story: SweepState, record: Mapping[str, Any]) -> None:
         """Write the next record and apply it. SupersededError when another driver has written that record."""
         text = json.dumps(_without_nan(record), sort_keys=True) + "\n"
         if not self.storage.create(f"{RECORDS}/{story.length:08d}.json", text.encode()):

@@ -22,7 +22,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Ended:
+class EndedTrial:
     """A task whose process or job has ended."""
 
     task: Task
@@ -73,7 +73,7 @@ class Workers(Protocol):
         """Start all tasks. ConfigError when all fail for a common reason."""
         ...
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[EndedTrial]:
         """Return tasks that have ended since the last call, by one query for all."""
         ...
 

@@ -16,10 +16,10 @@ from everstep.launch.console import say
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.schedulers.base import Batch, Batching, Program, Scheduler
 from everstep.launch.schedulers.job import JobHandle, JobState
-from everstep.launch.submit.array import Member, in_threads, recover, submit_batch
+from everstep.launch.submit.array import ArrayMember, in_threads, recover, submit_batch
 from everstep.launch.submit.records import is_gone, submissions, submit
 from everstep.launch.sweep.sweep_folder import Code, SweepFolder
-from everstep.launch.sweep.workers import Ended, Refused, Task, one_by_one
+from everstep.launch.sweep.workers import EndedTrial, Refused, Task, one_by_one
 from everstep.launch.torchrun import trainer
 from everstep.provenance import record, surroundings
 
@@ -36,7 +36,7 @@ class _Batches:
     largest: int
 
 
-class Jobs:
+class ClusterWorkers:
     """Jobs that outlive their driver. The next driver finds them by their run folders: no duplicates.
 
     On a cluster with batches, tasks are submitted together, and the cluster itself enforces the limit of parallel jobs.
@@ -102,7 +102,7 @@ class Jobs:
         fits = len(self.tasks) + len(tasks) <= self.room
         batch = Batch(to.sweep.name, to.sweep.storage.url, f"everstep-{uuid.uuid4().hex}", tuple(range(len(tasks))),
                       self.room, () if fits else tuple(self.tasks))  # fmt: skip
-        members = [Member(task.folder, _argv(task), self._place) for task in tasks]
+        members = [ArrayMember(task.folder, _argv(task), self._place) for task in tasks]
         found = submit_batch(batch, members, self.job, to.scheduler)
         told = list(zip(tasks, found, strict=True))
         if handles := [handle for handle in found if isinstance(handle, JobHandle)]:
@@ -133,7 +133,7 @@ class Jobs:
     def _surroundings(self) -> dict[str, object]:
         return surroundings()
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[EndedTrial]:
         if not self.tasks:
             return []
         found = self._ask(list(self.tasks))
@@ -145,7 +145,7 @@ class Jobs:
         for handle in [handle for handle, status in found.items() if status.worn]:
             self._submit(self.tasks[handle])
         gone = {handle: status for handle, status in found.items() if is_gone(status)}
-        return [Ended(self.tasks.pop(handle), status) for handle, status in gone.items()]
+        return [EndedTrial(self.tasks.pop(handle), status) for handle, status in gone.items()]
 
     def stop(self, task: Task) -> None:
         marker(task.folder)("the sweep stops it")

@@ -21,7 +21,7 @@ from everstep.launch.restart.supervisor import marker
 from everstep.launch.submit.snapshot import search_path
 from everstep.launch.sweep.state import is_alive
 from everstep.launch.sweep.sweep_folder import Code
-from everstep.launch.sweep.workers import Ended, Refused, Task, one_by_one
+from everstep.launch.sweep.workers import EndedTrial, Refused, Task, one_by_one
 from everstep.run_folder import JOB
 
 LOG = "launcher.log"
@@ -35,7 +35,7 @@ class _Child:
     process: subprocess.Popen[bytes]
 
 
-class Here:
+class LocalWorkers:
     """Local processes, which die with the driver (even by SIGKILL); the next driver resumes them."""
 
     queues = False
@@ -80,13 +80,13 @@ class Here:
                                        preexec_fn=leash(os.getpid()))  # fmt: skip
         self.children.append(_Child(task, slot, process))
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[EndedTrial]:
         over = [child for child in self.children if child.process.poll() is not None]
         self.children = [child for child in self.children if child not in over]
         gone = [task for task in self.followed if not is_alive(task.folder)]
         self.followed = [task for task in self.followed if task not in gone]
-        ended = [Ended(child.task, None, child.process.returncode, _last_line(child.task)) for child in over]
-        return ended + [Ended(task) for task in gone]
+        ended = [EndedTrial(child.task, None, child.process.returncode, _last_line(child.task)) for child in over]
+        return ended + [EndedTrial(task) for task in gone]
 
     def stop(self, task: Task) -> None:
         marker(task.folder)("the sweep stops it")

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.trainer.checkpoint.layout import Staging, lay_out
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.dataset import ArrayDataset
-from everstep.trainer.data.fetcher import Gather
+from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import SampleOrder
 from everstep.trainer.distributed.mesh import Mesh
@@ -32,7 +32,7 @@ def test_a_save_is_staged_in_pinned_memory_and_training_may_change_the_original_
         "on_the_cpu": torch.arange(5),
     }
     kept = {name: tensor.cpu().clone() for name, tensor in tensors.items()}
-    layout, staging = lay_out(tensors, Mesh(Place(), DEVICE)), Staging(DEVICE)
+    layout, staging = lay_out(tensors, Mesh(RankInfo(), DEVICE)), Staging(DEVICE)
     staging.make_room(layout.bytes)
     for _ in range(2):  # the second save uses the buffer of the first
         for name, tensor in tensors.items():
@@ -50,7 +50,7 @@ def test_a_save_is_staged_in_pinned_memory_and_training_may_change_the_original_
 
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_batches_are_on_the_gpu_and_are_those_of_the_cpu(prefetch: int) -> None:
-    gather = Gather(ArrayDataset({"x": np.arange(120, dtype=np.float32).reshape(40, 3)}), seed=0)
+    gather = Fetcher(ArrayDataset({"x": np.arange(120, dtype=np.float32).reshape(40, 3)}), seed=0)
     loaders = [Loader(gather, SampleOrder(40, 8, 0), 4, 0, 1, device, prefetch=prefetch) for device in (DEVICE, "cpu")]
     for there, here in islice(zip(*(loader.steps(0) for loader in loaders), strict=True), 7):
         for one, other in zip(there, here, strict=True):

@@ -14,7 +14,7 @@ from everstep.launch.sweep.driver import Driver
 from everstep.launch.sweep.leaderboard import Row, ranked
 from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, plan, settle
-from everstep.launch.sweep.workers import Ended, Refused, Task
+from everstep.launch.sweep.workers import EndedTrial, Refused, Task
 from everstep.run_folder import METRICS, RunFolder
 from everstep.trainer.stop import Stop
 from everstep.trainer.worker import attempt
@@ -31,7 +31,7 @@ class InTurn:
     queues = False
 
     def __init__(self) -> None:
-        self.over: list[Ended] = []
+        self.over: list[EndedTrial] = []
 
     def adopt(self, tasks: list[Task]) -> list[Task]:
         return []
@@ -40,10 +40,10 @@ class InTurn:
         for task in tasks:
             settle_run(task.config, task.folder)
             code = attempt(["--frozen", task.folder.storage.url], Stop())
-            self.over.append(Ended(task, None, code))
+            self.over.append(EndedTrial(task, None, code))
         return []
 
-    def poll(self) -> list[Ended]:
+    def poll(self) -> list[EndedTrial]:
         over, self.over = self.over, []
         return over
 

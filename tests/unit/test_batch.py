@@ -13,8 +13,8 @@ from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Batch, Batching, Rendered
 from everstep.launch.schedulers.job import JobHandle
-from everstep.launch.submit.array import Member, recover, run_of, submit_batch
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.array import ArrayMember, recover, run_of, submit_batch
+from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.records import submissions
 from everstep.run_folder import RunFolder
 
@@ -49,7 +49,9 @@ def folders(tmp_path: Path) -> list[RunFolder]:
 def together(folders: list[RunFolder], cluster: Batching, token: str = "first") -> list[JobHandle | str]:
     root = folders[0].url.rsplit("/", 2)[0]
     batch = Batch("s", root, token, tuple(range(len(folders))), parallel=2)
-    members = [Member(folder, ("-m", "everstep.trainer", "--frozen", folder.url), "code-1/.") for folder in folders]
+    members = [
+        ArrayMember(folder, ("-m", "everstep.trainer", "--frozen", folder.url), "code-1/.") for folder in folders
+    ]
     return submit_batch(batch, members, JobConfig(scheduler="slurm"), cluster)
 
 
@@ -74,8 +76,8 @@ def test_each_run_has_an_element_that_finds_its_folder_in_the_list(folders: list
     assert [submissions(folder)[-1].handle for folder in folders] == handles
     found = [run_of(f"{tmp_path}/s/batches/first.txt", number) for number in range(3)]
     assert found == [folder.url for folder in folders]
-    assert Submitted.read(folders[1]).argv == ("-m", "everstep.trainer", "--frozen", folders[1].url)
-    assert Submitted.read(folders[1]).code == "code-1/."
+    assert JobSpec.read(folders[1]).argv == ("-m", "everstep.trainer", "--frozen", folders[1].url)
+    assert JobSpec.read(folders[1]).code == "code-1/."
 
 
 def test_what_waits_or_runs_is_not_submitted_again(folders: list[RunFolder]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.collate import Bucket, Pack, Pad, Segments
-from everstep.trainer.data.fetcher import Gather
+from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import SampleOrder
 from everstep.trainer.data.ragged import Ragged
@@ -264,7 +264,7 @@ def microbatches_of(
     rank: int, world: int, collate: Any, data: ArrowDataset
 ) -> dict[tuple[int, int], dict[str, Tensor]]:
     """(step, microbatch) → batch, of three steps as one rank sees them."""
-    loader = Loader(Gather(data, 7, collate=collate), SampleOrder(len(data), 9, seed=7), 2, rank, world, "cpu")
+    loader = Loader(Fetcher(data, 7, collate=collate), SampleOrder(len(data), 9, seed=7), 2, rank, world, "cpu")
     try:
         steps = islice(loader.steps(0), 3)
         return {(step, m.index): m.batch for step, found in enumerate(steps) for m in found if m.real}

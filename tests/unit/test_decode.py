@@ -23,7 +23,7 @@ from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.decode import Each, Images
-from everstep.trainer.data.fetcher import Gather, Request
+from everstep.trainer.data.fetcher import Fetcher, MicrobatchRequest
 from everstep.trainer.data.ragged import Ragged
 
 
@@ -179,9 +179,9 @@ def test_a_run_leaves_out_the_images_that_do_not_decode_and_names_them_where_it_
     files[1] = files[4] = b"no image"
     write_dataset(tmp_path / "set", [2, 4], {"image": files, "id": np.arange(6)})
     data = ArrowDataset(str(tmp_path / "set"))
-    request = Request(np.array([4, 0, 5, 1]), np.zeros(4, np.int64), 1)
-    kept = Gather(data, 0, Images(dtype="uint8"), on_bad=BadSample.skip)(request)
+    request = MicrobatchRequest(np.array([4, 0, 5, 1]), np.zeros(4, np.int64), 1)
+    kept = Fetcher(data, 0, Images(dtype="uint8"), on_bad=BadSample.skip)(request)
     assert kept.ids.tolist() == kept.batch["id"].tolist() == [0, 5]
     assert np.array_equal(kept.batch["image"][1].permute(1, 2, 0).numpy(), pixels(seed=5))
     with pytest.raises(DataError, match=r"shard-1.arrow, row 2: ValueError: is no PNG, JPEG, WEBP"):
-        Gather(data, 0, Images())(request)
+        Fetcher(data, 0, Images())(request)

@@ -13,7 +13,7 @@ from toy import ToyModel
 
 from everstep.compose import compose
 from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig, RunConfig
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.trainer.command import verb
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.optim import build_optimizer
@@ -95,7 +95,7 @@ def test_an_optimizer_that_looks_at_values_is_not_known_and_no_error(monkeypatch
     Peeking.__module__ = "peeking"
     sys.modules["peeking"].Peeking = Peeking  # type: ignore[attr-defined]
     run = RunConfig(optimizer={"_target_": "peeking.Peeking", "lr": 0.1}, plugins=["peeking"])
-    found = footprint(run, toy, Mesh(Place(), torch.device("cpu")))
+    found = footprint(run, toy, Mesh(RankInfo(), torch.device("cpu")))
     assert found.optimizer is None
     assert any("optimizer" in line and "not known" in line for line in found.table(1, "ddp"))
 

@@ -22,7 +22,7 @@ from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset
-from everstep.trainer.data.fetcher import Gather, Microbatch
+from everstep.trainer.data.fetcher import Fetcher, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.ordering.order import SampleOrder
@@ -103,7 +103,7 @@ def refuse_thirds(columns: Columns) -> Columns:
     return columns
 
 
-def microbatches_of(gather: Gather, world: int, micro: int, steps: int, **options: Any) -> list[Microbatch]:
+def microbatches_of(gather: Fetcher, world: int, micro: int, steps: int, **options: Any) -> list[Microbatch]:
     """All real microbatches of the run's first steps, in the order of the run."""
     order = SampleOrder(len(gather.dataset), 6, seed=3)
     ranks = [Loader(gather, order, micro, rank, world, "cpu", **options) for rank in range(world)]
@@ -118,8 +118,8 @@ def microbatches_of(gather: Gather, world: int, micro: int, steps: int, **option
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_samples_that_do_not_decode_are_left_out_alike_on_every_world(workers: int) -> None:
-    tables = Gather(ArrayDataset({"id": np.arange(12)}), 0, decode=refuse_thirds, on_bad=BadSample.skip)
-    own = Gather(MapDataset(Odd()), 0, on_bad=BadSample.skip)
+    tables = Fetcher(ArrayDataset({"id": np.arange(12)}), 0, decode=refuse_thirds, on_bad=BadSample.skip)
+    own = Fetcher(MapDataset(Odd()), 0, on_bad=BadSample.skip)
     for gather in (tables, own):
         alone = microbatches_of(gather, 1, 2, 4, prefetch=0)
         seen = [m.ids.tolist() for m in alone]
@@ -131,15 +131,15 @@ def test_samples_that_do_not_decode_are_left_out_alike_on_every_world(workers: i
 
 def test_a_bad_sample_ends_the_run_with_its_place_unless_told_otherwise(tmp_path: Path) -> None:
     write_dataset(tmp_path, [4, 4], numbered(8))
-    gather = Gather(ArrowDataset(str(tmp_path)), 0, decode=refuse_thirds)
+    gather = Fetcher(ArrowDataset(str(tmp_path)), 0, decode=refuse_thirds)
     with pytest.raises(DataError, match=r"shard-\d\.arrow, row \d: is torn; mend it, .* bad_samples=skip"):
         microbatches_of(gather, 1, 2, 2)
     with pytest.raises(DataError, match="sample 0: ValueError: file 0 is torn"):
-        next(evaluation_batches(Gather(MapDataset(Odd()), 0), 4, 0, 1, "cpu"))
+        next(evaluation_batches(Fetcher(MapDataset(Odd()), 0), 4, 0, 1, "cpu"))
 
 
 def test_a_microbatch_of_which_nothing_is_left_passes_with_weight_zero() -> None:
-    gather = Gather(ArrayDataset({"id": np.arange(12)}), 0, decode=refuse_thirds, on_bad=BadSample.skip)
+    gather = Fetcher(ArrayDataset({"id": np.arange(12)}), 0, decode=refuse_thirds, on_bad=BadSample.skip)
     order = SampleOrder(12, 6, seed=3, shuffle=False)
     step = next(Loader(gather, order, 1, 0, 1, "cpu", prefetch=0).steps(0))
     assert [m.real for m in step] == [False, True, True, False, True, True]
@@ -147,7 +147,7 @@ def test_a_microbatch_of_which_nothing_is_left_passes_with_weight_zero() -> None
 
 
 def test_a_dataset_of_which_nothing_decodes_says_so() -> None:
-    gather = Gather(ArrayDataset({"id": np.zeros(4)}), 0, decode=refuse_thirds, on_bad=BadSample.skip)
+    gather = Fetcher(ArrayDataset({"id": np.zeros(4)}), 0, decode=refuse_thirds, on_bad=BadSample.skip)
     with pytest.raises(DataError, match="all excluded or cannot be decoded"):
         microbatches_of(gather, 1, 2, 1, prefetch=0)
 
@@ -158,11 +158,11 @@ def test_excluded_samples_are_gone_from_their_step_on_and_nothing_else_moves(
     first: int, samples: set[int], world: int
 ) -> None:
     data = ArrayDataset({"id": np.arange(12)})
-    before = microbatches_of(Gather(data, 0), 1, 2, 6, prefetch=0)
+    before = microbatches_of(Fetcher(data, 0), 1, 2, 6, prefetch=0)
     out = Exclusion([ExcludeConfig(from_step=first, samples=sorted(samples))])
     if len(samples & set(range(12))) == 12:
         return
-    after = microbatches_of(Gather(data, 0, excluded=out), world, 2, 6, prefetch=0)
+    after = microbatches_of(Fetcher(data, 0, excluded=out), world, 2, 6, prefetch=0)
     expected = []
     for number, microbatch in enumerate(before):
         gone = samples if number // 3 + 1 >= first else set()
@@ -184,7 +184,7 @@ def test_many_microbatches_at_once_are_what_each_is_alone(tmp_path: Path, opened
     data = ArrowDataset(str(tmp_path))
     if opened:
         data.take(np.arange(20))
-    gather = Gather(data, 0, collate=lengths)
+    gather = Fetcher(data, 0, collate=lengths)
     together = microbatches_of(gather, 2, 2, 9, prefetch=0)
     data.takes = None  # type: ignore[assignment,method-assign]
     alone = microbatches_of(gather, 2, 2, 9, prefetch=0)
@@ -197,7 +197,7 @@ def test_many_microbatches_at_once_are_what_each_is_alone(tmp_path: Path, opened
 def test_a_fault_in_what_is_gathered_together_comes_at_its_place_in_the_order(tmp_path: Path) -> None:
     write_dataset(tmp_path, [10, 10], numbered(20))
     (tmp_path / "shard-1.arrow").unlink()
-    gather = Gather(ArrowDataset(str(tmp_path)), 0)
+    gather = Fetcher(ArrowDataset(str(tmp_path)), 0)
     steps = Loader(gather, SampleOrder(20, 2, 0, shuffle=False), 2, 0, 1, "cpu", prefetch=0).steps(0)
     assert [next(steps)[0].ids.tolist() for _ in range(5)][-1] == [8, 9]
     with pytest.raises(DataError, match=r"shard-1\.arrow is missing"):
@@ -207,4 +207,4 @@ def test_a_fault_in_what_is_gathered_together_comes_at_its_place_in_the_order(tm
 def test_ragged_samples_need_somebody_who_makes_tensors_of_them(tmp_path: Path) -> None:
     write_dataset(tmp_path, [3], {"text": ["a", "bc", ""]})
     with pytest.raises(DataError, match=r"column 'text' differ in length: give data\.collate"):
-        microbatches_of(Gather(ArrowDataset(str(tmp_path)), 0), 1, 1, 1)
+        microbatches_of(Fetcher(ArrowDataset(str(tmp_path)), 0), 1, 1, 1)

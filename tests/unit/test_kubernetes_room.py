@@ -11,7 +11,7 @@ import yaml
 from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes import rbac
-from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas
+from everstep.launch.schedulers.kubernetes.capacity import PodRequest, against_nodes, against_quotas
 from everstep.launch.schedulers.kubernetes.manifest import objects
 
 PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "everstep-1")
@@ -19,9 +19,9 @@ KEYS: dict[str, Any] = {"scheduler": "k8s", "nodes": 3, "nproc": 8, "image": "i"
 RBAC = Path(__file__).parent.parent.parent / "k8s/rbac.yaml"
 
 
-def asked(**keys: Any) -> Asked:
+def asked(**keys: Any) -> PodRequest:
     job = job_config({**KEYS, **keys})
-    return Asked(job, objects(job, PROGRAM)[-1])
+    return PodRequest(job, objects(job, PROGRAM)[-1])
 
 
 def node(name: str, taints: list[dict[str, str]] | None = None, gpu: str = "8", **labels: str) -> dict[str, Any]:

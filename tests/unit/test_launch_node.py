@@ -18,9 +18,9 @@ from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import checks
 from everstep.launch.node.agent import Node, free_port
 from everstep.launch.node.checks import BadNode, address, failures, storage
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.snapshot import node_folder, take
-from everstep.launch.torchrun import Meeting, agent
+from everstep.launch.torchrun import Rendezvous, agent
 from everstep.run_folder import RunFolder
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2",
@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
 
 
 def test_the_agents_of_a_start_meet_under_a_name_that_no_other_start_has() -> None:
-    argv = agent(["mine.py", "--lr", "1"], 8, 60, Meeting(4, "10.0.0.1:20012", "10.0.0.2", False, "12.2.5"))
+    argv = agent(["mine.py", "--lr", "1"], 8, 60, Rendezvous(4, "10.0.0.1:20012", "10.0.0.2", False, "12.2.5"))
     assert {"--nnodes=4", "--rdzv-endpoint=10.0.0.1:20012", "--local-addr=10.0.0.2", "--rdzv-id=12.2.5"} <= set(argv)
     assert any(word.endswith("join_timeout=600,is_host=false") for word in argv)
     assert argv[-3:] == ["mine.py", "--lr", "1"]
@@ -142,7 +142,7 @@ def test_code_that_was_submitted_comes_before_what_lies_where_the_job_runs(
     monkeypatch.setenv("EVERSTEP_START", "1")
     job = JobConfig(env={"PYTHONPATH": "/also"}, interface="ib0")
     with Signals() as signals:
-        node = Node(folder, Allocation.of(SLURM), Submitted(job, ("mine.py", "-v"), kept.place), signals)
+        node = Node(folder, Allocation.of(SLURM), JobSpec(job, ("mine.py", "-v"), kept.place), signals)
     env = node.environment(share=3)
     code = node_folder() / kept.digest
     assert env["PYTHONPATH"] == f"{code}:/also:{os.getcwd()}"
@@ -154,7 +154,7 @@ def test_code_that_was_submitted_comes_before_what_lies_where_the_job_runs(
 
 def test_a_folder_that_is_no_runs_is_one_line(folder: RunFolder) -> None:
     with pytest.raises(ConfigError, match="is not a run folder; write everstep submit"):
-        Submitted.read(folder)
+        JobSpec.read(folder)
 
 
 def test_clocks_that_agree_are_not_told_of(folder: RunFolder) -> None:
@@ -192,7 +192,7 @@ def test_a_report_that_the_folder_does_not_take_costs_the_node_nothing(
     monkeypatch.setenv("EVERSTEP_START", "1")
     monkeypatch.setattr(Start, "report", full)
     with Signals() as signals:
-        node = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(), ("-m", "everstep.trainer"), None), signals)
+        node = Node(folder, Allocation.of(SLURM), JobSpec(JobConfig(), ("-m", "everstep.trainer"), None), signals)
         node._report(NodeReport("n1"))
     assert "not written down (No space left on device)" in capsys.readouterr().err
 
@@ -203,8 +203,8 @@ def test_the_trainers_of_a_job_are_told_how_many_they_are_to_be(
     monkeypatch.setenv("EVERSTEP_START", "1")
     with Signals() as signals:
         ours = Node(
-            folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("-m", "everstep.trainer"), None), signals
+            folder, Allocation.of(SLURM), JobSpec(JobConfig(nproc=4), ("-m", "everstep.trainer"), None), signals
         )
-        other = Node(folder, Allocation.of(SLURM), Submitted(JobConfig(nproc=4), ("mine.py",), None), signals)
+        other = Node(folder, Allocation.of(SLURM), JobSpec(JobConfig(nproc=4), ("mine.py",), None), signals)
         assert ours.environment(1)["EVERSTEP_WORLD"] == "12"
         assert "EVERSTEP_WORLD" not in other.environment(1)

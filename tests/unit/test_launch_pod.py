@@ -14,9 +14,9 @@ from everstep.launch.job_start.process import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import pod as module
 from everstep.launch.node.pod import Leave, Pod
-from everstep.launch.node.pod_membership import Member, Members
+from everstep.launch.node.pod_membership import PodMember, PodMembership
 from everstep.launch.restart.job_policy import Action, Evidence, judge
-from everstep.launch.submit.job_spec import Submitted, settle
+from everstep.launch.submit.job_spec import JobSpec, settle
 from everstep.launch.submit.records import submissions
 from everstep.run_folder import CONFIG, JOB, STOP_MARKER, Ending, Outcome, RunFolder
 
@@ -32,7 +32,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def pod(folder: RunFolder, signals: Signals, index: int, nodes: int | str = 2) -> Pod:
     allocation = Allocation.of({**ENVIRONMENT, "JOB_COMPLETION_INDEX": str(index)})
     return Pod(
-        folder, allocation, Submitted(JobConfig(nodes=nodes, scheduler="k8s"), ("-m", "everstep.trainer")), signals
+        folder, allocation, JobSpec(JobConfig(nodes=nodes, scheduler="k8s"), ("-m", "everstep.trainer")), signals
     )
 
 
@@ -42,10 +42,10 @@ def test_the_pods_environment_is_read() -> None:
 
 
 def test_the_newest_pod_of_an_index_is_the_member(folder: RunFolder) -> None:
-    members = Members(folder, "demo-1")
-    assert [members.join(index, {}) for index in (0, 1, 1)] == [Member(0, 1), Member(1, 1), Member(1, 2)]
-    assert members.current() == {0: Member(0, 1), 1: Member(1, 2)}
-    assert Members(folder, "demo-2").current() == {}
+    members = PodMembership(folder, "demo-1")
+    assert [members.join(index, {}) for index in (0, 1, 1)] == [PodMember(0, 1), PodMember(1, 1), PodMember(1, 2)]
+    assert members.current() == {0: PodMember(0, 1), 1: PodMember(1, 2)}
+    assert PodMembership(folder, "demo-2").current() == {}
 
 
 def test_a_start_begins_when_all_are_there_and_index_0_begins_it(folder: RunFolder) -> None:
@@ -161,8 +161,8 @@ def test_a_manifest_that_was_applied_by_hand_makes_its_folder(folder: RunFolder,
     (mounted / "program.json").write_text(json.dumps({"argv": ["-m", "everstep.trainer"], "token": "t", "run": "demo"}))
     for _ in range(2):
         settle(folder, {"EVERSTEP_SETTINGS": str(mounted)})
-    assert Submitted.read(folder).argv == ("-m", "everstep.trainer")
-    assert Submitted.read(folder).job.nodes == 3
+    assert JobSpec.read(folder).argv == ("-m", "everstep.trainer")
+    assert JobSpec.read(folder).job.nodes == 3
     assert [(each.token, each.is_settled) for each in submissions(folder)] == [("t", False)]
     folder.storage.write(CONFIG, b"steps: 9\n")
     settle(folder, {"EVERSTEP_SETTINGS": str(mounted)})

@@ -13,7 +13,7 @@ from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.process import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node.pod import POLL_REMOTE_S, POLL_S, Pod, Watch, poll_s
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.job_spec import JobSpec
 from everstep.run_folder import RunFolder
 
 PODS = 3
@@ -31,7 +31,7 @@ def pod(root: Path, signals: Signals, index: int) -> tuple[Pod, Counted]:
     folder = RunFolder(str(root / "run"))
     environment = {"EVERSTEP_JOB": "demo-1", "JOB_COMPLETION_INDEX": str(index), "POD_IP": f"10.1.2.{index}"}
     job = JobConfig(nodes=PODS, scheduler="k8s")
-    made = Pod(folder, Allocation.of(environment), Submitted(job, ("-m", "everstep.trainer")), signals)
+    made = Pod(folder, Allocation.of(environment), JobSpec(job, ("-m", "everstep.trainer")), signals)
     return made, counted(folder)
 
 

@@ -9,14 +9,14 @@ import pytest
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.output_capture import find_cause
 from everstep.launch.job_start.start_record import NodeReport
-from everstep.launch.restart.job_policy import LOST_PEER, Action, Evidence, Verdict, judge
+from everstep.launch.restart.job_policy import LOST_PEER, Action, Evidence, RestartDecision, judge
 from everstep.run_folder import Ending, Fault, Outcome
 
 CAUSES = JobConfig().all_causes()
 HOSTS = ("n1", "n2")
 
 
-def verdict(max_restarts: int = 3, **known: object) -> Verdict:
+def verdict(max_restarts: int = 3, **known: object) -> RestartDecision:
     base = Evidence(hosts=HOSTS, reports=(NodeReport("n1", code=1), NodeReport("n2", code=1)))
     return judge(dataclasses.replace(base, **known), CAUSES, max_restarts)  # type: ignore[arg-type]
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from process_helpers import until
 
 from everstep.errors import ConfigError, MachineError
-from everstep.rank_env import WORLD, Place
+from everstep.rank_env import WORLD, RankInfo
 from everstep.trainer.distributed.mesh import ToldError, agree_on_generation, tell
 
 
@@ -19,13 +19,13 @@ def store() -> dist.TCPStore:
     return dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
 
 
-def together(world: int, work: Callable[[Place], object]) -> list[object]:
+def together(world: int, work: Callable[[RankInfo], object]) -> list[object]:
     """What `work` gave, or raised, for each rank, in a thread each."""
     found: list[object] = [None] * world
 
     def take_part(rank: int) -> None:
         try:
-            found[rank] = work(Place(rank, world))
+            found[rank] = work(RankInfo(rank, world))
         except Exception as error:
             found[rank] = error
 
@@ -67,7 +67,7 @@ def test_a_later_start_over_the_same_store_agrees_on_another_name(store: dist.TC
 
 def test_who_waits_in_vain_says_how_many_were_to_come(store: dist.TCPStore) -> None:
     with pytest.raises(MachineError, match="the 2 processes did not all join within 0 s"):
-        agree_on_generation(store, Place(0, 2), 0.05)
+        agree_on_generation(store, RankInfo(0, 2), 0.05)
 
 
 def test_rank_0_stays_until_all_have_read_why_it_refuses(store: dist.TCPStore) -> None:
@@ -78,7 +78,7 @@ def test_rank_0_stays_until_all_have_read_why_it_refuses(store: dist.TCPStore) -
 
     def rank_0() -> None:
         with pytest.raises(ConfigError):
-            tell(store, Place(0, 3), refuses)
+            tell(store, RankInfo(0, 3), refuses)
         ended.set()
 
     thread = threading.Thread(target=rank_0)
@@ -87,7 +87,7 @@ def test_rank_0_stays_until_all_have_read_why_it_refuses(store: dist.TCPStore) -
     for rank in (1, 2):
         assert not ended.is_set()
         with pytest.raises(ToldError, match="steps=0"):
-            tell(store, Place(rank, 3), refuses)
+            tell(store, RankInfo(rank, 3), refuses)
     thread.join()
     assert ended.is_set()
 
@@ -98,8 +98,8 @@ def test_a_start_of_another_size_than_was_asked_for_is_refused(
 ) -> None:
     monkeypatch.setenv(WORLD, asked)
     if fits:
-        Place(0, met).check_world()
+        RankInfo(0, met).check_world()
         return
     with pytest.raises(MachineError, match=f"{met} of {asked} processes have met") as raised:
-        Place(0, met).check_world()
+        RankInfo(0, met).check_world()
     assert raised.value.exit_code == 1

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.config import ParallelConfig, PrecisionConfig
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.trainer.distributed.agreement import checksum
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import second_copy, seeded
 from everstep.trainer.distributed.sync_batchnorm import SyncBatchNorm, convert
 from everstep.trainer.state.optimizer_state import OptimizerState
 
-ALONE = Mesh(Place(), torch.device("cpu"))
+ALONE = Mesh(RankInfo(), torch.device("cpu"))
 
 
 @pytest.mark.parametrize("first", range(4))

@@ -13,7 +13,7 @@ from toy import EmptyTask, ToyTask
 
 from everstep.config import ScheduleConfig, Shape
 from everstep.errors import ConfigError
-from everstep.trainer.optim import Average, build_optimizer, group_facts, lr_factor, set_lr
+from everstep.trainer.optim import WeightEma, build_optimizer, group_facts, lr_factor, set_lr
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.5, "weight_decay": 0.1}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}
@@ -173,7 +173,7 @@ def test_the_average_moves_by_its_formula() -> None:
     model = nn.Linear(1, 1, bias=False)
     with torch.no_grad():
         model.weight.fill_(1.0)
-        average = Average(model, 0.9)
+        average = WeightEma(model, 0.9)
         for value, expected in ((2.0, 1.1), (3.0, 1.29), (0.0, 1.161)):
             model.weight.fill_(value)
             average.update()
@@ -183,13 +183,13 @@ def test_the_average_moves_by_its_formula() -> None:
 def test_the_average_leaves_out_what_is_frozen() -> None:
     model = ToyTask().model()
     model.head.weight.requires_grad_(False)
-    assert "head.weight" not in Average(model, 0.5).shadow
+    assert "head.weight" not in WeightEma(model, 0.5).shadow
 
 
 def test_swapping_twice_puts_weights_and_average_back_to_the_bit() -> None:
     torch.manual_seed(0)
     model = ToyTask().model()
-    average = Average(model, 0.9)
+    average = WeightEma(model, 0.9)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter))

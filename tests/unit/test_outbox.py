@@ -10,7 +10,7 @@ from process_helpers import until
 from everstep.errors import StorageError
 from everstep.storage import LocalStorage
 from everstep.trainer.reporting import background_writer
-from everstep.trainer.reporting.background_writer import Outbox
+from everstep.trainer.reporting.background_writer import BackgroundWriter
 
 
 class Slow:
@@ -35,7 +35,7 @@ class Slow:
 
 def test_who_puts_never_waits_and_only_the_newest_of_a_name_goes() -> None:
     store = Slow()
-    box = Outbox(store)  # type: ignore[arg-type]
+    box = BackgroundWriter(store)  # type: ignore[arg-type]
     box.put("a", b"1")
     until(lambda: store.asked == 1)
     for data in (b"2", b"3"):
@@ -49,7 +49,7 @@ def test_who_puts_never_waits_and_only_the_newest_of_a_name_goes() -> None:
 
 def test_what_changes_while_it_is_written_is_written_again() -> None:
     store = Slow()
-    box = Outbox(store)  # type: ignore[arg-type]
+    box = BackgroundWriter(store)  # type: ignore[arg-type]
     box.put("a", b"1")
     until(lambda: store.asked == 1)
     box.put("a", b"2")
@@ -63,7 +63,7 @@ def test_what_a_store_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(background_writer, "AGAIN_S", 0.01)
     store = Slow()
     store.fails = 3
-    box = Outbox(store)  # type: ignore[arg-type]
+    box = BackgroundWriter(store)  # type: ignore[arg-type]
     box.put("a", b"1")
     for _ in range(4):
         store.gate.release()
@@ -73,7 +73,7 @@ def test_what_a_store_refuses_is_tried_again(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_cannot_be_written_at_the_end_is_told(caplog: pytest.LogCaptureFixture) -> None:
     store = Slow()
-    box = Outbox(store)  # type: ignore[arg-type]
+    box = BackgroundWriter(store)  # type: ignore[arg-type]
     box.put("progress.json", b"1")
     assert not box.close(timeout_s=0.05)
     assert "progress.json could not be written to slow://" in caplog.text
@@ -81,4 +81,4 @@ def test_what_cannot_be_written_at_the_end_is_told(caplog: pytest.LogCaptureFixt
 
 
 def test_nothing_put_is_nothing_to_close(tmp_path: object) -> None:
-    assert Outbox(LocalStorage(str(tmp_path))).close()
+    assert BackgroundWriter(LocalStorage(str(tmp_path))).close()

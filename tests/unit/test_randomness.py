@@ -33,10 +33,10 @@ from everstep.errors import DataError
 from everstep.storage.retries import retry
 from everstep.trainer.data.collate import Pad
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Splits, Subset
-from everstep.trainer.data.fetcher import Gather, Microbatch, Request
+from everstep.trainer.data.fetcher import Fetcher, Microbatch, MicrobatchRequest
 from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.ordering.mixture import Mixture
-from everstep.trainer.data.ordering.order import SampleOrder, Source
+from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
 from everstep.trainer.data.ordering.weighted import Weighted
 from everstep.trainer.data.own_generators import _log_limit, own_generators
 from everstep.trainer.data.randomness import draws, draws_nothing, seeded
@@ -47,7 +47,7 @@ ROUTES = [(0, 0, Worker.process), (2, 0, Worker.process), (0, 2, Worker.process)
 Steps = list[list[Microbatch]]
 
 
-def loaded(gather: Gather, first: int = 0, count: int = 12, rank: int = 0, world: int = 1, route: int = 0) -> Steps:
+def loaded(gather: Fetcher, first: int = 0, count: int = 12, rank: int = 0, world: int = 1, route: int = 0) -> Steps:
     prefetch, workers, worker = ROUTES[route]
     order = SampleOrder(len(gather.dataset), 10, seed=4)
     loader = Loader(gather, order, 4, rank, world, "cpu", prefetch=prefetch, workers=workers, worker=worker)
@@ -66,8 +66,8 @@ def bits(steps: Steps) -> list[Any]:
     ]
 
 
-def gather_of(kind: str, **options: Any) -> Gather:
-    return Gather(MapDataset(Drawing(kind=kind)), 5, **options)
+def gather_of(kind: str, **options: Any) -> Fetcher:
+    return Fetcher(MapDataset(Drawing(kind=kind)), 5, **options)
 
 
 def states() -> list[Any]:
@@ -104,7 +104,8 @@ def test_samples_epochs_and_seeds_draw_different_numbers(kind: str) -> None:
     ids, zeros = np.array([1, 2, 3]), np.zeros(3, np.int64)
     source = MapDataset(Drawing(kind=kind))
     noise = [
-        Gather(source, seed)(Request(ids, zeros + epoch, 1)).batch["x"] - torch.from_numpy(source.source.x[ids])
+        Fetcher(source, seed)(MicrobatchRequest(ids, zeros + epoch, 1)).batch["x"]
+        - torch.from_numpy(source.source.x[ids])
         for seed, epoch in ((5, 0), (5, 1), (6, 0))
     ]
     values = torch.stack(noise)[:, :, 0].round(decimals=6)
@@ -128,7 +129,7 @@ def test_a_generator_of_the_datasets_own_is_put_back_too() -> None:
     data = Drawing()
     data.transform = transform
     before = generator.bit_generator.state
-    loaded(Gather(MapDataset(data), 5))
+    loaded(Fetcher(MapDataset(data), 5))
     assert generator.bit_generator.state == before
 
 
@@ -140,7 +141,7 @@ def test_a_sample_that_fails_leaves_the_generators_as_they_were() -> None:
 
     before = states()
     with pytest.raises(DataError, match="RuntimeError: no"):
-        loaded(Gather(MapDataset(Failing()), 5))
+        loaded(Fetcher(MapDataset(Failing()), 5))
     assert states() == before
 
 
@@ -152,7 +153,7 @@ def test_a_sample_that_fails_leaves_the_generators_as_they_were() -> None:
 ])  # fmt: skip
 @pytest.mark.parametrize("kind", ["numpy", "own", "module"])
 def test_what_wraps_a_dataset_changes_none_of_its_draws(kind: str, wrap: Callable[[Drawing], Any]) -> None:
-    plain, wrapped = (Gather(found, 5) for found in (MapDataset(Drawing(kind=kind)), wrap(Drawing(kind=kind))))
+    plain, wrapped = (Fetcher(found, 5) for found in (MapDataset(Drawing(kind=kind)), wrap(Drawing(kind=kind))))
     assert bits(loaded(wrapped)) == bits(loaded(plain))
 
 
@@ -161,10 +162,10 @@ def test_a_mixture_seeds_each_sample_whatever_stands_beside_it() -> None:
         MapDataset(Drawing(5, "numpy")),
         ArrayDataset({name: value.numpy() for name, value in quiet_columns(4).items()}),
     ]
-    mixed = Gather(Mixture(parts, [0.5, 0.5]), 5)
+    mixed = Fetcher(Mixture(parts, [0.5, 0.5]), 5)
     zeros = np.zeros(3, np.int64)
-    both = mixed(Request(np.array([2, 6, 4]), zeros, 1)).batch["x"]
-    alone = mixed(Request(np.array([4]), zeros[:1], 1)).batch["x"]
+    both = mixed(MicrobatchRequest(np.array([2, 6, 4]), zeros, 1)).batch["x"]
+    alone = mixed(MicrobatchRequest(np.array([4]), zeros[:1], 1)).batch["x"]
     assert torch.equal(both[2], alone[0])
 
 
@@ -175,16 +176,16 @@ def quiet_columns(samples: int) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("route", range(len(ROUTES)))
 def test_ragged_samples_and_a_collate_that_draws_are_exact_by_every_route(route: int) -> None:
-    gather = Gather(Splits(RaggedDrawing(), collate_fn=padded).train, 5)
+    gather = Fetcher(Splits(RaggedDrawing(), collate_fn=padded).train, 5)
     assert bits(loaded(gather, route=route)) == bits(loaded(gather))
 
 
 def test_vectors_of_different_lengths_go_to_the_collate_of_the_splits() -> None:
-    gather = Gather(MapDataset(RaggedDrawing()), 5, collate=Pad())
-    batch = gather(Request(np.arange(5), np.zeros(5, np.int64), 1)).batch
+    gather = Fetcher(MapDataset(RaggedDrawing()), 5, collate=Pad())
+    batch = gather(MicrobatchRequest(np.arange(5), np.zeros(5, np.int64), 1)).batch
     assert batch["x"].shape == (5, int(batch["lengths"].max()))
     with pytest.raises(DataError, match="'x' differ in length"):
-        Gather(MapDataset(RaggedDrawing()), 5)(Request(np.arange(5), np.zeros(5, np.int64), 1))
+        Fetcher(MapDataset(RaggedDrawing()), 5)(MicrobatchRequest(np.arange(5), np.zeros(5, np.int64), 1))
 
 
 class Odd:
@@ -204,10 +205,10 @@ def lengths_of(batch: Any) -> dict[str, Tensor]:
 
 def test_text_goes_to_the_collate_as_a_list() -> None:
     source = MapDataset(Odd({"text": "ab"}, {"text": "abc"}))
-    request = Request(np.arange(2), np.zeros(2, np.int64), 1)
-    assert Gather(source, 5, collate=lengths_of)(request).batch["length"].tolist() == [2, 3]
+    request = MicrobatchRequest(np.arange(2), np.zeros(2, np.int64), 1)
+    assert Fetcher(source, 5, collate=lengths_of)(request).batch["length"].tolist() == [2, 3]
     with pytest.raises(DataError, match="column 'text' of a batch is a list, not a tensor"):
-        Gather(source, 5)(request)
+        Fetcher(source, 5)(request)
 
 
 @pytest.mark.parametrize(("samples", "said"), [
@@ -249,13 +250,13 @@ def holding(found: object) -> Drawing:
 ])  # fmt: skip
 def test_a_sample_that_is_another_one_each_time_is_refused_at_the_start(data: Drawing, said: str) -> None:
     with pytest.raises(DataError, match=said):
-        Gather(MapDataset(data), 5).check_repeats()
-    Gather(MapDataset(Drawing(kind="own")), 5).check_repeats()
+        Fetcher(MapDataset(data), 5).check_repeats()
+    Fetcher(MapDataset(Drawing(kind="own")), 5).check_repeats()
 
 
 def test_a_generator_that_nothing_can_seed_is_refused_by_name() -> None:
     with pytest.raises(DataError, match=r"random\.SystemRandom, which nothing can seed"):
-        loaded(Gather(MapDataset(holding(random.SystemRandom())), 5))
+        loaded(Fetcher(MapDataset(holding(random.SystemRandom())), 5))
 
 
 def test_only_code_that_says_that_it_draws_nothing_runs_in_the_thread_beside_the_step() -> None:
@@ -308,7 +309,7 @@ def test_a_data_factory_is_seeded_and_leaves_no_trace() -> None:
 
 
 def weighted_order(weights: list[float], batch: int = 10, seed: int = 0) -> SampleOrder:
-    return SampleOrder([Source([len(weights)], weights=np.array(weights))], batch, seed)
+    return SampleOrder([OrderSource([len(weights)], weights=np.array(weights))], batch, seed)
 
 
 def test_samples_come_as_often_as_their_weights_say_and_never_with_weight_zero() -> None:
@@ -334,8 +335,8 @@ def test_draws_by_weight_are_a_pure_function_of_the_position() -> None:
 
 def test_a_sample_that_is_drawn_twice_is_augmented_anew() -> None:
     data = Weighted(Drawing(3), [0, 1, 0])
-    order = SampleOrder([Source([3], weights=data.weights)], 10, seed=4)
-    loader = Loader(Gather(data, 5), order, 10, 0, 1, "cpu", prefetch=0)
+    order = SampleOrder([OrderSource([3], weights=data.weights)], 10, seed=4)
+    loader = Loader(Fetcher(data, 5), order, 10, 0, 1, "cpu", prefetch=0)
     [microbatch] = next(loader.steps(0))
     assert set(microbatch.ids.tolist()) == {1}
     assert len(microbatch.batch["x"][:, 0].unique()) == 10
@@ -393,11 +394,11 @@ class Remote:
     "error", [TimeoutError("no answer"), OSError(errno.ESTALE, "stale file handle"), MemoryError()]
 )
 def test_a_sample_behind_a_fault_of_the_machine_is_not_left_out(error: Exception) -> None:
-    gather = Gather(MapDataset(Remote(error)), 5, on_bad=BadSample.skip)
+    gather = Fetcher(MapDataset(Remote(error)), 5, on_bad=BadSample.skip)
     with pytest.raises(type(error)):
         loaded(gather)
 
 
 def test_a_sample_that_is_itself_bad_is_left_out() -> None:
-    gather = Gather(MapDataset(Remote(ValueError("no image"))), 5, on_bad=BadSample.skip)
+    gather = Fetcher(MapDataset(Remote(ValueError("no image"))), 5, on_bad=BadSample.skip)
     assert any(m.skipped for step in loaded(gather) for m in step)

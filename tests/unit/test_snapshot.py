@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from everstep.errors import ConfigError
 from everstep.launch.submit import snapshot
-from everstep.launch.submit.snapshot import Member, SnapshotError, digest_of, pack, take, unpack
+from everstep.launch.submit.snapshot import SnapshotError, SnapshotFile, digest_of, pack, take, unpack
 from everstep.run_folder import RunFolder
 
 
@@ -102,12 +102,12 @@ def test_two_archives_of_one_content_are_equal_to_the_byte(checkout: Path, tmp_p
 
 @pytest.mark.parametrize("change", ["content", "name", "mode", "link"])
 def test_whatever_differs_gives_another_digest(change: str) -> None:
-    first = [Member("a", b"x"), Member("b", b"y")]
+    first = [SnapshotFile("a", b"x"), SnapshotFile("b", b"y")]
     other = {
-        "content": [Member("a", b"xy"), Member("b", b"")],
-        "name": [Member("a", b"x"), Member("c", b"y")],
-        "mode": [Member("a", b"x", 0o755), Member("b", b"y")],
-        "link": [Member("a", b"x", link=True), Member("b", b"y")],
+        "content": [SnapshotFile("a", b"xy"), SnapshotFile("b", b"")],
+        "name": [SnapshotFile("a", b"x"), SnapshotFile("c", b"y")],
+        "mode": [SnapshotFile("a", b"x", 0o755), SnapshotFile("b", b"y")],
+        "link": [SnapshotFile("a", b"x", link=True), SnapshotFile("b", b"y")],
     }
     assert digest_of(first) == digest_of(list(reversed(first)))
     assert digest_of(first) != digest_of(other[change])
@@ -224,8 +224,8 @@ def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.Ta
     return made
 
 
-def link(path: str, target: bytes) -> Member:
-    return Member(path, target, 0o777, link=True)
+def link(path: str, target: bytes) -> SnapshotFile:
+    return SnapshotFile(path, target, 0o777, link=True)
 
 
 HOSTILE = {
@@ -257,12 +257,12 @@ def test_a_hostile_archive_is_refused_and_leaves_nothing(what: str, run: RunFold
         # Each link's own words stay inside; one through the other leads out.
         [link("x/d", b".."), link("e", b"x/d/../y")],
         # A file below a link would be written through it.
-        [link("x", b"."), Member("x/y", b"data")],
-        [Member("x", b"data"), Member("x/y", b"data")],
+        [link("x", b"."), SnapshotFile("x/y", b"data")],
+        [SnapshotFile("x", b"data"), SnapshotFile("x/y", b"data")],
     ],
 )
 def test_members_that_reach_through_each_other_are_refused(
-    members: list[Member], run: RunFolder, tmp_path: Path
+    members: list[SnapshotFile], run: RunFolder, tmp_path: Path
 ) -> None:
     run.storage.write(snapshot.archive(digest_of(members)), pack(members))
     with pytest.raises(SnapshotError):
@@ -271,8 +271,8 @@ def test_members_that_reach_through_each_other_are_refused(
 
 
 def test_an_archive_with_another_content_than_its_name_says_is_refused(run: RunFolder, tmp_path: Path) -> None:
-    digest = digest_of([Member("a", b"x")])
-    run.storage.write(snapshot.archive(digest), pack([Member("a", b"y")]))
+    digest = digest_of([SnapshotFile("a", b"x")])
+    run.storage.write(snapshot.archive(digest), pack([SnapshotFile("a", b"y")]))
     with pytest.raises(SnapshotError, match="does not hold the code that its name says"):
         unpack(run, digest, tmp_path / "node")
 
@@ -281,7 +281,7 @@ def test_an_archive_that_would_fill_the_disk_is_broken_off(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(snapshot, "UNPACKED_LIMIT_MB", 1)
-    run.storage.write(snapshot.archive("d"), pack([Member("a", bytes(2_000_000))]))
+    run.storage.write(snapshot.archive("d"), pack([SnapshotFile("a", bytes(2_000_000))]))
     with pytest.raises(SnapshotError, match="more than 1 MB"):
         unpack(run, "d", tmp_path / "node")
 
@@ -312,11 +312,11 @@ names = st.text("ab/.", min_size=1, max_size=6)
 
 
 targets = st.text("ab/.", min_size=1, max_size=6).map(str.encode)
-kinds = st.builds(Member, names, st.binary(max_size=8)) | st.builds(link, names, targets)
+kinds = st.builds(SnapshotFile, names, st.binary(max_size=8)) | st.builds(link, names, targets)
 
 
 @given(st.lists(kinds, max_size=5))
-def test_whatever_an_archive_holds_nothing_is_written_outside(members: list[Member]) -> None:
+def test_whatever_an_archive_holds_nothing_is_written_outside(members: list[SnapshotFile]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "deep" / "node"
         run = RunFolder(f"{scratch}/run")

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.trainer.checkpoint.layout import Layout, Staging, lay_out
 from everstep.trainer.distributed.mesh import Mesh
 
@@ -17,7 +17,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 
 
 def layout_of(tensors: dict[str, torch.Tensor]) -> Layout:
-    return lay_out(tensors, Mesh(Place(), CPU))
+    return lay_out(tensors, Mesh(RankInfo(), CPU))
 
 
 @dataclass

@@ -10,12 +10,12 @@ import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
 from everstep.launch.schedulers import registry
-from everstep.launch.submit.job_spec import Submitted
+from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.sweep.plan import Plan, plan, settle
 from everstep.launch.sweep.sweep_folder import keep
 from everstep.launch.sweep.workers import Task
-from everstep.launch.sweep.workers_cluster import Jobs
-from everstep.launch.sweep.workers_local import Here
+from everstep.launch.sweep.workers_cluster import ClusterWorkers
+from everstep.launch.sweep.workers_local import LocalWorkers
 
 
 @pytest.fixture
@@ -51,8 +51,8 @@ def test_a_job_of_a_trial_carries_it_in_the_trials_own_folder(made: Plan) -> Non
     assert code is not None
     Path("mine.py").write_text("WORD = 'as edited'")
     trial = task(made, "one")
-    Jobs(made.job, FileScheduler(), code).start([trial])
-    assert Submitted.read(trial.folder).code == code.place
+    ClusterWorkers(made.job, FileScheduler(), code).start([trial])
+    assert JobSpec.read(trial.folder).code == code.place
     assert trial.folder.storage.names("code") == [f"{code.place}.tar.gz"]
     assert json.loads(trial.folder.storage.read("provenance.json"))["snapshot"] == code.place
 
@@ -61,12 +61,12 @@ def test_processes_here_import_it_first_and_the_edited_folder_last(made: Plan, m
     monkeypatch.setenv("PYTHONPATH", "/given")
     code = keep(made.folder, ["mine"], 10)
     assert code is not None
-    path = Here(made.job, made.any_config, code=code).code
+    path = LocalWorkers(made.job, made.any_config, code=code).code
     assert path == {"PYTHONPATH": os.pathsep.join([str(code.open()), "/given", os.getcwd()]), "PYTHONSAFEPATH": "1"}
 
 
 def test_where_there_is_no_code_the_trials_run_what_they_find(made: Plan) -> None:
     assert keep(made.folder, [], 10) is None
     trial = task(made, "one")
-    Jobs(made.job, FileScheduler()).start([trial])
-    assert Submitted.read(trial.folder).code is None
+    ClusterWorkers(made.job, FileScheduler()).start([trial])
+    assert JobSpec.read(trial.folder).code is None

@@ -19,7 +19,7 @@ from everstep.launch.sweep.config import Pruner, Sampler, SweepConfig
 from everstep.launch.sweep.leaderboard import _front
 from everstep.launch.sweep.samplers import Study, draws
 from everstep.launch.sweep.search_space import Axis
-from everstep.launch.sweep.state import Story, Verdict
+from everstep.launch.sweep.state import SweepState, TrialOutcome
 
 ASHA = SweepConfig(sampler=Sampler.random, pruner=Pruner.asha, trials=9)
 
@@ -118,9 +118,9 @@ def told(trial: int, values: list[float], rung: int = 0, verdict: str = "done") 
 
 
 def played(sweep: SweepConfig, count: int, objective: Callable[[dict[str, float]], list[float]],
-           rebuilt_every: int = 10**9, goals: tuple[Goal, ...] = (Goal.min,)) -> Story:  # fmt: skip
+           rebuilt_every: int = 10**9, goals: tuple[Goal, ...] = (Goal.min,)) -> SweepState:  # fmt: skip
     """A whole sweep in memory; the study is made anew from the records now and then."""
-    story, study = Story(), Study(sweep, (X, Y), goals)
+    story, study = SweepState(), Study(sweep, (X, Y), goals)
     for number in range(count):
         if number % rebuilt_every == 0:
             study = Study(sweep, (X, Y), goals)
@@ -178,7 +178,7 @@ def test_several_objectives_give_the_pareto_set() -> None:
 
 def test_the_pareto_set_is_the_one_that_can_be_worked_out_by_hand() -> None:
     """Of x² + y and (x - 2)² + y over whole numbers, the one to be small and the other's negative to be large."""
-    story = Story()
+    story = SweepState()
     for number, (x, y) in enumerate(itertools.product(range(-2, 5), range(3))):
         values = {"x": x, "y": y}
         story.apply({"event": "asked", "identity": str(number), "name": "", "values": values, "drawn": values})
@@ -197,7 +197,7 @@ def test_a_wider_space_keeps_what_lies_within_it() -> None:
 
 
 def test_nan_is_a_result_and_the_worst() -> None:
-    story = Story()
+    story = SweepState()
     for number in range(2):
         story.apply({"event": "asked", "identity": str(number), "name": "", "values": {}, "drawn": {}})
     story.apply({"event": "told", "trial": 0, "rung": 0, "verdict": "diverged", "values": [None], "step": 3})
@@ -208,7 +208,7 @@ def test_nan_is_a_result_and_the_worst() -> None:
 
 
 def test_a_trial_is_open_again_after_a_promotion_and_when_it_is_asked_for_again() -> None:
-    story = Story()
+    story = SweepState()
     story.apply({"event": "asked", "identity": "a", "name": "", "values": {}, "drawn": {}})
     story.apply(told(0, [1.0]))
     assert not story.trials[0].is_open
@@ -217,6 +217,6 @@ def test_a_trial_is_open_again_after_a_promotion_and_when_it_is_asked_for_again(
     story.apply(told(0, [], 1, "failed"))
     assert not story.trials[0].is_open
     assert story.trials[0].last is not None
-    assert story.trials[0].last.verdict is Verdict.failed
+    assert story.trials[0].last.verdict is TrialOutcome.failed
     story.apply({"event": "again", "trial": 0})
     assert story.trials[0].is_open

@@ -16,8 +16,8 @@ from everstep.errors import ConfigError, SupersededError
 from everstep.launch.sweep import lease
 from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
-from everstep.launch.sweep.state import Story
-from everstep.launch.sweep.suggest import Asking
+from everstep.launch.sweep.state import SweepState
+from everstep.launch.sweep.suggest import Suggester
 from everstep.launch.sweep.sweep_folder import SweepFolder, find_sweep
 
 ASKED = {"event": "asked", "identity": "i", "name": "n", "values": {"seed": 1}, "drawn": {"seed": 1}}
@@ -25,7 +25,7 @@ ASKED = {"event": "asked", "identity": "i", "name": "n", "values": {"seed": 1}, 
 
 def test_of_two_drivers_that_write_the_same_record_one_is_told_to_stop(tmp_path: Path) -> None:
     folder = SweepFolder(str(tmp_path))
-    ours, theirs = Story(), Story()
+    ours, theirs = SweepState(), SweepState()
     folder.append(ours, ASKED)
     with pytest.raises(SupersededError):
         folder.append(theirs, {**ASKED, "identity": "j"})
@@ -34,7 +34,7 @@ def test_of_two_drivers_that_write_the_same_record_one_is_told_to_stop(tmp_path:
 
 
 def test_records_keep_nan_as_json_can(tmp_path: Path) -> None:
-    folder, story = SweepFolder(str(tmp_path)), Story()
+    folder, story = SweepFolder(str(tmp_path)), SweepState()
     folder.append(story, ASKED)
     folder.append(story, {"event": "told", "trial": 0, "rung": 0, "verdict": "done", "values": [float("nan")],
                           "step": 1})  # fmt: skip
@@ -150,7 +150,7 @@ def allowed(values):
 """)
     monkeypatch.syspath_prepend(str(tmp_path))
     found = made(tmp_path, "seed=0,1,2", "clip=1,2", "sweep.constraint=narrowing.allowed", "plugins=[narrowing]")
-    asking, story = Asking(found, Story()), Story()
+    asking, story = Suggester(found, SweepState()), SweepState()
     while (asked := asking.next(story)) is not None:
         story.apply(asked[0])
     assert [trial.values for trial in story.trials] == [{"seed": 0}, {"seed": 1, "clip": 1}, {"seed": 1, "clip": 2}]

@@ -24,7 +24,7 @@ from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
 from everstep.launch.sweep.status import cancel
 from everstep.launch.sweep.workers import Task
-from everstep.launch.sweep.workers_cluster import Jobs
+from everstep.launch.sweep.workers_cluster import ClusterWorkers
 from everstep.run_folder import Ending, Outcome, RunFolder
 
 
@@ -70,7 +70,7 @@ def drive(made: Plan, scheduler: FileScheduler, die_after: int | None = None) ->
     nodes, lease = Nodes(scheduler, made), take(made.folder.storage)
     nodes.die_after = die_after
     try:
-        Driver(made, made.folder.story(), Jobs(made.job, FileScheduler()), lease, nodes,
+        Driver(made, made.folder.story(), ClusterWorkers(made.job, FileScheduler()), lease, nodes,
                anew=made.folder.go_on()).run()  # fmt: skip
     finally:
         lease.release()
@@ -94,7 +94,7 @@ def test_so_many_are_in_flight_and_all_of_them_are_one_question_a_round(
             return super().status(handles)
 
     nodes, lease = Nodes(scheduler, sweep), take(sweep.folder.storage)
-    Driver(sweep, sweep.folder.story(), Jobs(sweep.job, Asking()), lease, nodes).run()
+    Driver(sweep, sweep.folder.story(), ClusterWorkers(sweep.job, Asking()), lease, nodes).run()
     lease.release()
     assert max(nodes.in_flight) == 3
     assert len(asked) == len(nodes.in_flight)
@@ -181,7 +181,7 @@ def test_a_sweep_that_was_cancelled_goes_on_with_all_of_its_trials(tmp_path: Pat
 
 def test_a_controller_that_is_away_for_a_while_costs_a_round(tmp_path: Path, scheduler: FileScheduler) -> None:
     sweep = made(tmp_path)
-    workers = Jobs(sweep.job, FileScheduler())
+    workers = ClusterWorkers(sweep.job, FileScheduler())
     values = {"seed": 1}
     workers.start([Task(0, sweep.folder.run("a"), sweep.config(values, "a", 0))])
     scheduler.keep({**scheduler.known(), "away": True})
@@ -216,7 +216,7 @@ def drive_arrays(made: Plan, die_after: int | None = None) -> Nodes:
     nodes, lease = Nodes(FileArrays(), made), take(made.folder.storage)
     nodes.die_after = die_after
     try:
-        workers = Jobs(made.job, FileArrays(), sweep=made.folder)
+        workers = ClusterWorkers(made.job, FileArrays(), sweep=made.folder)
         Driver(made, made.folder.story(), workers, lease, nodes, anew=made.folder.go_on()).run()
     finally:
         lease.release()

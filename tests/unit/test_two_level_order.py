@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from everstep.errors import ConfigError
 from everstep.trainer.data.ordering.interleave import Interleave, mix_pattern, shares
-from everstep.trainer.data.ordering.order import SampleOrder, Source, microbatches
+from everstep.trainer.data.ordering.order import OrderSource, SampleOrder, microbatches
 
 shard_rows = st.lists(st.integers(0, 40), min_size=1, max_size=12).filter(lambda rows: sum(rows) > 0)
 weights = st.lists(st.integers(1, 12), min_size=1, max_size=4)
@@ -21,7 +21,7 @@ weights = st.lists(st.integers(1, 12), min_size=1, max_size=4)
 def orders(draw: st.DrawFn, mixed: bool = True) -> SampleOrder:
     """Any order at all: several sources of uneven shards, windows and lanes."""
     amounts = draw(weights) if mixed else [1]
-    sources = [Source(draw(shard_rows), share) for share in shares(amounts)]
+    sources = [OrderSource(draw(shard_rows), share) for share in shares(amounts)]
     lanes, width = draw(st.integers(1, 6)), draw(st.integers(1, 4))
     return SampleOrder(
         sources,
@@ -91,13 +91,13 @@ def test_a_mixture_is_within_one_sample_of_its_shares_at_every_prefix(amounts: l
 
 
 def test_a_mixture_of_decimal_weights_holds_its_shares_exactly_at_the_period() -> None:
-    order = SampleOrder([Source([1000, 1000], share) for share in shares([0.7, 0.3])], 10, 5)
+    order = SampleOrder([OrderSource([1000, 1000], share) for share in shares([0.7, 0.3])], 10, 5)
     ids = order.ids(0, 1000)
     assert np.count_nonzero(ids < 2000) == 700
 
 
 def test_sources_repeat_at_their_own_rates() -> None:
-    small, large = (Source([rows], share) for rows, share in zip((10, 1000), shares([1, 1]), strict=True))
+    small, large = (OrderSource([rows], share) for rows, share in zip((10, 1000), shares([1, 1]), strict=True))
     order = SampleOrder([small, large], 10, seed=1)
     epochs, ids = order.at(0, np.arange(2000))
     assert epochs[ids < 10].max() == 99
@@ -117,7 +117,7 @@ def test_weights_with_too_many_digits_are_refused_with_the_limit() -> None:
 
 def test_a_window_keeps_the_working_set_small_and_the_shuffle_mixes_its_shards() -> None:
     rows = [100] * 50
-    order = SampleOrder([Source(rows)], 10, seed=3, window=5)
+    order = SampleOrder([OrderSource(rows)], 10, seed=3, window=5)
     ids = order.ids(0, 5000)
     for start in range(0, 5000, 500):
         shards = np.unique(ids[start : start + 500] // 100)
@@ -130,7 +130,7 @@ def test_a_window_keeps_the_working_set_small_and_the_shuffle_mixes_its_shards()
 def test_uneven_shards_are_visited_window_by_window_too() -> None:
     rows = [3, 90, 41, 250, 7, 1, 88, 120]
     ends = np.cumsum(rows)
-    order = SampleOrder([Source(rows)], 10, seed=9, window=2)
+    order = SampleOrder([OrderSource(rows)], 10, seed=9, window=2)
     ids = order.ids(0, sum(rows))
     for start in range(0, sum(rows), order._orders[0].window):
         shards = np.unique(np.searchsorted(ends, ids[start : start + order._orders[0].window], side="right"))
@@ -140,7 +140,7 @@ def test_uneven_shards_are_visited_window_by_window_too() -> None:
 @pytest.mark.parametrize("nodes", [2, 4, 8])
 def test_with_lanes_each_node_reads_only_its_share_of_the_shards(nodes: int) -> None:
     rows, lanes, width = [64] * 128, 16, 2
-    order = SampleOrder([Source(rows)], lanes * width, seed=2, window=32, lanes=lanes, lane_width=width)
+    order = SampleOrder([OrderSource(rows)], lanes * width, seed=2, window=32, lanes=lanes, lane_width=width)
     world = 16
     steps = order.samples // order.global_batch
     read: list[set[int]] = [set() for _ in range(nodes)]
@@ -153,7 +153,7 @@ def test_with_lanes_each_node_reads_only_its_share_of_the_shards(nodes: int) -> 
 
 
 def test_ten_to_the_twelve_samples_in_a_million_shards_are_entered_anywhere() -> None:
-    order = SampleOrder([Source(np.full(10**6, 10**6))], 1024, seed=4, window=64)
+    order = SampleOrder([OrderSource(np.full(10**6, 10**6))], 1024, seed=4, window=64)
     for position in (0, 10**12 - 5, 123_456_789_012, 10**15 + 7):
         epochs, ids = order.at(position, np.arange(3))
         assert [order.position_of(i, e) for i, e in zip(ids.tolist(), epochs.tolist(), strict=True)] == list(
@@ -162,7 +162,7 @@ def test_ten_to_the_twelve_samples_in_a_million_shards_are_entered_anywhere() ->
 
 
 def test_the_two_level_order_of_a_seed_never_changes_between_versions() -> None:
-    sources = [Source([40, 60, 30], Fraction(7, 10)), Source([50], Fraction(3, 10))]
+    sources = [OrderSource([40, 60, 30], Fraction(7, 10)), OrderSource([50], Fraction(3, 10))]
     order = SampleOrder(sources, 8, seed=17, window=1, lanes=2, lane_width=4)
     assert order.ids(0, 12).tolist() == [49, 134, 46, 40, 24, 176, 19, 8, 131, 55, 47, 144]
     assert order.ids(10**12, 6).tolist() == [43, 143, 37, 22, 100, 162]

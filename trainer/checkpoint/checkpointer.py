@@ -20,7 +20,15 @@ from everstep.storage.base import is_kept
 from everstep.trainer.checkpoint.layout import Layout, Staging, key_of, lay_out
 from everstep.trainer.checkpoint.manifest import TENSORS, Manifest
 from everstep.trainer.checkpoint.node_tier import LocalTier, without_replicas
-from everstep.trainer.checkpoint.pending_save import Files, Flight, Landed, Meeting, Save, record_of, write_file
+from everstep.trainer.checkpoint.pending_save import (
+    Files,
+    FinishedSave,
+    PendingSave,
+    Save,
+    SaveCoordinator,
+    record_of,
+    write_file,
+)
 from everstep.trainer.checkpoint.restore import Restored, Restorer
 from everstep.trainer.checkpoint.retention import Retention
 from everstep.trainer.checkpoint.self_test import FirstCheckpoint, SelfTest
@@ -58,7 +66,7 @@ class Checkpointer:
         self.retention = Retention(folder, attempt, run.checkpoint, run.evaluate.goal is Goal.max)
         self.saved_step = -1
         """Step of the newest checkpoint that this attempt has restored, written or is writing."""
-        self.landed: list[Landed] = []
+        self.landed: list[FinishedSave] = []
         """Saves that have ended; the training loop passes them to the journal."""
         local = run.checkpoint.local
         self._tier = LocalTier(local, folder.url, mesh) if local.every is not None else None
@@ -66,7 +74,7 @@ class Checkpointer:
         self._config_digest = digest(run)  # 20 ms, which no save has to spare
         self._layout: Layout | None = None
         self._staging = Staging(mesh.device)
-        self._meeting = Meeting(mesh.store, mesh.rank, mesh.world)
+        self._meeting = SaveCoordinator(mesh.store, mesh.rank, mesh.world)
         self._save: Save | None = None
         self._saves = 0
         self._first = FirstCheckpoint(self_test)
@@ -117,10 +125,10 @@ class Checkpointer:
             self.saved_step = step
         return True
 
-    def _fly(self, layout: Layout, step: int, manifest: Manifest) -> Flight:
+    def _fly(self, layout: Layout, step: int, manifest: Manifest) -> PendingSave:
         """Start the pending save to the run folder."""
         path = self.folder.checkpoint(step, self.attempt)
-        return Flight(
+        return PendingSave(
             lambda: self._write(layout, path),
             lambda files: self._commit(layout, path, manifest, files),
             lambda _: None,
@@ -129,7 +137,7 @@ class Checkpointer:
             self._first.of(self.folder.storage, path, self.mesh.rank),
         )
 
-    def _fly_local(self, layout: Layout, step: int, manifest: Manifest) -> Flight:
+    def _fly_local(self, layout: Layout, step: int, manifest: Manifest) -> PendingSave:
         """Start the pending save to the node tier."""
         tier = self._tier
         if tier is None:
@@ -141,7 +149,7 @@ class Checkpointer:
             manifest.files[TENSORS] = record_of(layout.table)
             return manifest.to_json().decode()
 
-        return Flight(
+        return PendingSave(
             lambda: tier.write(layout, path, self._staging.bytes(layout.bytes)),
             commit,
             lambda word: tier.seal(path, word, layout.table),
@@ -212,7 +220,7 @@ class Checkpointer:
         self._stands = error is None
         self._save, self._retry_at = None, float("inf")
         self.landed.append(
-            Landed(save.step, save.bytes, save.stall_s, save.flight.seconds, str(error or ""), save.local)
+            FinishedSave(save.step, save.bytes, save.stall_s, save.flight.seconds, str(error or ""), save.local)
         )
         if save.local:  # the next node-tier save comes soon, and only failures in the run folder endanger the run
             return

@@ -127,7 +127,7 @@ class OtherFormatError(ValueError):
 
 
 @dataclass(frozen=True)
-class Candidate:
+class CheckpointRef:
     """A folder with a manifest; `damage` is the reason why the manifest cannot be read."""
 
     path: str
@@ -153,7 +153,7 @@ def folders(run: RunFolder) -> list[tuple[int, int, str]]:
     return sorted(((*key, f"{CHECKPOINTS}/{name}") for key, name in named if key is not None), reverse=True)
 
 
-def candidates(run: RunFolder) -> Iterator[Candidate]:
+def candidates(run: RunFolder) -> Iterator[CheckpointRef]:
     """Yield the committed checkpoints in the run's line, newest first."""
     limits = run.limits()
     for step, attempt, path in folders(run):
@@ -175,7 +175,7 @@ def read_manifest(storage: Storage, path: str) -> bytes:
     return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
 
 
-def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate:
+def read_candidate(path: str, step: int, attempt: int, data: bytes) -> CheckpointRef:
     """Return the candidate for a folder's manifest; `damage` is the fault of the manifest, if it has one."""
     try:
         if not data:
@@ -184,12 +184,12 @@ def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Candidate
         if (manifest.step, manifest.attempt) != (step, attempt):
             raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")
     except OtherFormatError as error:
-        return Candidate(path, step, attempt, None, str(error), refused=True)
+        return CheckpointRef(path, step, attempt, None, str(error), refused=True)
     except ValueError as error:
-        return Candidate(path, step, attempt, None, f"{MANIFEST} is damaged: {error}")
+        return CheckpointRef(path, step, attempt, None, f"{MANIFEST} is damaged: {error}")
     if doubt := manifest.mistrust():
-        return Candidate(path, step, attempt, None, f"{MANIFEST}: {doubt}", refused=True)
-    return Candidate(path, step, attempt, manifest)
+        return CheckpointRef(path, step, attempt, None, f"{MANIFEST}: {doubt}", refused=True)
+    return CheckpointRef(path, step, attempt, manifest)
 
 
 def damage(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
@@ -215,7 +215,7 @@ def file_digest(storage: Storage, path: str, size: int) -> str:
     return digest.hexdigest()
 
 
-def check_format(run: RunFolder, candidate: Candidate) -> None:
+def check_format(run: RunFolder, candidate: CheckpointRef) -> None:
     """Raise CheckpointError for a manifest of another version or another signer.
 
     Skipping such a checkpoint would lose what was trained since.
@@ -232,7 +232,7 @@ def leads_out(storage: Storage, folder: str, name: str) -> bool:
     return not entry.exists() or not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(inside))
 
 
-def set_aside(run: RunFolder, candidate: Candidate) -> None:
+def set_aside(run: RunFolder, candidate: CheckpointRef) -> None:
     """Rename a damaged checkpoint's manifest, so that it counts no more. Its files stay for inspection."""
     run.storage.move(f"{candidate.path}/{MANIFEST}", f"{candidate.path}/{SET_ASIDE}")
 
@@ -241,7 +241,7 @@ def was_set_aside(run: RunFolder) -> list[str]:
     return [path for _, _, path in folders(run) if run.storage.exists(f"{path}/{SET_ASIDE}")]
 
 
-def newest(run: RunFolder) -> Candidate:
+def newest(run: RunFolder) -> CheckpointRef:
     """Return the newest checkpoint whose files all verify.
 
     Raises:

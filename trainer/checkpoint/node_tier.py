@@ -22,7 +22,14 @@ from everstep.errors import CheckpointError, ConfigError, StorageError
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.layout import Layout, file_of
-from everstep.trainer.checkpoint.manifest import TENSORS, Candidate, FileRecord, Manifest, parse_name, read_candidate
+from everstep.trainer.checkpoint.manifest import (
+    TENSORS,
+    CheckpointRef,
+    FileRecord,
+    Manifest,
+    parse_name,
+    read_candidate,
+)
 from everstep.trainer.checkpoint.pending_save import Files
 from everstep.trainer.checkpoint.read import DamagedError
 from everstep.trainer.distributed.mesh import Mesh
@@ -35,7 +42,7 @@ The latter is needed until the newest is complete on all nodes.
 BLOCK_BYTES = 16 * 2**20
 
 
-class Kept:
+class DigestingFile:
     """A file of the node tier while it is written; an error is raised by `finish`, not before."""
 
     def __init__(self, storage: LocalStorage, path: str) -> None:
@@ -71,7 +78,7 @@ class Kept:
 
 
 @dataclass(frozen=True)
-class Pair:
+class ReplicaPair:
     """A rank that sends its file, and the rank on the next node that stores the replica."""
 
     giver: int
@@ -102,8 +109,8 @@ class LocalTier:
         A rank that cannot write still sends and receives, since the other ranks wait for it.
         """
         sizes = layout.sizes
-        own = {layout.file: Kept(self.storage, f"{path}/{layout.file}")} if layout.pieces else {}
-        kept = {p.giver: Kept(self.storage, f"{path}/{file_of(p.giver)}") for p in self.pairs
+        own = {layout.file: DigestingFile(self.storage, f"{path}/{layout.file}")} if layout.pieces else {}
+        kept = {p.giver: DigestingFile(self.storage, f"{path}/{file_of(p.giver)}") for p in self.pairs
                 if p.keeper == self.mesh.rank and sizes[p.giver]}  # fmt: skip
         keepers = [pair.keeper for pair in self.pairs if pair.giver == self.mesh.rank]
         for start in range(0, max(sizes), BLOCK_BYTES):
@@ -162,7 +169,7 @@ def _tensor(block: memoryview) -> torch.Tensor:
     return torch.frombuffer(block, dtype=torch.uint8)
 
 
-def pair_up(nodes: list[int]) -> list[Pair]:
+def pair_up(nodes: list[int]) -> list[ReplicaPair]:
     """Pair each rank with one on the next node, spread evenly over that node's ranks; empty with one node."""
     order = sorted(set(nodes))
     if len(order) < 2:
@@ -171,7 +178,7 @@ def pair_up(nodes: list[int]) -> list[Pair]:
     pairs = []
     for rank, node in enumerate(nodes):
         there = ranks[order[(order.index(node) + 1) % len(order)]]
-        pairs.append(Pair(rank, there[ranks[node].index(rank) % len(there)]))
+        pairs.append(ReplicaPair(rank, there[ranks[node].index(rank) % len(there)]))
     return pairs
 
 
@@ -195,7 +202,7 @@ Inventory = dict[str, tuple[bytes, dict[str, int]]]
 class Parts:
     """A checkpoint that the node tiers of all nodes together hold completely."""
 
-    candidate: Candidate
+    candidate: CheckpointRef
     holders: dict[str, list[int]]
     """For each file, the ranks (one per node) whose nodes hold it."""
 
@@ -246,7 +253,7 @@ def spread_parts(tier: LocalTier, parts: Parts, needed: Collection[str]) -> None
     tier.mesh.together(functools.partial(_check, tier, parts, needed))
 
 
-def _send(tier: LocalTier, candidate: Candidate, file: str, giver: int, taker: int) -> None:
+def _send(tier: LocalTier, candidate: CheckpointRef, file: str, giver: int, taker: int) -> None:
     if tier.mesh.rank not in (giver, taker) or candidate.manifest is None:
         return
     path, size = f"{candidate.path}/{file}", candidate.manifest.files[file].bytes

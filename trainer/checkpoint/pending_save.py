@@ -22,7 +22,7 @@ FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.1
 """Seconds between two checks of the store. Its own `wait` prints a page for each time-out."""
 
 
-class Meeting:
+class SaveCoordinator:
     """Exchange of one message from every rank to rank 0, and one from rank 0 to all.
 
     Without a store there is only one rank. The store's client admits one thread at a time, so this has its own
@@ -108,7 +108,7 @@ Where cores are short, it gets a tenth of a training thread's time.
 Files = dict[str, FileRecord]
 
 
-class Flight:
+class PendingSave:
     """A pending save: writes this rank's files and reports them to rank 0, which commits and broadcasts.
 
     Args:
@@ -124,7 +124,7 @@ class Flight:
         write: Callable[[], Files],
         commit: Callable[[Files], str],
         seal: Callable[[str], None],
-        meeting: Meeting,
+        meeting: SaveCoordinator,
         timeout_s: float,
         after: Callable[[], None] | None = None,
     ) -> None:
@@ -193,7 +193,7 @@ class Flight:
 
 
 @dataclass(frozen=True)
-class Landed:
+class FinishedSave:
     """Result of one save.
 
     `stall_s` is the time training paused; `seconds` the time until the save was durable, or failed.
@@ -215,7 +215,7 @@ class Save:
     step: int
     bytes: int
     stall_s: float
-    flight: Flight
+    flight: PendingSave
     local: bool
 
 

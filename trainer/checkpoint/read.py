@@ -33,7 +33,7 @@ class DamagedError(CheckpointError):
 
 
 @dataclass(frozen=True)
-class Source:
+class OpenCheckpoint:
     """One committed checkpoint in one storage."""
 
     storage: Storage
@@ -42,7 +42,7 @@ class Source:
     files: Mapping[str, FileRecord]
 
 
-def fill(tensors: dict[str, Tensor], source: Source, rank: int = 0) -> None:
+def fill(tensors: dict[str, Tensor], source: OpenCheckpoint, rank: int = 0) -> None:
     """Fill this rank's tensors, in place.
 
     Args:
@@ -61,7 +61,7 @@ def fill(tensors: dict[str, Tensor], source: Source, rank: int = 0) -> None:
         wanted = sorted(needed[name], key=lambda pair: pair[0].start)
 
         def let_pass(name: str = name, wanted: list[tuple[Chunk, ReadItem]] = wanted) -> None:
-            _pass(source, name, [Landing(i, c, planner.resolve_tensor(i).detach()) for c, i in wanted])
+            _pass(source, name, [TensorTarget(i, c, planner.resolve_tensor(i).detach()) for c, i in wanted])
 
         try:
             let_pass()
@@ -71,18 +71,18 @@ def fill(tensors: dict[str, Tensor], source: Source, rank: int = 0) -> None:
             let_pass()  # a store's file may be damaged by the network: only a second failure counts
 
 
-def files_needed(tensors: dict[str, Tensor], source: Source) -> set[str]:
+def files_needed(tensors: dict[str, Tensor], source: OpenCheckpoint) -> set[str]:
     """Return the files that `fill` would read."""
     return {_chunk(source, item).file for item in _plan(tensors, source)[1]}
 
 
-def _plan(tensors: dict[str, Tensor], source: Source) -> tuple[DefaultLoadPlanner, list[ReadItem]]:
+def _plan(tensors: dict[str, Tensor], source: OpenCheckpoint) -> tuple[DefaultLoadPlanner, list[ReadItem]]:
     planner = DefaultLoadPlanner()
     planner.set_up_planner(dict(tensors), source.metadata)
     return planner, planner.finish_plan(planner.create_local_plan()).items
 
 
-def _chunk(source: Source, item: ReadItem) -> Chunk:
+def _chunk(source: OpenCheckpoint, item: ReadItem) -> Chunk:
     if item.type is not LoadItemType.TENSOR:
         raise CheckpointError(f"{source.path}: {item.dest_index.fqn} is not a tensor; refusing to unpickle it")
     chunk: Chunk = source.metadata.storage_data[item.storage_index]
@@ -94,7 +94,7 @@ def _chunk(source: Source, item: ReadItem) -> Chunk:
     return chunk
 
 
-class Landing:
+class TensorTarget:
     """Destination of a saved piece of a tensor."""
 
     def __init__(self, item: ReadItem, chunk: Chunk, target: Tensor) -> None:
@@ -128,7 +128,7 @@ class Landing:
         self._part = bytearray()
 
 
-def _pass(source: Source, name: str, landings: list[Landing]) -> None:
+def _pass(source: OpenCheckpoint, name: str, landings: list[TensorTarget]) -> None:
     """Read one file, copy its pieces out and verify its digest."""
     if leads_out(source.storage, source.path, name):
         raise DamagedError(f"{name} is a link out of the checkpoint")
@@ -144,7 +144,7 @@ def _pass(source: Source, name: str, landings: list[Landing]) -> None:
         raise DamagedError(f"{name} does not match its BLAKE3")
 
 
-def _land(landings: list[Landing], start: int, data: Buffer) -> list[Landing]:
+def _land(landings: list[TensorTarget], start: int, data: Buffer) -> list[TensorTarget]:
     """Copy out a block of the file; return the destinations that are not complete."""
     block, stop = torch.frombuffer(data, dtype=torch.uint8), start + len(data)
     for landing in landings:

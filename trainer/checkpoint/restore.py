@@ -14,7 +14,7 @@ from everstep.run_folder import CHECKPOINTS, PROGRESS, RunFolder
 from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
-    Candidate,
+    CheckpointRef,
     Manifest,
     candidates,
     check_format,
@@ -24,7 +24,7 @@ from everstep.trainer.checkpoint.manifest import (
     was_set_aside,
 )
 from everstep.trainer.checkpoint.node_tier import LocalTier, Parts, find_parts, spread_parts
-from everstep.trainer.checkpoint.read import DamagedError, Source, files_needed, fill
+from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, files_needed, fill
 from everstep.trainer.checkpoint.tensor_index import parse_metadata
 from everstep.trainer.checkpoint.tools.inventory import split_url
 from everstep.trainer.distributed.mesh import Mesh
@@ -41,7 +41,7 @@ class Restored:
     walked_past: tuple[str, ...] = ()
 
 
-def open_source(storage: Storage, candidate: Candidate, mesh: Mesh) -> Source:
+def open_source(storage: Storage, candidate: CheckpointRef, mesh: Mesh) -> OpenCheckpoint:
     """Return the checkpoint as a source of tensors; rank 0 reads and verifies the tensor index for all.
 
     Existence and size of every file are checked too; file contents are verified as they are read.
@@ -60,7 +60,7 @@ def open_source(storage: Storage, candidate: Candidate, mesh: Mesh) -> Source:
         return _verified_table(storage, path, manifest)
 
     metadata = parse_metadata(storage, path, mesh.decide(look))
-    return Source(storage, path, metadata, manifest.files)
+    return OpenCheckpoint(storage, path, metadata, manifest.files)
 
 
 def _verified_table(storage: Storage, path: str, manifest: Manifest) -> bytes:
@@ -81,7 +81,7 @@ def _check_size(storage: Storage, path: str, name: str, expected: int) -> None:
         raise DamagedError(f"{name} has {size} bytes, not {expected}")
 
 
-def load_state(state: TrainState, source: Source, manifest: Manifest, data_digest: str, mesh: Mesh) -> None:
+def load_state(state: TrainState, source: OpenCheckpoint, manifest: Manifest, data_digest: str, mesh: Mesh) -> None:
     """Fill the state from a checkpoint.
 
     Raises:
@@ -119,7 +119,7 @@ class Restorer:
         self.data_digest = data_digest
         self.tier = tier
 
-    def restore(self) -> tuple[Restored | None, list[Candidate]]:
+    def restore(self) -> tuple[Restored | None, list[CheckpointRef]]:
         """Return the loaded checkpoint (None if the run has none yet) and the run folder's remaining ones.
 
         Damaged checkpoints are skipped and, once a good one is loaded, set aside. If none is good, nothing is changed.
@@ -137,7 +137,7 @@ class Restorer:
             why += ", from the nodes' own disks"
         return Restored(loaded.step, loaded.attempt, why, walked), left
 
-    def reload(self) -> Candidate:
+    def reload(self) -> CheckpointRef:
         """Load the newest checkpoint that verifies, during a run; return it."""
         loaded, _, bad = self.load_newest()
         if loaded is None:
@@ -146,12 +146,12 @@ class Restorer:
         self.mesh.decide(lambda: self._set_aside(bad))
         return loaded
 
-    def load_newest(self) -> tuple[Candidate | None, list[Candidate], list[tuple[Candidate, str]]]:
+    def load_newest(self) -> tuple[CheckpointRef | None, list[CheckpointRef], list[tuple[CheckpointRef, str]]]:
         """Return (the loaded one, the run folder's remaining ones, the skipped ones with the reason)."""
         left = self.mesh.decide(lambda: list(candidates(self.folder)))
         parts = find_parts(self.tier, self.folder) if self.tier is not None else []
         known = {(p.candidate.step, p.candidate.attempt): p for p in reversed(parts)}
-        bad: list[tuple[Candidate, str]] = []
+        bad: list[tuple[CheckpointRef, str]] = []
         for candidate in _newest_first([p.candidate for p in parts], left):
             local = known.get((candidate.step, candidate.attempt))
             try:
@@ -162,7 +162,7 @@ class Restorer:
             return candidate, [c for c in left if all(c is not other for other, _ in bad)], bad
         return None, [], bad
 
-    def _load(self, candidate: Candidate, parts: Parts | None) -> None:
+    def _load(self, candidate: CheckpointRef, parts: Parts | None) -> None:
         check_format(self.folder, candidate)
         if parts is None or self.tier is None:
             source = open_source(self.folder.storage, candidate, self.mesh)
@@ -171,7 +171,7 @@ class Restorer:
         if candidate.manifest is not None:
             load_state(self.state, source, candidate.manifest, self.data_digest, self.mesh)
 
-    def _open_parts(self, tier: LocalTier, parts: Parts) -> Source:
+    def _open_parts(self, tier: LocalTier, parts: Parts) -> OpenCheckpoint:
         """Return the node tier's checkpoint, after copying the files that this rank needs to its node."""
         manifest = parts.candidate.manifest
         if manifest is None:
@@ -180,20 +180,20 @@ class Restorer:
         self.mesh.together(lambda: _verified_table(tier.storage, parts.candidate.path, manifest))
         table = tier.storage.read(f"{parts.candidate.path}/{TENSORS}")
         metadata = parse_metadata(tier.storage, parts.candidate.path, table)
-        source = Source(tier.storage, parts.candidate.path, metadata, manifest.files)
+        source = OpenCheckpoint(tier.storage, parts.candidate.path, metadata, manifest.files)
         spread_parts(tier, parts, files_needed(self.state.prepare(metadata, manifest.values), source))
         return source
 
-    def _accept(self, loaded: Candidate, bad: list[tuple[Candidate, str]]) -> None:
+    def _accept(self, loaded: CheckpointRef, bad: list[tuple[CheckpointRef, str]]) -> None:
         self._set_aside(bad)
         self.folder.record_restored(self.attempt, loaded.step, loaded.attempt)
 
-    def _set_aside(self, bad: list[tuple[Candidate, str]]) -> None:
+    def _set_aside(self, bad: list[tuple[CheckpointRef, str]]) -> None:
         for damaged, _ in bad:
             if damaged.path.startswith(CHECKPOINTS):  # the node tier removes its own
                 set_aside(self.folder, damaged)
 
-    def _check_new(self, bad: list[tuple[Candidate, str]]) -> None:
+    def _check_new(self, bad: list[tuple[CheckpointRef, str]]) -> None:
         """Check that a run without a good checkpoint never had one, before it starts from new weights."""
         found = [f"{candidate.path}: {why}" for candidate, why in bad]
         found += [f"{path}: set aside" for path in was_set_aside(self.folder)]
@@ -211,12 +211,12 @@ class Restorer:
             return False
 
 
-def _newest_first(local: list[Candidate], remote: list[Candidate]) -> list[Candidate]:
+def _newest_first(local: list[CheckpointRef], remote: list[CheckpointRef]) -> list[CheckpointRef]:
     """Sort newest first; for the same step, the node tier's comes first, since it is nearer."""
     return sorted([*local, *remote], key=lambda c: (c.step, c.attempt, c in local), reverse=True)
 
 
-def choose(url: str) -> Iterator[tuple[RunFolder, Candidate]]:
+def choose(url: str) -> Iterator[tuple[RunFolder, CheckpointRef]]:
     """Yield the checkpoint that a URL names, or those of the run that it names, newest first."""
     head, name = split_url(url)
     run = RunFolder(head)

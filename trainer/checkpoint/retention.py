@@ -6,7 +6,14 @@ from collections.abc import Iterable
 
 from everstep.config import CheckpointConfig
 from everstep.run_folder import MANIFEST, RunFolder
-from everstep.trainer.checkpoint.manifest import Candidate, Manifest, folders, read_candidate, read_manifest, to_keep
+from everstep.trainer.checkpoint.manifest import (
+    CheckpointRef,
+    Manifest,
+    folders,
+    read_candidate,
+    read_manifest,
+    to_keep,
+)
 
 
 class Retention:
@@ -23,7 +30,7 @@ class Retention:
         self._known: dict[str, Manifest | None] = {}
         """By path; None for a folder that retention ignores (set aside, damaged, or not in the run's line)."""
 
-    def found(self, candidates: Iterable[Candidate]) -> None:
+    def found(self, candidates: Iterable[CheckpointRef]) -> None:
         """Record the checkpoints that existed when the attempt restored."""
         self._known.update((candidate.path, candidate.manifest) for candidate in candidates)
 

@@ -22,7 +22,7 @@ from everstep.fault import fault_of, reason_of
 from everstep.run_folder import MANIFEST, Fault
 from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import Manifest
-from everstep.trainer.checkpoint.read import Source, fill
+from everstep.trainer.checkpoint.read import OpenCheckpoint, fill
 from everstep.trainer.checkpoint.tensor_index import read_metadata
 from everstep.trainer.optim import local
 from everstep.trainer.state.train_state import Packed, TrainState
@@ -37,7 +37,7 @@ class SelfTest:
 
     copy: TrainState
 
-    def read_back(self, source: Source, manifest: Manifest, rank: int) -> None:
+    def read_back(self, source: OpenCheckpoint, manifest: Manifest, rank: int) -> None:
         """Read a checkpoint into the copy and compare.
 
         Raises:
@@ -126,7 +126,7 @@ class FirstCheckpoint:
         def read_back() -> None:
             try:
                 manifest = Manifest.from_json(storage.read(f"{path}/{MANIFEST}"))
-                source = Source(storage, path, read_metadata(storage, path), manifest.files)
+                source = OpenCheckpoint(storage, path, read_metadata(storage, path), manifest.files)
                 test.read_back(source, manifest, rank)
                 self._make = None
             except ConfigError as error:

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.errors import CheckpointError, ConfigError
 from everstep.run_folder import RunFolder
-from everstep.trainer.checkpoint.manifest import Candidate
+from everstep.trainer.checkpoint.manifest import CheckpointRef
 from everstep.trainer.checkpoint.read import DamagedError, fill
 from everstep.trainer.checkpoint.restore import choose, open_source
 from everstep.trainer.distributed.mesh import Mesh
@@ -52,7 +52,7 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
 
 
 def _take(
-    url: str, folder: RunFolder, candidate: Candidate, wanted: dict[str, torch.Tensor], model: nn.Module,
+    url: str, folder: RunFolder, candidate: CheckpointRef, wanted: dict[str, torch.Tensor], model: nn.Module,
     match: Sequence[str], mesh: Mesh,
 ) -> set[str]:  # fmt: skip
     """Fill the tensors; return the names of all weights in the checkpoint."""

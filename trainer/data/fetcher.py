@@ -35,7 +35,7 @@ REPEATED = 8
 _STAGES = {"decode": 1 << 61, "collate": 1 << 62, "augment": 1 << 63}
 
 
-class Request(NamedTuple):
+class MicrobatchRequest(NamedTuple):
     """The samples of one slot, and the epoch in which each is visited."""
 
     ids: Ids
@@ -47,7 +47,7 @@ class Request(NamedTuple):
     real: bool = True
     """False if it repeats another rank's microbatch, to be passed with weight zero."""
 
-    def only(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> Request:
+    def only(self, rows: NDArray[np.integer] | NDArray[np.bool_]) -> MicrobatchRequest:
         """Return the request with only these rows."""
         return self._replace(ids=self.ids[rows], epochs=self.epochs[rows])
 
@@ -61,7 +61,7 @@ class Cut(NamedTuple):
     real: bool
 
 
-class Span(NamedTuple):
+class RequestSpan(NamedTuple):
     """The requests of one rank for several steps, end to end."""
 
     first_step: int
@@ -72,9 +72,9 @@ class Span(NamedTuple):
     """Start of each request, and the end of the last one."""
     cuts: Sequence[Cut]
 
-    def requests(self) -> Iterator[Request]:
+    def requests(self) -> Iterator[MicrobatchRequest]:
         for (start, stop), (step, index, real) in zip(pairwise(self.bounds), self.cuts, strict=True):
-            yield Request(self.ids[start:stop], self.epochs[start:stop], self.first_step + step, index, real)
+            yield MicrobatchRequest(self.ids[start:stop], self.epochs[start:stop], self.first_step + step, index, real)
 
 
 @dataclass(slots=True)
@@ -93,7 +93,7 @@ class Microbatch:
 
 
 @dataclass(frozen=True)
-class Gather:
+class Fetcher:
     """Fetches the samples of requests; the workers run it.
 
     Which samples are left out, excluded or undecodable, depends on the samples alone, so it is the same for every world
@@ -125,13 +125,13 @@ class Gather:
         """True if any part may draw from a generator of the process, so that it must not run beside the step."""
         return any(draws(part) for part in (self.dataset, self.decode, self.collate, self.augment))
 
-    def __call__(self, request: Request) -> Microbatch:
+    def __call__(self, request: MicrobatchRequest) -> Microbatch:
         if self.apart and get_worker_info() is None:
             [microbatch] = self.each([request])
             return microbatch
         return self._alone(self._kept(request), None)
 
-    def each(self, requests: Sequence[Request]) -> Iterator[Microbatch]:
+    def each(self, requests: Sequence[MicrobatchRequest]) -> Iterator[Microbatch]:
         """Yield the microbatch of each request in turn, fetched by workers if there are any."""
         if not self.apart:
             yield from map(self, requests)
@@ -152,7 +152,7 @@ class Gather:
         if not self.draws:
             return
         ids = np.arange(min(REPEATED, len(self.dataset)))
-        request = Request(ids, np.zeros_like(ids), 1)
+        request = MicrobatchRequest(ids, np.zeros_like(ids), 1)
         try:
             reader = replace(self, workers=min(1, self.workers))
             first, again = (microbatch.batch for microbatch in reader.each([request] * 2))
@@ -166,7 +166,7 @@ class Gather:
                     "global generator, or from one that the dataset holds as an attribute"
                 )
 
-    def together(self, takes: Takes, span: Span) -> Iterator[Microbatch]:
+    def together(self, takes: Takes, span: RequestSpan) -> Iterator[Microbatch]:
         """Yield the microbatches of a span by the dataset's `takes`.
 
         If that fails, each request is gathered on its own, so that the error is raised at its position.
@@ -185,18 +185,20 @@ class Gather:
             )
         return map(self._alone, span.requests(), found)
 
-    def _kept(self, request: Request) -> Request:
+    def _kept(self, request: MicrobatchRequest) -> MicrobatchRequest:
         keep = self.excluded.kept(request.ids, request.step)
         return request if keep is None else request.only(keep)
 
-    def _alone(self, request: Request, columns: Columns | None) -> Microbatch:
+    def _alone(self, request: MicrobatchRequest, columns: Columns | None) -> Microbatch:
         if not self.draws:
             return self._finished(request, columns, None)
         randomness = Randomness(self.dataset, self.decode, self.collate, self.augment)
         with randomness.kept():
             return self._finished(request, columns, randomness)
 
-    def _finished(self, request: Request, columns: Columns | None, randomness: Randomness | None) -> Microbatch:
+    def _finished(
+        self, request: MicrobatchRequest, columns: Columns | None, randomness: Randomness | None
+    ) -> Microbatch:
         skipped: list[str] = []
         while request.ids.size:
             try:
@@ -216,7 +218,9 @@ class Gather:
         batch = self._batch(stand_in, None, randomness)
         return Microbatch(request.index, False, stand_in.ids, batch, skipped)
 
-    def _batch(self, request: Request, columns: Columns | None, randomness: Randomness | None) -> dict[str, Tensor]:
+    def _batch(
+        self, request: MicrobatchRequest, columns: Columns | None, randomness: Randomness | None
+    ) -> dict[str, Tensor]:
         keys = sample_keys(self.seed, request.epochs, request.ids) if self.augment is not None or randomness else None
         if columns is None:
             columns = self._take(request.ids, keys, randomness)
@@ -238,10 +242,10 @@ class Gather:
             return self.dataset.take(ids)
         return take_seeded(self.dataset, ids, keys, randomness.seed)
 
-    def _stand_in(self, request: Request, randomness: Randomness | None) -> Request:
+    def _stand_in(self, request: MicrobatchRequest, randomness: Randomness | None) -> MicrobatchRequest:
         """Return any sample that is neither excluded nor bad, since collectives need a pass on every rank."""
         for sample in range(min(STAND_INS, len(self.dataset))):
-            one = self._kept(Request(np.array([sample]), np.array([0]), request.step))
+            one = self._kept(MicrobatchRequest(np.array([sample]), np.array([0]), request.step))
             try:
                 if one.ids.size:
                     self._batch(one, None, randomness)

@@ -20,9 +20,9 @@ from torch import Tensor
 from everstep.config import BadSample, LoaderConfig, Worker
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.dataset import Dataset, Takes
-from everstep.trainer.data.fetcher import Cut, Gather, Microbatch, Request, Span
+from everstep.trainer.data.fetcher import Cut, Fetcher, Microbatch, MicrobatchRequest, RequestSpan
 from everstep.trainer.data.lookahead import Lookahead, Want
-from everstep.trainer.data.ordering.order import SampleOrder, Slot, microbatches
+from everstep.trainer.data.ordering.order import MicrobatchSlot, SampleOrder, microbatches
 from everstep.trainer.data.workers import Prefetcher, Threads, Workers
 
 LOG = logging.getLogger("everstep")
@@ -51,7 +51,7 @@ class Loader:
 
     def __init__(
         self,
-        gather: Gather,
+        gather: Fetcher,
         order: SampleOrder,
         micro_batch: int,
         rank: int,
@@ -143,7 +143,7 @@ class Loader:
                 return chain.from_iterable(map(partial(self._gather.together, takes), self._spans(first_step, steps)))
         return map(self._gather, self._requests(first_step))
 
-    def _requests(self, first_step: int) -> Iterator[Request]:
+    def _requests(self, first_step: int) -> Iterator[MicrobatchRequest]:
         return chain.from_iterable(span.requests() for span in self._spans(first_step, 1))
 
     def _look_ahead(self, first_step: int) -> Lookahead | None:
@@ -156,7 +156,7 @@ class Loader:
         self._open.append(lookahead)
         return lookahead
 
-    def _spans(self, first_step: int, steps: int) -> Iterator[Span]:
+    def _spans(self, first_step: int, steps: int) -> Iterator[RequestSpan]:
         """Yield spans of `steps` steps; only this rank's samples are computed, of many steps at once."""
         offsets = np.concatenate([np.arange(slot.start, slot.stop) for slot in self.slots])
         sizes = [slot.stop - slot.start for slot in self.slots] * steps
@@ -168,7 +168,7 @@ class Loader:
             epochs, ids = self.order.at(step * batch, ((np.arange(count) * batch)[:, None] + offsets).reshape(-1))
             for start in range(0, count * len(offsets), width):
                 done = step + start // len(offsets)
-                yield Span(done + 1, ids[start : start + width], epochs[start : start + width], bounds, cuts)
+                yield RequestSpan(done + 1, ids[start : start + width], epochs[start : start + width], bounds, cuts)
             step += count
 
 
@@ -183,7 +183,7 @@ def _fetching(dataset: Dataset, ahead_mb: int) -> tuple[Want, int] | None:
 
 
 def evaluation_batches(
-    gather: Gather,
+    gather: Fetcher,
     batch: int,
     rank: int,
     world: int,
@@ -206,7 +206,9 @@ def evaluation_batches(
     return batches if fetching is None else _fetched(batches, slots, *fetching)
 
 
-def _fetched(batches: Iterator[Microbatch], slots: list[Slot], want: Want, ahead: int) -> Iterator[Microbatch]:
+def _fetched(
+    batches: Iterator[Microbatch], slots: list[MicrobatchSlot], want: Want, ahead: int
+) -> Iterator[Microbatch]:
     lookahead = Lookahead(want, (np.arange(slot.start, slot.stop) for slot in slots), ahead)
     try:
         for microbatch in batches:
@@ -216,9 +218,9 @@ def _fetched(batches: Iterator[Microbatch], slots: list[Slot], want: Want, ahead
         lookahead.close()
 
 
-def _in_order(gather: Gather, slots: list[Slot], device: torch.device) -> Iterator[Microbatch]:
+def _in_order(gather: Fetcher, slots: list[MicrobatchSlot], device: torch.device) -> Iterator[Microbatch]:
     ranges = [(np.arange(slot.start, slot.stop), slot) for slot in slots]
-    requests = [Request(ids, np.zeros_like(ids), 0, slot.index, slot.real) for ids, slot in ranges]
+    requests = [MicrobatchRequest(ids, np.zeros_like(ids), 0, slot.index, slot.real) for ids, slot in ranges]
     for microbatch in gather.each(requests):
         if device.type == "cuda":
             microbatch.batch = _pinned(microbatch.batch)
@@ -240,7 +242,7 @@ class Feed:
 
     def __init__(
         self,
-        gather: Gather,
+        gather: Fetcher,
         order: SampleOrder,
         loader: LoaderConfig,
         micro_batch: int,

@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from everstep.config import ParallelConfig, ParallelKind
 from everstep.errors import ConfigError, EverstepError, MachineError
 from everstep.fault import chain
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -40,7 +40,7 @@ class Mesh:
     `grid` has the dimension `shard`, and `replicate` before it under hsdp.
     """
 
-    place: Place
+    place: RankInfo
     device: torch.device
     grid: DeviceMesh | None = None
     store: Store | None = None
@@ -127,13 +127,13 @@ class Mesh:
         return tensor
 
 
-def join(place: Place, timeout_s: float) -> Store:
+def join(place: RankInfo, timeout_s: float) -> Store:
     """Return a store that only the processes of this start share."""
     store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     return PrefixStore(f"everstep/{agree_on_generation(store, place, timeout_s)}", store)
 
 
-def agree_on_generation(store: Store, place: Place, timeout_s: float) -> str:
+def agree_on_generation(store: Store, place: RankInfo, timeout_s: float) -> str:
     """Return a name for this start on which all its processes agree, over a store with older keys.
 
     Each process writes a number used once, and waits for an answer under that number: no earlier start can have left
@@ -186,7 +186,7 @@ def _peek(store: Store, key: str) -> str:
     return store.get(key).decode() if store.check([key]) else ""
 
 
-def tell(store: Store, place: Place, decision: Callable[[], str]) -> str:
+def tell(store: Store, place: RankInfo, decision: Callable[[], str]) -> str:
     """Broadcast rank 0's text or error over the store, like `Mesh.decide` before there is a group."""
     if place.rank == 0:
         try:
@@ -215,7 +215,7 @@ class ToldError(EverstepError):
     told = True
 
 
-def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s: float) -> Mesh:
+def form(place: RankInfo, store: Store | None, parallel: ParallelConfig, timeout_s: float) -> Mesh:
     """Join the group and lay out the grid of devices as `parallel` configures."""
     parallel.check_world(place.world)
     device = _device(place)
@@ -227,7 +227,7 @@ def form(place: Place, store: Store | None, parallel: ParallelConfig, timeout_s:
     return Mesh(place, device, grid(parallel, place.world, device) if store is not None else None, store)
 
 
-def _device(place: Place) -> torch.device:
+def _device(place: RankInfo) -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     count = torch.cuda.device_count()

@@ -1,7 +1,7 @@
 """Parallelism of one model over the mesh: one process, replicated (DDP), sharded (FSDP2) or HSDP.
 
-All of them reduce gradients to a mean over ranks; `Spread.ranks` undoes it, since the step divides by the global count
-of items, never by the world size. The model keeps the parameter names of its task, whatever wraps it.
+All of them reduce gradients to a mean over ranks; `ParallelModel.ranks` undoes it, since the step divides by the global
+count of items, never by the world size. The model keeps the parameter names of its task, whatever wraps it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Replicated(DistributedDataParallel):
 
 
 @dataclass
-class Spread:
+class ParallelModel:
     """A model that is ready to train: `model` owns the parameters, `module` is what the task calls."""
 
     model: nn.Module
@@ -61,7 +61,7 @@ class Spread:
     units: str = ""
     """Line for the user: the units of FSDP or activation checkpointing."""
 
-    def reduce_on(self, last: bool) -> AbstractContextManager[Any]:
+    def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context of one microbatch: gradients are reduced with the step's last one.
 
         FSDP shards the gradients of each microbatch at once, since a rank would otherwise hold all of them; only the
@@ -137,8 +137,8 @@ def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
     return norm
 
 
-def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
-           *, fresh: bool, seed: int) -> Spread:  # fmt: skip
+def parallelize(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
+           *, fresh: bool, seed: int) -> ParallelModel:  # fmt: skip
     """Build the model and lay it out over the ranks.
 
     The weights of a fresh run come from `seed` alone, so they are the same for any world size. A sharded model is made
@@ -154,7 +154,9 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
         units = prepare_units(model, parallel)
         compile_module(model, parallel)
         module = _replicate(model, mesh, parallel)
-        return Spread(model, module, mesh, autocast, mesh.world, units=units if parallel.checkpoint_blocks else "")
+        return ParallelModel(
+            model, module, mesh, autocast, mesh.world, units=units if parallel.checkpoint_blocks else ""
+        )
     model, units = sharded_on_meta(build, mesh, parallel, precision, seed)
     materialise(model, mesh.device)
     if fresh:
@@ -162,7 +164,7 @@ def spread(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig,
     # A model that ends in a view (`…[:, 0]`) is common, and the loss is not an in-place operation.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Autocast as well, for operations on tensors that are not sharded (buffers, inputs): all kinds compute alike.
-    return Spread(model, model, mesh, autocast, mesh.world, whole_parameters(model), units)
+    return ParallelModel(model, model, mesh, autocast, mesh.world, whole_parameters(model), units)
 
 
 def _send_weights(build: Callable[[], nn.Module], model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> None:

@@ -161,15 +161,15 @@ def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int, bool]:
     import numpy as np
     import torch
 
-    from everstep.rank_env import Place
+    from everstep.rank_env import RankInfo
     from everstep.trainer.build import gathers, load_data
-    from everstep.trainer.data.fetcher import Request
+    from everstep.trainer.data.fetcher import MicrobatchRequest
     from everstep.trainer.distributed.mesh import Mesh
 
-    splits = load_data(run, Mesh(Place(), torch.device("cpu")))
+    splits = load_data(run, Mesh(RankInfo(), torch.device("cpu")))
     train, _ = gathers(run, splits)
     ids = np.arange(min(run.micro_batch, len(splits.train)))
-    return train(Request(ids, np.zeros_like(ids), 1)).batch, len(splits.train), splits.validation is not None
+    return train(MicrobatchRequest(ids, np.zeros_like(ids), 1)).batch, len(splits.train), splits.validation is not None
 
 
 def _idle(run: RunConfig, world: int) -> Sequence[str]:

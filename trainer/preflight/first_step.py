@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from everstep.config import Dtype, ParallelKind, RunConfig
 from everstep.errors import ConfigError, EverstepError
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.trainer.build import build_task, self_test
 from everstep.trainer.checkpoint.resume_trial import LARGEST_BYTES, try_resume
 from everstep.trainer.distributed.mesh import Mesh
@@ -70,8 +70,8 @@ def _step(run: RunConfig, batch: Mapping[str, Tensor], world: int, held_out: boo
     with _explained(one.model, batch, f"optimizer ({type(one.optimizer).__name__})"):
         one.update()
     if run.checkpoint.self_test:
-        self_test(run, one.task, one.model, Mesh(Place(), cpu)).round_trip(one.state.pack())
-        try_resume(lambda others: Trainable(run, build_task(run), cpu, others), one.model, batch, Mesh(Place(), cpu))
+        self_test(run, one.task, one.model, Mesh(RankInfo(), cpu)).round_trip(one.state.pack())
+        try_resume(lambda others: Trainable(run, build_task(run), cpu, others), one.model, batch, Mesh(RankInfo(), cpu))
     if held_out:
         _try_evaluation(run, one.task, one.model, one.inputs(batch))
     return notes

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from everstep.config import Dtype, ParallelConfig, ParallelKind, RunConfig
 from everstep.errors import ConfigError
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.trainer.distributed.mesh import Mesh, grid
 from everstep.trainer.distributed.model_factory import COMPUTE, sharded_on_meta
 from everstep.trainer.distributed.sharding import find_units, parameters_on_meta, shardable_units
@@ -104,13 +104,13 @@ def pretended(parallel: ParallelConfig, world: int) -> Iterator[Mesh]:
     Collectives move no data.
     """
     if world == 1:
-        yield Mesh(Place(), torch.device("cpu"))
+        yield Mesh(RankInfo(), torch.device("cpu"))
         return
     from torch.testing._internal.distributed.fake_pg import FakeStore
 
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
     try:
-        yield Mesh(Place(world=world), torch.device("cpu"), grid(parallel, world, torch.device("cpu")))
+        yield Mesh(RankInfo(world=world), torch.device("cpu"), grid(parallel, world, torch.device("cpu")))
     finally:
         dist.destroy_process_group()
 

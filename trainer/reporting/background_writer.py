@@ -15,7 +15,7 @@ CLOSE_S = 30.0
 """Seconds that the end of a run waits for files that are not yet written."""
 
 
-class Outbox:
+class BackgroundWriter:
     """Thread that writes files in the order of `put`; a newer version replaces one not yet written."""
 
     def __init__(self, storage: Storage) -> None:

@@ -20,7 +20,7 @@ from everstep.errors import (
     SupersededError,
 )
 from everstep.fault import LONGEST_REASON, fault_of, place_of, reason_of
-from everstep.rank_env import AGENT_PID, Place
+from everstep.rank_env import AGENT_PID, RankInfo
 from everstep.run_folder import ENDING_FILE, STOP_MARKER, Ending, Fault, Outcome, RunFolder
 
 LOG = logging.getLogger("everstep")
@@ -36,7 +36,7 @@ TRIES, PAUSE_S = 3, 1.0
 """Attempts to write an outcome that the run folder refuses, and seconds between them."""
 
 
-def ending_of(error: BaseException, step: int, place: Place, plugins: list[str]) -> Ending:
+def ending_of(error: BaseException, step: int, place: RankInfo, plugins: list[str]) -> Ending:
     """Return the ending of an attempt that an error ends."""
     from everstep.trainer.distributed.mesh import lost_peer
 
@@ -70,12 +70,12 @@ def exit_code(ending: Ending) -> int:
 
 
 @dataclass(frozen=True)
-class Report:
+class OutcomeReport:
     """Report of how this rank's part in an attempt ended."""
 
     folder: RunFolder
     attempt: int
-    place: Place
+    place: RankInfo
     log: str
     """Path of the rank's log, for the user."""
 
@@ -139,7 +139,7 @@ def _is_replaced_by(written: bytes, ending: Ending) -> bool:
         return True
 
 
-def refuse(error: EverstepError, place: Place) -> int:
+def refuse(error: EverstepError, place: RankInfo) -> int:
     """Show an error that rank 0 met before the attempt had a number; return the exit code."""
     if not error.told:
         ending = Ending(
@@ -155,7 +155,7 @@ def refuse(error: EverstepError, place: Place) -> int:
     return error.exit_code
 
 
-def lose(error: RuntimeError, place: Place) -> int:
+def lose(error: RuntimeError, place: RankInfo) -> int:
     """Return the exit code of a rank that lost rank 0 before the attempt had a number.
 
     Any other error is raised again.

@@ -13,11 +13,11 @@ import torch
 
 from everstep.config import RunConfig
 from everstep.run_folder import PROGRESS, RunFolder, progress_json
-from everstep.trainer.checkpoint.pending_save import Landed
-from everstep.trainer.reporting.background_writer import Outbox
+from everstep.trainer.checkpoint.pending_save import FinishedSave
+from everstep.trainer.reporting.background_writer import BackgroundWriter
 from everstep.trainer.reporting.console import Display
 from everstep.trainer.reporting.sinks import Sink
-from everstep.trainer.reporting.startup_timing import Laps
+from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.step import StepInfo
 
 LOG = logging.getLogger("everstep")
@@ -37,7 +37,7 @@ class Speed:
     waited_s: float = 0.0
 
 
-class Journal:
+class Reporter:
     """Writes on rank 0 only; the journals of the other ranks write nothing."""
 
     def __init__(
@@ -47,7 +47,7 @@ class Journal:
         display: Display,
         sinks: Sequence[Sink],
         events: Sink | None,
-        laps: Laps,
+        laps: StartupTimer,
     ) -> None:
         self.run = run
         self.folder = folder
@@ -62,7 +62,7 @@ class Journal:
         self.device = torch.device("cpu")
         self._speed = Speed(time.perf_counter(), 0)
         self._step = 0
-        self._outbox = Outbox(folder.storage)
+        self._outbox = BackgroundWriter(folder.storage)
         self._progress_at = float("-inf")
         self.checkpoint_step = 0
         self._begun = False
@@ -116,7 +116,7 @@ class Journal:
         """Exclude time that was not spent on training from the rates."""
         self._speed.since += seconds
 
-    def landed(self, saves: list[Landed]) -> None:
+    def landed(self, saves: list[FinishedSave]) -> None:
         """Record the saves that have ended, and remove them from the list."""
         while saves:
             save = saves.pop(0)

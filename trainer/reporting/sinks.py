@@ -21,7 +21,7 @@ from everstep.config import RunConfig
 from everstep.errors import ConfigError
 from everstep.run_folder import METRICS, RunFolder
 from everstep.storage import Storage
-from everstep.trainer.reporting.background_writer import Outbox
+from everstep.trainer.reporting.background_writer import BackgroundWriter
 from everstep.trainer.reporting.wandb_files import last_steps
 
 LOG = logging.getLogger("everstep")
@@ -55,7 +55,7 @@ class JsonLines:
         self.path = path
         self._parts = 0
         self._written = time.monotonic()
-        self._outbox = Outbox(storage)
+        self._outbox = BackgroundWriter(storage)
         self._backlog = bytearray()
         self._local = storage.path(path)
         self._file: int | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 
-class Laps:
+class StartupTimer:
     """A stopwatch with named laps; times of the same name are added."""
 
     def __init__(self, since: float) -> None:

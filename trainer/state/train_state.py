@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from everstep.errors import CheckpointError, ConfigError
 from everstep.trainer.distributed.agreement import agree, differing
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.optim import Average
+from everstep.trainer.optim import WeightEma
 from everstep.trainer.state.attributes import Attributes
 from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import ModelState
@@ -96,7 +96,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.Optimizer
     progress: Progress
-    average: Average | None = None
+    average: WeightEma | None = None
     scale: LossScale | None = None
     buffers: BufferSync | None = None
     plugins: Mapping[str, object] = field(default_factory=dict)

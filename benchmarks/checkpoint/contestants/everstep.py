@@ -10,7 +10,7 @@ from torch import nn
 from benchmarks.checkpoint.saver import State, serve
 from everstep.config import RunConfig
 from everstep.process_tuning import keep_freed_memory
-from everstep.rank_env import Place
+from everstep.rank_env import RankInfo
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.distributed.mesh import Mesh
@@ -37,7 +37,7 @@ class Everstep:
     def _checkpointer(self, model: nn.Module) -> Checkpointer:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         state = TrainState(model, optimizer, Progress(step=1))
-        mesh = Mesh(Place(), torch.device("cpu"))
+        mesh = Mesh(RankInfo(), torch.device("cpu"))
         return Checkpointer(RunConfig(), self.folder, 1, mesh, state, "data")
 
     def save(self, state: State, folder: Path) -> Everstep:

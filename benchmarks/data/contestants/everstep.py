@@ -17,7 +17,7 @@ from everstep.dataset.prepare import prepare_frame
 from everstep.dataset.shards import stored, table_of
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.batching import Columns
-from everstep.trainer.data.fetcher import Gather
+from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import SampleOrder
 from everstep.trainer.data.ordering.order import Source as Shards
@@ -30,7 +30,7 @@ class Everstep:
     def __init__(self, folder: Path, kind: str, batch: int, state: Any) -> None:
         tokens = kind == "tokens"
         dataset = ArrowDataset(str(folder), cast={NAME: "int64"} if tokens else None)
-        gather = Gather(dataset, seed=0, collate=None if tokens else joined)
+        gather = Fetcher(dataset, seed=0, collate=None if tokens else joined)
         order = SampleOrder([Shards(dataset.shard_rows)], batch, seed=0, window=OrderConfig().window)
         self.loader = Loader(gather, order, batch, 0, 1, "cpu", prefetch=0)
         self.step, self.last, self.tokens = state or 0, len(dataset) // batch, tokens

@@ -18,7 +18,7 @@ COUNTED = ("pods", "jobs.batch", "services", "configmaps")
 
 
 @dataclass(frozen=True)
-class Asked:
+class PodRequest:
     """A job's requests to a cluster."""
 
     job: JobConfig
@@ -55,7 +55,7 @@ class Asked:
         return {**keys, str(k8s.rdma_resource): "job.k8s.rdma_count"}.get(resource, "job.k8s.overlay")
 
 
-def against_quotas(asked: Asked, quotas: Sequence[Plain]) -> Iterator[str]:
+def against_quotas(asked: PodRequest, quotas: Sequence[Plain]) -> Iterator[str]:
     """Yield a line for each quota that leaves less than the minimum number of pods needs."""
     for quota in quotas:
         hard, used = quota.get("status", {}).get("hard", {}), quota.get("status", {}).get("used", {})
@@ -66,7 +66,7 @@ def against_quotas(asked: Asked, quotas: Sequence[Plain]) -> Iterator[str]:
             yield from _against_quota(asked, name, what, str(limit), str(used.get(what, "0")))
 
 
-def _against_quota(asked: Asked, quota: str, what: str, hard: str, used: str) -> Iterator[str]:
+def _against_quota(asked: PodRequest, quota: str, what: str, hard: str, used: str) -> Iterator[str]:
     fewest, thing = asked.job.node_range[0], what.removeprefix("count/")
     left = (amount(hard) or 0.0) - (amount(used) or 0.0)
     said = f"quota {quota}: of {what} {hard} {used} are used"
@@ -86,7 +86,7 @@ def _against_quota(asked: Asked, quota: str, what: str, hard: str, used: str) ->
         yield f"{said}, and {fewest} pods ask for {_plain(each * fewest)}; change {key}, or ask for a larger quota"
 
 
-def against_nodes(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
+def against_nodes(asked: PodRequest, nodes: Sequence[Plain]) -> Iterator[str]:
     """Yield a line for what no node has, or else if too few nodes have all of it."""
     excluded = asked.job.exclude
     inside = [node for node in nodes if _labels(node).get(HOST, node["metadata"]["name"]) not in excluded]
@@ -103,12 +103,12 @@ def against_nodes(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
         yield from _places(asked, wanted, chosen)
 
 
-def beyond_any_node(asked: Asked, nodes: Sequence[Plain]) -> Iterator[str]:
+def beyond_any_node(asked: PodRequest, nodes: Sequence[Plain]) -> Iterator[str]:
     """Yield a line for each resource of which one pod requests more than any node has."""
     yield from _short(asked, asked.sums("requests"), nodes)
 
 
-def _short(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
+def _short(asked: PodRequest, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
     for resource, each in wanted.items():
         most = max(_has(node, resource) for node in nodes)
         if each > most:
@@ -117,7 +117,7 @@ def _short(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) ->
             yield f"{key}: a pod asks for {_plain(each)} of {resource}, and {has}; change {key}"
 
 
-def _places(asked: Asked, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
+def _places(asked: PodRequest, wanted: Mapping[str, float], nodes: Sequence[Plain]) -> Iterator[str]:
     """Yield a line if the minimum number of pods would not fit even on idle nodes."""
     fewest = asked.job.node_range[0]
     tolerations = asked.pod.get("tolerations", [])
@@ -186,7 +186,7 @@ def lacking(job: JobConfig, main: Plain, client: Client, note: Callable[[str], N
         nodes = client.items("/api/v1/nodes")
     except Refused:
         return
-    asked = Asked(job, main)
+    asked = PodRequest(job, main)
     never = list(beyond_any_node(asked, nodes)) if nodes else []
     maker = on_demand(job, nodes, client) if never else None
     if never and maker is None:

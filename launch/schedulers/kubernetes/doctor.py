@@ -11,7 +11,7 @@ from everstep.launch import console as text
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes import rbac
-from everstep.launch.schedulers.kubernetes.capacity import Asked, against_nodes, against_quotas, on_demand
+from everstep.launch.schedulers.kubernetes.capacity import PodRequest, against_nodes, against_quotas, on_demand
 from everstep.launch.schedulers.kubernetes.client import KINDS, RETRY_S, Client, Refused
 from everstep.launch.schedulers.kubernetes.job_status import index_of, living, next_delay_s
 from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER
@@ -47,7 +47,7 @@ class Doctor:
         self.client = Client(job.k8s.context, job.k8s.namespace, retry_s)
         self.here = f"/api/v1/namespaces/{self.client.namespace}"
         program = Program("everstep-doctor", "memory://everstep-doctor", (), "doctor")
-        self.asked = Asked(job, objects(job, program)[-1])
+        self.asked = PodRequest(job, objects(job, program)[-1])
 
     def findings(self) -> Iterator[Finding]:
         yield from self._reach()

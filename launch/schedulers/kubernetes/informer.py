@@ -15,7 +15,7 @@ Place = tuple[str | None, str]
 """Context and namespace."""
 
 
-class Mirror:
+class Informer:
     """Mirror of one kind, updated by a thread of its own.
 
     A broken watch continues from the last version received; if the history since then is gone, and after any other
@@ -101,11 +101,11 @@ class Mirrors:
 
     def __init__(self, client: Callable[[Place], Client], labels: Mapping[str, str]) -> None:
         self._client, self._labels = client, labels
-        self._known: dict[tuple[Place, str], Mirror] = {}
+        self._known: dict[tuple[Place, str], Informer] = {}
 
     def look(self, place: Place, kind: str) -> list[Plain]:
         if (place, kind) not in self._known:
-            self._known[place, kind] = Mirror(self._client(place), kind, self._labels)
+            self._known[place, kind] = Informer(self._client(place), kind, self._labels)
         return self._known[place, kind].things()
 
     def close(self) -> None:

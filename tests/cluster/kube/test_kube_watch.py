@@ -16,7 +16,7 @@ from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Ask, Program
 from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.kubernetes.client import Client
-from everstep.launch.schedulers.kubernetes.informer import Mirror
+from everstep.launch.schedulers.kubernetes.informer import Informer
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 
 pytestmark = pytest.mark.cluster
@@ -24,8 +24,8 @@ OURS = {"app.kubernetes.io/managed-by": "everstep"}
 
 
 @pytest.fixture
-def mirror(cluster: Cluster) -> Iterator[Mirror]:
-    made = Mirror(Client(None, None, retry_s=20), "ConfigMap", OURS)
+def mirror(cluster: Cluster) -> Iterator[Informer]:
+    made = Informer(Client(None, None, retry_s=20), "ConfigMap", OURS)
     until(lambda: cluster.server.watches == 1)
     yield made
     made.close()
@@ -43,7 +43,7 @@ def settings(cluster: Cluster, name: str, labels: dict[str, str] | None = None, 
             cluster.server.create(key, thing)
 
 
-def known(mirror: Mirror) -> dict[str, dict[str, str]]:
+def known(mirror: Informer) -> dict[str, dict[str, str]]:
     return {each["metadata"]["name"]: each["data"] for each in mirror.things()}
 
 
@@ -108,7 +108,7 @@ def test_a_bookmark_is_a_version_and_nothing_else(cluster: Cluster) -> None:
 # What becomes of it
 
 
-def test_a_mirror_lists_once_and_is_told_the_rest(cluster: Cluster, mirror: Mirror) -> None:
+def test_a_mirror_lists_once_and_is_told_the_rest(cluster: Cluster, mirror: Informer) -> None:
     settings(cluster, "a", x="1")
     settings(cluster, "b")
     settings(cluster, "a", x="2")
@@ -117,7 +117,9 @@ def test_a_mirror_lists_once_and_is_told_the_rest(cluster: Cluster, mirror: Mirr
     assert (listed(cluster), cluster.server.watches) == (1, 1)
 
 
-def test_a_watch_that_is_cut_goes_on_from_the_last_version_and_lists_nothing(cluster: Cluster, mirror: Mirror) -> None:
+def test_a_watch_that_is_cut_goes_on_from_the_last_version_and_lists_nothing(
+    cluster: Cluster, mirror: Informer
+) -> None:
     settings(cluster, "a", x="1")
     until(lambda: known(mirror) == {"a": {"x": "1"}})
     with cluster.store.changed:
@@ -129,7 +131,7 @@ def test_a_watch_that_is_cut_goes_on_from_the_last_version_and_lists_nothing(clu
     assert (listed(cluster), cluster.server.gone) == (1, 0)
 
 
-def test_a_watch_whose_history_is_gone_lists_anew_and_forgets_what_has_gone(cluster: Cluster, mirror: Mirror) -> None:
+def test_a_watch_whose_history_is_gone_lists_anew_and_forgets_what_has_gone(cluster: Cluster, mirror: Informer) -> None:
     for name in ("a", "b"):
         settings(cluster, name)
     until(lambda: set(known(mirror)) == {"a", "b"})
@@ -143,7 +145,7 @@ def test_a_watch_whose_history_is_gone_lists_anew_and_forgets_what_has_gone(clus
     until(lambda: "c" in known(mirror))
 
 
-def test_after_a_bookmark_a_history_that_is_gone_is_not_missed(cluster: Cluster, mirror: Mirror) -> None:
+def test_after_a_bookmark_a_history_that_is_gone_is_not_missed(cluster: Cluster, mirror: Informer) -> None:
     for number in range(3):
         settings(cluster, f"theirs-{number}", {"app": "other"})
     newest = cluster.store.version
@@ -156,7 +158,7 @@ def test_after_a_bookmark_a_history_that_is_gone_is_not_missed(cluster: Cluster,
 
 
 def test_a_server_that_stays_away_is_said_and_one_that_comes_back_is_heard(cluster: Cluster) -> None:
-    mirror = Mirror(Client(None, None, retry_s=0.3), "ConfigMap", OURS)
+    mirror = Informer(Client(None, None, retry_s=0.3), "ConfigMap", OURS)
 
     def is_lost() -> bool:
         try:
@@ -173,7 +175,7 @@ def test_a_server_that_stays_away_is_said_and_one_that_comes_back_is_heard(clust
 
 def test_who_may_not_watch_lists_instead(cluster: Cluster) -> None:
     cluster.server.rights.denied.add(("", "configmaps", "watch"))
-    mirror = Mirror(Client(None, None, retry_s=20), "ConfigMap", OURS)
+    mirror = Informer(Client(None, None, retry_s=20), "ConfigMap", OURS)
     settings(cluster, "a")
     until(lambda: set(known(mirror)) == {"a"})
     assert cluster.server.watches == 0

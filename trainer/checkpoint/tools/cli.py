@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from everstep.errors import ConfigError
 
 if TYPE_CHECKING:
-    from everstep.trainer.checkpoint.tools.inventory import Found
+    from everstep.trainer.checkpoint.tools.inventory import ListedCheckpoint
 
 
 def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -70,7 +70,7 @@ def _list(options: argparse.Namespace) -> int:
     return 0
 
 
-def _row(found: Found, host: str) -> list[str]:
+def _row(found: ListedCheckpoint, host: str) -> list[str]:
     from blake3 import blake3
 
     candidate = found.candidate

@@ -12,7 +12,7 @@ from everstep.errors import CheckpointError, ConfigError, StorageError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
 from everstep.trainer.checkpoint.manifest import (
     SET_ASIDE,
-    Candidate,
+    CheckpointRef,
     candidates,
     check_format,
     damage,
@@ -41,7 +41,7 @@ class Kind(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Found:
+class ListedCheckpoint:
     """One folder of a run's checkpoints."""
 
     path: str
@@ -52,7 +52,7 @@ class Found:
     """The manifest's bytes; empty if it is set aside or missing."""
 
     @property
-    def candidate(self) -> Candidate | None:
+    def candidate(self) -> CheckpointRef | None:
         return read_candidate(self.path, self.step, self.attempt, self.data) if self.is_committed else None
 
     @property
@@ -60,7 +60,7 @@ class Found:
         return self.kind in (Kind.committed, Kind.superseded)
 
 
-def survey(run: RunFolder) -> list[Found]:
+def survey(run: RunFolder) -> list[ListedCheckpoint]:
     """Return all checkpoint folders of a run, newest first."""
     limits = run.limits()
     found = []
@@ -69,10 +69,10 @@ def survey(run: RunFolder) -> list[Found]:
             data = read_manifest(run.storage, path)
         except FileNotFoundError:
             kind = Kind.set_aside if run.storage.exists(f"{path}/{SET_ASIDE}") else Kind.orphan
-            found.append(Found(path, step, attempt, kind))
+            found.append(ListedCheckpoint(path, step, attempt, kind))
             continue
         kind = Kind.committed if step <= limits.get(attempt, 2**62) else Kind.superseded
-        found.append(Found(path, step, attempt, kind, data))
+        found.append(ListedCheckpoint(path, step, attempt, kind, data))
     return found
 
 
@@ -91,7 +91,7 @@ def split_url(url: str) -> tuple[str, str]:
     return url, ""
 
 
-def best_step(found: Iterable[Found]) -> int | None:
+def best_step(found: Iterable[ListedCheckpoint]) -> int | None:
     """Return the step of the best held-out metric, from the newest readable checkpoint of the run's line."""
     for each in found:
         if each.kind is Kind.committed and each.candidate is not None and each.candidate.manifest is not None:
@@ -112,7 +112,7 @@ def _best(run: RunFolder) -> str:
     return names[0]
 
 
-def committed(url: str) -> tuple[RunFolder, list[Candidate]]:
+def committed(url: str) -> tuple[RunFolder, list[CheckpointRef]]:
     """Return the committed checkpoints of a run, or the one that the URL names.
 
     Raises:
@@ -129,11 +129,11 @@ def committed(url: str) -> tuple[RunFolder, list[Candidate]]:
     return run, checkpoints
 
 
-def faults(run: RunFolder, checkpoints: Iterable[Candidate]) -> Iterator[tuple[Candidate, list[str]]]:
+def faults(run: RunFolder, checkpoints: Iterable[CheckpointRef]) -> Iterator[tuple[CheckpointRef, list[str]]]:
     """Yield each checkpoint with the faults of its files, in the given order; files are read in parallel."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
 
-    def fault(path: str, name: str, candidate: Candidate) -> str:
+    def fault(path: str, name: str, candidate: CheckpointRef) -> str:
         if candidate.manifest is None:
             return candidate.damage
         try:
@@ -151,11 +151,11 @@ def faults(run: RunFolder, checkpoints: Iterable[Candidate]) -> Iterator[tuple[C
         pool.shutdown(cancel_futures=True)
 
 
-def _names(candidate: Candidate) -> list[str]:
+def _names(candidate: CheckpointRef) -> list[str]:
     return [MANIFEST] if candidate.manifest is None else sorted(candidate.manifest.files)
 
 
-def named(urls: Iterable[str]) -> list[tuple[RunFolder, list[Found]]]:
+def named(urls: Iterable[str]) -> list[tuple[RunFolder, list[ListedCheckpoint]]]:
     """Return the folders that the URLs name, by run.
 
     Raises:
@@ -174,7 +174,7 @@ def named(urls: Iterable[str]) -> list[tuple[RunFolder, list[Found]]]:
     return [(run, _of(run, paths)) for run, paths in ((RunFolder(head), paths) for head, paths in by_run.items())]
 
 
-def _of(run: RunFolder, paths: list[str]) -> list[Found]:
+def _of(run: RunFolder, paths: list[str]) -> list[ListedCheckpoint]:
     found = {each.path: each for each in survey(run)}
     for path in paths:
         if path not in found:
@@ -187,7 +187,7 @@ def _of(run: RunFolder, paths: list[str]) -> list[Found]:
     return [found[path] for path in dict.fromkeys(paths)]
 
 
-def selected(run: RunFolder, older_than_step: int | None, orphans: bool) -> list[Found]:
+def selected(run: RunFolder, older_than_step: int | None, orphans: bool) -> list[ListedCheckpoint]:
     """Return the folders that the two rules select, without those that may still be written."""
     chosen = []
     for found in survey(run):
@@ -199,7 +199,7 @@ def selected(run: RunFolder, older_than_step: int | None, orphans: bool) -> list
     return chosen
 
 
-def check_removable(run: RunFolder, doomed: list[Found], even_the_newest: bool) -> None:
+def check_removable(run: RunFolder, doomed: list[ListedCheckpoint], even_the_newest: bool) -> None:
     """Check that the run owns the folders and does not need them to resume.
 
     Raises:
@@ -228,7 +228,7 @@ def newest_good(run: RunFolder) -> str | None:
     return None
 
 
-def size(run: RunFolder, found: Found) -> int:
+def size(run: RunFolder, found: ListedCheckpoint) -> int:
     """Return the bytes that the removal frees."""
     total = 0
     for name in run.storage.names(found.path):
@@ -238,7 +238,7 @@ def size(run: RunFolder, found: Found) -> int:
     return total
 
 
-def remove(run: RunFolder, found: Found) -> None:
+def remove(run: RunFolder, found: ListedCheckpoint) -> None:
     """Remove a checkpoint, manifest first.
 
     An interruption then leaves an orphan, not a damaged checkpoint.
@@ -247,7 +247,7 @@ def remove(run: RunFolder, found: Found) -> None:
     run.storage.delete(found.path)
 
 
-def _may_be_written(run: RunFolder, found: Found) -> bool:
+def _may_be_written(run: RunFolder, found: ListedCheckpoint) -> bool:
     """True if this may be a pending save: only the newest attempt can still commit one."""
     newest = max(run.attempts(), default=0)
     return found.kind is Kind.orphan and found.attempt >= newest and run.ending(found.attempt) is None

@@ -93,7 +93,7 @@ class _Request:
     doubled: bool = False
 
 
-class Crew:
+class DownloadPool:
     """Up to `parallel` download threads of one process; they start with the first piece and are daemons."""
 
     def __init__(self, parallel: int) -> None:

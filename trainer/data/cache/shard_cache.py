@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from everstep.dataset.index import PART_BYTES, Shard, part_digest
 from everstep.errors import DataError
 from everstep.storage import Buffer, Storage, join_url
-from everstep.trainer.data.cache.downloads import ELSEWHERE_S, Crew, DamagedError, Stats
+from everstep.trainer.data.cache.downloads import ELSEWHERE_S, DamagedError, DownloadPool, Stats
 from everstep.trainer.data.cache.files import ShardFiles
 from everstep.trainer.data.cache.folder import CacheFolder
 
@@ -36,7 +36,7 @@ class ShardCache:
     def __init__(self, folder: str, limit_bytes: int, *, parallel: int = 8) -> None:
         self._folder = CacheFolder(folder, limit_bytes)
         self._parallel = parallel
-        self._crews: dict[int, Crew] = {}
+        self._crews: dict[int, DownloadPool] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_crews": {}}
@@ -86,11 +86,11 @@ class ShardCache:
         return self._folder
 
     @property
-    def crew(self) -> Crew:
+    def crew(self) -> DownloadPool:
         """Download threads of this process; the parent's threads and locks are not valid after a fork."""
         pid = os.getpid()
         if pid not in self._crews:
-            self._crews.setdefault(pid, Crew(self._parallel))
+            self._crews.setdefault(pid, DownloadPool(self._parallel))
             for parent in self._crews.keys() - {pid}:
                 self._crews.pop(parent, None)
         return self._crews[pid]

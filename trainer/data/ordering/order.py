@@ -20,7 +20,7 @@ from everstep.config import RunConfig
 from everstep.errors import ConfigError
 from everstep.trainer.data.ordering.interleave import Interleave, crossed, mix_pattern
 from everstep.trainer.data.ordering.permutation import GOLDEN, MASK, Words, mix, mix_int
-from everstep.trainer.data.ordering.source_order import SourceOrder, Stretch
+from everstep.trainer.data.ordering.source_order import SampleRange, SourceOrder
 
 Ids = NDArray[np.int64]
 
@@ -28,7 +28,7 @@ _ORDER_STREAM, _SAMPLE_STREAM, _DRAW_STREAM = 0x6F72646572, 0x73616D706C65, 0x64
 
 
 @dataclass(frozen=True, eq=False)
-class Source:
+class OrderSource:
     """A dataset as the order needs it."""
 
     rows: Sequence[int]
@@ -63,7 +63,7 @@ class SampleOrder:
 
     def __init__(
         self,
-        sources: int | Sequence[Source],
+        sources: int | Sequence[OrderSource],
         global_batch: int,
         seed: int,
         shuffle: bool = True,
@@ -82,7 +82,7 @@ class SampleOrder:
             lanes: streams with shards of their own, which alternate every `lane_width` samples within a batch.
         """
         if isinstance(sources, int):
-            sources = [Source([sources])]
+            sources = [OrderSource([sources])]
         for key, value in (("global_batch", global_batch), ("order.lanes", lanes), ("lane_width", lane_width)):
             _at_least_one(key, value)
         if window is not None:
@@ -113,7 +113,7 @@ class SampleOrder:
         self._stretches = lru_cache(maxsize=64)(self._find_stretches)
 
     @classmethod
-    def of_run(cls, run: RunConfig, sources: Sequence[Source]) -> SampleOrder:
+    def of_run(cls, run: RunConfig, sources: Sequence[OrderSource]) -> SampleOrder:
         """Return the order in which a run uses the samples of these sources."""
         return cls(
             sources,
@@ -130,7 +130,7 @@ class SampleOrder:
         """Samples in all sources."""
         return int(self.starts[-1])
 
-    def source_of(self, sample: int) -> Source:
+    def source_of(self, sample: int) -> OrderSource:
         return self.sources[int(np.searchsorted(self.starts, sample, side="right")) - 1]
 
     def ids(self, position: int, count: int) -> Ids:
@@ -197,7 +197,7 @@ class SampleOrder:
         for turn in np.unique(epochs).tolist():
             here = epochs == turn
             if self._lanes is None:
-                ids[here] = order.ids(turn, Stretch(0, 0, order.samples), entries[here])
+                ids[here] = order.ids(turn, SampleRange(0, 0, order.samples), entries[here])
             else:
                 ids[here] = self._in_lanes(self._lanes, number, turn, position, offsets[here])
         return epochs, ids
@@ -215,18 +215,18 @@ class SampleOrder:
             ids[here] = self._orders[number].ids(epoch, stretch, entries)
         return ids
 
-    def _find_stretches(self, number: int, epoch: int) -> list[tuple[Stretch, int]]:
+    def _find_stretches(self, number: int, epoch: int) -> list[tuple[SampleRange, int]]:
         """Return for each lane its stretch of a source's epoch, and the lane's samples before that epoch."""
         lanes, samples = self._lanes, self._orders[number].samples
         if lanes is None:
-            return [(Stretch(0, 0, samples), epoch * samples)]
+            return [(SampleRange(0, 0, samples), epoch * samples)]
         first, end = (self._mix.position(number, (epoch + turn) * samples) for turn in (0, 1))
         found, start = [], 0
         for lane in range(self.lanes):
             stream = number * self.lanes + lane
             before = lanes.before(stream, first)
             length = lanes.before(stream, end) - before
-            found.append((Stretch(lane, start, length), before))
+            found.append((SampleRange(lane, start, length), before))
             start += length
         return found
 
@@ -266,7 +266,7 @@ def uniform(keys: Words, stream: int) -> NDArray[np.float64]:
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-class Slot(NamedTuple):
+class MicrobatchSlot(NamedTuple):
     """One microbatch of a rank: positions [start, stop) within the global batch."""
 
     index: int  # type: ignore[assignment]  # the field hides tuple.index, which is not needed here
@@ -277,7 +277,7 @@ class Slot(NamedTuple):
     """False: a zero-weight pass of a rank that has none left, so that collectives match."""
 
 
-def microbatches(global_batch: int, micro_batch: int, rank: int, world: int) -> list[Slot]:
+def microbatches(global_batch: int, micro_batch: int, rank: int, world: int) -> list[MicrobatchSlot]:
     """Return the microbatches that `rank` of `world` works on in each step, equally many on every rank.
 
     The global batch is the fixed list of ceil(global_batch / micro_batch) microbatches, of which the last may be
@@ -291,7 +291,7 @@ def microbatches(global_batch: int, micro_batch: int, rank: int, world: int) -> 
         real = index < total
         start = (index if real else total - 1) * micro_batch
         stop = min(start + micro_batch, global_batch)
-        slots.append(Slot(index if real else total - 1, start, stop, real))
+        slots.append(MicrobatchSlot(index if real else total - 1, start, stop, real))
     return slots
 
 

@@ -21,7 +21,7 @@ Ints = NDArray[np.int64]
 _SHARDS = 0x736861726473
 
 
-class Stretch(NamedTuple):
+class SampleRange(NamedTuple):
     """The part of an epoch's line that belongs to one lane."""
 
     lane: int
@@ -61,7 +61,7 @@ class SourceOrder:
             key = mix(epochs.astype(np.uint64) * np.uint64(GOLDEN) + np.uint64(self._seed & MASK))
         return KeyedPermutation(self.samples, key).forward(entries)
 
-    def ids(self, epoch: int, stretch: Stretch, entries: Ints) -> Ints:
+    def ids(self, epoch: int, stretch: SampleRange, entries: Ints) -> Ints:
         """Return the samples that `entries` of a lane's stretch visit: int64 like `entries`, one-dimensional."""
         places = entries + np.int64(stretch.start)
         if self.shuffle and entries.size:
@@ -78,7 +78,7 @@ class SourceOrder:
         slot = int(self._shard_permutation(epoch).inverse(np.array([shard]))[0])
         return int(ends[slot] - self.rows[slots[slot]] + sample - self.starts[shard])
 
-    def entry(self, place: int, epoch: int, stretch: Stretch) -> int:
+    def entry(self, place: int, epoch: int, stretch: SampleRange) -> int:
         """Return the entry of a stretch that visits `place`: the inverse of `ids`."""
         entry = place - stretch.start
         if not self.shuffle:
@@ -88,7 +88,7 @@ class SourceOrder:
         permutation = KeyedPermutation(size, self._window_key(epoch, stretch.lane, window))
         return window * self.window + int(permutation.inverse(np.array([inside]))[0])
 
-    def _shuffled(self, epoch: int, stretch: Stretch, windows: Ints, inside: Ints) -> Ints:
+    def _shuffled(self, epoch: int, stretch: SampleRange, windows: Ints, inside: Ints) -> Ints:
         """Permute `inside` within each entry's window; only the last window of a stretch is smaller."""
         first, last = int(windows.min()), int(windows.max())
         if first == last:

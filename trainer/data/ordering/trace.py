@@ -18,7 +18,7 @@ from everstep.config import RunConfig, first_steps_without
 from everstep.errors import ConfigError, DataError
 from everstep.run_folder import CONFIG, DATA, RunFolder, meant
 from everstep.trainer.checkpoint.manifest import candidates
-from everstep.trainer.data.ordering.order import SampleOrder, Source
+from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,8 @@ def write_record(folder: RunFolder, sources: Sequence[DataRecord]) -> None:
         folder.storage.write(DATA, text)
 
 
-def order_sources(records: Sequence[DataRecord]) -> list[Source]:
-    return [Source(record.rows, Fraction(record.share), unpacked(record.weights)) for record in records]
+def order_sources(records: Sequence[DataRecord]) -> list[OrderSource]:
+    return [OrderSource(record.rows, Fraction(record.share), unpacked(record.weights)) for record in records]
 
 
 def packed(weights: NDArray[np.float64] | None) -> str | None:
