@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError, EverstepError
 from everstep.launch.runs.lookup import is_run
 from everstep.launch.schedulers.job import JobHandle
+from everstep.processes import has_run_since
 from everstep.run_folder import ATTEMPTS, PROGRESS, RESTARTS, STARTS, SUBMISSIONS, Ending, RunFolder
 
 READERS = 16
@@ -160,7 +159,6 @@ START_S = 900.0
 PATIENCE_S = 120.0
 RECORDS = 5
 """Consecutive records that must be missing before a run on another machine counts as silent."""
-SLACK_S = 2.0
 
 
 def alive(history: History, now: float) -> bool | None:
@@ -183,29 +181,4 @@ def is_here(attempt: Attempt) -> bool:
 
 def has_process(attempt: Attempt) -> bool:
     """True if the process that claimed the attempt is alive. Compares start times: PIDs are reused."""
-    try:
-        fields = Path(f"/proc/{attempt.pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except FileNotFoundError:
-        return not Path("/proc/self/stat").exists() and _answers(attempt.pid)
-    except (OSError, IndexError):
-        return False
-    ticks = os.sysconf("SC_CLK_TCK")
-    return fields[0] not in "ZX" and _booted_at() + int(fields[19]) / ticks <= attempt.claimed_at + SLACK_S
-
-
-def _booted_at() -> float:
-    lines = Path("/proc/stat").read_text().splitlines()
-    return next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
-
-
-def _answers(pid: int | None) -> bool:
-    """True if a process has the PID; used without /proc."""
-    if pid is None:
-        return False
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    return has_run_since(attempt.pid, attempt.claimed_at)

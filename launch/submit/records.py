@@ -24,6 +24,7 @@ from everstep.launch.config import JobConfig, job_yaml
 from everstep.launch.console import say
 from everstep.launch.schedulers.base import Program, Rendered, Scheduler
 from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
+from everstep.processes import has_run_since
 from everstep.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder
 
 BORN = time.time()
@@ -210,16 +211,8 @@ def refuse_if_under_way(submission: Submission) -> None:
 
 
 def _runs(pid: int, at: float) -> bool:
-    """True if the process that had this id at that time is still running; a reused id counts as well."""
-    if pid == os.getpid():
-        return at >= BORN
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+    """True if the process that had this PID at that time is still running."""
+    return at >= BORN if pid == os.getpid() else has_run_since(pid, at)
 
 
 def intend(folder: RunFolder, seen: Sequence[Submission], facts: dict[str, Any]) -> Submission:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError, StorageError, SupersededError
+from everstep.processes import start_ticks
 from everstep.storage import Storage
 
 LEASES = "leases"
@@ -130,7 +131,7 @@ def machine() -> str:
 
 
 def _text(counter: int, renew_s: float, released: bool = False) -> bytes:
-    facts = {"machine": machine(), "host": socket.gethostname(), "pid": os.getpid(), "began": _began(os.getpid()),
+    facts = {"machine": machine(), "host": socket.gethostname(), "pid": os.getpid(), "began": start_ticks(os.getpid()),
              "counter": counter, "renew_s": renew_s, "released": released}  # fmt: skip
     return (json.dumps(facts) + "\n").encode()
 
@@ -145,16 +146,7 @@ def _read(storage: Storage, number: int) -> dict[str, Any]:
 
 def _lives(facts: dict[str, Any]) -> bool:
     """True if the process that wrote this is alive; compares start times, because PIDs are reused."""
-    return facts.get("began") is not None and _began(int(facts["pid"])) == facts["began"]
-
-
-def _began(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot; None when it has ended."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
-        return None
-    return None if fields[0] in "ZX" else int(fields[19])
+    return facts.get("began") is not None and start_ticks(int(facts["pid"])) == facts["began"]
 
 
 def _holder(facts: dict[str, Any]) -> str:
