@@ -14,7 +14,7 @@ from everstep.launch.parser import Arguments
 from everstep.launch.runs.history import attempt as read_attempt
 from everstep.launch.runs.history import is_here, read
 from everstep.launch.runs.lookup import add_run, find
-from everstep.launch.runs.summary import line
+from everstep.launch.runs.summary import summary
 from everstep.launch.schedulers.registry import Statuses, following
 from everstep.run_folder import RunFolder
 
@@ -122,9 +122,7 @@ def _looks(folder: RunFolder, ask: Statuses, poll_s: float) -> Iterator[bool]:
         if time.monotonic() - asked > STATE_EVERY_S:
             asked = time.monotonic()
             history = read(folder, newest_only=True)
-            jobs = ask([history.handle] if history.handle is not None else [])
-            here = line(history, jobs.get(history.handle) if history.handle is not None else None)
-            over = here.standing.state.is_over
+            over = summary(history, ask).standing.state.is_over
         yield over
         if over:
             return

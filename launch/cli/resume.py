@@ -19,9 +19,9 @@ from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.runs.history import History, read
 from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.state import RunState
-from everstep.launch.runs.summary import RunSummary, line
+from everstep.launch.runs.summary import RunSummary, summary
 from everstep.launch.schedulers.base import Program
-from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.submit.override_frozen import amend
 from everstep.launch.submit.records import submissions, submit
 from everstep.launch.submit.snapshot import open_code
@@ -48,7 +48,7 @@ def resume(arguments: Sequence[str]) -> int:
     config, job = _changed(folder, options.overrides, options.config_dir)
     _refuse_unnamed_plugins(config, options.overrides)
     history = read(folder)
-    here = _standing(history)
+    here = summary(history)
     if _goes_on(here) and not _is_unknown_submission(history) and not (here.job and here.job.worn):
         raise ConfigError(f"run {history.name} is {here.standing.state.value} already; 'everstep cancel' stops it")
     last = history.last.ending if history.last else None
@@ -123,11 +123,6 @@ def _refuse_unnamed_plugins(config: RunConfig, overrides: Sequence[str]) -> None
             f"the run uses packages of its own ({', '.join(config.plugins)}); if you trust this run folder, add "
             f"'plugins=[{','.join(config.plugins)}]'"
         )
-
-
-def _standing(history: History) -> RunSummary:
-    jobs = statuses([history.handle] if history.handle is not None else [])
-    return line(history, jobs.get(history.handle) if history.handle is not None else None)
 
 
 def _goes_on(here: RunSummary) -> bool:

@@ -18,7 +18,7 @@ from everstep.launch.runs.goodput import PARTS, Goodput, goodput, timeline
 from everstep.launch.runs.history import read
 from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.state import RunState
-from everstep.launch.runs.summary import RunSummary, line
+from everstep.launch.runs.summary import RunSummary, summary
 from everstep.launch.schedulers.registry import Statuses, following, statuses
 from everstep.launch.sweep.sweep_folder import sweep_at
 from everstep.run_folder import RunFolder
@@ -97,8 +97,7 @@ def status(arguments: Sequence[str]) -> int:
 
 def report(folder: RunFolder, ask: Statuses = statuses) -> StatusReport:
     history = read(folder)
-    jobs = ask([history.handle] if history.handle is not None else [])
-    here = line(history, jobs.get(history.handle) if history.handle is not None else None)
+    here = summary(history, ask)
     until = None if here.standing.state.is_over else time.time()
     spent = goodput(timeline(folder, history, here.job, until))
     failed = here.standing.state in FAILED

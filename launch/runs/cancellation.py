@@ -9,9 +9,9 @@ import socket
 from collections.abc import Sequence
 
 from everstep.launch.runs.history import History, has_process, is_here, read
-from everstep.launch.runs.summary import RunSummary, line
+from everstep.launch.runs.summary import RunSummary, summary
 from everstep.launch.schedulers.job import CANCELLED, JobHandle
-from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.schedulers.registry import scheduler
 from everstep.provenance import user
 from everstep.run_folder import STOP_MARKER, RunFolder
 
@@ -19,8 +19,7 @@ from everstep.run_folder import STOP_MARKER, RunFolder
 def cancel_run(folder: RunFolder) -> str:
     """Cancel one run; return a message about the effect."""
     history = read(folder)
-    jobs = statuses([history.handle] if history.handle is not None else [])
-    here = line(history, jobs.get(history.handle) if history.handle is not None else None)
+    here = summary(history)
     state = here.standing.state
     if state.is_over:
         return f"is over already ({state.value})"

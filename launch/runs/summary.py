@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from everstep.launch.runs.history import History, NotARun, alive, read_all
 from everstep.launch.runs.lookup import names
 from everstep.launch.runs.state import RunStatus, standing
 from everstep.launch.schedulers.job import JobStatus
-from everstep.launch.schedulers.registry import statuses
+from everstep.launch.schedulers.registry import Statuses, statuses
 from everstep.run_folder import RunFolder
 from everstep.storage import join_url, open_storage
 
@@ -55,9 +56,18 @@ def lines(root: str) -> list[RunSummary]:
             histories.append(found)
         elif not isinstance(found, NotARun):
             say(f"left out: {found}")
-    jobs = statuses(each.handle for each in histories if each.handle is not None)
-    ordered = sorted(histories, key=lambda each: each.started_at or 0.0)
-    return [line(each, jobs.get(each.handle) if each.handle is not None else None) for each in ordered]
+    return summaries(sorted(histories, key=lambda each: each.started_at or 0.0))
+
+
+def summaries(histories: Sequence[History], ask: Statuses = statuses) -> list[RunSummary]:
+    """Return the summary of each run; one query to the schedulers for all of their jobs."""
+    jobs = ask([each.handle for each in histories if each.handle is not None])
+    return [line(each, jobs.get(each.handle) if each.handle is not None else None) for each in histories]
+
+
+def summary(history: History, ask: Statuses = statuses) -> RunSummary:
+    """Return the summary of one run, with the state of its job from its scheduler."""
+    return summaries([history], ask)[0]
 
 
 def line(history: History, job: JobStatus | None) -> RunSummary:

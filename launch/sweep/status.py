@@ -12,8 +12,8 @@ from everstep.launch.console import number, print_table
 from everstep.launch.runs.cancellation import cancel_jobs
 from everstep.launch.runs.history import History, read_all
 from everstep.launch.runs.state import RunState
-from everstep.launch.runs.summary import RunSummary, line
-from everstep.launch.schedulers.registry import scheduler, statuses
+from everstep.launch.runs.summary import RunSummary, summaries
+from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.submit.array import recover
 from everstep.launch.sweep.display import summary
 from everstep.launch.sweep.leaderboard import facts, ranked
@@ -59,8 +59,7 @@ def status(folder: SweepFolder, as_json: bool) -> int:
 def _under_way(folder: SweepFolder, story: SweepState) -> list[RunSummary]:
     histories = read_all([folder.run(trial.name) for trial in story.trials if trial.is_open])
     found = [each for each in histories if isinstance(each, History)]
-    jobs = statuses(each.handle for each in found if each.handle is not None)
-    return [line(each, jobs.get(each.handle) if each.handle is not None else None) for each in found]
+    return summaries(found)
 
 
 def cancel(folder: SweepFolder) -> str:
