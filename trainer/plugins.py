@@ -85,9 +85,11 @@ def _value(value: Any, key: str, plugins: Iterable[str]) -> Any:
 def _check_name(target: object, key: str, plugins: Iterable[str]) -> None:
     allowed = (*ALLOWED, *(f"{name}." for name in plugins))
     if not isinstance(target, str) or not target.startswith(allowed):
+        package = str(target).split(".")[0]
+        fix = "choose a public name" if package == "everstep" else f"name your package with 'plugins=[{package}]'"
         raise ConfigError(
             f"{key}._target_={target!r} is in none of the packages that this run may use "
-            f"({', '.join(a[:-1] for a in allowed)}); name your package with 'plugins=[{str(target).split('.')[0]}]'"
+            f"({', '.join(a[:-1] for a in allowed)}); {fix}"
         )
     if "._" in target and not target.startswith(allowed[len(ALLOWED) :]):
         # Some of torch's private functions import any module by name.
@@ -122,7 +124,7 @@ def _import(target: str, key: str) -> Any:
             raise ConfigError(f"{key}._target_={target!r}: cannot import {name}: {error}") from error
         for part in parts[cut:]:
             if not hasattr(found, part):
-                hint = nearest(part, [n for n in dir(found) if n[0] != "_"])
+                hint = nearest(part, getattr(found, "__all__", [n for n in dir(found) if n[0] != "_"]))
                 raise ConfigError(f"{key}._target_={target!r}: {name} has no {part!r}{hint}")
             found = getattr(found, part)
         return found
