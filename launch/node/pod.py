@@ -59,7 +59,7 @@ class Leave(Exception):
 def main(arguments: Sequence[str]) -> int:
     if len(arguments) != 1:
         say(
-            f"everstep.launch.node.pod takes the run folder alone and was given {len(arguments)} words; "
+            f"everstep.launch.node.pod takes the run folder alone; it was given {len(arguments)} words; "
             "see everstep submit job=k8s"
         )
         return DO_NOT_RETRY

@@ -12,7 +12,7 @@ from everstep.launch.config import JobConfig
 def datasets(run: RunConfig) -> Iterator[tuple[str, str]]:
     """Yield key and path of each prepared dataset; other datasets have no known path."""
     node = run.data or {}
-    if str(node.get("_target_", "")).startswith("everstep.trainer.data.prepared."):
+    if node.get("_target_") in ("everstep.data.prepared", "everstep.data.mixture"):
         mixed = [(f"data.mix[{n}].path", each.get("path")) for n, each in enumerate(node.get("mix") or [])]
         for key, path in [("data.path", node.get("path")), *mixed]:
             if path is not None:

@@ -22,7 +22,7 @@ WRONG = [
     (2, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
     (1, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
     (2, ["parallel=fsdp", "evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae"),
-    (2, ["data._target_=everstep.trainer.data.arrow_reader.ArrowDataset", "+data.path=/nosuch/data"], "/nosuch/data"),
+    (2, ["data._target_=everstep.data.ArrowDataset", "+data.path=/nosuch/data"], "/nosuch/data"),
     (2, ["data.samples=0"], "data: the training set is empty"),
     (2, ["task.dept=3"], "task.dept: toy.ToyTask takes no 'dept'; did you mean 'depth'?"),
     (2, ["data.sampels=3"], "data.sampels: toy.toy_data takes no 'sampels'; did you mean 'samples'?"),

@@ -246,7 +246,7 @@ def test_names_of_lengths_hide_no_column() -> None:
 
 
 def test_a_collate_node_of_a_config_is_one_of_these() -> None:
-    node = {"_target_": "everstep.trainer.data.collate.Bucket", "boundaries": [8, 16]}
+    node = {"_target_": "everstep.data.Bucket", "boundaries": [8, 16]}
     collate = instantiate(node, "data.collate", [])
     assert collate({"x": ragged([9])})["x"].shape == (1, 16)
 

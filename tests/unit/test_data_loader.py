@@ -232,12 +232,12 @@ WORKER_SCRIPT = """
     import os, signal, sys, time
     import numpy as np
     from everstep.trainer.data.dataset import ArrayDataset
-    from everstep.trainer.data.fetcher import Gather
+    from everstep.trainer.data.fetcher import Fetcher
     from everstep.trainer.data.loader import Loader
     from everstep.trainer.data.ordering.order import SampleOrder
 
     data = ArrayDataset({"x": np.arange(64)})
-    loader = Loader(Gather(data, 5), SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)
+    loader = Loader(Fetcher(data, 5), SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)
     steps = loader.steps(0)
     next(steps)
     pids = [process.pid for process in loader._open[0]._processes]

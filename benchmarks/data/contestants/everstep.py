@@ -20,7 +20,7 @@ from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import SampleOrder
-from everstep.trainer.data.ordering.order import Source as Shards
+from everstep.trainer.data.ordering.order import OrderSource as Shards
 from everstep.trainer.data.ragged import Ragged
 
 NAME = "sample"
