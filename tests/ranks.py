@@ -22,7 +22,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint
 import torch.distributed.fsdp
 
-import everstep.trainer.build  # noqa: F401
+import everstep.trainer.assemble  # noqa: F401
 from everstep.compose import compose
 from everstep.rank_env import die_with_parent
 from everstep.run_folder import RunFolder

@@ -165,6 +165,7 @@ def _run(
     laps: StartupTimer,
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; return the ending, and the error that caused it."""
+    from everstep.trainer.assemble import assemble
     from everstep.trainer.build import Start, build
     from everstep.trainer.distributed.mesh import form, lost_peer, part
     from everstep.trainer.loop import train
@@ -175,7 +176,11 @@ def _run(
         stop.watch(run.stop, folder if place.rank == 0 else None)
         mesh = form(place, store, run.parallel, run.group_timeout_s)
         laps.end("rendezvous")
-        parts = build(run, Start(folder, assignment.attempt, laps, assignment.micro_batch), mesh, stop)
+        start = Start(folder, assignment.attempt, laps, assignment.micro_batch)
+        built = build(run, start, mesh)
+        restored = built.checkpoints.restore()
+        laps.end("load")
+        parts = assemble(run, start, built, restored, stop)
         spare_what_lives()
         ending = train(run, parts)
         _close(parts, ending)

@@ -14,8 +14,10 @@ import torch
 from everstep.config import RunConfig
 from everstep.run_folder import PROGRESS, RunFolder, progress_json
 from everstep.trainer.checkpoint.pending_save import FinishedSave
+from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.reporting.background_writer import BackgroundWriter
 from everstep.trainer.reporting.console import Display
+from everstep.trainer.reporting.flops import peak_flops
 from everstep.trainer.reporting.sinks import Sink
 from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.step import StepInfo
@@ -48,23 +50,27 @@ class Reporter:
         sinks: Sequence[Sink],
         events: Sink | None,
         laps: StartupTimer,
+        mesh: Mesh,
+        unit: str = "items",
+        checkpoint_step: int = 0,
     ) -> None:
+        """`checkpoint_step` is the step of the checkpoint that this attempt resumes from."""
         self.run = run
         self.folder = folder
         self.display = display
         self.sinks = sinks
         self.events = events
         self.laps = laps
-        self.unit = "items"
-        self.flops_per_item = 0.0
-        self.peak: float | None = None
-        self.world = 1
-        self.device = torch.device("cpu")
+        self.unit = unit
+        self.world, self.device = mesh.world, mesh.device
+        self.peak = peak_flops(mesh.device) if mesh.is_main else None
+        """Peak FLOPs of this rank's device; None where it is unknown."""
+        self._flops_per_item = 0.0
         self._speed = Speed(time.perf_counter(), 0)
         self._step = 0
         self._outbox = BackgroundWriter(folder.storage)
         self._progress_at = float("-inf")
-        self.checkpoint_step = 0
+        self._checkpoint_step = checkpoint_step
         self._begun = False
         self._shown: dict[str, Any] = {}
 
@@ -80,7 +86,8 @@ class Reporter:
             if line:
                 self.display.say(line)
 
-    def start(self, title: str, facts: Mapping[str, str], step: int) -> None:
+    def start(self, title: str, facts: Mapping[str, str], step: int, flops_per_item: float) -> None:
+        self._flops_per_item = flops_per_item
         self._speed = Speed(time.perf_counter(), step)
         self.display.start(title, facts, step, self.run.steps)
 
@@ -127,7 +134,7 @@ class Reporter:
             if save.local:
                 self.event("saved_locally", step=save.step, seconds=round(save.stall_s, 4))
                 continue
-            self.checkpoint_step = save.step
+            self._checkpoint_step = save.step
             self.event("saved", step=save.step, seconds=round(save.stall_s, 4), durable_s=round(save.seconds, 4))
             self._progress_at = float("-inf")
             self._write_progress({"step": max(save.step, self._step)})
@@ -159,8 +166,8 @@ class Reporter:
             "data_wait": (waited_s - speed.waited_s) / seconds,
             "memory_mb": memory_mb(self.device),
         }
-        if self.peak and self.flops_per_item:
-            record["mfu"] = self.flops_per_item * record["items_per_s"] / (self.peak * self.world)
+        if self.peak and self._flops_per_item:
+            record["mfu"] = self._flops_per_item * record["items_per_s"] / (self.peak * self.world)
         self._speed = Speed(now, info.step, 0, waited_s)
         return record
 
@@ -179,7 +186,7 @@ class Reporter:
             "steps": self.run.steps,
             "eta_s": (self.run.steps - record["step"]) / rate if rate else None,
             "next_s": self.run.log.every / rate if rate else None,
-            "checkpoint_step": self.checkpoint_step,
+            "checkpoint_step": self._checkpoint_step,
             "time": time.time(),
         }
         self._outbox.put(PROGRESS, progress_json(facts))

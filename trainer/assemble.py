@@ -1,0 +1,154 @@
+"""Assembly of the parts of a run at its position: loader, step, evaluator and reporter; warm-up and first lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from everstep.compose import plain
+from everstep.config import RunConfig
+from everstep.run_folder import EVENTS
+from everstep.trainer.build import Built, Start, build_task, gathers
+from everstep.trainer.checkpoint.restore import Restored
+from everstep.trainer.checkpoint.resume_trial import try_resume
+from everstep.trainer.data.fetcher import MicrobatchRequest
+from everstep.trainer.data.loader import Feed
+from everstep.trainer.data.ordering.mixture import records_of
+from everstep.trainer.data.ordering.order import SampleOrder, microbatches
+from everstep.trainer.data.ordering.trace import order_sources, write_record
+from everstep.trainer.distributed.parallel import ParallelModel
+from everstep.trainer.evaluate import Evaluator
+from everstep.trainer.loop import Parts, short_of_memory
+from everstep.trainer.optim import group_facts
+from everstep.trainer.reporting.console import open_display, short
+from everstep.trainer.reporting.flops import count_flops
+from everstep.trainer.reporting.reporter import Reporter
+from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink, open_sinks
+from everstep.trainer.state.trainable import Trainable
+from everstep.trainer.step import Stepper
+from everstep.trainer.stop import Stop
+
+
+def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | None, stop: Stop) -> Parts:
+    """Make what depends on the restored position, pass one batch through it, and print the facts of the run.
+
+    Raises:
+        EverstepError: a ConfigError or DataError whose message is one line.
+    """
+    state, mesh = built.state, built.model.mesh
+    wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
+    state.progress.micro_batch = min(size for size in wanted if size)
+    train, held_out = gathers(run, built.splits)
+    records = records_of(built.splits.train)
+    order = SampleOrder.of_run(run, order_sources(records))
+    mesh.decide(lambda: write_record(start.folder, records))
+    feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
+    step = Stepper(run, state, built.model, built.task, stop, built.checkpoints.poll)
+    evaluate = Evaluator(run, state, built.model, built.task, held_out, stop)
+    reporter = _reporter(run, start, built, restored)
+    parts = Parts(state, feed, step, evaluate, built.checkpoints, reporter, built.hooks)
+    batch = _first_batch(run, parts)
+    flops_per_item = _warm_up(run, parts, batch)
+    if built.self_test is not None and restored is None:
+        try_resume(partial(_trainable, run, built.model), built.model.model, batch, mesh)
+    _announce(run, parts, restored, flops_per_item)
+    start.laps.end("build")
+    return parts
+
+
+def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | None) -> Reporter:
+    """Return the reporter of this rank; that of rank 0 alone has sinks and events to write to."""
+    mesh, step = built.model.mesh, built.state.progress.step
+    sinks: list[Sink] = []
+    mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run), step)))
+    file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
+    return Reporter(
+        run,
+        start.folder,
+        open_display(run.log, mesh.is_main),
+        sinks,
+        Guarded(EVENTS, file) if file is not None else None,
+        start.laps,
+        mesh,
+        unit=getattr(built.task, "unit", "items"),
+        checkpoint_step=restored.step if restored else 0,
+    )
+
+
+def _trainable(run: RunConfig, model: ParallelModel, others: Iterable[nn.Module]) -> Trainable:
+    return Trainable(run, build_task(run), model.mesh.device, others, model.autocast)
+
+
+def _first_batch(run: RunConfig, parts: Parts) -> dict[str, Tensor]:
+    """Return the first samples of the dataset, as many as a microbatch has, on the device."""
+    ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
+    found = parts.feed.gather(MicrobatchRequest(ids, np.zeros_like(ids), run.steps))
+    return {name: value.to(parts.feed.device) for name, value in found.batch.items()}
+
+
+def _warm_up(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> float:
+    """Run one pass that changes nothing, before the first step of an attempt; return its FLOPs per item.
+
+    They are counted on rank 0 of a device whose peak is known, else 0.
+
+    DDP orders its buckets by its first backward pass. A resumed run must sum gradients in the same order as a run that
+    was never interrupted, so this pass fixes the order before the first step of both.
+    """
+    items: list[int] = []
+    flops = 0.0
+    try:
+        if parts.journal.peak and run.parallel.compile is None:
+            flops = float(count_flops(lambda: items.append(parts.step.rehearse(batch))))
+        elif parts.step.parallel.mesh.world > 1:
+            parts.step.rehearse(batch)
+        parts.evaluate.rehearse()
+    except torch.OutOfMemoryError as error:
+        raise short_of_memory(parts) from error
+    return flops / max(1, items[0]) if items else 0.0
+
+
+def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
+    """Return a warning if the node cache is too small to avoid repeated downloads of shards, else None."""
+    dataset, shards = feed.gather.dataset, sum(len(source.rows) for source in feed.order.sources)
+    room, size = getattr(dataset, "room_bytes", None), getattr(dataset, "sample_bytes", 0.0) * len(feed.gather.dataset)
+    window = min(run.order.window or shards, shards)
+    if room is None or window * size / shards <= room:
+        return None
+    fitting, enough_gb = int(room * shards / size), 2 * window * size / shards / 1e9
+    return (
+        f"half of the cache holds {fitting} shards, order.window={window} needs as many at hand: shards will be "
+        f"fetched again and again; give loader.cache_gb={enough_gb:.3g}, or a new run order.window={fitting}"
+    )
+
+
+def _announce(run: RunConfig, parts: Parts, restored: Restored | None, flops_per_item: float) -> None:
+    mesh, feed = parts.step.parallel.mesh, parts.feed
+    parameters = sum(p.numel() for p in parts.state.model.parameters())
+    trained = sum(p.numel() for p in parts.state.model.parameters() if p.requires_grad)
+    slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
+    epochs = run.steps * run.global_batch / feed.order.samples
+    facts = {
+        "parameters": short(parameters) + (f", {short(trained)} of them trained" if trained < parameters else ""),
+        "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
+        "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
+        "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
+        **group_facts(parts.state.optimizer, parts.state.model),
+        "folder": parts.checkpoints.folder.url,
+        "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
+    }
+    if restored is None and run.init_from is not None:
+        facts["starts from"] = f"the weights of {run.init_from}"
+    if (small := _too_small_a_cache(run, feed)) is not None:
+        parts.journal.event("small_cache", small)
+    for passed in restored.walked_past if restored else ():
+        parts.journal.event("walked_past", f"damaged checkpoint set aside: {passed}")
+    if model_units := parts.step.parallel.units:
+        facts["units"] = model_units
+    parts.journal.event("started", step=parts.state.progress.step, world=mesh.world, facts=facts)
+    parts.journal.start(
+        f"{run.run}, attempt {parts.checkpoints.attempt}", facts, parts.state.progress.step, flops_per_item
+    )
