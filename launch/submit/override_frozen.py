@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep.compose import conf_dir, freeze, groups, keys, plain, thaw
-from everstep.config import OPEN_NODES, RunConfig
+from everstep.config import OPEN_NODES, RunConfig, meant
 from everstep.errors import ConfigError, nearest
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)
@@ -71,4 +71,4 @@ def _check_key(key: str) -> None:
     known = keys()
     if key.split(".")[0] in (*OPEN_NODES, "job") or key in known or any(each.startswith(f"{key}.") for each in known):
         return
-    raise ConfigError(f"no key {key!r}{nearest(key, known)}")
+    raise ConfigError(f"no key {key!r}{meant(key, known)}")

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everstep.compose import keys
-from everstep.config import OPEN_NODES, RunConfig
-from everstep.errors import ConfigError, nearest
+from everstep.config import OPEN_NODES, RunConfig, meant
+from everstep.errors import ConfigError
 
 
 @dataclass
@@ -91,4 +91,4 @@ def check_key(key: str) -> None:
     if key in ("run", "run_root"):
         raise ConfigError(f"{key} names the sweep, so it has one value")
     if key.split(".")[0] not in OPEN_NODES and key not in known:
-        raise ConfigError(f"no key {key!r}{nearest(key, known)}")
+        raise ConfigError(f"no key {key!r}{meant(key, known)}")
