@@ -80,7 +80,8 @@ def test_what_may_change_changes(
 
 @pytest.mark.parametrize(
     ("word", "said"),
-    [("seed=3", "seed: 0 → 3"), ("stepz=3", "no key 'stepz'; did you mean 'steps'?"), ("max_steps=3", "no key 'max_steps'; did you mean 'steps'?"), ("steps=-3", "steps=-3"),
+    [("seed=3", "seed: 0 → 3"), ("stepz=3", "no key 'stepz'; did you mean 'steps'?"),
+     ("max_steps=3", "no key 'max_steps'; did you mean 'steps'?"), ("steps=-3", "steps=-3"),
      ("experiment=digits", "experiment=digits: a run that goes on keeps its experiment"),
      ("parallel=fdsp", "did you mean 'fsdp'?"), ("steps=1,2", "only 'everstep sweep' takes them"),
      ("steps", "cannot read 'steps'"), ("job.nprc=2", "did you mean 'job.nproc'?"), ("steps=many", "steps")],
