@@ -45,3 +45,15 @@ def test_objects_that_change_nothing_in_the_training_are_no_state(tmp_path: Path
 def test_the_self_test_can_be_turned_off(tmp_path: Path) -> None:
     ended = zoo(1, tmp_path, "single", "model._target_=zoo.hidden.InAnObject", "checkpoint.self_test=false")
     assert ended.codes == [0], ended.printed
+
+
+@pytest.mark.parametrize(("world", "kind"), [(1, "single"), (2, "ddp")])
+def test_an_optimizer_that_fails_in_its_second_step_is_refused_before_the_first(
+    tmp_path: Path, world: int, kind: str
+) -> None:
+    given = ("model._target_=zoo.models.SparseEmbedding", "optimizer=bare", "+optimizer.momentum=0.9")
+    ended = zoo(world, tmp_path, kind, *given)
+    assert ended.codes == [2] * world, ended.printed
+    assert "a later step with the first batch fails: " in ended.printed
+    assert "table.weight have sparse gradients: use sparse=False" in ended.printed
+    assert not (tmp_path / "straight/zoo/ledger.jsonl").exists()

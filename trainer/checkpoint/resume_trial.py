@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everstep.errors import ConfigError
+from everstep.errors import ConfigError, EverstepError
 from everstep.fault import fault_of, reason_of
 from everstep.run_folder import Fault
 from everstep.trainer.checkpoint.self_test import OFF, equal, first_difference, put_into
@@ -26,6 +26,7 @@ from everstep.trainer.random_state import generators_preserved
 from everstep.trainer.state.attributes import NOT_STATE, STRUCTURE
 from everstep.trainer.state.train_state import Packed
 from everstep.trainer.state.trainable import Trainable
+from everstep.trainer.task_calls import sparse_advice
 
 LOG = logging.getLogger("everstep")
 LARGEST_BYTES = 2**31
@@ -77,8 +78,7 @@ class _Trial:
             saved = _copied(original.state.pack())
             original.train(self.batch, SAVED_AFTER + 1, LAST)
         except Exception as error:
-            _left_to_the_run(error)
-            return None
+            return _later_step_fails(original, error)
         try:
             resumed = self._resumed(saved, original)
             if (name := _difference(original, resumed)) is None:
@@ -117,6 +117,15 @@ class _Trial:
             f"{name} is another each time that the same steps are taken from the same state: the model or the task "
             "takes something from outside, such as the time, a global variable, a file or a generator without a seed"
         )
+
+
+def _later_step_fails(original: Trainable, error: Exception) -> str | None:
+    if fault_of(error) is Fault.machine:
+        _left_to_the_run(error)
+        return None
+    advice = sparse_advice(original.model, error)
+    said = str(error) if isinstance(error, EverstepError) else reason_of(error)
+    return f"a later step with the first batch fails: {said}" + (f"; {advice}" if advice else "")
 
 
 def _left_to_the_run(error: Exception) -> None:

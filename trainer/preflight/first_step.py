@@ -68,7 +68,7 @@ def _step(run: RunConfig, batch: Mapping[str, Tensor], world: int, held_out: boo
         loss.sum.backward()  # type: ignore[no-untyped-call]
     notes = _look_at_gradients(run, one.model, world)
     with _explained(one.model, batch, f"optimizer ({type(one.optimizer).__name__})"):
-        one.update()
+        one.optimizer.step()
     if run.checkpoint.self_test:
         self_test(run, one.task, one.model, Mesh(RankInfo(), cpu)).round_trip(one.state.pack())
         try_resume(lambda others: Trainable(run, build_task(run), cpu, others), one.model, batch, Mesh(RankInfo(), cpu))

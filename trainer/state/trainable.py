@@ -59,14 +59,11 @@ class Trainable:
         with self.autocast():
             return checked(self.task.loss(self.model, self.inputs(batch)), "loss")
 
-    def update(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
     def train(self, batch: Mapping[str, Tensor], first: int, last: int) -> None:
         """Take the steps from `first` to `last`, each with the same microbatch."""
         for step in range(first, last + 1):
+            self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(batch, step)
             loss.sum.backward()  # type: ignore[no-untyped-call]
-            self.update()
+            self.optimizer.step()
             self.last_loss = loss.sum.detach()
