@@ -34,7 +34,7 @@ def ls(arguments: Sequence[str]) -> int:
 
 
 def _row(facts: dict[str, Any]) -> list[str]:
-    step = "" if facts["step"] is None else f"{facts['step']}/{facts['steps'] or '?'}"
+    step = "" if facts["step"] is None else f"{facts['step']}" + (f"/{facts['steps']}" if facts["steps"] else "")
     shown = "" if facts["value"] is None else f"{facts['metric']} {text_tables.number(facts['value'])}"
     going = facts["state"] == RunState.training.value
     return [

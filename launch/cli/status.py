@@ -128,7 +128,8 @@ def rows(report: StatusReport) -> list[tuple[str, str]]:
     """Return name and value of all known facts."""
     facts, history = report.facts(), report.line.history
     why, going = report.line.standing.why, report.line.standing.state is RunState.training
-    steps = f"{facts['step']} of {facts['steps'] or '?'}" if facts["step"] is not None else ""
+    total = f" of {facts['steps']}" if facts["steps"] else ""
+    steps = f"{facts['step']}{total}" if facts["step"] is not None else ""
     if going and facts["steps_per_s"]:
         steps += f", {text_tables.rate(facts['steps_per_s'])}, {text_tables.duration(facts['eta_s'])} left"
     shown = [

@@ -171,7 +171,7 @@ def lose(error: RuntimeError, place: RankInfo) -> int:
 
 
 def show(error: BaseException, ending: Ending, log: str = "") -> None:
-    """Print an error in one line, or a traceback if no line of the user's code is known.
+    """Print an error in one line; as a traceback if neither a line of the user's code nor a log is known.
 
     EVERSTEP_TRACEBACK=1 always prints the traceback.
     """
@@ -180,7 +180,7 @@ def show(error: BaseException, ending: Ending, log: str = "") -> None:
         # A config is the same on all ranks; other faults may affect one rank only.
         where = "" if ending.rank == 0 or isinstance(error, ConfigError) else f" (rank {ending.rank})"
         print(f"error: {error}{where}", file=sys.stderr)
-    elif asked or (ending.fault is Fault.user and not ending.place):
+    elif asked or (ending.fault is Fault.user and not ending.place and not log):
         traceback.print_exception(error)
     else:
         traced = f"; EVERSTEP_TRACEBACK=1 shows the traceback{f', and so does {log}' if log else ''}"
