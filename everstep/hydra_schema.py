@@ -10,8 +10,17 @@ from hydra.core.config_store import ConfigStore
 
 from everstep.config import Node, RunConfig
 
-HYDRAS_GROUPS = ("output", "launcher", "sweeper", "help", "hydra_help", "hydra_logging", "job_logging", "callbacks",
-                 "env")  # fmt: skip
+HYDRAS_GROUPS = (
+    "output",
+    "launcher",
+    "sweeper",
+    "help",
+    "hydra_help",
+    "hydra_logging",
+    "job_logging",
+    "callbacks",
+    "env",
+)
 
 
 @dataclass(kw_only=True)

@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from everstep.trainer.models.mlp import MLP
 
 __all__ = ["GPT", "MLP", "ConvNet"]
-__getattr__ = lazy(__name__, {
-    "ConvNet": "everstep.trainer.models.convnet",
-    "GPT": "everstep.trainer.models.gpt",
-    "MLP": "everstep.trainer.models.mlp",
-})  # fmt: skip
+__getattr__ = lazy(
+    __name__,
+    {
+        "ConvNet": "everstep.trainer.models.convnet",
+        "GPT": "everstep.trainer.models.gpt",
+        "MLP": "everstep.trainer.models.mlp",
+    },
+)

@@ -60,8 +60,10 @@ def refuse_debugger(processes: int) -> None:
     if processes > 1 and "PYTHONBREAKPOINT" not in os.environ:
 
         def refuse(*_: object, **__: object) -> None:
-            raise ConfigError(f"breakpoint(): {processes} processes cannot share a terminal; use job.nproc=1, "
-                              "or python -m everstep.trainer")  # fmt: skip
+            raise ConfigError(
+                f"breakpoint(): {processes} processes cannot share a terminal; use job.nproc=1, "
+                "or python -m everstep.trainer"
+            )
 
         sys.breakpointhook = refuse
 

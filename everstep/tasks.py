@@ -10,8 +10,11 @@ if TYPE_CHECKING:
     from everstep.trainer.tasks.tabular import TabularClassifier
 
 __all__ = ["ImageClassifier", "LanguageModel", "TabularClassifier"]
-__getattr__ = lazy(__name__, {
-    "ImageClassifier": "everstep.trainer.tasks.images",
-    "LanguageModel": "everstep.trainer.tasks.language",
-    "TabularClassifier": "everstep.trainer.tasks.tabular",
-})  # fmt: skip
+__getattr__ = lazy(
+    __name__,
+    {
+        "ImageClassifier": "everstep.trainer.tasks.images",
+        "LanguageModel": "everstep.trainer.tasks.language",
+        "TabularClassifier": "everstep.trainer.tasks.tabular",
+    },
+)

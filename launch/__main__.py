@@ -18,9 +18,18 @@ from everstep.launch.parser import VERBS
 from everstep.process_tuning import open_closed
 
 ELSEWHERE = {
-    "train": "run", "fit": "run", "start": "run", "launch": "run", "sbatch": "submit", "list": "ls", "ps": "ls",
-    "stop": "cancel", "kill": "cancel", "log": "logs", "validate": "check",
-}  # fmt: skip
+    "train": "run",
+    "fit": "run",
+    "start": "run",
+    "launch": "run",
+    "sbatch": "submit",
+    "list": "ls",
+    "ps": "ls",
+    "stop": "cancel",
+    "kill": "cancel",
+    "log": "logs",
+    "validate": "check",
+}
 """Names that other programs use for the verbs."""
 HIDDEN = {"__complete": ("everstep.launch.cli.completion", "complete")}
 

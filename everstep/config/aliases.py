@@ -13,10 +13,10 @@ KEYS = {
     "run": "name run_name experiment_name exp_name run_id",
     "run_root": "output_dir default_root_dir save_folder save_dir log_dir dump_folder results_dir dirpath",
     "steps": "max_steps max_epochs epochs num_epochs num_train_epochs max_duration training_steps train_steps "
-             "max_iters iterations",
+    "max_iters iterations",
     "global_batch": "batch_size bs train_batch_size global_batch_size global_train_batch_size",
     "micro_batch": "per_device_train_batch_size device_train_microbatch_size micro_batch_size local_batch_size "
-                   "accumulate_grad_batches gradient_accumulation_steps grad_accum grad_accum_steps",
+    "accumulate_grad_batches gradient_accumulation_steps grad_accum grad_accum_steps",
     "seed": "seed_everything random_seed manual_seed",
     "clip": "gradient_clip_val max_grad_norm max_norm grad_clip clip_grad clip_grad_norm gradient_clipping",
     "ema": "ema_decay",
@@ -54,7 +54,7 @@ KEYS = {
     "job.image": "image container docker_image",
     GOES_ON: "resume resume_from resume_from_checkpoint ckpt_path load_path checkpoint_path auto_resume",
     FOUND: "accelerator device no_cuda use_cpu",
-}  # fmt: skip
+}
 """Our key → their names. An entry with a space is a sentence, for names that have no such key."""
 
 _OURS = {name: ours for ours, names in KEYS.items() for name in names.split()}

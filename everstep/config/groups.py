@@ -51,10 +51,18 @@ class ParallelConfig:
 
     def __post_init__(self) -> None:
         require(self.shard is None or self.shard >= 1, "parallel.shard", self.shard, "must be ≥ 1 or null")
-        require(self.kind is not ParallelKind.hsdp or self.shard is not None, "parallel.shard", self.shard,
-                "hsdp needs the number of processes that share one copy of the model")  # fmt: skip
-        require(self.shard is None or self.kind is ParallelKind.hsdp, "parallel.shard", self.shard,
-                f"only hsdp has it, parallel.kind is {self.kind.value}")  # fmt: skip
+        require(
+            self.kind is not ParallelKind.hsdp or self.shard is not None,
+            "parallel.shard",
+            self.shard,
+            "hsdp needs the number of processes that share one copy of the model",
+        )
+        require(
+            self.shard is None or self.kind is ParallelKind.hsdp,
+            "parallel.shard",
+            self.shard,
+            f"only hsdp has it, parallel.kind is {self.kind.value}",
+        )
         require(self.checkpoint_blocks >= 0, "parallel.checkpoint_blocks", self.checkpoint_blocks, "must be ≥ 0")
         require(self.bucket_mb >= 1, "parallel.bucket_mb", self.bucket_mb, "must be ≥ 1")
 
@@ -99,8 +107,12 @@ class ScheduleConfig:
         require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be ≥ 0")
         require(0 <= self.final_fraction <= 1, "schedule.final_fraction", self.final_fraction, "must be in [0, 1]")
         require(0 < self.decay_fraction <= 1, "schedule.decay_fraction", self.decay_fraction, "must be in (0, 1]")
-        require(self.over_steps is None or self.over_steps >= 1, "schedule.over_steps", self.over_steps,
-                "must be ≥ 1 or null")  # fmt: skip
+        require(
+            self.over_steps is None or self.over_steps >= 1,
+            "schedule.over_steps",
+            self.over_steps,
+            "must be ≥ 1 or null",
+        )
 
 
 @dataclass(kw_only=True)
@@ -112,8 +124,12 @@ class LocalTierConfig:
 
     def __post_init__(self) -> None:
         require(self.every is None or self.every >= 1, "checkpoint.local.every", self.every, "must be ≥ 1 or null")
-        require(self.path.startswith(("/", "$", "~")), "checkpoint.local.path", self.path,
-                "must be an absolute path on the node")  # fmt: skip
+        require(
+            self.path.startswith(("/", "$", "~")),
+            "checkpoint.local.path",
+            self.path,
+            "must be an absolute path on the node",
+        )
 
 
 @dataclass(kw_only=True)
@@ -144,8 +160,12 @@ class CheckpointConfig:
         require(self.every >= 1, "checkpoint.every", self.every, "must be ≥ 1")
         require(self.keep_last >= 1, "checkpoint.keep_last", self.keep_last, "must be ≥ 1")
         require(self.keep_best >= 0, "checkpoint.keep_best", self.keep_best, "must be ≥ 0")
-        require(self.keep_every is None or self.keep_every >= 1, "checkpoint.keep_every", self.keep_every,
-                "must be ≥ 1 or null")  # fmt: skip
+        require(
+            self.keep_every is None or self.keep_every >= 1,
+            "checkpoint.keep_every",
+            self.keep_every,
+            "must be ≥ 1 or null",
+        )
         require(self.max_failures >= 1, "checkpoint.max_failures", self.max_failures, "must be ≥ 1")
         require(self.timeout_s > 0, "checkpoint.timeout_s", self.timeout_s, "must be > 0")
 

@@ -79,16 +79,32 @@ class RunConfig:
         require(self.clip is None or self.clip > 0, "clip", self.clip, "must be > 0 or null")
         require(self.ema is None or 0 < self.ema < 1, "ema", self.ema, "must be in (0, 1) or null")
         require(bool(self.init_match), "init_match", self.init_match, "must name at least one pattern; [*] takes all")
-        require(self.init_from is not None or self.init_match == ["*"], "init_match", self.init_match,
-                "there is nothing to take while init_from is null")  # fmt: skip
+        require(
+            self.init_from is not None or self.init_match == ["*"],
+            "init_match",
+            self.init_match,
+            "there is nothing to take while init_from is null",
+        )
         require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")
-        require(self.evaluate.weights is Weights.model or self.ema is not None, "evaluate.weights",
-                self.evaluate.weights.value, "there is no moving average to evaluate while ema is null")  # fmt: skip
+        require(
+            self.evaluate.weights is Weights.model or self.ema is not None,
+            "evaluate.weights",
+            self.evaluate.weights.value,
+            "there is no moving average to evaluate while ema is null",
+        )
         turn = self.order.lanes * self.micro_batch
-        require(self.order.lanes == 1 or self.global_batch % turn == 0, "order.lanes", self.order.lanes,
-                f"times micro_batch={self.micro_batch} it must divide global_batch={self.global_batch}")  # fmt: skip
-        require(self.run is None or _is_name(self.run), "run", self.run,
-                "a name has letters, digits, '.', '_', '-', '=', ',', and starts with a letter or digit")  # fmt: skip
+        require(
+            self.order.lanes == 1 or self.global_batch % turn == 0,
+            "order.lanes",
+            self.order.lanes,
+            f"times micro_batch={self.micro_batch} it must divide global_batch={self.global_batch}",
+        )
+        require(
+            self.run is None or _is_name(self.run),
+            "run",
+            self.run,
+            "a name has letters, digits, '.', '_', '-', '=', ',', and starts with a letter or digit",
+        )
 
 
 def _is_name(name: str) -> bool:
@@ -100,9 +116,30 @@ OPEN_NODES = ("task", "model", "data", "optimizer")
 """Keys whose children belong to a plug-in: its constructor defines them, not this file."""
 
 FREE_ON_RESUME = (
-    "steps", "run_root", *(f"parallel.{key}" for key in (
-        "kind", "shard", "checkpoint_blocks", "compile", "bucket_mb", "find_unused", "wrap",
-    )), "checkpoint", "evaluate.every", "evaluate.batch", "stop", "log", "loader",
-    "resume", "group_timeout_s", "hooks", "plugins", "exclude",
-)  # fmt: skip
+    "steps",
+    "run_root",
+    *(
+        f"parallel.{key}"
+        for key in (
+            "kind",
+            "shard",
+            "checkpoint_blocks",
+            "compile",
+            "bucket_mb",
+            "find_unused",
+            "wrap",
+        )
+    ),
+    "checkpoint",
+    "evaluate.every",
+    "evaluate.batch",
+    "stop",
+    "log",
+    "loader",
+    "resume",
+    "group_timeout_s",
+    "hooks",
+    "plugins",
+    "exclude",
+)
 """Keys that may change on resume: they affect no samples, order, randomness or maths of a step."""

@@ -30,12 +30,15 @@ __all__ = [
     "retry",
 ]
 
-__getattr__ = lazy(__name__, {
-    "FsspecStorage": "everstep.storage.fsspec_backend",
-    "ObstoreStorage": "everstep.storage.obstore_backend",
-    "filesystem": "everstep.storage.fsspec_backend",
-    "retry": "everstep.storage.retries",
-})  # fmt: skip
+__getattr__ = lazy(
+    __name__,
+    {
+        "FsspecStorage": "everstep.storage.fsspec_backend",
+        "ObstoreStorage": "everstep.storage.obstore_backend",
+        "filesystem": "everstep.storage.fsspec_backend",
+        "retry": "everstep.storage.retries",
+    },
+)
 """Imported on first use, so a run on local disks imports none of them."""
 
 

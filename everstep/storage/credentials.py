@@ -124,8 +124,12 @@ def azure(url: str, account: str | None) -> dict[str, str]:
 
 def _connection(text: str) -> dict[str, str]:
     """Return a connection string in obstore's terms, without the entries that obstore does not support."""
-    words = {"AccountName": "account_name", "AccountKey": "account_key", "SharedAccessSignature": "sas_key",
-             "BlobEndpoint": "endpoint"}  # fmt: skip
+    words = {
+        "AccountName": "account_name",
+        "AccountKey": "account_key",
+        "SharedAccessSignature": "sas_key",
+        "BlobEndpoint": "endpoint",
+    }
     pairs = (item.split("=", 1) for item in text.strip().split(";") if "=" in item)
     return {words[name]: value for name, value in pairs if name in words}
 

@@ -22,9 +22,12 @@ EMULATOR = "STORAGE_EMULATOR_HOST"
 BASE_URL = "GOOGLE_BASE_URL"
 """Environment variable of obstore, in place of https://storage.googleapis.com."""
 TAKEN_FIRST = (
-    "GOOGLE_SERVICE_ACCOUNT", "GOOGLE_SERVICE_ACCOUNT_PATH", "GOOGLE_SERVICE_ACCOUNT_KEY", "GOOGLE_BEARER_TOKEN",
+    "GOOGLE_SERVICE_ACCOUNT",
+    "GOOGLE_SERVICE_ACCOUNT_PATH",
+    "GOOGLE_SERVICE_ACCOUNT_KEY",
+    "GOOGLE_BEARER_TOKEN",
     "SERVICE_ACCOUNT",
-)  # fmt: skip
+)
 """Variables that obstore uses before GOOGLE_APPLICATION_CREDENTIALS; this cannot be disabled."""
 SCOPE = "https://www.googleapis.com/auth/devstorage.read_write"
 READ_BY_OBSTORE = ("service_account", "authorized_user")

@@ -93,10 +93,14 @@ def _google(url: str) -> dict[str, Any]:
 
 
 STORES = {
-    "s3": ("S3Store", _s3), "s3a": ("S3Store", _s3),
-    "gs": ("GCSStore", _google), "gcs": ("GCSStore", _google),
-    "az": ("AzureStore", _azure), "abfs": ("AzureStore", _azure), "abfss": ("AzureStore", _azure),
-}  # fmt: skip
+    "s3": ("S3Store", _s3),
+    "s3a": ("S3Store", _s3),
+    "gs": ("GCSStore", _google),
+    "gcs": ("GCSStore", _google),
+    "az": ("AzureStore", _azure),
+    "abfs": ("AzureStore", _azure),
+    "abfss": ("AzureStore", _azure),
+}
 """Scheme of a URL → obstore's class, and the function that returns its endpoint and credentials."""
 
 

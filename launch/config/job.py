@@ -93,8 +93,12 @@ class JobConfig:
         require(_auto_or(1, self.nproc), "job.nproc", self.nproc, "must be ≥ 1 or auto")
         require(_auto_or(0, self.gpus), "job.gpus", self.gpus, "must be ≥ 0 or auto")
         require(self.max_restarts >= 0, "job.max_restarts", self.max_restarts, "must be ≥ 0")
-        require(self.max_parallel is None or self.max_parallel >= 1, "job.max_parallel", self.max_parallel,
-                "must be ≥ 1 or null")  # fmt: skip
+        require(
+            self.max_parallel is None or self.max_parallel >= 1,
+            "job.max_parallel",
+            self.max_parallel,
+            "must be ≥ 1 or null",
+        )
         require(self.grace_s >= 0, "job.grace_s", self.grace_s, "must be ≥ 0")
         require(self.code_mb >= 1, "job.code_mb", self.code_mb, "must be ≥ 1")
         require(self.check_s >= 1, "job.check_s", self.check_s, "must be ≥ 1")

@@ -68,8 +68,12 @@ class KubernetesConfig:
                 fits = LABEL.fullmatch(value) is not None
                 require(fits, f"job.k8s.{key}", value, "must be lower-case letters, digits and '-'")
         policies = ("Always", "IfNotPresent", "Never")
-        require(self.image_pull_policy in policies, "job.k8s.image_pull_policy", self.image_pull_policy,
-                f"must be {', '.join(policies)}")  # fmt: skip
+        require(
+            self.image_pull_policy in policies,
+            "job.k8s.image_pull_policy",
+            self.image_pull_policy,
+            f"must be {', '.join(policies)}",
+        )
         require(self.run_as_user >= 1, "job.k8s.run_as_user", self.run_as_user, "must be ≥ 1: root is refused")
         for key in ("lost_node_s", "shm_gb", "rdma_count", "keep_s", "restart_delay_s"):
             require(getattr(self, key) >= 0, f"job.k8s.{key}", getattr(self, key), "must be ≥ 0")

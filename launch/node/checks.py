@@ -57,8 +57,9 @@ def _address_of(interface: str) -> str:
             answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface[:15].encode()))
         except OSError as error:
             there = ", ".join(name for _, name in socket.if_nameindex() if name != "lo") or "none"
-            raise BadNode(f"no interface {interface} with an IPv4 address (there are {there}); "
-                          "change job.interface") from error  # fmt: skip
+            raise BadNode(
+                f"no interface {interface} with an IPv4 address (there are {there}); change job.interface"
+            ) from error
     return socket.inet_ntoa(answer[20:24])
 
 
@@ -83,8 +84,7 @@ def devices(job: JobConfig) -> None:
     if seen < asked:
         raise BadNode(f"{asked} GPUs were asked for, and {seen} can be seen")
     argv = [sys.executable, "-m", "everstep.trainer.preflight.gpu_check", str(asked)]
-    done = subprocess.run(argv, capture_output=True, text=True,
-                          timeout=job.check_s, check=False)  # fmt: skip
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=job.check_s, check=False)
     if done.returncode:
         raise BadNode(f"GPU check: {(done.stderr.strip() or str(done.returncode)).splitlines()[-1]}")
 

@@ -176,8 +176,11 @@ class Pod:
 
     def _there(self, before: Start | None, members: Iterable[PodMember]) -> list[PodMember]:
         """Return the pods that can take part: new ones, and those that reported the end of the last start."""
-        said = {report.host for report in before.reports() if report.code is not None and not report.stopped
-                } if before else set()  # fmt: skip
+        said = (
+            {report.host for report in before.reports() if report.code is not None and not report.stopped}
+            if before
+            else set()
+        )
         old = set(before.facts["hosts"]) if before else set()
         return sorted(
             member for member in members if member == self.me or member.host not in old or member.host in said
@@ -186,8 +189,15 @@ class Pod:
     def _take_part(self, start: Start) -> int:
         """Run one start on this node; return the exit code of its torchrun. Leave if this pod was stopped."""
         hosts = tuple(start.facts["hosts"])
-        allocation = Allocation("k8s", self.job, int(start.facts["restart"]), self.me.host, hosts,
-                                hosts.index(self.me.host), self.allocation.address)  # fmt: skip
+        allocation = Allocation(
+            "k8s",
+            self.job,
+            int(start.facts["restart"]),
+            self.me.host,
+            hosts,
+            hosts.index(self.me.host),
+            self.allocation.address,
+        )
         node = Node(self.folder, allocation, self.submitted, self.signals, start.number)
         with Watch(self, start) as watch:
             node.local.abandon = watch.changed.is_set

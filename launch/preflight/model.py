@@ -46,8 +46,15 @@ def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | N
         from everstep.launch.submit.snapshot import search_path
 
         env |= search_path(code, env.get("PYTHONPATH", ""))
-    done = subprocess.run(argv, input=freeze(run), env=env, stdout=subprocess.PIPE if brief else None, check=False,
-                          encoding="utf-8", errors="replace")  # fmt: skip
+    done = subprocess.run(
+        argv,
+        input=freeze(run),
+        env=env,
+        stdout=subprocess.PIPE if brief else None,
+        check=False,
+        encoding="utf-8",
+        errors="replace",
+    )
     if done.returncode not in (0, ConfigError.exit_code):
         how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
         raise ConfigError(f"the look at model and data {how} and came to no answer; --quick does without")

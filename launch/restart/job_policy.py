@@ -85,8 +85,9 @@ def judge(evidence: Evidence, causes: Mapping[str, CauseConfig], max_restarts: i
     spent = 0 if evidence.progressed else evidence.spent
     if evidence.left_behind:
         # The batch script acts on the job by its number, so any other action would hit the new start.
-        return RestartDecision(Action.wait, "the job has started again elsewhere; left behind, and waits to be ended",
-                       "superseded", spent)  # fmt: skip
+        return RestartDecision(
+            Action.wait, "the job has started again elsewhere; left behind, and waits to be ended", "superseded", spent
+        )
     if evidence.overtaken:
         return _exit("superseded", "a later start has taken the run over", spent, Outcome.superseded.exit_code)
     if (final := _final(evidence, spent)) is not None:
@@ -179,8 +180,12 @@ def _disrupted(evidence: Evidence, spent: int) -> RestartDecision:
         if evidence.ending is not None and saved
         else "the last checkpoint stands"
     )
-    return RestartDecision(Action.again, f"{gone} was taken away, {how}; starting again when all are there",
-                   "preempted" if saved else "lost", spent)  # fmt: skip
+    return RestartDecision(
+        Action.again,
+        f"{gone} was taken away, {how}; starting again when all are there",
+        "preempted" if saved else "lost",
+        spent,
+    )
 
 
 def _short_of_memory(evidence: Evidence, ending: Ending, max_restarts: int) -> RestartDecision:

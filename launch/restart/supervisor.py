@@ -66,8 +66,16 @@ class Supervisor:
             ending = ended.ending
             shrank = ending is None or ending.micro_batch is None or ending.micro_batch < smallest
             progressed = ended.reached > step
-            decision = decide(ending, restarts, self.max_restarts, progressed, shrank, self.local.stopped,
-                              ended.stepped, ended.repeated)  # fmt: skip
+            decision = decide(
+                ending,
+                restarts,
+                self.max_restarts,
+                progressed,
+                shrank,
+                self.local.stopped,
+                ended.stepped,
+                ended.repeated,
+            )
             self._keep(decision, ending)
             if not decision.go_on:
                 return self._exit_code(ending)

@@ -169,8 +169,9 @@ class Account:
         ending = self.attempt.ending
         if ending is not None and ending.time:
             return ending.time
-        return max([float(record.get("time") or 0.0) for record in (*self.events, *self.steps)]
-                   + [self.attempt.claimed_at])  # fmt: skip
+        return max(
+            [float(record.get("time") or 0.0) for record in (*self.events, *self.steps)] + [self.attempt.claimed_at]
+        )
 
 
 def timeline(folder: RunFolder, history: History, job: JobStatus | None, until: float | None) -> Timeline:

@@ -128,8 +128,11 @@ def _submitted(
     whole = _accepted(batch, intents, job, scheduler)
     handles = {number: whole.element(number) for number in intents}
     is_ours = in_threads(lambda number: intents[number].settle(handles[number]), intents)
-    lost = [number for number, ours in zip(intents, is_ours, strict=True)
-            if not ours and intents[number].handle != handles[number]]  # fmt: skip
+    lost = [
+        number
+        for number, ours in zip(intents, is_ours, strict=True)
+        if not ours and intents[number].handle != handles[number]
+    ]
     # This launcher was taken for dead: another one found no job and has submitted its own.
     scheduler.cancel([handles[number] for number in lost])
     said = {number: f"another launcher has submitted {intents[number].folder.url}" for number in lost}

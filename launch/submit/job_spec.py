@@ -75,6 +75,13 @@ def settle(folder: RunFolder, environment: Mapping[str, str]) -> None:
     if not folder.storage.names(SUBMISSIONS):
         # Without a handle: a launcher that needs it finds the job by its token.
         program = json.loads((mounted / PROGRAM).read_text())
-        facts = {"scheduler": "k8s", "token": program["token"], "argv": program["argv"], "code": None,
-                 "host": socket.gethostname(), "pid": os.getpid(), "time": time.time()}  # fmt: skip
+        facts = {
+            "scheduler": "k8s",
+            "token": program["token"],
+            "argv": program["argv"],
+            "code": None,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "time": time.time(),
+        }
         folder.storage.create(f"{SUBMISSIONS}/0001.json", (json.dumps(facts) + "\n").encode())

@@ -109,9 +109,16 @@ def submit(
         if present.status is None or not present.status.worn:
             return present
         _give_up(folder, present.handle, present.status.worn, scheduler)
-    submission = intend(folder, seen, {
-        "scheduler": job.scheduler, "token": program.token, "argv": list(program.argv), "code": code,
-    })  # fmt: skip
+    submission = intend(
+        folder,
+        seen,
+        {
+            "scheduler": job.scheduler,
+            "token": program.token,
+            "argv": list(program.argv),
+            "code": code,
+        },
+    )
     folder.storage.write(JOB, job_yaml(job).encode())
     handle = _submit(scheduler, scheduler.render(job, program), submission)
     if not submission.settle(handle) and submission.handle != handle:

@@ -83,25 +83,53 @@ class SweepConfig:
 
     def __post_init__(self) -> None:
         require(self.trials is None or self.trials >= 1, "sweep.trials", self.trials, "must be ≥ 1 or null")
-        require(self.trials is not None or self.sampler is Sampler.grid, "sweep.trials", self.trials,
-                f"sweep.sampler={self.sampler.value} could go on for ever; say how many")  # fmt: skip
-        require(self.max_failures is None or self.max_failures >= 1, "sweep.max_failures", self.max_failures,
-                "must be ≥ 1 or null")  # fmt: skip
+        require(
+            self.trials is not None or self.sampler is Sampler.grid,
+            "sweep.trials",
+            self.trials,
+            f"sweep.sampler={self.sampler.value} could go on for ever; say how many",
+        )
+        require(
+            self.max_failures is None or self.max_failures >= 1,
+            "sweep.max_failures",
+            self.max_failures,
+            "must be ≥ 1 or null",
+        )
         require(self.eta >= 2, "sweep.eta", self.eta, "must be ≥ 2")
         require(self.patience >= 1, "sweep.patience", self.patience, "must be ≥ 1")
         require(self.warmup_trials >= 1, "sweep.warmup_trials", self.warmup_trials, "must be ≥ 1")
         require(self.poll_s > 0, "sweep.poll_s", self.poll_s, "must be > 0")
-        require(len(self.goal) in (0, 1, len(self.metric)), "sweep.goal", [goal.value for goal in self.goal],
-                f"must be one for each of {len(self.metric)} metrics")  # fmt: skip
-        require(len(self.metric) < 2 or self.sampler in (*PURE, Sampler.nsga2), "sweep.sampler", self.sampler.value,
-                "has one objective; with several metrics take nsga2, grid, random or qmc")  # fmt: skip
-        require(len(self.metric) < 2 or self.pruner is Pruner.none, "sweep.pruner", self.pruner.value,
-                "has one objective; with several metrics take none")  # fmt: skip
-        require(self.budget is not Budget.epochs or self.epoch_samples is not None, "sweep.epoch_samples",
-                self.epoch_samples, "budget=epochs needs the samples of one")  # fmt: skip
+        require(
+            len(self.goal) in (0, 1, len(self.metric)),
+            "sweep.goal",
+            [goal.value for goal in self.goal],
+            f"must be one for each of {len(self.metric)} metrics",
+        )
+        require(
+            len(self.metric) < 2 or self.sampler in (*PURE, Sampler.nsga2),
+            "sweep.sampler",
+            self.sampler.value,
+            "has one objective; with several metrics take nsga2, grid, random or qmc",
+        )
+        require(
+            len(self.metric) < 2 or self.pruner is Pruner.none,
+            "sweep.pruner",
+            self.pruner.value,
+            "has one objective; with several metrics take none",
+        )
+        require(
+            self.budget is not Budget.epochs or self.epoch_samples is not None,
+            "sweep.epoch_samples",
+            self.epoch_samples,
+            "budget=epochs needs the samples of one",
+        )
         rungs = self.rungs
-        require(rungs is None or (rungs == sorted(set(rungs)) and len(rungs) > 1 and rungs[0] > 0), "sweep.rungs",
-                rungs, "must be two or more, from small to large")  # fmt: skip
+        require(
+            rungs is None or (rungs == sorted(set(rungs)) and len(rungs) > 1 and rungs[0] > 0),
+            "sweep.rungs",
+            rungs,
+            "must be two or more, from small to large",
+        )
 
 
 def sweep_config(node: Mapping[str, Any]) -> SweepConfig:

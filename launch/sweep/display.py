@@ -52,8 +52,10 @@ class Lines:
         results = [(trial, told) for trial, told in story.order if told is not None]
         first = len(results) if self.told is None else self.told
         for trial, told in results[first:]:
-            shown = ", ".join(f"{name} {text_tables.number(value)}" for name, value in
-                              zip(self.plan.metrics, told.values, strict=False))  # fmt: skip
+            shown = ", ".join(
+                f"{name} {text_tables.number(value)}"
+                for name, value in zip(self.plan.metrics, told.values, strict=False)
+            )
             why = f" ({told.reason})" if told.reason else ""
             say(f"{trial.name}: {told.verdict.value} at step {told.step}{f', {shown}' if shown else ''}{why}")
         self.told = len(results)
@@ -62,8 +64,13 @@ class Lines:
 def _table(plan: Plan, story: SweepState, running: list[Task]) -> Table:
     from rich.table import Table
 
-    table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0), caption=summary(plan, story, running),
-                  caption_justify="left")  # fmt: skip
+    table = Table(
+        box=None,
+        header_style="dim",
+        padding=(0, 2, 0, 0),
+        caption=summary(plan, story, running),
+        caption_justify="left",
+    )
     for column in ("", *plan.metrics, "state", "steps", "trial"):
         table.add_column(column)
     shown = [row for row in ranked(plan, story) if row.values][:BEST]

@@ -65,8 +65,9 @@ class Driver:
     def _pick_up(self) -> None:
         """Adopt trials of an earlier driver that still run, and record the results of those that have ended."""
         # For a trial that is retried, the folder still holds the outcome of the earlier failure.
-        left = [trial for trial in self.story.trials if trial.is_open and not trial.again
-                and trial.name not in self.anew]  # fmt: skip
+        left = [
+            trial for trial in self.story.trials if trial.is_open and not trial.again and trial.name not in self.anew
+        ]
         self._started = {task.trial for task in self.workers.adopt([self._task(trial) for trial in left])}
         for trial in left:
             if trial.number not in self._started:
@@ -119,10 +120,18 @@ class Driver:
         return RungResult(TrialOutcome.failed, (), step, f"lost {starts} times in a row without a new checkpoint")
 
     def _tell(self, trial: Trial, told: RungResult) -> None:
-        self.plan.folder.append(self.story, {
-            "event": "told", "trial": trial.number, "rung": trial.rung, "verdict": told.verdict.value,
-            "values": list(told.values), "step": told.step, "reason": told.reason,
-        })  # fmt: skip
+        self.plan.folder.append(
+            self.story,
+            {
+                "event": "told",
+                "trial": trial.number,
+                "rung": trial.rung,
+                "verdict": told.verdict.value,
+                "values": list(told.values),
+                "step": told.step,
+                "reason": told.reason,
+            },
+        )
         self.asking.tell(trial, trial.told[trial.rung])
 
     # Early stopping

@@ -131,18 +131,21 @@ def print_rows(plan: Plan, rows: Sequence[Row], names: Sequence[str]) -> None:
     keys = short_keys(list(dict.fromkeys(key for row in rows for key in row.trial.values)))
     known = any(row.goodput is not None for row in rows)
     columns = ("", *names, *keys.values(), "state", "steps", *(["goodput"] if known else []), "trial")
-    text_tables.print_table(columns, [
+    text_tables.print_table(
+        columns,
         [
-            "*" if row.is_best else "",
-            *(text_tables.number(value) for value in row.values or ("",) * len(names)),
-            *(text_tables.number(row.trial.values.get(key, "")) for key in keys),
-            row.state,
-            str(row.step or ""),
-            *(["" if row.goodput is None else f"{row.goodput:.0%}"] if known else []),
-            row.trial.name,
-        ]
-        for row in rows
-    ])  # fmt: skip
+            [
+                "*" if row.is_best else "",
+                *(text_tables.number(value) for value in row.values or ("",) * len(names)),
+                *(text_tables.number(row.trial.values.get(key, "")) for key in keys),
+                row.state,
+                str(row.step or ""),
+                *(["" if row.goodput is None else f"{row.goodput:.0%}"] if known else []),
+                row.trial.name,
+            ]
+            for row in rows
+        ],
+    )
     spent = sum(row.step for row in rows)
     print(f"{len(rows)} trials, {spent:,} steps in all")
 
@@ -154,8 +157,18 @@ def write_csv(plan: Plan, rows: Sequence[Row], names: Sequence[str], path: Path)
         writer.writerow(["trial", "name", "state", "best", *names, "steps", "goodput", *keys])
         for row in rows:
             told = facts(plan, row) | named_values(names, row)
-            writer.writerow([told["trial"], told["name"], told["state"], told["best"], *(told.get(n) for n in names),
-                             told["steps"], told["goodput"], *(row.trial.values.get(key) for key in keys)])  # fmt: skip
+            writer.writerow(
+                [
+                    told["trial"],
+                    told["name"],
+                    told["state"],
+                    told["best"],
+                    *(told.get(n) for n in names),
+                    told["steps"],
+                    told["goodput"],
+                    *(row.trial.values.get(key) for key in keys),
+                ]
+            )
 
 
 def named_values(names: Sequence[str], row: Row) -> dict[str, Any]:

@@ -131,8 +131,15 @@ def machine() -> str:
 
 
 def _text(counter: int, renew_s: float, released: bool = False) -> bytes:
-    facts = {"machine": machine(), "host": socket.gethostname(), "pid": os.getpid(), "began": start_ticks(os.getpid()),
-             "counter": counter, "renew_s": renew_s, "released": released}  # fmt: skip
+    facts = {
+        "machine": machine(),
+        "host": socket.gethostname(),
+        "pid": os.getpid(),
+        "began": start_ticks(os.getpid()),
+        "counter": counter,
+        "renew_s": renew_s,
+        "released": released,
+    }
     return (json.dumps(facts) + "\n").encode()
 
 

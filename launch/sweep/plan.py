@@ -80,8 +80,9 @@ class Plan:
         if wandb.group is None:
             wandb = dataclasses.replace(wandb, group=self.folder.name)
         log = dataclasses.replace(made.log, wandb=wandb, hparams=dict(values))
-        return dataclasses.replace(made, run=name, run_root=self.folder.trials_url, steps=steps[rung],
-                                   schedule=schedule, log=log)  # fmt: skip
+        return dataclasses.replace(
+            made, run=name, run_root=self.folder.trials_url, steps=steps[rung], schedule=schedule, log=log
+        )
 
     def constraint(self) -> Constraint:
         """Return the user's constraint function, or the identity when there is none."""
@@ -165,8 +166,9 @@ def _check_axis(each: Axis, options: Mapping[str, Sequence[str]]) -> None:
         return
     for name in each.choices:
         if name is None or str(name) not in options[each.key]:
-            raise ConfigError(f"{each.key}={name}: there is no such {each.key}; there are "
-                              f"{', '.join(options[each.key])}")  # fmt: skip
+            raise ConfigError(
+                f"{each.key}={name}: there is no such {each.key}; there are {', '.join(options[each.key])}"
+            )
 
 
 def _composed(
@@ -204,15 +206,21 @@ def settle(plan: Plan) -> Plan:
 
 def _refuse_other(old: Plan, new: Plan) -> None:
     before, after = keys.plain(old.sweep), keys.plain(new.sweep)
-    found = [f"sweep.{key}: {before[key]} → {after[key]}" for key in before if before[key] != after[key]
-             and key not in (*FREE, "space")]  # fmt: skip
+    found = [
+        f"sweep.{key}: {before[key]} → {after[key]}"
+        for key in before
+        if before[key] != after[key] and key not in (*FREE, "space")
+    ]
     if {axis.key for axis in old.axes} != {axis.key for axis in new.axes}:
         was, wanted = (", ".join(sorted(axis.key for axis in each.axes)) for each in (old, new))
         found.append(f"swept keys: {was} → {wanted}")
     if old.base_digest != new.base_digest:
         known = next((key for key in new.bases if key in old.bases), None)
-        differing = [] if known is None else changes(
-            *(dataclasses.replace(each.bases[known].config, run=None, run_root="") for each in (old, new)))  # fmt: skip
+        differing = (
+            []
+            if known is None
+            else changes(*(dataclasses.replace(each.bases[known].config, run=None, run_root="") for each in (old, new)))
+        )
         found += [str(change) for change in differing]
     if found:
         raise ConfigError(
@@ -236,8 +244,10 @@ class _Readable(yaml.SafeDumper):
     """YAML dumper that writes nested configs as readable block text."""
 
 
-_Readable.add_representer(str, lambda dumper, text: dumper.represent_scalar(
-    "tag:yaml.org,2002:str", text, style="|" if "\n" in text else None))  # fmt: skip
+_Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
 
 
 def load(folder: SweepFolder) -> Plan:
@@ -264,8 +274,10 @@ def amended(plan: Plan, words: Sequence[str]) -> Plan:
             job[key.removeprefix("job.")] = value
         elif key != "plugins":
             free = ", ".join(f"sweep.{name}" for name in FREE)
-            raise ConfigError(f"{word!r}: of a sweep that goes on only {free} and job.* may change; to widen its space "
-                              f"give 'everstep sweep' the whole command again")  # fmt: skip
+            raise ConfigError(
+                f"{word!r}: of a sweep that goes on only {free} and job.* may change; to widen its space "
+                f"give 'everstep sweep' the whole command again"
+            )
     return dataclasses.replace(plan, sweep=sweep_config(sweep), job=job_config(job))
 
 

@@ -34,9 +34,14 @@ def status(folder: SweepFolder, as_json: bool) -> int:
     under_way = _under_way(folder, story)
     rows = ranked(plan, story)
     if as_json:
-        told: dict[str, Any] = {"sweep": folder.name, "url": folder.url, "driver": holder(folder.storage),
-                                "cancelled": folder.is_stopped, "trials": [facts(plan, row) for row in rows],
-                                "under_way": [each.facts(0.0) | {"age_s": None} for each in under_way]}  # fmt: skip
+        told: dict[str, Any] = {
+            "sweep": folder.name,
+            "url": folder.url,
+            "driver": holder(folder.storage),
+            "cancelled": folder.is_stopped,
+            "trials": [facts(plan, row) for row in rows],
+            "under_way": [each.facts(0.0) | {"age_s": None} for each in under_way],
+        }
         print(json.dumps(told, indent=1))
         return 0
     print(f"sweep        {folder.name} in {folder.url}")
@@ -48,9 +53,19 @@ def status(folder: SweepFolder, as_json: bool) -> int:
     if under_way:
         queued = [each for each in under_way if each.standing.state is RunState.queued]
         left_out = {each.history.name for each in queued[QUEUED:]}
-        print_table(("under way", "state", "step", "why"), [
-            [each.history.name, each.standing.state.value, str(each.history.progress.get("step", "")),
-             each.standing.why] for each in under_way if each.history.name not in left_out])  # fmt: skip
+        print_table(
+            ("under way", "state", "step", "why"),
+            [
+                [
+                    each.history.name,
+                    each.standing.state.value,
+                    str(each.history.progress.get("step", "")),
+                    each.standing.why,
+                ]
+                for each in under_way
+                if each.history.name not in left_out
+            ],
+        )
         if left_out:
             print(f"… and {len(left_out)} more in the queue")
     return 0
@@ -68,8 +83,11 @@ def cancel(folder: SweepFolder) -> str:
     job, story = load(folder).job, folder.story()
     if job.scheduler != "local":  # a driver that was killed may have left jobs that no trial records
         recover([folder.run(trial.name) for trial in story.trials if trial.is_open], scheduler(job.scheduler, job))
-    going = [each.history for each in _under_way(folder, story) if each.history.handle is not None
-             and not each.standing.state.is_over]  # fmt: skip
+    going = [
+        each.history
+        for each in _under_way(folder, story)
+        if each.history.handle is not None and not each.standing.state.is_over
+    ]
     folder.stop(by, [each.name for each in going])
     cancel_jobs(going)
     return f"is cancelled, {len(going)} of its trials had jobs; 'everstep resume {folder.url}' goes on"

@@ -71,8 +71,9 @@ class Suggester:
             f"sweep.constraint={self.plan.sweep.constraint} returned {values!r}; return the values, or None"
         )
 
-    def _record(self, values: dict[str, Any], drawn: dict[str, Any], attributes: dict[str, Any], number: int
-                ) -> dict[str, Any]:  # fmt: skip
+    def _record(
+        self, values: dict[str, Any], drawn: dict[str, Any], attributes: dict[str, Any], number: int
+    ) -> dict[str, Any]:
         identity = self.plan.identity(values)
         return {
             "event": "asked",

@@ -100,8 +100,14 @@ class ClusterWorkers:
     def _submit_together(self, tasks: Sequence[Task], to: _Batches) -> list[Refused]:
         """Submit tasks as one job. Beyond capacity it waits for the jobs in flight, without a driver."""
         fits = len(self.tasks) + len(tasks) <= self.room
-        batch = Batch(to.sweep.name, to.sweep.storage.url, f"everstep-{uuid.uuid4().hex}", tuple(range(len(tasks))),
-                      self.room, () if fits else tuple(self.tasks))  # fmt: skip
+        batch = Batch(
+            to.sweep.name,
+            to.sweep.storage.url,
+            f"everstep-{uuid.uuid4().hex}",
+            tuple(range(len(tasks))),
+            self.room,
+            () if fits else tuple(self.tasks),
+        )
         members = [ArrayMember(task.folder, _argv(task), self._place) for task in tasks]
         found = submit_batch(batch, members, self.job, to.scheduler)
         told = list(zip(tasks, found, strict=True))

@@ -75,9 +75,15 @@ class LocalWorkers:
         slot = next(n for n in range(self.room + 1) if n not in [child.slot for child in self.children])
         log = task.folder.storage.path(LOG)
         with open(os.devnull if log is None else log, "ab") as output:
-            process = subprocess.Popen(self.command(task), env=self._environment(slot), stdin=subprocess.DEVNULL,
-                                       stdout=output, stderr=output, process_group=0,
-                                       preexec_fn=leash(os.getpid()))  # fmt: skip
+            process = subprocess.Popen(
+                self.command(task),
+                env=self._environment(slot),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                process_group=0,
+                preexec_fn=leash(os.getpid()),
+            )
         self.children.append(_Child(task, slot, process))
 
     def poll(self) -> list[EndedTrial]:

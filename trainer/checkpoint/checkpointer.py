@@ -49,9 +49,15 @@ class Checkpointer:
     """The checkpoints of one attempt at a run."""
 
     def __init__(
-        self, run: RunConfig, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str,
+        self,
+        run: RunConfig,
+        folder: RunFolder,
+        attempt: int,
+        mesh: Mesh,
+        state: TrainState,
+        data_digest: str,
         self_test: Callable[[], SelfTest] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Prepare the saves of one attempt.
 
         Args:

@@ -122,8 +122,15 @@ def _describe(metadata: dcp.Metadata, placed: list[list[Piece]]) -> dict[str, An
         chunks = []
         for part in entry.chunks:
             file, piece = where[dcp.MetadataIndex(name, part.offsets)]
-            chunks.append({"offsets": list(part.offsets), "sizes": list(part.sizes), "file": file,
-                           "start": piece.start, "length": piece.length})  # fmt: skip
+            chunks.append(
+                {
+                    "offsets": list(part.offsets),
+                    "sizes": list(part.sizes),
+                    "file": file,
+                    "start": piece.start,
+                    "length": piece.length,
+                }
+            )
         dtype = str(entry.properties.dtype).removeprefix("torch.")
         described[name] = {"dtype": dtype, "shape": list(entry.size), "chunks": chunks}
     return described

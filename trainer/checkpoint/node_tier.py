@@ -110,8 +110,11 @@ class LocalTier:
         """
         sizes = layout.sizes
         own = {layout.file: DigestingFile(self.storage, f"{path}/{layout.file}")} if layout.pieces else {}
-        kept = {p.giver: DigestingFile(self.storage, f"{path}/{file_of(p.giver)}") for p in self.pairs
-                if p.keeper == self.mesh.rank and sizes[p.giver]}  # fmt: skip
+        kept = {
+            p.giver: DigestingFile(self.storage, f"{path}/{file_of(p.giver)}")
+            for p in self.pairs
+            if p.keeper == self.mesh.rank and sizes[p.giver]
+        }
         keepers = [pair.keeper for pair in self.pairs if pair.giver == self.mesh.rank]
         for start in range(0, max(sizes), BLOCK_BYTES):
             block = data[start : start + BLOCK_BYTES]

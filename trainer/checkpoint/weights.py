@@ -52,9 +52,14 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
 
 
 def _take(
-    url: str, folder: RunFolder, candidate: CheckpointRef, wanted: dict[str, torch.Tensor], model: nn.Module,
-    match: Sequence[str], mesh: Mesh,
-) -> set[str]:  # fmt: skip
+    url: str,
+    folder: RunFolder,
+    candidate: CheckpointRef,
+    wanted: dict[str, torch.Tensor],
+    model: nn.Module,
+    match: Sequence[str],
+    mesh: Mesh,
+) -> set[str]:
     """Fill the tensors; return the names of all weights in the checkpoint."""
     source = open_source(folder.storage, candidate, mesh)
     _check_fit(url, wanted, source.metadata)

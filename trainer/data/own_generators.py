@@ -27,8 +27,20 @@ Transforms are in short ones, samples and file names in long ones.
 """
 MOST = 5000
 """Objects that are searched in each part; a dataset is searched before each microbatch."""
-_LEAVES = (str, bytes, bytearray, int, float, complex, type(None), torch.Tensor, np.ndarray, np.generic,
-           types.ModuleType, types.BuiltinFunctionType)  # fmt: skip
+_LEAVES = (
+    str,
+    bytes,
+    bytearray,
+    int,
+    float,
+    complex,
+    type(None),
+    torch.Tensor,
+    np.ndarray,
+    np.generic,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+)
 _SEVERAL = (list, tuple, set, frozenset, deque)
 _CONTAINERS = (dict, *_SEVERAL)
 _PLAIN = ("types", "argparse")
@@ -85,8 +97,9 @@ def _search(root: object, packages: set[str], found: list[Generator], seen: dict
 def _log_limit(kind: str) -> None:
     LOG.warning(
         "%s holds so many objects that not all were searched for generators; one that was not found is not seeded: "
-        "draw from the global generators instead", kind
-    )  # fmt: skip
+        "draw from the global generators instead",
+        kind,
+    )
 
 
 def _held(part: Any, packages: Set[str]) -> Iterator[object]:

@@ -37,8 +37,14 @@ def is_sharded(mesh: Mesh, parallel: ParallelConfig) -> bool:
     return parallel.kind in (ParallelKind.fsdp, ParallelKind.hsdp) and mesh.grid is not None
 
 
-def second_copy(build: Callable[[], nn.Module], live: nn.Module, mesh: Mesh, parallel: ParallelConfig,
-                precision: PrecisionConfig, seed: int) -> nn.Module:  # fmt: skip
+def second_copy(
+    build: Callable[[], nn.Module],
+    live: nn.Module,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    seed: int,
+) -> nn.Module:
     """Return a second model to read a checkpoint into: sharded as the run's, or whole and on the CPU.
 
     Args:
@@ -87,8 +93,9 @@ def _addresses(model: nn.Module) -> set[int]:
     return {tensor.untyped_storage().data_ptr() for tensor in tensors if not tensor.is_meta and tensor.numel()}
 
 
-def sharded_on_meta(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
-                    seed: int) -> tuple[nn.Module, str]:  # fmt: skip
+def sharded_on_meta(
+    build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig, seed: int
+) -> tuple[nn.Module, str]:
     """Return the model with this rank's shards of its parameters, and a line about its units.
 
     The shards have no memory, unless the factory reads its weights: then each process makes all of them.

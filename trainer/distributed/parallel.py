@@ -137,8 +137,15 @@ def _norm(gradients: list[Tensor], device: torch.device) -> Tensor:
     return norm
 
 
-def parallelize(build: Callable[[], nn.Module], mesh: Mesh, parallel: ParallelConfig, precision: PrecisionConfig,
-           *, fresh: bool, seed: int) -> ParallelModel:  # fmt: skip
+def parallelize(
+    build: Callable[[], nn.Module],
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    *,
+    fresh: bool,
+    seed: int,
+) -> ParallelModel:
     """Build the model and lay it out over the ranks.
 
     The weights of a fresh run come from `seed` alone, so they are the same for any world size. A sharded model is made

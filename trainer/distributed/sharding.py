@@ -151,8 +151,13 @@ def _on_meta(parameter: nn.Parameter) -> nn.Parameter:
     return empty
 
 
-def shard(model: nn.Module, mesh: Mesh, parallel: ParallelConfig, dtype: torch.dtype | None,
-          compile_unit: Callable[[nn.Module], None]) -> None:  # fmt: skip
+def shard(
+    model: nn.Module,
+    mesh: Mesh,
+    parallel: ParallelConfig,
+    dtype: torch.dtype | None,
+    compile_unit: Callable[[nn.Module], None],
+) -> None:
     """Shard a model unit by unit; `whole_parameters` returns those that stay whole.
 
     Args:
@@ -203,8 +208,10 @@ def check_shardable(model: nn.Module, kind: str) -> None:
         raise ConfigError(f"parallel={kind}: the model has no parameters to shard; use parallel=ddp")
     for path, module in model.named_modules():
         if isinstance(module, nn.Embedding | nn.EmbeddingBag) and module.sparse:
-            raise ConfigError(f"parallel={kind}: {path} has sparse=True, and shards have no sparse gradients; "
-                              "use parallel=ddp, or sparse=False")  # fmt: skip
+            raise ConfigError(
+                f"parallel={kind}: {path} has sparse=True, and shards have no sparse gradients; "
+                "use parallel=ddp, or sparse=False"
+            )
 
 
 def tags_of(model: nn.Module) -> dict[str, dict[str, Any]]:

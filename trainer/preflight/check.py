@@ -65,8 +65,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     parser.add_argument("--frozen", action="store_true", help="a resolved config.yaml comes on standard input")
-    parser.add_argument("--world", type=int, action="append", metavar="N",
-                        help="processes that the run will have (1); may be given again")  # fmt: skip
+    parser.add_argument(
+        "--world",
+        type=int,
+        action="append",
+        metavar="N",
+        help="processes that the run will have (1); may be given again",
+    )
     parser.add_argument("--brief", action="store_true", help="the memory in one line")
     parser.add_argument("--no-data", action="store_true", help="the data is where the run will be, and not here")
 

@@ -24,8 +24,11 @@ from everstep.trainer.state.state_tree import pack, tensor_entries, unpack
 PREFIX = "model."
 _METHODS = ("state_dict", "_save_to_state_dict", "load_state_dict", "_load_from_state_dict")
 _HOOKS = (
-    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
-)  # fmt: skip
+    "_state_dict_hooks",
+    "_state_dict_pre_hooks",
+    "_load_state_dict_pre_hooks",
+    "_load_state_dict_post_hooks",
+)
 
 
 class ModelState:
@@ -182,9 +185,7 @@ def empty(entry: dcp.TensorStorageMetadata, device: torch.device) -> Tensor:
     return torch.empty(entry.size, dtype=entry.properties.dtype, device=device)
 
 
-def nested_targets(
-    metadata: dcp.Metadata, values: Mapping[str, Any], device: torch.device
-) -> dict[str, Tensor]:  # fmt: skip
+def nested_targets(metadata: dcp.Metadata, values: Mapping[str, Any], device: torch.device) -> dict[str, Tensor]:
     """Return an empty tensor for each that `values` names, on the CPU or on `device` as it was, by name."""
     return {
         saved["tensor"]: empty(_entry(metadata, saved["tensor"]), torch.device("cpu") if saved["on_host"] else device)
@@ -204,9 +205,13 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 def _target(
-    name: str, tensor: Any, entry: dcp.TensorStorageMetadata, live: set[Any],
-    buffers: Mapping[str, Any], device: torch.device,
-) -> Tensor:  # fmt: skip
+    name: str,
+    tensor: Any,
+    entry: dcp.TensorStorageMetadata,
+    live: set[Any],
+    buffers: Mapping[str, Any],
+    device: torch.device,
+) -> Tensor:
     """Return the model's own tensor if it can be filled in place, else a new one."""
     if isinstance(tensor, Tensor):
         same = tensor.shape == entry.size and tensor.dtype == entry.properties.dtype

@@ -43,8 +43,12 @@ class OptimizerState:
         parameters = {name: self._pack_parameter(name, parameter, tensors) for name, parameter in named.items()}
         parameters = {name: rest for name, rest in parameters.items() if rest}
         groups = [pack(group, f"{PREFIX}groups.{number}", tensors) for number, group in enumerate(self._changed())]
-        values = {"parameters": parameters, "groups": groups if any(groups) else [],
-                  "shared": self._pack_shared(named, tensors), "own": self._pack_own(tensors)}  # fmt: skip
+        values = {
+            "parameters": parameters,
+            "groups": groups if any(groups) else [],
+            "shared": self._pack_shared(named, tensors),
+            "own": self._pack_own(tensors),
+        }
         return {key: value for key, value in values.items() if value}
 
     def allocate(self, metadata: dcp.Metadata, values: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -101,10 +105,13 @@ class OptimizerState:
     def _changed(self) -> list[dict[str, Any]]:
         """Return the entries of each group that have changed since the optimizer was built."""
         return [
-            {key: value for key, value in group.items()
-             if key not in SCHEDULED and (key not in first or not _same(value, first[key]))}
+            {
+                key: value
+                for key, value in group.items()
+                if key not in SCHEDULED and (key not in first or not _same(value, first[key]))
+            }
             for group, first in zip(self.optimizer.param_groups, self._first, strict=True)
-        ]  # fmt: skip
+        ]
 
     def _pack_shared(self, named: Mapping[str, Tensor], tensors: dict[str, Tensor]) -> Any:
         """Pack the state that belongs to no parameter of the model."""

@@ -45,8 +45,9 @@ def _take(things: Iterable[object]) -> Snapshot:
     for thing in things:
         if isinstance(thing, nn.Module):
             kept += [(thing._buffers, name, buffer, _restore(buffer)) for name, buffer in thing._buffers.items()]
-        kept += [(vars(thing), name, value, _restore(value)) for name, value in vars(thing).items()
-                 if name not in STRUCTURE]  # fmt: skip
+        kept += [
+            (vars(thing), name, value, _restore(value)) for name, value in vars(thing).items() if name not in STRUCTURE
+        ]
     return kept
 
 

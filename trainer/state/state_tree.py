@@ -172,9 +172,15 @@ def _dtype(packed: Mapping[str, Any]) -> torch.dtype:
 
 
 _CONTAINERS: dict[type, str] = {
-    dict: "dict", OrderedDict: "ordered", list: "list", tuple: "tuple", torch.Size: "size", deque: "deque",
-    set: "set", frozenset: "frozenset",
-}  # fmt: skip
+    dict: "dict",
+    OrderedDict: "ordered",
+    list: "list",
+    tuple: "tuple",
+    torch.Size: "size",
+    deque: "deque",
+    set: "set",
+    frozenset: "frozenset",
+}
 _SEQUENCES: dict[str, Any] = {"tuple": tuple, "size": torch.Size, "set": set, "frozenset": frozenset}
 _SCALARS: dict[str, Any] = {
     "float": lambda packed: float(packed["of"]),

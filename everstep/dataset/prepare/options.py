@@ -10,8 +10,19 @@ from typing import Any
 from everstep.errors import ConfigError, nearest
 
 FORMATS = (
-    "parquet", "arrow", "hf", "csv", "jsonl", "json", "text", "files", "images", "webdataset", "npy", "generator",
-)  # fmt: skip
+    "parquet",
+    "arrow",
+    "hf",
+    "csv",
+    "jsonl",
+    "json",
+    "text",
+    "files",
+    "images",
+    "webdataset",
+    "npy",
+    "generator",
+)
 COMPRESSIONS = ("none", "lz4", "zstd")
 FREE_ON_RESUME = ("dst", "processes", "max_bad", "append")
 """Keys that change nothing in the output of a unit of work, so that a restart may change them."""

@@ -15,11 +15,25 @@ from everstep.dataset.readers.whole_files import IMAGES
 from everstep.errors import ConfigError, DataError
 
 SUFFIXES = {
-    ".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow",
-    ".csv": "csv", ".tsv": "csv", ".tab": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "jsonl",
-    ".txt": "text", ".tar": "webdataset", ".tgz": "webdataset", ".tbz2": "webdataset", ".txz": "webdataset",
-    ".npy": "npy", ".npz": "npy", **dict.fromkeys(IMAGES, "images"),
-}  # fmt: skip
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".tab": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+    ".txt": "text",
+    ".tar": "webdataset",
+    ".tgz": "webdataset",
+    ".tbz2": "webdataset",
+    ".txz": "webdataset",
+    ".npy": "npy",
+    ".npz": "npy",
+    **dict.fromkeys(IMAGES, "images"),
+}
 NAMED = ("files", "images", "hf")
 """Formats in which the names of folders have another meaning than COLUMN=VALUE."""
 
@@ -70,10 +84,18 @@ def reader_of(name: str) -> Reader:
     from everstep.dataset.readers import whole_files as files
 
     readers: dict[str, type[Reader]] = {
-        "parquet": parquet.Parquet, "arrow": arrow.Arrow, "hf": arrow.HuggingFace, "csv": csv.Csv,
-        "jsonl": jsonl.JsonLines, "json": jsonl.JsonLines, "text": text.Text, "files": files.Files,
-        "images": files.Images, "webdataset": webdataset.WebDataset, "npy": npy.NumPy,
-    }  # fmt: skip
+        "parquet": parquet.Parquet,
+        "arrow": arrow.Arrow,
+        "hf": arrow.HuggingFace,
+        "csv": csv.Csv,
+        "jsonl": jsonl.JsonLines,
+        "json": jsonl.JsonLines,
+        "text": text.Text,
+        "files": files.Files,
+        "images": files.Images,
+        "webdataset": webdataset.WebDataset,
+        "npy": npy.NumPy,
+    }
     return readers[name]()
 
 

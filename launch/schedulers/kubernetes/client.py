@@ -56,8 +56,9 @@ class Client:
     def apply(self, thing: Plain) -> Plain:
         """Apply an object on the server side; idempotent, so a call whose answer was lost can be repeated."""
         made = _resource(thing["kind"])(thing)
-        return dict(self._ask(lambda: self._kube.apply(
-            made, namespace=self.namespace, field_manager=MANAGER, force=True)))  # fmt: skip
+        return dict(
+            self._ask(lambda: self._kube.apply(made, namespace=self.namespace, field_manager=MANAGER, force=True))
+        )
 
     def get(self, kind: str, name: str) -> Plain | None:
         try:
@@ -141,17 +142,19 @@ class Client:
 
     def own(self, kind: str, name: str, owner: Plain) -> None:
         """Make `owner` the owner, with which the object is deleted."""
-        reference = {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["metadata"]["name"],
-                     "uid": owner["metadata"]["uid"]}  # fmt: skip
+        reference = {
+            "apiVersion": owner["apiVersion"],
+            "kind": owner["kind"],
+            "name": owner["metadata"]["name"],
+            "uid": owner["metadata"]["uid"],
+        }
         patch = {"metadata": {"ownerReferences": [reference]}}
-        self._ask(lambda: self._kube.patch(
-            _resource(kind), name, patch, namespace=self.namespace, patch_type=_merge()))  # fmt: skip
+        self._ask(lambda: self._kube.patch(_resource(kind), name, patch, namespace=self.namespace, patch_type=_merge()))
 
     def delete(self, kind: str, name: str) -> None:
         """Delete the object with all that it owns; one that is gone already is no error."""
         try:
-            self._ask(lambda: self._kube.delete(
-                _resource(kind), name, namespace=self.namespace, cascade=_foreground()))  # fmt: skip
+            self._ask(lambda: self._kube.delete(_resource(kind), name, namespace=self.namespace, cascade=_foreground()))
         except Refused as error:
             if error.code != 404:
                 raise

@@ -236,8 +236,10 @@ def _hanging(pods: list[Plain], nodes: list[Plain] | None) -> Iterator[str]:
                 hanging.setdefault(node, []).append(pod["metadata"]["name"])
     for node, names in hanging.items():
         taint = f"{OUT_OF_SERVICE['key']}={OUT_OF_SERVICE['value']}:{OUT_OF_SERVICE['effect']}"
-        yield (f"{', '.join(names)} hang in Terminating on {node}, and deleting them by force does not help; once the "
-               f"machine is off: everstep doctor job=k8s --out-of-service {node} (taint {taint})")  # fmt: skip
+        yield (
+            f"{', '.join(names)} hang in Terminating on {node}, and deleting them by force does not help; once the "
+            f"machine is off: everstep doctor job=k8s --out-of-service {node} (taint {taint})"
+        )
 
 
 def _is_lost(node: Plain) -> bool:

@@ -92,8 +92,11 @@ def why_refused(job: Plain, pods: Sequence[Plain], events: Sequence[Plain]) -> s
 
     Empty if none was refused since the newest pod was created.
     """
-    ours = [event for event in events if event.get("reason") == FAILED_CREATE
-            and event["involvedObject"].get("uid") == job["metadata"].get("uid")]  # fmt: skip
+    ours = [
+        event
+        for event in events
+        if event.get("reason") == FAILED_CREATE and event["involvedObject"].get("uid") == job["metadata"].get("uid")
+    ]
     newest = max(ours, key=_said_at, default=None)
     if newest is None or any((_time(pod["metadata"].get("creationTimestamp")) or 0) > _said_at(newest) for pod in pods):
         return ""
@@ -172,8 +175,10 @@ def pending_reason(pod: Plain) -> str:
     if pod["metadata"].get("deletionTimestamp") and status.get("phase") == "Running":
         ready = [each for each in status.get("conditions", []) if each["type"] == "Ready"]
         if any(each["status"] != "True" for each in ready):
-            return (f"hangs in Terminating on lost node {pod['spec'].get('nodeName')}; taint the node with "
-                    "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute once it is off")  # fmt: skip
+            return (
+                f"hangs in Terminating on lost node {pod['spec'].get('nodeName')}; taint the node with "
+                "node.kubernetes.io/out-of-service=nodeshutdown:NoExecute once it is off"
+            )
         return "is being ended"
     if status.get("phase") != "Pending":
         return ""

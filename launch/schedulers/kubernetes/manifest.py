@@ -144,9 +144,11 @@ def _failure_rules() -> list[Plain]:
         {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
         {"action": "FailJob", "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [DO_NOT_RETRY]}},
         # The peers of a lost pod, and pods after `kubectl delete pod`, have no such condition.
-        {"action": "Ignore", "onExitCodes": {"containerName": CONTAINER, "operator": "In",
-                                             "values": [WORLD_BROKE, PREEMPTED]}},
-    ]  # fmt: skip
+        {
+            "action": "Ignore",
+            "onExitCodes": {"containerName": CONTAINER, "operator": "In", "values": [WORLD_BROKE, PREEMPTED]},
+        },
+    ]
 
 
 def _with_queue(job: JobConfig, metadata: Plain) -> Plain:
@@ -188,8 +190,16 @@ def _trainjob(job: JobConfig, program: Program, name: str, settings: str) -> Pla
     pods = template(job, program, name, settings, (JOBSET_NAME, name))
     (container,) = pods["spec"]["containers"]
     mounts, security = container["volumeMounts"], container["securityContext"]
-    taken = ("serviceAccountName", "nodeSelector", "affinity", "tolerations", "volumes", "imagePullSecrets",
-             "securityContext", "terminationGracePeriodSeconds")  # fmt: skip
+    taken = (
+        "serviceAccountName",
+        "nodeSelector",
+        "affinity",
+        "tolerations",
+        "volumes",
+        "imagePullSecrets",
+        "securityContext",
+        "terminationGracePeriodSeconds",
+    )
     patch = {key: pods["spec"][key] for key in taken if key in pods["spec"]}
     patch["containers"] = [{"name": NODES, "volumeMounts": mounts, "securityContext": security}]
     nodes = {"name": NODES, "template": {"spec": {"template": {"metadata": pods["metadata"], "spec": patch}}}}
@@ -201,8 +211,9 @@ def _trainjob(job: JobConfig, program: Program, name: str, settings: str) -> Pla
         "numNodes": job.node_range[1],
         **({"resourcesPerNode": resources(job)} if resources(job) else {}),
     }
-    patches = [{"manager": "everstep.dev/launcher",
-                "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [nodes]}}}}]  # fmt: skip
+    patches = [
+        {"manager": "everstep.dev/launcher", "trainingRuntimeSpec": {"template": {"spec": {"replicatedJobs": [nodes]}}}}
+    ]
     spec: Plain = {
         "runtimeRef": {"apiGroup": TRAINJOB.split("/")[0], "kind": "ClusterTrainingRuntime", "name": RUNTIME},
         "trainer": trainer,

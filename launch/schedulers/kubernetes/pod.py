@@ -72,16 +72,22 @@ def _spec(job: JobConfig, program: Program, name: str, settings: str, owner: tup
 
 def _tolerations(job: JobConfig) -> list[Plain]:
     """Evict a pod soon after its node is lost: Kubernetes' 300 s would add to the 50 s of detection."""
-    lost = [{"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": job.k8s.lost_node_s}
-            for key in TOLERATED]  # fmt: skip
+    lost = [
+        {"key": key, "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": job.k8s.lost_node_s}
+        for key in TOLERATED
+    ]
     return [*lost, *job.k8s.tolerations]
 
 
 def _spread(owner: tuple[str, str]) -> Plain:
     """Spread the pods, so that one lost node costs one pod, if there are enough nodes."""
     selector = {"matchLabels": {owner[0]: owner[1]}}
-    return {"maxSkew": 1, "topologyKey": "kubernetes.io/hostname", "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": selector}  # fmt: skip
+    return {
+        "maxSkew": 1,
+        "topologyKey": "kubernetes.io/hostname",
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": selector,
+    }
 
 
 def _affinity(job: JobConfig, owner: tuple[str, str]) -> Plain:

@@ -7,10 +7,16 @@ from typing import Any
 from everstep.errors import ConfigError
 
 MERGED_BY = {
-    "containers": "name", "initContainers": "name", "volumes": "name", "env": "name", "imagePullSecrets": "name",
-    "volumeMounts": "mountPath", "ports": "containerPort", "replicatedJobs": "name",
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "imagePullSecrets": "name",
+    "volumeMounts": "mountPath",
+    "ports": "containerPort",
+    "replicatedJobs": "name",
     "topologySpreadConstraints": "topologyKey",
-}  # fmt: skip
+}
 """Lists whose items have a key, by which they are merged one by one. All other lists are replaced."""
 
 

@@ -62,8 +62,10 @@ def _folder(job: JobConfig, program: Program) -> Iterator[str]:
     mounts = list(job.k8s.claims.values())
     if not any(path.is_relative_to(mount) for mount in mounts):
         where = f"no volume is mounted above it ({', '.join(mounts)})" if mounts else "no volume is mounted there"
-        yield (f"run_root={str(path.parent)!r}: pods do not see this machine's disk, and {where}; "
-               "change run_root to a URL, or job.k8s.claims")  # fmt: skip
+        yield (
+            f"run_root={str(path.parent)!r}: pods do not see this machine's disk, and {where}; "
+            "change run_root to a URL, or job.k8s.claims"
+        )
 
 
 def _settings(objects: list[Plain]) -> Iterator[str]:
@@ -98,8 +100,10 @@ def _job(main: Plain, spec: Plain) -> Iterator[str]:
 def _pod(job: JobConfig, spec: Plain) -> Iterator[str]:
     grace, least = spec.get("terminationGracePeriodSeconds", 30), job.grace_s + GRACE_SLACK_S
     if grace < least:
-        yield (f"terminationGracePeriodSeconds={grace}: must be ≥ job.grace_s + {GRACE_SLACK_S} = {least}; "
-               "change job.k8s.overlay")  # fmt: skip
+        yield (
+            f"terminationGracePeriodSeconds={grace}: must be ≥ job.grace_s + {GRACE_SLACK_S} = {least}; "
+            "change job.k8s.overlay"
+        )
     if spec.get("hostNetwork"):
         yield "hostNetwork: Pod Security 'restricted' refuses it; change job.k8s.overlay"
     for volume in spec.get("volumes", []):
@@ -121,15 +125,19 @@ def _shm(container: Plain, spec: Plain) -> Iterator[str]:
         directory = volume.get("emptyDir") or {}
         size = amount(directory.get("sizeLimit")) if directory.get("medium") == "Memory" else None
         if memory is not None and size is not None and size > memory:
-            yield (f"job.k8s.shm_gb: /dev/shm of {directory['sizeLimit']} counts against the memory limit, which is "
-                   f"{container['resources']['limits']['memory']}; change job.k8s.shm_gb or job.mem")  # fmt: skip
+            yield (
+                f"job.k8s.shm_gb: /dev/shm of {directory['sizeLimit']} counts against the memory limit, which is "
+                f"{container['resources']['limits']['memory']}; change job.k8s.shm_gb or job.mem"
+            )
 
 
 def _selectors(objects: list[Plain], main: Plain) -> Iterator[str]:
     for each in objects:
         selector = each["spec"].get("selector", {}) if each["kind"] == "Service" else {}
-        labels = {**main["spec"].get("template", {}).get("metadata", {}).get("labels", {}),
-                  JOB_NAME: main["metadata"]["name"]}  # fmt: skip
+        labels = {
+            **main["spec"].get("template", {}).get("metadata", {}).get("labels", {}),
+            JOB_NAME: main["metadata"]["name"],
+        }
         if missed := {key: value for key, value in selector.items() if labels.get(key) != value}:
             yield f"service {each['metadata']['name']} selects pods with {missed}, and ours have no such label"
 

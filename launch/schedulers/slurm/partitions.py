@@ -221,6 +221,10 @@ def choice(key: str, account: str | None, lines: Lines) -> str:
     if key == "job.account":
         names = [each.account for each in known]
     else:
-        names = [name for each in known if each.account == account or (account is None and each.is_default)
-                 for name in each.qos]  # fmt: skip
+        names = [
+            name
+            for each in known
+            if each.account == account or (account is None and each.is_default)
+            for name in each.qos
+        ]
     return f"; you may use {', '.join(dict.fromkeys(names))}" if names else ""

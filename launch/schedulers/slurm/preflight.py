@@ -135,12 +135,13 @@ def problems(
 def _by_accounting(job: Wish, fit: Sequence[Partition], ask: Ask, note: Callable[[str], None]) -> list[str]:
     """Return limits from accounting that Slurm does not report; queried only where they can matter."""
     if job.secrets and "job_env" in settings(_lines(ask)).stored:
-        note(f"job.secrets={job.secrets}: the cluster keeps the environment of every job in its database "
-             "(AccountingStoreFlags=job_env), and their values with it")  # fmt: skip
+        note(
+            f"job.secrets={job.secrets}: the cluster keeps the environment of every job in its database "
+            "(AccountingStoreFlags=job_env), and their values with it"
+        )
     if job.time_s is None:
         return []
-    return [f"job.time={job.time}: {line}"
-            for line in too_long(job.time_s, job.account, job.qos, fit, _lines(ask))]  # fmt: skip
+    return [f"job.time={job.time}: {line}" for line in too_long(job.time_s, job.account, job.qos, fit, _lines(ask))]
 
 
 def _lines(ask: Ask) -> Lines:
@@ -223,8 +224,10 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
     count = sum(group.count for group in enough)
     if not found and fewest <= partition.nodes and count < fewest:
         excluded = f", without {' '.join(job.exclude)}" if job.exclude else ""
-        found.append(f"job.nodes={fewest}: only {count} nodes of partition {partition.name} have what is asked of each"
-                     f"{excluded}; change job.nodes")  # fmt: skip
+        found.append(
+            f"job.nodes={fewest}: only {count} nodes of partition {partition.name} have what is asked of each"
+            f"{excluded}; change job.nodes"
+        )
     return found
 
 
@@ -233,8 +236,10 @@ def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
     most = max((group.cpus for group in nodes), default=0)
     if not isinstance(job.nproc, int) or not 0 < most < job.nproc:
         return []
-    return [f"job.nproc={job.nproc}: the nodes have at most {most} CPUs, so processes wait for each other's; "
-            "change job.nproc if that is not meant"]  # fmt: skip
+    return [
+        f"job.nproc={job.nproc}: the nodes have at most {most} CPUs, so processes wait for each other's; "
+        "change job.nproc if that is not meant"
+    ]
 
 
 def _gpus(job: Wish) -> int | None:

@@ -27,8 +27,15 @@ if TYPE_CHECKING:
     from everstep.launch.schedulers.slurm import jobs_json
 
 SCRIPT = "run.sbatch"
-AWAY = ("Unable to contact slurm controller", "Socket timed out", "Zero Bytes were transmitted", "connect failure",
-        "Connection refused", "Transport endpoint is not connected", "backup controller in standby mode")  # fmt: skip
+AWAY = (
+    "Unable to contact slurm controller",
+    "Socket timed out",
+    "Zero Bytes were transmitted",
+    "connect failure",
+    "Connection refused",
+    "Transport endpoint is not connected",
+    "backup controller in standby mode",
+)
 """Error texts of Slurm's commands for an unreachable controller, not an invalid request."""
 RETRY_S = 60.0
 """Seconds for which a command is retried while the controller is unreachable."""
@@ -116,8 +123,11 @@ class Slurm:
             return
         done = self._ask("scancel", *(handle.id for handle in handles))
         # For jobs that are over Slurm reports in one of several forms that there is nothing to cancel.
-        said = [line for line in done.stderr.splitlines() if line and "Invalid job id" not in line
-                and "already complet" not in line]  # fmt: skip
+        said = [
+            line
+            for line in done.stderr.splitlines()
+            if line and "Invalid job id" not in line and "already complet" not in line
+        ]
         if done.returncode and said:
             raise ConfigError(f"scancel: {said[0]}")
 
@@ -168,8 +178,15 @@ class Slurm:
         pause, deadline = 0.5, time.monotonic() + self.retry_s
         while True:
             try:
-                done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False,
-                                      stdin=subprocess.DEVNULL, env=_environment() | more)  # fmt: skip
+                done = subprocess.run(
+                    argv,
+                    capture_output=True,
+                    text=True,
+                    timeout=TIMEOUT_S,
+                    check=False,
+                    stdin=subprocess.DEVNULL,
+                    env=_environment() | more,
+                )
             except FileNotFoundError as error:
                 raise ConfigError(
                     f"job=slurm needs Slurm's commands, and there is no {argv[0]} here; submit on a login node"
@@ -249,11 +266,23 @@ def _container(job: JobConfig, folder: str) -> list[tuple[str, str]]:
     folders = [os.getcwd(), *([folder] if open_storage(folder).path() is not None else [])]
     mounts = [*job.mounts, *(f"{each}:{each}" for each in folders)]
     if job.runtime == "pyxis":
-        flags = [f"--container-image={job.image}", f"--container-mounts={','.join(mounts)}",
-                 f"--container-workdir={os.getcwd()}", "--no-container-mount-home"]  # fmt: skip
+        flags = [
+            f"--container-image={job.image}",
+            f"--container-mounts={','.join(mounts)}",
+            f"--container-workdir={os.getcwd()}",
+            "--no-container-mount-home",
+        ]
         return [("--srun", flag) for flag in flags]
-    words = ["apptainer", "exec", *(["--nv"] if job.gpus != 0 else []), "--bind", ",".join(mounts), "--pwd",
-             os.getcwd(), str(job.image)]  # fmt: skip
+    words = [
+        "apptainer",
+        "exec",
+        *(["--nv"] if job.gpus != 0 else []),
+        "--bind",
+        ",".join(mounts),
+        "--pwd",
+        os.getcwd(),
+        str(job.image),
+    ]
     return [("--within", word) for word in words]
 
 

@@ -63,8 +63,10 @@ def mix_pattern(weights: Sequence[Fraction]) -> list[int]:
     """
     period = math.lcm(*(weight.denominator for weight in weights))
     if period > LONGEST_MIX:
-        raise ConfigError(f"data.mix: these weights repeat only after {period:,} samples, more than {LONGEST_MIX:,}; "
-                          "round them to fewer digits")  # fmt: skip
+        raise ConfigError(
+            f"data.mix: these weights repeat only after {period:,} samples, more than {LONGEST_MIX:,}; "
+            "round them to fewer digits"
+        )
     if len(weights) == 1:
         return [0]
     amounts = [int(weight * period) for weight in weights]

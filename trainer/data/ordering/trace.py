@@ -161,8 +161,9 @@ class Trace:
         batch = self.run.global_batch
         epochs, ids = self.order.at((number - 1) * batch, np.arange(batch))
         pairs = zip(ids.tolist(), epochs.tolist(), strict=True)
-        return [self._visit(sample, number, self._epoch(sample, turn), place)
-                for place, (sample, turn) in enumerate(pairs)]  # fmt: skip
+        return [
+            self._visit(sample, number, self._epoch(sample, turn), place) for place, (sample, turn) in enumerate(pairs)
+        ]
 
     def visits(self, sample: int) -> Iterator[Visit]:
         """Yield every visit of a sample up to the run's last step."""
