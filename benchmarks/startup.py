@@ -91,11 +91,11 @@ def _settle(root: str) -> None:
 
 SETTLE = """
 import sys
-from everstep import compose
+from everstep import compose, frozen_config
 from everstep.run_folder import RunFolder
 run = compose.compose([*sys.argv[2:], f"run_root={sys.argv[1]}", "run=bench", "parallel=single"],
                       ["benchmarks/conf"]).run
-compose.settle(run, RunFolder.of(run.run_root, run.run))
+frozen_config.settle(run, RunFolder.of(run.run_root, run.run))
 """
 
 

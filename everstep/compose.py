@@ -1,4 +1,4 @@
-"""Compose a command line into a RunConfig; freeze it as the run folder's config.yaml, and thaw it.
+"""Composition of a command line into a RunConfig.
 
 Hydra composes (groups in conf/ and in the user's folders), the dataclasses in config check. Workers read the frozen
 file, so restart 7 runs what start 1 ran, regardless of changes in the checkout.
@@ -8,25 +8,22 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import yaml
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from everstep.config import FREE_ON_RESUME, OPEN_NODES, Node, RunConfig, first_steps_without, meant
+from everstep.config import OPEN_NODES, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
 from everstep.errors import ConfigError, nearest
-from everstep.run_folder import CONFIG, RunFolder
+from everstep.frozen_config import keys, to_object
 
 if TYPE_CHECKING:
     from everstep.hydra_schema import Composition
 
-T = TypeVar("T")
 SWEEPS = "sweep"
 """Folder of sweeps in conf/."""
 OWN_FOLDER = "; one of your own needs --config-dir FOLDER"
@@ -96,166 +93,11 @@ def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition
     try:
         with hydra.initialize_config_dir(str(folders[0]), version_base="1.3"):
             tree = hydra.compose("run", overrides=cleaned)
-        return _to_object(tree, Composition), experiment
+        return to_object(tree, Composition), experiment
     except AssertionError as error:  # raised by OmegaConf for a key below a plug-in that is null
         raise ConfigError(f"a key was given below a plug-in that is null: {', '.join(overrides)}") from error
     except (HydraException, OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise ConfigError(in_one_line(error, keys(), groups(folders[1:]))) from error
-
-
-def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
-    """Return the config with a name: the given one, or experiment and time."""
-    if composed.run.run is not None:
-        return composed.run
-    name = f"{composed.experiment or 'run'}-{moment:%Y%m%d-%H%M%S}"
-    return dataclasses.replace(composed.run, run=name.replace("/", "-"))
-
-
-def freeze(config: RunConfig) -> str:
-    """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time."""
-    text: str = yaml.dump(plain(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
-    return text
-
-
-class _Dumper(yaml.Dumper):
-    """YAML dumper that quotes all strings that OmegaConf, beyond YAML 1.1, reads as numbers or booleans."""
-
-    def ignore_aliases(self, data: Any) -> bool:
-        return True
-
-
-def _word(dumper: yaml.Dumper, text: str) -> yaml.ScalarNode:
-    from omegaconf._utils import is_float, is_int, yaml_is_bool
-
-    quoted = yaml_is_bool(text) or is_int(text) or is_float(text)
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
-
-
-_Dumper.add_representer(str, _word)
-
-
-def thaw(text: str) -> RunConfig:
-    """Parse the text of `freeze`; ConfigError when it is invalid."""
-    try:
-        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
-        return _to_object(tree, RunConfig)
-    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
-
-
-def digest(config: RunConfig) -> str:
-    import hashlib  # imported late, as it loads OpenSSL
-
-    return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
-
-
-@dataclass(frozen=True)
-class Change:
-    """One key that differs between two configs."""
-
-    key: str
-    old: object
-    new: object
-
-    def __str__(self) -> str:
-        return f"{self.key}: {self.old} → {self.new}"
-
-
-def changes(old: RunConfig, new: RunConfig) -> list[Change]:
-    before, after = dict(_leaves(plain(old))), dict(_leaves(plain(new)))
-    keys = sorted(before.keys() | after.keys())
-    return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
-
-
-def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
-    """Return the changes against the run's config; ConfigError for a forbidden one once a step was done."""
-    old = thaw(folder.storage.read(CONFIG).decode())
-    found = changes(old, config)
-    return found if not found or folder.never_trained() else refuse_changes(old, config)
-
-
-def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
-    """Return all changes if each is allowed on resume; else ConfigError with the forbidden ones."""
-    found = changes(old, new)
-    free = (*FREE_ON_RESUME, *new.resume.allow)
-    refused = [c for c in found if not any(c.key == key or c.key.startswith(f"{key}.") for key in free)]
-    if refused:
-        names = ",".join(sorted({change.key for change in refused}))
-        listed = "; ".join(str(change) for change in refused)
-        raise ConfigError(
-            f"run {new.run!r} was started with another config ({listed}); "
-            f"start a new run, or change these on purpose with 'resume.allow=[{names}]'"
-        )
-    return found
-
-
-def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
-    """Write the config into the run folder; return the changes since, or ConfigError for a forbidden one.
-
-    Every start calls this first: of two starters one creates the file, and the config of the other is checked against
-    it. A config under which no step was ever done does not bind.
-    """
-    text = freeze(config).encode()
-    if folder.storage.create(CONFIG, text):
-        return []
-    found = changes_since(config, folder)
-    if any(change.key.split(".")[0] == "exclude" for change in found):
-        _refuse_rewriting(thaw(folder.storage.read(CONFIG).decode()), config, folder.reached_step())
-    if found:
-        folder.storage.write(CONFIG, text)
-    return found
-
-
-def _refuse_rewriting(old: RunConfig, new: RunConfig, reached: int) -> None:
-    """Raise ConfigError if `exclude` would change the samples of steps already done."""
-    before, after = first_steps_without(old.exclude), first_steps_without(new.exclude)
-    past = ({sample: first for sample, first in found.items() if first <= reached} for found in (before, after))
-    was, will_be = past
-    if was != will_be:
-        sample = min(was.items() ^ will_be.items())[0]
-        raise ConfigError(
-            f"exclude would change steps that run {new.run!r} has behind it (it has reached step {reached}): sample "
-            f"{sample} was {_use(was, sample)} and would be {_use(will_be, sample)}; set exclude.from_step to "
-            f"{reached + 1} or later"
-        )
-
-
-def _use(first: dict[int, int], sample: int) -> str:
-    return f"left out from step {first[sample]} on" if sample in first else "used"
-
-
-def _to_object(tree: Any, kind: type[T]) -> T:
-    value = OmegaConf.to_object(tree)
-    if not isinstance(value, kind):
-        raise ConfigError(f"the config composes to {type(value).__name__}, not to {kind.__name__}")
-    return value
-
-
-def plain(config: RunConfig) -> dict[str, Any]:
-    """Return the config as dicts, lists and scalars."""
-
-    def convert(value: Any) -> Any:
-        if isinstance(value, enum.Enum):
-            return value.value
-        if isinstance(value, dict):
-            return {key: convert(item) for key, item in value.items()}
-        return [convert(item) for item in value] if isinstance(value, list | tuple) else value
-
-    converted: dict[str, Any] = convert(dataclasses.asdict(config))
-    return converted
-
-
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def keys() -> list[str]:
-    """Return every key of RunConfig, dotted."""
-    return [key for key, _ in _leaves(plain(RunConfig()))]
 
 
 def groups(folders: Sequence[Path] = ()) -> dict[str, list[str]]:
@@ -331,3 +173,11 @@ def _check_option(group: str, value: object, options: list[str], hint: str) -> N
         raise ConfigError(
             f"{group}={value}: there is no such {group}{near}; there are {', '.join(options)}{'' if near else hint}"
         )
+
+
+def with_name(composed: Composed, moment: datetime.datetime) -> RunConfig:
+    """Return the config with a name: the given one, or experiment and time."""
+    if composed.run.run is not None:
+        return composed.run
+    name = f"{composed.experiment or 'run'}-{moment:%Y%m%d-%H%M%S}"
+    return dataclasses.replace(composed.run, run=name.replace("/", "-"))

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everstep import __version__
-from everstep.compose import digest
 from everstep.config import RunConfig
+from everstep.frozen_config import digest
 from everstep.run_folder import PROVENANCE, RunFolder
 
 LARGEST_DIFF = 256 * 1024

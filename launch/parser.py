@@ -34,7 +34,8 @@ class Arguments(argparse.ArgumentParser):
         words = [word for word in unknown if word.startswith("-")]
         if not words or not any(action.dest == "overrides" for action in self._actions):
             return None
-        from everstep.compose import groups, keys  # imported only after a mistake
+        from everstep.compose import groups
+        from everstep.frozen_config import keys
 
         option = words[0].split("=")[0]
         key, known = option.lstrip("-").replace("-", "_"), [*keys(), *groups()]

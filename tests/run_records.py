@@ -6,8 +6,8 @@ import json
 import time
 from typing import Any
 
-from everstep.compose import freeze
 from everstep.config import RunConfig
+from everstep.frozen_config import freeze
 from everstep.launch.schedulers.job import JobHandle
 from everstep.run_folder import CONFIG, EVENTS, METRICS, PROGRESS, RESTARTS, SUBMISSIONS, Ending, Outcome, RunFolder
 

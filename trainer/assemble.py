@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from everstep.compose import plain
 from everstep.config import RunConfig
+from everstep.frozen_config import plain
 from everstep.run_folder import EVENTS
 from everstep.trainer.build import Built, Start, build_task, gathers
 from everstep.trainer.checkpoint.restore import Restored
@@ -27,7 +27,8 @@ from everstep.trainer.optim import group_facts
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
 from everstep.trainer.reporting.reporter import Reporter
-from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink, open_sinks
+from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
+from everstep.trainer.reporting.trackers import open_sinks
 from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.step import Stepper
 from everstep.trainer.stop import Stop

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from everstep import compose
+from everstep import compose, frozen_config
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.process_tuning import refuse_debugger, spare_what_lives
@@ -60,7 +60,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         return refuse(error, place)
     except RuntimeError as error:  # torch's own error when rank 0 and its store are gone
         return lose(error, place)
-    run = compose.thaw(assignment.config)
+    run = frozen_config.thaw(assignment.config)
     laps.end("config")
     if assignment.done_at is not None:
         if place.rank == 0:
@@ -121,17 +121,17 @@ def _assignment(options: argparse.Namespace, place: RankInfo, store: Store | Non
 def _claim(options: argparse.Namespace, place: RankInfo, began: float) -> Assignment:
     run, folder = _frozen(options) if options.frozen else _composed(options, place)
     last = folder.last_ending()
-    text = compose.freeze(run)
+    text = frozen_config.freeze(run)
     if last is not None and last.is_done(run.steps, run.evaluate.patience):
         return Assignment(folder.url, 0, text, done_at=last.step)
-    number = folder.claim({"world": place.world, "config_digest": compose.digest(run), "began": began})
+    number = folder.claim({"world": place.world, "config_digest": frozen_config.digest(run), "began": began})
     return Assignment(folder.url, number, text, last.micro_batch if last is not None else None)
 
 
 def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
     folder = RunFolder(options.frozen)
     try:
-        run = compose.thaw(folder.storage.read(CONFIG).decode())
+        run = frozen_config.thaw(folder.storage.read(CONFIG).decode())
     except FileNotFoundError as error:
         raise ConfigError(f"{options.frozen} is not a run folder: it has no {CONFIG}") from error
     allowed = [name for name in options.plugins.split(",") if name]
@@ -149,7 +149,7 @@ def _composed(options: argparse.Namespace, place: RankInfo) -> tuple[RunConfig, 
         raise ConfigError(f"run=null on {place.nodes} nodes: a restart has to find its folder again; give run=NAME")
     run = compose.with_name(composed, place.started())
     folder = RunFolder.of(run.run_root, str(run.run))
-    for change in compose.settle(run, folder):
+    for change in frozen_config.settle(run, folder):
         print(f"changed since the last start: {change}")
     record(folder, run, sys.argv)
     return run, folder

@@ -123,7 +123,8 @@ def _verbs() -> Iterable[str]:
 
 def _keys(word: str, words: Sequence[str]) -> list[str]:
     """Return groups and keys; of dotted keys only the next part, like folders, unless the prefix is typed."""
-    from everstep.compose import groups, keys
+    from everstep.compose import groups
+    from everstep.frozen_config import keys
     from everstep.launch.config import JobConfig
 
     job = [f"job.{field.name}" for field in dataclasses.fields(JobConfig)]

@@ -7,9 +7,9 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from everstep.compose import freeze, settle, thaw
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import freeze, settle, thaw
 from everstep.launch.cli.run import start
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
 from everstep.launch.console import say

@@ -11,9 +11,10 @@ import sys
 import uuid
 from collections.abc import Sequence
 
-from everstep.compose import compose, freeze, settle, with_name
+from everstep.compose import compose, with_name
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import freeze, settle
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everstep.compose import Composed, changes_since, compose, compose_job, freeze, settle, with_name
+from everstep.compose import Composed, compose, compose_job, with_name
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import changes_since, freeze, settle
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.console import say
 from everstep.launch.parser import Arguments

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import PathFinder
 from pathlib import Path
 
-from everstep.compose import Composed, changes_since, freeze
+from everstep.compose import Composed
 from everstep.errors import ConfigError, EverstepError
+from everstep.frozen_config import changes_since, freeze
 from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.preflight.data_paths import datasets, only_there

@@ -9,9 +9,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-from everstep.compose import freeze
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import freeze
 from everstep.launch.config import JobConfig, processes
 from everstep.launch.console import say
 from everstep.launch.preflight.data_paths import datasets, only_there

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from everstep.compose import conf_dir, freeze, groups, keys, plain, thaw
+from everstep.compose import conf_dir, groups
 from everstep.config import OPEN_NODES, RunConfig, meant
 from everstep.errors import ConfigError, nearest
+from everstep.frozen_config import freeze, keys, plain, thaw
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)
 """Groups that define the run: another choice would make it another run."""

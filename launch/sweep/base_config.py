@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from everstep.compose import keys
 from everstep.config import OPEN_NODES, RunConfig, meant
 from everstep.errors import ConfigError
+from everstep.frozen_config import keys
 
 
 @dataclass

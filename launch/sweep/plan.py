@@ -14,9 +14,10 @@ from typing import Any
 
 import yaml
 
-from everstep.compose import Composed, changes, compose, digest, freeze, groups, sweep_files, thaw
+from everstep.compose import Composed, compose, groups, sweep_files
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError, nearest
+from everstep.frozen_config import changes, digest, freeze, thaw
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.sweep import config as keys
 from everstep.launch.sweep.asha import rungs

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from everstep.compose import Composed, freeze
+from everstep.compose import Composed
+from everstep.frozen_config import freeze
 from everstep.launch.config import job_yaml
 from everstep.launch.console import say
 from everstep.launch.job_start.process import Signals

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from everstep.compose import settle
 from everstep.errors import EverstepError
+from everstep.frozen_config import settle
 from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.restart.supervisor import marker

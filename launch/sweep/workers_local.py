@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from everstep.compose import settle
 from everstep.config import RunConfig
+from everstep.frozen_config import settle
 from everstep.launch.config import JobConfig, job_yaml, refuse_too_many
 from everstep.launch.config.devices import gpus
 from everstep.launch.job_start.process import SLACK_S, leash

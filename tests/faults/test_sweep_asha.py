@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from everstep.compose import settle as settle_run
+from everstep.frozen_config import settle as settle_run
 from everstep.launch.job_start.process import Signals
 from everstep.launch.sweep.driver import Driver
 from everstep.launch.sweep.leaderboard import Row, ranked

@@ -12,9 +12,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everstep.compose import SWEEPS, changes, compose, conf_dir, digest, freeze, keys, plain, refuse_changes, thaw
+from everstep.compose import SWEEPS, compose, conf_dir
 from everstep.config import FREE_ON_RESUME, OPEN_NODES, RunConfig, ScheduleConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import changes, digest, freeze, keys, plain, refuse_changes, thaw
 
 CONF = conf_dir()
 EXAMPLES = Path(__file__).parents[2] / "examples"

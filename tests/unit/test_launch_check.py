@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from everstep.compose import Composed, compose, settle
+from everstep.compose import Composed, compose
+from everstep.frozen_config import settle
 from everstep.launch.__main__ import main
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.preflight.checks import check, program_problems

@@ -14,9 +14,9 @@ import yaml
 from file_scheduler import VARIABLE, FileScheduler
 from run_records import Records
 
-from everstep.compose import thaw
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import thaw
 from everstep.launch import torchrun
 from everstep.launch.__main__ import main
 from everstep.launch.schedulers import registry

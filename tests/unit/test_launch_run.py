@@ -15,9 +15,9 @@ import pytest
 import yaml
 from process_helpers import alive, until
 
-from everstep.compose import settle, thaw
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, StorageError
+from everstep.frozen_config import settle, thaw
 from everstep.launch import torchrun
 from everstep.launch.__main__ import main
 from everstep.launch.cli.run import run as launch_run

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from file_scheduler import VARIABLE, FileScheduler
 
-from everstep.compose import compose, settle
+from everstep.compose import compose
 from everstep.errors import ConfigError
+from everstep.frozen_config import settle
 from everstep.launch.__main__ import main
 from everstep.launch.cli.submit import submit
 from everstep.launch.schedulers import registry

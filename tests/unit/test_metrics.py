@@ -18,16 +18,8 @@ from process_helpers import until
 from everstep.config import LogConfig, RunConfig, WandbConfig
 from everstep.errors import ConfigError, StorageError
 from everstep.run_folder import RunFolder
-from everstep.trainer.reporting.sinks import (
-    Guarded,
-    JsonLines,
-    TensorBoardSink,
-    WandbSink,
-    open_sinks,
-    read_lines,
-    read_metrics,
-)
-from everstep.trainer.reporting.wandb_files import last_steps, rows
+from everstep.trainer.reporting.sinks import Guarded, JsonLines, read_lines, read_metrics
+from everstep.trainer.reporting.trackers import TensorBoardSink, WandbSink, last_steps, open_sinks, rows
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -175,7 +167,7 @@ def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
     def unreachable(*_: object) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("everstep.trainer.reporting.sinks.TensorBoardSink", unreachable)
+    monkeypatch.setattr("everstep.trainer.reporting.trackers.TensorBoardSink", unreachable)
     with caplog.at_level(logging.WARNING, "everstep"):
         sinks = open_sinks(asking(tensorboard=True), local, 1, {})
     assert len(sinks) == 1

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from torch import nn
 
-from everstep import compose
+from everstep import frozen_config
 from everstep.errors import ConfigError
 from everstep.trainer.plugins import check_allowed, instantiate
 
@@ -104,7 +104,7 @@ def test_a_frozen_config_cannot_unpickle_through_an_allowed_package(tmp_path: Pa
 
     hostile = base64.b64encode(pickle.dumps(Bomb())).decode()
     text = "data: {_target_: torch.utils.data.datapipes.utils.decoder.basichandlers, extension: pickle, "
-    run = compose.thaw(text + f"data: !!binary {hostile}}}")
+    run = frozen_config.thaw(text + f"data: !!binary {hostile}}}")
     refused(run.data)
     assert not (tmp_path / "boom").exists()
 

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from everstep.compose import compose, groups, keys
+from everstep.compose import compose, groups
 from everstep.config.aliases import KEYS, meant
 from everstep.config_errors import PACKAGE
 from everstep.errors import ConfigError
+from everstep.frozen_config import keys
 from everstep.launch.cli.run import run
 from everstep.launch.config import JobConfig, job_config
 

@@ -18,8 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everstep.errors import ConfigError
-from everstep.launch.submit import snapshot
-from everstep.launch.submit.snapshot import SnapshotError, SnapshotFile, digest_of, pack, take, unpack
+from everstep.launch.submit import code_archive, snapshot
+from everstep.launch.submit.code_archive import SnapshotError, SnapshotFile, digest_of, pack
+from everstep.launch.submit.snapshot import take, unpack
 from everstep.run_folder import RunFolder
 
 
@@ -280,7 +281,7 @@ def test_an_archive_with_another_content_than_its_name_says_is_refused(run: RunF
 def test_an_archive_that_would_fill_the_disk_is_broken_off(
     run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshot, "UNPACKED_LIMIT_MB", 1)
+    monkeypatch.setattr(code_archive, "UNPACKED_LIMIT_MB", 1)
     run.storage.write(snapshot.archive("d"), pack([SnapshotFile("a", bytes(2_000_000))]))
     with pytest.raises(SnapshotError, match="more than 1 MB"):
         unpack(run, "d", tmp_path / "node")

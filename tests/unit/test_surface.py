@@ -11,8 +11,8 @@ from typing import Any, get_type_hints
 import pytest
 
 import everstep
-from everstep.compose import keys
 from everstep.dataset.prepare.options import PrepareOptions
+from everstep.frozen_config import keys
 from everstep.launch.config import JobConfig
 from everstep.launch.parser import VERBS
 from everstep.launch.sweep.config import SweepConfig

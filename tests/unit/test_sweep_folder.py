@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from everstep.compose import freeze, thaw
 from everstep.errors import ConfigError, SupersededError
+from everstep.frozen_config import freeze, thaw
 from everstep.launch.sweep import lease
 from everstep.launch.sweep.lease import take
 from everstep.launch.sweep.plan import Plan, amended, load, plan, settle

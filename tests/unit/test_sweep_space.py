@@ -10,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everstep.compose import compose, freeze, groups, thaw
+from everstep.compose import compose, groups
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import freeze, thaw
 from everstep.launch.sweep.base_config import Base
 from everstep.launch.sweep.config import Sampler, sweep_config
 from everstep.launch.sweep.samplers import draws, halton

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from everstep.compose import freeze
 from everstep.config import ExcludeConfig, OrderConfig, RunConfig
 from everstep.errors import DataError
+from everstep.frozen_config import freeze
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.trainer.command import verb
 from everstep.trainer.data.ordering.order import SampleOrder

@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import Tensor
 
-from everstep.compose import digest
 from everstep.config import Busy, Goal, RunConfig
 from everstep.errors import CheckpointError, SupersededError
+from everstep.frozen_config import digest
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.storage.base import is_kept
 from everstep.trainer.checkpoint.layout import Layout, Staging, key_of, lay_out

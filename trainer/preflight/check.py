@@ -13,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from everstep.compose import compose, thaw
+from everstep.compose import compose
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError, EverstepError
+from everstep.frozen_config import thaw
 
 if TYPE_CHECKING:
     from torch import Tensor

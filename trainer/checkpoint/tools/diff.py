@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from everstep.compose import changes, thaw
 from everstep.errors import ConfigError
+from everstep.frozen_config import changes, thaw
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.storage import join_url
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole

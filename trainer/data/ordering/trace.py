@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from everstep.compose import thaw
 from everstep.config import RunConfig, first_steps_without
 from everstep.errors import ConfigError, DataError
+from everstep.frozen_config import thaw
 from everstep.run_folder import CONFIG, DATA, RunFolder, meant
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.data.ordering.order import OrderSource, SampleOrder

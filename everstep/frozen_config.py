@@ -1,0 +1,170 @@
+"""Config of a run as text: frozen, read back, compared, and changed only where a resume allows it."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
+from everstep.config_errors import in_one_line
+from everstep.errors import ConfigError
+from everstep.run_folder import CONFIG, RunFolder
+
+if TYPE_CHECKING:
+    pass
+
+T = TypeVar("T")
+
+
+def freeze(config: RunConfig) -> str:
+    """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time."""
+    text: str = yaml.dump(plain(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    return text
+
+
+class _Dumper(yaml.Dumper):
+    """YAML dumper that quotes all strings that OmegaConf, beyond YAML 1.1, reads as numbers or booleans."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _word(dumper: yaml.Dumper, text: str) -> yaml.ScalarNode:
+    from omegaconf._utils import is_float, is_int, yaml_is_bool
+
+    quoted = yaml_is_bool(text) or is_int(text) or is_float(text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="'" if quoted else None)
+
+
+_Dumper.add_representer(str, _word)
+
+
+def thaw(text: str) -> RunConfig:
+    """Parse the text of `freeze`; ConfigError when it is invalid."""
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        return to_object(tree, RunConfig)
+    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
+
+
+def digest(config: RunConfig) -> str:
+    import hashlib  # imported late, as it loads OpenSSL
+
+    return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key that differs between two configs."""
+
+    key: str
+    old: object
+    new: object
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old} → {self.new}"
+
+
+def changes(old: RunConfig, new: RunConfig) -> list[Change]:
+    before, after = dict(_leaves(plain(old))), dict(_leaves(plain(new)))
+    keys = sorted(before.keys() | after.keys())
+    return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
+
+
+def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
+    """Return the changes against the run's config; ConfigError for a forbidden one once a step was done."""
+    old = thaw(folder.storage.read(CONFIG).decode())
+    found = changes(old, config)
+    return found if not found or folder.never_trained() else refuse_changes(old, config)
+
+
+def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
+    """Return all changes if each is allowed on resume; else ConfigError with the forbidden ones."""
+    found = changes(old, new)
+    free = (*FREE_ON_RESUME, *new.resume.allow)
+    refused = [c for c in found if not any(c.key == key or c.key.startswith(f"{key}.") for key in free)]
+    if refused:
+        names = ",".join(sorted({change.key for change in refused}))
+        listed = "; ".join(str(change) for change in refused)
+        raise ConfigError(
+            f"run {new.run!r} was started with another config ({listed}); "
+            f"start a new run, or change these on purpose with 'resume.allow=[{names}]'"
+        )
+    return found
+
+
+def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
+    """Write the config into the run folder; return the changes since, or ConfigError for a forbidden one.
+
+    Every start calls this first: of two starters one creates the file, and the config of the other is checked against
+    it. A config under which no step was ever done does not bind.
+    """
+    text = freeze(config).encode()
+    if folder.storage.create(CONFIG, text):
+        return []
+    found = changes_since(config, folder)
+    if any(change.key.split(".")[0] == "exclude" for change in found):
+        _refuse_rewriting(thaw(folder.storage.read(CONFIG).decode()), config, folder.reached_step())
+    if found:
+        folder.storage.write(CONFIG, text)
+    return found
+
+
+def _refuse_rewriting(old: RunConfig, new: RunConfig, reached: int) -> None:
+    """Raise ConfigError if `exclude` would change the samples of steps already done."""
+    before, after = first_steps_without(old.exclude), first_steps_without(new.exclude)
+    past = ({sample: first for sample, first in found.items() if first <= reached} for found in (before, after))
+    was, will_be = past
+    if was != will_be:
+        sample = min(was.items() ^ will_be.items())[0]
+        raise ConfigError(
+            f"exclude would change steps that run {new.run!r} has behind it (it has reached step {reached}): sample "
+            f"{sample} was {_use(was, sample)} and would be {_use(will_be, sample)}; set exclude.from_step to "
+            f"{reached + 1} or later"
+        )
+
+
+def _use(first: dict[int, int], sample: int) -> str:
+    return f"left out from step {first[sample]} on" if sample in first else "used"
+
+
+def to_object(tree: Any, kind: type[T]) -> T:
+    value = OmegaConf.to_object(tree)
+    if not isinstance(value, kind):
+        raise ConfigError(f"the config composes to {type(value).__name__}, not to {kind.__name__}")
+    return value
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """Return the config as dicts, lists and scalars."""
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, enum.Enum):
+            return value.value
+        if isinstance(value, dict):
+            return {key: convert(item) for key, item in value.items()}
+        return [convert(item) for item in value] if isinstance(value, list | tuple) else value
+
+    converted: dict[str, Any] = convert(dataclasses.asdict(config))
+    return converted
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def keys() -> list[str]:
+    """Return every key of RunConfig, dotted."""
+    return [key for key, _ in _leaves(plain(RunConfig()))]
