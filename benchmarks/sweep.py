@@ -25,7 +25,8 @@ from benchmarks.table import machine, markdown
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Ask, Program, Rendered
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
-from everstep.run_folder import METRICS, Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import METRICS, RunFolder
 
 HEAD = ("sampler", "what", "CPU, s", "peak memory, MB", "torch imported", "looks", "questions")
 PARTS = ("expand", "drive", "go on")

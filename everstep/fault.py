@@ -16,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 
 from everstep.errors import EverstepError, ShortOfMemoryError
-from everstep.run_folder import Fault
+from everstep.outcome import Fault
 
 LONGEST_REASON = 400
 """Largest number of characters of an error's message."""

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, SupersededError
+from everstep.outcome import Ending, Fault, Outcome, to_json_line
 from everstep.storage import Storage, join_url, open_storage, probe
 
 CONFIG = "config.yaml"
@@ -44,79 +44,6 @@ STARTER = "EVERSTEP_STARTER"
 
 ENDING_FILE = "EVERSTEP_ENDING_FILE"
 """Environment variable: file in the launcher's memory for an outcome that the run folder refused."""
-
-
-class Outcome(enum.Enum):
-    """Outcome of an attempt. It is recorded in a file because torchrun turns all exit codes into 1."""
-
-    done = "done"
-    preempted = "preempted"
-    out_of_memory = "out_of_memory"
-    diverged = "diverged"
-    config_error = "config_error"
-    superseded = "superseded"
-    crashed = "crashed"
-
-    @property
-    def exit_code(self) -> int:
-        return {"done": 0, "config_error": 2, "diverged": 3, "superseded": 4, "preempted": 75}.get(self.value, 1)
-
-
-class Fault(enum.Enum):
-    """Origin of a failure, for the restart policy."""
-
-    machine = "machine"
-    """A lost rank, a store, memory, a device, a signal: another start may succeed."""
-    user = "user"
-    """An exception of Python or torch: a bug, if before the first step or twice at one step."""
-    left = "left"
-    """The user has quit the debugger."""
-
-
-@dataclass(frozen=True)
-class Ending:
-    """Outcome of an attempt, with facts for the next one and for the user."""
-
-    outcome: Outcome
-    step: int = 0
-    reason: str = ""
-    micro_batch: int | None = None
-    """After out_of_memory: the size that the next attempt should use."""
-    rank: int = 0
-    """Rank that recorded the outcome."""
-    time: float | None = field(default=None, compare=False)
-    """Time of recording, in seconds since the epoch."""
-    fault: Fault = Fault.machine
-    error: str = ""
-    """Type of the exception; empty without one."""
-    place: str = ""
-    """Line of the user's code that raised it."""
-    lost_peer: bool = False
-    """True if recorded by a rank that lost another one; the outcome of the lost rank replaces it."""
-    patience: int | None = None
-    """The `evaluate.patience` that ended the run before its last step."""
-
-    def repeats(self, earlier: Ending) -> bool:
-        """True if both are the same error of the user's code at the same step."""
-        both = (self, earlier)
-        if any(each.fault is not Fault.user or each.outcome is not Outcome.crashed for each in both):
-            return False
-        mine, other = ((each.step, each.error, each.place or each.reason) for each in both)
-        return mine == other
-
-    def is_done(self, steps: int, patience: int | None) -> bool:
-        """True if a run of so many steps, with this patience, has nothing left to do."""
-        early = self.patience is not None and self.patience == patience
-        return self.outcome is Outcome.done and (self.step >= steps or early)
-
-    def to_json(self) -> bytes:
-        return _json({**asdict(self), "outcome": self.outcome.value, "fault": self.fault.value})
-
-    @staticmethod
-    def from_json(data: bytes) -> Ending:
-        facts = json.loads(data)
-        fault = Fault(facts.get("fault", Fault.machine.value))
-        return Ending(**{**facts, "outcome": Outcome(facts["outcome"]), "fault": fault})
 
 
 @dataclass
@@ -161,7 +88,7 @@ class RunFolder:
     def record_restart(self, facts: dict[str, Any]) -> None:
         """Record one decision of the restart policy, as a separate object, since object stores cannot append."""
         number = len(self.storage.names(RESTARTS)) + 1
-        while not self.storage.create(f"{RESTARTS}/{number:04d}.json", _json({"time": time.time(), **facts})):
+        while not self.storage.create(f"{RESTARTS}/{number:04d}.json", to_json_line({"time": time.time(), **facts})):
             number += 1
 
     def attempts(self) -> list[int]:
@@ -176,7 +103,7 @@ class RunFolder:
         number = max(self.attempts(), default=0) + 1
         who = {"host": socket.gethostname(), "pid": os.getpid(), "starter": os.environ.get(STARTER)}
         record = {**facts, **who, "time": time.time()}
-        while not self.storage.create(self.attempt(number, "claim.json"), _json({**record, "attempt": number})):
+        while not self.storage.create(self.attempt(number, "claim.json"), to_json_line({**record, "attempt": number})):
             number += 1
         return number
 
@@ -225,7 +152,7 @@ class RunFolder:
 
     def record_restored(self, attempt: int, step: int, origin: int) -> None:
         """Record the checkpoint that this attempt restored: its step, and the attempt that wrote it."""
-        self.storage.create(self.attempt(attempt, "restored.json"), _json({"step": step, "attempt": origin}))
+        self.storage.create(self.attempt(attempt, "restored.json"), to_json_line({"step": step, "attempt": origin}))
 
     def limits(self) -> dict[int, int]:
         """Return per attempt the highest step whose checkpoint counts: the lowest that a later one restored.
@@ -312,11 +239,3 @@ def meant(url: str) -> str:
 def _is_checkpoint(name: str) -> bool:
     words = name.split("-")
     return len(words) == 4 and words[0] == "step" and words[1].isdigit()
-
-
-def progress_json(facts: dict[str, Any]) -> bytes:
-    return _json(facts)
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

@@ -16,7 +16,8 @@ from typing import Any
 
 import yaml
 
-from everstep.run_folder import CONFIG, METRICS, STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import CONFIG, METRICS, STOP_MARKER, RunFolder
 
 CHECKPOINTS_EVERY = 5
 HELD_AT = 15

@@ -9,7 +9,8 @@ from typing import Any
 from everstep.config import RunConfig
 from everstep.frozen_config import freeze
 from everstep.launch.schedulers.job import JobHandle
-from everstep.run_folder import CONFIG, EVENTS, METRICS, PROGRESS, RESTARTS, SUBMISSIONS, Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import CONFIG, EVENTS, METRICS, PROGRESS, RESTARTS, SUBMISSIONS, RunFolder
 
 
 class Records:

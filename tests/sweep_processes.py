@@ -15,7 +15,8 @@ from everstep.launch.sweep.leaderboard import ranked
 from everstep.launch.sweep.plan import Plan, load
 from everstep.launch.sweep.state import SweepState
 from everstep.launch.sweep.sweep_folder import SweepFolder
-from everstep.run_folder import Outcome, RunFolder
+from everstep.outcome import Outcome
+from everstep.run_folder import RunFolder
 
 TESTS = Path(__file__).parent
 CHEAP = [sys.executable, str(TESTS / "cheap_sweep.py")]

@@ -1,4 +1,4 @@
-"""Assembly of the parts of a run at its position: loader, step, evaluator and reporter; warm-up and first lines."""
+"""Assembly of the parts of a run at its position: loader, step, evaluator, reporter; warm-up."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from everstep.trainer.stop import Stop
 
 
 def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | None, stop: Stop) -> Parts:
-    """Make what depends on the restored position, pass one batch through it, and print the facts of the run.
+    """Make the parts that depend on the restored position, warm them up, and print the facts of the run.
 
     Raises:
         EverstepError: a ConfigError or DataError whose message is one line.

@@ -10,7 +10,7 @@ import torch
 
 from everstep.config import Nonfinite, RunConfig
 from everstep.errors import DivergedError, ShortOfMemoryError
-from everstep.run_folder import Ending, Outcome
+from everstep.outcome import Ending, Outcome
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.loader import Feed

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING
 from everstep import compose, frozen_config
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
+from everstep.outcome import Ending, Outcome
 from everstep.process_tuning import refuse_debugger, spare_what_lives
 from everstep.provenance import record
 from everstep.rank_env import RankInfo
-from everstep.run_folder import CONFIG, Ending, Outcome, RunFolder
+from everstep.run_folder import CONFIG, RunFolder
 from everstep.trainer.reporting.outcome import OutcomeReport, ending_of, exit_code, lose, refuse
 from everstep.trainer.reporting.rank_log import RankLog
 from everstep.trainer.reporting.startup_timing import StartupTimer

@@ -19,22 +19,19 @@ from everstep.config.choices import (
     Worker,
     require,
 )
+from everstep.config.data_groups import ExcludeConfig, LoaderConfig, OrderConfig, first_steps_without
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,
-    ExcludeConfig,
-    LoaderConfig,
     LocalTierConfig,
     LogConfig,
     NonfiniteConfig,
-    OrderConfig,
     ParallelConfig,
     PrecisionConfig,
     ResumeConfig,
     ScheduleConfig,
     StopConfig,
     WandbConfig,
-    first_steps_without,
 )
 from everstep.config.run import (
     FREE_ON_RESUME,

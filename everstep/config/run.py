@@ -6,14 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everstep.config.choices import BadSample, Weights, require
+from everstep.config.data_groups import ExcludeConfig, LoaderConfig, OrderConfig
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,
-    ExcludeConfig,
-    LoaderConfig,
     LogConfig,
     NonfiniteConfig,
-    OrderConfig,
     ParallelConfig,
     PrecisionConfig,
     ResumeConfig,

@@ -17,7 +17,8 @@ from typing import Any
 
 from everstep.fault import OutOfMemoryCount, death_of
 from everstep.launch.job_start.process_tree import Idle, children, descendants
-from everstep.run_folder import ENDING_FILE, Ending, Outcome
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import ENDING_FILE
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 SLACK_S = 10.0

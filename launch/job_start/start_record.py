@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from everstep.launch.job_start.allocation import Allocation
-from everstep.run_folder import RESTARTS, STARTS, Ending, RunFolder
+from everstep.outcome import Ending
+from everstep.run_folder import RESTARTS, STARTS, RunFolder
 
 LEAST_SKEW_S = 1.0
 """Seconds of clock difference that may be the file server's delay."""

@@ -24,7 +24,8 @@ from everstep.launch.job_start.start_record import Start, decisions
 from everstep.launch.restart.job_policy import Action, Evidence, RestartDecision, judge
 from everstep.launch.submit.array import run_of
 from everstep.launch.submit.job_spec import JobSpec
-from everstep.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import STOP_MARKER, RunFolder
 
 T = TypeVar("T")
 WAIT = "EVERSTEP_FOLDER_WAIT_S"

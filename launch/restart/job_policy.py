@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from everstep.launch.config import CauseConfig, Remedy
 from everstep.launch.job_start.start_record import NodeReport
 from everstep.launch.restart import local_policy
-from everstep.run_folder import Ending, Outcome
+from everstep.outcome import Ending, Outcome
 
 LOST_PEER = 69
 """Exit code of ranks that ended only because another rank was lost."""

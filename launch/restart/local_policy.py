@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from everstep.run_folder import Ending, Fault, Outcome
+from everstep.outcome import Ending, Fault, Outcome
 
 SAID = (Outcome.config_error, Outcome.diverged)
 """Outcomes whose reason the trainer itself has printed; the launcher does not repeat it."""

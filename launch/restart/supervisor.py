@@ -13,7 +13,8 @@ from everstep.errors import StorageError
 from everstep.launch.console import say
 from everstep.launch.job_start.process import LeftAtOnce, Local
 from everstep.launch.restart.local_policy import Decision, back_off_s, decide
-from everstep.run_folder import PROGRESS, STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import PROGRESS, STOP_MARKER, RunFolder
 
 T = TypeVar("T")
 AGAIN_S = 5.0

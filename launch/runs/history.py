@@ -11,8 +11,9 @@ from typing import Any
 from everstep.errors import ConfigError, EverstepError
 from everstep.launch.runs.lookup import is_run
 from everstep.launch.schedulers.job import JobHandle
+from everstep.outcome import Ending
 from everstep.processes import has_run_since
-from everstep.run_folder import ATTEMPTS, PROGRESS, RESTARTS, STARTS, SUBMISSIONS, Ending, RunFolder
+from everstep.run_folder import ATTEMPTS, PROGRESS, RESTARTS, STARTS, SUBMISSIONS, RunFolder
 
 READERS = 16
 """Threads that read in parallel, to hide a store's latency."""

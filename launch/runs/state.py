@@ -9,7 +9,7 @@ from typing import Any
 
 from everstep.launch.runs.history import Attempt, History
 from everstep.launch.schedulers.job import CANCELLED, JobState, JobStatus
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 
 RESTART_S = 120.0
 """Seconds after the decision to restart within which the new attempt should have claimed its number."""

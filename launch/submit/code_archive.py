@@ -1,4 +1,4 @@
-"""Archive of code: files and links in a tar of reproducible bytes; extraction that stays in its folder."""
+"""Archive of code: files and links in a reproducible tar; extraction that stays in its folder."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from everstep.launch.sweep.plan import Plan
 from everstep.launch.sweep.state import RungResult, SweepState, Trial, TrialOutcome, curve, loss, result
 from everstep.launch.sweep.suggest import Suggester
 from everstep.launch.sweep.workers import EndedTrial, Task, Workers
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 
 
 @dataclass

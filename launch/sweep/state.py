@@ -15,7 +15,8 @@ from everstep.launch.runs.state import RunState
 from everstep.launch.runs.summary import line
 from everstep.launch.schedulers.job import JobStatus
 from everstep.launch.sweep.workers import EndedTrial
-from everstep.run_folder import METRICS, Outcome, RunFolder
+from everstep.outcome import Outcome
+from everstep.run_folder import METRICS, RunFolder
 
 
 class TrialOutcome(enum.Enum):

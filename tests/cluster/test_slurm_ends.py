@@ -13,7 +13,7 @@ from jobs import PATHS, TESTS, Job
 from slurm_cluster import Cluster
 
 from everstep.launch.schedulers.slurm.jobs_json import HELD
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 LONG = ("job.nodes=2", "data.pause_s=0.2", "data.pause_from=1", "steps=100000", "job.grace_s=5")

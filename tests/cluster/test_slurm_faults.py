@@ -15,7 +15,7 @@ import pytest
 from jobs import Job
 from slurm_cluster import Cluster
 
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences

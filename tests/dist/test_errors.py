@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from ranks import environment, folder, train
 
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 
 pytestmark = pytest.mark.dist
 

@@ -17,7 +17,8 @@ from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.evaluate import Evaluator
-from everstep.run_folder import STOP_MARKER, Outcome
+from everstep.run_folder import STOP_MARKER
+from everstep.outcome import Outcome
 from everstep.trainer.step import Stepper
 
 pytestmark = pytest.mark.dist

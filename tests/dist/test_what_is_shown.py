@@ -8,7 +8,7 @@ import pytest
 import traps
 from ranks import folder, train
 
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 
 pytestmark = pytest.mark.dist
 PREVIEWS = "plugins=[toy,previews]"

@@ -16,7 +16,8 @@ from fault_proxy import Proxy, fault_proxy
 from process_helpers import until
 from ranks import folder, ledger, train
 
-from everstep.run_folder import Outcome, RunFolder
+from everstep.outcome import Outcome
+from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint import checkpointer
 from everstep.trainer.checkpoint.manifest import candidates, newest, was_set_aside
 from everstep.trainer.checkpoint.restore import locate

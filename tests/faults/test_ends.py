@@ -15,8 +15,8 @@ from process_helpers import alive, until
 from ranks import TESTS, environment, folder, train
 from test_torchrun import children
 
+from everstep.outcome import Fault, Outcome
 from everstep.rank_env import AGENT_PID
-from everstep.run_folder import Fault, Outcome
 from everstep.trainer.step import Stepper
 
 MISTAKES = """

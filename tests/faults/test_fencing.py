@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from ranks import folder, ledger, train
 
-from everstep.run_folder import Outcome, RunFolder
+from everstep.outcome import Outcome
+from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.step import Stepper
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ranks import TESTS, folder
 
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 
 pytestmark = pytest.mark.process
 FILES = ("trainer.py", "launch/__init__.py", "data/__init__.py", "datasets/__init__.py", "tests/__init__.py",

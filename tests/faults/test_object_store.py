@@ -8,7 +8,8 @@ import pytest
 import traps
 from ranks import ledger, train
 
-from everstep.run_folder import Outcome, RunFolder
+from everstep.outcome import Outcome
+from everstep.run_folder import RunFolder
 from everstep.storage import ObstoreStorage, open_storage
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from ranks import TESTS, folder
 
-from everstep.run_folder import Outcome
+from everstep.outcome import Outcome
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_metrics

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from blake3 import blake3
 
-from everstep.run_folder import MANIFEST, Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.manifest import SET_ASIDE, TENSORS, FileRecord, Manifest
 from everstep.trainer.command import verb
 

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from everstep.errors import ConfigError, DataError, MachineError, ShortOfMemoryError, StorageError
 from everstep.fault import fault_of, place_of, reason_of
-from everstep.run_folder import Fault
+from everstep.outcome import Fault
 from everstep.storage import LocalStorage
 
 

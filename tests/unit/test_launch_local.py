@@ -241,7 +241,7 @@ def test_a_signal_that_the_caller_ignores_stays_ignored() -> None:
 TELLS = """
 import os, sys
 from everstep.trainer.reporting.outcome import hand_over
-from everstep.run_folder import Ending, Outcome
+from everstep.outcome import Ending, Outcome
 for reason, lost in [("lost", True), ("mine", False), ("late", False)][int(sys.argv[1]):]:
     hand_over(Ending(Outcome.crashed, 3, reason, lost_peer=lost))
 sys.exit(1)

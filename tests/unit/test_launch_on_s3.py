@@ -14,7 +14,8 @@ pytestmark = pytest.mark.process
 
 FAKE = """
 import sys
-from everstep.run_folder import Ending, Outcome, RunFolder
+from everstep.run_folder import RunFolder
+from everstep.outcome import Ending, Outcome
 folder = RunFolder(sys.argv[1])
 attempt = folder.claim({})
 folder.end(attempt, Ending(Outcome.crashed if attempt == 1 else Outcome.done, step=attempt * 5))

@@ -18,7 +18,8 @@ from everstep.launch.node.pod_membership import PodMember, PodMembership
 from everstep.launch.restart.job_policy import Action, Evidence, judge
 from everstep.launch.submit.job_spec import JobSpec, settle
 from everstep.launch.submit.records import submissions
-from everstep.run_folder import CONFIG, JOB, STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import CONFIG, JOB, STOP_MARKER, RunFolder
 
 ENVIRONMENT = {"EVERSTEP_JOB": "demo-1", "JOB_COMPLETION_INDEX": "2", "POD_IP": "10.1.2.3"}
 HOSTS = ("pod-0.1", "pod-1.1")

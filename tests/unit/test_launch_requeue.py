@@ -10,7 +10,7 @@ from everstep.launch.config import JobConfig
 from everstep.launch.job_start.output_capture import find_cause
 from everstep.launch.job_start.start_record import NodeReport
 from everstep.launch.restart.job_policy import LOST_PEER, Action, Evidence, RestartDecision, judge
-from everstep.run_folder import Ending, Fault, Outcome
+from everstep.outcome import Ending, Fault, Outcome
 
 CAUSES = JobConfig().all_causes()
 HOSTS = ("n1", "n2")

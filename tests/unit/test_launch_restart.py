@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from everstep.launch.restart.local_policy import back_off_s, decide
-from everstep.run_folder import Ending, Fault, Outcome
+from everstep.outcome import Ending, Fault, Outcome
 
 
 @pytest.mark.parametrize("outcome", ["done", "preempted", "config_error", "diverged", "superseded"])

@@ -25,7 +25,8 @@ from everstep.launch.submit.override_frozen import amend
 
 FAKE = """
 import sys
-from everstep.run_folder import Ending, Outcome, RunFolder
+from everstep.run_folder import RunFolder
+from everstep.outcome import Ending, Outcome
 folder = RunFolder(sys.argv[1])
 folder.end(folder.claim({}), Ending(Outcome.done, step=int(sys.argv[2])))
 """

@@ -21,12 +21,14 @@ from everstep.frozen_config import settle, thaw
 from everstep.launch import torchrun
 from everstep.launch.__main__ import main
 from everstep.launch.cli.run import run as launch_run
-from everstep.run_folder import Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import RunFolder
 
 FAKE = """
 import json, os, signal, sys, time
 from pathlib import Path
-from everstep.run_folder import STOP_MARKER, Ending, Outcome, RunFolder
+from everstep.run_folder import STOP_MARKER, RunFolder
+from everstep.outcome import Ending, Outcome
 folder = RunFolder(sys.argv[1])
 plan = json.loads(Path(os.environ["PLAN"]).read_text())
 done = len(folder.attempts())

@@ -13,7 +13,7 @@ import pytest
 from everstep.launch.runs.history import Attempt, History, Submission, alive, has_process
 from everstep.launch.runs.state import RunState, standing
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
-from everstep.run_folder import Ending, Outcome
+from everstep.outcome import Ending, Outcome
 
 NOW = 10_000.0
 HANDLE = JobHandle("slurm", "c", "7")

@@ -12,7 +12,8 @@ from everstep.errors import StorageError
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.start_record import NodeReport, Start, decisions
 from everstep.launch.restart import decide
-from everstep.run_folder import CONFIG, JOB, STARTER, Ending, Fault, Outcome, RunFolder
+from everstep.outcome import Ending, Fault, Outcome
+from everstep.run_folder import CONFIG, JOB, STARTER, RunFolder
 
 ALLOCATION = Allocation("slurm", "12", 0, "n1", ("n1", "n2"))
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from everstep.errors import SupersededError
-from everstep.run_folder import MANIFEST, STARTER, Ending, Outcome, RunFolder, meant
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import MANIFEST, STARTER, RunFolder, meant
 
 
 @pytest.fixture

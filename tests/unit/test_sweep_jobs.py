@@ -25,7 +25,8 @@ from everstep.launch.sweep.plan import Plan, amended, load, plan, settle
 from everstep.launch.sweep.status import cancel
 from everstep.launch.sweep.workers import Task
 from everstep.launch.sweep.workers_cluster import ClusterWorkers
-from everstep.run_folder import Ending, Outcome, RunFolder
+from everstep.outcome import Ending, Outcome
+from everstep.run_folder import RunFolder
 
 
 @pytest.fixture

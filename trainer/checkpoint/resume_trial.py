@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from everstep.errors import ConfigError, EverstepError
 from everstep.fault import fault_of, reason_of
-from everstep.run_folder import Fault
+from everstep.outcome import Fault
 from everstep.trainer.checkpoint.self_test import OFF, equal, first_difference, put_into
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.random_state import generators_preserved

@@ -19,7 +19,8 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.errors import ConfigError, EverstepError
 from everstep.fault import fault_of, reason_of
-from everstep.run_folder import MANIFEST, Fault
+from everstep.outcome import Fault
+from everstep.run_folder import MANIFEST
 from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import Manifest
 from everstep.trainer.checkpoint.read import OpenCheckpoint, fill

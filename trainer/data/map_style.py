@@ -13,7 +13,7 @@ from torch.utils.data import IterableDataset, default_collate
 
 from everstep.errors import ConfigError, DataError
 from everstep.fault import fault_of
-from everstep.run_folder import Fault
+from everstep.outcome import Fault
 from everstep.trainer.data.bad_samples import BadSamples
 from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.ordering.order import Ids

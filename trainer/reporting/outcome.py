@@ -20,8 +20,9 @@ from everstep.errors import (
     SupersededError,
 )
 from everstep.fault import LONGEST_REASON, fault_of, place_of, reason_of
+from everstep.outcome import Ending, Fault, Outcome
 from everstep.rank_env import AGENT_PID, RankInfo
-from everstep.run_folder import ENDING_FILE, STOP_MARKER, Ending, Fault, Outcome, RunFolder
+from everstep.run_folder import ENDING_FILE, STOP_MARKER, RunFolder
 
 LOG = logging.getLogger("everstep")
 LOST_PEER = 69

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from everstep.config import RunConfig
-from everstep.run_folder import PROGRESS, RunFolder, progress_json
+from everstep.outcome import to_json_line
+from everstep.run_folder import PROGRESS, RunFolder
 from everstep.trainer.checkpoint.pending_save import FinishedSave
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.reporting.background_writer import BackgroundWriter
@@ -189,7 +190,7 @@ class Reporter:
             "checkpoint_step": self._checkpoint_step,
             "time": time.time(),
         }
-        self._outbox.put(PROGRESS, progress_json(facts))
+        self._outbox.put(PROGRESS, to_json_line(facts))
 
 
 def memory_mb(device: torch.device) -> float:
