@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 class Outcome(enum.Enum):
@@ -81,4 +82,5 @@ class Ending:
 
 
 def to_json_line(value: Any) -> bytes:
+    """Return a value as JSON text with sorted keys and a line break at the end."""
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
