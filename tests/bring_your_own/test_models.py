@@ -86,6 +86,11 @@ def test_buffers_are_equal_on_all_ranks_by_either_policy(tmp_path: Path, policy:
     assert_resumes(2, tmp_path, "ddp", "model._target_=zoo.models.BatchNorm", f"parallel.buffers={policy}")
 
 
+@pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
+def test_a_loss_that_gathers_from_the_other_processes_resumes(tmp_path: Path, world: int, kind: str) -> None:
+    assert_resumes(world, tmp_path, kind, "task._target_=zoo.models.Gathering", "evaluate.every=null")
+
+
 def test_sync_batchnorm_works_on_the_cpu_and_resumes(tmp_path: Path) -> None:
     given = ("model._target_=zoo.models.BatchNorm", "parallel.sync_batchnorm=true")
     assert_resumes(2, tmp_path, "ddp", *given)
