@@ -54,3 +54,7 @@ _HOMES = {
     "everstep.trainer.task": "Batch Loss Task",
 }
 __getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names.split()})
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

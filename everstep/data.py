@@ -59,3 +59,7 @@ __getattr__ = lazy(
     {name: f"everstep.trainer.data.{module}" for module, names in _HOMES.items() for name in names.split()}
     | {"prepared": "everstep.trainer.data.prepared:dataset"},
 )
+
+
+def __dir__() -> list[str]:
+    return __all__

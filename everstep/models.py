@@ -18,3 +18,7 @@ __getattr__ = lazy(
         "MLP": "everstep.trainer.models.mlp",
     },
 )
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,3 +18,7 @@ __getattr__ = lazy(
         "TabularClassifier": "everstep.trainer.tasks.tabular",
     },
 )
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -14,7 +14,7 @@ from everstep.frozen_config import plain
 from everstep.run_folder import EVENTS
 from everstep.trainer.build import Built, Start, build_task, gathers
 from everstep.trainer.checkpoint.restore import Restored
-from everstep.trainer.checkpoint.resume_trial import try_resume
+from everstep.trainer.checkpoint.resume_trial import LAST, try_resume
 from everstep.trainer.data.fetcher import MicrobatchRequest
 from everstep.trainer.data.loader import Feed
 from everstep.trainer.data.ordering.mixture import records_of
@@ -52,10 +52,11 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     evaluate = Evaluator(run, state, built.model, built.task, held_out, stop)
     reporter = _reporter(run, start, built, restored)
     parts = Parts(state, feed, step, evaluate, built.checkpoints, reporter, built.hooks)
-    batch = _first_batch(run, parts)
-    flops_per_item = _warm_up(run, parts, batch)
-    if built.self_test is not None and restored is None:
-        try_resume(partial(_trainable, run, built.model), built.model.model, batch, mesh)
+    tried = built.self_test is not None and restored is None
+    batches = [_batch(run, parts, number) for number in range(LAST if tried else 1)]
+    flops_per_item = _warm_up(run, parts, batches[0])
+    if tried:
+        try_resume(partial(_trainable, run, built.model), built.model.model, batches, mesh)
     _announce(run, parts, restored, flops_per_item)
     start.laps.end("build")
     return parts
@@ -84,9 +85,10 @@ def _trainable(run: RunConfig, model: ParallelModel, others: Iterable[nn.Module]
     return Trainable(run, build_task(run), model.mesh.device, others, model.autocast)
 
 
-def _first_batch(run: RunConfig, parts: Parts) -> dict[str, Tensor]:
-    """Return the first samples of the dataset, as many as a microbatch has, on the device."""
-    ids = np.arange(min(parts.feed.micro_batch, parts.feed.order.samples))
+def _batch(run: RunConfig, parts: Parts, number: int) -> dict[str, Tensor]:
+    """Return the n-th microbatch of the dataset in the order of its ids, on the device."""
+    size = min(parts.feed.micro_batch, parts.feed.order.samples)
+    ids = (number * size + np.arange(size)) % parts.feed.order.samples
     found = parts.feed.gather(MicrobatchRequest(ids, np.zeros_like(ids), run.steps))
     return {name: value.to(parts.feed.device) for name, value in found.batch.items()}
 

@@ -21,6 +21,9 @@ HIDDEN = [
     (("model._target_=zoo.hidden.LateBuffer",), "the checkpoint has model.mean, which the model has not"),
     (("task._target_=zoo.hidden.Weighted",), "because of task.meter (Meter)"),
     (BARE, "because of optimizer.meter (Meter)"),
+    (("model._target_=zoo.hidden.MeanInAnObject",), "because of model.meter (Meter)"),
+    (("model._target_=zoo.hidden.Unfreezing",), "has been unfrozen since, so nothing trains it"),
+    (("task._target_=zoo.hidden.LearntWeight",), "task.scale gets a gradient and no optimizer trains it"),
 ]
 NAMES = [given[-1].rpartition(".")[2] for given, _ in HIDDEN]
 
@@ -42,6 +45,16 @@ def test_objects_that_change_nothing_in_the_training_are_no_state(tmp_path: Path
     assert_resumes(world, tmp_path, kind, "model._target_=zoo.hidden.Activations")
 
 
+def test_seconds_that_a_task_measures_are_no_state_that_matters(tmp_path: Path) -> None:
+    ended = zoo(1, tmp_path, "single", "task._target_=zoo.hidden.Timed")
+    assert ended.codes == [0], ended.printed
+
+
+@pytest.mark.parametrize(("world", "kind"), [(1, "single"), (2, "fsdp")])
+def test_a_layer_that_is_frozen_on_the_way_stays_frozen(tmp_path: Path, world: int, kind: str) -> None:
+    assert_resumes(world, tmp_path, kind, "model._target_=zoo.hidden.Freezing")
+
+
 def test_the_self_test_can_be_turned_off(tmp_path: Path) -> None:
     ended = zoo(1, tmp_path, "single", "model._target_=zoo.hidden.InAnObject", "checkpoint.self_test=false")
     assert ended.codes == [0], ended.printed
@@ -54,6 +67,6 @@ def test_an_optimizer_that_fails_in_its_second_step_is_refused_before_the_first(
     given = ("model._target_=zoo.models.SparseEmbedding", "optimizer=bare", "+optimizer.momentum=0.9")
     ended = zoo(world, tmp_path, kind, *given)
     assert ended.codes == [2] * world, ended.printed
-    assert "a later step with the first batch fails: " in ended.printed
+    assert "a later step fails: " in ended.printed
     assert "table.weight have sparse gradients: use sparse=False" in ended.printed
     assert not (tmp_path / "straight/zoo/ledger.jsonl").exists()

@@ -49,6 +49,7 @@ def test_the_surface_is_what_was_decided() -> None:
 @pytest.mark.parametrize("module", PUBLIC)
 def test_every_public_name_can_be_imported(module: str) -> None:
     package = importlib.import_module(module)
+    assert set(package.__all__) <= set(dir(package))  # Tab shows them
     for name in package.__all__:
         assert getattr(package, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):

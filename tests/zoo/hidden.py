@@ -152,3 +152,74 @@ class Decaying(torch.optim.SGD):
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
         return super().step(closure)
+
+
+class Timed(Regression):
+    """A task that measures its own time, which changes nothing that is trained."""
+
+    def __init__(self, model) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(model)
+        self.seconds = 0.0
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        began = time.monotonic()
+        loss = super().loss(model, batch)
+        self.seconds += time.monotonic() - began
+        return loss
+
+
+class LearntWeight(Regression):
+    """A task with a parameter of its own, which no optimizer has."""
+
+    def __init__(self, model) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(model)
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        return Loss(loss.sum * self.scale, loss.count)
+
+
+class MeanInAnObject(Plain):
+    """A running mean, which stays what it is if the same batch is passed again and again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meter, self.count = Meter(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.count += 1
+            self.meter.value += (float(x.sum()) - self.meter.value) / self.count
+        return super().forward(x) * (1 + self.meter.value / 10)
+
+
+class Freezing(Plain):
+    """Freezes its first layer after some passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.passes += 1
+            if self.passes == 6:
+                self.net[0].requires_grad_(False)
+        return super().forward(x)
+
+
+class Unfreezing(Plain):
+    """Unfreezes a layer that was frozen when the optimizer was made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.passes = 0
+        self.net[0].requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.passes += 1
+            if self.passes == 2:
+                self.net[0].requires_grad_(True)
+        return super().forward(x)

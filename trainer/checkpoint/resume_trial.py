@@ -11,7 +11,7 @@ import logging
 import math
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,6 +35,8 @@ SLOWEST_S = 2.0
 """Time of a first step up to which a trial goes on; it takes eight."""
 SAVED_AFTER, LAST = 2, 4
 """Steps after which the original is saved, and until which both train."""
+UNTRAINED = "state.attributes."
+"""Prefix of differences in plain attributes; compared last, when weights and losses are equal."""
 MOST_NAMED = 3
 """Attributes that an error lists."""
 STATE_DICT = "give the model get_extra_state() and set_extra_state(), or the task state_dict() and load_state_dict()"
@@ -42,14 +44,14 @@ Make = Callable[[Iterable[nn.Module]], Trainable]
 """Makes a new copy; its argument are the models with which it may have nothing in common."""
 
 
-def try_resume(make: Make, live: nn.Module, batch: Mapping[str, Tensor], mesh: Mesh) -> None:
+def try_resume(make: Make, live: nn.Module, batches: Sequence[Mapping[str, Tensor]], mesh: Mesh) -> None:
     """Train a copy, save it, restore another, and compare the next steps of both.
 
     A large or slow model is not tried.
 
     Args:
         live: the run's own model, which is left as it is.
-        batch: a microbatch on the run's device, the same on all ranks.
+        batches: microbatches on the run's device, the same on all ranks, one a step.
 
     Raises:
         ConfigError: on all ranks, if the two differ on one; the line names the attributes that are not saved.
@@ -57,15 +59,15 @@ def try_resume(make: Make, live: nn.Module, batch: Mapping[str, Tensor], mesh: M
     if sum(parameter.numel() for parameter in live.parameters()) * 16 > LARGEST_BYTES:
         return
     with generators_preserved():
-        problem = _Trial(make, live, batch, mesh).problem()
+        problem = _Trial(make, live, batches, mesh).problem()
     for found in mesh.gather(problem):
         if found:
             raise ConfigError(f"self-test: {found}; {OFF}")
 
 
 class _Trial:
-    def __init__(self, make: Make, live: nn.Module, batch: Mapping[str, Tensor], mesh: Mesh) -> None:
-        self.make, self.live, self.batch, self.mesh = make, live, batch, mesh
+    def __init__(self, make: Make, live: nn.Module, batches: Sequence[Mapping[str, Tensor]], mesh: Mesh) -> None:
+        self.make, self.live, self.batches, self.mesh = make, live, batches, mesh
 
     def problem(self) -> str | None:
         """Return what a resume would change, or None."""
@@ -73,10 +75,15 @@ class _Trial:
         if max(self.mesh.gather(took_s)) > SLOWEST_S:
             return None
         assert original is not None
+        if untrained := _learnt_outside(original):
+            return (
+                f"{untrained} gets a gradient and no optimizer trains it: put it into the model that task.model() "
+                "returns, or compute it without gradients"
+            )
         try:
-            original.train(self.batch, 2, SAVED_AFTER)
+            original.train(self.batches, 2, SAVED_AFTER)
             saved = _copied(original.state.pack())
-            original.train(self.batch, SAVED_AFTER + 1, LAST)
+            original.train(self.batches, SAVED_AFTER + 1, LAST)
         except Exception as error:
             return _later_step_fails(original, error)
         try:
@@ -84,7 +91,8 @@ class _Trial:
             if (name := _difference(original, resumed)) is None:
                 return None
             if (again := _difference(resumed, self._resumed(saved, original, resumed))) is not None:
-                return self._not_reproducible(again)
+                # Seconds that a model or task measures are another each time, and nothing that is trained.
+                return None if again.startswith(UNTRAINED) else self._not_reproducible(again)
         except Exception as error:
             if fault_of(error) is Fault.machine:
                 _left_to_the_run(error)
@@ -97,7 +105,7 @@ class _Trial:
         try:
             original = self.make([self.live])
             began = time.monotonic()
-            original.train(self.batch, 1, 1)
+            original.train(self.batches, 1, 1)
             return original, time.monotonic() - began
         except Exception as error:
             _left_to_the_run(error)
@@ -107,7 +115,7 @@ class _Trial:
         copy = self.make([self.live, *(other.model for other in others)])
         with torch.no_grad():
             put_into(copy.state, saved)
-        copy.train(self.batch, SAVED_AFTER + 1, LAST)
+        copy.train(self.batches, SAVED_AFTER + 1, LAST)
         return copy
 
     def _not_reproducible(self, name: str) -> str | None:
@@ -119,13 +127,28 @@ class _Trial:
         )
 
 
+def _learnt_outside(one: Trainable) -> str | None:
+    """Return the name of a parameter that the task keeps and that got a gradient, but is not in the model."""
+    own = {id(parameter) for parameter in one.model.parameters()}
+    kept = {"task": one.task, **{f"task.{key}": value for key, value in getattr(one.task, "__dict__", {}).items()}}
+    for path, thing in kept.items():
+        if isinstance(thing, nn.Parameter):
+            named = [("", thing)]
+        else:
+            named = [*thing.named_parameters()] if isinstance(thing, nn.Module) else []
+        for name, parameter in named:
+            if parameter.grad is not None and id(parameter) not in own:
+                return f"{path}.{name}" if name else path
+    return None
+
+
 def _later_step_fails(original: Trainable, error: Exception) -> str | None:
     if fault_of(error) is Fault.machine:
         _left_to_the_run(error)
         return None
     advice = sparse_advice(original.model, error)
     said = str(error) if isinstance(error, EverstepError) else reason_of(error)
-    return f"a later step with the first batch fails: {said}" + (f"; {advice}" if advice else "")
+    return f"a later step fails: {said}" + (f"; {advice}" if advice else "")
 
 
 def _left_to_the_run(error: Exception) -> None:

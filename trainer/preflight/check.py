@@ -144,23 +144,24 @@ def _build_hooks(run: RunConfig) -> None:
 
 def _look_at_data(run: RunConfig, found: Findings, world: int) -> None:
     with found.of("data"):
-        batch, samples, held_out = _first_batch(run)
+        batches, samples, held_out = _first_batches(run)
+        batch = batches[0]
         shapes = ", ".join(f"{name} {list(value.shape)} {str(value.dtype)[6:]}" for name, value in batch.items())
         found.data = f"data: {samples:,} samples; the first microbatch is {shapes}"
         if not found.problems:
-            found.notes += _first_step(run, batch, found, world, held_out)
+            found.notes += _first_step(run, batches, found, world, held_out)
 
 
 def _first_step(
-    run: RunConfig, batch: Mapping[str, Tensor], found: Findings, world: int, held_out: bool
+    run: RunConfig, batches: Sequence[Mapping[str, Tensor]], found: Findings, world: int, held_out: bool
 ) -> Sequence[str]:
     from everstep.trainer.preflight.first_step import try_first_step
 
-    return try_first_step(run, batch, max(seen.parameters for seen in found.memory.values()), world, held_out)
+    return try_first_step(run, batches, max(seen.parameters for seen in found.memory.values()), world, held_out)
 
 
-def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int, bool]:
-    """Return a microbatch as training would read it, the number of samples, and True if any are held out.
+def _first_batches(run: RunConfig) -> tuple[list[dict[str, Tensor]], int, bool]:
+    """Return microbatches as training reads them, the number of samples, and True if any are held out.
 
     The first use may prepare a dataset.
     """
@@ -169,13 +170,17 @@ def _first_batch(run: RunConfig) -> tuple[dict[str, Tensor], int, bool]:
 
     from everstep.rank_env import RankInfo
     from everstep.trainer.build import gathers, load_data
+    from everstep.trainer.checkpoint.resume_trial import LAST
     from everstep.trainer.data.fetcher import MicrobatchRequest
     from everstep.trainer.distributed.mesh import Mesh
 
     splits = load_data(run, Mesh(RankInfo(), torch.device("cpu")))
     train, _ = gathers(run, splits)
-    ids = np.arange(min(run.micro_batch, len(splits.train)))
-    return train(MicrobatchRequest(ids, np.zeros_like(ids), 1)).batch, len(splits.train), splits.validation is not None
+    samples = len(splits.train)
+    size = min(run.micro_batch, samples)
+    ids = [(number * size + np.arange(size)) % samples for number in range(LAST)]
+    batches = [train(MicrobatchRequest(each, np.zeros_like(each), 1)).batch for each in ids]
+    return batches, samples, splits.validation is not None
 
 
 def _idle(run: RunConfig, world: int) -> Sequence[str]:

@@ -37,12 +37,12 @@ class TookTooLongError(BaseException):
 
 
 def try_first_step(
-    run: RunConfig, batch: Mapping[str, Tensor], parameters: int, world: int, held_out: bool = True
+    run: RunConfig, batches: Sequence[Mapping[str, Tensor]], parameters: int, world: int, held_out: bool = True
 ) -> Sequence[str]:
     """Try the first step of a run; return notes.
 
     Args:
-        batch: the first microbatch, on the CPU.
+        batches: the first microbatches, on the CPU.
         parameters: number of the model's parameters.
         world: number of processes of the run.
         held_out: True if the run evaluates.
@@ -51,15 +51,16 @@ def try_first_step(
         ConfigError: the step fails; the message says what to change.
     """
     if parameters * 16 > LARGEST_BYTES:
-        return _without_values(run, batch)
+        return _without_values(run, batches[0])
     try:
         with _at_most(LONGEST_S):
-            return _step(run, batch, world, held_out)
+            return _step(run, batches, world, held_out)
     except TookTooLongError:
         return (f"note: the first step was not through in {LONGEST_S} s on this CPU; it was not tried to its end",)
 
 
-def _step(run: RunConfig, batch: Mapping[str, Tensor], world: int, held_out: bool) -> Sequence[str]:
+def _step(run: RunConfig, batches: Sequence[Mapping[str, Tensor]], world: int, held_out: bool) -> Sequence[str]:
+    batch = batches[0]
     cpu = torch.device("cpu")
     one = Trainable(run, build_task(run), cpu)
     with _explained(one.model, batch, "task.loss"):
@@ -71,7 +72,9 @@ def _step(run: RunConfig, batch: Mapping[str, Tensor], world: int, held_out: boo
         one.optimizer.step()
     if run.checkpoint.self_test:
         self_test(run, one.task, one.model, Mesh(RankInfo(), cpu)).round_trip(one.state.pack())
-        try_resume(lambda others: Trainable(run, build_task(run), cpu, others), one.model, batch, Mesh(RankInfo(), cpu))
+        try_resume(
+            lambda others: Trainable(run, build_task(run), cpu, others), one.model, batches, Mesh(RankInfo(), cpu)
+        )
     if held_out:
         _try_evaluation(run, one.task, one.model, one.inputs(batch))
     return notes

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -109,6 +109,8 @@ class TrainState:
         self._optimizer = OptimizerState(self.model, self.optimizer)
         self._plugins = PluginState(self.plugins, device)
         self._attributes = Attributes({"model": self.model, "optimizer": self.optimizer, **stateless})
+        self._trained = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
+        """Parameters by name: True if they were trained when the optimizer was made."""
         self._read: dict[str, Tensor] = {}
 
     def pack(self) -> Packed:
@@ -123,6 +125,7 @@ class TrainState:
             "optimizer": self._optimizer.pack(tensors),
             "plugins": self._plugins.pack(tensors),
             "attributes": self._attributes.pack(tensors),
+            "frozen": self._frozen(),
         }
         if self.buffers is not None:
             values["buffers"] = self.buffers.changing
@@ -158,10 +161,35 @@ class TrainState:
             self._model.load(values.get("model", {}))
             self._optimizer.load(values.get("optimizer", {}))
             self._attributes.load(values.get("attributes", {}), self._read)
+            self._freeze(values.get("frozen", []))
             if self.buffers is not None:
                 self.buffers.changing = sorted({*self.buffers.changing, *values.get("buffers", [])})
         self._plugins.load(values.get("plugins", {}))
         self._read = {}
+
+    def _frozen(self) -> list[str]:
+        """Return the parameters that were trained at first and have been frozen since.
+
+        Raises:
+            CheckpointError: one was frozen at first and has been unfrozen since, so no optimizer trains it.
+        """
+        frozen = []
+        for name, parameter in self.model.named_parameters():
+            trained = self._trained.get(name, parameter.requires_grad)
+            if parameter.requires_grad and not trained:
+                raise CheckpointError(
+                    f"model.{name} was frozen when the optimizer was made and has been unfrozen since, so nothing "
+                    "trains it: build it with requires_grad=True and freeze it in the first forward pass, or train "
+                    "the rest in a run of its own (init_from)"
+                )
+            if trained and not parameter.requires_grad:
+                frozen.append(name)
+        return frozen
+
+    def _freeze(self, names: Sequence[str]) -> None:
+        for name, parameter in self.model.named_parameters():
+            if name in self._trained:
+                parameter.requires_grad_(self._trained[name] and name not in names)
 
     def _own_tensors(self) -> dict[str, Tensor]:
         """Return the tensors of the moving average and the loss scale."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -59,11 +59,11 @@ class Trainable:
         with self.autocast():
             return checked(self.task.loss(self.model, self.inputs(batch)), "loss")
 
-    def train(self, batch: Mapping[str, Tensor], first: int, last: int) -> None:
-        """Take the steps from `first` to `last`, each with the same microbatch."""
+    def train(self, batches: Sequence[Mapping[str, Tensor]], first: int, last: int) -> None:
+        """Take the steps from `first` to `last`, step n with the n-th microbatch."""
         for step in range(first, last + 1):
             self.optimizer.zero_grad(set_to_none=True)
-            loss = self.loss(batch, step)
+            loss = self.loss(batches[(step - 1) % len(batches)], step)
             loss.sum.backward()  # type: ignore[no-untyped-call]
             self.optimizer.step()
             self.last_loss = loss.sum.detach()
