@@ -25,7 +25,7 @@ HIDDEN = [
     (("model._target_=zoo.hidden.Unfreezing",), "has been unfrozen since, so nothing trains it"),
     (("task._target_=zoo.hidden.LearntWeight",), "task.scale gets a gradient and no optimizer trains it"),
 ]
-NAMES = [given[-1].rpartition(".")[2] for given, _ in HIDDEN]
+NAMES = [next(word for word in given if "zoo.hidden" in word).rpartition(".")[2] for given, _ in HIDDEN]
 
 
 @pytest.mark.parametrize(("given", "said"), HIDDEN, ids=NAMES)
@@ -70,3 +70,10 @@ def test_an_optimizer_that_fails_in_its_second_step_is_refused_before_the_first(
     assert "a later step fails: " in ended.printed
     assert "table.weight have sparse gradients: use sparse=False" in ended.printed
     assert not (tmp_path / "straight/zoo/ledger.jsonl").exists()
+
+
+@pytest.mark.parametrize(("world", "kind"), [(1, "single"), (2, "ddp")])
+def test_a_teacher_that_the_task_makes_at_its_first_step_is_named(tmp_path: Path, world: int, kind: str) -> None:
+    ended = zoo(world, tmp_path, kind, "task._target_=zoo.hidden.Teacher", "evaluate.every=null")
+    assert ended.codes == [2] * world, ended.printed
+    assert "because of task.teacher (Plain)" in ended.printed

@@ -168,6 +168,24 @@ class Timed(Regression):
         return loss
 
 
+class Teacher(Regression):
+    """A moving average of the model that the task makes at its first step."""
+
+    def __init__(self, model) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(model)
+        self.teacher: nn.Module | None = None
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        inner = getattr(model, "module", model)
+        if self.teacher is None:
+            self.teacher = self.model()
+        with torch.no_grad():
+            for mean, now in zip(self.teacher.parameters(), inner.parameters(), strict=True):
+                mean.lerp_(now.detach(), 0.5)
+            target = self.teacher(batch["x"])
+        return Loss((model(batch["x"]) - batch["y"] - 0.1 * target).square().sum(), len(batch["y"]))
+
+
 class LearntWeight(Regression):
     """A task with a parameter of its own, which no optimizer has."""
 

@@ -190,21 +190,22 @@ def _differing(one: Trainable, other: Trainable) -> Iterator[str]:
     inner = dict(other.model.named_modules())
     for name, module in one.model.named_modules():
         yield from _differing_attributes(f"model.{name}" if name else "model", module, inner.get(name), STRUCTURE)
-    yield from _differing_attributes("task", one.task, other.task, frozenset())
+    # A task that keeps its model differs wherever the model does, so the model is left out.
+    models = frozenset(key for key, value in getattr(one.task, "__dict__", {}).items() if value is one.model)
+    yield from _differing_attributes("task", one.task, other.task, models)
     yield from _differing_attributes("optimizer", one.optimizer, other.optimizer, NOT_STATE)
 
 
 def _differing_attributes(path: str, one: object, other: object, left_out: frozenset[str]) -> Iterator[str]:
-    theirs = getattr(other, "__dict__", {})
-    for key, value in getattr(one, "__dict__", {}).items():
-        # A model that the task keeps differs wherever its own attributes do.
-        if key not in left_out and not isinstance(value, nn.Module) and _bytes_of(value) != _bytes_of(theirs.get(key)):
-            yield f"{path}.{key} ({type(value).__name__})"
+    mine, theirs = getattr(one, "__dict__", {}), getattr(other, "__dict__", {})
+    for key in dict.fromkeys([*mine, *theirs]):
+        if key not in left_out and _bytes_of(mine.get(key)) != _bytes_of(theirs.get(key)):
+            yield f"{path}.{key} ({type(mine.get(key)).__name__})"
 
 
 def _bytes_of(value: Any) -> bytes | None:
     """Return an object as bytes; None for one that has none, such as a function or an open file."""
     try:
-        return pickle.dumps(value)
+        return pickle.dumps(value.state_dict() if isinstance(value, nn.Module) else value)
     except Exception:  # the classes of users raise what they like
         return None
