@@ -40,7 +40,8 @@ def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = group["peak_lr"] * factor
+        # A group that was added on the way has no peak yet; the next save refuses it.
+        group["lr"] = group.setdefault("peak_lr", group["lr"]) * factor
 
 
 def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> torch.optim.Optimizer:

@@ -23,6 +23,7 @@ HIDDEN = [
     (BARE, "because of optimizer.meter (Meter)"),
     (("model._target_=zoo.hidden.MeanInAnObject",), "because of model.meter (Meter)"),
     (("model._target_=zoo.hidden.Unfreezing",), "has been unfrozen since, so nothing trains it"),
+    (("task._target_=zoo.hidden.TimedAndWeighted",), "task.meter (Meter)"),
     (("task._target_=zoo.hidden.LearntWeight",), "task.scale gets a gradient and no optimizer trains it"),
 ]
 NAMES = [next(word for word in given if "zoo.hidden" in word).rpartition(".")[2] for given, _ in HIDDEN]
@@ -77,3 +78,19 @@ def test_a_teacher_that_the_task_makes_at_its_first_step_is_named(tmp_path: Path
     ended = zoo(world, tmp_path, kind, "task._target_=zoo.hidden.Teacher", "evaluate.every=null")
     assert ended.codes == [2] * world, ended.printed
     assert "because of task.teacher (Plain)" in ended.printed
+
+
+@pytest.mark.parametrize("self_test", ["true", "false"])
+@pytest.mark.parametrize(("world", "kind"), PLACES, ids=IDS)
+def test_an_optimizer_group_that_is_added_on_the_way_is_refused(
+    tmp_path: Path, world: int, kind: str, self_test: str
+) -> None:
+    given = ("optimizer=bare", "optimizer._target_=zoo.optimizers.AddsAGroup", f"checkpoint.self_test={self_test}")
+    ended = zoo(world, tmp_path, kind, *given)
+    assert ended.codes == [2] * world, ended.printed
+    assert "the optimizer has another number of groups than when it was made (3, not 2)" in ended.printed
+    assert "Traceback" not in ended.printed
+
+
+def test_a_value_that_is_no_number_is_saved_like_any_other(tmp_path: Path) -> None:
+    assert_resumes(1, tmp_path, "single", "model._target_=zoo.hidden.NotANumber")

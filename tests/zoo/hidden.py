@@ -60,7 +60,7 @@ class InAClosure(Plain):
 
 
 class LastOutput(Plain):
-    """What a pass leaves in an attribute, and the next one takes."""
+    """Output of a pass in an attribute, which the next pass takes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class LateBuffer(Plain):
 
 
 class Activations(Plain):
-    """What a pass leaves in attributes to be looked at, and no other pass takes."""
+    """Activations in attributes, to be looked at; no other pass takes them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,6 +186,18 @@ class Teacher(Regression):
         return Loss((model(batch["x"]) - batch["y"] - 0.1 * target).square().sum(), len(batch["y"]))
 
 
+class TimedAndWeighted(Timed):
+    """A task with a timer beside a running value in an object, on which the loss depends."""
+
+    def __init__(self, model) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(model)
+        self.meter = Meter()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        loss = super().loss(model, batch)
+        return Loss(loss.sum * self.meter.step(), loss.count)
+
+
 class LearntWeight(Regression):
     """A task with a parameter of its own, which no optimizer has."""
 
@@ -210,6 +222,18 @@ class MeanInAnObject(Plain):
             self.count += 1
             self.meter.value += (float(x.sum()) - self.meter.value) / self.count
         return super().forward(x) * (1 + self.meter.value / 10)
+
+
+class NotANumber(Plain):
+    """A best value that is NaN until there is one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.best = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.best = float("nan")
+        return super().forward(x)
 
 
 class Freezing(Plain):

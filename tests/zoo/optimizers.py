@@ -177,3 +177,18 @@ class PerRank(Own):
 
         self.state[p]["rank"] = torch.full((2,), float(os.environ.get("RANK", "0")))
         super().update(p, gradient, lr)
+
+
+class AddsAGroup(torch.optim.SGD):
+    """Makes a new group of its last parameter at its second step, as code that unfreezes layers does."""
+
+    def __init__(self, params, lr: float = 0.05) -> None:  # type: ignore[no-untyped-def]
+        super().__init__(params, lr=lr)
+        self.steps = 0
+
+    def step(self, closure=None):  # type: ignore[no-untyped-def, override]
+        self.steps += 1
+        if self.steps == 2:
+            moved = self.param_groups[-1]["params"].pop()
+            self.add_param_group({"params": [moved], "lr": 0.1 * self.defaults["lr"]})
+        return super().step(closure)

@@ -23,7 +23,7 @@ from everstep.outcome import Fault
 from everstep.trainer.checkpoint.self_test import OFF, equal, first_difference, put_into
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.random_state import generators_preserved
-from everstep.trainer.state.attributes import NOT_STATE, STRUCTURE
+from everstep.trainer.state.attributes import NOT_STATE, PREFIX, STRUCTURE
 from everstep.trainer.state.train_state import Packed
 from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.task_calls import sparse_advice
@@ -35,8 +35,6 @@ SLOWEST_S = 2.0
 """Time of a first step up to which a trial goes on; it takes eight."""
 SAVED_AFTER, LAST = 2, 4
 """Steps after which the original is saved, and until which both train."""
-UNTRAINED = "state.attributes."
-"""Prefix of differences in plain attributes; compared last, when weights and losses are equal."""
 MOST_NAMED = 3
 """Attributes that an error lists."""
 STATE_DICT = "give the model get_extra_state() and set_extra_state(), or the task state_dict() and load_state_dict()"
@@ -88,16 +86,25 @@ class _Trial:
             return _later_step_fails(original, error)
         try:
             resumed = self._resumed(saved, original)
-            if (name := _difference(original, resumed)) is None:
+            if _differences(original, resumed) == (None, None):
                 return None
-            if (again := _difference(resumed, self._resumed(saved, original, resumed))) is not None:
-                # Seconds that a model or task measures are another each time, and nothing that is trained.
-                return None if again.startswith(UNTRAINED) else self._not_reproducible(again)
+            again = self._resumed(saved, original, resumed)
+            return self._judge(original, resumed, again)
         except Exception as error:
             if fault_of(error) is Fault.machine:
                 _left_to_the_run(error)
                 return None
             return f"a step after a resume fails with {reason_of(error)}, and would not without one; {STATE_DICT}"
+
+    def _judge(self, original: Trainable, resumed: Trainable, again: Trainable) -> str | None:
+        """Return what differs because of a resume, and not each time that the same steps are taken."""
+        (trained, kept), (unstable, changing) = _differences(original, resumed), _differences(resumed, again)
+        if unstable is not None:
+            return self._not_reproducible(unstable)
+        # Attributes that differ each time, such as seconds that a task measures, change nothing that is trained.
+        name = trained or (kept if changing is None else None)
+        if name is None:
+            return None
         return f"after a resume {name} would be another than without one, because of {_causes(original, resumed)}"
 
     def _begun(self) -> tuple[Trainable | None, float]:
@@ -153,7 +160,7 @@ def _later_step_fails(original: Trainable, error: Exception) -> str | None:
 
 def _left_to_the_run(error: Exception) -> None:
     """Leave an error of the trial's own steps to the run's first step, which reports it with its place."""
-    LOG.debug("a resume was not tried: %s", reason_of(error))
+    LOG.info("a resume was not tried before the first step: %s", reason_of(error))
 
 
 def _copied(packed: Packed) -> Packed:
@@ -161,19 +168,23 @@ def _copied(packed: Packed) -> Packed:
     return Packed(tensors, json.loads(json.dumps(packed.values)))
 
 
-def _difference(one: Trainable, other: Trainable) -> str | None:
-    """Return the first difference between two copies that took the same steps: loss, or part of the state."""
-    if not equal(one.last_loss, other.last_loss):
-        return f"the loss of step {LAST} ({float(one.last_loss):.6g}, not {float(other.last_loss):.6g})"
+def _differences(one: Trainable, other: Trainable) -> tuple[str | None, str | None]:
+    """Return what differs first of two copies that took the same steps: in what is trained, in plain attributes."""
     mine, theirs = one.state.pack(), other.state.pack()
-    for name in sorted(mine.tensors.keys() | theirs.tensors.keys()):
-        if not all(name in packed.tensors for packed in (mine, theirs)) or not equal(
-            mine.tensors[name], theirs.tensors[name]
-        ):
-            return name
-    if mine.values != theirs.values:
-        return first_difference(mine.values, theirs.values, "state")
-    return None
+    found: list[str | None] = [
+        None
+        if name in mine.tensors and name in theirs.tensors and equal(mine.tensors[name], theirs.tensors[name])
+        else name
+        for name in sorted(mine.tensors.keys() | theirs.tensors.keys())
+    ]
+    found += [
+        first_difference(mine.values.get(part), theirs.values.get(part), part)
+        for part in sorted(mine.values.keys() | theirs.values.keys())
+    ]
+    trained = next((name for name in found if name and not name.startswith(PREFIX)), None)
+    if not equal(one.last_loss, other.last_loss):
+        trained = f"the loss of step {LAST} ({float(one.last_loss):.6g}, not {float(other.last_loss):.6g})"
+    return trained, next((name for name in found if name and name.startswith(PREFIX)), None)
 
 
 def _causes(one: Trainable, other: Trainable) -> str:

@@ -71,10 +71,9 @@ class SelfTest:
                 raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
         if more := sorted(again.tensors.keys() - saved.tensors.keys()):
             raise ConfigError(f"self-test: {more[0]} comes back from a checkpoint that has none; {OFF}")
-        again_values = json.loads(json.dumps(again.values))
         for part in ("model", "optimizer", "attributes"):
-            if saved.values.get(part) != again_values.get(part):
-                name = first_difference(saved.values.get(part), again_values.get(part), part)
+            name = first_difference(saved.values.get(part), again.values.get(part), part)
+            if name is not None:
                 raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
 
 
@@ -150,12 +149,16 @@ def _own(values: dict[str, Any]) -> dict[str, Any]:
     return own | ({"attributes": attributes} if attributes else {})
 
 
-def first_difference(one: Any, other: Any, name: str) -> str:
-    """Return the path of the first value in which two packed states differ."""
+def first_difference(one: Any, other: Any, name: str) -> str | None:
+    """Return the path of the first value in which two packed states differ; None if they are equal.
+
+    They are compared as JSON, in which NaN equals itself.
+    """
+    if json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True):
+        return None
     if isinstance(one, dict) and isinstance(other, dict):
-        for key in [*one, *other]:
-            if one.get(key) != other.get(key):
-                return first_difference(one.get(key), other.get(key), f"{name}.{key}")
+        found = (first_difference(one.get(key), other.get(key), f"{name}.{key}") for key in [*one, *other])
+        return next((path for path in found if path is not None), name)
     return name
 
 

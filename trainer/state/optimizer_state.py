@@ -103,7 +103,17 @@ class OptimizerState:
         return {key: value for key, value in packed.items() if key not in ordinary}
 
     def _changed(self) -> list[dict[str, Any]]:
-        """Return the entries of each group that have changed since the optimizer was built."""
+        """Return the entries of each group that have changed since the optimizer was built.
+
+        Raises:
+            CheckpointError: a group was added or removed: a new optimizer would not have the same ones.
+        """
+        groups = len(self.optimizer.param_groups)
+        if groups != len(self._first):
+            raise CheckpointError(
+                f"the optimizer has another number of groups than when it was made ({groups}, not {len(self._first)}), "
+                "and a resume makes it as it was then: make all groups in its constructor"
+            )
         return [
             {
                 key: value
