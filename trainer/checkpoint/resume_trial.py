@@ -55,6 +55,7 @@ def try_resume(make: Make, live: nn.Module, batches: Sequence[Mapping[str, Tenso
         ConfigError: on all ranks, if the two differ on one; the line names the attributes that are not saved.
     """
     if sum(parameter.numel() for parameter in live.parameters()) * 16 > LARGEST_BYTES:
+        LOG.info("a resume was not tried before the first step: the model is larger than %d bytes", LARGEST_BYTES)
         return
     with generators_preserved():
         problem = _Trial(make, live, batches, mesh).problem()
@@ -71,6 +72,7 @@ class _Trial:
         """Return what a resume would change, or None."""
         original, took_s = self._begun()
         if max(self.mesh.gather(took_s)) > SLOWEST_S:
+            LOG.info("a resume was not tried before the first step: a step takes more than %g s", SLOWEST_S)
             return None
         assert original is not None
         if untrained := _learnt_outside(original):
@@ -127,6 +129,7 @@ class _Trial:
 
     def _not_reproducible(self, name: str) -> str | None:
         if self.mesh.device.type == "cuda":  # whose kernels may add in any order
+            LOG.info("a resume cannot be tried: %s is another at each pass on this device", name)
             return None
         return (
             f"{name} is another each time that the same steps are taken from the same state: the model or the task "
@@ -169,13 +172,13 @@ def _copied(packed: Packed) -> Packed:
 
 
 def _differences(one: Trainable, other: Trainable) -> tuple[str | None, str | None]:
-    """Return what differs first of two copies that took the same steps: in what is trained, in plain attributes."""
+    """Return the first difference of two copies after the same steps: in what is trained, in attributes."""
     mine, theirs = one.state.pack(), other.state.pack()
+    both = mine.tensors.keys() & theirs.tensors.keys()
     found: list[str | None] = [
-        None
-        if name in mine.tensors and name in theirs.tensors and equal(mine.tensors[name], theirs.tensors[name])
-        else name
+        name
         for name in sorted(mine.tensors.keys() | theirs.tensors.keys())
+        if name not in both or not equal(mine.tensors[name], theirs.tensors[name])
     ]
     found += [
         first_difference(mine.values.get(part), theirs.values.get(part), part)
@@ -189,7 +192,9 @@ def _differences(one: Trainable, other: Trainable) -> tuple[str | None, str | No
 
 def _causes(one: Trainable, other: Trainable) -> str:
     """Return the attributes whose values differ between two copies, and what to do about them."""
-    found = list(dict.fromkeys(_differing(one, other)))[:MOST_NAMED]
+    saved = one.state.pack().values.get("attributes", {})
+    unsaved = {name: kind for name, kind in _differing(one, other) if name not in saved}
+    found = [f"{name} ({kind})" for name, kind in unsaved.items()][:MOST_NAMED]
     if not found:
         return "a closure or a global variable, which a checkpoint does not hold: make it a buffer or a plain attribute"
     of_optimizer = all(name.startswith("optimizer.") for name in found)
@@ -197,7 +202,8 @@ def _causes(one: Trainable, other: Trainable) -> str:
     return f"{', '.join(found)}, which a checkpoint does not hold: {advice}"
 
 
-def _differing(one: Trainable, other: Trainable) -> Iterator[str]:
+def _differing(one: Trainable, other: Trainable) -> Iterator[tuple[str, str]]:
+    """Yield the name and type of each attribute whose value differs between two copies."""
     inner = dict(other.model.named_modules())
     for name, module in one.model.named_modules():
         yield from _differing_attributes(f"model.{name}" if name else "model", module, inner.get(name), STRUCTURE)
@@ -207,11 +213,11 @@ def _differing(one: Trainable, other: Trainable) -> Iterator[str]:
     yield from _differing_attributes("optimizer", one.optimizer, other.optimizer, NOT_STATE)
 
 
-def _differing_attributes(path: str, one: object, other: object, left_out: frozenset[str]) -> Iterator[str]:
+def _differing_attributes(path: str, one: object, other: object, left_out: frozenset[str]) -> Iterator[tuple[str, str]]:
     mine, theirs = getattr(one, "__dict__", {}), getattr(other, "__dict__", {})
     for key in dict.fromkeys([*mine, *theirs]):
         if key not in left_out and _bytes_of(mine.get(key)) != _bytes_of(theirs.get(key)):
-            yield f"{path}.{key} ({type(mine.get(key)).__name__})"
+            yield f"{path}.{key}", type(mine.get(key)).__name__
 
 
 def _bytes_of(value: Any) -> bytes | None:

@@ -72,9 +72,9 @@ class SelfTest:
         if more := sorted(again.tensors.keys() - saved.tensors.keys()):
             raise ConfigError(f"self-test: {more[0]} comes back from a checkpoint that has none; {OFF}")
         for part in ("model", "optimizer", "attributes"):
-            name = first_difference(saved.values.get(part), again.values.get(part), part)
-            if name is not None:
-                raise ConfigError(f"self-test: {name} does not come back from a checkpoint as it was saved; {OFF}")
+            differing = first_difference(saved.values.get(part), again.values.get(part), part)
+            if differing is not None:
+                raise ConfigError(f"self-test: {differing} does not come back from a checkpoint as it was saved; {OFF}")
 
 
 def put_into(state: TrainState, packed: Packed) -> Iterable[str]:
