@@ -43,6 +43,12 @@ class Arguments(argparse.ArgumentParser):
         return ConfigError(f"no option {option}; keys have no dashes{hint}") if hint else None
 
 
+def add_overrides(parser: argparse.ArgumentParser, meaning: str = "what differs from conf/run.yaml") -> None:
+    """Add key=value words and the folders of the user's own configs to a verb."""
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=meaning)
+    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+
+
 VERBS = {
     "run": (
         "everstep.launch.cli.run",

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config
-from everstep.launch.parser import Arguments, refuse_script
+from everstep.launch.parser import Arguments, add_overrides, refuse_script
 from everstep.launch.preflight.checks import check
 from everstep.launch.preflight.config_errors import composed_or_mistakes
 from everstep.launch.preflight.model import rehearse
@@ -43,7 +43,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    add_overrides(parser)
     parser.add_argument("--quick", action="store_true", help="only what needs no torch")
     return parser

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from everstep.compose import compose, compose_job
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config
-from everstep.launch.parser import Arguments
+from everstep.launch.parser import Arguments, add_overrides
 from everstep.launch.schedulers.registry import scheduler
 
 EXAMPLES = """examples:
@@ -68,7 +68,6 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="the words of a submission")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    add_overrides(parser, "the words of a submission")
     parser.add_argument("--out-of-service", metavar="NODE", help="taint this lost node, whose machine is off for good")
     return parser

@@ -13,7 +13,7 @@ from everstep.frozen_config import freeze, settle, thaw
 from everstep.launch.cli.run import start
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
 from everstep.launch.console import say
-from everstep.launch.parser import Arguments
+from everstep.launch.parser import Arguments, add_overrides
 from everstep.launch.preflight.checks import refuse
 from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.runs.history import History, read
@@ -143,8 +143,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_run(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what changes; see docs/resuming.md")
+    add_overrides(parser, "what changes; see docs/resuming.md")
     parser.add_argument("--failed", action="store_true", help="of a sweep: what has failed or was cancelled, too")
     parser.add_argument("--quick", action="store_true", help="do not build a changed model before it is submitted")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     return parser

@@ -19,7 +19,7 @@ from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say
 from everstep.launch.job_start.process import Local, Signals
-from everstep.launch.parser import Arguments, refuse_script
+from everstep.launch.parser import Arguments, add_overrides, refuse_script
 from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.launch.runs.lookup import ROOT
 from everstep.rank_env import WORLD
@@ -120,8 +120,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    add_overrides(parser)
     parser.add_argument("--from", dest="winner", metavar="SWEEP/best", help="with the values of a sweep's best trial")
     parser.add_argument("--cfg", action="store_true", help="print the resolved config and start nothing")
     return parser

@@ -19,7 +19,7 @@ from everstep.errors import ConfigError
 from everstep.frozen_config import changes_since, freeze, settle
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.console import say
-from everstep.launch.parser import Arguments
+from everstep.launch.parser import Arguments, add_overrides
 from everstep.launch.preflight.checks import check, program_problems, refuse
 from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.schedulers.base import Program, Scheduler
@@ -221,8 +221,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs from conf/run.yaml")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    add_overrides(parser)
     parser.add_argument("--dry-run", action="store_true", help="print what would be submitted; write nothing")
     parser.add_argument("--quick", action="store_true", help="do not build the model before; what needs no torch only")
     return parser

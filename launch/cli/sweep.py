@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
-from everstep.launch.parser import Arguments
+from everstep.launch.parser import Arguments, add_overrides
 from everstep.launch.sweep.plan import plan
 from everstep.launch.sweep.start import drive, dry_run
 
@@ -39,8 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="what differs; several values make a sweep")
-    parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
+    add_overrides(parser, "what differs; several values make a sweep")
     parser.add_argument("--dry-run", action="store_true", help="list the trials and start nothing")
     parser.add_argument("--quick", action="store_true", help="on a cluster: do not build a trial's model before")
     return parser
