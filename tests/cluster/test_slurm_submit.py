@@ -16,7 +16,8 @@ from jobs import PATHS, TESTS, Job
 from slurm_cluster import Cluster
 
 from everstep.launch.schedulers.job import JobHandle, JobState
-from everstep.launch.schedulers.slurm.scheduler import Slurm, script
+from everstep.launch.schedulers.slurm.sbatch import script
+from everstep.launch.schedulers.slurm.scheduler import Slurm
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 SECRET = "plänted-7f3a-value"

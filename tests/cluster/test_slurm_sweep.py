@@ -18,7 +18,7 @@ from process_helpers import until
 from slurm_cluster import PATH, Cluster
 from sweep_processes import CHEAP, ended, ends, kill, order, results, story, sweep, told
 
-from everstep.launch.schedulers.slurm.scheduler import script
+from everstep.launch.schedulers.slurm.sbatch import script
 from everstep.run_folder import RunFolder
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]

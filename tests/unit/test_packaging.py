@@ -67,7 +67,7 @@ def test_an_installed_wheel_composes_from_another_folder(wheel: Path, tmp_path: 
     target = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(target)
     code = "from everstep import compose; print(compose.conf_dir()); print(sorted(compose.groups())); "
-    code += "from everstep.launch.schedulers.slurm import scheduler; print(scheduler.script())"
+    code += "from everstep.launch.schedulers.slurm import sbatch; print(sbatch.script())"
     found = subprocess.run(
         [sys.executable, "-P", "-c", code],
         env={**os.environ, "PYTHONPATH": str(target)},

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 from test_slurm_preflight import RECORDED, Job
 
-from everstep.launch.schedulers.slurm.preflight import Answer, problems
+from everstep.launch.schedulers.slurm.commands import Answer
+from everstep.launch.schedulers.slurm.preflight import problems
 
 CONFIG = """Configuration data as of 2026-11-25T17:06:57
 AccountingStorageEnforce = {enforced}

@@ -14,7 +14,8 @@ from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.schedulers.base import Batch, Batching
 from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.slurm.jobs_json import jobs
-from everstep.launch.schedulers.slurm.scheduler import Slurm, script, spans
+from everstep.launch.schedulers.slurm.sbatch import script, spans
+from everstep.launch.schedulers.slurm.scheduler import Slurm
 
 GOLDEN = Path(__file__).parent.parent / "golden/slurm/array.txt"
 BATCH = Batch("lr", "/runs/lr", "everstep-1", (0, 1, 2, 3, 5), 4, tuple(

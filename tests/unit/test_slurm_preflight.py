@@ -7,42 +7,25 @@ import json
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from everstep.launch.config import seconds
+from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig
+from everstep.launch.schedulers.slurm.commands import Answer, ask
 from everstep.launch.schedulers.slurm.partitions import clock_s, gpus_of, nodes_of, partitions_of, plain
-from everstep.launch.schedulers.slurm.preflight import Answer, ask, flags_of, megabytes, problems
+from everstep.launch.schedulers.slurm.preflight import megabytes, problems
+from everstep.launch.schedulers.slurm.sbatch import request_flags
+from everstep.launch.schedulers.slurm.scheduler import Slurm
 
 RECORDED = Path(__file__).parent.parent / "recorded" / "slurm-22.05"
 
 
-@dataclass
-class Job:
-    """The keys of a job that the cluster has a say in: three CPU nodes' worth unless a test says otherwise."""
-
-    nodes: tuple[int, int] = (2, 2)
-    nproc: int | str = 2
-    time: str | None = None
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
-    exclude: list[str] = field(default_factory=list)
-    secrets: list[str] = field(default_factory=list)
-    gpus: int | str = "auto"
-    cpus: int | None = None
-    mem: str | None = None
-
-    @property
-    def time_s(self) -> int | None:
-        return None if self.time is None else seconds(self.time)
-
-    @property
-    def node_range(self) -> tuple[int, int]:
-        return self.nodes
+def Job(nodes: int | str = 2, **keys: Any) -> JobConfig:  # noqa: N802: reads as a type in the tables below
+    """Make a job for two CPU nodes unless a test says otherwise."""
+    return JobConfig(scheduler="slurm", nodes=nodes, grace_s=0, **({"nproc": 2} | keys))
 
 
 class Recorded:
@@ -69,7 +52,14 @@ def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
     cluster = Recorded()
     assert problems(Job(time="1h"), cluster) == []
     assert [argv[0] for argv in cluster.asked] == ["scontrol", "sinfo", "scontrol", "sbatch"]
-    assert cluster.asked[-1][1:] == ["--test-only", "--nodes=2", "--time=60", "--gpus-per-node=2", "--wrap=true"]
+    assert cluster.asked[-1][1:] == [
+        "--test-only",
+        "--nodes=2",
+        "--time=60",
+        "--gpus-per-node=2",
+        "--signal=B:USR1@30",
+        "--wrap=true",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -77,10 +67,10 @@ def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
     [
         (Job(partition="man"), "job.partition='man': there is no such partition; did you mean 'main'?; there are main, "
                                "spot, urgent, short, closed"),
-        (Job((1, 1), partition="closed"), "job.partition='closed': it is DOWN; choose another"),
+        (Job(1, partition="closed"), "job.partition='closed': it is DOWN; choose another"),
         (Job(partition="short", time="2h"), "job.time=2h: partition short allows at most 1 h; change job.time"),
-        (Job((9, 9)), "job.nodes=9: partition main has 3 nodes; change job.nodes"),
-        (Job((3, 4), partition="short"), "job.nodes=3: partition short has 2 nodes; change job.nodes"),
+        (Job(9), "job.nodes=9: partition main has 3 nodes; change job.nodes"),
+        (Job("3:4", partition="short"), "job.nodes=3: partition short has 2 nodes; change job.nodes"),
         (Job(partition="short", account="mine"), "job.account='mine': partition short allows only lab; "
                                                       "change job.account"),
         (Job(partition="short", qos="low"), "job.qos='low': partition short allows only high; change job.qos"),
@@ -91,9 +81,9 @@ def test_a_job_that_fits_has_no_problem_and_slurm_is_asked_last() -> None:
         (Job(mem="8G"), "job.mem=8G: nodes of partition main have at most 4000 MB of memory; change job.mem"),
         (Job(partition="short", mem="3000"), "job.mem=3000: nodes of partition short have at most 2000 MB of memory; "
                                              "change job.mem"),
-        (Job((3, 3), exclude=["n2"]), "job.nodes=3: only 2 nodes of partition main have what is asked of each, without "
+        (Job(3, exclude=["n2"]), "job.nodes=3: only 2 nodes of partition main have what is asked of each, without "
                                       "n2; change job.nodes"),
-        (Job((1, 2), exclude=["n1", "n2", "n3"]), "job.nodes=1: only 0 nodes of partition main have what is asked of "
+        (Job("1:2", exclude=["n1", "n2", "n3"]), "job.nodes=1: only 0 nodes of partition main have what is asked of "
                                                   "each, without n1 n2 n3; change job.nodes"),
     ],
 )  # fmt: skip
@@ -102,7 +92,7 @@ def test_what_does_not_fit_is_one_line_with_the_key(job: Job, said: str) -> None
 
 
 def test_all_that_does_not_fit_is_told_at_once() -> None:
-    found = problems(Job((9, 9), time="2h", partition="short", cpus=9, qos="low"), Recorded())
+    found = problems(Job(9, time="2h", partition="short", cpus=9, qos="low"), Recorded())
     assert [line.split("=")[0] for line in found] == ["job.time", "job.nodes", "job.qos", "job.cpus"]
 
 
@@ -125,8 +115,8 @@ def test_nodes_that_sinfo_does_not_show_may_have_what_the_others_lack() -> None:
 
 
 def test_one_of_several_partitions_that_takes_the_job_is_enough() -> None:
-    assert problems(Job((3, 3), partition="short,main"), Recorded()) == []
-    assert problems(Job((3, 3), partition="closed,short"), Recorded())
+    assert problems(Job(3, partition="short,main"), Recorded()) == []
+    assert problems(Job(3, partition="closed,short"), Recorded())
 
 
 @pytest.mark.parametrize(
@@ -151,7 +141,7 @@ def test_nodes_that_are_out_of_service_today_are_no_reason_not_to_queue() -> Non
     cluster = Recorded(
         "sinfo_drained.json", refused("allocation failure: Requested node configuration is not available")
     )
-    assert problems(Job((3, 3)), cluster) == []
+    assert problems(Job(3), cluster) == []
 
 
 def test_a_controller_that_is_away_is_one_line() -> None:
@@ -161,10 +151,8 @@ def test_a_controller_that_is_away_is_one_line() -> None:
 
 def test_a_machine_without_slurm_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    (found,) = problems(Job())
-    assert (
-        found == "job.scheduler='slurm': there is no scontrol on this machine; submit from a login node of the cluster"
-    )
+    with pytest.raises(ConfigError, match="there is no scontrol here; submit on a login node"):
+        Slurm().problems(Job())
 
 
 def test_the_commands_on_the_path_are_asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -231,8 +219,9 @@ def test_numbers_times_and_sizes_of_slurm_are_read() -> None:
 
 
 def test_a_range_of_nodes_and_a_time_are_said_as_sbatch_wants_them() -> None:
-    assert flags_of(Job((2, 4), time="90s", gpus=0, exclude=["n1", "n2"])) == [
+    assert request_flags(Job("2:4", time="90s", gpus=0, exclude=["n1", "n2"])) == [
         "--nodes=2-4",
         "--time=2",
         "--exclude=n1,n2",
+        "--signal=B:USR1@30",
     ]

@@ -10,7 +10,8 @@ import pytest
 from everstep.errors import ConfigError
 from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Program
-from everstep.launch.schedulers.slurm.scheduler import Slurm, script
+from everstep.launch.schedulers.slurm.sbatch import script
+from everstep.launch.schedulers.slurm.scheduler import Slurm
 
 PROGRAM = Program("demo", "/runs/demo", ("-m", "everstep.trainer", "--frozen", "/runs/demo"), "everstep-1")
 
@@ -26,9 +27,9 @@ def test_the_whole_command() -> None:
         "setup": ["module load cuda/12.4"],
     }  # fmt: skip
     assert argv(**job) == [
-        "sbatch", "--parsable", "--job-name=demo", "--comment=everstep-1", "--nodes=4", "--time=2160",
-        "--partition=gpu", "--account=lab", "--qos=high", "--constraint=h100&ib", "--exclude=n7,n9",
-        "--gpus-per-node=8", "--cpus-per-task=96", "--mem=0", "--signal=B:USR1@150", "--output=/runs/demo/slurm-%j.out",
+        "sbatch", "--parsable", "--job-name=demo", "--comment=everstep-1", "--output=/runs/demo/slurm-%j.out",
+        "--nodes=4", "--time=2160", "--partition=gpu", "--account=lab", "--qos=high", "--constraint=h100&ib", "--exclude=n7,n9",
+        "--gpus-per-node=8", "--cpus-per-task=96", "--mem=0", "--signal=B:USR1@150",
         "--exclusive", str(script()), "/runs/demo", "--python", "/venv/bin/python", "--setup", "module load cuda/12.4",
     ]  # fmt: skip
 

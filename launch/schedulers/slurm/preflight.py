@@ -8,13 +8,12 @@ beyond the limit of most QOS.
 from __future__ import annotations
 
 import re
-import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
 
 from everstep.errors import nearest
+from everstep.launch.config import JobConfig
 from everstep.launch.console import duration, say
+from everstep.launch.schedulers.slurm.commands import Ask
 from everstep.launch.schedulers.slurm.partitions import (
     Lines,
     Nodes,
@@ -25,8 +24,8 @@ from everstep.launch.schedulers.slurm.partitions import (
     settings,
     too_long,
 )
+from everstep.launch.schedulers.slurm.sbatch import gpus_per_node, request_flags
 
-TIMEOUT_S = 60.0
 PARTITIONS = ("scontrol", "show", "partition", "-o")
 NODES = ("sinfo", "--json")
 NO_SUCH_NODES = "Requested node configuration is not available"
@@ -55,62 +54,10 @@ LIMITS = {
 """Part of such a name → the key to change."""
 
 
-class Wish(Protocol):
-    """Job keys that the checks read."""
-
-    nproc: int | str
-    time: str | None
-    partition: str | None
-    account: str | None
-    qos: str | None
-    constraint: str | None
-    exclude: list[str]
-    secrets: list[str]
-    gpus: int | str
-    cpus: int | None
-    mem: str | None
-
-    @property
-    def time_s(self) -> int | None: ...
-    @property
-    def node_range(self) -> tuple[int, int]: ...
-
-
-@dataclass(frozen=True)
-class Answer:
-    """Output of a command and its exit code; 127 if the command does not exist."""
-
-    code: int
-    out: str = ""
-    err: str = ""
-
-    @property
-    def last_line(self) -> str:
-        lines = [line.strip() for line in f"{self.out}\n{self.err}".splitlines() if line.strip()]
-        return lines[-1] if lines else f"exit code {self.code}"
-
-
-Ask = Callable[[Sequence[str]], Answer]
-"""Type of a function that runs a Slurm command."""
-
-
-def ask(argv: Sequence[str]) -> Answer:
-    try:
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
-    except FileNotFoundError:
-        return Answer(127, err=f"there is no {argv[0]} on this machine; submit from a login node of the cluster")
-    except subprocess.TimeoutExpired:
-        return Answer(1, err=f"{argv[0]} did not answer within {TIMEOUT_S:.0f} s")
-    return Answer(done.returncode, done.stdout, done.stderr)
-
-
-def problems(
-    job: Wish, ask: Ask = ask, flags: Sequence[str] | None = None, note: Callable[[str], None] = say
-) -> list[str]:
+def problems(job: JobConfig, ask: Ask, note: Callable[[str], None] = say) -> list[str]:
     """Return one line per problem with the key to change; empty if the job could start.
 
     Args:
-        flags: flags of the sbatch command; None derives them from `job`.
         note: receives lines about unusual values that may be intended.
     """
     told = ask(PARTITIONS)
@@ -128,11 +75,10 @@ def problems(
     for line in _crowd(job, [group for group in nodes if any(each.name in group.partitions for each in wanted)]):
         note(line)
     fit = [partition for partition, against in zip(wanted, found, strict=True) if not against]
-    given = flags_of(job) if flags is None else flags
-    return _by_accounting(job, fit, ask, note) or _refusal(job, given, wanted, nodes, ask)
+    return _by_accounting(job, fit, ask, note) or _refusal(job, wanted, nodes, ask)
 
 
-def _by_accounting(job: Wish, fit: Sequence[Partition], ask: Ask, note: Callable[[str], None]) -> list[str]:
+def _by_accounting(job: JobConfig, fit: Sequence[Partition], ask: Ask, note: Callable[[str], None]) -> list[str]:
     """Return limits from accounting that Slurm does not report; queried only where they can matter."""
     if job.secrets and "job_env" in settings(_lines(ask)).stored:
         note(
@@ -152,7 +98,7 @@ def _lines(ask: Ask) -> Lines:
     return lines
 
 
-def _wanted(job: Wish, partitions: dict[str, Partition]) -> tuple[list[Partition], list[str]]:
+def _wanted(job: JobConfig, partitions: dict[str, Partition]) -> tuple[list[Partition], list[str]]:
     """Return the job's partitions, and a line per unknown name."""
     there = ", ".join(partitions)
     if job.partition is None:
@@ -168,12 +114,12 @@ def _wanted(job: Wish, partitions: dict[str, Partition]) -> tuple[list[Partition
     return [partitions[name] for name in names if name in partitions], unknown
 
 
-def _against(job: Wish, partition: Partition, nodes: Sequence[Nodes]) -> list[str]:
+def _against(job: JobConfig, partition: Partition, nodes: Sequence[Nodes]) -> list[str]:
     inside = [group for group in nodes if partition.name in group.partitions]
     return [*_limits(job, partition), *_hardware(job, partition, inside)]
 
 
-def _limits(job: Wish, partition: Partition) -> list[str]:
+def _limits(job: JobConfig, partition: Partition) -> list[str]:
     name, fewest, found = partition.name, job.node_range[0], []
     if not partition.up:
         found.append(f"job.partition={name!r}: it is {partition.state}; choose another")
@@ -193,14 +139,14 @@ def _limits(job: Wish, partition: Partition) -> list[str]:
     return found
 
 
-def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[str]:
+def _hardware(job: JobConfig, partition: Partition, inside: Sequence[Nodes]) -> list[str]:
     """Return resources that no node has; else a line if too few nodes have all of them."""
     # A node list that is missing, or that lacks nodes which are powered up on demand, proves nothing:
     # `sbatch --test-only` then decides.
     if not inside or sum(group.count for group in inside) < partition.nodes:
         return []
     asks = {
-        "job.gpus": (_gpus(job), "gpus", "GPUs"),
+        "job.gpus": (gpus_per_node(job), "gpus", "GPUs"),
         "job.cpus": (job.cpus, "cpus", "CPUs"),
         "job.mem": (megabytes(job.mem), "memory_mb", "MB of memory"),
     }
@@ -231,7 +177,7 @@ def _hardware(job: Wish, partition: Partition, inside: Sequence[Nodes]) -> list[
     return found
 
 
-def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
+def _crowd(job: JobConfig, nodes: Sequence[Nodes]) -> list[str]:
     """Return a line if there are more processes than CPUs: slow, but a test with few nodes may want it."""
     most = max((group.cpus for group in nodes), default=0)
     if not isinstance(job.nproc, int) or not 0 < most < job.nproc:
@@ -242,13 +188,6 @@ def _crowd(job: Wish, nodes: Sequence[Nodes]) -> list[str]:
     ]
 
 
-def _gpus(job: Wish) -> int | None:
-    """Return the GPUs that each node must have; `auto` is one per process, if that number is known."""
-    if isinstance(job.gpus, int):
-        return job.gpus
-    return job.nproc if isinstance(job.nproc, int) else None
-
-
 def megabytes(text: str | None) -> int | None:
     """Return MB of Slurm's 64G, 500M, 1T or a plain number of MB; None if missing or of another form."""
     form = re.fullmatch(r"(\d+)([KMGT]?)B?", (text or "").strip().upper())
@@ -257,11 +196,9 @@ def megabytes(text: str | None) -> int | None:
     return int(int(form[1]) * {"K": 1 / 1024, "": 1, "M": 1, "G": 1024, "T": 1024**2}[form[2]])
 
 
-def _refusal(
-    job: Wish, flags: Sequence[str], wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask
-) -> list[str]:
+def _refusal(job: JobConfig, wanted: Sequence[Partition], nodes: Sequence[Nodes], ask: Ask) -> list[str]:
     """Return the refusal of `sbatch --test-only`, which submits nothing."""
-    told = ask(["sbatch", "--test-only", *flags, "--wrap=true"])
+    told = ask(["sbatch", "--test-only", *request_flags(job), "--wrap=true"])
     if told.code == 0:
         return []
     names = {partition.name for partition in wanted}
@@ -275,21 +212,3 @@ def _refusal(
     key = next((key for word, key in ABOUT.items() if word in said.lower()), "job")
     there = choice(key, job.account, _lines(ask)) if key in ("job.account", "job.qos") else ""
     return [f"{key}: Slurm refuses the job: {said}{there}"]
-
-
-def flags_of(job: Wish) -> list[str]:
-    """Return the sbatch flags for the job's requests."""
-    fewest, most = job.node_range
-    given = {
-        "--nodes": str(fewest) if fewest == most else f"{fewest}-{most}",
-        "--time": None if job.time_s is None else str(-(-job.time_s // 60)),
-        "--partition": job.partition,
-        "--account": job.account,
-        "--qos": job.qos,
-        "--constraint": job.constraint,
-        "--exclude": ",".join(job.exclude) or None,
-        "--gpus-per-node": str(_gpus(job)) if _gpus(job) else None,
-        "--cpus-per-task": None if job.cpus is None else str(job.cpus),
-        "--mem": job.mem,
-    }
-    return [f"{name}={value}" for name, value in given.items() if value is not None]
