@@ -1,44 +1,39 @@
-"""Processes of this machine, identified by PID and start time, since PIDs are reused."""
+"""Processes of this machine, identified by PID and creation time, since PIDs are reused."""
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
-
 SLACK_S = 2.0
-"""Largest error of a start time: /proc counts from a boot time in whole seconds."""
+"""Largest error of a creation time: the kernel counts from a boot time in whole seconds."""
 
 
-def start_ticks(pid: int) -> int | None:
-    """Return the start time of a process in clock ticks since boot; None if it has ended."""
+def created_at(pid: int) -> float | None:
+    """Return the creation time of a process in seconds since the epoch; None if it has ended."""
+    import psutil
+
     try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    except (OSError, IndexError):
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.Error:
         return None
-    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def has_run_since(pid: int | None, at: float) -> bool:
     """True if the process that had this PID at the time `at` (seconds since the epoch) is alive."""
-    if pid is None:
-        return False
-    if not Path("/proc/self/stat").exists():
-        return _answers(pid)
-    ticks = start_ticks(pid)
-    return ticks is not None and _booted_at() + ticks / os.sysconf("SC_CLK_TCK") <= at + SLACK_S
+    created = None if pid is None else created_at(pid)
+    return created is not None and created <= at + SLACK_S
 
 
-def _booted_at() -> float:
-    lines = Path("/proc/stat").read_text().splitlines()
-    return next((float(line.split()[1]) for line in lines if line.startswith("btime ")), 0.0)
+def children(pid: int, recursive: bool = False) -> list[int]:
+    """Return the running children of a process, or all its descendants; empty if it has ended."""
+    import psutil
 
-
-def _answers(pid: int) -> bool:
-    """True if a process has the PID; used without /proc."""
+    found = []
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        for each in psutil.Process(pid).children(recursive):
+            try:
+                found += [each.pid] * (each.status() != psutil.STATUS_ZOMBIE)
+            except psutil.Error:
+                continue
+    except psutil.Error:
+        return []
+    return found

@@ -16,8 +16,9 @@ from types import FrameType
 from typing import Any
 
 from everstep.fault import OutOfMemoryCount, death_of
-from everstep.launch.job_start.process_tree import Idle, children, descendants
+from everstep.launch.job_start.hung_agent import HungAgent
 from everstep.outcome import Ending, Outcome
+from everstep.processes import children
 from everstep.run_folder import ENDING_FILE
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
@@ -146,7 +147,7 @@ class Local:
             process_group=None if reads else 0,
             preexec_fn=leash(os.getpid(), hangs_up=not reads),
         )
-        deadline, idle = float("inf"), Idle(child.pid, self.idle_s if self.agent else float("inf"))
+        deadline, agent = float("inf"), HungAgent(child.pid, self.idle_s if self.agent else float("inf"))
         try:
             while child.poll() is None:
                 for number in self.signals.take():
@@ -155,7 +156,7 @@ class Local:
                     if self.stopped is None:
                         self._ask_to_stop(child, number)
                         deadline = time.monotonic() + self.grace_s + SLACK_S
-                self._hung = idle.is_over()
+                self._hung = agent.is_hung()
                 if time.monotonic() > deadline or self.abandon() or self._hung:
                     _kill(child, spared)
                 _bury_orphans(child.pid)
@@ -188,7 +189,7 @@ class Local:
         if not self.relay:
             return
         # An agent without workers yet gets the signal itself.
-        for pid in (children().get(child.pid) if self.agent else None) or [child.pid]:
+        for pid in (children(child.pid) if self.agent else []) or [child.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
 
@@ -242,7 +243,7 @@ def _adopt_orphans() -> set[int]:
     """Make processes whose parents die our children from now on; return our present descendants."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
-    return set(descendants(os.getpid()))
+    return set(children(os.getpid(), recursive=True))
 
 
 def _bury_orphans(child: int) -> None:
@@ -261,7 +262,7 @@ def _bury_orphans(child: int) -> None:
 
 def _kill(child: subprocess.Popen[bytes], spared: set[int]) -> None:
     """Send SIGKILL to the child and all its descendants: torchrun's workers have sessions of their own."""
-    doomed = set(descendants(os.getpid())) - spared
+    doomed = set(children(os.getpid(), recursive=True)) - spared
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child.pid, signal.SIGKILL)
     for pid in doomed:

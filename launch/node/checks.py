@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import fcntl
 import ipaddress
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -16,8 +14,6 @@ from everstep.errors import EverstepError
 from everstep.launch.config import JobConfig, processes
 from everstep.launch.config.devices import gpus
 from everstep.run_folder import STARTS, RunFolder
-
-SIOCGIFADDR = 0x8915
 
 
 class BadNode(Exception):
@@ -52,15 +48,14 @@ def address(interface: str | None) -> str:
 
 
 def _address_of(interface: str) -> str:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            answer = fcntl.ioctl(probe.fileno(), SIOCGIFADDR, struct.pack("256s", interface[:15].encode()))
-        except OSError as error:
-            there = ", ".join(name for _, name in socket.if_nameindex() if name != "lo") or "none"
-            raise BadNode(
-                f"no interface {interface} with an IPv4 address (there are {there}); change job.interface"
-            ) from error
-    return socket.inet_ntoa(answer[20:24])
+    import psutil
+
+    known = psutil.net_if_addrs()
+    for address in known.get(interface, []):
+        if address.family == socket.AF_INET:
+            return str(address.address)
+    there = ", ".join(name for name in known if name != "lo") or "none"
+    raise BadNode(f"no interface {interface} with an IPv4 address (there are {there}); change job.interface")
 
 
 def storage(folder: RunFolder, host: str) -> None:

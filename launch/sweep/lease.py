@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError, StorageError, SupersededError
-from everstep.processes import start_ticks
+from everstep.processes import SLACK_S, created_at
 from everstep.storage import Storage
 
 LEASES = "leases"
@@ -135,7 +135,7 @@ def _text(counter: int, renew_s: float, released: bool = False) -> bytes:
         "machine": machine(),
         "host": socket.gethostname(),
         "pid": os.getpid(),
-        "began": start_ticks(os.getpid()),
+        "began": created_at(os.getpid()),
         "counter": counter,
         "renew_s": renew_s,
         "released": released,
@@ -152,8 +152,9 @@ def _read(storage: Storage, number: int) -> dict[str, Any]:
 
 
 def _lives(facts: dict[str, Any]) -> bool:
-    """True if the process that wrote this is alive; compares start times, because PIDs are reused."""
-    return facts.get("began") is not None and start_ticks(int(facts["pid"])) == facts["began"]
+    """True if the process that wrote this is alive; compares creation times, because PIDs are reused."""
+    created = created_at(int(facts["pid"]))
+    return created is not None and abs(created - float(facts["began"] or 0.0)) <= SLACK_S
 
 
 def _holder(facts: dict[str, Any]) -> str:

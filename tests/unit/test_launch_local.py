@@ -271,7 +271,7 @@ def test_what_a_child_was_killed_by_is_known(script: str, reason: str) -> None:
 
 
 def test_an_agent_whose_workers_have_ended_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everstep.launch.job_start.process_tree.LOOK_S", 0.05)
+    monkeypatch.setattr("everstep.launch.job_start.hung_agent.POLL_S", 0.05)
     with Signals() as signals:
         local = Local(signals, lambda _: None, 1, agent=True)
         local.idle_s = 0.5

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from everstep.processes import has_run_since, start_ticks
+from everstep.processes import created_at, has_run_since
 
 pytestmark = pytest.mark.process
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.process
 def test_a_process_has_run_since_it_began_and_not_before() -> None:
     assert has_run_since(os.getpid(), time.time())
     assert not has_run_since(os.getpid(), 1.0)  # another process had this PID then
-    assert start_ticks(os.getpid()) is not None
+    assert created_at(os.getpid()) is not None
 
 
 def test_a_process_that_has_ended_does_not_run_even_before_it_is_waited_for() -> None:
@@ -27,7 +27,7 @@ def test_a_process_that_has_ended_does_not_run_even_before_it_is_waited_for() ->
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # a zombie from here on
     assert not has_run_since(child.pid, time.time())
     child.wait()
-    assert start_ticks(child.pid) is None
+    assert created_at(child.pid) is None
 
 
 def test_no_process_has_no_pid() -> None:
