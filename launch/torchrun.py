@@ -33,27 +33,27 @@ class Rendezvous:
     """Different for each start: processes left from an earlier one must not join."""
 
 
-def trainer(url: str, plugins: Sequence[str] = ()) -> list[str]:
+def trainer(url: str, plugins: Sequence[str] = (), config_digest: str = "") -> list[str]:
     """Return the trainer's arguments for `url`/config.yaml.
 
-    Plug-in packages are on the command line and not in the folder, so that a run folder from elsewhere cannot run code.
+    The plug-in packages and the digest of the config are on the command line: write access to the folder is not enough
+    to run code or to change the config of a start.
     """
-    return ["-m", "everstep.trainer", "--frozen", url, *(["--plugins", ",".join(plugins)] if plugins else [])]
+    named = ["--plugins", ",".join(plugins)] if plugins else []
+    digest = ["--config-digest", config_digest] if config_digest else []
+    return ["-m", "everstep.trainer", "--frozen", url, *named, *digest]
 
 
-def command(url: str, nproc: int, grace_s: int, plugins: Sequence[str] = (), restarts: int = 0) -> list[str]:
+def command(url: str, nproc: int, grace_s: int, plugins: Sequence[str] = (), config_digest: str = "") -> list[str]:
     """Return the argv to train on this machine alone; one process runs without torchrun, to start faster."""
+    program = trainer(url, plugins, config_digest)
     if nproc == 1:
-        return [sys.executable, *trainer(url, plugins)]
-    return agent(trainer(url, plugins), nproc, grace_s, Rendezvous(id=url.rsplit("/", 1)[-1]), restarts)
+        return [sys.executable, *program]
+    return agent(program, nproc, grace_s, Rendezvous(id=url.rsplit("/", 1)[-1]))
 
 
-def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous, restarts: int = 0) -> list[str]:
-    """Return the argv of this node's torchrun; `program` is a script, or -m and a module, with arguments.
-
-    `restarts` is torchrun's own restart budget. The launcher leaves it at 0 and restarts runs itself, because torchrun
-    would also restart a run that must not be restarted.
-    """
+def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous) -> list[str]:
+    """Return the argv of this node's torchrun; `program` is a script, or -m and a module, with arguments."""
     return [
         sys.executable,
         "-m",
@@ -68,7 +68,7 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous,
         "--monitor-interval=0.1",
         f"--shutdown-timeout={grace_s}",
         f"--log-dir={os.devnull}",  # otherwise it creates a folder for each start and never removes it
-        f"--max-restarts={restarts}",
+        "--max-restarts=0",  # the launcher restarts: torchrun would also restart a run that must not be
         *program,
     ]
 

@@ -3,11 +3,14 @@
 import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# The key of the tests' user, not of the developer's own account.
+os.environ["XDG_STATE_HOME"] = str(Path(tempfile.gettempdir()) / f"everstep-tests-{os.getuid()}")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile the same modules
 sys.path.insert(0, str(Path(__file__).parent))
 # A shell starts background jobs with SIGINT ignored, and children would inherit that; these tests send it to them.

@@ -79,7 +79,7 @@ class FileArrays(FileScheduler):
         return int(self.known().get("largest", 1001))
 
     def render_batch(self, job: JobConfig, batch: Batch) -> Rendered:
-        lines = Path(batch.list).read_text().splitlines()
+        lines = [line.partition("\t")[0] for line in Path(batch.list).read_text().splitlines()]
         after = [handle.id for handle in batch.after]
         files = {str(number): lines[number] for number in batch.elements}
         return Rendered(("batch", batch.token, str(batch.parallel), *after), files)

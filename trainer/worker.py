@@ -57,11 +57,11 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         options = parse(arguments)
         store = _store(place, laps)
         assignment = _assignment(options, place, store, stop.began)
+        run = _checked(assignment.config, options, sent=place.rank > 0)
     except EverstepError as error:
         return refuse(error, place)
     except RuntimeError as error:  # torch's own error when rank 0 and its store are gone
         return lose(error, place)
-    run = frozen_config.thaw(assignment.config)
     laps.end("config")
     if assignment.done_at is not None:
         if place.rank == 0:
@@ -89,6 +89,7 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--config-dir", action="append", default=[], metavar="DIR", help="your own folder of configs")
     parser.add_argument("--frozen", metavar="RUN_URL", help="train what config.yaml in this run folder says")
     parser.add_argument("--plugins", default="", metavar="A,B", help="with --frozen: packages that it may use")
+    parser.add_argument("--config-digest", metavar="D", help="with --frozen: digest of the config that was submitted")
     options = parser.parse_intermixed_args(arguments)
     if options.frozen and options.overrides:
         raise ConfigError(f"--frozen takes no overrides ({options.overrides[0]}); the run folder's config is settled")
@@ -132,16 +133,39 @@ def _claim(options: argparse.Namespace, place: RankInfo, began: float) -> Assign
 def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
     folder = RunFolder(options.frozen)
     try:
-        run = frozen_config.thaw(folder.storage.read(CONFIG).decode())
+        return _checked(folder.storage.read(CONFIG).decode(), options), folder
     except FileNotFoundError as error:
         raise ConfigError(f"{options.frozen} is not a run folder: it has no {CONFIG}") from error
+
+
+def _checked(text: str, options: argparse.Namespace, sent: bool = False) -> RunConfig:
+    """Return the run; every rank checks what it was sent, as others may reach the store.
+
+    Args:
+        sent: rank 0 has composed it and this rank has received it.
+
+    Raises:
+        ConfigError: the config names packages, or has changed in a way, that the command line does not say.
+    """
+    run = frozen_config.thaw(text)
+    if not options.frozen:
+        if sent and run.plugins != compose.compose(options.overrides, options.config_dir).run.plugins:
+            raise ConfigError(
+                f"plugins={run.plugins}: the config that rank 0 sent names other packages than this rank's"
+            )
+        return run
     allowed = [name for name in options.plugins.split(",") if name]
     if refused := sorted(set(run.plugins) - set(allowed)):
         raise ConfigError(
             f"the run uses packages that were not named on the command line ({', '.join(refused)}); "
             f"if you trust them, add --plugins {','.join([*allowed, *refused])}"
         )
-    return run, folder
+    if options.config_digest not in (None, frozen_config.digest(run)):
+        raise ConfigError(
+            f"{options.frozen}/{CONFIG} is not the config of this start: somebody has changed it; "
+            "see who can write there, and start again"
+        )
+    return run
 
 
 def _composed(options: argparse.Namespace, place: RankInfo) -> tuple[RunConfig, RunFolder]:

@@ -56,7 +56,7 @@ OPTIONS = {
     "status": ["--follow", "--json", "--root"],
     "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
     "cancel": ["--root"],
-    "resume": ["--config-dir", "--failed", "--quick", "--root"],
+    "resume": ["--config-dir", "--failed", "--quick", "--root", "--trust"],
 }
 WITH_VALUE = (
     "--attempt",

@@ -9,7 +9,7 @@ from typing import Any
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import freeze, settle, thaw
+from everstep.frozen_config import digest, freeze, settle, thaw
 from everstep.launch.cli.run import start
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
 from everstep.launch.console import say
@@ -25,7 +25,9 @@ from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.submit.override_frozen import amend
 from everstep.launch.submit.records import submissions, submit
 from everstep.launch.submit.snapshot import open_code
+from everstep.launch.submit.trust import Runnable, refuse_foreign
 from everstep.launch.sweep.sweep_folder import sweep_at
+from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, JOB, RunFolder
 
 EXAMPLES = """examples:
@@ -33,7 +35,7 @@ EXAMPLES = """examples:
   everstep resume demo steps=2000           the run gets longer
   everstep resume demo job.nodes=2          on other machines
   everstep resume demo job=local            here, whatever it was started as
-  everstep resume demo plugins=[my_package] your own package is named again: a run folder's word is not enough
+  everstep resume /shared/demo --trust      what somebody else's folder says may run here
 """
 
 
@@ -43,10 +45,9 @@ def resume(arguments: Sequence[str]) -> int:
     if (sweep := sweep_at(options.run, options.root)) is not None:
         from everstep.launch.sweep import status  # imported for a sweep only, to keep start-up fast
 
-        return status.resume(sweep, options.overrides, options.failed)
+        return status.resume(sweep, options.overrides, options.failed, options.trust)
     folder = find(options.run, options.root)
-    config, job = _changed(folder, options.overrides, options.config_dir)
-    _refuse_unnamed_plugins(config, options.overrides)
+    config, job = _changed(folder, options)
     history = read(folder)
     here = summary(history)
     if _goes_on(here) and not _is_unknown_submission(history) and not (here.job and here.job.worn):
@@ -75,14 +76,11 @@ def _submit(config: RunConfig, job: JobConfig, folder: RunFolder, rehearsed: boo
     cluster = scheduler(job.scheduler, job)
     submitted = program(config, folder)
     refuse(cluster.problems(job, submitted))
-    seen = submissions(folder)
-    # The code that the run was submitted with, regardless of later changes of the checkout.
-    place = seen[-1].intent.get("code") if seen else None
-    code = open_code(folder, place) if rehearsed and place is not None else None
+    code = open_code(folder, submitted.code) if rehearsed and submitted.code is not None else None
     if rehearsed and (failed := rehearse(config, job, brief=True, code=code)):
         return failed
     _settle(config, folder)
-    receipt = submit(folder, job, submitted, cluster, place)
+    receipt = submit(folder, job, submitted, cluster)
     print(f"{config.run} in {folder.url}: {receipt.handle}")
     return 0
 
@@ -94,12 +92,20 @@ def _settle(config: RunConfig, folder: RunFolder) -> None:
 
 def program(config: RunConfig, folder: RunFolder) -> Program:
     """Return the program that nodes start: the trainer, with the frozen config of the run folder."""
-    named = ["--plugins", ",".join(config.plugins)] if config.plugins else []
-    argv = ("-m", "everstep.trainer", "--frozen", folder.storage.url, *named)
-    return Program(str(config.run), folder.storage.url, argv, uuid.uuid4().hex, freeze(config))
+    url = folder.storage.url
+    argv = tuple(trainer(url, config.plugins, digest(config)))
+    token, plugins = f"everstep-{uuid.uuid4().hex}", tuple(config.plugins)
+    return Program(str(config.run), url, argv, token, freeze(config), plugins, _code(folder))
 
 
-def _changed(folder: RunFolder, overrides: Sequence[str], config_dirs: Sequence[str]) -> tuple[RunConfig, JobConfig]:
+def _code(folder: RunFolder) -> str | None:
+    """Return the code that the run was submitted with, regardless of later changes of the checkout."""
+    seen = submissions(folder)
+    return seen[-1].intent.get("code") if seen else None
+
+
+def _changed(folder: RunFolder, options: argparse.Namespace) -> tuple[RunConfig, JobConfig]:
+    """Return the run and its job after the command line's changes; refuse what it alone would make run."""
     import yaml
 
     try:
@@ -112,17 +118,19 @@ def _changed(folder: RunFolder, overrides: Sequence[str], config_dirs: Sequence[
         job = {}
     except yaml.YAMLError as error:
         raise ConfigError(f"{folder.url}/{JOB} is damaged: {str(error).splitlines()[0]}") from error
-    changed, changed_job = amend(config, job or {}, overrides, config_dirs)
-    return changed, job_config(changed_job)
-
-
-def _refuse_unnamed_plugins(config: RunConfig, overrides: Sequence[str]) -> None:
-    """Require `plugins=` on the command line: write access to a run folder must not be enough to run code."""
-    if config.plugins and not any(text.startswith("plugins=") for text in overrides):
-        raise ConfigError(
-            f"the run uses packages of its own ({', '.join(config.plugins)}); if you trust this run folder, add "
-            f"'plugins=[{','.join(config.plugins)}]'"
-        )
+    changed, changed_job = amend(config, job or {}, options.overrides, options.config_dir)
+    _, said_job = amend(config, {}, options.overrides, options.config_dir)
+    named = changed.plugins if any(word.startswith("plugins=") for word in options.overrides) else ()
+    final, said = job_config(changed_job), job_config(said_job)
+    code = None if final.scheduler == "local" else _code(folder)
+    refuse_foreign(
+        folder.storage,
+        recorded=Runnable.of(job_config(job or {}), config.plugins, code),
+        used=Runnable.of(final, changed.plugins, code),
+        said=Runnable.of(said, named),
+        trusted=options.trust,
+    )
+    return changed, final
 
 
 def _goes_on(here: RunSummary) -> bool:
@@ -144,6 +152,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run(parser)
     add_overrides(parser, "what changes; see docs/resuming.md")
+    parser.add_argument("--trust", action="store_true", help="run what a folder says that somebody else wrote")
     parser.add_argument("--failed", action="store_true", help="of a sweep: what has failed or was cancelled, too")
     parser.add_argument("--quick", action="store_true", help="do not build a changed model before it is submitted")
     return parser

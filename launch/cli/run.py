@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from everstep.compose import compose, with_name
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import freeze, settle
+from everstep.frozen_config import digest, freeze, settle
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say
@@ -22,6 +22,7 @@ from everstep.launch.job_start.process import Local, Signals
 from everstep.launch.parser import Arguments, add_overrides, refuse_script
 from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.launch.runs.lookup import ROOT
+from everstep.launch.submit.trust import Runnable, sign
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
 
@@ -71,9 +72,11 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     from everstep.provenance import record
 
     share = threads(job, nproc)
-    folder.storage.write(JOB, job_yaml(dataclasses.replace(job, nproc=nproc, threads=share)).encode())
+    job = dataclasses.replace(job, nproc=nproc, threads=share)
+    sign(folder.storage, Runnable.of(job, config.plugins))
+    folder.storage.write(JOB, job_yaml(job).encode())
     record(folder, config, ["everstep", *sys.argv[1:]])
-    argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins)
+    argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins, digest(config))
     starter = uuid.uuid4().hex
     extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
     env = torchrun.environment(os.environ, share, extra)

@@ -16,7 +16,7 @@ from pathlib import Path
 from everstep.compose import Composed, compose, compose_job, with_name
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import changes_since, freeze, settle
+from everstep.frozen_config import changes_since, digest, freeze, settle
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.console import say
 from everstep.launch.parser import Arguments, add_overrides
@@ -71,8 +71,8 @@ def submit(arguments: Sequence[str]) -> int:
     if not options.quick and (code := _rehearse(plan, cluster)):
         return code
     _settle(plan)
-    place = _keep_code(plan)
-    _tell(plan, submit_once(plan.folder, plan.job, plan.program, cluster, place))
+    program = dataclasses.replace(plan.program, code=_keep_code(plan))
+    _tell(plan, submit_once(plan.folder, plan.job, program, cluster))
     return 0
 
 
@@ -94,8 +94,8 @@ def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
         composed.run.parallel.check_world(world)
     config = with_name(composed, now)
     folder = RunFolder.of(config.run_root, str(config.run))
-    program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins))
-    program = dataclasses.replace(program, config=freeze(config))
+    program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins, digest(config)))
+    program = dataclasses.replace(program, config=freeze(config), plugins=tuple(config.plugins))
     return Plan(folder, job, program, dataclasses.replace(composed, run=config))
 
 

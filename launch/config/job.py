@@ -173,8 +173,14 @@ def job_config(node: Mapping[str, Any]) -> JobConfig:
 def job_yaml(job: JobConfig) -> str:
     import yaml
 
-    text: str = yaml.safe_dump(_plain(dataclasses.asdict(job)), sort_keys=False, allow_unicode=True)
+    text: str = yaml.safe_dump(plain_job(job), sort_keys=False, allow_unicode=True)
     return text
+
+
+def plain_job(job: JobConfig) -> dict[str, Any]:
+    """Return the job as dicts, lists and scalars."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(job))
+    return plain
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,8 @@
 """Agent on every node of a job: check the node, rendezvous with the others, train.
 
-Started as `python -m everstep.launch.node.agent RUN_FOLDER`. It does not depend on the scheduler: `Allocation` has read
-the environment. It makes no decision: it reports the state of the node and exits with the code of its torchrun.
+Started as `python -m everstep.launch.node.agent RUN_FOLDER [--spec DIGEST]`. It does not depend on the scheduler:
+`Allocation` has read the environment. It makes no decision: it reports the state of the node and exits with the code of
+its torchrun.
 """
 
 from __future__ import annotations
@@ -43,13 +44,18 @@ PORTS = 20000
 
 
 def main(arguments: Sequence[str]) -> int:
-    folder = RunFolder(arguments[0])
+    folder, spec = RunFolder(arguments[0]), spec_of(arguments[1:])
     with Signals() as signals:  # before anything slow, so that no signal is lost
         try:
-            return Node(folder, Allocation.of(os.environ), JobSpec.read(folder), signals).run()
+            return Node(folder, Allocation.of(os.environ), JobSpec.submitted(folder, spec), signals).run()
         except EverstepError as error:
             say(str(error))
             return error.exit_code
+
+
+def spec_of(arguments: Sequence[str]) -> str | None:
+    """Return the digest after --spec; None for a folder that a user starts by hand."""
+    return arguments[1] if len(arguments) == 2 and arguments[0] == "--spec" else None
 
 
 @dataclass

@@ -1,9 +1,9 @@
 """Process 1 of a pod; it has the part of slurm/run.sbatch on Slurm.
 
-Started as `python -m everstep.launch.node.pod RUN_FOLDER`. All pods of a job coordinate through the run folder, start
-after start, and stay when one of them is lost: each pod that ends doubles the time that Kubernetes waits before it
-starts the next of that index. The pod of index 0 decides about a start that has ended and begins the next one as soon
-as all pods are present; the others wait for it.
+Started as `python -m everstep.launch.node.pod RUN_FOLDER --spec DIGEST`. All pods of a job coordinate through the run
+folder, start after start, and stay when one of them is lost: each pod that ends doubles the time that Kubernetes waits
+before it starts the next of that index. The pod of index 0 decides about a start that has ended and begins the next one
+as soon as all pods are present; the others wait for it.
 
 exit code   0  the run is done                78  do not try again; the last line gives the reason
           143  the pod was asked to stop      75  this pod is healthy but cannot continue
@@ -24,7 +24,7 @@ from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.process import Signals
 from everstep.launch.job_start.start_record import Decisions, Start
-from everstep.launch.node.agent import Node
+from everstep.launch.node.agent import Node, spec_of
 from everstep.launch.node.pod_membership import PodMember, PodMembership
 from everstep.launch.restart import decide
 from everstep.launch.restart.job_policy import Action, Evidence
@@ -57,15 +57,15 @@ class Leave(Exception):
 
 
 def main(arguments: Sequence[str]) -> int:
-    if len(arguments) != 1:
+    if len(arguments) != 3:
         say(
-            f"everstep.launch.node.pod takes the run folder alone; it was given {len(arguments)} words; "
+            f"everstep.launch.node.pod takes RUN_FOLDER --spec DIGEST; it was given {len(arguments)} words; "
             "see everstep submit job=k8s"
         )
         return DO_NOT_RETRY
-    folder = RunFolder(arguments[0])
+    folder, spec = RunFolder(arguments[0]), spec_of(arguments[1:])
     with Signals() as signals:  # before anything slow, so that no signal is lost
-        code, why = _run(folder, signals)
+        code, why = _run(folder, spec, signals)
         if any(signals.take()) and code in (DONE, DO_NOT_RETRY):
             # After a SIGTERM, exit code 0 would complete this index for good, and 78 would fail the whole job.
             code = PREEMPTED
@@ -73,10 +73,10 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _run(folder: RunFolder, signals: Signals) -> tuple[int, str]:
+def _run(folder: RunFolder, spec: str | None, signals: Signals) -> tuple[int, str]:
     try:
         settle(folder, os.environ)
-        Pod(folder, Allocation.of(os.environ), JobSpec.read(folder), signals).run()
+        Pod(folder, Allocation.of(os.environ), JobSpec.submitted(folder, spec), signals).run()
     except Leave as leave:
         return leave.code, str(leave)
     except (StorageError, OSError) as error:

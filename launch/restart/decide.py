@@ -1,6 +1,6 @@
 """Decisions before and after each start of the trainer, for the batch script.
 
-python -m everstep.launch.restart.decide element LIST N     prints the run folder of element N of an array
+python -m everstep.launch.restart.decide element LIST N     prints the run folder of element N of an array, and its spec
 python -m everstep.launch.restart.decide begin RUN_FOLDER   prints the number of the start; not 0: do not start
 python -m everstep.launch.restart.decide end RUN_FOLDER NUMBER --code=C [--noticed]
                                                             prints `again`, `requeue [NODES]`, `wait`, `hold`
@@ -42,12 +42,12 @@ def main(arguments: Sequence[str]) -> int:
     options = _parser().parse_args(arguments)
     try:
         if options.what == "element":
-            print(run_of(options.list, options.number))
+            print("\n".join(filter(None, run_of(options.list, options.number, options.spec))))
             return 0
         folder = RunFolder(options.folder)
         if options.what == "begin":
-            return patiently(lambda: begin(folder, Allocation.of(os.environ)))
-        return patiently(lambda: end(Start(folder, options.number), options.code, options.noticed))
+            return patiently(lambda: begin(folder, Allocation.of(os.environ), options.spec))
+        return patiently(lambda: end(Start(folder, options.number), options.code, options.noticed, options.spec))
     except Unusable as unusable:
         say(f"{unusable}; the job waits in the queue, held: when that is mended, scontrol release lets it go on")
         print("hold")
@@ -79,9 +79,9 @@ def patiently(work: Callable[[], T]) -> T:
             time.sleep(AGAIN_S)
 
 
-def begin(folder: RunFolder, allocation: Allocation) -> int:
+def begin(folder: RunFolder, allocation: Allocation, spec: str | None = None) -> int:
     """Claim the next start; first decide about a start that ended together with its batch script."""
-    submitted = JobSpec.read(folder)
+    submitted = JobSpec.submitted(folder, spec)
     before = Start.newest(folder)
     if before is not None and before.facts["job"] == allocation.job and decision(before) is None:
         verdict = keep(before, decide(before, submitted, Evidence(lost=True)))
@@ -94,9 +94,9 @@ def begin(folder: RunFolder, allocation: Allocation) -> int:
     return 0
 
 
-def end(start: Start, code: int, noticed: bool) -> int:
+def end(start: Start, code: int, noticed: bool, spec: str | None = None) -> int:
     """Decide, record the decision, and print it for the batch script."""
-    verdict = decide(start, JobSpec.read(start.folder), Evidence(code=code, noticed=noticed))
+    verdict = decide(start, JobSpec.submitted(start.folder, spec), Evidence(code=code, noticed=noticed))
     if verdict.action is Action.wait:
         say(verdict.reason)  # not a decision about the run, so it is not recorded there
     else:
@@ -179,12 +179,15 @@ def _parser() -> argparse.ArgumentParser:
     one = verbs.add_parser("element")
     one.add_argument("list")
     one.add_argument("number", type=int)
-    verbs.add_parser("begin").add_argument("folder")
+    before = verbs.add_parser("begin")
+    before.add_argument("folder")
     after = verbs.add_parser("end")
     after.add_argument("folder")
     after.add_argument("number", type=int)
     after.add_argument("--code", type=int, required=True, help="exit code of the step")
     after.add_argument("--noticed", action="store_true", help="the scheduler has given notice of an end")
+    for each in (one, before, after):
+        each.add_argument("--spec", help="digest of what was submitted; without it, the user must have written it")
     return parser
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from everstep.launch.config import JobConfig
+from everstep.launch.config.job import plain_job
 from everstep.launch.schedulers.job import JobHandle, JobStatus
 from everstep.storage import join_url
 
@@ -31,6 +33,30 @@ class Program:
     """Unique id of this submission; the scheduler stores it with the job, which can be found by it."""
     config: str = ""
     """Text of the frozen config.yaml, for nodes that mount it; empty if the program is not the trainer."""
+    plugins: tuple[str, ...] = ()
+    """Packages of the user that the trainer may import."""
+    code: str | None = None
+    """Snapshot that the nodes run, as returned by `Snapshot.place`; None uses the code on the nodes."""
+
+    @property
+    def is_trainer(self) -> bool:
+        return self.argv[:2] == ("-m", "everstep.trainer")
+
+    def spec(self, job: JobConfig) -> str:
+        """Return the digest of what the nodes run, see `spec_digest`."""
+        return spec_digest(job, self.argv, self.code)
+
+
+def spec_digest(job: JobConfig, argv: Sequence[str], code: str | None) -> str:
+    """Return the digest of a job, its program and its code.
+
+    The scheduler keeps it among the arguments of the job, and the nodes compare it with the run folder: write access to
+    the folder is not enough to change what a queued job runs.
+    """
+    import hashlib  # imported late, as it loads OpenSSL
+
+    text = json.dumps([plain_job(job), list(argv), code], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 @dataclass(frozen=True)
@@ -47,10 +73,12 @@ class Batch:
     """Number of elements that run at a time."""
     after: tuple[JobHandle, ...] = ()
     """Jobs that must be over before the first element starts."""
+    spec: str = ""
+    """Digest of the list of run folders, for the same purpose as `spec_digest`."""
 
     @property
     def list(self) -> str:
-        """URL of the list of run folders: one URL per line; element N is line N, counted from 0."""
+        """URL of the list of run folders: line N, counted from 0, has the URL and `spec_digest` of element N."""
         return join_url(self.folder, BATCHES, f"{self.token}.txt")
 
 

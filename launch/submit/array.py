@@ -2,7 +2,7 @@
 
 This is launch/submit/records.py for many runs at a time:
 
-FOLDER/batches/TOKEN.txt       the run folders, one per line; element N is line N, counted from 0
+FOLDER/batches/TOKEN.txt       run folder and spec digest of element N in line N, counted from 0
 
 The order of writes: the list, each run's intent with the token of its element, the submission to the scheduler, each
 run's handle. A launcher that finds intents without handles queries the scheduler once per batch.
@@ -19,7 +19,7 @@ from typing import TypeVar
 
 from everstep.errors import ConfigError, EverstepError
 from everstep.launch.config import JobConfig, job_yaml
-from everstep.launch.schedulers.base import Batch, Batching, Scheduler
+from everstep.launch.schedulers.base import Batch, Batching, Scheduler, spec_digest
 from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.submit.records import (
     ENDING_S,
@@ -31,6 +31,7 @@ from everstep.launch.submit.records import (
     settled,
     submissions,
 )
+from everstep.launch.submit.trust import Runnable, sign
 from everstep.run_folder import JOB, RunFolder
 from everstep.storage import open_storage
 
@@ -47,20 +48,38 @@ class ArrayMember:
     folder: RunFolder
     argv: tuple[str, ...]
     """As `Program.argv`."""
+    plugins: tuple[str, ...] = ()
     code: str | None = None
-    """As in the argument `code` of `submit`."""
+    """As `Program.code`."""
 
 
-def run_of(url: str, number: int) -> str:
-    """Return the URL of the run folder of an element of a batch; ConfigError if the list lacks it."""
+def run_of(url: str, number: int, spec: str | None = None) -> tuple[str, str | None]:
+    """Return the run folder of an element of a batch, and the digest of what it runs if the list has one.
+
+    Args:
+        spec: digest of the list; None for a list that was made by hand.
+
+    Raises:
+        ConfigError: the list lacks the element, or is not the one that was submitted.
+    """
     folder, _, name = url.rpartition("/")
     try:
-        lines = open_storage(folder or ".").read(name).decode().splitlines()
+        text = open_storage(folder or ".").read(name)
     except FileNotFoundError as error:
         raise ConfigError(f"{url}: there is no such list of run folders") from error
+    if spec is not None and list_digest(text) != spec:
+        raise ConfigError(f"{url} is not the list that was submitted: it was changed; submit again")
+    lines = text.decode().splitlines()
     if not 0 <= number < len(lines):
         raise ConfigError(f"{url} has {len(lines)} lines and none for element {number} of the array")
-    return lines[number]
+    run, _, digest = lines[number].partition("\t")
+    return run, (digest or None) if spec is not None else None
+
+
+def list_digest(text: bytes) -> str:
+    import hashlib  # imported late, as it loads OpenSSL
+
+    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def submit_batch(
@@ -79,7 +98,7 @@ def submit_batch(
     """
     seen = in_threads(lambda member: submissions(member.folder), members)
     jobs: dict[int, JobHandle | str] = {**_alive(seen, scheduler)}
-    _keep_list(batch, members)
+    batch = _with_list(batch, members, job)
 
     def write(number: int) -> Submission | str:
         try:
@@ -107,16 +126,20 @@ def _alive(seen: Sequence[Sequence[Submission]], scheduler: Scheduler) -> dict[i
     return {of[handle]: handle for handle, status in found.items() if not is_gone(status)}
 
 
-def _keep_list(batch: Batch, members: Sequence[ArrayMember]) -> None:
+def _with_list(batch: Batch, members: Sequence[ArrayMember], job: JobConfig) -> Batch:
+    """Write the list of run folders and return the batch with its digest."""
     place, _, name = batch.list.rpartition("/")
-    lines = "".join(f"{member.folder.storage.url}\n" for member in members)
-    open_storage(place).create(name, lines.encode())
+    lines = [f"{each.folder.storage.url}\t{spec_digest(job, each.argv, each.code)}\n" for each in members]
+    text = "".join(lines).encode()
+    open_storage(place).create(name, text)
+    return dataclasses.replace(batch, spec=list_digest(text))
 
 
 def _intend(member: ArrayMember, seen: Sequence[Submission], job: JobConfig, token: str) -> Submission:
     if seen and not seen[-1].is_settled:
         raise ConfigError(f"another launcher is submitting {member.folder.url} right now")
     facts = {"scheduler": job.scheduler, "token": token, "argv": list(member.argv), "code": member.code}
+    sign(member.folder.storage, Runnable.of(job, member.plugins, member.code))
     made = intend(member.folder, seen, facts)
     member.folder.storage.write(JOB, job_yaml(job).encode())
     return made

@@ -12,7 +12,9 @@ from pathlib import Path
 
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config
+from everstep.launch.schedulers.base import spec_digest
 from everstep.launch.submit.records import submissions
+from everstep.launch.submit.trust import Runnable, refuse_foreign
 from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, JOB, SUBMISSIONS, RunFolder
 
@@ -46,6 +48,35 @@ class JobSpec:
         if not folder.storage.exists(CONFIG):
             raise ConfigError(f"{folder.url} is not a run folder; write everstep submit job=slurm (or k8s) run=NAME …")
         return JobSpec(job, tuple(trainer(folder.storage.url)))
+
+    @staticmethod
+    def submitted(folder: RunFolder, spec: str | None) -> JobSpec:
+        """Read as `read` does, and check that the folder holds what was submitted.
+
+        Args:
+            spec: digest among the arguments of the job; None for a script that a user starts by hand, who must have
+                written the folder.
+
+        Raises:
+            ConfigError: the folder was changed after the submission, or the user has not written it.
+        """
+        found = JobSpec.read(folder)
+        if spec is not None and spec_digest(found.job, found.argv, found.code) != spec:
+            raise ConfigError(
+                f"{folder.url}: job.yaml or the newest submission is not what was submitted; "
+                "see who can write there, and submit again"
+            )
+        if spec is None:
+            argv = () if found.is_trainer else found.argv
+            recorded = Runnable.of(found.job, found.plugins, found.code, argv)
+            refuse_foreign(folder.storage, recorded, recorded, Runnable())
+        return found
+
+    @property
+    def plugins(self) -> list[str]:
+        """Packages that the trainer may import, as its arguments name them."""
+        words = list(self.argv)
+        return words[words.index("--plugins") + 1].split(",") if self.is_trainer and "--plugins" in words else []
 
 
 def _job(folder: RunFolder) -> JobConfig:

@@ -24,6 +24,7 @@ from everstep.launch.config import JobConfig, job_yaml
 from everstep.launch.console import say
 from everstep.launch.schedulers.base import Program, Rendered, Scheduler
 from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
+from everstep.launch.submit.trust import Runnable, sign
 from everstep.processes import has_run_since
 from everstep.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder
 
@@ -91,15 +92,10 @@ class Receipt:
     """Status of a job that was queued or running before this submission."""
 
 
-def submit(
-    folder: RunFolder, job: JobConfig, program: Program, scheduler: Scheduler, code: str | None = None
-) -> Receipt:
+def submit(folder: RunFolder, job: JobConfig, program: Program, scheduler: Scheduler) -> Receipt:
     """Return the run's job that is queued or running, or submit a new one.
 
     A job is cancelled and replaced if the scheduler reports that a new one would start sooner (`JobStatus.worn`).
-
-    Args:
-        code: the snapshot to run, as returned by `Snapshot.place`; None uses the code on the nodes.
 
     Raises:
         ConfigError: the scheduler refuses the job, or another launcher is submitting the run.
@@ -109,6 +105,7 @@ def submit(
         if present.status is None or not present.status.worn:
             return present
         _give_up(folder, present.handle, present.status.worn, scheduler)
+    sign(folder.storage, Runnable.of(job, program.plugins, program.code, () if program.is_trainer else program.argv))
     submission = intend(
         folder,
         seen,
@@ -116,7 +113,7 @@ def submit(
             "scheduler": job.scheduler,
             "token": program.token,
             "argv": list(program.argv),
-            "code": code,
+            "code": program.code,
         },
     )
     folder.storage.write(JOB, job_yaml(job).encode())

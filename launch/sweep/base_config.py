@@ -90,5 +90,7 @@ def check_key(key: str) -> None:
         raise ConfigError(f"{key}: a job is the same for all trials of a sweep; start two sweeps")
     if key in ("run", "run_root"):
         raise ConfigError(f"{key} names the sweep, so it has one value")
+    if key.split(".")[0] == "plugins":
+        raise ConfigError(f"{key}: packages of your own are the same for all trials of a sweep")
     if key.split(".")[0] not in OPEN_NODES and key not in known:
         raise ConfigError(f"no key {key!r}{meant(key, known)}")

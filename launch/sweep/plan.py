@@ -57,6 +57,11 @@ class Plan:
         return next(iter(self.bases.values())).config
 
     @property
+    def plugins(self) -> list[str]:
+        """Packages that any trial may import."""
+        return sorted({name for base in self.bases.values() for name in base.config.plugins})
+
+    @property
     def rung_count(self) -> int:
         return len(rungs(self.sweep, self.any_config))
 
@@ -72,6 +77,9 @@ class Plan:
         chosen = json.dumps({key: values[key] for key in values if key in grouped}, sort_keys=True)
         if chosen not in self.bases:
             raise ConfigError(f"trial {name}: the constraint gives config groups that were not swept ({chosen})")
+        for key in values:
+            if key.split(".")[0] == "plugins":  # a record of a sweep must not be able to name code
+                raise ConfigError(f"trial {name}: {key} is not a key that a trial may change")
         made = self.bases[chosen].with_values({key: value for key, value in values.items() if key not in grouped})
         steps = self.steps(made)
         schedule = made.schedule
@@ -282,11 +290,10 @@ def amended(plan: Plan, words: Sequence[str]) -> Plan:
     return dataclasses.replace(plan, sweep=sweep_config(sweep), job=job_config(job))
 
 
-def refuse_unnamed_plugins(plan: Plan, words: Sequence[str]) -> None:
-    """Require `plugins=` on the command line: write access to a folder must not be enough to run code."""
-    plugins = plan.any_config.plugins
-    if plugins and not any(word.startswith("plugins=") for word in words):
-        raise ConfigError(
-            f"the sweep uses packages of its own ({', '.join(plugins)}); if you trust this folder, add "
-            f"'plugins=[{','.join(plugins)}]'"
-        )
+def named_plugins(plan: Plan, words: Sequence[str]) -> list[str]:
+    """Return the packages that the command line names; ConfigError if the sweep does not use one."""
+    named = [str(name) for word in words if word.startswith("plugins=") for name in _value(word)]
+    if unknown := [name for name in named if name not in plan.plugins]:
+        used = ", ".join(plan.plugins) or "none"
+        raise ConfigError(f"plugins=[{','.join(unknown)}]: the sweep does not use this package (it uses {used})")
+    return named

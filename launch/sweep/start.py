@@ -10,6 +10,7 @@ from everstep.launch.job_start.process import Signals
 from everstep.launch.preflight.checks import check, refuse
 from everstep.launch.preflight.model import rehearse
 from everstep.launch.schedulers.registry import scheduler
+from everstep.launch.submit.trust import Runnable, sign
 from everstep.launch.sweep.display import shower
 from everstep.launch.sweep.driver import Driver
 from everstep.launch.sweep.leaderboard import print_rows, ranked
@@ -76,7 +77,8 @@ def _preflight(made: Plan, quick: bool) -> int:
 
 def workers(made: Plan) -> Workers:
     """Return the local or the cluster back end that runs the trials."""
-    code = keep(made.folder, made.any_config.plugins, made.job.code_mb)
+    code = keep(made.folder, made.plugins, made.job.code_mb)
+    sign(made.folder.storage, Runnable.of(made.job, made.plugins, None if code is None else code.place))
     if made.job.scheduler == "local":
         return LocalWorkers(made.job, made.any_config, code=code)
     return ClusterWorkers(made.job, scheduler(made.job.scheduler, made.job), code, made.folder)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import socket
 from collections.abc import Sequence
 from typing import Any
 
 from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig
 from everstep.launch.console import number, print_table
 from everstep.launch.runs.cancellation import cancel_jobs
 from everstep.launch.runs.history import History, read_all
@@ -15,13 +17,15 @@ from everstep.launch.runs.state import RunState
 from everstep.launch.runs.summary import RunSummary, summaries
 from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.submit.array import recover
+from everstep.launch.submit.trust import Runnable, refuse_foreign
+from everstep.launch.sweep.base_config import check_key
 from everstep.launch.sweep.display import summary
 from everstep.launch.sweep.leaderboard import facts, ranked
 from everstep.launch.sweep.lease import holder
-from everstep.launch.sweep.plan import amended, load, refuse_unnamed_plugins
+from everstep.launch.sweep.plan import amended, load, named_plugins
 from everstep.launch.sweep.start import drive
 from everstep.launch.sweep.state import SweepState
-from everstep.launch.sweep.sweep_folder import SweepFolder, find_sweep
+from everstep.launch.sweep.sweep_folder import SweepFolder, find_sweep, kept_place
 from everstep.provenance import user
 
 QUEUED = 10
@@ -93,11 +97,20 @@ def cancel(folder: SweepFolder) -> str:
     return f"is cancelled, {len(going)} of its trials had jobs; 'everstep resume {folder.url}' goes on"
 
 
-def resume(folder: SweepFolder, words: Sequence[str], again: bool = False) -> int:
+def resume(folder: SweepFolder, words: Sequence[str], again: bool = False, trusted: bool = False) -> int:
     """Resume the missing trials; with `again` also those that failed or were cancelled."""
     plan = load(folder)
-    refuse_unnamed_plugins(plan, words)
-    return drive(amended(plan, words), again)
+    made, said = amended(plan, words), amended(dataclasses.replace(plan, job=JobConfig()), words)
+    named = named_plugins(plan, words)
+    code = kept_place(folder)
+    refuse_foreign(
+        folder.storage,
+        recorded=Runnable.of(plan.job, plan.plugins, code),
+        used=Runnable.of(made.job, plan.plugins, code),
+        said=Runnable.of(said.job, named),
+        trusted=trusted,
+    )
+    return drive(made, again)
 
 
 def winner(word: str, root: str) -> list[str]:
@@ -112,7 +125,12 @@ def winner(word: str, root: str) -> list[str]:
     if not found:
         wanted = "no trial has a result yet" if which == "best" else f"there is no trial {which!r}"
         raise ConfigError(f"--from {word}: {wanted}; see 'everstep leaderboard {name}'")
-    return [f"{key}={_word(value)}" for key, value in found[0].trial.values.items()]
+    values = found[0].trial.values
+    for key in values.keys() - {axis.key for axis in plan.axes if axis.is_group}:
+        check_key(key)
+        if key.split(".")[0] == "hooks":
+            raise ConfigError(f"--from {word}: the trial's record would add {key}; add hooks yourself")
+    return [f"{key}={_word(value)}" for key, value in values.items()]
 
 
 def _word(value: Any) -> str:

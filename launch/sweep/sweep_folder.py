@@ -130,8 +130,17 @@ def keep(sweep: SweepFolder, plugins: Sequence[str], limit_mb: int) -> Code | No
         found = take(folder, Path.cwd(), plugins, limit_mb=limit_mb)
         place = found.place if found.files else None
         sweep.storage.create(KEPT, (json.dumps({"place": place}) + "\n").encode())
-    place = json.loads(sweep.storage.read(KEPT))["place"]
+    place = kept_place(sweep)
     return None if place is None else Code(folder, place)
+
+
+def kept_place(sweep: SweepFolder) -> str | None:
+    """Return the place of the sweep's code snapshot; None if it has none or none is taken yet."""
+    try:
+        place = json.loads(sweep.storage.read(KEPT))["place"]
+    except FileNotFoundError:
+        return None
+    return None if place is None else str(place)
 
 
 def sweep_at(word: str, root: str) -> SweepFolder | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from everstep.errors import EverstepError
-from everstep.frozen_config import settle
+from everstep.frozen_config import digest, settle
 from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.restart.supervisor import marker
@@ -93,8 +93,15 @@ class ClusterWorkers:
         self._prepare(task)
         url = task.folder.storage.url
         # Some clusters restrict job names to letters, digits and few signs; the folder's name identifies the trial.
-        program = Program(str(task.config.run), url, _argv(task), f"everstep-{uuid.uuid4().hex}")
-        handle = submit(task.folder, self.job, program, self.scheduler, self._place).handle
+        program = Program(
+            str(task.config.run),
+            url,
+            _argv(task),
+            f"everstep-{uuid.uuid4().hex}",
+            plugins=tuple(task.config.plugins),
+            code=self._place,
+        )
+        handle = submit(task.folder, self.job, program, self.scheduler).handle
         self.tasks = {each: other for each, other in self.tasks.items() if other.trial != task.trial} | {handle: task}
 
     def _submit_together(self, tasks: Sequence[Task], to: _Batches) -> list[Refused]:
@@ -108,7 +115,7 @@ class ClusterWorkers:
             self.room,
             () if fits else tuple(self.tasks),
         )
-        members = [ArrayMember(task.folder, _argv(task), self._place) for task in tasks]
+        members = [ArrayMember(task.folder, _argv(task), tuple(task.config.plugins), self._place) for task in tasks]
         found = submit_batch(batch, members, self.job, to.scheduler)
         told = list(zip(tasks, found, strict=True))
         if handles := [handle for handle in found if isinstance(handle, JobHandle)]:
@@ -128,8 +135,8 @@ class ClusterWorkers:
         settle(task.config, task.folder)
         if self.code is not None:
             self.code.give(task.folder)
-        digest = None if self._place is None else self._place.partition("/")[0]
-        record(task.folder, task.config, ["everstep", *sys.argv[1:]], digest, self._surroundings)
+        code = None if self._place is None else self._place.partition("/")[0]
+        record(task.folder, task.config, ["everstep", *sys.argv[1:]], code, self._surroundings)
 
     @property
     def _place(self) -> str | None:
@@ -168,4 +175,4 @@ class ClusterWorkers:
 
 
 def _argv(task: Task) -> tuple[str, ...]:
-    return tuple(trainer(task.folder.storage.url, task.config.plugins))
+    return tuple(trainer(task.folder.storage.url, task.config.plugins, digest(task.config)))

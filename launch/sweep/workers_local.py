@@ -19,6 +19,7 @@ from everstep.launch.config.devices import gpus
 from everstep.launch.job_start.process import SLACK_S, leash
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.submit.snapshot import search_path
+from everstep.launch.submit.trust import Runnable, sign
 from everstep.launch.sweep.state import is_alive
 from everstep.launch.sweep.sweep_folder import Code
 from everstep.launch.sweep.workers import EndedTrial, Refused, Task, one_by_one
@@ -71,6 +72,7 @@ class LocalWorkers:
 
     def _start(self, task: Task) -> None:
         settle(task.config, task.folder)
+        sign(task.folder.storage, Runnable.of(self.job, task.config.plugins))
         task.folder.storage.write(JOB, job_yaml(self.job).encode())
         slot = next(n for n in range(self.room + 1) if n not in [child.slot for child in self.children])
         log = task.folder.storage.path(LOG)

@@ -50,7 +50,7 @@ def together(folders: list[RunFolder], cluster: Batching, token: str = "first") 
     root = folders[0].url.rsplit("/", 2)[0]
     batch = Batch("s", root, token, tuple(range(len(folders))), parallel=2)
     members = [
-        ArrayMember(folder, ("-m", "everstep.trainer", "--frozen", folder.url), "code-1/.") for folder in folders
+        ArrayMember(folder, ("-m", "everstep.trainer", "--frozen", folder.url), code="code-1/.") for folder in folders
     ]
     return submit_batch(batch, members, JobConfig(scheduler="slurm"), cluster)
 
@@ -74,7 +74,7 @@ def test_each_run_has_an_element_that_finds_its_folder_in_the_list(folders: list
     handles = together(folders, FileArrays())
     assert [str(handle) for handle in handles] == [f"slurm://file/1_{number}" for number in range(3)]
     assert [submissions(folder)[-1].handle for folder in folders] == handles
-    found = [run_of(f"{tmp_path}/s/batches/first.txt", number) for number in range(3)]
+    found = [run_of(f"{tmp_path}/s/batches/first.txt", number)[0] for number in range(3)]
     assert found == [folder.url for folder in folders]
     assert JobSpec.read(folders[1]).argv == ("-m", "everstep.trainer", "--frozen", folders[1].url)
     assert JobSpec.read(folders[1]).code == "code-1/."

@@ -122,12 +122,12 @@ def test_after_a_signal_a_pod_leaves_neither_with_0_nor_with_78(
 ) -> None:
     for code in (0, 78):
 
-        def ends(folder: RunFolder, signals: Signals, code: int = code) -> tuple[int, str]:
+        def ends(folder: RunFolder, spec: str, signals: Signals, code: int = code) -> tuple[int, str]:
             signal.raise_signal(signal.SIGTERM)
             return code, "done"
 
         monkeypatch.setattr(module, "_run", ends)
-        assert module.main([folder.url]) == 143
+        assert module.main([folder.url, "--spec", "d"]) == 143
 
 
 def test_a_pod_that_waits_and_is_told_to_go_leaves_with_143(folder: RunFolder) -> None:
@@ -170,10 +170,10 @@ def test_a_manifest_that_was_applied_by_hand_makes_its_folder(folder: RunFolder,
     assert folder.storage.read(CONFIG) == b"steps: 9\n"
 
 
-@pytest.mark.parametrize("arguments", [[], ["runs/a", "runs/b"]])
+@pytest.mark.parametrize("arguments", [[], ["runs/a"], ["runs/a", "runs/b"]])
 def test_a_pod_without_one_run_folder_says_so_and_is_not_tried_again(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert module.main(arguments) == module.DO_NOT_RETRY
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"the run folder alone; it was given {len(arguments)} words" in line
+    assert f"RUN_FOLDER --spec DIGEST; it was given {len(arguments)} words" in line

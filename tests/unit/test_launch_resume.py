@@ -16,12 +16,13 @@ from run_records import Records
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import thaw
+from everstep.frozen_config import digest, thaw
 from everstep.launch import torchrun
 from everstep.launch.__main__ import main
 from everstep.launch.schedulers import registry
 from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.submit.override_frozen import amend
+from everstep.launch.submit.trust import Runnable, sign
 
 FAKE = """
 import sys
@@ -48,7 +49,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Any, ...]]:
     """The arguments of each start of the trainer; it ends at once, done at the last step."""
     calls: list[tuple[Any, ...]] = []
 
-    def command(url: str, nproc: int, grace_s: int, plugins: list[str]) -> list[str]:
+    def command(url: str, nproc: int, grace_s: int, plugins: list[str], digest: str) -> list[str]:
         calls.append((nproc, grace_s, plugins))
         return [sys.executable, "-c", FAKE, url, "1000"]
 
@@ -115,13 +116,13 @@ def test_a_run_that_is_under_way_is_not_started_beside_itself(
 
 
 @pytest.mark.process
-def test_packages_of_the_users_are_named_again(
+def test_packages_in_a_folder_of_another_user_are_named_again(
     tmp_path: Path, started: list[tuple[Any, ...]], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Records(str(tmp_path / "runs" / "mine"), plugins=["mine"])
     assert main(["resume", "mine"]) == 2
-    assert "if you trust this run folder, add 'plugins=[mine]'" in capsys.readouterr().err
+    assert "was not written by you, and it would run plugins=[mine]; if you trust" in capsys.readouterr().err
     assert started == []
     assert main(["resume", "mine", "plugins=[mine]", "job.nproc=1"]) == 0
     assert started == [(1, 60, ["mine"])]
@@ -140,6 +141,8 @@ def submitted() -> list[list[str]]:
 
 
 def as_job(records: Records) -> None:
+    """A job of this user's, whose code is the user's own too."""
+    sign(records.folder.storage, Runnable(code="the code of the first submission"))
     records.folder.storage.write("job.yaml", yaml.safe_dump({"scheduler": "slurm", "nproc": 2}).encode())
     records.submit(1, 0, JobHandle("slurm", "file", "0"))
 
@@ -148,7 +151,9 @@ def test_a_job_is_submitted_again(stopped: Records, capsys: pytest.CaptureFixtur
     as_job(stopped)
     FileScheduler().set("0", state="succeeded")
     assert main(["resume", "demo", "--quick", "steps=60", "job.nproc=4"]) == 0
-    assert submitted() == [["-m", "everstep.trainer", "--frozen", stopped.folder.storage.url]]
+    ((*argv, option, value),) = submitted()
+    assert argv == ["-m", "everstep.trainer", "--frozen", stopped.folder.storage.url]
+    assert (option, value) == ("--config-digest", digest(config(stopped)))
     assert yaml.safe_load(stopped.folder.storage.read("job.yaml"))["nproc"] == 4
     intent = json.loads(stopped.folder.storage.read("submissions/0002.json"))
     assert intent["code"] == "the code of the first submission"

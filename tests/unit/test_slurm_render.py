@@ -31,7 +31,8 @@ def test_the_whole_command() -> None:
         "--nodes=4", "--time=2160", "--partition=gpu", "--account=lab", "--qos=high", "--constraint=h100&ib",
         "--exclude=n7,n9",
         "--gpus-per-node=8", "--cpus-per-task=96", "--mem=0", "--signal=B:USR1@150",
-        "--exclusive", str(script()), "/runs/demo", "--python", "/venv/bin/python", "--setup", "module load cuda/12.4",
+        "--exclusive", str(script()), "/runs/demo", "--spec", PROGRAM.spec(job_config({"scheduler": "slurm", "python": "/venv/bin/python", **job})),
+        "--python", "/venv/bin/python", "--setup", "module load cuda/12.4",
     ]  # fmt: skip
 
 

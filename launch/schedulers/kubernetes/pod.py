@@ -114,7 +114,14 @@ def _container(job: JobConfig, program: Program, name: str) -> Plain:
         "image": job.image,
         "imagePullPolicy": job.k8s.image_pull_policy,
         # The supervisor is process 1: a shell in its place would not pass SIGTERM on.
-        "command": [job.python or "python", "-m", "everstep.launch.node.pod", program.folder],
+        "command": [
+            job.python or "python",
+            "-m",
+            "everstep.launch.node.pod",
+            program.folder,
+            "--spec",
+            program.spec(job),
+        ],
         "env": _env(job, name),
         "ports": [{"name": "rendezvous", "containerPort": PORT, "protocol": "TCP"}],
         "resources": resources(job),

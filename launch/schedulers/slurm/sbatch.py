@@ -23,7 +23,7 @@ def script() -> Path:
 
 def job_command(job: JobConfig, program: Program) -> Rendered:
     flags = [*_labels(program.name, program.token, _output(program)), *request_flags(job)]
-    return _rendered(flags, _arguments(job, program.folder, program.folder))
+    return _rendered(flags, _arguments(job, program.folder, program.folder, program.spec(job)))
 
 
 def array_command(job: JobConfig, batch: Batch) -> Rendered:
@@ -32,7 +32,7 @@ def array_command(job: JobConfig, batch: Batch) -> Rendered:
         arrays = dict.fromkeys(handle.id.partition("_")[0] for handle in batch.after)
         array.append(f"--dependency=afterany:{':'.join(arrays)}")
     flags = [*array, *_labels(batch.name, batch.token, _output_of_batch(batch)), *request_flags(job)]
-    return _rendered(flags, _arguments(job, batch.list, batch.folder))
+    return _rendered(flags, _arguments(job, batch.list, batch.folder, batch.spec))
 
 
 def _rendered(flags: Sequence[str], arguments: Sequence[str]) -> Rendered:
@@ -74,13 +74,18 @@ def request_flags(job: JobConfig) -> list[str]:
     return [*(f"--{name}={value}" for name, value in given if value not in (None, "")), *job.flags]
 
 
-def _arguments(job: JobConfig, what: str, folder: str) -> list[str]:
+def _arguments(job: JobConfig, what: str, folder: str, spec: str) -> list[str]:
     """Return the script's arguments: the run folder or a list of them, and the options for its Python.
 
     Args:
         folder: folder that a container must see.
+        spec: digest that the nodes compare with the run folder.
     """
-    options = [("--python", job.python or sys.executable), *(("--setup", line) for line in job.setup)]
+    options = [
+        *([("--spec", spec)] if spec else []),
+        ("--python", job.python or sys.executable),
+        *(("--setup", line) for line in job.setup),
+    ]
     if job.image is not None:
         options += _container(job, folder)
     return [what, *(word for option in options for word in option)]

@@ -1,0 +1,174 @@
+"""Trust in a run folder: what makes something run counts only if this user wrote it or says it again.
+
+Each launcher that writes job.yaml leaves AUTHOR in the same folder: keyed digests (HMAC-SHA-256) of all that the folder
+can make run. The key is in the state folder of the user. A folder that another user wrote, or has changed since, has
+no such digests: `everstep resume` then lists what it would run, and starts nothing without --trust.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from everstep.errors import ConfigError
+from everstep.launch.config import JobConfig
+from everstep.launch.config.job import plain_job
+from everstep.storage import Storage
+
+AUTHOR = "author.json"
+"""File in a run folder, or in that of a sweep."""
+RUNS = ("env", "setup", "flags", "python", "image", "runtime", "mounts", "interface", "causes", "k8s", "secrets")
+"""Keys of a job that choose or change the programs that run; the others are counts, limits and names."""
+KEY_BYTES = 32
+KEPT = 8
+"""Digests of each part that are kept, the newest last."""
+LONGEST = 60
+"""Characters of a value that a refusal shows."""
+
+
+@dataclass(frozen=True)
+class Runnable:
+    """Parts of a folder that make something run."""
+
+    job: Mapping[str, Any] = field(default_factory=dict)
+    """Keys of the job in RUNS that differ from their defaults, dotted: env.PATH, setup."""
+    plugins: tuple[str, ...] = ()
+    code: str | None = None
+    """Place of the code snapshot, as in a submission."""
+    argv: tuple[str, ...] = ()
+    """Program in place of the trainer."""
+
+    @staticmethod
+    def of(job: JobConfig, plugins: Sequence[str] = (), code: str | None = None, argv: Sequence[str] = ()) -> Runnable:
+        usual, given = dict(_leaves(plain_job(JobConfig()))), dict(_leaves(plain_job(job)))
+        differs = {key: value for key, value in given.items() if usual.get(key) != value}
+        return Runnable(
+            {key: differs[key] for key in differs if key.split(".")[0] in RUNS}, tuple(plugins), code, tuple(argv)
+        )
+
+    def beyond(self, said: Runnable) -> list[str]:
+        """Return a short text for each thing that would run and is not in `said`, the command line."""
+        found = [f"job.{key}={_short(value)}" for key, value in self.job.items() if said.job.get(key) != value]
+        found += [f"its own code ({self.code})"] if self.code not in (None, said.code) else []
+        found += [f"its own program ({_short(self.argv)})"] if self.argv not in ((), said.argv) else []
+        named = [name for name in self.plugins if name not in said.plugins]
+        return found + ([f"plugins=[{','.join(named)}]"] if named else [])
+
+    def macs(self, key: bytes) -> dict[str, str]:
+        """Return a keyed digest of each part, so that a later start may renew one and leave the others."""
+        import hashlib  # imported late, as it loads OpenSSL
+        import hmac
+
+        parts = {"job": self.job, "plugins": self.plugins, "code": self.code, "argv": self.argv}
+        texts = {name: json.dumps([name, part], sort_keys=True, default=str) for name, part in parts.items() if part}
+        return {name: hmac.new(key, text.encode(), hashlib.sha256).hexdigest() for name, text in texts.items()}
+
+
+def sign(storage: Storage, runnable: Runnable) -> None:
+    """Leave the user's keyed digests in the folder; none if the user has no state folder."""
+    key = _key()
+    if key is None or not (macs := runnable.macs(key)):
+        return
+    known = _read(storage)
+    # Earlier ones stay for a while: a launcher may be killed before it has written what it has signed here.
+    merged = known | {part: _with(known.get(part, []), mac) for part, mac in macs.items()}
+    if merged != known:
+        storage.write(AUTHOR, (json.dumps(merged) + "\n").encode())
+
+
+def _with(known: list[str], mac: str) -> list[str]:
+    return [*(each for each in known if each != mac), mac][-KEPT:]
+
+
+def is_ours(storage: Storage, runnable: Runnable) -> bool:
+    """True if this user has written what the folder can make run."""
+    key = _key()
+    if key is None:
+        return False
+    known = _read(storage)
+    return all(mac in known.get(part, []) for part, mac in runnable.macs(key).items())
+
+
+def refuse_foreign(storage: Storage, recorded: Runnable, used: Runnable, said: Runnable, trusted: bool = False) -> None:
+    """Raise ConfigError if a folder that another user wrote would make something run.
+
+    Args:
+        recorded: what the folder says.
+        used: what would run after the changes of the command line.
+        said: what the command line by itself makes run.
+        trusted: the user has said --trust.
+    """
+    left = used.beyond(said)
+    if trusted or not left or is_ours(storage, recorded):
+        return
+    raise ConfigError(
+        f"{storage.url} was not written by you, and it would run {'; '.join(left)}; if you trust those who can write "
+        "there, add --trust, or name these keys yourself"
+    )
+
+
+def _read(storage: Storage) -> dict[str, list[str]]:
+    try:
+        found = json.loads(storage.read(AUTHOR))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    lists = found.items() if isinstance(found, dict) else ()
+    return {str(part): [str(mac) for mac in macs] for part, macs in lists if isinstance(macs, list)}
+
+
+def state_folder() -> Path:
+    """Return the user's folder for Everstep's own state."""
+    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(home).expanduser() / "everstep"
+
+
+def _key() -> bytes | None:
+    """Return the user's key, made at the first use; None if there is no place to keep it.
+
+    Raises:
+        ConfigError: another user can read or has written the key.
+    """
+    folder = state_folder()
+    file = folder / "key"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not file.exists():
+            _make(file)
+        seen = file.lstat()
+        if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o077:
+            raise ConfigError(f"{file} must be a file that you alone can read (chmod 600); remove it to get a new one")
+        return file.read_bytes()
+    except OSError:
+        return None
+
+
+def _make(file: Path) -> None:
+    """Create the key whole or not at all: other launchers may start at the same moment."""
+    staged = file.with_name(f".key-{secrets.token_hex(8)}")
+    try:
+        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
+            opened.write(secrets.token_bytes(KEY_BYTES))
+        with contextlib.suppress(FileExistsError):
+            os.link(staged, file)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, default=str)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
