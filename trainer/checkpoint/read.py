@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from everstep.errors import CheckpointError
 from everstep.storage import Buffer, Storage
-from everstep.trainer.checkpoint.manifest import READ_BYTES, FileRecord, leads_out
+from everstep.trainer.checkpoint.manifest import READ_BYTES, Manifest, leads_out
 from everstep.trainer.checkpoint.tensor_index import Chunk, decode
 
 AHEAD = 3
@@ -39,7 +39,7 @@ class OpenCheckpoint:
     storage: Storage
     path: str
     metadata: dcp.Metadata
-    files: Mapping[str, FileRecord]
+    manifest: Manifest
 
 
 def fill(tensors: dict[str, Tensor], source: OpenCheckpoint, rank: int = 0) -> None:
@@ -86,7 +86,7 @@ def _chunk(source: OpenCheckpoint, item: ReadItem) -> Chunk:
     if item.type is not LoadItemType.TENSOR:
         raise CheckpointError(f"{source.path}: {item.dest_index.fqn} is not a tensor; refusing to unpickle it")
     chunk: Chunk = source.metadata.storage_data[item.storage_index]
-    record = source.files.get(chunk.file)
+    record = source.manifest.files.get(chunk.file)
     if record is None:
         raise CheckpointError(f"{source.path}: the manifest does not list {chunk.file}, where tensors should be")
     if chunk.start + chunk.length > record.bytes:
@@ -132,7 +132,7 @@ def _pass(source: OpenCheckpoint, name: str, landings: list[TensorTarget]) -> No
     """Read one file, copy its pieces out and verify its digest."""
     if leads_out(source.storage, source.path, name):
         raise DamagedError(f"{name} is a link out of the checkpoint")
-    record, digest, waiting = source.files[name], blake3(), landings
+    record, digest, waiting = source.manifest.files[name], blake3(), landings
     # The blocks are only read, so torch's warning about buffers that are not writable does not apply.
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
     with ThreadPoolExecutor(1, thread_name_prefix="land") as beside:
