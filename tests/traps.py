@@ -11,10 +11,10 @@ from typing import IO, Any
 from everstep.run_folder import MANIFEST
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
-from everstep.trainer.checkpoint.layout import Staging
 from everstep.trainer.checkpoint.manifest import TENSORS
 from everstep.trainer.checkpoint.pending_save import SaveCoordinator
 from everstep.trainer.checkpoint.run_folder_target import RunFolderTarget
+from everstep.trainer.checkpoint.staging import Staging
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.step import Stepper
 from everstep.trainer.update import Update

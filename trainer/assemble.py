@@ -153,5 +153,5 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None, flops_per
         facts["units"] = model_units
     parts.journal.event("started", step=parts.state.progress.step, world=mesh.world, facts=facts)
     parts.journal.start(
-        f"{run.run}, attempt {parts.checkpoints.facts.attempt}", facts, parts.state.progress.step, flops_per_item
+        f"{run.run}, attempt {parts.checkpoints.attempt}", facts, parts.state.progress.step, flops_per_item
     )

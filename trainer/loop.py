@@ -151,7 +151,10 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
 
 
 def _save(parts: Parts, last: bool, local: bool) -> None:
-    """Start a save of this step if there is none yet; before the run ends, wait for it and retry it."""
+    """Start a save of this step if there is none yet; before the run ends, wait for it and retry it.
+
+    checkpointer.py describes what happens to a save that fails.
+    """
     checkpoints, step, done = parts.checkpoints, parts.state.progress.step, False
     start = time.perf_counter()
     while not done:

@@ -10,12 +10,12 @@ A save, one at a time:
 A save that has failed, on whatever rank and for whatever reason:
 
 1. The failed rank reports its error in place of its files; a rank that has not reported within `checkpoint.timeout_s`
-   counts as failed. Rank 0 announces the first error, and no manifest is written.
+   counts as failed. Rank 0 then does not commit, and announces the error; also that of a commit which fails.
 2. `poll` returns True once the retry is due: RETRY_S after the failure, twice as long with each further one, or at once
    if a newer attempt owns the run. Ranks notice at different times, so `Stepper` sums this flag over all ranks,
    along with the loss, and all see `StepInfo.save_failed` after the same step.
-3. `train` in loop.py then saves again, the state as it is by then; `save` first calls `finish`, which raises on all
-   ranks SupersededError, or CheckpointError after `checkpoint.max_failures` failures in a row.
+3. `train` in loop.py then saves the state of that step. `save` first calls `finish`, which raises on all ranks:
+   SupersededError, or CheckpointError after `checkpoint.max_failures` failures in a row.
 4. The last save of a run has no later step: the loop waits for it in `finish`, and retries after `retry_s`.
 
 A failed save to the node tier is only recorded: the next one comes soon.
@@ -25,15 +25,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
-
-from torch import Tensor
 
 from everstep.config import Busy, CheckpointConfig
 from everstep.errors import CheckpointError, SupersededError
 from everstep.run_folder import RunFolder
-from everstep.trainer.checkpoint.layout import Layout, Staging, key_of, lay_out
-from everstep.trainer.checkpoint.manifest import Manifest, ManifestFacts
+from everstep.trainer.checkpoint.manifest import ManifestFacts
 from everstep.trainer.checkpoint.node_tier import NodeTier
 from everstep.trainer.checkpoint.node_tier_target import NodeTierTarget
 from everstep.trainer.checkpoint.pending_save import PendingSave, SaveCoordinator, SaveRecord, SaveTarget
@@ -41,15 +37,14 @@ from everstep.trainer.checkpoint.restore import Restored, Restorer
 from everstep.trainer.checkpoint.retention import Retention
 from everstep.trainer.checkpoint.run_folder_target import RunFolderTarget
 from everstep.trainer.checkpoint.self_test import FirstCheckpoint, SelfTest
+from everstep.trainer.checkpoint.staging import StagedState, StateStager
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.state.train_state import Packed, TrainState
+from everstep.trainer.state.train_state import TrainState
 
 FIRST_POLL_S, LONGEST_POLL_S = 0.001, 0.25
 """Seconds between two checks of a pending save that is waited for."""
 MARGIN = 1.25
 """Factor on the time of the last save when there is a deadline."""
-COMPARE_EVERY = 16
-"""The ranks' states are compared at the first save, every so many saves, and at the last save."""
 RETRY_S = 10.0
 """Delay before a failed save is retried; it doubles with each further failure."""
 
@@ -75,7 +70,7 @@ class Checkpointer:
             self_test: makes the second copy that the first checkpoint is restored into; None skips this test.
         """
         self.config = config
-        self.facts = facts
+        self.attempt = facts.attempt
         self.folder = folder
         self.mesh = mesh
         self.state = state
@@ -86,11 +81,9 @@ class Checkpointer:
         """Saves that have ended; the training loop passes them to the journal."""
         self._tier = NodeTier(config.local, folder.url, mesh) if config.local.every is not None else None
         self._restorer = Restorer(folder, facts.attempt, mesh, state, facts.data_digest, self._tier)
-        self._layout: Layout | None = None
-        self._staging = Staging(mesh.device)
+        self._stager = StateStager(state, mesh, facts, config.self_test)
         self._coordinator = SaveCoordinator(mesh.store, mesh.rank, mesh.world)
         self._pending: PendingSave | None = None
-        self._saves = 0
         self._first = FirstCheckpoint(self_test)
         self._node_step = -1
         """Step of the newest save to the node tier."""
@@ -109,12 +102,8 @@ class Checkpointer:
         return self._tier is not None and self._tier.due(step) and step not in (self.saved_step, self._node_step)
 
     def preallocate(self) -> bool:
-        """Plan the layout and allocate the buffer before the first save needs them; True the first time."""
-        if self._layout is not None:
-            return False
-        self._layout = lay_out(self.state.pack().tensors, self.mesh)
-        self._staging.make_room(self._layout.bytes)
-        return True
+        """Prepare the first save, before it is due; True the first time."""
+        return self._stager.preallocate()
 
     def save(self, local: bool = False, last: bool = False) -> bool:
         """Start to save the current state; False if a pending save made it skip.
@@ -128,12 +117,9 @@ class Checkpointer:
         if not last and self.config.busy is Busy.skip and self.mesh.decide(self._is_busy):
             return False
         self.finish()
-        step, packed = self.state.progress.step, self._packed(last)
-        layout = self._planned(packed.tensors)
-        self._staging.fill(layout, packed.tensors)
-        record = SaveRecord(step, layout.bytes, time.perf_counter() - start, local)
-        target = self._target(layout, self._manifest(packed.values), local)
-        self._pending = PendingSave(record, target, self._coordinator, self.config.timeout_s)
+        staged, step = self._stager.stage(last), self.state.progress.step
+        record = SaveRecord(step, staged.layout.bytes, time.perf_counter() - start, local)
+        self._pending = PendingSave(record, self._target(staged, local), self._coordinator, self.config.timeout_s)
         if local:
             self._node_step = step
         else:
@@ -233,43 +219,9 @@ class Checkpointer:
             last.told, last.passing = not self.mesh.is_main, True
             raise last
 
-    def _packed(self, last: bool) -> Packed:
-        """Return the packed state to save, after checking that the ranks agree on it."""
-        if self.state.buffers is not None:
-            self.state.buffers.before_save()
-        if self.config.self_test and (last or self._saves % COMPARE_EVERY == 0):
-            self.state.check_agreement(self.mesh)
-        self._saves += 1
-        return self.state.pack()
-
-    def _planned(self, tensors: dict[str, Tensor]) -> Layout:
-        """Return the layout; all ranks plan it again if one of them has other tensors than at the last save."""
-        if not self.mesh.all(self._layout is not None and self._layout.key == key_of(tensors)):
-            self._layout = None
-        if self._layout is None:
-            self._layout = lay_out(tensors, self.mesh)
-        return self._layout
-
-    def _target(self, layout: Layout, manifest: Manifest, local: bool) -> SaveTarget:
+    def _target(self, staged: StagedState, local: bool) -> SaveTarget:
+        path = self.folder.checkpoint(staged.manifest.step, staged.manifest.attempt)
         if self._tier is not None and local:
-            return NodeTierTarget(self.folder, self._tier, layout, self._staging, manifest)
-        path = self.folder.checkpoint(manifest.step, manifest.attempt)
+            return NodeTierTarget(self._tier, path.rsplit("/", 1)[-1], staged)
         read_back = self._first.of(self.folder.storage, path, self.mesh.rank)
-        is_main = self.mesh.is_main
-        return RunFolderTarget(self.folder, self.retention, layout, self._staging, manifest, is_main, read_back)
-
-    def _manifest(self, values: dict[str, Any]) -> Manifest:
-        progress = self.state.progress
-        return Manifest(
-            step=progress.step,
-            attempt=self.facts.attempt,
-            samples=progress.samples(self.facts.global_batch),
-            world=self.mesh.world,
-            parallel=self.facts.parallel,
-            time=time.time(),
-            config_digest=self.facts.config_digest,
-            data_digest=self.facts.data_digest,
-            progress=self.state.numbers(),
-            values=values,
-            metric=progress.metric if progress.evaluated == progress.step else None,
-        )
+        return RunFolderTarget(self.folder, path, self.retention, staged, self.mesh.is_main, read_back)

@@ -18,7 +18,7 @@ from blake3 import blake3
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.storage import Storage
-from everstep.trainer.checkpoint.signature import mistrust, sign
+from everstep.trainer.checkpoint.signature import sign, signature_fault
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
@@ -76,9 +76,9 @@ class Manifest:
     def _unsigned(self) -> bytes:
         return _lines({**asdict(self), "signature": ""})
 
-    def mistrust(self) -> str:
+    def signature_fault(self) -> str:
         """Return the reason why this manifest may not be trusted; an empty string if it may."""
-        return mistrust(self._unsigned(), self.signature)
+        return signature_fault(self._unsigned(), self.signature)
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
@@ -232,8 +232,8 @@ def parse_checkpoint(path: str, step: int, attempt: int, data: bytes) -> Checkpo
         return Damaged(path, step, attempt, str(error), refused=True)
     except ValueError as error:
         return Damaged(path, step, attempt, f"{MANIFEST} is damaged: {error}")
-    if doubt := manifest.mistrust():
-        return Damaged(path, step, attempt, f"{MANIFEST}: {doubt}", refused=True)
+    if fault := manifest.signature_fault():
+        return Damaged(path, step, attempt, f"{MANIFEST}: {fault}", refused=True)
     return Committed(path, manifest)
 
 

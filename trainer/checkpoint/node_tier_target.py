@@ -12,11 +12,12 @@ import torch.distributed as dist
 from blake3 import blake3
 
 from everstep.errors import CheckpointError, StorageError
-from everstep.run_folder import MANIFEST, RunFolder
+from everstep.run_folder import MANIFEST
 from everstep.storage import LocalStorage
-from everstep.trainer.checkpoint.layout import Layout, Staging, file_of
-from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, Files, Manifest, record_of
+from everstep.trainer.checkpoint.layout import file_of
+from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, Files, record_of
 from everstep.trainer.checkpoint.node_tier import BLOCK_BYTES, KEEP, NodeTier
+from everstep.trainer.checkpoint.staging import StagedState
 
 REPLICA = "replica of "
 """Prefix of a replica's name in the records that a rank reports."""
@@ -26,25 +27,19 @@ REPLICA = "replica of "
 class NodeTierTarget:
     """One save to the node tier; a `SaveTarget`."""
 
-    folder: RunFolder
     tier: NodeTier
-    layout: Layout
-    staging: Staging
-    manifest: Manifest
-
-    @property
-    def path(self) -> str:
-        """Folder of the checkpoint, named as in the run folder."""
-        return self.folder.checkpoint(self.manifest.step, self.manifest.attempt).rsplit("/", 1)[-1]
+    path: str
+    """Folder of the checkpoint on each node."""
+    staged: StagedState
 
     def write(self) -> Files:
         """Write this rank's file to its node and the next one, and store replicas of other ranks.
 
         A rank that cannot write still sends and receives, since the other ranks wait for it.
         """
-        rank, pairs, sizes = self.tier.mesh.rank, self.tier.pairs, self.layout.sizes
-        data = self.staging.bytes(self.layout.bytes)
-        own = [self._open(rank)] if self.layout.pieces else []
+        rank, pairs, sizes = self.tier.mesh.rank, self.tier.pairs, self.staged.layout.sizes
+        data = self.staged.data()
+        own = [self._open(rank)] if self.staged.layout.pieces else []
         replicas = {p.sender: self._open(p.sender) for p in pairs if p.holder == rank and sizes[p.sender]}
         holders = [pair.holder for pair in pairs if pair.sender == rank]
         for start in range(0, max(sizes), BLOCK_BYTES):
@@ -67,14 +62,15 @@ class NodeTierTarget:
         Raises:
             CheckpointError: a replica differs from its original.
         """
-        self.manifest.files.update(without_replicas(files))
-        self.manifest.files[TENSORS] = record_of(self.layout.table)
-        return self.manifest.to_json().decode()
+        manifest = self.staged.manifest
+        manifest.files.update(without_replicas(files))
+        manifest.files[TENSORS] = record_of(self.staged.layout.table)
+        return manifest.to_json().decode()
 
     def seal(self, payload: str) -> None:
         """Commit on each node: index, then manifest; then remove older checkpoints."""
         if self.tier.leads:
-            self.tier.storage.write(f"{self.path}/{TENSORS}", self.layout.table)
+            self.tier.storage.write(f"{self.path}/{TENSORS}", self.staged.layout.table)
             self.tier.storage.create(f"{self.path}/{MANIFEST}", payload.encode())
             self.tier.keep_newest(KEEP)
 

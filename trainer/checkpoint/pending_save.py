@@ -14,7 +14,7 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import HashStore, Store
 
 from everstep.errors import CheckpointError, EverstepError, SupersededError
 from everstep.trainer.checkpoint.manifest import FileRecord, Files
@@ -68,30 +68,26 @@ class SaveRecord:
 class SaveCoordinator:
     """Exchange of one message from every rank to rank 0, and one from rank 0 to all.
 
-    Without a store there is only one rank. The store's client admits one thread at a time, so this has its own
-    connection.
+    The store's client admits one thread at a time, so this has its own connection. Without a store there is only one
+    rank, which writes to itself.
     """
 
     def __init__(self, store: Store | None, rank: int, world: int) -> None:
         self.rank = rank
         self.world = world
-        self._store = store.clone() if store is not None else None  # type: ignore[attr-defined]
+        self._store: Store = HashStore() if store is None else store.clone()  # type: ignore[attr-defined]
         self._number = 0
-        self._own: Message = {}
 
     def open(self) -> None:
         """Begin the next exchange; all ranks must take part."""
         self._number += 1
-        if self._store is not None and self.rank == 0 and self._number > 2:
+        if self.rank == 0 and self._number > 2:
             # A rank that takes part in this exchange has received the result before the last, so its key can go.
             self._store.delete_key(self._key("result", self._number - 2))
 
     def report(self, message: Message) -> None:
         """Send this rank's message to rank 0."""
-        if self._store is None:
-            self._own = message
-        else:
-            self._store.set(self._key(self.rank), json.dumps(message))
+        self._store.set(self._key(self.rank), json.dumps(message))
 
     def collect(self, timeout_s: float) -> list[Message]:
         """Receive on rank 0 the message of each rank.
@@ -99,8 +95,6 @@ class SaveCoordinator:
         Raises:
             CheckpointError: a rank has sent none within `timeout_s`.
         """
-        if self._store is None:
-            return [self._own]
         keys = [self._key(rank) for rank in range(self.world)]
         if not self._wait(keys, time.monotonic() + timeout_s):
             silent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
@@ -112,16 +106,13 @@ class SaveCoordinator:
 
     def announce(self, result: Message) -> None:
         """Broadcast the result from rank 0 to all ranks."""
-        if self._store is not None:
-            self._store.set(self._key("result"), json.dumps(result))
+        self._store.set(self._key("result"), json.dumps(result))
 
     def await_result(self) -> Message:
         """Receive rank 0's result on another rank, without a time limit.
 
         If rank 0 dies, this process soon ends too.
         """
-        if self._store is None:
-            raise RuntimeError("one rank alone has no other to wait for")
         self._wait([self._key("result")], float("inf"))
         result: Message = json.loads(self._store.get(self._key("result")))
         return result
@@ -129,7 +120,7 @@ class SaveCoordinator:
     def _wait(self, keys: list[str], deadline: float) -> bool:
         """Wait until all the keys exist; False if the deadline passed first."""
         pause_s = FIRST_POLL_S
-        while self._store is not None and not self._store.check(keys):
+        while not self._store.check(keys):
             if time.monotonic() > deadline:
                 return False
             time.sleep(pause_s)

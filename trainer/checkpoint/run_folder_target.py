@@ -11,9 +11,9 @@ from everstep.errors import CheckpointError
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.storage import Storage
 from everstep.storage.base import is_kept
-from everstep.trainer.checkpoint.layout import Layout, Staging
-from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, Files, Manifest, record_of
+from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, Files, record_of
 from everstep.trainer.checkpoint.retention import Retention
+from everstep.trainer.checkpoint.staging import StagedState
 
 BLOCK_BYTES = 8 * 2**20
 
@@ -23,19 +23,14 @@ class RunFolderTarget:
     """One save to the run folder; a `SaveTarget`."""
 
     folder: RunFolder
+    path: str
+    """Folder of the checkpoint, within the run folder."""
     retention: Retention
-    layout: Layout
-    staging: Staging
-    manifest: Manifest
-    """The manifest to commit; its files are added by `commit`."""
+    staged: StagedState
     is_main: bool
     """True on rank 0."""
     read_back: Callable[[], None] | None = None
     """Reads the checkpoint back, as the self-test of a run's first one."""
-
-    @property
-    def path(self) -> str:
-        return self.folder.checkpoint(self.manifest.step, self.manifest.attempt)
 
     def write(self) -> Files:
         """Write this rank's file.
@@ -43,12 +38,12 @@ class RunFolderTarget:
         Raises:
             SupersededError: on rank 0, when a newer attempt owns the run.
         """
+        layout = self.staged.layout
         if self.is_main:
-            self.folder.check_newest(self.manifest.attempt)
-        if not self.layout.pieces:
+            self.folder.check_newest(self.staged.manifest.attempt)
+        if not layout.pieces:
             return {}
-        data = self.staging.bytes(self.layout.bytes)
-        return {self.layout.file: write_file(self.folder.storage, f"{self.path}/{self.layout.file}", data)}
+        return {layout.file: write_file(self.folder.storage, f"{self.path}/{layout.file}", self.staged.data())}
 
     def commit(self, files: Files) -> str:
         """Write the tensor index and, last, the manifest; then remove checkpoints that are no longer kept.
@@ -57,14 +52,14 @@ class RunFolderTarget:
             SupersededError: a newer attempt owns the run.
             CheckpointError: the store has not kept what was written.
         """
-        storage = self.folder.storage
-        storage.write(f"{self.path}/{TENSORS}", self.layout.table)
-        files[TENSORS] = record_of(self.layout.table)
+        manifest, index = self.staged.manifest, self.staged.layout.table
+        self.folder.storage.write(f"{self.path}/{TENSORS}", index)
+        files[TENSORS] = record_of(index)
         self._check_sizes(files)
-        self.folder.check_newest(self.manifest.attempt)
-        self.manifest.files.update(files)
-        self._create_manifest(self.manifest.to_json())
-        self.retention.committed(self.path, self.manifest)
+        self.folder.check_newest(manifest.attempt)
+        manifest.files.update(files)
+        self._create_manifest(manifest.to_json())
+        self.retention.committed(self.path, manifest)
         return ""
 
     def seal(self, payload: str) -> None:
