@@ -27,7 +27,7 @@ _PORTABLE = 1
 
 @dataclass(frozen=True)
 class StagedState:
-    """Copied state of one step: the bytes of this rank, and the manifest to commit, which lists no files yet."""
+    """Copied state of one step: the bytes of this rank, and the manifest, which lists no files yet."""
 
     layout: Layout
     buffer: Staging
