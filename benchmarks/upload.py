@@ -20,7 +20,7 @@ from benchmarks.store import CREDENTIALS, s3_server
 from benchmarks.table import machine, markdown, spread
 from everstep.run_folder import RunFolder
 from everstep.storage import open_storage
-from everstep.trainer.checkpoint.pending_save import write_file
+from everstep.trainer.checkpoint.run_folder_target import write_file
 
 BUCKET = "bench"
 PARALLEL = (1, 2, 4, 8, 16)

@@ -6,7 +6,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -46,6 +46,22 @@ ENDING_FILE = "EVERSTEP_ENDING_FILE"
 """Environment variable: file in the launcher's memory for an outcome that the run folder refused."""
 
 
+@dataclass(frozen=True)
+class Lineage:
+    """The checkpoints that the attempts of a run have restored: they say which other checkpoints count."""
+
+    restored: Mapping[int, int]
+    """Attempt → step that it restored."""
+
+    def counts(self, step: int, attempt: int) -> bool:
+        """True unless a later attempt has continued from an earlier step.
+
+        A superseded attempt may still commit after its successor has started. Such a checkpoint is not part of the run,
+        because the run has continued from an earlier one.
+        """
+        return all(step <= start for later, start in self.restored.items() if later > attempt)
+
+
 @dataclass
 class RunFolder:
     """One run on any storage."""
@@ -82,8 +98,7 @@ class RunFolder:
 
         A checkpoint of the node tier counts only once an attempt has restored it.
         """
-        self.limits()
-        return max([self.newest_step() or 0, *self._starts.values()])
+        return max([self.newest_step() or 0, *self.lineage().restored.values()])
 
     def record_restart(self, facts: dict[str, Any]) -> None:
         """Record one decision of the restart policy, as a separate object, since object stores cannot append."""
@@ -154,20 +169,12 @@ class RunFolder:
         """Record the checkpoint that this attempt restored: its step, and the attempt that wrote it."""
         self.storage.create(self.attempt(attempt, "restored.json"), to_json_line({"step": step, "attempt": origin}))
 
-    def limits(self) -> dict[int, int]:
-        """Return per attempt the highest step whose checkpoint counts: the lowest that a later one restored.
-
-        A superseded attempt may still commit after its successor has started. Such a checkpoint is not part of the run,
-        because the run has continued from an earlier one.
-        """
-        attempts = self.attempts()
-        for number in attempts:
+    def lineage(self) -> Lineage:
+        """Return the lineage as it is now, for all checkpoints of one listing."""
+        for number in self.attempts():
             if number not in self._starts and (step := self._restored(number)) is not None:
                 self._starts[number] = step
-        return {
-            number: min((step for later, step in self._starts.items() if later > number), default=2**62)
-            for number in attempts
-        }
+        return Lineage(dict(self._starts))
 
     def _restored(self, attempt: int) -> int | None:
         try:

@@ -7,10 +7,12 @@ import json
 import torch
 from blake3 import blake3
 
-from everstep.config import RunConfig
+from everstep.config import CheckpointConfig
 from everstep.rank_env import RankInfo
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.trainer.checkpoint.manifest import ManifestFacts, parse_name
+from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.optim import build_optimizer
 from everstep.trainer.state.train_state import Progress, TrainState
@@ -25,10 +27,18 @@ def saved(run: RunFolder) -> tuple[Checkpointer, str]:
     optimizer.step()
     state = TrainState(model, optimizer, Progress(step=4))
     attempt = run.claim({})
-    checkpoints = Checkpointer(RunConfig(), run, attempt, Mesh(RankInfo(), torch.device("cpu")), state, "data")
+    facts = ManifestFacts(attempt, 8, "single", config_digest="config", data_digest="data")
+    checkpoints = Checkpointer(CheckpointConfig(), facts, run, Mesh(RankInfo(), torch.device("cpu")), state)
     assert checkpoints.save()
     assert checkpoints.finish()
     return checkpoints, run.checkpoint(4, attempt)
+
+
+def newest_step(run: RunFolder) -> int:
+    """The step of the newest checkpoint whose files all verify."""
+    found = parse_name(locate(run.url)[1].rsplit("/", 1)[-1])
+    assert found is not None
+    return found[0]
 
 
 def reseal(run: RunFolder, path: str) -> None:

@@ -11,9 +11,10 @@ from typing import IO, Any
 from everstep.run_folder import MANIFEST
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
-from everstep.trainer.checkpoint.layout import Staging
 from everstep.trainer.checkpoint.manifest import TENSORS
 from everstep.trainer.checkpoint.pending_save import SaveCoordinator
+from everstep.trainer.checkpoint.run_folder_target import RunFolderTarget
+from everstep.trainer.checkpoint.staging import Staging
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.step import Stepper
 from everstep.trainer.update import Update
@@ -83,7 +84,7 @@ def after_copy(number: int) -> None:
 
 def before_write(number: int) -> None:
     """Beside training, as the bytes of the `number`-th checkpoint are about to be written."""
-    before(Checkpointer, "_write", count_to(number))
+    before(RunFolderTarget, "write", count_to(number))
 
 
 def in_write(number: int) -> None:
@@ -112,17 +113,17 @@ class Torn:
 
 def after_write(number: int) -> None:
     """The bytes are there, the other ranks do not know it yet."""
-    after(Checkpointer, "_write", count_to(number))
+    after(RunFolderTarget, "write", count_to(number))
 
 
-def after_word(number: int) -> None:
+def after_report(number: int) -> None:
     """Rank 0 can know that this rank's bytes are there."""
-    after(SaveCoordinator, "say", count_to(number))
+    after(SaveCoordinator, "report", count_to(number))
 
 
-def after_hearing(number: int) -> None:
+def after_collect(number: int) -> None:
     """Rank 0 knows that all bytes are there."""
-    after(SaveCoordinator, "hear", count_to(number))
+    after(SaveCoordinator, "collect", count_to(number))
 
 
 def after_table(number: int) -> None:
@@ -154,17 +155,17 @@ def after_retention(number: int) -> None:
     after(LocalStorage, "delete", lambda self, path: "checkpoints/step" in path and "." not in path and count())
 
 
-def before_telling(number: int) -> None:
+def before_announce(number: int) -> None:
     """It is committed, the other ranks do not know it yet."""
-    before(SaveCoordinator, "tell", count_to(number))
+    before(SaveCoordinator, "announce", count_to(number))
 
 
-def after_telling(number: int) -> None:
-    after(SaveCoordinator, "tell", count_to(number))
+def after_announce(number: int) -> None:
+    after(SaveCoordinator, "announce", count_to(number))
 
 
-def after_listening(number: int) -> None:
-    after(SaveCoordinator, "listen", count_to(number))
+def after_result(number: int) -> None:
+    after(SaveCoordinator, "await_result", count_to(number))
 
 
 SAVE_POINTS: dict[str, tuple[Callable[[int], None], int, tuple[int, ...]]] = {
@@ -175,16 +176,16 @@ SAVE_POINTS: dict[str, tuple[Callable[[int], None], int, tuple[int, ...]]] = {
     "before the bytes are written": (before_write, 3, (0, 1)),
     "with half of the bytes written": (in_write, 3, (0, 1)),
     "with its bytes written": (after_write, 3, (0, 1)),
-    "when rank 0 could know": (after_word, 3, (0, 1)),
-    "when rank 0 knows of all": (after_hearing, 3, (0,)),
+    "when rank 0 could know": (after_report, 3, (0, 1)),
+    "when rank 0 knows of all": (after_collect, 3, (0,)),
     "with the table written": (after_table, 3, (0,)),
     "before the commit": (before_commit, 3, (0,)),
     "after the commit": (after_commit, 3, (0,)),
     "with an old manifest removed": (in_retention, 1, (0,)),
     "with an old one removed": (after_retention, 1, (0,)),
-    "before the others know": (before_telling, 3, (0,)),
-    "when the others could know": (after_telling, 3, (0,)),
-    "when another knows": (after_listening, 3, (1,)),
+    "before the others know": (before_announce, 3, (0,)),
+    "when the others could know": (after_announce, 3, (0,)),
+    "when another knows": (after_result, 3, (1,)),
 }
 """Every point of a save at which something has changed for whoever comes after."""
 

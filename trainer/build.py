@@ -10,11 +10,12 @@ from functools import partial
 
 from torch import nn
 
-from everstep.config import Dtype, Node, RunConfig
+from everstep import frozen_config
+from everstep.config import Dtype, Goal, Node, RunConfig
 from everstep.errors import CheckpointError, ConfigError, DataError
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
-from everstep.trainer.checkpoint.manifest import candidates
+from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
 from everstep.trainer.checkpoint.self_test import SelfTest
 from everstep.trainer.checkpoint.weights import load_weights
 from everstep.trainer.data.cache.on_node import node_cache
@@ -78,7 +79,9 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     model = parallelize(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
     state = _state(run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))})
     copy = partial(self_test, run, task, model.model, mesh) if fresh and run.checkpoint.self_test else None
-    checkpoints = Checkpointer(run, start.folder, start.attempt, mesh, state, digest_of(splits), copy)
+    facts = _manifest_facts(run, start.attempt, digest_of(splits))
+    maximise = run.evaluate.goal is Goal.max
+    checkpoints = Checkpointer(run.checkpoint, facts, start.folder, mesh, state, maximise=maximise, self_test=copy)
     _check_comes_back(state, copy)
     start.laps.end("build")
     return Built(task, splits, hooks, model, state, checkpoints, copy)
@@ -193,6 +196,10 @@ def _state(run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugin
     if has_modes(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     return state
+
+
+def _manifest_facts(run: RunConfig, attempt: int, data_digest: str) -> ManifestFacts:
+    return ManifestFacts(attempt, run.global_batch, run.parallel.kind.value, frozen_config.digest(run), data_digest)
 
 
 def self_test(run: RunConfig, task: Task, live: nn.Module, mesh: Mesh) -> SelfTest:

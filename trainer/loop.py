@@ -41,7 +41,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     """
     state, checkpoints = parts.state, parts.checkpoints
     batches = parts.feed.steps(state.progress.step)
-    stopping = unsaved = False
+    stopping = save_failed = False
     while True:
         at = state.progress.step
         finished = at >= run.steps or _out_of_patience(run, state)
@@ -52,10 +52,9 @@ def train(run: RunConfig, parts: Parts) -> Ending:
         last = finished or stopping
         # A rollback needs a checkpoint, so one is saved before the first step.
         first = at == 0 and run.nonfinite.policy is Nonfinite.rollback and checkpoints.saved_step != 0
-        due = (
-            checkpoints.due(at) or first or unsaved or (improved and run.checkpoint.keep_best > 0) or (last and at > 0)
-        )
-        if due or checkpoints.due_locally(at):
+        best = improved and run.checkpoint.keep_best > 0
+        due = checkpoints.due(at) or first or save_failed or best or (last and at > 0)
+        if due or checkpoints.due_on_nodes(at):
             _save(parts, last, local=not due or (stopping and _short_of_time(parts)))
         if stopping:
             return Ending(Outcome.preempted, at, parts.step.stop.reason or "another rank was asked to stop")
@@ -70,9 +69,9 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             _halve(parts, error)
             batches = parts.feed.steps(at)
             continue
-        if checkpoints.get_ready():
+        if checkpoints.preallocate():
             state.check_agreement(parts.step.parallel.mesh)
-        stopping, unsaved = any(info.stop for info in infos), any(info.unsaved for info in infos)
+        stopping, save_failed = any(info.stop for info in infos), any(info.save_failed for info in infos)
         if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
             _roll_back(parts)
             batches = parts.feed.steps(state.progress.step)
@@ -81,7 +80,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
 def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
     """Account for finished steps; True if one of them was not finite."""
     progress, bad = parts.state.progress, False
-    parts.journal.landed(parts.checkpoints.landed)
+    parts.journal.record_saves(parts.checkpoints.finished_saves)
     for info in infos:
         progress.items += info.items
         parts.journal.step(info, parts.feed.wait_s)
@@ -127,7 +126,7 @@ def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> 
     """
     parts.step(next(batches))
     at = parts.state.progress.step
-    saving = parts.checkpoints.due(at) or parts.checkpoints.due_locally(at)
+    saving = parts.checkpoints.due(at) or parts.checkpoints.due_on_nodes(at)
     pausing = at >= run.steps or saving or parts.evaluate.due(at, last=False)
     infos = parts.step.results(all_of_them=pausing)
     if any(info.stop for info in infos):
@@ -152,14 +151,17 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
 
 
 def _save(parts: Parts, last: bool, local: bool) -> None:
-    """Start a save of this step if there is none yet; wait for the last one before the run ends."""
+    """Start a save of this step if there is none yet; before the run ends, wait for it and retry it.
+
+    checkpointer.py describes what happens to a save that fails.
+    """
     checkpoints, step, done = parts.checkpoints, parts.state.progress.step, False
     start = time.perf_counter()
     while not done:
         if checkpoints.saved_step != step and not checkpoints.save(local, last):
             parts.journal.event("save_skipped", step=step)
         done = not last or checkpoints.finish()
-        parts.journal.landed(checkpoints.landed)
+        parts.journal.record_saves(checkpoints.finished_saves)
         if not done and not local:
             time.sleep(checkpoints.retry_s)
         local = False
@@ -172,7 +174,7 @@ def _short_of_time(parts: Parts) -> bool:
     left_s, needed_s = checkpoints.time_to_save(parts.step.stop.left_s())
     if left_s is None or not needed_s:
         return False
-    short = checkpoints.has_local_tier and needed_s > left_s
+    short = checkpoints.has_node_tier and needed_s > left_s
     parts.journal.event(
         "last_save",
         f"{left_s:.0f} s are left to save, it takes about {needed_s:.1f} s"

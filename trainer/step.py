@@ -50,7 +50,7 @@ class StepInfo:
         overflow: True if fp16's loss scale was too large; it is then reduced by itself, and `finite` is True.
         empty: True if no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
         stop: True if any rank was asked to stop.
-        unsaved: True if a save has failed and should be retried now.
+        save_failed: True if a save has failed and its retry is due (see checkpointer.py).
         metrics: mean over the items of each metric that `task.loss` returned.
     """
 
@@ -61,7 +61,7 @@ class StepInfo:
     lr: float
     finite: bool
     stop: bool
-    unsaved: bool = False
+    save_failed: bool = False
     overflow: bool = False
     empty: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -71,7 +71,7 @@ class StepInfo:
 class PendingStep:
     """Results of a step that are still on the device.
 
-    `facts` are loss sum, items, asked, unsaved, norm, bad, loss scale, then the values that `TaskMetrics.joined`
+    `facts` are loss sum, items, asked, save_failed, norm, bad, loss scale, then the values that `TaskMetrics.joined`
     appended.
     """
 
@@ -85,7 +85,7 @@ class PendingStep:
         """Return the results; on CUDA, wait until the device has finished this step."""
         if self.ready is not None:
             self.ready.synchronize()
-        loss, items, asked, unsaved, norm, bad, scale, *metrics = (
+        loss, items, asked, save_failed, norm, bad, scale, *metrics = (
             self.facts if isinstance(self.facts, list) else self.facts.tolist()
         )
         overflow = bool(bad) and scale > 1 and math.isfinite(loss)
@@ -97,7 +97,7 @@ class PendingStep:
             self.lr,
             finite=not bad or overflow,
             stop=asked > 0,
-            unsaved=unsaved > 0,
+            save_failed=save_failed > 0,
             overflow=overflow,
             empty=not items,
             metrics=self.means(metrics),
@@ -114,14 +114,14 @@ class Stepper:
         parallel: ParallelModel,
         task: Task,
         stop: Stop,
-        unsaved: Callable[[], bool] = lambda: False,
+        save_failed: Callable[[], bool] = lambda: False,
     ) -> None:
         self.run = run
         self.state = state
         self.parallel = parallel
         self.task = task
         self.stop = stop
-        self.unsaved = unsaved
+        self.save_failed = save_failed
         self.device = parallel.mesh.device
         self.cast = torch.float64 if run.precision.dtype is Dtype.fp64 else None
         on_cuda = self.device.type == "cuda"
@@ -187,16 +187,16 @@ class Stepper:
     def _backward(self, step: int, batches: Sequence[Microbatch]) -> Tensor:
         """Compute the gradients of the loss sum over `global_batch`.
 
-        Return loss sum, items, asked and unsaved of all ranks (float64), then the sums of the task's metrics. The flags
-        asked and unsaved share the all-reduce of the loss, so that all ranks agree on them without a collective of
-        their own.
+        Return loss sum, items, asked and save_failed of all ranks (float64), then the sums of the task's metrics. The
+        flags asked and save_failed share the all-reduce of the loss, so that all ranks agree on them without a
+        collective of their own.
         """
         sums = torch.zeros(4, dtype=torch.float64, device=self.device)
-        loss_sum, items, asked, unsaved = sums.unbind()
+        loss_sum, items, asked, save_failed = sums.unbind()
         if self.stop.asked:
             asked.fill_(1.0)
-        if self.unsaved():
-            unsaved.fill_(1.0)
+        if self.save_failed():
+            save_failed.fill_(1.0)
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
         self.metrics.begin()

@@ -24,7 +24,7 @@ class Applied:
     """Result of an update, as floats on the CPU and as float64 tensors on a GPU."""
 
     facts: Tensor | list[float]
-    """Loss sum, items, asked, unsaved, norm, bad, loss scale."""
+    """Loss sum, items, asked, save_failed, norm, bad, loss scale."""
     skipped: Tensor | bool
     """True (1.0) for a step that changed nothing."""
 
@@ -50,7 +50,7 @@ class Update:
         """Apply the gradients of the step.
 
         Args:
-            sums: [4] float64: loss sum, items, asked, unsaved, summed over all ranks.
+            sums: [4] float64: loss sum, items, asked, save_failed, summed over all ranks.
         """
         self.parallel.reduce_whole()
         gradients = self.parallel.gradients()
@@ -61,7 +61,7 @@ class Update:
 
     def _on_host(self, sums: Tensor, gradients: Sequence[Tensor], norm_of_sums: Tensor) -> Applied:
         scale = self.state.scale
-        loss_sum, items, asked, unsaved = sums.tolist()
+        loss_sum, items, asked, save_failed = sums.tolist()
         loss_scale = 1.0 if scale is None else scale.scale.item()
         inverse = self.share / (items or 1.0) / loss_scale
         norm = norm_of_sums.item() * inverse
@@ -77,7 +77,7 @@ class Update:
                 self.state.average.update()
         if scale is not None:
             scale.update(sums.new_tensor(bad, dtype=torch.float32), sums.new_tensor(items == 0, dtype=torch.bool))
-        return Applied([loss_sum, items, asked, unsaved, norm, float(bad), loss_scale], skipped)
+        return Applied([loss_sum, items, asked, save_failed, norm, float(bad), loss_scale], skipped)
 
     def _on_device(self, sums: Tensor, gradients: Sequence[Tensor], norm_of_sums: Tensor) -> Applied:
         scale = self.state.scale

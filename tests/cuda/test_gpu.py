@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from everstep.rank_env import RankInfo
-from everstep.trainer.checkpoint.layout import Staging, lay_out
+from everstep.trainer.checkpoint.layout import lay_out
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.staging import Staging
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.dataset import ArrayDataset
 from everstep.trainer.data.fetcher import Fetcher

@@ -15,11 +15,12 @@ from disks import small_disk
 from fault_proxy import Proxy, fault_proxy
 from process_helpers import until
 from ranks import folder, ledger, train
+from saved_checkpoint import newest_step
 
 from everstep.outcome import Outcome
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint import checkpointer
-from everstep.trainer.checkpoint.manifest import candidates, newest, was_set_aside
+from everstep.trainer.checkpoint.manifest import candidates, was_set_aside
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
@@ -141,7 +142,7 @@ def test_a_store_that_takes_nothing_any_more_ends_the_run_and_keeps_the_newest(
     assert said in ended.printed
     assert "checkpoint.max_failures=2" in ended.printed
     assert "Traceback" not in ended.printed
-    assert newest(run_of(root)).step == 4
+    assert newest_step(run_of(root)) == 4
     proxy.clear()
     assert train(2, tmp_path, f"run_root={root}", *KEEP).codes == [0, 0]
     assert_same(tmp_path, run_of(root).url, undisturbed)
@@ -261,7 +262,7 @@ def test_a_disk_that_is_full_for_a_while_costs_saves_but_no_step(
     )  # fmt: skip
     waiting.join()
     assert ended.codes == [0, 0], ended.printed
-    assert newest(folder(little_disk)).step == 12
+    assert newest_step(folder(little_disk)) == 12
     assert_same(tmp_path, folder(little_disk).url, undisturbed)
 
 
@@ -275,7 +276,7 @@ def test_a_disk_that_stays_full_ends_the_run_in_one_line_and_keeps_the_newest(
     assert ended.codes == [2, 2], ended.printed
     assert "No space left on device" in ended.printed
     assert "Traceback" not in ended.printed
-    assert newest(folder(little_disk)).step == 4
+    assert newest_step(folder(little_disk)) == 4
     (little_disk / "filler").unlink()
     assert train(2, tmp_path, f"run_root={little_disk}", *KEEP).codes == [0, 0]
     assert_same(tmp_path, folder(little_disk).url, undisturbed)
@@ -299,5 +300,5 @@ def test_with_busy_skip_a_slow_store_costs_checkpoints_and_no_time(
     ended = train(2, tmp_path, f"run_root={root}", *KEEP, "checkpoint.busy=skip", "checkpoint.every=2")
     assert ended.codes == [0, 0], ended.printed
     assert events(run_of(root), "save_skipped")
-    assert newest(run_of(root)).step == 12
+    assert newest_step(run_of(root)) == 12
     assert_same(tmp_path, run_of(root).url, undisturbed)

@@ -137,8 +137,8 @@ def test_a_part_that_is_damaged_on_both_nodes_sends_the_run_back(undisturbed: Pa
 
 
 @pytest.mark.parametrize(("point", "victim"), [
-    (traps.before_write, 1), (traps.after_word, 0), (traps.after_hearing, 0), (traps.before_telling, 0),
-    (traps.after_telling, 0), (traps.after_listening, 1),
+    (traps.before_write, 1), (traps.after_report, 0), (traps.after_collect, 0), (traps.before_announce, 0),
+    (traps.after_announce, 0), (traps.after_result, 1),
 ])  # fmt: skip
 def test_a_kill_in_the_middle_of_a_local_save_loses_nothing(
     undisturbed: Path, tmp_path: Path, point: Callable[[int], None], victim: int

@@ -14,24 +14,24 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saved_checkpoint import reseal, saved
+from saved_checkpoint import newest_step, reseal, saved
 
 from everstep.errors import CheckpointError, DataError
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
+    Damaged,
     FileRecord,
     Manifest,
     candidates,
-    damage,
+    find_fault,
     folders,
-    newest,
     parse_name,
     set_aside,
-    to_keep,
     was_set_aside,
 )
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.retention import to_keep
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.weights import load_weights
@@ -186,9 +186,9 @@ def test_a_damaged_manifest_is_a_candidate_that_says_so_and_the_older_one_is_new
     commit(run, 4, 1, data)
     found = list(candidates(run))
     assert [c.step for c in found] == [4, 3]
-    assert found[0].manifest is None
-    assert f"{MANIFEST} is damaged" in found[0].damage
-    assert newest(run).step == 3
+    assert isinstance(found[0], Damaged)
+    assert f"{MANIFEST} is damaged" in found[0].why
+    assert newest_step(run) == 3
 
 
 @pytest.mark.parametrize(("version", "step"), [(1, "start a new run"), (4, "install a newer one")])
@@ -198,7 +198,7 @@ def test_a_manifest_of_another_version_is_not_walked_past_nor_set_aside(
     checkpoints, _ = saved(run)
     path = commit(run, 9, 1, altered(format=version, step=9))
     said = rf"step-00000009.*has format {version}, this everstep reads format 3; .* or {step}"
-    for work in (checkpoints.restore, lambda: newest(run), lambda: locate(f"{run.url}/{path}")):
+    for work in (checkpoints.restore, lambda: locate(run.url), lambda: locate(f"{run.url}/{path}")):
         with pytest.raises(CheckpointError, match=said) as caught:
             work()
         assert "\n" not in str(caught.value)
@@ -220,17 +220,17 @@ EMPTY = "af1349b9f5f9a1a6a0404dea36dcc9499bcb25c9adc112b7cc9a93cae41f3262"
 )
 def test_files_are_held_to_size_and_digest(run: RunFolder, record: FileRecord, said: str) -> None:
     run.storage.write("c/file", b"")
-    assert damage(run.storage, "c", [("file", record)]) == said
-    assert damage(run.storage, "c", [("nosuch", record)]) == "nosuch is missing"
+    assert find_fault(run.storage, "c", [("file", record)]) == said
+    assert find_fault(run.storage, "c", [("nosuch", record)]) == "nosuch is missing"
 
 
 def test_what_is_set_aside_is_no_checkpoint_any_more_but_still_there(run: RunFolder) -> None:
     path = commit(run, 4, 1)
-    set_aside(run, next(candidates(run)))
+    set_aside(run, path)
     assert list(candidates(run)) == []
     assert was_set_aside(run) == [path]
     with pytest.raises(CheckpointError, match="has no checkpoint that can be read"):
-        newest(run)
+        locate(run.url)
 
 
 # ------------------------------------------------------------------------------------------- a real one, and hostile

@@ -12,7 +12,7 @@ from saved_checkpoint import saved
 from everstep.errors import CheckpointError
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
-from everstep.trainer.checkpoint.manifest import candidates, was_set_aside
+from everstep.trainer.checkpoint.manifest import Committed, candidates, was_set_aside
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.signature import KEY
 from everstep.trainer.command import verb
@@ -70,7 +70,7 @@ def test_without_a_key_signatures_are_not_asked_for(
     run, checkpoints, _ = signed
     monkeypatch.delenv(KEY)
     assert checkpoints.restore() is not None
-    assert [c.damage for c in candidates(run)] == [""]
+    assert [type(found) for found in candidates(run)] == [Committed]
 
 
 def test_the_key_is_in_no_file(signed: tuple[RunFolder, Checkpointer, str], tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from everstep.rank_env import RankInfo
-from everstep.trainer.checkpoint.layout import Layout, Staging, lay_out
+from everstep.trainer.checkpoint.layout import Layout, lay_out
+from everstep.trainer.checkpoint.staging import Staging
 from everstep.trainer.distributed.mesh import Mesh
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)

@@ -7,7 +7,6 @@ size and digest, so that damage is detected before anything is parsed.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -19,7 +18,7 @@ from blake3 import blake3
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.storage import Storage
-from everstep.trainer.checkpoint.signature import mistrust, sign
+from everstep.trainer.checkpoint.signature import sign, signature_fault
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
@@ -34,6 +33,14 @@ class FileRecord:
 
     bytes: int
     blake3: str
+
+
+Files = dict[str, FileRecord]
+"""Files of a checkpoint by name."""
+
+
+def record_of(data: bytes) -> FileRecord:
+    return FileRecord(len(data), blake3(data).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -53,9 +60,14 @@ class Manifest:
     """State that is no tensor: the model's extra state, the optimizer's counters, the state of plug-ins."""
     metric: float | None
     """The held-out metric as last measured, for `keep_best`."""
-    files: dict[str, FileRecord] = field(default_factory=dict)
+    files: Files = field(default_factory=dict)
     format: int = FORMAT
     signature: str = ""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
         """Return the JSON bytes, signed if there is a key."""
@@ -64,9 +76,9 @@ class Manifest:
     def _unsigned(self) -> bytes:
         return _lines({**asdict(self), "signature": ""})
 
-    def mistrust(self) -> str:
+    def signature_fault(self) -> str:
         """Return the reason why this manifest may not be trusted; an empty string if it may."""
-        return mistrust(self._unsigned(), self.signature)
+        return signature_fault(self._unsigned(), self.signature)
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
@@ -106,6 +118,20 @@ _KINDS: dict[str, tuple[type, ...]] = {
 """Types of a manifest's fields, checked when it is read."""
 
 
+@dataclass(frozen=True)
+class ManifestFacts:
+    """Facts that are the same in all manifests of one attempt.
+
+    They are computed once, since the digest of a config takes 20 ms.
+    """
+
+    attempt: int
+    global_batch: int
+    parallel: str
+    config_digest: str
+    data_digest: str
+
+
 def _lines(tree: dict[str, Any]) -> bytes:
     return (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode()
 
@@ -127,16 +153,35 @@ class OtherFormatError(ValueError):
 
 
 @dataclass(frozen=True)
-class CheckpointRef:
-    """A folder with a manifest; `damage` is the reason why the manifest cannot be read."""
+class Committed:
+    """A checkpoint with a manifest that can be read; its files are verified when they are read."""
+
+    path: str
+    manifest: Manifest
+
+    @property
+    def step(self) -> int:
+        return self.manifest.step
+
+    @property
+    def attempt(self) -> int:
+        return self.manifest.attempt
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """A checkpoint that cannot be restored, and the reason: its manifest or one of its files."""
 
     path: str
     step: int
     attempt: int
-    manifest: Manifest | None
-    damage: str = ""
+    why: str
     refused: bool = False
     """True if it is not known to be damaged but may not be read; it is neither skipped nor set aside."""
+
+
+CheckpointRef = Committed | Damaged
+"""A checkpoint with a manifest, as it was listed."""
 
 
 def parse_name(name: str) -> tuple[int, int] | None:
@@ -155,15 +200,15 @@ def folders(run: RunFolder) -> list[tuple[int, int, str]]:
 
 def candidates(run: RunFolder) -> Iterator[CheckpointRef]:
     """Yield the committed checkpoints in the run's line, newest first."""
-    limits = run.limits()
+    lineage = run.lineage()
     for step, attempt, path in folders(run):
-        if step > limits.get(attempt, 2**62):
+        if not lineage.counts(step, attempt):
             continue
         try:
             data = read_manifest(run.storage, path)
         except FileNotFoundError:
             continue
-        yield read_candidate(path, step, attempt, data)
+        yield parse_checkpoint(path, step, attempt, data)
 
 
 def read_manifest(storage: Storage, path: str) -> bytes:
@@ -175,8 +220,8 @@ def read_manifest(storage: Storage, path: str) -> bytes:
     return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
 
 
-def read_candidate(path: str, step: int, attempt: int, data: bytes) -> CheckpointRef:
-    """Return the candidate for a folder's manifest; `damage` is the fault of the manifest, if it has one."""
+def parse_checkpoint(path: str, step: int, attempt: int, data: bytes) -> CheckpointRef:
+    """Return the checkpoint of a folder, from the bytes of its manifest."""
     try:
         if not data:
             raise ValueError("it is empty, or a link out of its folder")
@@ -184,15 +229,15 @@ def read_candidate(path: str, step: int, attempt: int, data: bytes) -> Checkpoin
         if (manifest.step, manifest.attempt) != (step, attempt):
             raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")
     except OtherFormatError as error:
-        return CheckpointRef(path, step, attempt, None, str(error), refused=True)
+        return Damaged(path, step, attempt, str(error), refused=True)
     except ValueError as error:
-        return CheckpointRef(path, step, attempt, None, f"{MANIFEST} is damaged: {error}")
-    if doubt := manifest.mistrust():
-        return CheckpointRef(path, step, attempt, None, f"{MANIFEST}: {doubt}", refused=True)
-    return CheckpointRef(path, step, attempt, manifest)
+        return Damaged(path, step, attempt, f"{MANIFEST} is damaged: {error}")
+    if fault := manifest.signature_fault():
+        return Damaged(path, step, attempt, f"{MANIFEST}: {fault}", refused=True)
+    return Committed(path, manifest)
 
 
-def damage(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
+def find_fault(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
     """Return the first fault of these files of a checkpoint; an empty string if all are as written."""
     for name, record in files:
         if leads_out(storage, path, name):
@@ -215,13 +260,13 @@ def file_digest(storage: Storage, path: str, size: int) -> str:
     return digest.hexdigest()
 
 
-def check_format(run: RunFolder, candidate: CheckpointRef) -> None:
+def check_format(run: RunFolder, found: CheckpointRef) -> None:
     """Raise CheckpointError for a manifest of another version or another signer.
 
     Skipping such a checkpoint would lose what was trained since.
     """
-    if candidate.refused:
-        raise CheckpointError(f"{run.url}/{candidate.path}: {candidate.damage}")
+    if isinstance(found, Damaged) and found.refused:
+        raise CheckpointError(f"{run.url}/{found.path}: {found.why}")
 
 
 def leads_out(storage: Storage, folder: str, name: str) -> bool:
@@ -232,41 +277,10 @@ def leads_out(storage: Storage, folder: str, name: str) -> bool:
     return not entry.exists() or not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(inside))
 
 
-def set_aside(run: RunFolder, candidate: CheckpointRef) -> None:
+def set_aside(run: RunFolder, path: str) -> None:
     """Rename a damaged checkpoint's manifest, so that it counts no more. Its files stay for inspection."""
-    run.storage.move(f"{candidate.path}/{MANIFEST}", f"{candidate.path}/{SET_ASIDE}")
+    run.storage.move(f"{path}/{MANIFEST}", f"{path}/{SET_ASIDE}")
 
 
 def was_set_aside(run: RunFolder) -> list[str]:
     return [path for _, _, path in folders(run) if run.storage.exists(f"{path}/{SET_ASIDE}")]
-
-
-def newest(run: RunFolder) -> CheckpointRef:
-    """Return the newest checkpoint whose files all verify.
-
-    Raises:
-        CheckpointError: there is none.
-    """
-    found = []
-    for candidate in candidates(run):
-        check_format(run, candidate)
-        fault = candidate.damage
-        if candidate.manifest is not None:
-            fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
-        if not fault:
-            return candidate
-        found.append(f"{candidate.path}: {fault}")
-    raise CheckpointError(f"{run.url} has no checkpoint that can be read ({'; '.join(found) or 'none was written'})")
-
-
-def to_keep(
-    manifests: list[Manifest], *, keep_last: int, keep_best: int, keep_every: int | None, maximise: bool
-) -> set[tuple[int, int]]:
-    """Return (step, attempt) of the checkpoints to keep: the newest, the best, and the multiples."""
-    by_step = sorted(manifests, key=lambda m: (m.step, m.attempt), reverse=True)
-    measured = [m for m in by_step if m.metric is not None and not math.isnan(m.metric)]
-    best = sorted(measured, key=lambda m: (m.metric or 0.0) * (-1 if maximise else 1))
-    kept = [*by_step[:keep_last], *best[:keep_best]]
-    if keep_every is not None:
-        kept += [m for m in by_step if m.step % keep_every == 0]
-    return {(m.step, m.attempt) for m in kept}

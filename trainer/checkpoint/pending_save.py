@@ -1,4 +1,7 @@
-"""Pending save: one save from the staging buffer to its commit, in a background thread."""
+"""Pending save: one save from the staging buffer to its commit, in a background thread.
+
+checkpointer.py describes the path of a save and of its failure.
+"""
 
 from __future__ import annotations
 
@@ -8,138 +11,144 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
 
-from blake3 import blake3
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import HashStore, Store
 
 from everstep.errors import CheckpointError, EverstepError, SupersededError
-from everstep.storage import Storage
-from everstep.trainer.checkpoint.manifest import FileRecord
-
-FIRST_LOOK_S, LONGEST_LOOK_S = 0.005, 0.1
-"""Seconds between two checks of the store. Its own `wait` prints a page for each time-out."""
-
-
-class SaveCoordinator:
-    """Exchange of one message from every rank to rank 0, and one from rank 0 to all.
-
-    Without a store there is only one rank. The store's client admits one thread at a time, so this has its own
-    connection.
-    """
-
-    def __init__(self, store: Store | None, rank: int, world: int) -> None:
-        self.rank = rank
-        self.world = world
-        self._store = store.clone() if store is not None else None  # type: ignore[attr-defined]
-        self._number = 0
-        self._alone = ""
-
-    def open(self) -> None:
-        """Begin the next exchange; all ranks must take part."""
-        self._number += 1
-        if self._store is not None and self.rank == 0 and self._number > 2:
-            # A rank that takes part in this exchange has received the message before the last, so its key can go.
-            self._store.delete_key(self._key("told", self._number - 2))
-
-    def say(self, word: str) -> None:
-        """Send this rank's message to rank 0."""
-        if self._store is None:
-            self._alone = word
-        else:
-            self._store.set(self._key(self.rank), word)
-
-    def hear(self, timeout_s: float) -> list[str]:
-        """Receive on rank 0 the message of each rank.
-
-        Raises:
-            CheckpointError: a rank has sent none within `timeout_s`.
-        """
-        if self._store is None:
-            return [self._alone]
-        keys = [self._key(rank) for rank in range(self.world)]
-        if not self._wait(keys, time.monotonic() + timeout_s):
-            silent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
-            raise CheckpointError(f"rank {silent[0]} has not written its part within {timeout_s:.0f} s")
-        words = [self._store.get(key).decode() for key in keys]
-        for key in keys:
-            self._store.delete_key(key)
-        return words
-
-    def tell(self, word: str) -> None:
-        """Broadcast rank 0's message to all ranks."""
-        if self._store is not None:
-            self._store.set(self._key("told"), word)
-
-    def listen(self) -> str:
-        """Receive rank 0's message on another rank, without a time limit.
-
-        If rank 0 dies, this process soon ends too.
-        """
-        if self._store is None:
-            raise RuntimeError("one rank alone has nobody to listen to")
-        self._wait([self._key("told")], float("inf"))
-        return str(self._store.get(self._key("told")).decode())
-
-    def _wait(self, keys: list[str], deadline: float) -> bool:
-        """Wait until all the keys exist; False if the deadline passed first."""
-        pause_s = FIRST_LOOK_S
-        while self._store is not None and not self._store.check(keys):
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_LOOK_S)
-        return True
-
-    def _key(self, who: int | str, number: int | None = None) -> str:
-        return f"save/{self._number if number is None else number}/{who}"
-
+from everstep.trainer.checkpoint.manifest import FileRecord, Files
 
 LOG = logging.getLogger("everstep")
-BLOCK_BYTES = 8 * 2**20
-COMMITTED = "committed"
+FIRST_POLL_S, LONGEST_POLL_S = 0.005, 0.1
+"""Seconds between two checks of the store. Its own `wait` prints a page for each time-out."""
 NICE = 10
 """Niceness of the thread of a save.
 
 Where cores are short, it gets a tenth of a training thread's time.
 """
 
-Files = dict[str, FileRecord]
+Message = dict[str, Any]
+"""`{"ok": value}`, or `{"error": text, "kind": name of the exception}`; sent as JSON."""
+
+
+class SaveTarget(Protocol):
+    """Destination of one save: the run folder, or the node tier. Used in the thread of the save."""
+
+    def write(self) -> Files:
+        """Write the files of this rank; return size and digest of each."""
+
+    def commit(self, files: Files) -> str:
+        """Commit on rank 0, with the files of all ranks; return the payload to `seal` with.
+
+        If it raises, no rank counts the save as a checkpoint.
+        """
+
+    def seal(self, payload: str) -> None:
+        """Complete the checkpoint on every rank once it is committed."""
+
+    def after(self) -> None:
+        """Do work on every rank that is not counted in the time of the save."""
+
+
+@dataclass(frozen=True)
+class SaveRecord:
+    """One save: `stall_s` is the time training paused, `seconds` the time until it was durable, or failed."""
+
+    step: int
+    bytes: int
+    stall_s: float
+    local: bool = False
+    """True if the save is to the node tier."""
+    seconds: float = 0.0
+    error: str = ""
+    """Set, like `seconds`, when the save has ended; empty if it was committed."""
+
+
+class SaveCoordinator:
+    """Exchange of one message from every rank to rank 0, and one from rank 0 to all.
+
+    The store's client admits one thread at a time, so this has its own connection. Without a store there is only one
+    rank, which writes to itself.
+    """
+
+    def __init__(self, store: Store | None, rank: int, world: int) -> None:
+        self.rank = rank
+        self.world = world
+        self._store: Store = HashStore() if store is None else store.clone()  # type: ignore[attr-defined]
+        self._number = 0
+
+    def open(self) -> None:
+        """Begin the next exchange; all ranks must take part."""
+        self._number += 1
+        if self.rank == 0 and self._number > 2:
+            # A rank that takes part in this exchange has received the result before the last, so its key can go.
+            self._store.delete_key(self._key("result", self._number - 2))
+
+    def report(self, message: Message) -> None:
+        """Send this rank's message to rank 0."""
+        self._store.set(self._key(self.rank), json.dumps(message))
+
+    def collect(self, timeout_s: float) -> list[Message]:
+        """Receive on rank 0 the message of each rank.
+
+        Raises:
+            CheckpointError: a rank has sent none within `timeout_s`.
+        """
+        keys = [self._key(rank) for rank in range(self.world)]
+        if not self._wait(keys, time.monotonic() + timeout_s):
+            silent = [rank for rank, key in enumerate(keys) if not self._store.check([key])]
+            raise CheckpointError(f"rank {silent[0]} has not written its part within {timeout_s:.0f} s")
+        messages = [json.loads(self._store.get(key)) for key in keys]
+        for key in keys:
+            self._store.delete_key(key)
+        return messages
+
+    def announce(self, result: Message) -> None:
+        """Broadcast the result from rank 0 to all ranks."""
+        self._store.set(self._key("result"), json.dumps(result))
+
+    def await_result(self) -> Message:
+        """Receive rank 0's result on another rank, without a time limit.
+
+        If rank 0 dies, this process soon ends too.
+        """
+        self._wait([self._key("result")], float("inf"))
+        result: Message = json.loads(self._store.get(self._key("result")))
+        return result
+
+    def _wait(self, keys: list[str], deadline: float) -> bool:
+        """Wait until all the keys exist; False if the deadline passed first."""
+        pause_s = FIRST_POLL_S
+        while not self._store.check(keys):
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_POLL_S)
+        return True
+
+    def _key(self, name: int | str, number: int | None = None) -> str:
+        return f"save/{self._number if number is None else number}/{name}"
 
 
 class PendingSave:
-    """A pending save: writes this rank's files and reports them to rank 0, which commits and broadcasts.
+    """A save that has begun: each rank writes and reports, rank 0 commits and announces the result."""
 
-    Args:
-        write: writes this rank's files; returns size and digest of each.
-        commit: called on rank 0 with the files of all ranks; its result is broadcast. If it raises, no rank counts the
-            save as a checkpoint.
-        seal: called on every rank with the result of `commit`.
-        after: called on every rank once the checkpoint is committed; not counted in the time of the save.
-    """
+    def __init__(self, record: SaveRecord, target: SaveTarget, coordinator: SaveCoordinator, timeout_s: float) -> None:
+        """Start the thread.
 
-    def __init__(
-        self,
-        write: Callable[[], Files],
-        commit: Callable[[Files], str],
-        seal: Callable[[str], None],
-        meeting: SaveCoordinator,
-        timeout_s: float,
-        after: Callable[[], None] | None = None,
-    ) -> None:
-        self.started = time.perf_counter()
-        self.seconds = 0.0
-        """From the start to the commit, set when the save has ended."""
-        self._write = write
-        self._commit = commit
-        self._seal = seal
-        self._meeting = meeting
+        Args:
+            timeout_s: seconds after which a rank that has not reported makes the save fail.
+        """
+        self.record = record
+        """The save, with `seconds` and `error` once it has ended."""
+        self._target = target
+        self._coordinator = coordinator
         self._timeout_s = timeout_s
-        self._after = after
-        self._verdict = ""
-        meeting.open()
-        self._thread = threading.Thread(target=self._fly, name="save", daemon=True)
+        self._result: Message = {}
+        self._started = time.perf_counter()
+        coordinator.open()
+        self._thread = threading.Thread(target=self._run, name="save", daemon=True)
         self._thread.start()
 
     @property
@@ -153,91 +162,52 @@ class PendingSave:
 
     def error(self) -> EverstepError | None:
         """Return the error of an ended save, the same on all ranks; None if it was committed."""
-        kind, _, text = self._verdict.partition(": ")
-        if kind == COMMITTED:
+        if "ok" in self._result:
             return None
-        return SupersededError(text) if kind == SupersededError.__name__ else CheckpointError(text or "it broke off")
+        kind = SupersededError if self._result.get("kind") == SupersededError.__name__ else CheckpointError
+        return kind(self._result.get("error", "it broke off"))
 
-    def _fly(self) -> None:
+    def _run(self) -> None:
         _lower_priority()
         try:
-            self._meeting.say(self._word())
-            self._verdict = self._decide() if self._meeting.rank == 0 else self._meeting.listen()
-            kind, _, word = self._verdict.partition(": ")
-            if kind == COMMITTED:
-                self._seal(word)
+            self._coordinator.report(self._write())
+            self._result = self._commit() if self._coordinator.rank == 0 else self._coordinator.await_result()
+            if "ok" in self._result:
+                self._target.seal(self._result["ok"])
         except Exception as error:  # the store is gone, and with it the other ranks; or this node's disk is full
-            self._verdict = self._verdict or _said(error)
-            LOG.warning("the end of a save: %s", _said(error))
-        self.seconds = time.perf_counter() - self.started
-        if self._after is not None and self.error() is None:
-            self._after()
+            failure = _failure(error)
+            self._result = self._result or failure
+            LOG.warning("the end of a save: %s: %s", failure["kind"], failure["error"])
+        seconds, failed = time.perf_counter() - self._started, self.error()
+        self.record = replace(self.record, seconds=seconds, error=str(failed or ""))
+        if failed is None:
+            self._target.after()
 
-    def _word(self) -> str:
+    def _write(self) -> Message:
+        """Return this rank's report: its files, or the error."""
         try:
-            return json.dumps({name: asdict(record) for name, record in self._write().items()})
+            return {"ok": {name: asdict(record) for name, record in self._target.write().items()}}
         except Exception as error:
-            return f"!{_said(error)}"
+            return _failure(error)
 
-    def _decide(self) -> str:
+    def _commit(self) -> Message:
+        """Return the result on rank 0 after announcing it: the payload to seal with, or the first error."""
         try:
-            words = self._meeting.hear(self._timeout_s)
-            verdict = next((word[1:] for word in words if word.startswith("!")), "")
-            if not verdict:
-                files = {name: FileRecord(**record) for word in words for name, record in json.loads(word).items()}
-                verdict = f"{COMMITTED}: {self._commit(files)}"
+            reports = self._coordinator.collect(self._timeout_s)
+            result = next((report for report in reports if "error" in report), {})
+            if not result:
+                files = {name: FileRecord(**record) for report in reports for name, record in report["ok"].items()}
+                result = {"ok": self._target.commit(files)}
         except Exception as error:
-            verdict = _said(error)
-        self._meeting.tell(verdict)
-        return verdict
+            result = _failure(error)
+        self._coordinator.announce(result)
+        return result
 
 
-@dataclass(frozen=True)
-class FinishedSave:
-    """Result of one save.
-
-    `stall_s` is the time training paused; `seconds` the time until the save was durable, or failed.
-    """
-
-    step: int
-    bytes: int
-    stall_s: float
-    seconds: float
-    error: str = ""
-    local: bool = False
-    """True if the save was to the node tier."""
-
-
-@dataclass
-class Save:
-    """A save that is pending."""
-
-    step: int
-    bytes: int
-    stall_s: float
-    flight: PendingSave
-    local: bool
-
-
-def write_file(storage: Storage, path: str, data: memoryview) -> FileRecord:
-    """Stream bytes into a file and return its record, digested on the way."""
-    digest = blake3()
-    with storage.writer(path) as file:
-        for start in range(0, len(data), BLOCK_BYTES):
-            block = data[start : start + BLOCK_BYTES]
-            file.write(block)
-            digest.update(block)
-    return FileRecord(len(data), digest.hexdigest())
-
-
-def record_of(data: bytes) -> FileRecord:
-    return FileRecord(len(data), blake3(data).hexdigest())
-
-
-def _said(error: Exception) -> str:
+def _failure(error: Exception) -> Message:
     if not isinstance(error, EverstepError | OSError):
         LOG.exception("a save broke off")  # a fault of everstep, so the log must have its traceback
-    return f"{type(error).__name__}: {str(error) or 'no more is known'}"
+    return {"error": str(error) or "no more is known", "kind": type(error).__name__}
 
 
 def _lower_priority() -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from everstep.errors import CheckpointError
 from everstep.storage import Buffer, Storage
-from everstep.trainer.checkpoint.manifest import READ_BYTES, FileRecord, leads_out
+from everstep.trainer.checkpoint.manifest import READ_BYTES, Manifest, leads_out
 from everstep.trainer.checkpoint.tensor_index import Chunk, decode
 
 AHEAD = 3
@@ -39,7 +39,7 @@ class OpenCheckpoint:
     storage: Storage
     path: str
     metadata: dcp.Metadata
-    files: Mapping[str, FileRecord]
+    manifest: Manifest
 
 
 def fill(tensors: dict[str, Tensor], source: OpenCheckpoint, rank: int = 0) -> None:
@@ -60,15 +60,15 @@ def fill(tensors: dict[str, Tensor], source: OpenCheckpoint, rank: int = 0) -> N
     for name in names[rank % max(1, len(names)) :] + names[: rank % max(1, len(names))]:
         wanted = sorted(needed[name], key=lambda pair: pair[0].start)
 
-        def let_pass(name: str = name, wanted: list[tuple[Chunk, ReadItem]] = wanted) -> None:
-            _pass(source, name, [TensorTarget(i, c, planner.resolve_tensor(i).detach()) for c, i in wanted])
+        def read(name: str = name, wanted: list[tuple[Chunk, ReadItem]] = wanted) -> None:
+            _read_file(source, name, [TensorTarget(i, c, planner.resolve_tensor(i).detach()) for c, i in wanted])
 
         try:
-            let_pass()
+            read()
         except DamagedError:
             if source.storage.path() is not None:
                 raise
-            let_pass()  # a store's file may be damaged by the network: only a second failure counts
+            read()  # a store's file may be damaged by the network: only a second failure counts
 
 
 def files_needed(tensors: dict[str, Tensor], source: OpenCheckpoint) -> set[str]:
@@ -86,7 +86,7 @@ def _chunk(source: OpenCheckpoint, item: ReadItem) -> Chunk:
     if item.type is not LoadItemType.TENSOR:
         raise CheckpointError(f"{source.path}: {item.dest_index.fqn} is not a tensor; refusing to unpickle it")
     chunk: Chunk = source.metadata.storage_data[item.storage_index]
-    record = source.files.get(chunk.file)
+    record = source.manifest.files.get(chunk.file)
     if record is None:
         raise CheckpointError(f"{source.path}: the manifest does not list {chunk.file}, where tensors should be")
     if chunk.start + chunk.length > record.bytes:
@@ -128,32 +128,32 @@ class TensorTarget:
         self._part = bytearray()
 
 
-def _pass(source: OpenCheckpoint, name: str, landings: list[TensorTarget]) -> None:
+def _read_file(source: OpenCheckpoint, name: str, targets: list[TensorTarget]) -> None:
     """Read one file, copy its pieces out and verify its digest."""
     if leads_out(source.storage, source.path, name):
         raise DamagedError(f"{name} is a link out of the checkpoint")
-    record, digest, waiting = source.files[name], blake3(), landings
+    record, digest, waiting = source.manifest.files[name], blake3(), targets
     # The blocks are only read, so torch's warning about buffers that are not writable does not apply.
     warnings.filterwarnings("ignore", message="The given buffer is not writable")
-    with ThreadPoolExecutor(1, thread_name_prefix="land") as beside:
+    with ThreadPoolExecutor(1, thread_name_prefix="copy") as beside:
         for start, data in _blocks(source.storage, f"{source.path}/{name}", record.bytes):
-            landing = beside.submit(_land, waiting, start, data)  # copied while it is digested
+            copying = beside.submit(_copy_out, waiting, start, data)  # copied while it is digested
             digest.update(data)
-            waiting = landing.result()
+            waiting = copying.result()
     if digest.hexdigest() != record.blake3:
         raise DamagedError(f"{name} does not match its BLAKE3")
 
 
-def _land(landings: list[TensorTarget], start: int, data: Buffer) -> list[TensorTarget]:
+def _copy_out(targets: list[TensorTarget], start: int, data: Buffer) -> list[TensorTarget]:
     """Copy out a block of the file; return the destinations that are not complete."""
     block, stop = torch.frombuffer(data, dtype=torch.uint8), start + len(data)
-    for landing in landings:
-        if landing.chunk.start >= stop:
+    for target in targets:
+        if target.chunk.start >= stop:
             break
-        landing.take(start, block)
-        if landing.end <= stop:
-            landing.finish()
-    return [landing for landing in landings if landing.end > stop]
+        target.take(start, block)
+        if target.end <= stop:
+            target.finish()
+    return [target for target in targets if target.end > stop]
 
 
 def _blocks(storage: Storage, path: str, size: int) -> Iterator[tuple[int, Buffer]]:

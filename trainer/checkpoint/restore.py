@@ -15,15 +15,16 @@ from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     CheckpointRef,
+    Damaged,
     Manifest,
     candidates,
     check_format,
-    damage,
+    find_fault,
     leads_out,
     set_aside,
     was_set_aside,
 )
-from everstep.trainer.checkpoint.node_tier import LocalTier, Parts, find_parts, spread_parts
+from everstep.trainer.checkpoint.node_tier import NodeCheckpoint, NodeTier, copy_to_nodes, find_on_nodes
 from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, files_needed, fill
 from everstep.trainer.checkpoint.tensor_index import parse_metadata
 from everstep.trainer.checkpoint.tools.inventory import split_url
@@ -41,29 +42,27 @@ class Restored:
     walked_past: tuple[str, ...] = ()
 
 
-def open_source(storage: Storage, candidate: CheckpointRef, mesh: Mesh) -> OpenCheckpoint:
-    """Return the checkpoint as a source of tensors; rank 0 reads and verifies the tensor index for all.
+def open_checkpoint(storage: Storage, found: CheckpointRef, mesh: Mesh) -> OpenCheckpoint:
+    """Open a checkpoint on all ranks; rank 0 reads and verifies the tensor index for all.
 
     Existence and size of every file are checked too; file contents are verified as they are read.
 
     Raises:
-        DamagedError: a file is missing or damaged.
+        DamagedError: the manifest or a file is missing or damaged.
     """
-    manifest = candidate.manifest
-    if manifest is None:
-        raise DamagedError(candidate.damage)
-    path = candidate.path
+    if isinstance(found, Damaged):
+        raise DamagedError(found.why)
 
-    def look() -> bytes:
-        for name, record in sorted(manifest.files.items()):
-            _check_size(storage, path, name, record.bytes)
-        return _verified_table(storage, path, manifest)
+    def check() -> bytes:
+        for name, record in sorted(found.manifest.files.items()):
+            _check_size(storage, found.path, name, record.bytes)
+        return _read_index(storage, found.path, found.manifest)
 
-    metadata = parse_metadata(storage, path, mesh.decide(look))
-    return OpenCheckpoint(storage, path, metadata, manifest.files)
+    metadata = parse_metadata(storage, found.path, mesh.decide(check))
+    return OpenCheckpoint(storage, found.path, metadata, found.manifest)
 
 
-def _verified_table(storage: Storage, path: str, manifest: Manifest) -> bytes:
+def _read_index(storage: Storage, path: str, manifest: Manifest) -> bytes:
     table = storage.read(f"{path}/{TENSORS}")
     if blake3(table).hexdigest() != manifest.files[TENSORS].blake3:
         raise DamagedError(f"{TENSORS} does not match its BLAKE3")
@@ -81,13 +80,13 @@ def _check_size(storage: Storage, path: str, name: str, expected: int) -> None:
         raise DamagedError(f"{name} has {size} bytes, not {expected}")
 
 
-def load_state(state: TrainState, source: OpenCheckpoint, manifest: Manifest, data_digest: str, mesh: Mesh) -> None:
+def load_state(state: TrainState, source: OpenCheckpoint, data_digest: str, mesh: Mesh) -> None:
     """Fill the state from a checkpoint.
 
     Raises:
         DamagedError: on all ranks, when a file is damaged; the state is then invalid.
     """
-    where = f"{source.storage.url}/{source.path}"
+    where, manifest = f"{source.storage.url}/{source.path}", source.manifest
     if manifest.data_digest != data_digest:
         raise DataError(
             f"{where} was trained on another dataset (digest {manifest.data_digest[:12]}, "
@@ -110,7 +109,7 @@ class Restorer:
     """
 
     def __init__(
-        self, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str, tier: LocalTier | None
+        self, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str, tier: NodeTier | None
     ) -> None:
         self.folder = folder
         self.attempt = attempt
@@ -131,9 +130,9 @@ class Restorer:
         self.mesh.decide(lambda: self._accept(loaded, bad) if loaded is not None else self._check_new(bad))
         if loaded is None:
             return None, left
-        walked = tuple(f"{c.path}: {why}" for c, why in bad)
+        walked = tuple(f"{each.path}: {each.why}" for each in bad)
         why = "the newest" if not bad else f"the newest that verifies; {len(bad)} damaged"
-        if loaded not in left:
+        if isinstance(loaded, NodeCheckpoint):
             why += ", from the nodes' own disks"
         return Restored(loaded.step, loaded.attempt, why, walked), left
 
@@ -141,61 +140,56 @@ class Restorer:
         """Load the newest checkpoint that verifies, during a run; return it."""
         loaded, _, bad = self.load_newest()
         if loaded is None:
-            faults = "; ".join(f"{c.path}: {why}" for c, why in bad) or "none was written"
+            faults = "; ".join(f"{each.path}: {each.why}" for each in bad) or "none was written"
             raise CheckpointError(f"{self.folder.url} has no checkpoint that can be read ({faults})")
         self.mesh.decide(lambda: self._set_aside(bad))
         return loaded
 
-    def load_newest(self) -> tuple[CheckpointRef | None, list[CheckpointRef], list[tuple[CheckpointRef, str]]]:
+    def load_newest(self) -> tuple[CheckpointRef | None, list[CheckpointRef], list[Damaged]]:
         """Return (the loaded one, the run folder's remaining ones, the skipped ones with the reason)."""
-        left = self.mesh.decide(lambda: list(candidates(self.folder)))
-        parts = find_parts(self.tier, self.folder) if self.tier is not None else []
-        known = {(p.candidate.step, p.candidate.attempt): p for p in reversed(parts)}
-        bad: list[tuple[CheckpointRef, str]] = []
-        for candidate in _newest_first([p.candidate for p in parts], left):
-            local = known.get((candidate.step, candidate.attempt))
+        listed = self.mesh.decide(lambda: list(candidates(self.folder)))
+        on_nodes = find_on_nodes(self.tier, self.folder) if self.tier is not None else []
+        bad: list[Damaged] = []
+        for found in _newest_first([*on_nodes, *listed]):
             try:
-                self._load(candidate, local if local is not None and local.candidate is candidate else None)
+                self._load(found)
             except DamagedError as error:
-                bad.append((candidate, str(error)))
+                bad.append(Damaged(found.path, found.step, found.attempt, str(error)))
                 continue
-            return candidate, [c for c in left if all(c is not other for other, _ in bad)], bad
+            skipped = {each.path for each in bad}
+            return found, [each for each in listed if each.path not in skipped], bad
         return None, [], bad
 
-    def _load(self, candidate: CheckpointRef, parts: Parts | None) -> None:
-        check_format(self.folder, candidate)
-        if parts is None or self.tier is None:
-            source = open_source(self.folder.storage, candidate, self.mesh)
+    def _load(self, found: CheckpointRef) -> None:
+        check_format(self.folder, found)
+        if isinstance(found, NodeCheckpoint):
+            source = self._open_on_nodes(found)
         else:
-            source = self._open_parts(self.tier, parts)
-        if candidate.manifest is not None:
-            load_state(self.state, source, candidate.manifest, self.data_digest, self.mesh)
+            source = open_checkpoint(self.folder.storage, found, self.mesh)
+        load_state(self.state, source, self.data_digest, self.mesh)
 
-    def _open_parts(self, tier: LocalTier, parts: Parts) -> OpenCheckpoint:
-        """Return the node tier's checkpoint, after copying the files that this rank needs to its node."""
-        manifest = parts.candidate.manifest
-        if manifest is None:
-            raise DamagedError(parts.candidate.damage)
-        spread_parts(tier, parts, [TENSORS])
-        self.mesh.together(lambda: _verified_table(tier.storage, parts.candidate.path, manifest))
-        table = tier.storage.read(f"{parts.candidate.path}/{TENSORS}")
-        metadata = parse_metadata(tier.storage, parts.candidate.path, table)
-        source = OpenCheckpoint(tier.storage, parts.candidate.path, metadata, manifest.files)
-        spread_parts(tier, parts, files_needed(self.state.prepare(metadata, manifest.values), source))
+    def _open_on_nodes(self, found: NodeCheckpoint) -> OpenCheckpoint:
+        """Open a checkpoint of the node tier, after copying the files that this rank needs to its node."""
+        storage, path, manifest = found.tier.storage, found.path, found.manifest
+        copy_to_nodes(found, [TENSORS])
+        self.mesh.together(lambda: _read_index(storage, path, manifest))
+        metadata = parse_metadata(storage, path, storage.read(f"{path}/{TENSORS}"))
+        source = OpenCheckpoint(storage, path, metadata, manifest)
+        copy_to_nodes(found, files_needed(self.state.prepare(metadata, manifest.values), source))
         return source
 
-    def _accept(self, loaded: CheckpointRef, bad: list[tuple[CheckpointRef, str]]) -> None:
+    def _accept(self, loaded: CheckpointRef, bad: list[Damaged]) -> None:
         self._set_aside(bad)
         self.folder.record_restored(self.attempt, loaded.step, loaded.attempt)
 
-    def _set_aside(self, bad: list[tuple[CheckpointRef, str]]) -> None:
-        for damaged, _ in bad:
+    def _set_aside(self, bad: list[Damaged]) -> None:
+        for damaged in bad:
             if damaged.path.startswith(CHECKPOINTS):  # the node tier removes its own
-                set_aside(self.folder, damaged)
+                set_aside(self.folder, damaged.path)
 
-    def _check_new(self, bad: list[tuple[CheckpointRef, str]]) -> None:
+    def _check_new(self, bad: list[Damaged]) -> None:
         """Check that a run without a good checkpoint never had one, before it starts from new weights."""
-        found = [f"{candidate.path}: {why}" for candidate, why in bad]
+        found = [f"{each.path}: {each.why}" for each in bad]
         found += [f"{path}: set aside" for path in was_set_aside(self.folder)]
         if found or self._was_saved():
             raise CheckpointError(
@@ -211,33 +205,34 @@ class Restorer:
             return False
 
 
-def _newest_first(local: list[CheckpointRef], remote: list[CheckpointRef]) -> list[CheckpointRef]:
+def _newest_first(found: list[CheckpointRef]) -> list[CheckpointRef]:
     """Sort newest first; for the same step, the node tier's comes first, since it is nearer."""
-    return sorted([*local, *remote], key=lambda c: (c.step, c.attempt, c in local), reverse=True)
+    return sorted(found, key=lambda each: (each.step, each.attempt, isinstance(each, NodeCheckpoint)), reverse=True)
 
 
 def choose(url: str) -> Iterator[tuple[RunFolder, CheckpointRef]]:
     """Yield the checkpoint that a URL names, or those of the run that it names, newest first."""
     head, name = split_url(url)
     run = RunFolder(head)
-    found = 0
-    for candidate in candidates(run):
-        if not name or candidate.path.endswith(f"/{name}"):
-            check_format(run, candidate)
-            found += 1
-            yield run, candidate
-    if name and not found:
+    is_found = False
+    for found in candidates(run):
+        if not name or found.path.endswith(f"/{name}"):
+            check_format(run, found)
+            is_found = True
+            yield run, found
+    if name and not is_found:
         raise CheckpointError(f"{url} is not a checkpoint: it has no manifest that can be read")
 
 
 def locate(url: str) -> tuple[RunFolder, str]:
     """Return (run folder, path in it) of a verified checkpoint: the one of the URL, or the run's newest."""
     faults = []
-    for run, candidate in choose(url):
-        fault = candidate.damage
-        if candidate.manifest is not None:
-            fault = damage(run.storage, candidate.path, candidate.manifest.files.items())
+    for run, found in choose(url):
+        if isinstance(found, Damaged):
+            fault = found.why
+        else:
+            fault = find_fault(run.storage, found.path, found.manifest.files.items())
         if not fault:
-            return run, candidate.path
-        faults.append(f"{candidate.path}: {fault}")
+            return run, found.path
+        faults.append(f"{found.path}: {fault}")
     raise CheckpointError(f"{url} has no checkpoint that can be read ({'; '.join(faults) or 'none was written'})")

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from everstep.config import CheckpointConfig
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.trainer.checkpoint.manifest import (
     CheckpointRef,
+    Committed,
     Manifest,
     folders,
-    read_candidate,
+    parse_checkpoint,
     read_manifest,
-    to_keep,
 )
 
 
@@ -27,21 +28,28 @@ class Retention:
         self.attempt = attempt
         self.config = config
         self.maximise = maximise
-        self._known: dict[str, Manifest | None] = {}
-        """By path; None for a folder that retention ignores (set aside, damaged, or not in the run's line)."""
+        self._known: dict[str, Manifest] = {}
+        """By path."""
+        self._ignored: set[str] = set()
+        """Paths of folders that are left as they are: set aside, damaged, or not in the run's line."""
 
-    def found(self, candidates: Iterable[CheckpointRef]) -> None:
+    def found(self, checkpoints: Iterable[CheckpointRef]) -> None:
         """Record the checkpoints that existed when the attempt restored."""
-        self._known.update((candidate.path, candidate.manifest) for candidate in candidates)
+        for found in checkpoints:
+            if isinstance(found, Committed):
+                self._known[found.path] = found.manifest
+            else:
+                self._ignored.add(found.path)
 
     def committed(self, path: str, manifest: Manifest) -> None:
         """Record a new checkpoint, then remove those no longer kept and the leftovers of older attempts."""
         self._known[path] = manifest
         there = folders(self.folder)
-        self._look([each for each in there if each[1] < self.attempt and each[2] not in self._known])
+        seen = self._known.keys() | self._ignored
+        self._read([each for each in there if each[1] < self.attempt and each[2] not in seen])
         # A checkpoint that a user has removed by hand must not count as one of those kept.
         paths = {each[2] for each in there}
-        known = {path: m for path, m in self._known.items() if path in paths and m is not None}
+        known = {path: m for path, m in self._known.items() if path in paths}
         keep = to_keep(
             list(known.values()),
             keep_last=self.config.keep_last,
@@ -55,20 +63,24 @@ class Retention:
             if (old.step, old.attempt) not in keep:
                 self._remove(path)
 
-    def _look(self, unknown: list[tuple[int, int, str]]) -> None:
+    def _read(self, unknown: list[tuple[int, int, str]]) -> None:
         """Read, once, folders that did not exist at the restore or were not counted then."""
-        limits = self.folder.limits() if unknown else {}
+        if not unknown:
+            return
+        lineage = self.folder.lineage()
         for step, attempt, path in unknown:
             try:
                 data = read_manifest(self.folder.storage, path)
             except FileNotFoundError:
                 if [name for name in self.folder.storage.names(path) if name.startswith("manifest")]:
-                    self._known[path] = None
+                    self._ignored.add(path)
                 else:
                     self.folder.storage.delete(path)
                 continue
-            on_line = step <= limits.get(attempt, 2**62)
-            self._known[path] = read_candidate(path, step, attempt, data).manifest if on_line else None
+            if lineage.counts(step, attempt):
+                self.found([parse_checkpoint(path, step, attempt, data)])
+            else:
+                self._ignored.add(path)
 
     def _remove(self, path: str) -> None:
         """Remove a checkpoint, manifest first.
@@ -78,3 +90,16 @@ class Retention:
         self.folder.storage.delete(f"{path}/{MANIFEST}")
         self.folder.storage.delete(path)
         del self._known[path]
+
+
+def to_keep(
+    manifests: list[Manifest], *, keep_last: int, keep_best: int, keep_every: int | None, maximise: bool
+) -> set[tuple[int, int]]:
+    """Return (step, attempt) of the checkpoints to keep: the newest, the best, and the multiples."""
+    by_step = sorted(manifests, key=lambda m: (m.step, m.attempt), reverse=True)
+    measured = [m for m in by_step if m.metric is not None and not math.isnan(m.metric)]
+    best = sorted(measured, key=lambda m: (m.metric or 0.0) * (-1 if maximise else 1))
+    kept = [*by_step[:keep_last], *best[:keep_best]]
+    if keep_every is not None:
+        kept += [m for m in by_step if m.step % keep_every == 0]
+    return {(m.step, m.attempt) for m in kept}

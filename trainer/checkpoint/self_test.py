@@ -38,14 +38,14 @@ class SelfTest:
 
     copy: TrainState
 
-    def read_back(self, source: OpenCheckpoint, manifest: Manifest, rank: int) -> None:
+    def read_back(self, source: OpenCheckpoint, rank: int) -> None:
         """Read a checkpoint into the copy and compare.
 
         Raises:
             ConfigError: a part is not restored as it was saved; the message names it.
         """
         with torch.no_grad():
-            values = _own(manifest.values)
+            values = _own(source.manifest.values)
             with _refused():
                 targets = self.copy.prepare(source.metadata, values)
             raw = {name: torch.empty_like(tensor) for name, tensor in targets.items()}
@@ -126,8 +126,7 @@ class FirstCheckpoint:
         def read_back() -> None:
             try:
                 manifest = Manifest.from_json(storage.read(f"{path}/{MANIFEST}"))
-                source = OpenCheckpoint(storage, path, read_metadata(storage, path), manifest.files)
-                test.read_back(source, manifest, rank)
+                test.read_back(OpenCheckpoint(storage, path, read_metadata(storage, path), manifest), rank)
                 self._make = None
             except ConfigError as error:
                 self._error = error

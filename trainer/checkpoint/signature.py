@@ -24,7 +24,7 @@ def sign(text: bytes) -> str:
     return blake3(text, key=key).hexdigest()
 
 
-def mistrust(text: bytes, signature: str) -> str:
+def signature_fault(text: bytes, signature: str) -> str:
     """Return the reason why a text may not be trusted; an empty string if it may, or without a key."""
     if not os.environ.get(KEY):
         return ""

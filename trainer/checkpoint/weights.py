@@ -13,7 +13,7 @@ from everstep.errors import CheckpointError, ConfigError
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.manifest import CheckpointRef
 from everstep.trainer.checkpoint.read import DamagedError, fill
-from everstep.trainer.checkpoint.restore import choose, open_source
+from everstep.trainer.checkpoint.restore import choose, open_checkpoint
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.model_state import ModelState
 
@@ -34,14 +34,14 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
     tensors = {f"{PREFIX}{n}": value for n, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     wanted = _wanted(tensors, match)
     faults = []
-    for folder, candidate in mesh.decide(lambda: list(choose(url))):
+    for folder, found in mesh.decide(lambda: list(choose(url))):
         try:
-            there = _take(url, folder, candidate, wanted, model, match, mesh)
+            there = _take(url, folder, found, wanted, model, match, mesh)
         except DamagedError as error:
-            faults.append(f"{candidate.path}: {error}")
+            faults.append(f"{found.path}: {error}")
             continue
         new, left = tensors.keys() - wanted.keys(), there - wanted.keys()
-        line = f"{folder.url}/{candidate.path}: {len(wanted)} of {len(tensors)} weights"
+        line = f"{folder.url}/{found.path}: {len(wanted)} of {len(tensors)} weights"
         return line + (f"; not taken: {_some(new)}" if new else "") + (f"; left there: {_some(left)}" if left else "")
     if not faults:
         raise CheckpointError(
@@ -54,16 +54,16 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
 def _take(
     url: str,
     folder: RunFolder,
-    candidate: CheckpointRef,
+    found: CheckpointRef,
     wanted: dict[str, torch.Tensor],
     model: nn.Module,
     match: Sequence[str],
     mesh: Mesh,
 ) -> set[str]:
     """Fill the tensors; return the names of all weights in the checkpoint."""
-    source = open_source(folder.storage, candidate, mesh)
+    source = open_checkpoint(folder.storage, found, mesh)
     _check_fit(url, wanted, source.metadata)
-    values = candidate.manifest.values.get("model", {}) if candidate.manifest is not None else {}
+    values = source.manifest.values.get("model", {})
     known = model.state_dict().keys()
     values = {n: packed for n, packed in values.items() if n in known and any(fnmatchcase(n, p) for p in match)}
     state = ModelState(model)

@@ -14,7 +14,7 @@ import torch
 from everstep.config import RunConfig
 from everstep.outcome import to_json_line
 from everstep.run_folder import PROGRESS, RunFolder
-from everstep.trainer.checkpoint.pending_save import FinishedSave
+from everstep.trainer.checkpoint.pending_save import SaveRecord
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.reporting.background_writer import BackgroundWriter
 from everstep.trainer.reporting.console import Display
@@ -124,7 +124,7 @@ class Reporter:
         """Exclude time that was not spent on training from the rates."""
         self._speed.since += seconds
 
-    def landed(self, saves: list[FinishedSave]) -> None:
+    def record_saves(self, saves: list[SaveRecord]) -> None:
         """Record the saves that have ended, and remove them from the list."""
         while saves:
             save = saves.pop(0)

@@ -8,11 +8,12 @@ import torch
 from torch import nn
 
 from benchmarks.checkpoint.saver import State, serve
-from everstep.config import RunConfig
+from everstep.config import CheckpointConfig, RunConfig
 from everstep.process_tuning import keep_freed_memory
 from everstep.rank_env import RankInfo
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
+from everstep.trainer.checkpoint.manifest import ManifestFacts
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import Progress, TrainState
 
@@ -26,7 +27,7 @@ class Everstep:
         self.model = self._model(state)
         self.folder = RunFolder("/nowhere")
         self.checkpoints = self._checkpointer(self.model)
-        self.checkpoints.get_ready()  # as the loop does after its first step
+        self.checkpoints.preallocate()  # as the loop does after its first step
 
     def _model(self, state: State) -> nn.Module:
         model = nn.Module()
@@ -38,7 +39,8 @@ class Everstep:
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
         state = TrainState(model, optimizer, Progress(step=1))
         mesh = Mesh(RankInfo(), torch.device("cpu"))
-        return Checkpointer(RunConfig(), self.folder, 1, mesh, state, "data")
+        facts = ManifestFacts(1, RunConfig().global_batch, "single", config_digest="config", data_digest="data")
+        return Checkpointer(CheckpointConfig(), facts, self.folder, mesh, state)
 
     def save(self, state: State, folder: Path) -> Everstep:
         assert self.checkpoints is not None
@@ -52,7 +54,7 @@ class Everstep:
     def done(self) -> bool:
         assert self.checkpoints is not None
         self.checkpoints.poll()
-        return self.checkpoints._save is None
+        return self.checkpoints._pending is None
 
     def wait(self) -> None:
         assert self.checkpoints is not None

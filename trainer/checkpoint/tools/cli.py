@@ -73,37 +73,38 @@ def _list(options: argparse.Namespace) -> int:
 def _row(found: ListedCheckpoint, host: str) -> list[str]:
     from blake3 import blake3
 
-    candidate = found.candidate
-    manifest = candidate.manifest if candidate is not None else None
-    if candidate is None or manifest is None:
-        state = found.kind.value if candidate is None else candidate.damage
+    from everstep.trainer.checkpoint.manifest import Committed
+
+    checkpoint = found.checkpoint
+    if not isinstance(checkpoint, Committed):
+        state = found.kind.value if checkpoint is None else checkpoint.why
         return [str(found.step), "", str(found.attempt), host, "", "", "", "", "", state]
-    size = sum(record.bytes for record in manifest.files.values())
+    manifest = checkpoint.manifest
     metric = "" if manifest.metric is None else f"{manifest.metric:.5g}"
     written = datetime.datetime.fromtimestamp(manifest.time).strftime("%Y-%m-%d %H:%M:%S")
     world = f"{manifest.world} {manifest.parallel}"
     digest = blake3(found.data).hexdigest()[:12]
     numbers = [str(found.step), str(manifest.samples), str(found.attempt)]
-    return [*numbers, host, _mib(size), world, metric, written, digest, found.kind.value]
+    return [*numbers, host, _mib(manifest.size), world, metric, written, digest, found.kind.value]
 
 
 def _verify(options: argparse.Namespace) -> int:
     from everstep.run_folder import MANIFEST
+    from everstep.trainer.checkpoint.manifest import Committed
     from everstep.trainer.checkpoint.tools.inventory import committed, faults
 
     run, checkpoints = committed(options.url)
     bad = 0
-    for candidate, wrong in faults(run, checkpoints):
-        if wrong and not run.storage.exists(f"{candidate.path}/{MANIFEST}"):
-            print(f"{candidate.path}: removed meanwhile")
+    for found, wrong in faults(run, checkpoints):
+        if wrong and not run.storage.exists(f"{found.path}/{MANIFEST}"):
+            print(f"{found.path}: removed meanwhile")
             continue
         bad += bool(wrong)
-        if candidate.manifest is not None and not wrong:
-            files = candidate.manifest.files
-            what = f"whole, {len(files)} files, {_mib(sum(record.bytes for record in files.values()))}"
+        if isinstance(found, Committed) and not wrong:
+            what = f"whole, {len(found.manifest.files)} files, {_mib(found.manifest.size)}"
         else:
             what = "; ".join(wrong)
-        print(f"{candidate.path}: {what}", flush=True)
+        print(f"{found.path}: {what}", flush=True)
     return 1 if bad else 0
 
 

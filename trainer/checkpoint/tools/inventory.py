@@ -5,20 +5,24 @@ from __future__ import annotations
 import contextlib
 import enum
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 from everstep.errors import CheckpointError, ConfigError, StorageError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
+from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import (
     SET_ASIDE,
     CheckpointRef,
+    Committed,
+    Damaged,
+    FileRecord,
     candidates,
     check_format,
-    damage,
+    find_fault,
     folders,
+    parse_checkpoint,
     parse_name,
-    read_candidate,
     read_manifest,
 )
 
@@ -52,8 +56,9 @@ class ListedCheckpoint:
     """The manifest's bytes; empty if it is set aside or missing."""
 
     @property
-    def candidate(self) -> CheckpointRef | None:
-        return read_candidate(self.path, self.step, self.attempt, self.data) if self.is_committed else None
+    def checkpoint(self) -> CheckpointRef | None:
+        """The checkpoint as its manifest describes it; None without a manifest."""
+        return parse_checkpoint(self.path, self.step, self.attempt, self.data) if self.is_committed else None
 
     @property
     def is_committed(self) -> bool:
@@ -62,7 +67,7 @@ class ListedCheckpoint:
 
 def survey(run: RunFolder) -> list[ListedCheckpoint]:
     """Return all checkpoint folders of a run, newest first."""
-    limits = run.limits()
+    lineage = run.lineage()
     found = []
     for step, attempt, path in folders(run):
         try:
@@ -71,7 +76,7 @@ def survey(run: RunFolder) -> list[ListedCheckpoint]:
             kind = Kind.set_aside if run.storage.exists(f"{path}/{SET_ASIDE}") else Kind.orphan
             found.append(ListedCheckpoint(path, step, attempt, kind))
             continue
-        kind = Kind.committed if step <= limits.get(attempt, 2**62) else Kind.superseded
+        kind = Kind.committed if lineage.counts(step, attempt) else Kind.superseded
         found.append(ListedCheckpoint(path, step, attempt, kind, data))
     return found
 
@@ -94,8 +99,9 @@ def split_url(url: str) -> tuple[str, str]:
 def best_step(found: Iterable[ListedCheckpoint]) -> int | None:
     """Return the step of the best held-out metric, from the newest readable checkpoint of the run's line."""
     for each in found:
-        if each.kind is Kind.committed and each.candidate is not None and each.candidate.manifest is not None:
-            return each.candidate.manifest.progress.get("best_step") or None
+        checkpoint = each.checkpoint
+        if each.kind is Kind.committed and isinstance(checkpoint, Committed):
+            return checkpoint.manifest.progress.get("best_step") or None
     return None
 
 
@@ -120,8 +126,8 @@ def committed(url: str) -> tuple[RunFolder, list[CheckpointRef]]:
     """
     head, name = split_url(url)
     run = RunFolder(head)
-    found = [f.candidate for f in survey(run) if not name or f.path == f"{CHECKPOINTS}/{name}"]
-    checkpoints = [candidate for candidate in found if candidate is not None]
+    found = [each.checkpoint for each in survey(run) if not name or each.path == f"{CHECKPOINTS}/{name}"]
+    checkpoints = [checkpoint for checkpoint in found if checkpoint is not None]
     if name and not checkpoints:
         raise CheckpointError(f"{url} is not a checkpoint: it has no {MANIFEST}")
     if not checkpoints:
@@ -132,27 +138,26 @@ def committed(url: str) -> tuple[RunFolder, list[CheckpointRef]]:
 def faults(run: RunFolder, checkpoints: Iterable[CheckpointRef]) -> Iterator[tuple[CheckpointRef, list[str]]]:
     """Yield each checkpoint with the faults of its files, in the given order; files are read in parallel."""
     pool = ThreadPoolExecutor(THREADS, thread_name_prefix="verify")
-
-    def fault(path: str, name: str, candidate: CheckpointRef) -> str:
-        if candidate.manifest is None:
-            return candidate.damage
-        try:
-            return damage(run.storage, path, [(name, candidate.manifest.files[name])])
-        except StorageError as error:
-            return f"{name} cannot be read: {error}"
-
     try:
-        jobs = [
-            (found, [pool.submit(fault, found.path, name, found) for name in _names(found)]) for found in checkpoints
-        ]
-        for found, said in jobs:
-            yield found, [text for text in (future.result() for future in said) if text]
+        jobs = [(found, _verify(pool, run.storage, found)) for found in checkpoints]
+        for found, results in jobs:
+            yield found, [fault for fault in (each.result() for each in results) if fault]
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _names(candidate: CheckpointRef) -> list[str]:
-    return [MANIFEST] if candidate.manifest is None else sorted(candidate.manifest.files)
+def _verify(pool: ThreadPoolExecutor, storage: Storage, found: CheckpointRef) -> list[Future[str]]:
+    """Begin to verify the files of a checkpoint; each result is the fault of one file, or an empty string."""
+    if isinstance(found, Damaged):
+        return [pool.submit(str, found.why)]
+
+    def fault(name: str, record: FileRecord) -> str:
+        try:
+            return find_fault(storage, found.path, [(name, record)])
+        except StorageError as error:
+            return f"{name} cannot be read: {error}"
+
+    return [pool.submit(fault, *item) for item in sorted(found.manifest.files.items())]
 
 
 def named(urls: Iterable[str]) -> list[tuple[RunFolder, list[ListedCheckpoint]]]:
@@ -221,10 +226,10 @@ def check_removable(run: RunFolder, doomed: list[ListedCheckpoint], even_the_new
 
 def newest_good(run: RunFolder) -> str | None:
     """Return the newest checkpoint that verifies, from which the run would resume."""
-    for candidate in candidates(run):
-        check_format(run, candidate)
-        if not any(why for _, why in faults(run, [candidate])):
-            return candidate.path
+    for found in candidates(run):
+        check_format(run, found)
+        if not any(why for _, why in faults(run, [found])):
+            return found.path
     return None
 
 

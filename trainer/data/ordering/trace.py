@@ -17,7 +17,7 @@ from everstep.config import RunConfig, first_steps_without
 from everstep.errors import ConfigError, DataError
 from everstep.frozen_config import thaw
 from everstep.run_folder import CONFIG, DATA, RunFolder, meant
-from everstep.trainer.checkpoint.manifest import candidates
+from everstep.trainer.checkpoint.manifest import Committed, candidates
 from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
 
 
@@ -148,7 +148,7 @@ class Trace:
         records = read_record(folder)
         self.order = SampleOrder.of_run(self.run, order_sources(records))
         self.places = Places(records, self.order)
-        manifest = next((found.manifest for found in candidates(folder) if found.manifest is not None), None)
+        manifest = next((found.manifest for found in candidates(folder) if isinstance(found, Committed)), None)
         self.reached = manifest.step if manifest is not None else 0
         """The step of the newest checkpoint."""
         self._passed_over = manifest.progress.get("passed_over", []) if manifest is not None else []
