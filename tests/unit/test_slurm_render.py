@@ -26,12 +26,13 @@ def test_the_whole_command() -> None:
         "constraint": "h100&ib", "exclude": ["n7", "n9"], "mem": "0", "grace_s": 120, "flags": ["--exclusive"],
         "setup": ["module load cuda/12.4"],
     }  # fmt: skip
+    spec_of = job_config({"scheduler": "slurm", "python": "/venv/bin/python", **job})
     assert argv(**job) == [
         "sbatch", "--parsable", "--job-name=demo", "--comment=everstep-1", "--output=/runs/demo/slurm-%j.out",
         "--nodes=4", "--time=2160", "--partition=gpu", "--account=lab", "--qos=high", "--constraint=h100&ib",
         "--exclude=n7,n9",
         "--gpus-per-node=8", "--cpus-per-task=96", "--mem=0", "--signal=B:USR1@150",
-        "--exclusive", str(script()), "/runs/demo", "--spec", PROGRAM.spec(job_config({"scheduler": "slurm", "python": "/venv/bin/python", **job})),
+        "--exclusive", str(script()), "/runs/demo", "--spec", PROGRAM.spec(spec_of),
         "--python", "/venv/bin/python", "--setup", "module load cuda/12.4",
     ]  # fmt: skip
 
