@@ -117,8 +117,8 @@ def _splits(run: RunConfig) -> Splits:
     return found if isinstance(found, Splits) else Splits(found)
 
 
-def gathers(run: RunConfig, splits: Splits) -> tuple[Fetcher, dict[str, Fetcher]]:
-    """Return the gather function of the training set, and those of the evaluation sets by name."""
+def fetchers(run: RunConfig, splits: Splits) -> tuple[Fetcher, dict[str, Fetcher]]:
+    """Return the fetcher of the training set, and those of the evaluation sets by name."""
     train = Fetcher(
         splits.train,
         run.seed,
@@ -133,8 +133,8 @@ def gathers(run: RunConfig, splits: Splits) -> tuple[Fetcher, dict[str, Fetcher]
     sets = {
         name: replace(train, dataset=dataset, augment=None, excluded=Exclusion()) for name, dataset in held_out.items()
     }
-    for gather in (train, *sets.values()):
-        gather.check_repeats()
+    for fetcher in (train, *sets.values()):
+        fetcher.check_repeats()
     return train, sets
 
 

@@ -110,7 +110,7 @@ class Evaluator:
         mesh, names, sums = self.parallel.mesh, ["loss"], torch.zeros(0)
         samples = limit if limit is not None else self.run.evaluate.limit
         ahead_mb = self.run.loader.ahead_mb
-        batches = evaluation_batches(data, self._batch(), mesh.rank, mesh.world, mesh.device, samples, ahead_mb)
+        batches = evaluation_batches(data, self._batch(), mesh.place, mesh.device, samples, ahead_mb)
         cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():

@@ -13,7 +13,7 @@ from everstep.errors import DivergedError, ShortOfMemoryError
 from everstep.outcome import Ending, Outcome
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.data.fetcher import Microbatch
-from everstep.trainer.data.loader import Feed
+from everstep.trainer.data.loader import Loader
 from everstep.trainer.evaluate import Evaluator, keep_score
 from everstep.trainer.reporting.reporter import Hook, Reporter
 from everstep.trainer.state.train_state import TrainState
@@ -25,7 +25,7 @@ class Parts:
     """Parts that `build` makes of a config, with the state restored."""
 
     state: TrainState
-    feed: Feed
+    loader: Loader
     step: Stepper
     evaluate: Evaluator
     checkpoints: Checkpointer
@@ -40,7 +40,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     (evaluation, checkpoint, the end) happen there, and also when a restart resumes at that step.
     """
     state, checkpoints = parts.state, parts.checkpoints
-    batches = parts.feed.steps(state.progress.step)
+    batches = parts.loader.steps(state.progress.step)
     stopping = unsaved = False
     while True:
         at = state.progress.step
@@ -68,14 +68,14 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             infos = _step(run, parts, batches)
         except torch.OutOfMemoryError as error:
             _halve(parts, error)
-            batches = parts.feed.steps(at)
+            batches = parts.loader.steps(at)
             continue
         if checkpoints.get_ready():
             state.check_agreement(parts.step.parallel.mesh)
         stopping, unsaved = any(info.stop for info in infos), any(info.unsaved for info in infos)
         if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
             _roll_back(parts)
-            batches = parts.feed.steps(state.progress.step)
+            batches = parts.loader.steps(state.progress.step)
 
 
 def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
@@ -84,7 +84,7 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
     parts.journal.landed(parts.checkpoints.landed)
     for info in infos:
         progress.items += info.items
-        parts.journal.step(info, parts.feed.wait_s)
+        parts.journal.step(info, parts.loader.wait_s)
         for hook in parts.hooks:
             hook(info)
         _note_harmless(parts, info)
@@ -210,12 +210,12 @@ def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
     if parts.step.parallel.mesh.world > 1 or short.micro_batch is None:
         raise short from error
     parts.state.optimizer.zero_grad(set_to_none=True)
-    parts.state.progress.micro_batch = parts.feed.micro_batch = short.micro_batch
+    parts.state.progress.micro_batch = parts.loader.micro_batch = short.micro_batch
     parts.journal.event("out_of_memory", f"{short}; going on with half of it", micro_batch=short.micro_batch)
 
 
 def short_of_memory(parts: Parts) -> ShortOfMemoryError:
     """Return the error that ends an attempt whose microbatch does not fit; the next attempt halves it."""
-    size = parts.feed.micro_batch
+    size = parts.loader.micro_batch
     message = f"rank {parts.step.parallel.mesh.rank} ran out of memory with micro_batch={size}"
     return ShortOfMemoryError(message, size // 2 or None)

@@ -97,7 +97,7 @@ def test_a_process_that_may_open_few_files_looks_ahead_at_many_shards(
     behind(data, monkeypatch, lambda path: sent.wait(20))
     before = len(os.listdir("/proc/self/fd"))
     for start in range(0, 240, 8):
-        data.want(np.arange(start, start + 8))
+        data.prefetch(np.arange(start, start + 8))
     assert len(os.listdir("/proc/self/fd")) - before < 3 * 25 + 10
     sent.set()
     assert taken(data, *range(240)) == list(range(240))

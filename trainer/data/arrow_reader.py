@@ -154,7 +154,7 @@ class ArrowDataset:
         return self.index.bytes / max(1, len(self))
 
     @property
-    def room_bytes(self) -> int | None:
+    def cache_bytes(self) -> int | None:
         """Bytes of the dataset that the node cache can hold at once; None if nothing must be downloaded."""
         return self._shards.room_bytes if self._shards.cache is not None else None
 
@@ -164,7 +164,7 @@ class ArrowDataset:
         with self._here(ids, shards):
             return self._gathered(self._places(ids, shards))
 
-    def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+    def take_batches(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
         """Yield the `take` of the ids between each two bounds; they share the search for the rows."""
         if not self._shards.keeps_all:
             return split(self.take(ids), bounds)  # gathered before shards are closed for others
@@ -178,7 +178,7 @@ class ArrowDataset:
             self._row_bytes,
         )
 
-    def want(self, ids: Ids) -> list[Future[None]]:
+    def prefetch(self, ids: Ids) -> list[Future[None]]:
         """Begin to download the parts that these samples need; nothing for a local dataset.
 
         Only an open shard tells which parts hold a sample: when these downloads are done, more parts may be missing.
@@ -189,7 +189,7 @@ class ArrowDataset:
             missing = self._missing(ids, self._shards_of(ids))
         return _begun(missing, urgent=False)
 
-    def place(self, sample: int) -> str:
+    def location(self, sample: int) -> str:
         """Return the location of a sample as text: dataset, shard and row."""
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return f"{self.path}, {self.index.shards[number].file}, row {sample - self._starts[number]}"

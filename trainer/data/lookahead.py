@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from everstep.errors import EverstepError
 from everstep.trainer.data.ordering.order import Ids
 
-Want = Callable[[Ids], Sequence[Future[None]]]
+Prefetch = Callable[[Ids], Sequence[Future[None]]]
 ASKS = 3
 """Requests for the same ids.
 
@@ -40,14 +40,14 @@ class _Begun:
 
 
 class Lookahead:
-    """Calls `want` with ids in the order of use, at most about `ahead` samples before they are used.
+    """Calls `prefetch` with ids in the order of use, at most about `ahead` samples before they are used.
 
-    `want` begins downloads and does not wait. It is called again for the same samples when these are done, since only
-    then may it know what else they need; meanwhile it is called for later samples.
+    `prefetch` begins downloads and does not wait. It is called again for the same samples when these are done, since
+    only then may it know what else they need; meanwhile it is called for later samples.
     """
 
-    def __init__(self, want: Want, ids: Iterator[Ids], ahead: int) -> None:
-        self._want = want
+    def __init__(self, prefetch: Prefetch, ids: Iterator[Ids], ahead: int) -> None:
+        self._prefetch = prefetch
         self._ids = ids
         self._ahead = ahead
         self._used = 0
@@ -76,7 +76,7 @@ class Lookahead:
         try:
             for ids in self._ids:
                 asked += len(ids)
-                if futures := self._want(ids):
+                if futures := self._prefetch(ids):
                     begun.append(_Begun(ids, futures))
                 while begun and not self._closed and (begun[0].done() or self._is_far(asked)):
                     self._go_on(begun)
@@ -99,6 +99,6 @@ class Lookahead:
         first = begun[0]
         first.wait()
         first.asks += 1
-        first.futures = self._want(first.ids) if first.asks <= ASKS else ()
+        first.futures = self._prefetch(first.ids) if first.asks <= ASKS else ()
         if not first.futures:
             begun.popleft()
