@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everstep.config import RunConfig
 from everstep.frozen_config import plain
 from everstep.run_folder import EVENTS
-from everstep.trainer.build import Built, Start, build_task, fetchers
+from everstep.trainer.build import Built, Start, fetchers, trainable
 from everstep.trainer.checkpoint.restore import Restored
 from everstep.trainer.checkpoint.resume_trial import LAST, try_resume
 from everstep.trainer.data.dataset import Prefetchable, mean_sample_bytes
@@ -21,17 +21,15 @@ from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.mixture import records_of
 from everstep.trainer.data.ordering.order import SampleOrder, microbatches
 from everstep.trainer.data.ordering.trace import order_sources, write_record
-from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
-from everstep.trainer.reporting.reporter import Reporter
+from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.trackers import open_sinks
-from everstep.trainer.state.trainable import Trainable
-from everstep.trainer.step import Stepper
+from everstep.trainer.step import StepConfig, Stepper
 from everstep.trainer.stop import Stop
 
 
@@ -46,18 +44,24 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     state.progress.micro_batch = min(size for size in wanted if size)
     train, held_out = fetchers(run, built.splits)
     records = records_of(built.splits.train)
-    order = SampleOrder.of_run(run, order_sources(records))
+    sources = order_sources(records)
+    order = SampleOrder.of_config(run.order, sources, run.global_batch, run.micro_batch, run.seed)
     mesh.decide(lambda: write_record(start.folder, records))
     loader = Loader(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
-    step = Stepper(run, state, built.model, built.task, stop, built.checkpoints.poll)
-    evaluate = Evaluator(run, state, built.model, built.task, held_out, stop)
+    steps = run.schedule.over_steps or run.steps
+    config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule)
+    step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll)
+    evaluate = Evaluator(
+        run.evaluate, state, built.model, built.task, held_out, stop, steps=run.steps, ahead_mb=run.loader.ahead_mb
+    )
     reporter = _reporter(run, start, built, restored)
     parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, built.hooks)
     tried = built.self_test is not None and restored is None
     batches = [_batch(run, parts, number) for number in range(LAST if tried else 1)]
     flops_per_item = _warm_up(run, parts, batches[0])
     if tried:
-        try_resume(partial(_trainable, run, built.model), built.model.model, batches, mesh)
+        copies = partial(trainable, run, mesh.device, autocast=built.model.autocast)
+        try_resume(copies, built.model.model, batches, mesh)
     _announce(run, parts, restored, flops_per_item)
     start.laps.end("build")
     return parts
@@ -67,23 +71,13 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     """Return the reporter of this rank; that of rank 0 alone has sinks and events to write to."""
     mesh, step = built.model.mesh, built.state.progress.step
     sinks: list[Sink] = []
-    mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run), step)))
+    mesh.decide(lambda: sinks.extend(open_sinks(run.log, run.run, start.folder, start.attempt, plain(run), step)))
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
-    return Reporter(
-        run,
-        start.folder,
-        open_display(run.log, mesh.is_main),
-        sinks,
-        Guarded(EVENTS, file) if file is not None else None,
-        start.laps,
-        mesh,
-        unit=getattr(built.task, "unit", "items"),
-        checkpoint_step=restored.step if restored else 0,
-    )
-
-
-def _trainable(run: RunConfig, model: ParallelModel, others: Iterable[nn.Module]) -> Trainable:
-    return Trainable(run, build_task(run), model.mesh.device, others, model.autocast)
+    events = Guarded(EVENTS, file) if file is not None else None
+    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events)
+    unit = getattr(built.task, "unit", "items")
+    facts = RunFacts(run.steps, run.global_batch, run.log.every, run.evaluate.metric, unit)
+    return Reporter(facts, start.folder, outputs, start.laps, mesh, restored.step if restored else 0)
 
 
 def _batch(run: RunConfig, parts: Parts, number: int) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from everstep.config import Nonfinite, RunConfig
+from everstep.config import EvaluateConfig, Nonfinite, NonfiniteConfig, RunConfig
 from everstep.errors import DivergedError, ShortOfMemoryError
 from everstep.outcome import Ending, Outcome
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
@@ -44,11 +44,11 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     stopping = unsaved = False
     while True:
         at = state.progress.step
-        finished = at >= run.steps or _out_of_patience(run, state)
+        finished = at >= run.steps or _out_of_patience(run.evaluate, state)
         improved = False
         if not stopping and parts.evaluate.due(at, last=finished):
-            stopping, improved = _evaluate(run, parts)
-            finished = finished or _out_of_patience(run, state)
+            stopping, improved = _evaluate(run.evaluate, parts)
+            finished = finished or _out_of_patience(run.evaluate, state)
         last = finished or stopping
         # A rollback needs a checkpoint, so one is saved before the first step.
         first = at == 0 and run.nonfinite.policy is Nonfinite.rollback and checkpoints.saved_step != 0
@@ -65,7 +65,7 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             reason = f"{run.evaluate.metric} is no better than at step {state.progress.best_step}"
             return Ending(Outcome.done, at, reason, patience=run.evaluate.patience)
         try:
-            infos = _step(run, parts, batches)
+            infos = _step(run.steps, parts, batches)
         except torch.OutOfMemoryError as error:
             _halve(parts, error)
             batches = parts.loader.steps(at)
@@ -73,12 +73,12 @@ def train(run: RunConfig, parts: Parts) -> Ending:
         if checkpoints.get_ready():
             state.check_agreement(parts.step.parallel.mesh)
         stopping, unsaved = any(info.stop for info in infos), any(info.unsaved for info in infos)
-        if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
+        if _note(run.nonfinite, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
             _roll_back(parts)
             batches = parts.loader.steps(state.progress.step)
 
 
-def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
+def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
     """Account for finished steps; True if one of them was not finite."""
     progress, bad = parts.state.progress, False
     parts.journal.landed(parts.checkpoints.landed)
@@ -98,10 +98,10 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
                 f"step {info.step} gave NaN or Inf (loss {info.loss}, gradient norm {info.norm}); it changed nothing",
                 step=info.step,
             )
-            if progress.nonfinite >= run.nonfinite.limit:
+            if progress.nonfinite >= nonfinite.limit:
                 raise DivergedError(
                     f"{progress.nonfinite} steps in a row gave NaN or Inf, the last was step {info.step} "
-                    f"(learning rate {info.lr:.3g}); nonfinite.limit={run.nonfinite.limit}"
+                    f"(learning rate {info.lr:.3g}); nonfinite.limit={nonfinite.limit}"
                 )
     return bad
 
@@ -120,7 +120,7 @@ def _note_harmless(parts: Parts, info: StepInfo) -> None:
         parts.journal.event("empty_batch", line if progress.empty == 1 else "", step=info.step)
 
 
-def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:
+def _step(steps: int, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:
     """Run one step; return the results that are due.
 
     All results are returned if the weights are needed next, for an evaluation, a checkpoint or the end.
@@ -128,14 +128,14 @@ def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> 
     parts.step(next(batches))
     at = parts.state.progress.step
     saving = parts.checkpoints.due(at) or parts.checkpoints.due_locally(at)
-    pausing = at >= run.steps or saving or parts.evaluate.due(at, last=False)
+    pausing = at >= steps or saving or parts.evaluate.due(at, last=False)
     infos = parts.step.results(all_of_them=pausing)
     if any(info.stop for info in infos):
         infos += parts.step.results(all_of_them=True)
     return infos
 
 
-def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
+def _evaluate(config: EvaluateConfig, parts: Parts) -> tuple[bool, bool]:
     """Evaluate; return (True if a stop was agreed meanwhile, True if the metric is the best so far)."""
     start = time.perf_counter()
     try:
@@ -146,7 +146,7 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     parts.journal.pause(seconds)
     if metrics is None:
         return True, False
-    best = keep_score(parts.state.progress, run.evaluate, metrics)
+    best = keep_score(parts.state.progress, config, metrics)
     parts.journal.evaluated(parts.state.progress.step, metrics, best, seconds)
     return False, best
 
@@ -184,8 +184,8 @@ def _short_of_time(parts: Parts) -> bool:
     return short
 
 
-def _out_of_patience(run: RunConfig, state: TrainState) -> bool:
-    return run.evaluate.patience is not None and state.progress.stale >= run.evaluate.patience
+def _out_of_patience(config: EvaluateConfig, state: TrainState) -> bool:
+    return config.patience is not None and state.progress.stale >= config.patience
 
 
 def _roll_back(parts: Parts) -> None:
