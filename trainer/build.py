@@ -20,7 +20,7 @@ from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.self_test import SelfTest
 from everstep.trainer.checkpoint.weights import load_weights
-from everstep.trainer.data.cache.on_node import node_cache
+from everstep.trainer.data.cache import node_cache
 from everstep.trainer.data.dataset import TEST, Splits
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.ordering.exclusion import Exclusion

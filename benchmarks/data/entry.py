@@ -78,7 +78,7 @@ def _everstep(samples: int, step: int) -> float:
 
     from everstep.config import LoaderConfig
     from everstep.rank_env import RankInfo
-    from everstep.trainer.data.batching import Columns
+    from everstep.trainer.data.columns import Columns
     from everstep.trainer.data.fetcher import Fetcher
     from everstep.trainer.data.loader import Loader
     from everstep.trainer.data.ordering.order import Ids, SampleOrder

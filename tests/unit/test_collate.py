@@ -19,10 +19,10 @@ from everstep.errors import ConfigError, DataError
 from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.collate import Bucket, Pack, Pad, Segments
+from everstep.trainer.data.columns import Ragged
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import SampleOrder
-from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.plugins import instantiate
 
 DTYPES = [

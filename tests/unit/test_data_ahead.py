@@ -18,8 +18,8 @@ from everstep.errors import DataError
 from everstep.trainer.data import open_shards
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
-from everstep.trainer.data.lookahead import Lookahead
 from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.workers import Lookahead
 
 ROWS = 4
 Read = Callable[[str, int, int], bytes]

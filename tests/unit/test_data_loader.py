@@ -28,9 +28,9 @@ from everstep.config import LoaderConfig, Worker
 from everstep.errors import ConfigError, DataError
 from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.collate import Pad
+from everstep.trainer.data.columns import Columns
 from everstep.trainer.data.dataset import ArrayDataset
 from everstep.trainer.data.fetcher import Fetcher, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches

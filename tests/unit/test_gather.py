@@ -20,15 +20,13 @@ from everstep.config import BadSample, ExcludeConfig, LoaderConfig
 from everstep.errors import ConfigError, DataError
 from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.cache import ShardCache
+from everstep.trainer.data.columns import BadSamples, Columns, Ragged
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset
 from everstep.trainer.data.fetcher import Fetcher, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.ordering.order import SampleOrder
-from everstep.trainer.data.ragged import Ragged
 
 WORDS = [b"", b"a", b"bc" * 700, b"def", bytes(range(256)), b"\0", b"end"]
 

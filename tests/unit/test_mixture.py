@@ -12,13 +12,12 @@ from shard_sets import numbered, write_dataset
 
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.bad_samples import BadSamples
+from everstep.trainer.data.columns import BadSamples, Ragged
 from everstep.trainer.data.dataset import ArrayDataset, BatchedReads, MapDataset
 from everstep.trainer.data.ordering.interleave import shares
 from everstep.trainer.data.ordering.mixture import Mixture, records_of
 from everstep.trainer.data.ordering.weighted import Weighted
 from everstep.trainer.data.prepared import dataset, mixture
-from everstep.trainer.data.ragged import Ragged
 
 
 def test_samples_of_all_datasets_come_in_the_order_asked(tmp_path: Path) -> None:

@@ -6,30 +6,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-
-from everstep.dataset.index import Column, ShardIndex
-from everstep.errors import ConfigError, DataError
-from everstep.trainer.data.batching import Columns, pieces, split
-from everstep.trainer.data.cache.on_node import node_cache
-from everstep.trainer.data.open_shards import Absent, OpenShards
-from everstep.trainer.data.ordering.order import Ids
-from everstep.trainer.data.randomness import draws_nothing
-
-if TYPE_CHECKING:
-    from everstep.trainer.data.cache import ShardCache
-from functools import cache
-from typing import Protocol
-
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everstep.dataset.index import BYTES, TEXT
+from everstep.dataset.index import BYTES, TEXT, Column, ShardIndex
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.address_gather import Rows, gather_ragged
-from everstep.trainer.data.ragged import Ragged
+from everstep.trainer.data.cache import ShardCache, node_cache
+from everstep.trainer.data.columns import Columns, Ragged, pieces, split
+from everstep.trainer.data.open_shards import Absent, OpenShards
+from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.randomness import draws_nothing
 
 
 class StoredColumn(Protocol):

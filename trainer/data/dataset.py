@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everstep.errors import DataError
-from everstep.trainer.data.batching import Columns, pieces
+from everstep.trainer.data.columns import Columns, pieces
 from everstep.trainer.data.map_style import MapDataset as MapDataset
 from everstep.trainer.data.map_style import Seed
 from everstep.trainer.data.ordering.order import Ids
@@ -113,7 +113,7 @@ class Sharded(Protocol):
 
 
 @runtime_checkable
-class ShardFiles(Sharded, Protocol):
+class ShardedFiles(Sharded, Protocol):
     """A dataset whose shards are files."""
 
     path: str

@@ -18,13 +18,11 @@ from torch.utils.data import get_worker_info
 
 from everstep.config import BadSample
 from everstep.errors import DataError
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.batching import Columns
+from everstep.trainer.data.columns import BadSamples, Columns, Ragged
 from everstep.trainer.data.dataset import Augment, BatchedReads, Collate, Dataset, Decode, location_of, take_seeded
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.ordering.order import Ids, sample_keys
 from everstep.trainer.data.ordering.permutation import Words
-from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import Randomness, batch_key, draws
 from everstep.trainer.data.workers import Workers
 

@@ -22,9 +22,8 @@ from everstep.errors import ConfigError, DataError
 from everstep.rank_env import RankInfo
 from everstep.trainer.data.dataset import BatchedReads, Dataset, Prefetchable, mean_sample_bytes
 from everstep.trainer.data.fetcher import Cut, Fetcher, Microbatch, MicrobatchRequest, RequestSpan
-from everstep.trainer.data.lookahead import Lookahead, Prefetch
 from everstep.trainer.data.ordering.order import MicrobatchSlot, SampleOrder, microbatches
-from everstep.trainer.data.workers import Prefetcher, Threads, Workers
+from everstep.trainer.data.workers import Lookahead, Prefetch, Prefetcher, Threads, Workers
 
 LOG = logging.getLogger("everstep")
 CHUNK = 1 << 13

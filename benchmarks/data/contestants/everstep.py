@@ -17,12 +17,11 @@ from everstep.dataset.prepare import prepare_frame
 from everstep.dataset.shards import stored, table_of
 from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.batching import Columns
+from everstep.trainer.data.columns import Columns, Ragged
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import OrderSource as Shards
 from everstep.trainer.data.ordering.order import SampleOrder
-from everstep.trainer.data.ragged import Ragged
 
 NAME = "sample"
 

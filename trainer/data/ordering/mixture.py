@@ -12,14 +12,13 @@ import torch
 from torch import Tensor
 
 from everstep.errors import DataError
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.batching import Columns, split
+from everstep.trainer.data.columns import BadSamples, Columns, Ragged, split
 from everstep.trainer.data.dataset import (
     BatchedReads,
     Dataset,
     Prefetchable,
     Sharded,
-    ShardFiles,
+    ShardedFiles,
     WeightedDraws,
     location_of,
     mean_sample_bytes,
@@ -29,7 +28,6 @@ from everstep.trainer.data.map_style import Seed
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.ordering.trace import DataRecord, packed
-from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws
 
 
@@ -147,7 +145,7 @@ def records_of(dataset: Dataset) -> list[DataRecord]:
 
 def _record(dataset: Dataset, share: Fraction) -> DataRecord:
     rows = dataset.shard_rows if isinstance(dataset, Sharded) else [len(dataset)]
-    place = dataset.path if isinstance(dataset, ShardFiles) else type(dataset).__name__
-    files = dataset.shard_files if isinstance(dataset, ShardFiles) else ()
+    place = dataset.path if isinstance(dataset, ShardedFiles) else type(dataset).__name__
+    files = dataset.shard_files if isinstance(dataset, ShardedFiles) else ()
     weights = packed(dataset.weights) if isinstance(dataset, WeightedDraws) else None
     return DataRecord(place, dataset.digest, str(share), rows, files, weights)

@@ -12,14 +12,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 
 from everstep.errors import DataError
-from everstep.trainer.data.batching import Columns
+from everstep.trainer.data.columns import Columns
 from everstep.trainer.data.dataset import (
     BatchedReads,
     Dataset,
     MapStyle,
     Prefetchable,
     Sharded,
-    ShardFiles,
+    ShardedFiles,
     as_dataset,
     location_of,
     mean_sample_bytes,
@@ -52,7 +52,7 @@ class Weighted:
             self.take_batches = self.dataset.take_batches
         if isinstance(self.dataset, Sharded):
             self.shard_rows = self.dataset.shard_rows
-        if isinstance(self.dataset, ShardFiles):
+        if isinstance(self.dataset, ShardedFiles):
             self.path, self.shard_files = self.dataset.path, self.dataset.shard_files
 
     @cached_property
