@@ -85,16 +85,7 @@ class WandbSink:
             config=dict(config),
             mode=options.mode,  # type: ignore[arg-type]
             dir=directory,
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                x_disable_stats=True,
-                disable_git=True,
-                disable_code=True,
-                finish_timeout=30,
-                # The default of 15 s would lose that much when the process is killed.
-                x_transaction_log_flush_interval=1,
-            ),
+            settings=_settings(),
         )
         self._run.define_metric("*", step_metric="step")
         self._written = written if self._run.offline else {}
@@ -110,6 +101,21 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        x_disable_stats=True,
+        disable_git=True,
+        disable_code=True,
+        finish_timeout=30,
+        # The default of 15 s would lose that much when the process is killed.
+        x_transaction_log_flush_interval=1,
+    )
 
 
 class TensorBoardSink:

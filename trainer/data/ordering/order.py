@@ -243,10 +243,6 @@ class SampleOrder:
             return self._mix.position(number, index)
         return self._lanes.position(number * self.lanes + stretch.lane, index)
 
-    def step_of(self, sample: int, epoch: int) -> int:
-        """Return the step (from 0) that consumes `sample` in `epoch`."""
-        return self.position_of(sample, epoch) // self.global_batch
-
 
 def sample_keys(seed: int, epochs: Ids, ids: Ids) -> Words:
     """Return a hash for each (seed, epoch, sample), uint64 like `ids`, from which augmentation draws."""
