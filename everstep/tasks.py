@@ -5,17 +5,16 @@ from typing import TYPE_CHECKING
 from everstep.lazy_names import lazy
 
 if TYPE_CHECKING:
-    from everstep.trainer.tasks.images import ImageClassifier
+    from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
     from everstep.trainer.tasks.language import LanguageModel
-    from everstep.trainer.tasks.tabular import TabularClassifier
 
 __all__ = ["ImageClassifier", "LanguageModel", "TabularClassifier"]
 __getattr__ = lazy(
     __name__,
     {
-        "ImageClassifier": "everstep.trainer.tasks.images",
+        "ImageClassifier": "everstep.trainer.tasks.classification",
         "LanguageModel": "everstep.trainer.tasks.language",
-        "TabularClassifier": "everstep.trainer.tasks.tabular",
+        "TabularClassifier": "everstep.trainer.tasks.classification",
     },
 )
 

@@ -2,35 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from everstep.config import RunConfig
 from everstep.frozen_config import plain
 from everstep.run_folder import EVENTS
-from everstep.trainer.build import Built, Start, build_task, gathers
+from everstep.trainer.build import Built, Start, fetchers, trainable
 from everstep.trainer.checkpoint.restore import Restored
 from everstep.trainer.checkpoint.resume_trial import LAST, try_resume
+from everstep.trainer.data.dataset import Prefetchable, mean_sample_bytes
 from everstep.trainer.data.fetcher import MicrobatchRequest
-from everstep.trainer.data.loader import Feed
+from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.mixture import records_of
 from everstep.trainer.data.ordering.order import SampleOrder, microbatches
 from everstep.trainer.data.ordering.trace import order_sources, write_record
-from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
-from everstep.trainer.reporting.reporter import Reporter
+from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.trackers import open_sinks
-from everstep.trainer.state.trainable import Trainable
-from everstep.trainer.step import Stepper
+from everstep.trainer.step import StepConfig, Stepper
 from everstep.trainer.stop import Stop
 
 
@@ -43,20 +42,26 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     state, mesh = built.state, built.model.mesh
     wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
     state.progress.micro_batch = min(size for size in wanted if size)
-    train, held_out = gathers(run, built.splits)
+    train, held_out = fetchers(run, built.splits)
     records = records_of(built.splits.train)
-    order = SampleOrder.of_run(run, order_sources(records))
+    sources = order_sources(records)
+    order = SampleOrder.of_config(run.order, sources, run.global_batch, run.micro_batch, run.seed)
     mesh.decide(lambda: write_record(start.folder, records))
-    feed = Feed(train, order, run.loader, state.progress.micro_batch, mesh.rank, mesh.world, mesh.device)
-    step = Stepper(run, state, built.model, built.task, stop, built.checkpoints.poll)
-    evaluate = Evaluator(run, state, built.model, built.task, held_out, stop)
+    loader = Loader(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
+    steps = run.schedule.over_steps or run.steps
+    config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule)
+    step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll)
+    evaluate = Evaluator(
+        run.evaluate, state, built.model, built.task, held_out, stop, steps=run.steps, ahead_mb=run.loader.ahead_mb
+    )
     reporter = _reporter(run, start, built, restored)
-    parts = Parts(state, feed, step, evaluate, built.checkpoints, reporter, built.hooks)
+    parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, built.hooks)
     tried = built.self_test is not None and restored is None
     batches = [_batch(run, parts, number) for number in range(LAST if tried else 1)]
     flops_per_item = _warm_up(run, parts, batches[0])
     if tried:
-        try_resume(partial(_trainable, run, built.model), built.model.model, batches, mesh)
+        copies = partial(trainable, run, mesh.device, autocast=built.model.autocast)
+        try_resume(copies, built.model.model, batches, mesh)
     _announce(run, parts, restored, flops_per_item)
     start.laps.end("build")
     return parts
@@ -66,31 +71,21 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     """Return the reporter of this rank; that of rank 0 alone has sinks and events to write to."""
     mesh, step = built.model.mesh, built.state.progress.step
     sinks: list[Sink] = []
-    mesh.decide(lambda: sinks.extend(open_sinks(run, start.folder, start.attempt, plain(run), step)))
+    mesh.decide(lambda: sinks.extend(open_sinks(run.log, run.run, start.folder, start.attempt, plain(run), step)))
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
-    return Reporter(
-        run,
-        start.folder,
-        open_display(run.log, mesh.is_main),
-        sinks,
-        Guarded(EVENTS, file) if file is not None else None,
-        start.laps,
-        mesh,
-        unit=getattr(built.task, "unit", "items"),
-        checkpoint_step=restored.step if restored else 0,
-    )
-
-
-def _trainable(run: RunConfig, model: ParallelModel, others: Iterable[nn.Module]) -> Trainable:
-    return Trainable(run, build_task(run), model.mesh.device, others, model.autocast)
+    events = Guarded(EVENTS, file) if file is not None else None
+    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events)
+    unit = getattr(built.task, "unit", "items")
+    facts = RunFacts(run.steps, run.global_batch, run.log.every, run.evaluate.metric, unit)
+    return Reporter(facts, start.folder, outputs, start.laps, mesh, restored.step if restored else 0)
 
 
 def _batch(run: RunConfig, parts: Parts, number: int) -> dict[str, Tensor]:
     """Return the n-th microbatch of the dataset in the order of its ids, on the device."""
-    size = min(parts.feed.micro_batch, parts.feed.order.samples)
-    ids = (number * size + np.arange(size)) % parts.feed.order.samples
-    found = parts.feed.gather(MicrobatchRequest(ids, np.zeros_like(ids), run.steps))
-    return {name: value.to(parts.feed.device) for name, value in found.batch.items()}
+    size = min(parts.loader.micro_batch, parts.loader.order.samples)
+    ids = (number * size + np.arange(size)) % parts.loader.order.samples
+    found = parts.loader.fetcher(MicrobatchRequest(ids, np.zeros_like(ids), run.steps))
+    return {name: value.to(parts.loader.device) for name, value in found.batch.items()}
 
 
 def _warm_up(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> float:
@@ -114,14 +109,14 @@ def _warm_up(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> float
     return flops / max(1, items[0]) if items else 0.0
 
 
-def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
+def _too_small_a_cache(run: RunConfig, loader: Loader) -> str | None:
     """Return a warning if the node cache is too small to avoid repeated downloads of shards, else None."""
-    dataset, shards = feed.gather.dataset, sum(len(source.rows) for source in feed.order.sources)
-    room, size = getattr(dataset, "room_bytes", None), getattr(dataset, "sample_bytes", 0.0) * len(feed.gather.dataset)
-    window = min(run.order.window or shards, shards)
-    if room is None or window * size / shards <= room:
+    dataset, shards = loader.fetcher.dataset, sum(len(source.rows) for source in loader.order.sources)
+    limit, size = dataset.cache_bytes if isinstance(dataset, Prefetchable) else None, mean_sample_bytes(dataset)
+    size, window = size * len(dataset), min(run.order.window or shards, shards)
+    if limit is None or window * size / shards <= limit:
         return None
-    fitting, enough_gb = int(room * shards / size), 2 * window * size / shards / 1e9
+    fitting, enough_gb = int(limit * shards / size), 2 * window * size / shards / 1e9
     return (
         f"half of the cache holds {fitting} shards, order.window={window} needs as many at hand: shards will be "
         f"fetched again and again; give loader.cache_gb={enough_gb:.3g}, or a new run order.window={fitting}"
@@ -129,23 +124,23 @@ def _too_small_a_cache(run: RunConfig, feed: Feed) -> str | None:
 
 
 def _announce(run: RunConfig, parts: Parts, restored: Restored | None, flops_per_item: float) -> None:
-    mesh, feed = parts.step.parallel.mesh, parts.feed
+    mesh, loader = parts.step.parallel.mesh, parts.loader
     parameters = sum(p.numel() for p in parts.state.model.parameters())
     trained = sum(p.numel() for p in parts.state.model.parameters() if p.requires_grad)
-    slots = len(microbatches(run.global_batch, feed.micro_batch, mesh.rank, mesh.world))
-    epochs = run.steps * run.global_batch / feed.order.samples
+    slots = len(microbatches(run.global_batch, loader.micro_batch, mesh.rank, mesh.world))
+    epochs = run.steps * run.global_batch / loader.order.samples
     facts = {
         "parameters": short(parameters) + (f", {short(trained)} of them trained" if trained < parameters else ""),
         "world": f"{mesh.world} × {mesh.device.type}, {run.parallel.kind.value}, {run.precision.dtype.value}",
-        "batch": f"{run.global_batch} samples = {slots} × {feed.micro_batch} on each process",
-        "data": f"{short(feed.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
+        "batch": f"{run.global_batch} samples = {slots} × {loader.micro_batch} on each process",
+        "data": f"{short(loader.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
         **group_facts(parts.state.optimizer, parts.state.model),
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }
     if restored is None and run.init_from is not None:
         facts["starts from"] = f"the weights of {run.init_from}"
-    if (small := _too_small_a_cache(run, feed)) is not None:
+    if (small := _too_small_a_cache(run, loader)) is not None:
         parts.journal.event("small_cache", small)
     for passed in restored.walked_past if restored else ():
         parts.journal.event("walked_past", f"damaged checkpoint set aside: {passed}")

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+import torch
 from torch import nn
 
 from everstep import frozen_config
@@ -18,13 +21,13 @@ from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
 from everstep.trainer.checkpoint.self_test import SelfTest
 from everstep.trainer.checkpoint.weights import load_weights
-from everstep.trainer.data.cache.on_node import node_cache
+from everstep.trainer.data.cache import node_cache
 from everstep.trainer.data.dataset import TEST, Splits
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.randomness import seeded
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.distributed.model_factory import second_copy
+from everstep.trainer.distributed.model_factory import apart, batch_dtype, second_copy, seeded_model
 from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
 from everstep.trainer.plugins import check_allowed, instantiate
@@ -34,6 +37,7 @@ from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state
 from everstep.trainer.state.plugin_state import hook_keys
 from everstep.trainer.state.train_state import LossScale, Progress, TrainState
+from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.task import Task
 
 LOG = logging.getLogger("everstep")
@@ -120,8 +124,8 @@ def _splits(run: RunConfig) -> Splits:
     return found if isinstance(found, Splits) else Splits(found)
 
 
-def gathers(run: RunConfig, splits: Splits) -> tuple[Fetcher, dict[str, Fetcher]]:
-    """Return the gather function of the training set, and those of the evaluation sets by name."""
+def fetchers(run: RunConfig, splits: Splits) -> tuple[Fetcher, dict[str, Fetcher]]:
+    """Return the fetcher of the training set, and those of the evaluation sets by name."""
     train = Fetcher(
         splits.train,
         run.seed,
@@ -136,8 +140,8 @@ def gathers(run: RunConfig, splits: Splits) -> tuple[Fetcher, dict[str, Fetcher]
     sets = {
         name: replace(train, dataset=dataset, augment=None, excluded=Exclusion()) for name, dataset in held_out.items()
     }
-    for gather in (train, *sets.values()):
-        gather.check_repeats()
+    for fetcher in (train, *sets.values()):
+        fetcher.check_repeats()
     return train, sets
 
 
@@ -210,6 +214,20 @@ def self_test(run: RunConfig, task: Task, live: nn.Module, mesh: Mesh) -> SelfTe
     if has_modes(optimizer):
         optimizer.train()  # type: ignore[attr-defined]
     return SelfTest(state)
+
+
+def trainable(
+    run: RunConfig,
+    device: torch.device,
+    others: Iterable[nn.Module] = (),
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Trainable:
+    """Return a copy of the run's task, model and optimizer that shares no memory with the models `others`."""
+    task, node = build_task(run), _needed(run.optimizer, "optimizer")
+    model = apart(seeded_model(task.model, run.seed, run.precision, run.parallel), others).to(device)
+    check_model(model)
+    optimizer = build_optimizer(node, model, run.plugins)
+    return Trainable(task, model, optimizer, device, run.seed, batch_dtype(run.precision), autocast)
 
 
 def _check_comes_back(state: TrainState, make: Callable[[], SelfTest] | None) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from everstep.config import Dtype, EvaluateConfig, Goal, RunConfig, Weights
+from everstep.config import EvaluateConfig, Goal, Weights
 from everstep.errors import ConfigError
 from everstep.trainer.data.dataset import TEST
 from everstep.trainer.data.fetcher import Fetcher
@@ -33,19 +33,26 @@ class Evaluator:
 
     def __init__(
         self,
-        run: RunConfig,
+        config: EvaluateConfig,
         state: TrainState,
         parallel: ParallelModel,
         task: Task,
         data: Mapping[str, Fetcher],
         stop: Stop,
+        *,
+        steps: int,
+        ahead_mb: int,
     ) -> None:
         """Prepare evaluations.
 
         Args:
             data: the sets by name: "" if there is only one validation set, and the test set.
+            steps: the steps of the run; the test set is evaluated after the last.
+            ahead_mb: MB of remote data to download ahead.
         """
-        self.run = run
+        self.config = config
+        self.steps = steps
+        self.ahead_mb = ahead_mb
         self.state = state
         self.parallel = parallel
         self.task = task
@@ -57,7 +64,7 @@ class Evaluator:
         """True if this step must be evaluated; also after a restart if its evaluation was interrupted."""
         if step == 0 or self.state.progress.evaluated >= step or not (self.data or (self.test and last)):
             return False
-        every = self.run.evaluate.every
+        every = self.config.every
         return last or (every is not None and step % every == 0)
 
     def __call__(self) -> dict[str, float] | None:
@@ -79,16 +86,17 @@ class Evaluator:
             with preserved(self.parallel.model, self.task), evaluating(self.parallel.module, self.state.optimizer):
                 metrics = self._measure_all(limit=self._batch() * self.parallel.mesh.world)
             if metrics is not None:
-                check_metric(self.run.evaluate, metrics)
+                check_metric(self.config, metrics)
 
     def _batch(self) -> int:
-        return min(self.run.evaluate.batch or self.run.micro_batch, self.state.progress.micro_batch)
+        micro_batch = self.state.progress.micro_batch
+        return min(self.config.batch or micro_batch, micro_batch)
 
     def _is_last(self, metrics: dict[str, float]) -> bool:
         """True if training is done with this evaluation."""
-        progress, patience = replace(self.state.progress), self.run.evaluate.patience
-        keep_score(progress, self.run.evaluate, metrics)
-        return progress.step >= self.run.steps or (patience is not None and progress.stale >= patience)
+        progress, patience = replace(self.state.progress), self.config.patience
+        keep_score(progress, self.config, metrics)
+        return progress.step >= self.steps or (patience is not None and progress.stale >= patience)
 
     def _measure_all(self, limit: int | None = None) -> dict[str, float] | None:
         """Return the metrics of all validation sets together, and of each by its name."""
@@ -108,14 +116,12 @@ class Evaluator:
     def _measure(self, data: Fetcher, limit: int | None = None) -> dict[str, tuple[float, float]] | None:
         """Return sum and count of each metric; None if a rank was asked to stop meanwhile."""
         mesh, names, sums = self.parallel.mesh, ["loss"], torch.zeros(0)
-        samples = limit if limit is not None else self.run.evaluate.limit
-        ahead_mb = self.run.loader.ahead_mb
-        batches = evaluation_batches(data, self._batch(), mesh.rank, mesh.world, mesh.device, samples, ahead_mb)
-        cast = torch.float64 if self.run.precision.dtype is Dtype.fp64 else None
+        samples, cast = limit if limit is not None else self.config.limit, self.parallel.cast
+        batches = evaluation_batches(data, self._batch(), mesh.place, mesh.device, samples, self.ahead_mb)
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
                 return None
-            seed_generators(microbatch_seed(self.run.seed, 0, number * mesh.world + mesh.rank), mesh.device)
+            seed_generators(microbatch_seed(data.seed, 0, number * mesh.world + mesh.rank), mesh.device)
             with self.parallel.autocast():
                 loss = checked(self.task.evaluate(self.parallel.module, inputs(microbatch.batch, cast)), "evaluate")
             if number == 0:
@@ -131,7 +137,7 @@ class Evaluator:
 
     @contextlib.contextmanager
     def _weights(self) -> Iterator[None]:
-        average = self.state.average if self.run.evaluate.weights is Weights.ema else None
+        average = self.state.average if self.config.weights is Weights.ema else None
         if average is None:
             yield
             return

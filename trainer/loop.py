@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
-from everstep.config import Nonfinite, RunConfig
+from everstep.config import EvaluateConfig, Nonfinite, NonfiniteConfig, RunConfig
 from everstep.errors import DivergedError, ShortOfMemoryError
 from everstep.outcome import Ending, Outcome
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.data.fetcher import Microbatch
-from everstep.trainer.data.loader import Feed
+from everstep.trainer.data.loader import Loader
 from everstep.trainer.evaluate import Evaluator, keep_score
 from everstep.trainer.reporting.reporter import Hook, Reporter
 from everstep.trainer.state.train_state import TrainState
@@ -25,7 +25,7 @@ class Parts:
     """Parts that `build` makes of a config, with the state restored."""
 
     state: TrainState
-    feed: Feed
+    loader: Loader
     step: Stepper
     evaluate: Evaluator
     checkpoints: Checkpointer
@@ -40,15 +40,15 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     (evaluation, checkpoint, the end) happen there, and also when a restart resumes at that step.
     """
     state, checkpoints = parts.state, parts.checkpoints
-    batches = parts.feed.steps(state.progress.step)
+    batches = parts.loader.steps(state.progress.step)
     stopping = save_failed = False
     while True:
         at = state.progress.step
-        finished = at >= run.steps or _out_of_patience(run, state)
+        finished = at >= run.steps or _out_of_patience(run.evaluate, state)
         improved = False
         if not stopping and parts.evaluate.due(at, last=finished):
-            stopping, improved = _evaluate(run, parts)
-            finished = finished or _out_of_patience(run, state)
+            stopping, improved = _evaluate(run.evaluate, parts)
+            finished = finished or _out_of_patience(run.evaluate, state)
         last = finished or stopping
         # A rollback needs a checkpoint, so one is saved before the first step.
         first = at == 0 and run.nonfinite.policy is Nonfinite.rollback and checkpoints.saved_step != 0
@@ -64,26 +64,26 @@ def train(run: RunConfig, parts: Parts) -> Ending:
             reason = f"{run.evaluate.metric} is no better than at step {state.progress.best_step}"
             return Ending(Outcome.done, at, reason, patience=run.evaluate.patience)
         try:
-            infos = _step(run, parts, batches)
+            infos = _step(run.steps, parts, batches)
         except torch.OutOfMemoryError as error:
             _halve(parts, error)
-            batches = parts.feed.steps(at)
+            batches = parts.loader.steps(at)
             continue
         if checkpoints.preallocate():
             state.check_agreement(parts.step.parallel.mesh)
         stopping, save_failed = any(info.stop for info in infos), any(info.save_failed for info in infos)
-        if _note(run, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
+        if _note(run.nonfinite, parts, infos) and run.nonfinite.policy is Nonfinite.rollback:
             _roll_back(parts)
-            batches = parts.feed.steps(state.progress.step)
+            batches = parts.loader.steps(state.progress.step)
 
 
-def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
+def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
     """Account for finished steps; True if one of them was not finite."""
     progress, bad = parts.state.progress, False
     parts.journal.record_saves(parts.checkpoints.finished_saves)
     for info in infos:
         progress.items += info.items
-        parts.journal.step(info, parts.feed.wait_s)
+        parts.journal.step(info, parts.loader.wait_s)
         for hook in parts.hooks:
             hook(info)
         _note_harmless(parts, info)
@@ -97,10 +97,10 @@ def _note(run: RunConfig, parts: Parts, infos: Sequence[StepInfo]) -> bool:
                 f"step {info.step} gave NaN or Inf (loss {info.loss}, gradient norm {info.norm}); it changed nothing",
                 step=info.step,
             )
-            if progress.nonfinite >= run.nonfinite.limit:
+            if progress.nonfinite >= nonfinite.limit:
                 raise DivergedError(
                     f"{progress.nonfinite} steps in a row gave NaN or Inf, the last was step {info.step} "
-                    f"(learning rate {info.lr:.3g}); nonfinite.limit={run.nonfinite.limit}"
+                    f"(learning rate {info.lr:.3g}); nonfinite.limit={nonfinite.limit}"
                 )
     return bad
 
@@ -119,7 +119,7 @@ def _note_harmless(parts: Parts, info: StepInfo) -> None:
         parts.journal.event("empty_batch", line if progress.empty == 1 else "", step=info.step)
 
 
-def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:
+def _step(steps: int, parts: Parts, batches: Iterator[list[Microbatch]]) -> list[StepInfo]:
     """Run one step; return the results that are due.
 
     All results are returned if the weights are needed next, for an evaluation, a checkpoint or the end.
@@ -127,14 +127,14 @@ def _step(run: RunConfig, parts: Parts, batches: Iterator[list[Microbatch]]) -> 
     parts.step(next(batches))
     at = parts.state.progress.step
     saving = parts.checkpoints.due(at) or parts.checkpoints.due_on_nodes(at)
-    pausing = at >= run.steps or saving or parts.evaluate.due(at, last=False)
+    pausing = at >= steps or saving or parts.evaluate.due(at, last=False)
     infos = parts.step.results(all_of_them=pausing)
     if any(info.stop for info in infos):
         infos += parts.step.results(all_of_them=True)
     return infos
 
 
-def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
+def _evaluate(config: EvaluateConfig, parts: Parts) -> tuple[bool, bool]:
     """Evaluate; return (True if a stop was agreed meanwhile, True if the metric is the best so far)."""
     start = time.perf_counter()
     try:
@@ -145,7 +145,7 @@ def _evaluate(run: RunConfig, parts: Parts) -> tuple[bool, bool]:
     parts.journal.pause(seconds)
     if metrics is None:
         return True, False
-    best = keep_score(parts.state.progress, run.evaluate, metrics)
+    best = keep_score(parts.state.progress, config, metrics)
     parts.journal.evaluated(parts.state.progress.step, metrics, best, seconds)
     return False, best
 
@@ -186,8 +186,8 @@ def _short_of_time(parts: Parts) -> bool:
     return short
 
 
-def _out_of_patience(run: RunConfig, state: TrainState) -> bool:
-    return run.evaluate.patience is not None and state.progress.stale >= run.evaluate.patience
+def _out_of_patience(config: EvaluateConfig, state: TrainState) -> bool:
+    return config.patience is not None and state.progress.stale >= config.patience
 
 
 def _roll_back(parts: Parts) -> None:
@@ -212,12 +212,12 @@ def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
     if parts.step.parallel.mesh.world > 1 or short.micro_batch is None:
         raise short from error
     parts.state.optimizer.zero_grad(set_to_none=True)
-    parts.state.progress.micro_batch = parts.feed.micro_batch = short.micro_batch
+    parts.state.progress.micro_batch = parts.loader.micro_batch = short.micro_batch
     parts.journal.event("out_of_memory", f"{short}; going on with half of it", micro_batch=short.micro_batch)
 
 
 def short_of_memory(parts: Parts) -> ShortOfMemoryError:
     """Return the error that ends an attempt whose microbatch does not fit; the next attempt halves it."""
-    size = parts.feed.micro_batch
+    size = parts.loader.micro_batch
     message = f"rank {parts.step.parallel.mesh.rank} ran out of memory with micro_batch={size}"
     return ShortOfMemoryError(message, size // 2 or None)

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from everstep.config import Dtype, RunConfig
+from everstep.config import ScheduleConfig
 from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.own_generators import own_generators
@@ -104,45 +104,55 @@ class PendingStep:
         )
 
 
+@dataclass(frozen=True)
+class StepConfig:
+    """Keys of a run that determine what a step computes."""
+
+    seed: int
+    global_batch: int
+    clip: float | None
+    steps: int
+    """Steps that the schedule spans."""
+    schedule: ScheduleConfig
+
+
 class Stepper:
     """Takes one step of the state per call; `results` returns the measurements, on CUDA some steps later."""
 
     def __init__(
         self,
-        run: RunConfig,
+        config: StepConfig,
         state: TrainState,
         parallel: ParallelModel,
         task: Task,
         stop: Stop,
         save_failed: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.run = run
+        self.config = config
         self.state = state
         self.parallel = parallel
         self.task = task
         self.stop = stop
         self.save_failed = save_failed
         self.device = parallel.mesh.device
-        self.cast = torch.float64 if run.precision.dtype is Dtype.fp64 else None
         on_cuda = self.device.type == "cuda"
         self.lag = 2 if on_cuda else 0
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
-        self.update = Update(run, state, parallel)
+        self.update = Update(state, parallel, config.clip, config.global_batch)
         self.metrics = TaskMetrics(parallel.mesh)
-        self.weight = torch.full((), 1.0 / run.global_batch, dtype=self.cast or torch.float32, device=self.device)
+        dtype = parallel.cast or torch.float32
+        self.weight = torch.full((), 1.0 / config.global_batch, dtype=dtype, device=self.device)
         """Gradient of each loss sum: it keeps gradients small until the items of the whole batch are counted."""
         self.generators = own_generators(parallel.model, task, most=MOST_OBJECTS)
         """Generators of the model and the task themselves; seeded along with the global ones."""
-        self.searches = (
-            parallel.mesh.world == 1 or run.parallel.find_unused or not isinstance(parallel.module, Replicated)
-        )
+        module = parallel.module
+        self.searches = not isinstance(module, Replicated) or module.find_unused_parameters
         """True if a parameter may have no gradient, since no reduction waits for it."""
         self._pending: deque[PendingStep] = deque()
 
     def __call__(self, batches: Sequence[Microbatch]) -> None:
-        step, run = self.state.progress.step + 1, self.run
-        factor = lr_factor(step, run.schedule.over_steps or run.steps, run.schedule)
-        set_lr(self.state.optimizer, factor)
+        step = self.state.progress.step + 1
+        set_lr(self.state.optimizer, lr_factor(step, self.config.steps, self.config.schedule))
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
         sums = self._backward(step, batches)
@@ -221,14 +231,14 @@ class Stepper:
         return sums
 
     def _seed(self, step: int, index: int) -> None:
-        seed_generators(microbatch_seed(self.run.seed, step, index), self.device)
+        seed_generators(microbatch_seed(self.config.seed, step, index), self.device)
         if self.generators:
-            seed_own(self.generators, microbatch_seed(self.run.seed, step, index))
+            seed_own(self.generators, microbatch_seed(self.config.seed, step, index))
 
     def _loss(self, batch: Mapping[str, Tensor]) -> Loss:
         try:
             with self.parallel.autocast():
-                return checked(self.task.loss(self.parallel.module, inputs(batch, self.cast)), "loss")
+                return checked(self.task.loss(self.parallel.module, inputs(batch, self.parallel.cast)), "loss")
         except RuntimeError as error:
             if "Expected to have finished reduction" in str(error):
                 raise ConfigError(UNUSED.format("some parameters")) from error

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from everstep.config import RunConfig
 from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.optim import by_dtype
 from everstep.trainer.state.train_state import TrainState
@@ -35,11 +34,11 @@ class Update:
     A step with NaN or Inf, or without an item that counts, changes nothing.
     """
 
-    def __init__(self, run: RunConfig, state: TrainState, parallel: ParallelModel) -> None:
+    def __init__(self, state: TrainState, parallel: ParallelModel, clip: float | None, global_batch: int) -> None:
         self.state = state
         self.parallel = parallel
-        self.clip = run.clip
-        self.share = parallel.ranks * run.global_batch
+        self.clip = clip
+        self.share = parallel.ranks * global_batch
         """Factor by which gradients are too small: the mean over ranks, times the weight of a loss sum."""
         self.on_host = parallel.mesh.device.type != "cuda"
         self.masks = not self.on_host and any(group.get("fused") for group in state.optimizer.param_groups)

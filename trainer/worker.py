@@ -218,7 +218,7 @@ def _run(
     finally:
         stop.close()
         if parts is not None:
-            parts.feed.close()
+            parts.loader.close()
             parts.journal.close()
     return ending, None
 

@@ -76,7 +76,9 @@ def _child() -> None:
 def _everstep(samples: int, step: int) -> float:
     import torch
 
-    from everstep.trainer.data.batching import Columns
+    from everstep.config import LoaderConfig
+    from everstep.rank_env import RankInfo
+    from everstep.trainer.data.columns import Columns
     from everstep.trainer.data.fetcher import Fetcher
     from everstep.trainer.data.loader import Loader
     from everstep.trainer.data.ordering.order import Ids, SampleOrder
@@ -91,7 +93,8 @@ def _everstep(samples: int, step: int) -> float:
             return {"x": torch.from_numpy(ids)}
 
     start = time.perf_counter()
-    loader = Loader(Fetcher(Synthetic(), seed=0), SampleOrder(samples, BATCH, seed=0), BATCH, 0, 1, "cpu", prefetch=0)
+    order = SampleOrder(samples, BATCH, seed=0)
+    loader = Loader(Fetcher(Synthetic(), seed=0), order, BATCH, RankInfo(), "cpu", LoaderConfig(prefetch=0))
     next(loader.steps(step))
     return time.perf_counter() - start
 

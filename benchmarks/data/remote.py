@@ -126,6 +126,8 @@ def _store(server: str, folder: Path, delay_s: float) -> Iterator[dict[str, str]
 
 
 def _child() -> None:
+    from everstep.config import LoaderConfig
+    from everstep.rank_env import RankInfo
     from everstep.trainer.data.arrow_reader import ArrowDataset
     from everstep.trainer.data.cache import ShardCache
     from everstep.trainer.data.fetcher import Fetcher
@@ -138,7 +140,7 @@ def _child() -> None:
     start = time.perf_counter()
     dataset = ArrowDataset(settings["URL"], cast={"tokens": "int64"}, cache=lambda: cache)
     order = SampleOrder([OrderSource(dataset.shard_rows)], BATCH, seed=0, window=WINDOW)
-    loader = Loader(Fetcher(dataset, 0), order, BATCH, 0, 1, "cpu", prefetch=2)
+    loader = Loader(Fetcher(dataset, 0), order, BATCH, RankInfo(), "cpu", LoaderConfig(prefetch=2))
     steps = loader.steps(0)
     next(steps)
     first = time.perf_counter()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from everstep.config import LoaderConfig
 from everstep.rank_env import RankInfo
 from everstep.trainer.checkpoint.layout import lay_out
 from everstep.trainer.checkpoint.restore import locate
@@ -52,7 +53,10 @@ def test_a_save_is_staged_in_pinned_memory_and_training_may_change_the_original_
 @pytest.mark.parametrize("prefetch", [0, 2])
 def test_batches_are_on_the_gpu_and_are_those_of_the_cpu(prefetch: int) -> None:
     gather = Fetcher(ArrayDataset({"x": np.arange(120, dtype=np.float32).reshape(40, 3)}), seed=0)
-    loaders = [Loader(gather, SampleOrder(40, 8, 0), 4, 0, 1, device, prefetch=prefetch) for device in (DEVICE, "cpu")]
+    loaders = [
+        Loader(gather, SampleOrder(40, 8, 0), 4, RankInfo(), device, LoaderConfig(prefetch=prefetch))
+        for device in (DEVICE, "cpu")
+    ]
     for there, here in islice(zip(*(loader.steps(0) for loader in loaders), strict=True), 7):
         for one, other in zip(there, here, strict=True):
             assert one.batch["x"].device == DEVICE

@@ -78,15 +78,15 @@ def test_the_traceback_of_each_rank_is_in_its_log(tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_rank_alone_is_told_with_its_rank(tmp_path: Path) -> None:
-    from everstep.trainer.data.loader import Feed
+    from everstep.trainer.data.loader import Loader
     from everstep.errors import DataError
 
     def damaged_on_rank_1(rank: int) -> None:
-        def fails(self: Feed, *_: object, **__: object) -> None:
+        def fails(self: Loader, *_: object, **__: object) -> None:
             raise DataError("shard 7 is damaged")
 
         if rank == 1:
-            Feed.__init__ = fails  # type: ignore[method-assign]
+            Loader.__init__ = fails  # type: ignore[method-assign]
 
     ended = train(2, tmp_path, before=damaged_on_rank_1)
     assert ended.codes[1] == 2

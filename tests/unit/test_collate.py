@@ -16,12 +16,13 @@ from shard_sets import write_dataset
 from torch import Tensor
 
 from everstep.errors import ConfigError, DataError
+from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.collate import Bucket, Pack, Pad, Segments
+from everstep.trainer.data.columns import Ragged
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import SampleOrder
-from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.plugins import instantiate
 
 DTYPES = [
@@ -264,7 +265,9 @@ def microbatches_of(
     rank: int, world: int, collate: Any, data: ArrowDataset
 ) -> dict[tuple[int, int], dict[str, Tensor]]:
     """(step, microbatch) → batch, of three steps as one rank sees them."""
-    loader = Loader(Fetcher(data, 7, collate=collate), SampleOrder(len(data), 9, seed=7), 2, rank, world, "cpu")
+    loader = Loader(
+        Fetcher(data, 7, collate=collate), SampleOrder(len(data), 9, seed=7), 2, RankInfo(rank, world), "cpu"
+    )
     try:
         steps = islice(loader.steps(0), 3)
         return {(step, m.index): m.batch for step, found in enumerate(steps) for m in found if m.real}

@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from everstep.trainer.data.batching import ALONE_BYTES, TOGETHER_BYTES, Columns, pieces
-from everstep.trainer.data.ragged import Ragged
+from everstep.trainer.data.columns import ALONE_BYTES, TOGETHER_BYTES, Columns, Ragged, pieces
 
 
 @given(

@@ -18,8 +18,8 @@ from everstep.errors import DataError
 from everstep.trainer.data import open_shards
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
-from everstep.trainer.data.lookahead import Lookahead
 from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.workers import Lookahead
 
 ROWS = 4
 Read = Callable[[str, int, int], bytes]
@@ -97,7 +97,7 @@ def test_a_process_that_may_open_few_files_looks_ahead_at_many_shards(
     behind(data, monkeypatch, lambda path: sent.wait(20))
     before = len(os.listdir("/proc/self/fd"))
     for start in range(0, 240, 8):
-        data.want(np.arange(start, start + 8))
+        data.prefetch(np.arange(start, start + 8))
     assert len(os.listdir("/proc/self/fd")) - before < 3 * 25 + 10
     sent.set()
     assert taken(data, *range(240)) == list(range(240))

@@ -18,8 +18,8 @@ from PIL import Image, ImageOps
 
 from everstep.dataset.readers.whole_files import IMAGES
 from everstep.errors import ConfigError
+from everstep.trainer.data.columns import Ragged
 from everstep.trainer.data.decode import Images
-from everstep.trainer.data.ragged import Ragged
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
 PLUGINS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}

@@ -24,12 +24,13 @@ from process_helpers import until
 from shard_sets import numbered, write_dataset
 from torch import Tensor
 
-from everstep.config import Worker
+from everstep.config import LoaderConfig, Worker
 from everstep.errors import ConfigError, DataError
+from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.collate import Pad
+from everstep.trainer.data.columns import Columns
 from everstep.trainer.data.dataset import ArrayDataset
 from everstep.trainer.data.fetcher import Fetcher, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
@@ -39,6 +40,7 @@ from everstep.trainer.data.workers import Prefetcher
 
 SAMPLES = 37
 SEED = 5
+ON_DEMAND = LoaderConfig(prefetch=0)
 
 
 def numbers(samples: int = SAMPLES) -> ArrayDataset:
@@ -68,9 +70,9 @@ def as_values(steps: list[list[Microbatch]]) -> list[object]:
 @pytest.mark.parametrize(("prefetch", "workers"), [(1, 0), (4, 0), (0, 2), (3, 2), (2, 4)])
 def test_prefetch_and_workers_do_not_change_a_single_value(prefetch: int, workers: int, worker: Worker) -> None:
     order = SampleOrder(SAMPLES, 10, seed=4)
-    inline = Loader(Fetcher(numbers(), SEED, augment=noisy), order, 4, 0, 2, "cpu", prefetch=0)
-    other = Loader(Fetcher(numbers(), SEED, augment=noisy), order, 4, 0, 2, "cpu", prefetch=prefetch, workers=workers,
-                   worker=worker)  # fmt: skip
+    inline = Loader(Fetcher(numbers(), SEED, augment=noisy), order, 4, RankInfo(0, 2), "cpu", ON_DEMAND)
+    config = LoaderConfig(prefetch=prefetch, workers=workers, worker=worker)
+    other = Loader(Fetcher(numbers(), SEED, augment=noisy), order, 4, RankInfo(0, 2), "cpu", config)
     assert as_values(taken(other, 3, 12)) == as_values(taken(inline, 3, 12))
 
 
@@ -88,10 +90,18 @@ def test_the_ranks_of_any_world_together_load_the_global_batches_of_the_order(
     order = SampleOrder(samples, batch, seed=1)
     data = numbers(samples)
     ranks = [
-        taken(Loader(Fetcher(data, SEED, augment=noisy), order, micro, rank, world, "cpu", prefetch=0), first_step, 2)
+        taken(
+            Loader(Fetcher(data, SEED, augment=noisy), order, micro, RankInfo(rank, world), "cpu", ON_DEMAND),
+            first_step,
+            2,
+        )
         for rank in range(world)
     ]
-    single = taken(Loader(Fetcher(data, SEED, augment=noisy), order, micro, 0, 1, "cpu", prefetch=0), first_step, 2)
+    single = taken(
+        Loader(Fetcher(data, SEED, augment=noisy), order, micro, RankInfo(), "cpu", ON_DEMAND),
+        first_step,
+        2,
+    )
     for step in range(2):
         real = sorted((m for rank in ranks for m in rank[step] if m.real), key=lambda m: m.index)
         assert as_values([real]) == as_values([single[step]])
@@ -102,8 +112,8 @@ def test_the_ranks_of_any_world_together_load_the_global_batches_of_the_order(
 
 def test_entering_at_a_step_continues_what_a_run_from_the_start_would_have_seen() -> None:
     order = SampleOrder(SAMPLES, 5, seed=9)
-    whole = taken(Loader(Fetcher(numbers(), SEED), order, 2, 0, 1, "cpu", prefetch=0), 0, 30)
-    rest = taken(Loader(Fetcher(numbers(), SEED), order, 2, 0, 1, "cpu", prefetch=2), 17, 13)
+    whole = taken(Loader(Fetcher(numbers(), SEED), order, 2, RankInfo(), "cpu", ON_DEMAND), 0, 30)
+    rest = taken(Loader(Fetcher(numbers(), SEED), order, 2, RankInfo(), "cpu", LoaderConfig(prefetch=2)), 17, 13)
     assert as_values(rest) == as_values(whole[17:])
 
 
@@ -112,7 +122,11 @@ def test_an_augmented_sample_depends_on_its_epoch_but_not_on_its_place_in_the_ba
     seen: dict[tuple[int, int], float] = {}
     for batch in (5, 37):
         order = SampleOrder(SAMPLES, batch, seed=2)
-        steps = taken(Loader(Fetcher(data, SEED, augment=noisy), order, batch, 0, 1, "cpu", prefetch=0), 0, 74 // batch)
+        steps = taken(
+            Loader(Fetcher(data, SEED, augment=noisy), order, batch, RankInfo(), "cpu", ON_DEMAND),
+            0,
+            74 // batch,
+        )
         for position, (sample, value) in enumerate(
             (int(i), float(x)) for [m] in steps for i, x in zip(m.ids, m.batch["x"], strict=True)
         ):
@@ -122,7 +136,7 @@ def test_an_augmented_sample_depends_on_its_epoch_but_not_on_its_place_in_the_ba
 
 def test_an_inline_step_costs_little() -> None:
     data = ArrayDataset({"tokens": np.zeros((5000, 65), dtype=np.uint8)})
-    steps = Loader(Fetcher(data, SEED), SampleOrder(5000, 32, 0), 32, 0, 1, "cpu", prefetch=0).steps(0)
+    steps = Loader(Fetcher(data, SEED), SampleOrder(5000, 32, 0), 32, RankInfo(), "cpu", ON_DEMAND).steps(0)
     next(steps)
     best = min(_seconds(steps, 200) for _ in range(5))
     assert best / 200 < 200e-6  # about 15 µs on an idle machine
@@ -149,7 +163,7 @@ class Failing:
 
 def test_an_error_of_the_prefetch_thread_is_raised_in_its_turn_with_its_own_traceback() -> None:
     order = SampleOrder(SAMPLES, 1, seed=0, shuffle=False)
-    loader = Loader(Fetcher(Failing(), SEED), order, 1, 0, 1, "cpu", prefetch=4)
+    loader = Loader(Fetcher(Failing(), SEED), order, 1, RankInfo(), "cpu", LoaderConfig(prefetch=4))
     steps = loader.steps(0)
     assert [int(m.ids[0]) for [m] in islice(steps, 11)] == list(range(11))
     with pytest.raises(OSError, match="on fire") as caught:
@@ -159,7 +173,9 @@ def test_an_error_of_the_prefetch_thread_is_raised_in_its_turn_with_its_own_trac
 
 
 def test_close_returns_at_once_while_the_thread_waits_for_room() -> None:
-    loader = Loader(Fetcher(numbers(), SEED), SampleOrder(SAMPLES, 4, 0), 4, 0, 1, "cpu", prefetch=1)
+    loader = Loader(
+        Fetcher(numbers(), SEED), SampleOrder(SAMPLES, 4, 0), 4, RankInfo(), "cpu", LoaderConfig(prefetch=1)
+    )
     next(loader.steps(0))
     start = time.perf_counter()
     loader.close()
@@ -170,13 +186,15 @@ def test_close_returns_at_once_while_the_thread_waits_for_room() -> None:
 @pytest.mark.parametrize(("prefetch", "workers"), [(2, 0), (0, 1)])
 def test_an_iterator_ends_when_the_loader_is_closed_and_another_may_follow(prefetch: int, workers: int) -> None:
     order = SampleOrder(SAMPLES, 4, 0)
-    loader = Loader(Fetcher(numbers(), SEED), order, 4, 0, 1, "cpu", prefetch=prefetch, workers=workers)
+    loader = Loader(
+        Fetcher(numbers(), SEED), order, 4, RankInfo(), "cpu", LoaderConfig(prefetch=prefetch, workers=workers)
+    )
     first = loader.steps(0)
     next(first)
     loader.close()
     assert next(first, None) is None
     assert as_values(taken(loader, 5, 2)) == as_values(
-        taken(Loader(Fetcher(numbers(), SEED), order, 4, 0, 1, "cpu", prefetch=0), 5, 2)
+        taken(Loader(Fetcher(numbers(), SEED), order, 4, RankInfo(), "cpu", ON_DEMAND), 5, 2)
     )
 
 
@@ -223,7 +241,7 @@ def test_the_time_spent_waiting_is_counted() -> None:
             time.sleep(0.002)
             return {"x": torch.from_numpy(ids)}
 
-    loader = Loader(Fetcher(Slow(), SEED), SampleOrder(SAMPLES, 1, 0), 1, 0, 1, "cpu", prefetch=0)
+    loader = Loader(Fetcher(Slow(), SEED), SampleOrder(SAMPLES, 1, 0), 1, RankInfo(), "cpu", ON_DEMAND)
     taken(loader, 0, 5)
     assert loader.wait_s >= 0.01
 
@@ -231,13 +249,15 @@ def test_the_time_spent_waiting_is_counted() -> None:
 WORKER_SCRIPT = """
     import os, signal, sys, time
     import numpy as np
+    from everstep.config import LoaderConfig
+    from everstep.rank_env import RankInfo
     from everstep.trainer.data.dataset import ArrayDataset
     from everstep.trainer.data.fetcher import Fetcher
     from everstep.trainer.data.loader import Loader
     from everstep.trainer.data.ordering.order import SampleOrder
 
     data = ArrayDataset({"x": np.arange(64)})
-    loader = Loader(Fetcher(data, 5), SampleOrder(64, 4, 0), 4, 0, 1, "cpu", workers=2)
+    loader = Loader(Fetcher(data, 5), SampleOrder(64, 4, 0), 4, RankInfo(), "cpu", LoaderConfig(workers=2))
     steps = loader.steps(0)
     next(steps)
     pids = [process.pid for process in loader._open[0]._processes]
@@ -278,7 +298,10 @@ def test_evaluation_visits_each_held_out_sample_once_and_gives_each_rank_as_many
     samples: int, batch: int, world: int, limit: int
 ) -> None:
     data = numbers(samples)
-    ranks = [list(evaluation_batches(Fetcher(data, SEED), batch, rank, world, "cpu", limit)) for rank in range(world)]
+    ranks = [
+        list(evaluation_batches(Fetcher(data, SEED), batch, RankInfo(rank, world), "cpu", limit))
+        for rank in range(world)
+    ]
     assert len({len(batches) for batches in ranks}) == 1
     seen = [int(i) for batches in ranks for m in batches if m.real for i in m.batch["id"]]
     assert sorted(seen) == list(range(min(samples, limit)))
@@ -288,20 +311,20 @@ class FarAway(ArrayDataset):
     """A dataset that notes what it is asked to fetch."""
 
     sample_bytes = 1e6
-    room_bytes = 10**9
+    cache_bytes = 10**9
 
     def __init__(self, samples: int) -> None:
         super().__init__({"id": np.arange(samples)})
         self.wanted: list[int] = []
 
-    def want(self, ids: Ids) -> list[Future[None]]:
+    def prefetch(self, ids: Ids) -> list[Future[None]]:
         self.wanted += ids.tolist()
         return []
 
 
 def test_what_an_evaluation_needs_from_a_store_is_asked_for_ahead_and_no_further_than_allowed() -> None:
     data = FarAway(60)
-    batches = evaluation_batches(Fetcher(data, SEED), 5, 1, 2, "cpu", None, ahead_mb=9)
+    batches = evaluation_batches(Fetcher(data, SEED), 5, RankInfo(1, 2), "cpu", None, ahead_mb=9)
     mine = [*range(5, 10), *range(15, 20), *range(25, 30), *range(35, 40), *range(45, 50), *range(55, 60)]
     first = next(batches)
     until(lambda: len(data.wanted) == 15)  # 5 are used, and 9 or a batch more may be asked for
@@ -311,7 +334,7 @@ def test_what_an_evaluation_needs_from_a_store_is_asked_for_ahead_and_no_further
 
 
 def test_an_evaluation_that_is_cut_short_leaves_no_thread_behind() -> None:
-    batches = evaluation_batches(Fetcher(FarAway(60), SEED), 5, 0, 1, "cpu", None, ahead_mb=9)
+    batches = evaluation_batches(Fetcher(FarAway(60), SEED), 5, RankInfo(), "cpu", None, ahead_mb=9)
     next(batches)
     del batches
     assert not [thread for thread in threading.enumerate() if thread.name == "everstep-lookahead"]
@@ -320,15 +343,15 @@ def test_an_evaluation_that_is_cut_short_leaves_no_thread_behind() -> None:
 def test_wrong_sizes_are_refused_with_their_key() -> None:
     order = SampleOrder(SAMPLES, 4, 0)
     with pytest.raises(ConfigError, match="micro_batch=0"):
-        Loader(Fetcher(numbers(), SEED), order, 0, 0, 1, "cpu")
-    with pytest.raises(ConfigError, match=r"loader\.workers=-1"):
-        Loader(Fetcher(numbers(), SEED), order, 2, 0, 1, "cpu", workers=-1)
+        Loader(Fetcher(numbers(), SEED), order, 0, RankInfo(), "cpu")
+    with pytest.raises(ValueError, match=r"loader\.workers=-1"):
+        LoaderConfig(workers=-1)
     with pytest.raises(DataError, match="37 samples"):
-        Loader(Fetcher(numbers(36), SEED), order, 2, 0, 1, "cpu")
+        Loader(Fetcher(numbers(36), SEED), order, 2, RankInfo(), "cpu")
     with pytest.raises(DataError, match="nothing to evaluate"):
-        evaluation_batches(Fetcher(numbers(0), SEED), 2, 0, 1, "cpu", None)
+        evaluation_batches(Fetcher(numbers(0), SEED), 2, RankInfo(), "cpu", None)
     with pytest.raises(ConfigError, match=r"evaluate\.batch=0"):
-        evaluation_batches(Fetcher(numbers(), SEED), 0, 0, 1, "cpu", None)
+        evaluation_batches(Fetcher(numbers(), SEED), 0, RankInfo(), "cpu", None)
 
 
 class Broken(ArrayDataset):
@@ -341,7 +364,7 @@ class Broken(ArrayDataset):
 def test_an_error_in_a_thread_comes_at_its_place_and_close_ends_the_threads() -> None:
     broken = Broken({"x": np.arange(SAMPLES)})
     order = SampleOrder(SAMPLES, 1, 0, shuffle=False)
-    loader = Loader(Fetcher(broken, SEED), order, 1, 0, 1, "cpu", workers=3, worker=Worker.thread)
+    loader = Loader(Fetcher(broken, SEED), order, 1, RankInfo(), "cpu", LoaderConfig(workers=3, worker=Worker.thread))
     steps = loader.steps(0)
     assert [next(steps)[0].ids.tolist() for _ in range(7)] == [[n] for n in range(7)]
     with pytest.raises(DataError, match="sample 7 is gone"):
@@ -364,6 +387,13 @@ def test_no_cache_size_changes_what_is_read_from_a_store(
     local = ArrowDataset(str(tmp_path / "local"))
     remote = ArrowDataset(url, cache=lambda: ShardCache(str(tmp_path / "cache"), int(gb * 1e9)))
     order = SampleOrder([OrderSource(local.shard_rows)], 6, seed=2, window=2)
-    expected = taken(Loader(Fetcher(local, SEED, collate=Pad()), order, 2, 1, 3, "cpu", prefetch=0), 4, 25)
-    loader = Loader(Fetcher(remote, SEED, collate=Pad()), order, 2, 1, 3, "cpu", prefetch=prefetch, workers=workers)
+    expected = taken(Loader(Fetcher(local, SEED, collate=Pad()), order, 2, RankInfo(1, 3), "cpu", ON_DEMAND), 4, 25)
+    loader = Loader(
+        Fetcher(remote, SEED, collate=Pad()),
+        order,
+        2,
+        RankInfo(1, 3),
+        "cpu",
+        LoaderConfig(prefetch=prefetch, workers=workers),
+    )
     assert as_values(taken(loader, 4, 25)) == as_values(expected)

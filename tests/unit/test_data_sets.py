@@ -19,8 +19,8 @@ from everstep.errors import ConfigError, DataError
 from everstep.storage import open_storage
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
-from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Subset, frame_dataset
-from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, shifted, split_ids
+from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Subset
+from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, frame_dataset, shifted, split_ids
 
 
 def write_dataset(folder: Path, shards: int = 3, rows: int = 5) -> dict[str, np.ndarray]:
@@ -66,7 +66,7 @@ def test_the_first_pieces_of_local_shards_are_gathered_when_they_are_asked_for(
     monkeypatch.setattr(column, "gather", lambda places: gathered.append(len(places)) or gather(places))
     monkeypatch.setattr(data, "_row_bytes", float(1 << 20))
     ids = np.array([7, 1, 4, 0, 2])  # of two of the three shards: the dataset is not settled by them
-    batches = data.takes(ids, [0, 2, 4, 5])
+    batches = data.take_batches(ids, [0, 2, 4, 5])
     assert not gathered
     for start, stop in ((0, 2), (2, 4), (4, 5)):
         assert next(batches)["label"].tolist() == columns["label"][ids[start:stop]].tolist()
@@ -77,7 +77,7 @@ def test_a_shard_that_is_missing_is_told_before_the_first_piece(tmp_path: Path) 
     write_dataset(tmp_path / "set")
     (tmp_path / "set/shard-1.arrow").unlink()
     with pytest.raises(DataError, match=r"shard-1\.arrow is missing"):
-        ArrowDataset(str(tmp_path / "set")).takes(np.arange(10), [0, 5, 10])
+        ArrowDataset(str(tmp_path / "set")).take_batches(np.arange(10), [0, 5, 10])
 
 
 def test_an_arrow_dataset_can_be_pickled_and_read_by_pyarrow_alone(tmp_path: Path) -> None:

@@ -21,10 +21,9 @@ from shard_sets import write_dataset
 from everstep.config import BadSample
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.bad_samples import BadSamples
+from everstep.trainer.data.columns import BadSamples, Ragged
 from everstep.trainer.data.decode import Each, Images
 from everstep.trainer.data.fetcher import Fetcher, MicrobatchRequest
-from everstep.trainer.data.ragged import Ragged
 
 
 def pixels(height: int = 5, width: int = 7, seed: int = 0) -> np.ndarray:

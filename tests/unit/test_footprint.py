@@ -19,7 +19,7 @@ from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.optim import build_optimizer
 from everstep.trainer.preflight.check import examine
 from everstep.trainer.preflight.memory_estimate import Footprint, footprint, pretended
-from everstep.trainer.tasks.images import ImageClassifier
+from everstep.trainer.tasks.classification import ImageClassifier
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.1}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,18 +16,17 @@ from hypothesis import strategies as st
 from shard_sets import numbered, write_dataset
 from torch import Tensor
 
-from everstep.config import BadSample, ExcludeConfig
+from everstep.config import BadSample, ExcludeConfig, LoaderConfig
 from everstep.errors import ConfigError, DataError
+from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.batching import Columns
 from everstep.trainer.data.cache import ShardCache
+from everstep.trainer.data.columns import BadSamples, Columns, Ragged
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset
 from everstep.trainer.data.fetcher import Fetcher, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.ordering.order import SampleOrder
-from everstep.trainer.data.ragged import Ragged
 
 WORDS = [b"", b"a", b"bc" * 700, b"def", bytes(range(256)), b"\0", b"end"]
 
@@ -106,7 +106,9 @@ def refuse_thirds(columns: Columns) -> Columns:
 def microbatches_of(gather: Fetcher, world: int, micro: int, steps: int, **options: Any) -> list[Microbatch]:
     """All real microbatches of the run's first steps, in the order of the run."""
     order = SampleOrder(len(gather.dataset), 6, seed=3)
-    ranks = [Loader(gather, order, micro, rank, world, "cpu", **options) for rank in range(world)]
+    ranks = [
+        Loader(gather, order, micro, RankInfo(rank, world), "cpu", LoaderConfig(**options)) for rank in range(world)
+    ]
     try:
         taken = [list(islice(loader.steps(0), steps)) for loader in ranks]
     finally:
@@ -135,13 +137,13 @@ def test_a_bad_sample_ends_the_run_with_its_place_unless_told_otherwise(tmp_path
     with pytest.raises(DataError, match=r"shard-\d\.arrow, row \d: is torn; mend it, .* bad_samples=skip"):
         microbatches_of(gather, 1, 2, 2)
     with pytest.raises(DataError, match="sample 0: ValueError: file 0 is torn"):
-        next(evaluation_batches(Fetcher(MapDataset(Odd()), 0), 4, 0, 1, "cpu"))
+        next(evaluation_batches(Fetcher(MapDataset(Odd()), 0), 4, RankInfo(), "cpu"))
 
 
 def test_a_microbatch_of_which_nothing_is_left_passes_with_weight_zero() -> None:
     gather = Fetcher(ArrayDataset({"id": np.arange(12)}), 0, decode=refuse_thirds, on_bad=BadSample.skip)
     order = SampleOrder(12, 6, seed=3, shuffle=False)
-    step = next(Loader(gather, order, 1, 0, 1, "cpu", prefetch=0).steps(0))
+    step = next(Loader(gather, order, 1, RankInfo(), "cpu", LoaderConfig(prefetch=0)).steps(0))
     assert [m.real for m in step] == [False, True, True, False, True, True]
     assert all(len(m.batch["id"]) == 1 for m in step)
 
@@ -171,6 +173,12 @@ def test_excluded_samples_are_gone_from_their_step_on_and_nothing_else_moves(
     assert [m.ids.tolist() for m in after] == expected
 
 
+class Unbatched(ArrowDataset):
+    """A dataset without the ability to read several batches at once."""
+
+    take_batches = None  # type: ignore[assignment]
+
+
 @pytest.mark.parametrize("opened", [False, True])
 def test_many_microbatches_at_once_are_what_each_is_alone(tmp_path: Path, opened: bool) -> None:
     write_dataset(tmp_path, [5, 9, 6], {**numbered(20), "text": ["x" * n for n in range(20)]})
@@ -186,8 +194,7 @@ def test_many_microbatches_at_once_are_what_each_is_alone(tmp_path: Path, opened
         data.take(np.arange(20))
     gather = Fetcher(data, 0, collate=lengths)
     together = microbatches_of(gather, 2, 2, 9, prefetch=0)
-    data.takes = None  # type: ignore[assignment,method-assign]
-    alone = microbatches_of(gather, 2, 2, 9, prefetch=0)
+    alone = microbatches_of(replace(gather, dataset=Unbatched(str(tmp_path))), 2, 2, 9, prefetch=0)
     assert [m.ids.tolist() for m in together] == [m.ids.tolist() for m in alone]
     for one, other in zip(together, alone, strict=True):
         assert one.batch["length"].tolist() == other.batch["length"].tolist() == one.ids.tolist()
@@ -198,7 +205,9 @@ def test_a_fault_in_what_is_gathered_together_comes_at_its_place_in_the_order(tm
     write_dataset(tmp_path, [10, 10], numbered(20))
     (tmp_path / "shard-1.arrow").unlink()
     gather = Fetcher(ArrowDataset(str(tmp_path)), 0)
-    steps = Loader(gather, SampleOrder(20, 2, 0, shuffle=False), 2, 0, 1, "cpu", prefetch=0).steps(0)
+    steps = Loader(gather, SampleOrder(20, 2, 0, shuffle=False), 2, RankInfo(), "cpu", LoaderConfig(prefetch=0)).steps(
+        0
+    )
     assert [next(steps)[0].ids.tolist() for _ in range(5)][-1] == [8, 9]
     with pytest.raises(DataError, match=r"shard-1\.arrow is missing"):
         next(steps)

@@ -168,7 +168,7 @@ def test_what_changes_is_built_before_with_the_code_that_was_submitted(
     monkeypatch.chdir(tmp_path)
     mine = tmp_path / "mine.py"
     mine.write_text(
-        "from everstep.trainer.tasks.images import ImageClassifier\nclass Mine(ImageClassifier):\n    pass\n"
+        "from everstep.trainer.tasks.classification import ImageClassifier\nclass Mine(ImageClassifier):\n    pass\n"
     )
     words = ["job=slurm", "job.nproc=1", "job.gpus=0", "experiment=digits", "task._target_=mine.Mine", "plugins=[mine]"]
     assert main(["submit", *words, "run=mine"]) == 0

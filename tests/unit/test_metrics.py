@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from process_helpers import until
 
-from everstep.config import LogConfig, RunConfig, WandbConfig
+from everstep.config import LogConfig, WandbConfig
 from everstep.errors import ConfigError, StorageError
 from everstep.run_folder import RunFolder
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, read_lines, read_metrics
@@ -139,10 +139,6 @@ def test_a_sink_that_fails_as_it_closes_is_a_warning(caplog: pytest.LogCaptureFi
     assert len(caplog.messages) == 1
 
 
-def asking(**log: Any) -> RunConfig:
-    return RunConfig(run="demo", log=LogConfig(**log))
-
-
 @pytest.mark.parametrize(
     ("log", "name", "package", "extra"),
     [
@@ -155,7 +151,7 @@ def test_a_package_that_is_not_installed_is_said_with_how_to_get_it(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ConfigError, match=rf"log asks for {name}.*pip install 'everstep\[{extra}\]'"):
-        open_sinks(asking(**log), local, 1, {})
+        open_sinks(LogConfig(**log), "demo", local, 1, {})
 
 
 def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
@@ -169,7 +165,7 @@ def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
 
     monkeypatch.setattr("everstep.trainer.reporting.trackers.TensorBoardSink", unreachable)
     with caplog.at_level(logging.WARNING, "everstep"):
-        sinks = open_sinks(asking(tensorboard=True), local, 1, {})
+        sinks = open_sinks(LogConfig(tensorboard=True), "demo", local, 1, {})
     assert len(sinks) == 1
     said = "TensorBoard cannot be used, training goes on without: ConnectionError: no network"
     assert said in caplog.text
@@ -177,7 +173,7 @@ def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
 
 
 def test_nothing_but_the_runs_own_lines_is_opened_unasked(local: RunFolder) -> None:
-    (own,) = open_sinks(RunConfig(run="demo"), local, 1, {})
+    (own,) = open_sinks(LogConfig(), "demo", local, 1, {})
     own.log(train(1, 0.5))
     own.close()
     assert list(read_metrics(local)) == [1]
@@ -246,7 +242,7 @@ def test_starts_of_a_run_are_one_run_of_wandb_with_each_step_once(
     pytest.importorskip("wandb")
     for name in ("WANDB_DIR", "WANDB_MODE", "WANDB_RUN_ID", "WANDB_PROJECT"):
         monkeypatch.delenv(name, raising=False)
-    run = asking(wandb=WandbConfig(enabled=True, mode="offline", project="tests"))
+    options = WandbConfig(enabled=True, mode="offline", project="tests")
     evaluated = {"kind": "evaluate", "step": 20, "mae": 3.0}
     starts = [
         ([train(10, 1.0), train(20, 0.5)], [{"step": 10, "train/loss": 1.0}, {"step": 20, "train/loss": 0.5}]),
@@ -256,7 +252,7 @@ def test_starts_of_a_run_are_one_run_of_wandb_with_each_step_once(
     ]  # fmt: skip
     known: set[Path] = set()
     for records, wanted in starts:
-        sink = WandbSink(run, local, {"steps": 40})
+        sink = WandbSink(options, "demo", local, {"steps": 40})
         for record in records:
             sink.log(record)
         sink.close()

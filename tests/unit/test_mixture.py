@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +12,12 @@ from shard_sets import numbered, write_dataset
 
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.dataset import ArrayDataset, MapDataset
+from everstep.trainer.data.columns import BadSamples, Ragged
+from everstep.trainer.data.dataset import ArrayDataset, BatchedReads, MapDataset
 from everstep.trainer.data.ordering.interleave import shares
 from everstep.trainer.data.ordering.mixture import Mixture, records_of
+from everstep.trainer.data.ordering.weighted import Weighted
 from everstep.trainer.data.prepared import dataset, mixture
-from everstep.trainer.data.ragged import Ragged
 
 
 def test_samples_of_all_datasets_come_in_the_order_asked(tmp_path: Path) -> None:
@@ -31,7 +32,7 @@ def test_samples_of_all_datasets_come_in_the_order_asked(tmp_path: Path) -> None
     assert isinstance(words, Ragged)
     assert batch["id"].tolist() == ids.tolist()
     assert [words.bytes(row) for row in range(6)] == [text[i] for i in ids]
-    assert mixed.place(5) == f"{tmp_path}/b, shard-0.arrow, row 1"
+    assert mixed.location(5) == f"{tmp_path}/b, shard-0.arrow, row 1"
     assert [record.share for record in records_of(mixed)] == ["1/3", "2/3"]
 
 
@@ -99,3 +100,27 @@ def test_a_mix_that_is_not_one_is_refused(mix: list[dict[str, object]], message:
 def test_a_folder_that_is_no_dataset_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="prepare it with `everstep data prepare`"):
         dataset(str(tmp_path))
+
+
+def test_a_wrapped_dataset_reads_batches_at_once_exactly_if_all_its_parts_do(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [2, 2], numbered(4))
+    shards, array, single = ArrowDataset(str(tmp_path)), ArrayDataset({"id": np.arange(4)}), MapDataset(Torn())
+    for parts, batched in (([shards, array], True), ([shards, single], False)):
+        mixed = Mixture(parts, shares([1, 1]))
+        for found in (mixed, Weighted(mixed, np.ones(len(mixed))), pickle.loads(pickle.dumps(mixed))):
+            assert isinstance(found, BatchedReads) is batched
+    assert isinstance(Weighted(array, np.ones(4)), BatchedReads)
+    assert not isinstance(Weighted(single, np.ones(len(single))), BatchedReads)
+
+
+def test_a_dataset_drawn_by_weight_keeps_its_shards(tmp_path: Path) -> None:
+    write_dataset(tmp_path, [3, 1], numbered(4))
+    shards = ArrowDataset(str(tmp_path))
+    (plain,), (drawn,) = records_of(shards), records_of(Weighted(shards, np.ones(4)))
+    assert (drawn.place, drawn.rows, drawn.files) == (plain.place, plain.rows, plain.files) == (
+        str(tmp_path), [3, 1], ["shard-0.arrow", "shard-1.arrow"],
+    )  # fmt: skip
+    (memory,) = records_of(Weighted(ArrayDataset({"id": np.arange(4)}), np.ones(4)))
+    assert (memory.place, memory.rows, memory.files) == ("Weighted", [4], ())
+    assert plain.weights is None
+    assert drawn.weights == memory.weights is not None

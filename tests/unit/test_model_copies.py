@@ -14,7 +14,7 @@ from everstep.config import ParallelConfig, PrecisionConfig
 from everstep.rank_env import RankInfo
 from everstep.trainer.distributed.agreement import checksum
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.distributed.model_factory import second_copy, seeded
+from everstep.trainer.distributed.model_factory import second_copy, seeded_model
 from everstep.trainer.distributed.sync_batchnorm import SyncBatchNorm, convert
 from everstep.trainer.state.optimizer_state import OptimizerState
 
@@ -44,7 +44,7 @@ def test_a_second_model_has_no_memory_in_common_with_the_first(looks: bool, give
         return model
 
     precision, parallel = PrecisionConfig(), ParallelConfig()
-    live = seeded(build, 0, precision, parallel)
+    live = seeded_model(build, 0, precision, parallel)
     before = {name: value.clone() for name, value in live.state_dict().items()}
     second = second_copy(build, live, ALONE, parallel, precision, 0)
     with torch.no_grad():

@@ -40,13 +40,12 @@ def test_a_position_gives_the_same_sample_however_it_is_reached(
     position=st.integers(0, 2**62),
     shuffle=st.booleans(),
 )
-def test_the_inverse_leads_from_a_sample_back_to_its_position_and_step(
+def test_the_inverse_leads_from_a_sample_back_to_its_position(
     samples: int, batch: int, seed: int, position: int, shuffle: bool
 ) -> None:
     order = SampleOrder(samples, batch, seed, shuffle)
     sample, epoch = int(order.ids(position, 1)[0]), int(order.epochs(position, 1)[0])
     assert order.position_of(sample, epoch) == position
-    assert order.step_of(sample, epoch) == position // batch
 
 
 @given(n=st.integers(1, 5000), key=st.integers(0, 2**64 - 1))

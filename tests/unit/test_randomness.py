@@ -28,8 +28,9 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, random_split
 from torch.utils.data import Subset as TorchSubset
 
-from everstep.config import BadSample, Worker
+from everstep.config import BadSample, LoaderConfig, Worker
 from everstep.errors import DataError
+from everstep.rank_env import RankInfo
 from everstep.storage.retries import retry
 from everstep.trainer.data.collate import Pad
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Splits, Subset
@@ -50,7 +51,9 @@ Steps = list[list[Microbatch]]
 def loaded(gather: Fetcher, first: int = 0, count: int = 12, rank: int = 0, world: int = 1, route: int = 0) -> Steps:
     prefetch, workers, worker = ROUTES[route]
     order = SampleOrder(len(gather.dataset), 10, seed=4)
-    loader = Loader(gather, order, 4, rank, world, "cpu", prefetch=prefetch, workers=workers, worker=worker)
+    loader = Loader(
+        gather, order, 4, RankInfo(rank, world), "cpu", LoaderConfig(prefetch=prefetch, workers=workers, worker=worker)
+    )
     try:
         return list(islice(loader.steps(first), count))
     finally:
@@ -118,7 +121,7 @@ def test_reading_leaves_every_generator_of_the_process_as_it_was(kind: str) -> N
     before, threads = states(), torch.get_num_threads()
     loaded(gather, route=1)
     loaded(gather, route=3, count=2)
-    list(evaluation_batches(gather, 4, 0, 1, "cpu"))
+    list(evaluation_batches(gather, 4, RankInfo(), "cpu"))
     assert states() == before
     assert torch.get_num_threads() == threads
 
@@ -336,7 +339,7 @@ def test_draws_by_weight_are_a_pure_function_of_the_position() -> None:
 def test_a_sample_that_is_drawn_twice_is_augmented_anew() -> None:
     data = Weighted(Drawing(3), [0, 1, 0])
     order = SampleOrder([OrderSource([3], weights=data.weights)], 10, seed=4)
-    loader = Loader(Fetcher(data, 5), order, 10, 0, 1, "cpu", prefetch=0)
+    loader = Loader(Fetcher(data, 5), order, 10, RankInfo(), "cpu", LoaderConfig(prefetch=0))
     [microbatch] = next(loader.steps(0))
     assert set(microbatch.ids.tolist()) == {1}
     assert len(microbatch.batch["x"][:, 0].unique()) == 10

@@ -13,15 +13,14 @@ from torch import nn
 
 from everstep.errors import ConfigError
 from everstep.trainer.data.collate import Pack, Pad
-from everstep.trainer.data.ragged import Ragged
+from everstep.trainer.data.columns import Ragged
 from everstep.trainer.models.convnet import ConvNet
 from everstep.trainer.models.gpt import GPT
 from everstep.trainer.models.mlp import MLP
 from everstep.trainer.task import Batch, Task
 from everstep.trainer.task_calls import inputs
-from everstep.trainer.tasks.images import ImageClassifier
+from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
 from everstep.trainer.tasks.language import LanguageModel
-from everstep.trainer.tasks.tabular import TabularClassifier
 
 CONF = Path(__file__).parents[2] / "conf"
 

@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> RunFolder:
 def test_steps_and_samples_are_each_others_inverse(run: RunFolder) -> None:
     trace = Trace(run)
     steps = [trace.step(number) for number in range(1, 51)]
-    order = SampleOrder.of_run(trace.run, order_sources(SOURCES))
+    order = SampleOrder.of_config(OrderConfig(window=2, lanes=2), order_sources(SOURCES), 12, 3, seed=0)
     assert [[visit.sample for visit in step] for step in steps] == order.ids(0, 600).reshape(50, 12).tolist()
     for sample in range(order.samples):
         expected = [visit for step in steps for visit in step if visit.sample == sample]

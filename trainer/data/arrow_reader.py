@@ -6,30 +6,22 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-
-from everstep.dataset.index import Column, ShardIndex
-from everstep.errors import ConfigError, DataError
-from everstep.trainer.data.batching import Columns, pieces, split
-from everstep.trainer.data.cache.on_node import node_cache
-from everstep.trainer.data.open_shards import Absent, OpenShards
-from everstep.trainer.data.ordering.order import Ids
-from everstep.trainer.data.randomness import draws_nothing
-
-if TYPE_CHECKING:
-    from everstep.trainer.data.cache import ShardCache
-from functools import cache
-from typing import Protocol
-
 from numpy.typing import NDArray
 from torch import Tensor
 
-from everstep.dataset.index import BYTES, TEXT
+from everstep.dataset.index import BYTES, TEXT, Column, ShardIndex
+from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.address_gather import Rows, gather_ragged
-from everstep.trainer.data.ragged import Ragged
+from everstep.trainer.data.cache import ShardCache, node_cache
+from everstep.trainer.data.columns import Columns, Ragged, pieces, split
+from everstep.trainer.data.open_shards import Absent, OpenShards
+from everstep.trainer.data.ordering.order import Ids
+from everstep.trainer.data.randomness import draws_nothing
 
 
 class StoredColumn(Protocol):
@@ -154,7 +146,7 @@ class ArrowDataset:
         return self.index.bytes / max(1, len(self))
 
     @property
-    def room_bytes(self) -> int | None:
+    def cache_bytes(self) -> int | None:
         """Bytes of the dataset that the node cache can hold at once; None if nothing must be downloaded."""
         return self._shards.room_bytes if self._shards.cache is not None else None
 
@@ -164,7 +156,7 @@ class ArrowDataset:
         with self._here(ids, shards):
             return self._gathered(self._places(ids, shards))
 
-    def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+    def take_batches(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
         """Yield the `take` of the ids between each two bounds; they share the search for the rows."""
         if not self._shards.keeps_all:
             return split(self.take(ids), bounds)  # gathered before shards are closed for others
@@ -178,7 +170,7 @@ class ArrowDataset:
             self._row_bytes,
         )
 
-    def want(self, ids: Ids) -> list[Future[None]]:
+    def prefetch(self, ids: Ids) -> list[Future[None]]:
         """Begin to download the parts that these samples need; nothing for a local dataset.
 
         Only an open shard tells which parts hold a sample: when these downloads are done, more parts may be missing.
@@ -189,7 +181,7 @@ class ArrowDataset:
             missing = self._missing(ids, self._shards_of(ids))
         return _begun(missing, urgent=False)
 
-    def place(self, sample: int) -> str:
+    def location(self, sample: int) -> str:
         """Return the location of a sample as text: dataset, shard and row."""
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
         return f"{self.path}, {self.index.shards[number].file}, row {sample - self._starts[number]}"

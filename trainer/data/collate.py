@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everstep.errors import ConfigError, DataError
-from everstep.trainer.data.ragged import Ragged, bit_pattern, bits_of, counted_from_zero, values_of
+from everstep.trainer.data.columns import Ragged, bit_pattern, bits_of, counted_from_zero, values_of
 from everstep.trainer.data.randomness import draws_nothing
 
 Columns = Mapping[str, Tensor | Ragged]

@@ -1,12 +1,13 @@
-"""Interface of a dataset: a digest, a length, and a batched gather of samples by id."""
+"""Interface of a dataset: a digest, a length, samples by id, and abilities that it may have besides."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,15 +15,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everstep.errors import DataError
-from everstep.trainer.data.batching import Columns, pieces
+from everstep.trainer.data.columns import Columns, pieces
 from everstep.trainer.data.map_style import MapDataset as MapDataset
 from everstep.trainer.data.map_style import Seed
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.randomness import batch_key, draws, draws_nothing
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 TEST = "test"
 """Name of the test set, used as prefix of its metrics."""
@@ -38,20 +36,17 @@ alone may be marked with `draws_nothing`.
 """
 
 
+@runtime_checkable
 class Dataset(Protocol):
     """Samples with ids 0 to len - 1.
 
-    Optional members: `take_seeded`, a `take` that seeds all generators by the key of each sample; `draws`, False if
-    that is not needed (see `draws_nothing`); `shard_rows`, the samples of each of its shards, which the order keeps
-    together; `takes`, many `take`s that cost less than as many calls; `sample_bytes`; `place(id)`, the location of a
-    sample as text; `want(ids)`, which begins to fetch samples ahead of need; `room_bytes`, the bytes that can be cached
-    at once.
+    The protocols below are abilities that a dataset may have besides; `draws` is False if `take` draws no random
+    numbers (see `draws_nothing`).
     """
 
     @property
     def digest(self) -> str:
         """Hex digest of the content: two datasets that differ in one bit have different digests."""
-        ...
 
     def __len__(self) -> int: ...
 
@@ -61,7 +56,80 @@ class Dataset(Protocol):
         Raises:
             BadSamples: samples cannot be used; it names their rows.
         """
-        ...
+
+
+@runtime_checkable
+class Seeded(Protocol):
+    """A dataset that seeds the generators of each sample itself, because it reads samples one by one."""
+
+    def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
+        """Return the samples; call `seed` with the key of each before it is read."""
+
+
+@runtime_checkable
+class BatchedReads(Protocol):
+    """A dataset that reads many small batches at once for less than as many calls of `take`."""
+
+    def take_batches(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+        """Yield the samples between each two bounds; the call itself raises a fault that is known at once."""
+
+
+@runtime_checkable
+class Prefetchable(Protocol):
+    """A dataset that downloads samples ahead of need."""
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """Bytes of the dataset that the node cache can hold at once; None if nothing must be downloaded."""
+
+    def prefetch(self, ids: Ids) -> Sequence[Future[None]]:
+        """Begin to download the parts that these samples need, without waiting; empty if none is missing."""
+
+
+@runtime_checkable
+class MeasuredSamples(Protocol):
+    """A dataset that knows the size of its samples."""
+
+    @property
+    def sample_bytes(self) -> float:
+        """Mean size of a stored sample."""
+
+
+@runtime_checkable
+class Located(Protocol):
+    """A dataset that knows the origin of each sample."""
+
+    def location(self, sample: int) -> str:
+        """Return the location of a sample as text."""
+
+
+@runtime_checkable
+class Sharded(Protocol):
+    """A dataset in shards, whose samples the order keeps together."""
+
+    @property
+    def shard_rows(self) -> Sequence[int]:
+        """Samples of each shard."""
+
+
+@runtime_checkable
+class ShardedFiles(Sharded, Protocol):
+    """A dataset whose shards are files."""
+
+    path: str
+    """Folder or URL of the files."""
+
+    @property
+    def shard_files(self) -> Sequence[str]:
+        """Name of each shard."""
+
+
+@runtime_checkable
+class WeightedDraws(Protocol):
+    """A dataset whose samples are drawn by weight, with replacement."""
+
+    weights: NDArray[np.float64]
+    """Weight of each sample."""
 
 
 class MapStyle(Protocol):
@@ -70,10 +138,6 @@ class MapStyle(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
-
-
-Takes = Callable[[Ids, Sequence[int]], Iterator[Columns]]
-"""(ids, bounds) -> the samples between each two bounds. A known fault is raised by the call itself."""
 
 
 @dataclass
@@ -125,17 +189,13 @@ def as_dataset(
     Raises:
         DataError: the object has no samples by number.
     """
-    if hasattr(found, "take") and hasattr(found, "digest"):
-        dataset: Dataset = found
-        return dataset
-    return MapDataset(found, columns, collate_fn)
+    return found if isinstance(found, Dataset) else MapDataset(found, columns, collate_fn)
 
 
 def take_seeded(dataset: Dataset, ids: Ids, keys: Words, seed: Seed) -> Columns:
     """Take samples with all generators seeded by the key of each, or by all keys if taken at once."""
-    seeded: Callable[[Ids, Words, Seed], Columns] | None = getattr(dataset, "take_seeded", None)
-    if seeded is not None:
-        return seeded(ids, keys, seed)
+    if isinstance(dataset, Seeded):
+        return dataset.take_seeded(ids, keys, seed)
     if draws(dataset):
         seed(batch_key(keys))
     return dataset.take(ids)
@@ -186,38 +246,8 @@ class ArrayDataset:
         """Gather samples, one gather per column, in the column's own type."""
         return {name: torch.from_numpy(array[ids]) for name, array in self.columns.items()}
 
-    def takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+    def take_batches(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
         return pieces(lambda start, stop: self.take(ids[start:stop]), bounds, self.sample_bytes)
-
-
-def frame_dataset(frame: pd.DataFrame, features: Sequence[str], target: str) -> ArrayDataset:
-    """Return a pandas table as columns `features` (float32 [n, len(features)]) and `target`.
-
-    A target of whole numbers, booleans or categories becomes int64 classes; one of floats becomes float32.
-    """
-    for name in [*features, target]:
-        if name not in frame.columns:
-            raise DataError(f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}")
-    try:
-        table = frame[list(features)].to_numpy(dtype=np.float32)
-    except (TypeError, ValueError) as error:
-        raise DataError(f"a feature is not a number ({error}); encode it or leave it out") from error
-    holes = [name for name, bad in zip(features, ~np.isfinite(table).all(axis=0), strict=True) if bad]
-    if holes:
-        raise DataError(f"columns with missing or infinite values: {', '.join(holes)}; fill or drop the rows")
-    return ArrayDataset({"features": table, "target": _target(frame[target])})
-
-
-def _target(column: pd.Series[Any]) -> NDArray[Any]:
-    if column.isna().any():
-        raise DataError(f"target {column.name!r} has missing values; drop those rows")
-    if str(column.dtype) == "category":
-        return column.cat.codes.to_numpy(dtype=np.int64)
-    if column.dtype.kind in "biu":
-        return column.to_numpy(dtype=np.int64)
-    if column.dtype.kind == "f":
-        return column.to_numpy(dtype=np.float32)
-    raise DataError(f"target {column.name!r} is of type {column.dtype}; make it categories or numbers")
 
 
 class Subset:
@@ -248,11 +278,15 @@ class Subset:
     def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
         return take_seeded(self.dataset, self.ids[ids], keys, seed)
 
-    def place(self, sample: int) -> str:
-        return place_of(self.dataset, int(self.ids[sample]))
+    def location(self, sample: int) -> str:
+        return location_of(self.dataset, int(self.ids[sample]))
 
 
-def place_of(dataset: Dataset, sample: int) -> str:
+def location_of(dataset: Dataset, sample: int) -> str:
     """Return the location of a sample as text."""
-    place: Callable[[int], str] | None = getattr(dataset, "place", None)
-    return place(sample) if place is not None else f"sample {sample}"
+    return dataset.location(sample) if isinstance(dataset, Located) else f"sample {sample}"
+
+
+def mean_sample_bytes(dataset: Dataset) -> float:
+    """Return the mean size of a stored sample; 0 if it is not known."""
+    return float(dataset.sample_bytes) if isinstance(dataset, MeasuredSamples) else 0.0

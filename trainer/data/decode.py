@@ -14,8 +14,7 @@ from torch import Tensor
 
 from everstep.dataset.pixels import FORMATS, pillow, upright
 from everstep.errors import ConfigError, DataError
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.ragged import Ragged
+from everstep.trainer.data.columns import BadSamples, Ragged
 from everstep.trainer.data.randomness import draws, draws_nothing
 
 Columns = Mapping[str, Tensor | Ragged]

@@ -18,13 +18,11 @@ from torch.utils.data import get_worker_info
 
 from everstep.config import BadSample
 from everstep.errors import DataError
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.batching import Columns
-from everstep.trainer.data.dataset import Augment, Collate, Dataset, Decode, Takes, place_of, take_seeded
+from everstep.trainer.data.columns import BadSamples, Columns, Ragged
+from everstep.trainer.data.dataset import Augment, BatchedReads, Collate, Dataset, Decode, location_of, take_seeded
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.ordering.order import Ids, sample_keys
 from everstep.trainer.data.ordering.permutation import Words
-from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import Randomness, batch_key, draws
 from everstep.trainer.data.workers import Workers
 
@@ -166,15 +164,15 @@ class Fetcher:
                     "global generator, or from one that the dataset holds as an attribute"
                 )
 
-    def together(self, takes: Takes, span: RequestSpan) -> Iterator[Microbatch]:
-        """Yield the microbatches of a span by the dataset's `takes`.
+    def together(self, dataset: BatchedReads, span: RequestSpan) -> Iterator[Microbatch]:
+        """Yield the microbatches of a span, which `dataset` reads at once.
 
         If that fails, each request is gathered on its own, so that the error is raised at its position.
         """
         if self.excluded:
             return map(self, span.requests())
         try:
-            found = takes(span.ids, span.bounds)
+            found = dataset.take_batches(span.ids, span.bounds)
         except DataError:
             return map(self, span.requests())
         if self.decode is None and self.collate is None and self.augment is None:
@@ -205,7 +203,7 @@ class Fetcher:
                 batch = self._batch(request, columns, randomness)
                 return Microbatch(request.index, request.real, request.ids, batch, skipped)
             except BadSamples as bad:
-                told = [f"{place_of(self.dataset, int(request.ids[row]))}: {why}" for row, why in bad.errors.items()]
+                told = [f"{location_of(self.dataset, int(request.ids[row]))}: {why}" for row, why in bad.errors.items()]
                 if self.on_bad is BadSample.stop:
                     raise DataError(
                         f"{len(told)} samples cannot be decoded, the first is {told[0]}; mend it, or leave such "

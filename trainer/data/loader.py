@@ -19,11 +19,11 @@ from torch import Tensor
 
 from everstep.config import BadSample, LoaderConfig, Worker
 from everstep.errors import ConfigError, DataError
-from everstep.trainer.data.dataset import Dataset, Takes
+from everstep.rank_env import RankInfo
+from everstep.trainer.data.dataset import BatchedReads, Dataset, Prefetchable, mean_sample_bytes
 from everstep.trainer.data.fetcher import Cut, Fetcher, Microbatch, MicrobatchRequest, RequestSpan
-from everstep.trainer.data.lookahead import Lookahead, Want
 from everstep.trainer.data.ordering.order import MicrobatchSlot, SampleOrder, microbatches
-from everstep.trainer.data.workers import Prefetcher, Threads, Workers
+from everstep.trainer.data.workers import Lookahead, Prefetch, Prefetcher, Threads, Workers
 
 LOG = logging.getLogger("everstep")
 CHUNK = 1 << 13
@@ -31,7 +31,7 @@ CHUNK = 1 << 13
 FIRST_CHUNK = 1 << 10
 """Sample ids in the first chunk, which is small since the step waits for its first batch."""
 GROUP, GROUP_BYTES = 1024, 2200 << 10
-"""Samples, and bytes of them, that are requested at a time from a dataset with `takes`."""
+"""Samples, and bytes of them, that are requested at a time from a dataset with `BatchedReads`."""
 
 
 class Closable(Protocol):
@@ -51,33 +51,25 @@ class Loader:
 
     def __init__(
         self,
-        gather: Fetcher,
+        fetcher: Fetcher,
         order: SampleOrder,
         micro_batch: int,
-        rank: int,
-        world: int,
+        place: RankInfo,
         device: torch.device | str,
-        *,
-        prefetch: int = 2,
-        workers: int = 0,
-        worker: Worker = Worker.process,
-        ahead_mb: int = 256,
+        config: LoaderConfig | None = None,
     ) -> None:
-        if len(gather.dataset) != order.samples:
-            raise DataError(f"the order is of {order.samples} samples, the dataset has {len(gather.dataset)}")
-        for key, value in (("prefetch", prefetch), ("workers", workers), ("ahead_mb", ahead_mb)):
-            if value < 0:
-                raise ConfigError(f"loader.{key}={value} must be 0 or more")
+        if len(fetcher.dataset) != order.samples:
+            raise DataError(f"the order is of {order.samples} samples, the dataset has {len(fetcher.dataset)}")
+        self.fetcher = fetcher
         self.order = order
-        self.slots = microbatches(order.global_batch, micro_batch, rank, world)
+        self.micro_batch = micro_batch
+        """Samples that this rank passes through the model at once, from the next call of `steps` on."""
+        self.slots = microbatches(order.global_batch, micro_batch, place.rank, place.world)
         self.device = torch.device(device)
         self.wait_s = 0.0
         """Seconds that the consumer has waited for data so far."""
-        self._gather = gather
-        self._prefetch = prefetch
-        self._workers = workers
-        self._worker = worker
-        self._ahead_mb = ahead_mb
+        self._place = place
+        self._config = config or LoaderConfig()
         self._open: list[Closable] = []
 
     def steps(self, first_step: int) -> Iterator[list[Microbatch]]:
@@ -86,11 +78,12 @@ class Loader:
         Only one iterator is active: a second call stops the threads or workers of the first.
         """
         self.close()
-        gathered = self._gathered(first_step)
+        self.slots = microbatches(self.order.global_batch, self.micro_batch, self._place.rank, self._place.world)
+        fetched = self._fetched(first_step)
         lookahead = self._look_ahead(first_step)
-        source = self._steps(gathered)
-        if self._prefetch and not self._workers and not self._gather.draws:
-            source = thread = Prefetcher(source, self._prefetch)
+        source = self._steps(fetched)
+        if self._config.prefetch and not self._config.workers and not self.fetcher.draws:
+            source = thread = Prefetcher(source, self._config.prefetch)
             self._open.append(thread)
         return self._timed(source, lookahead)
 
@@ -115,9 +108,9 @@ class Loader:
             self.wait_s += time.perf_counter() - start
             yield step
 
-    def _steps(self, gathered: Iterator[Microbatch]) -> Iterator[list[Microbatch]]:
-        count, pin, tell = len(self.slots), self.device.type == "cuda", self._gather.on_bad is BadSample.skip
-        while len(step := list(islice(gathered, count))) == count:  # fewer: the loader was closed
+    def _steps(self, fetched: Iterator[Microbatch]) -> Iterator[list[Microbatch]]:
+        count, pin, tell = len(self.slots), self.device.type == "cuda", self.fetcher.on_bad is BadSample.skip
+        while len(step := list(islice(fetched, count))) == count:  # fewer: the loader was closed
             if tell:
                 for sample in (sample for microbatch in step for sample in microbatch.skipped):
                     LOG.warning("left out, since it cannot be decoded: %s", sample)
@@ -126,33 +119,33 @@ class Loader:
                     microbatch.batch = _pinned(microbatch.batch)
             yield step
 
-    def _gathered(self, first_step: int) -> Iterator[Microbatch]:
+    def _fetched(self, first_step: int) -> Iterator[Microbatch]:
         """Yield the local slots in turn: by workers, or in this process, several at a time if that is faster."""
-        dataset = self._gather.dataset
-        if self._workers:
-            ahead = max(1, self._prefetch) * len(self.slots)
-            kind = Workers if self._worker is Worker.process or self._gather.draws else Threads
-            workers = kind(self._gather, self._requests(first_step), self._workers, ahead)
+        dataset, config = self.fetcher.dataset, self._config
+        if config.workers:
+            ahead = max(1, config.prefetch) * len(self.slots)
+            kind = Workers if config.worker is Worker.process or self.fetcher.draws else Threads
+            workers = kind(self.fetcher, self._requests(first_step), config.workers, ahead)
             self._open.append(workers)
             return workers
-        takes: Takes | None = getattr(dataset, "takes", None)
-        if takes is not None:
-            fitting = min(GROUP, int(GROUP_BYTES / max(1.0, getattr(dataset, "sample_bytes", 1.0))))
+        if isinstance(dataset, BatchedReads):
+            fitting = min(GROUP, int(GROUP_BYTES / max(1.0, mean_sample_bytes(dataset))))
             steps = fitting // sum(slot.stop - slot.start for slot in self.slots)
             if steps * len(self.slots) > 1:
-                return chain.from_iterable(map(partial(self._gather.together, takes), self._spans(first_step, steps)))
-        return map(self._gather, self._requests(first_step))
+                spans = self._spans(first_step, steps)
+                return chain.from_iterable(map(partial(self.fetcher.together, dataset), spans))
+        return map(self.fetcher, self._requests(first_step))
 
     def _requests(self, first_step: int) -> Iterator[MicrobatchRequest]:
         return chain.from_iterable(span.requests() for span in self._spans(first_step, 1))
 
     def _look_ahead(self, first_step: int) -> Lookahead | None:
-        fetching = _fetching(self._gather.dataset, self._ahead_mb)
-        if fetching is None:
+        downloads = _downloads(self.fetcher.dataset, self._config.ahead_mb)
+        if downloads is None:
             return None
-        want, ahead = fetching
+        prefetch, ahead = downloads
         spans = self._spans(first_step, 1 + ahead // 16 // sum(slot.stop - slot.start for slot in self.slots))
-        lookahead = Lookahead(want, (span.ids for span in spans), ahead)
+        lookahead = Lookahead(prefetch, (span.ids for span in spans), ahead)
         self._open.append(lookahead)
         return lookahead
 
@@ -172,21 +165,19 @@ class Loader:
             step += count
 
 
-def _fetching(dataset: Dataset, ahead_mb: int) -> tuple[Want, int] | None:
-    """Return the dataset's `want` and the samples to look ahead; None if nothing must be downloaded."""
-    want, room = getattr(dataset, "want", None), getattr(dataset, "room_bytes", None)
-    if want is None or room is None or not ahead_mb:
+def _downloads(dataset: Dataset, ahead_mb: int) -> tuple[Prefetch, int] | None:
+    """Return the dataset's `prefetch` and the samples to look ahead; None if nothing must be downloaded."""
+    if not ahead_mb or not isinstance(dataset, Prefetchable) or dataset.cache_bytes is None:
         return None
-    # Samples fetched ahead must not evict from the cache those that are needed earlier.
-    ahead_bytes = min(ahead_mb * 1e6, room / 2)
-    return want, 1 + int(ahead_bytes / max(1.0, getattr(dataset, "sample_bytes", 1.0)))
+    # Samples downloaded ahead must not evict from the cache those that are needed earlier.
+    ahead_bytes = min(ahead_mb * 1e6, dataset.cache_bytes / 2)
+    return dataset.prefetch, 1 + int(ahead_bytes / max(1.0, mean_sample_bytes(dataset)))
 
 
 def evaluation_batches(
-    gather: Fetcher,
+    fetcher: Fetcher,
     batch: int,
-    rank: int,
-    world: int,
+    place: RankInfo,
     device: torch.device | str,
     limit: int | None = None,
     ahead_mb: int = 256,
@@ -195,21 +186,21 @@ def evaluation_batches(
 
     Every rank gets equally many batches; a rank that has none left repeats the last with `real=False`.
     """
-    samples = len(gather.dataset) if limit is None else min(limit, len(gather.dataset))
+    samples = len(fetcher.dataset) if limit is None else min(limit, len(fetcher.dataset))
     if samples < 1:
         raise DataError("there is nothing to evaluate on: the validation set holds no sample")
     if batch < 1:
         raise ConfigError(f"evaluate.batch={batch} must be at least 1 sample")
-    slots = microbatches(samples, batch, rank, world)
-    batches = _in_order(gather, slots, torch.device(device))
-    fetching = _fetching(gather.dataset, ahead_mb)
-    return batches if fetching is None else _fetched(batches, slots, *fetching)
+    slots = microbatches(samples, batch, place.rank, place.world)
+    batches = _in_order(fetcher, slots, torch.device(device))
+    downloads = _downloads(fetcher.dataset, ahead_mb)
+    return batches if downloads is None else _with_lookahead(batches, slots, *downloads)
 
 
-def _fetched(
-    batches: Iterator[Microbatch], slots: list[MicrobatchSlot], want: Want, ahead: int
+def _with_lookahead(
+    batches: Iterator[Microbatch], slots: list[MicrobatchSlot], prefetch: Prefetch, ahead: int
 ) -> Iterator[Microbatch]:
-    lookahead = Lookahead(want, (np.arange(slot.start, slot.stop) for slot in slots), ahead)
+    lookahead = Lookahead(prefetch, (np.arange(slot.start, slot.stop) for slot in slots), ahead)
     try:
         for microbatch in batches:
             lookahead.used(len(microbatch.ids))
@@ -218,10 +209,10 @@ def _fetched(
         lookahead.close()
 
 
-def _in_order(gather: Fetcher, slots: list[MicrobatchSlot], device: torch.device) -> Iterator[Microbatch]:
+def _in_order(fetcher: Fetcher, slots: list[MicrobatchSlot], device: torch.device) -> Iterator[Microbatch]:
     ranges = [(np.arange(slot.start, slot.stop), slot) for slot in slots]
     requests = [MicrobatchRequest(ids, np.zeros_like(ids), 0, slot.index, slot.real) for ids, slot in ranges]
-    for microbatch in gather.each(requests):
+    for microbatch in fetcher.each(requests):
         if device.type == "cuda":
             microbatch.batch = _pinned(microbatch.batch)
         if device.type != "cpu":
@@ -235,56 +226,3 @@ def _pinned(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     return {name: column.to(device, non_blocking=True) for name, column in batch.items()}
-
-
-class Feed:
-    """Opens a loader at a step, after closing the previous one."""
-
-    def __init__(
-        self,
-        gather: Fetcher,
-        order: SampleOrder,
-        loader: LoaderConfig,
-        micro_batch: int,
-        rank: int,
-        world: int,
-        device: torch.device,
-    ) -> None:
-        self.gather = gather
-        self.order = order
-        self.loader = loader
-        self.micro_batch = micro_batch
-        """Samples that this rank passes through the model at once, from the next call of `steps` on."""
-        self.rank = rank
-        self.world = world
-        self.device = device
-        self._open: Loader | None = None
-        self._waited_s = 0.0
-
-    def steps(self, done: int) -> Iterator[list[Microbatch]]:
-        """Yield the local microbatches of each step after the first `done`."""
-        self.close()
-        self._open = Loader(
-            self.gather,
-            self.order,
-            self.micro_batch,
-            self.rank,
-            self.world,
-            self.device,
-            prefetch=self.loader.prefetch,
-            workers=self.loader.workers,
-            worker=self.loader.worker,
-            ahead_mb=self.loader.ahead_mb,
-        )
-        return self._open.steps(done)
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds that training has waited for data so far."""
-        return self._waited_s + (self._open.wait_s if self._open is not None else 0.0)
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._waited_s += self._open.wait_s
-            self._open.close()
-            self._open = None

@@ -14,11 +14,9 @@ from torch.utils.data import IterableDataset, default_collate
 from everstep.errors import ConfigError, DataError
 from everstep.fault import fault_of
 from everstep.outcome import Fault
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.batching import Columns
+from everstep.trainer.data.columns import BadSamples, Columns, Ragged
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
-from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import batch_key
 
 Seed = Callable[[int], None]

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from everstep.errors import ConfigError, DataError
-from everstep.trainer.data.dataset import ArrayDataset, Splits, frame_dataset
+from everstep.trainer.data.dataset import ArrayDataset, Splits
 from everstep.trainer.data.ordering.order import Ids, uniform
 from everstep.trainer.data.ordering.permutation import KeyedPermutation, Words
 from everstep.trainer.data.randomness import draws_nothing
@@ -57,6 +59,36 @@ def split_ids(samples: int, held_out: float, seed: int) -> tuple[Ids, Ids]:
         raise ConfigError(f"data.held_out={held_out} leaves {count} of {samples} samples held out; choose 0.1 to 0.5")
     order = KeyedPermutation(samples, seed).forward(np.arange(samples))
     return np.sort(order[count:]), np.sort(order[:count])
+
+
+def frame_dataset(frame: pd.DataFrame, features: Sequence[str], target: str) -> ArrayDataset:
+    """Return a pandas table as columns `features` (float32 [n, len(features)]) and `target`.
+
+    A target of whole numbers, booleans or categories becomes int64 classes; one of floats becomes float32.
+    """
+    for name in [*features, target]:
+        if name not in frame.columns:
+            raise DataError(f"the table has no column {name!r}; it has {', '.join(map(str, frame.columns))}")
+    try:
+        table = frame[list(features)].to_numpy(dtype=np.float32)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"a feature is not a number ({error}); encode it or leave it out") from error
+    holes = [name for name, bad in zip(features, ~np.isfinite(table).all(axis=0), strict=True) if bad]
+    if holes:
+        raise DataError(f"columns with missing or infinite values: {', '.join(holes)}; fill or drop the rows")
+    return ArrayDataset({"features": table, "target": _target(frame[target])})
+
+
+def _target(column: pd.Series[Any]) -> NDArray[Any]:
+    if column.isna().any():
+        raise DataError(f"target {column.name!r} has missing values; drop those rows")
+    if str(column.dtype) == "category":
+        return column.cat.codes.to_numpy(dtype=np.int64)
+    if column.dtype.kind in "biu":
+        return column.to_numpy(dtype=np.int64)
+    if column.dtype.kind == "f":
+        return column.to_numpy(dtype=np.float32)
+    raise DataError(f"target {column.name!r} is of type {column.dtype}; make it categories or numbers")
 
 
 @draws_nothing

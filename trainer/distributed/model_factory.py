@@ -33,6 +33,11 @@ COMPUTE = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: No
 """Type that a precision computes in; None is the type of the weights."""
 
 
+def batch_dtype(precision: PrecisionConfig) -> torch.dtype | None:
+    """Return the type that the floats of a batch are cast to; None leaves them as they are."""
+    return torch.float64 if precision.dtype is Dtype.fp64 else None
+
+
 def is_sharded(mesh: Mesh, parallel: ParallelConfig) -> bool:
     return parallel.kind in (ParallelKind.fsdp, ParallelKind.hsdp) and mesh.grid is not None
 
@@ -67,9 +72,9 @@ def _on_meta(
     """Build the model with parameters on the meta device; with values, if its factory reads them."""
     try:
         with parameters_on_meta():
-            return seeded(build, seed, precision, parallel)
+            return seeded_model(build, seed, precision, parallel)
     except Exception:  # a mistake of the factory is raised by the second call
-        return seeded(build, seed, precision, parallel)
+        return seeded_model(build, seed, precision, parallel)
 
 
 def apart(model: nn.Module, others: Iterable[nn.Module]) -> nn.Module:
@@ -114,7 +119,7 @@ def sharded_on_meta(
     return model, line
 
 
-def seeded(
+def seeded_model(
     build: Callable[[], nn.Module], seed: int, precision: PrecisionConfig, parallel: ParallelConfig
 ) -> nn.Module:
     """Build the model with weights that follow from `seed` alone, in the precision of the run."""

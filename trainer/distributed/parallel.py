@@ -25,10 +25,11 @@ from everstep.errors import ConfigError
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import (
     COMPUTE,
+    batch_dtype,
     compile_module,
     is_sharded,
     prepare_units,
-    seeded,
+    seeded_model,
     sharded_on_meta,
     shares_modules,
 )
@@ -60,6 +61,8 @@ class ParallelModel:
     """Parameters of a sharded model that each rank holds whole; `reduce_whole` reduces their gradients."""
     units: str = ""
     """Line for the user: the units of FSDP or activation checkpointing."""
+    cast: torch.dtype | None = None
+    """Type that the floats of a batch are cast to; None leaves them as they are."""
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context of one microbatch: gradients are reduced with the step's last one.
@@ -155,23 +158,22 @@ def parallelize(
         build: makes the model as the task defines it.
         fresh: True if weights are needed; False when a checkpoint is about to be loaded.
     """
-    autocast = _autocast(mesh, precision)
+    autocast, cast = _autocast(mesh, precision), batch_dtype(precision)
     if not is_sharded(mesh, parallel):
-        model = seeded(build, seed, precision, parallel).to(mesh.device)
+        model = seeded_model(build, seed, precision, parallel).to(mesh.device)
         units = prepare_units(model, parallel)
         compile_module(model, parallel)
         module = _replicate(model, mesh, parallel)
-        return ParallelModel(
-            model, module, mesh, autocast, mesh.world, units=units if parallel.checkpoint_blocks else ""
-        )
+        shown = units if parallel.checkpoint_blocks else ""
+        return ParallelModel(model, module, mesh, autocast, mesh.world, units=shown, cast=cast)
     model, units = sharded_on_meta(build, mesh, parallel, precision, seed)
     materialise(model, mesh.device)
     if fresh:
-        _send_weights(lambda: seeded(build, seed, precision, parallel), model, mesh, parallel)
+        _send_weights(lambda: seeded_model(build, seed, precision, parallel), model, mesh, parallel)
     # A model that ends in a view (`…[:, 0]`) is common, and the loss is not an in-place operation.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Autocast as well, for operations on tensors that are not sharded (buffers, inputs): all kinds compute alike.
-    return ParallelModel(model, model, mesh, autocast, mesh.world, whole_parameters(model), units)
+    return ParallelModel(model, model, mesh, autocast, mesh.world, whole_parameters(model), units, cast)
 
 
 def _send_weights(build: Callable[[], nn.Module], model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> None:

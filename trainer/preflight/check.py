@@ -169,13 +169,13 @@ def _first_batches(run: RunConfig) -> tuple[list[dict[str, Tensor]], int, bool]:
     import torch
 
     from everstep.rank_env import RankInfo
-    from everstep.trainer.build import gathers, load_data
+    from everstep.trainer.build import fetchers, load_data
     from everstep.trainer.checkpoint.resume_trial import LAST
     from everstep.trainer.data.fetcher import MicrobatchRequest
     from everstep.trainer.distributed.mesh import Mesh
 
     splits = load_data(run, Mesh(RankInfo(), torch.device("cpu")))
-    train, _ = gathers(run, splits)
+    train, _ = fetchers(run, splits)
     samples = len(splits.train)
     size = min(run.micro_batch, samples)
     ids = [(number * size + np.arange(size)) % samples for number in range(LAST)]

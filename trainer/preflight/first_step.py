@@ -10,20 +10,21 @@ import contextlib
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from everstep.config import Dtype, ParallelKind, RunConfig
+from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.rank_env import RankInfo
-from everstep.trainer.build import build_task, self_test
+from everstep.trainer.build import build_task, self_test, trainable
 from everstep.trainer.checkpoint.resume_trial import LARGEST_BYTES, try_resume
 from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.distributed.model_factory import batch_dtype
 from everstep.trainer.distributed.sharding import parameters_on_meta
 from everstep.trainer.evaluate import check_metric
-from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.step import UNUSED
 from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
@@ -62,7 +63,7 @@ def try_first_step(
 def _step(run: RunConfig, batches: Sequence[Mapping[str, Tensor]], world: int, held_out: bool) -> Sequence[str]:
     batch = batches[0]
     cpu = torch.device("cpu")
-    one = Trainable(run, build_task(run), cpu)
+    one = trainable(run, cpu)
     with _explained(one.model, batch, "task.loss"):
         loss = one.loss(batch, 1)
     with _explained(one.model, batch, "the backward pass of task.loss"):
@@ -72,9 +73,7 @@ def _step(run: RunConfig, batches: Sequence[Mapping[str, Tensor]], world: int, h
         one.optimizer.step()
     if run.checkpoint.self_test:
         self_test(run, one.task, one.model, Mesh(RankInfo(), cpu)).round_trip(one.state.pack())
-        try_resume(
-            lambda others: Trainable(run, build_task(run), cpu, others), one.model, batches, Mesh(RankInfo(), cpu)
-        )
+        try_resume(partial(trainable, run, cpu), one.model, batches, Mesh(RankInfo(), cpu))
     if held_out:
         _try_evaluation(run, one.task, one.model, one.inputs(batch))
     return notes
@@ -116,7 +115,7 @@ def _without_values(run: RunConfig, batch: Mapping[str, Tensor]) -> Sequence[str
     Raise ConfigError for a missing column. Any other error becomes a note, since a model may read values, and there are
     none.
     """
-    task, dtype = build_task(run), torch.float64 if run.precision.dtype is Dtype.fp64 else None
+    task, dtype = build_task(run), batch_dtype(run.precision)
     with parameters_on_meta():
         model = task.model().to("meta", dtype)
     try:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from everstep.config import RunConfig
 from everstep.outcome import to_json_line
 from everstep.run_folder import PROGRESS, RunFolder
 from everstep.trainer.checkpoint.pending_save import SaveRecord
@@ -40,29 +39,45 @@ class Speed:
     waited_s: float = 0.0
 
 
+@dataclass(frozen=True)
+class RunFacts:
+    """Facts of a run that its records are made with."""
+
+    steps: int
+    global_batch: int
+    log_every: int
+    """Steps between records of the training metrics."""
+    metric: str
+    """Metric of the best checkpoint."""
+    unit: str
+    """Name of the items that the task counts."""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Destinations of the reports; ranks other than 0 have a silent display, no sinks and no events."""
+
+    display: Display
+    sinks: Sequence[Sink] = ()
+    events: Sink | None = None
+
+
 class Reporter:
     """Writes on rank 0 only; the journals of the other ranks write nothing."""
 
     def __init__(
         self,
-        run: RunConfig,
+        facts: RunFacts,
         folder: RunFolder,
-        display: Display,
-        sinks: Sequence[Sink],
-        events: Sink | None,
+        outputs: Outputs,
         laps: StartupTimer,
         mesh: Mesh,
-        unit: str = "items",
         checkpoint_step: int = 0,
     ) -> None:
         """`checkpoint_step` is the step of the checkpoint that this attempt resumes from."""
-        self.run = run
-        self.folder = folder
-        self.display = display
-        self.sinks = sinks
-        self.events = events
+        self.facts = facts
+        self.display, self.sinks, self.events = outputs.display, outputs.sinks, outputs.events
         self.laps = laps
-        self.unit = unit
         self.world, self.device = mesh.world, mesh.device
         self.peak = peak_flops(mesh.device) if mesh.is_main else None
         """Peak FLOPs of this rank's device; None where it is unknown."""
@@ -90,7 +105,7 @@ class Reporter:
     def start(self, title: str, facts: Mapping[str, str], step: int, flops_per_item: float) -> None:
         self._flops_per_item = flops_per_item
         self._speed = Speed(time.perf_counter(), step)
-        self.display.start(title, facts, step, self.run.steps)
+        self.display.start(title, facts, step, self.facts.steps)
 
     def step(self, info: StepInfo, waited_s: float) -> None:
         """Record a step; every `log.every` steps are one metrics record.
@@ -104,7 +119,7 @@ class Reporter:
             self.event("first_step", step=info.step, laps_s=self.laps.seconds)
         self._speed.items += info.items
         self._step = info.step
-        if self.writes and (info.step % self.run.log.every == 0 or info.step == self.run.steps):
+        if self.writes and (info.step % self.facts.log_every == 0 or info.step == self.facts.steps):
             record = self._record(info, waited_s)
             for sink in self.sinks:
                 sink.log(record)
@@ -112,7 +127,7 @@ class Reporter:
             self._write_progress(record)
 
     def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float = 0.0) -> None:
-        self._shown |= {"metrics": dict(metrics), "metric": self.run.evaluate.metric}
+        self._shown |= {"metrics": dict(metrics), "metric": self.facts.metric}
         if self.writes:
             for sink in self.sinks:
                 sink.log({"kind": "evaluate", "step": step, "time": time.time(), **metrics})
@@ -160,8 +175,8 @@ class Reporter:
             "lr": info.lr,
             "norm": info.norm,
             "items": info.items,
-            "samples": info.step * self.run.global_batch,
-            "unit": self.unit,
+            "samples": info.step * self.facts.global_batch,
+            "unit": self.facts.unit,
             "items_per_s": speed.items / seconds,
             "steps_per_s": (info.step - speed.step) / seconds,
             "data_wait": (waited_s - speed.waited_s) / seconds,
@@ -174,8 +189,8 @@ class Reporter:
 
     def _write_progress(self, record: Mapping[str, Any]) -> None:
         """Write the progress that `status` shows of a running run: best effort, a few times per minute."""
-        now = time.monotonic()
-        if not self.writes or (now - self._progress_at < PROGRESS_EVERY_S and record["step"] != self.run.steps):
+        now, steps = time.monotonic(), self.facts.steps
+        if not self.writes or (now - self._progress_at < PROGRESS_EVERY_S and record["step"] != steps):
             return
         self._progress_at = now
         # A save has no rate of its own, so the last one remains.
@@ -184,9 +199,9 @@ class Reporter:
         facts = {
             **self._shown,
             "step": record["step"],
-            "steps": self.run.steps,
-            "eta_s": (self.run.steps - record["step"]) / rate if rate else None,
-            "next_s": self.run.log.every / rate if rate else None,
+            "steps": steps,
+            "eta_s": (steps - record["step"]) / rate if rate else None,
+            "next_s": self.facts.log_every / rate if rate else None,
             "checkpoint_step": self._checkpoint_step,
             "time": time.time(),
         }

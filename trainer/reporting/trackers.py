@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from everstep.config import RunConfig
+from everstep.config import LogConfig, WandbConfig
 from everstep.errors import ConfigError
 from everstep.run_folder import METRICS, RunFolder
 from everstep.trainer.reporting.sinks import NO_METRICS, Guarded, JsonLines, Record, Sink, warn
@@ -67,12 +67,11 @@ class WandbSink:
     an earlier attempt is kept.
     """
 
-    def __init__(self, run: RunConfig, folder: RunFolder, config: Record) -> None:
+    def __init__(self, options: WandbConfig, name: str | None, folder: RunFolder, config: Record) -> None:
         import wandb
 
         folder.storage.create("wandb.json", json.dumps({"id": uuid.uuid4().hex[:12]}).encode())
         identity = json.loads(folder.storage.read("wandb.json"))["id"]
-        options = run.log.wandb
         local = folder.storage.path()
         directory = os.environ.get("WANDB_DIR") or (str(local) if local is not None else None)
         written = last_steps(Path(directory or "."), identity)
@@ -80,22 +79,13 @@ class WandbSink:
             project=options.project,
             entity=options.entity,
             group=options.group,
-            name=run.run,
+            name=name,
             id=identity,
             resume="allow",
             config=dict(config),
             mode=options.mode,  # type: ignore[arg-type]
             dir=directory,
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                x_disable_stats=True,
-                disable_git=True,
-                disable_code=True,
-                finish_timeout=30,
-                # The default of 15 s would lose that much when the process is killed.
-                x_transaction_log_flush_interval=1,
-            ),
+            settings=_settings(),
         )
         self._run.define_metric("*", step_metric="step")
         self._written = written if self._run.offline else {}
@@ -111,6 +101,21 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _settings() -> Any:
+    import wandb
+
+    return wandb.Settings(
+        console="off",
+        silent=True,
+        x_disable_stats=True,
+        disable_git=True,
+        disable_code=True,
+        finish_timeout=30,
+        # The default of 15 s would lose that much when the process is killed.
+        x_transaction_log_flush_interval=1,
+    )
 
 
 class TensorBoardSink:
@@ -154,12 +159,16 @@ class TensorBoardSink:
         self._writer.close()
 
 
-def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record, step: int = 0) -> list[Sink]:
+def open_sinks(
+    log: LogConfig, name: str | None, folder: RunFolder, attempt: int, config: Record, step: int = 0
+) -> list[Sink]:
     """Open the run's own metrics file and the sinks that `log` configures.
 
     A sink that cannot be opened is left out with a warning.
 
     Args:
+        name: the run's name, for W&B.
+        config: the run's whole config, for W&B.
         step: the one from which this attempt resumes.
 
     Raises:
@@ -168,18 +177,18 @@ def open_sinks(run: RunConfig, folder: RunFolder, attempt: int, config: Record, 
     own = JsonLines(folder.storage, folder.attempt(attempt, METRICS))
     sinks: list[Sink] = [Guarded(METRICS, own)]
     wanted: dict[str, tuple[bool, str, Callable[[], Sink]]] = {
-        "W&B": (run.log.wandb.enabled, "wandb", lambda: WandbSink(run, folder, config)),
-        "TensorBoard": (run.log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder, run.log.hparams, step)),
+        "W&B": (log.wandb.enabled, "wandb", lambda: WandbSink(log.wandb, name, folder, config)),
+        "TensorBoard": (log.tensorboard, "tensorboard", lambda: TensorBoardSink(folder, log.hparams, step)),
     }
-    for name, (enabled, extra, opener) in wanted.items():
+    for tracker, (enabled, extra, opener) in wanted.items():
         if not enabled:
             continue
         try:
-            sinks.append(Guarded(name, opener()))
+            sinks.append(Guarded(tracker, opener()))
         except ImportError as error:
             raise ConfigError(
-                f"log asks for {name}, which is not installed: pip install 'everstep[{extra}]'"
+                f"log asks for {tracker}, which is not installed: pip install 'everstep[{extra}]'"
             ) from error
         except Exception as error:
-            warn(f"{name} cannot be used, training goes on without: {type(error).__name__}: {error}")
+            warn(f"{tracker} cannot be used, training goes on without: {type(error).__name__}: {error}")
     return sinks

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from everstep.config import Dtype, RunConfig
-from everstep.errors import ConfigError
 from everstep.trainer.data.own_generators import own_generators
-from everstep.trainer.distributed.model_factory import apart, seeded
-from everstep.trainer.optim import build_optimizer, has_modes
+from everstep.trainer.optim import has_modes
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
-from everstep.trainer.state.model_state import check_model
 from everstep.trainer.state.train_state import Progress, TrainState
 from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import checked, inputs
@@ -29,19 +25,17 @@ class Trainable:
 
     def __init__(
         self,
-        run: RunConfig,
         task: Task,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
         device: torch.device,
-        others: Iterable[nn.Module] = (),
+        seed: int,
+        cast: torch.dtype | None = None,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        """Build the copy; it shares no module and no memory with the models `others`."""
-        if run.optimizer is None:
-            raise ConfigError("optimizer=null: give optimizer=NAME")
-        self.run, self.task, self.device, self.autocast = run, task, device, autocast
-        self.model = apart(seeded(task.model, run.seed, run.precision, run.parallel), others).to(device)
-        check_model(self.model)
-        self.optimizer = build_optimizer(run.optimizer, self.model, run.plugins)
+        """Prepare training of `model` on `device`; `cast` is the type of a batch's floats, None leaves them."""
+        self.task, self.model, self.optimizer, self.device = task, model, optimizer, device
+        self.seed, self.cast, self.autocast = seed, cast, autocast
         self.state = TrainState(self.model, self.optimizer, Progress(), plugins={"task": task})
         if has_modes(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
@@ -49,11 +43,11 @@ class Trainable:
         self._generators = own_generators(self.model, task, most=MOST_OBJECTS)
 
     def inputs(self, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        return inputs(batch, torch.float64 if self.run.precision.dtype is Dtype.fp64 else None)
+        return inputs(batch, self.cast)
 
     def loss(self, batch: Mapping[str, Tensor], step: int) -> Loss:
         """Return the task's loss of a microbatch, with the random numbers of the first one of a step."""
-        seed = microbatch_seed(self.run.seed, step, 0)
+        seed = microbatch_seed(self.seed, step, 0)
         seed_generators(seed, self.device)
         seed_own(self._generators, seed)
         with self.autocast():

@@ -1,11 +1,47 @@
-"""Loss and accuracy of classifiers, summed over samples."""
+"""Classification of images and of tables: loss and accuracy, summed over samples."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from collections.abc import Callable
+
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from everstep.trainer.task import Loss
+from everstep.trainer.task import Batch, Loss
+
+
+class Classifier:
+    """Batches hold a column of inputs, and one of labels: int64 [n]."""
+
+    inputs: str
+    labels: str
+
+    def __init__(self, model: Callable[[], nn.Module]) -> None:
+        self._build = model
+
+    def model(self) -> nn.Module:
+        """Return the network of the config's `model` node."""
+        return self._build()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Return the cross entropy, summed over the samples."""
+        return classification_loss(model(batch[self.inputs]), batch[self.labels])
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        """Return the loss with `accuracy`."""
+        return with_accuracy(model(batch[self.inputs]), batch[self.labels])
+
+
+class ImageClassifier(Classifier):
+    """Batches hold `image`: float32 [n, channels, h, w], and `label`: int64 [n]."""
+
+    unit, inputs, labels = "images", "image", "label"
+
+
+class TabularClassifier(Classifier):
+    """Batches hold `features`: float32 [n, features], and `target`: int64 [n]."""
+
+    unit, inputs, labels = "rows", "features", "target"
 
 
 def classification_loss(logits: Tensor, labels: Tensor) -> Loss:

@@ -12,16 +12,16 @@ from torch import Tensor
 
 from benchmarks.data.reader import Batch, Joined, serve
 from benchmarks.data.source import Source
-from everstep.config import OrderConfig
+from everstep.config import LoaderConfig, OrderConfig
 from everstep.dataset.prepare import prepare_frame
 from everstep.dataset.shards import stored, table_of
+from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
-from everstep.trainer.data.batching import Columns
+from everstep.trainer.data.columns import Columns, Ragged
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import OrderSource as Shards
 from everstep.trainer.data.ordering.order import SampleOrder
-from everstep.trainer.data.ragged import Ragged
 
 NAME = "sample"
 
@@ -32,7 +32,7 @@ class Everstep:
         dataset = ArrowDataset(str(folder), cast={NAME: "int64"} if tokens else None)
         gather = Fetcher(dataset, seed=0, collate=None if tokens else joined)
         order = SampleOrder([Shards(dataset.shard_rows)], batch, seed=0, window=OrderConfig().window)
-        self.loader = Loader(gather, order, batch, 0, 1, "cpu", prefetch=0)
+        self.loader = Loader(gather, order, batch, RankInfo(), "cpu", LoaderConfig(prefetch=0))
         self.step, self.last, self.tokens = state or 0, len(dataset) // batch, tokens
 
     def __iter__(self) -> Iterator[Batch]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everstep.config import LoaderConfig
 from everstep.dataset.index import PART_BYTES, Shard, part_digest
 from everstep.errors import DataError
 from everstep.storage import Buffer, Storage, join_url
@@ -23,6 +25,8 @@ Parts = NDArray[np.int64]
 _NONE = np.empty(0, np.int64)
 INFLATED = ".inflated"
 """Ending of the name of a shard that was compressed; it is one part, whatever its size."""
+SHARE_OF_DISK = 0.5
+"""Size of the cache by default, as a share of its disk."""
 _INFLATING = (1 << 20) - 1  # the claim for decompression, at a number that no part has
 
 
@@ -234,3 +238,22 @@ class Part:
     @property
     def _url(self) -> str:
         return join_url(self._storage.url, self._shard.file)
+
+
+def node_cache(loader: LoaderConfig | None = None) -> ShardCache:
+    """Return the cache of this user on this node, set by the keys under `loader`.
+
+    Nothing is written before the cache is used.
+    """
+    loader = loader or LoaderConfig()
+    default = os.environ.get("EVERSTEP_CACHE", os.path.join("~", ".cache", "everstep"))
+    folder = os.path.abspath(os.path.expanduser(loader.cache or default))
+    limit = int(loader.cache_gb * 1e9) if loader.cache_gb is not None else int(_disk(folder) * SHARE_OF_DISK)
+    return ShardCache(folder, limit)
+
+
+def _disk(folder: str) -> int:
+    """Return the size in bytes of the disk on which a folder is, or will be."""
+    while not os.path.exists(folder):
+        folder = os.path.dirname(folder)
+    return shutil.disk_usage(folder).total

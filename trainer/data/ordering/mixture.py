@@ -12,14 +12,22 @@ import torch
 from torch import Tensor
 
 from everstep.errors import DataError
-from everstep.trainer.data.bad_samples import BadSamples
-from everstep.trainer.data.batching import Columns, split
-from everstep.trainer.data.dataset import Dataset, Takes, place_of, take_seeded
+from everstep.trainer.data.columns import BadSamples, Columns, Ragged, split
+from everstep.trainer.data.dataset import (
+    BatchedReads,
+    Dataset,
+    Prefetchable,
+    Sharded,
+    ShardedFiles,
+    WeightedDraws,
+    location_of,
+    mean_sample_bytes,
+    take_seeded,
+)
 from everstep.trainer.data.map_style import Seed
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.ordering.trace import DataRecord, packed
-from everstep.trainer.data.ragged import Ragged
 from everstep.trainer.data.randomness import draws
 
 
@@ -33,6 +41,9 @@ class Mixture:
         self.datasets = list(datasets)
         self.shares = list(shares)
         self._starts = np.cumsum([0, *(len(dataset) for dataset in datasets)])
+        batched = all(isinstance(dataset, BatchedReads) for dataset in datasets)
+        self.take_batches = self._take_batches if batched else None
+        """None if a dataset lacks it, since reading one by one gains nothing: no `BatchedReads` then."""
 
     @property
     def digest(self) -> str:
@@ -46,13 +57,13 @@ class Mixture:
     @property
     def sample_bytes(self) -> float:
         """Mean size of a sample, of the dataset with the largest."""
-        return max(float(getattr(dataset, "sample_bytes", 0)) for dataset in self.datasets)
+        return max(mean_sample_bytes(dataset) for dataset in self.datasets)
 
     @property
-    def room_bytes(self) -> int | None:
+    def cache_bytes(self) -> int | None:
         """Bytes of each dataset that the node cache can hold at once; None if none is downloaded."""
-        rooms = (getattr(dataset, "room_bytes", None) for dataset in self.datasets)
-        return min((room for room in rooms if room is not None), default=None)
+        limits = (dataset.cache_bytes for dataset in self.datasets if isinstance(dataset, Prefetchable))
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @property
     def draws(self) -> bool:
@@ -84,27 +95,21 @@ class Mixture:
         back = torch.from_numpy(np.argsort(np.concatenate(rows)))
         return {name: _together([part[name] for part in parts], back) for name in self._names(parts)}
 
-    @property
-    def takes(self) -> Takes | None:
-        """Gather for many batches; None if a dataset lacks it, since reading one by one gains nothing."""
-        return self._takes if all(getattr(dataset, "takes", None) for dataset in self.datasets) else None
-
-    def _takes(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
+    def _take_batches(self, ids: Ids, bounds: Sequence[int]) -> Iterator[Columns]:
         return split(self.take(ids), bounds)
 
-    def want(self, ids: Ids) -> list[Future[None]]:
-        """Begin to fetch the samples of those datasets that support it."""
+    def prefetch(self, ids: Ids) -> list[Future[None]]:
+        """Begin to download the samples of those datasets that can."""
         numbers = np.searchsorted(self._starts, ids, side="right") - 1
         found: list[Future[None]] = []
         for number, dataset in enumerate(self.datasets):
-            want = getattr(dataset, "want", None)
-            if want is not None:
-                found += want(ids[numbers == number] - self._starts[number])
+            if isinstance(dataset, Prefetchable):
+                found += dataset.prefetch(ids[numbers == number] - self._starts[number])
         return found
 
-    def place(self, sample: int) -> str:
+    def location(self, sample: int) -> str:
         number = int(np.searchsorted(self._starts, sample, side="right")) - 1
-        return place_of(self.datasets[number], sample - int(self._starts[number]))
+        return location_of(self.datasets[number], sample - int(self._starts[number]))
 
     def _names(self, parts: Sequence[Columns]) -> list[str]:
         names = list(parts[0])
@@ -139,7 +144,8 @@ def records_of(dataset: Dataset) -> list[DataRecord]:
 
 
 def _record(dataset: Dataset, share: Fraction) -> DataRecord:
-    rows: Sequence[int] | None = getattr(dataset, "shard_rows", None)
-    place, files = getattr(dataset, "path", type(dataset).__name__), getattr(dataset, "shard_files", ())
-    weights = packed(getattr(dataset, "weights", None))
-    return DataRecord(place, dataset.digest, str(share), rows if rows is not None else [len(dataset)], files, weights)
+    rows = dataset.shard_rows if isinstance(dataset, Sharded) else [len(dataset)]
+    place = dataset.path if isinstance(dataset, ShardedFiles) else type(dataset).__name__
+    files = dataset.shard_files if isinstance(dataset, ShardedFiles) else ()
+    weights = packed(dataset.weights) if isinstance(dataset, WeightedDraws) else None
+    return DataRecord(place, dataset.digest, str(share), rows, files, weights)

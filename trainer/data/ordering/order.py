@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from everstep.config import RunConfig
+from everstep.config import OrderConfig
 from everstep.errors import ConfigError
 from everstep.trainer.data.ordering.interleave import Interleave, crossed, mix_pattern
 from everstep.trainer.data.ordering.permutation import GOLDEN, MASK, Words, mix, mix_int
@@ -113,17 +113,12 @@ class SampleOrder:
         self._stretches = lru_cache(maxsize=64)(self._find_stretches)
 
     @classmethod
-    def of_run(cls, run: RunConfig, sources: Sequence[OrderSource]) -> SampleOrder:
-        """Return the order in which a run uses the samples of these sources."""
-        return cls(
-            sources,
-            run.global_batch,
-            run.seed,
-            run.order.shuffle,
-            window=run.order.window,
-            lanes=run.order.lanes,
-            lane_width=run.micro_batch,
-        )
+    def of_config(
+        cls, order: OrderConfig, sources: Sequence[OrderSource], global_batch: int, micro_batch: int, seed: int
+    ) -> SampleOrder:
+        """Return the order of a run; its lanes alternate every microbatch."""
+        window, lanes = order.window, order.lanes
+        return cls(sources, global_batch, seed, order.shuffle, window=window, lanes=lanes, lane_width=micro_batch)
 
     @property
     def samples(self) -> int:
@@ -247,10 +242,6 @@ class SampleOrder:
         if self._lanes is None:
             return self._mix.position(number, index)
         return self._lanes.position(number * self.lanes + stretch.lane, index)
-
-    def step_of(self, sample: int, epoch: int) -> int:
-        """Return the step (from 0) that consumes `sample` in `epoch`."""
-        return self.position_of(sample, epoch) // self.global_batch
 
 
 def sample_keys(seed: int, epochs: Ids, ids: Ids) -> Words:

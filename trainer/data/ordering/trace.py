@@ -142,23 +142,25 @@ class Trace:
 
     def __init__(self, folder: RunFolder) -> None:
         try:
-            self.run: RunConfig = thaw(folder.storage.read(CONFIG).decode())
+            run: RunConfig = thaw(folder.storage.read(CONFIG).decode())
         except FileNotFoundError:
             raise ConfigError(f"{folder.url} is not a run folder: it has no {CONFIG}{meant(folder.url)}") from None
         records = read_record(folder)
-        self.order = SampleOrder.of_run(self.run, order_sources(records))
+        self.steps, self.micro_batch = run.steps, run.micro_batch
+        sources = order_sources(records)
+        self.order = SampleOrder.of_config(run.order, sources, run.global_batch, run.micro_batch, run.seed)
         self.places = Places(records, self.order)
         manifest = next((found.manifest for found in candidates(folder) if isinstance(found, Committed)), None)
         self.reached = manifest.step if manifest is not None else 0
         """The step of the newest checkpoint."""
         self._passed_over = manifest.progress.get("passed_over", []) if manifest is not None else []
-        self._excluded = first_steps_without(self.run.exclude)
+        self._excluded = first_steps_without(run.exclude)
 
     def step(self, number: int) -> list[Visit]:
         """Return the samples of a step, in the order of the batch."""
-        if not 1 <= number <= self.run.steps:
-            raise ConfigError(f"--step {number}: the run has steps 1 to {self.run.steps}")
-        batch = self.run.global_batch
+        if not 1 <= number <= self.steps:
+            raise ConfigError(f"--step {number}: the run has steps 1 to {self.steps}")
+        batch = self.order.global_batch
         epochs, ids = self.order.at((number - 1) * batch, np.arange(batch))
         pairs = zip(ids.tolist(), epochs.tolist(), strict=True)
         return [
@@ -172,18 +174,18 @@ class Trace:
         if self.order.source_of(sample).weights is not None:
             yield from self._drawn(sample)
             return
-        end, epoch = self.run.steps * self.run.global_batch, 0
+        end, epoch = self.steps * self.order.global_batch, 0
         while (position := self.order.position_of(sample, epoch)) < end:
-            step, place = divmod(position, self.run.global_batch)
+            step, place = divmod(position, self.order.global_batch)
             yield self._visit(sample, step + 1, epoch, place)
             epoch += 1
 
     def _drawn(self, sample: int) -> Iterator[Visit]:
         """Yield the visits of a sample that is drawn by weight; this needs a scan of every step."""
-        batch = self.run.global_batch
+        batch = self.order.global_batch
         together = max(1, LOOKED_AT // batch)
-        for first in range(0, self.run.steps, together):
-            count = min(together, self.run.steps - first) * batch
+        for first in range(0, self.steps, together):
+            count = min(together, self.steps - first) * batch
             turns, ids = self.order.at(first * batch, np.arange(count))
             for offset in np.flatnonzero(ids == sample).tolist():
                 step, place = divmod(offset, batch)
@@ -204,7 +206,7 @@ class Trace:
         return self.places.sample(file, int(row))
 
     def _visit(self, sample: int, step: int, epoch: int, place: int) -> Visit:
-        microbatch = place // self.run.micro_batch
+        microbatch = place // self.micro_batch
         return Visit(sample, step, epoch, place, microbatch, *self.places.of(sample), self._state(sample, step))
 
     def _state(self, sample: int, step: int) -> str:

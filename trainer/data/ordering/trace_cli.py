@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
         for visit in found:
             print(json.dumps(visit.to_json()))
     elif not found:
-        print(f"no step up to {trace.run.steps} uses it; an epoch has {trace.order.samples:,} samples")
+        print(f"no step up to {trace.steps} uses it; an epoch has {trace.order.samples:,} samples")
     else:
         _print_table(found)
     return 0

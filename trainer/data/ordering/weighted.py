@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from concurrent.futures import Future
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 
 from everstep.errors import DataError
-from everstep.trainer.data.batching import Columns
-from everstep.trainer.data.dataset import Dataset, MapStyle, as_dataset, take_seeded
+from everstep.trainer.data.columns import Columns
+from everstep.trainer.data.dataset import (
+    BatchedReads,
+    Dataset,
+    MapStyle,
+    Prefetchable,
+    Sharded,
+    ShardedFiles,
+    as_dataset,
+    location_of,
+    mean_sample_bytes,
+    take_seeded,
+)
 from everstep.trainer.data.map_style import Seed
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
@@ -35,6 +47,13 @@ class Weighted:
             )
         if not np.isfinite(self.weights).all() or self.weights.min(initial=0) < 0 or not self.weights.any():
             raise DataError("data: weights must be finite, 0 or more, and one of them above 0")
+        # `isinstance` looks for the attributes of an object, so these abilities are there if the dataset has them.
+        if isinstance(self.dataset, BatchedReads):
+            self.take_batches = self.dataset.take_batches
+        if isinstance(self.dataset, Sharded):
+            self.shard_rows = self.dataset.shard_rows
+        if isinstance(self.dataset, ShardedFiles):
+            self.path, self.shard_files = self.dataset.path, self.dataset.shard_files
 
     @cached_property
     def digest(self) -> str:
@@ -48,17 +67,25 @@ class Weighted:
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getattr__(self, name: str) -> Any:
-        # Optional members of the dataset, such as `takes` or `want`, are passed through.
-        if name.startswith("_") or name == "dataset":
-            raise AttributeError(name)
-        return getattr(self.dataset, name)
-
     def take(self, ids: Ids) -> Columns:
         return self.dataset.take(ids)
 
     def take_seeded(self, ids: Ids, keys: Words, seed: Seed) -> Columns:
         return take_seeded(self.dataset, ids, keys, seed)
+
+    @property
+    def sample_bytes(self) -> float:
+        return mean_sample_bytes(self.dataset)
+
+    @property
+    def cache_bytes(self) -> int | None:
+        return self.dataset.cache_bytes if isinstance(self.dataset, Prefetchable) else None
+
+    def prefetch(self, ids: Ids) -> Sequence[Future[None]]:
+        return self.dataset.prefetch(ids) if isinstance(self.dataset, Prefetchable) else ()
+
+    def location(self, sample: int) -> str:
+        return location_of(self.dataset, sample)
 
 
 def balanced(dataset: Dataset | MapStyle, labels: ArrayLike | torch.Tensor) -> Weighted:

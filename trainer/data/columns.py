@@ -1,7 +1,8 @@
-"""Ragged columns: samples of different lengths in one batch, as their values end to end and offsets."""
+"""Columns of a batch: tensors, ragged ones for samples of different lengths, and unusable rows."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
@@ -12,6 +13,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from everstep.errors import DataError
+
+ALONE_BYTES, TOGETHER_BYTES = 192 << 10, 1 << 20
+"""A piece of at least the first size is gathered alone; smaller ones up to the second size together."""
+SHOWN = 3
+"""Rows that the message of `BadSamples` names; its `errors` has them all."""
 
 
 @dataclass(slots=True)
@@ -72,6 +78,60 @@ class Ragged:
         """Return one-dimensional tensors end to end."""
         lengths = torch.tensor([0, *(len(sample) for sample in samples)])
         return cls(torch.cat(samples) if samples else torch.empty(0), lengths.cumsum(0))
+
+
+Columns = dict[str, Tensor | Ragged]
+"""Row i of each column belongs to one sample."""
+
+
+class BadSamples(DataError):
+    """Rows of a batch that do not decode, all of them at once: dropping these leaves a good batch.
+
+    It holds rows only; the loader, which has the sample ids, adds dataset and shard or drops the samples.
+    """
+
+    def __init__(self, errors: Mapping[int, str]) -> None:
+        self.errors = dict(sorted(errors.items()))
+        """Row in the batch -> reason, in one line."""
+        listed = "; ".join(f"row {row}: {why}" for row, why in list(self.errors.items())[:SHOWN])
+        more = f"; and {len(self.errors) - SHOWN} more" if len(self.errors) > SHOWN else ""
+        super().__init__(f"{len(self.errors)} of the batch's samples cannot be used: {listed}{more}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By default an exception is rebuilt from its message, and would lose the rows when it leaves a worker.
+        return (type(self), (self.errors,))
+
+
+def split(columns: Columns, bounds: Sequence[int]) -> Iterator[Columns]:
+    """Yield the rows between each two bounds, as views."""
+    names, sizes = list(columns), [stop - start for start, stop in pairwise(bounds)]
+    parts = zip(*(column.split(sizes) for column in columns.values()), strict=True)
+    return (dict(zip(names, values, strict=True)) for values in parts)
+
+
+def pieces(gather: Callable[[int, int], Columns], bounds: Sequence[int], row_bytes: float) -> Iterator[Columns]:
+    """Yield the rows between each two bounds, gathered with `gather(start, stop)`.
+
+    Several small pieces share one call; large ones are gathered alone.
+
+    A piece is gathered when it is requested, so that it is in the core's own cache when it is used.
+
+    Args:
+        row_bytes: size of a row of all columns; 0 gathers all pieces at once.
+    """
+    first, last = 0, len(bounds) - 1
+    alone, together = (limit / row_bytes if row_bytes else bounds[-1] for limit in (ALONE_BYTES, TOGETHER_BYTES))
+    while first < last:
+        stop = first + 1
+        if bounds[stop] - bounds[first] < alone:
+            while stop < last and bounds[stop] - bounds[first] < together:
+                stop += 1
+        found = gather(bounds[first], bounds[stop])
+        if stop == first + 1:
+            yield found
+        else:
+            yield from split(found, [bound - bounds[first] for bound in bounds[first : stop + 1]])
+        first = stop
 
 
 _BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
