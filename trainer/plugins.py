@@ -22,6 +22,51 @@ ALLOWED = (*(f"{module}." for module in PUBLIC), "torch.nn.", "torch.optim.")
 
 Not `torch.utils.data.`: one of its functions unpickles the bytes that it is given, and YAML can hold bytes.
 """
+FUNCTIONS = (
+    *(
+        f"torch.nn.functional.{name}"
+        for name in (
+            "celu",
+            "elu",
+            "gelu",
+            "glu",
+            "hardsigmoid",
+            "hardswish",
+            "hardtanh",
+            "leaky_relu",
+            "log_softmax",
+            "logsigmoid",
+            "mish",
+            "normalize",
+            "relu",
+            "relu6",
+            "selu",
+            "sigmoid",
+            "silu",
+            "softmax",
+            "softplus",
+            "softsign",
+            "tanh",
+            "binary_cross_entropy_with_logits",
+            "cosine_similarity",
+            "cross_entropy",
+            "huber_loss",
+            "kl_div",
+            "l1_loss",
+            "mse_loss",
+            "nll_loss",
+            "poisson_nll_loss",
+            "smooth_l1_loss",
+            "triplet_margin_loss",
+        )
+    ),
+    *(f"torch.nn.utils.parametrizations.{name}" for name in ("orthogonal", "spectral_norm", "weight_norm")),
+)
+"""Functions of torch that a config may name; of its classes all modules, optimizers and schedulers.
+
+Others reach further than they look: torch.nn.Module.compile takes the path of a compiler.
+"""
+BASES = ("torch.nn.modules.module.Module", "torch.optim.optimizer.Optimizer", "torch.optim.lr_scheduler.LRScheduler")
 TARGET = "_target_"
 PARTIAL = "_partial_"
 
@@ -99,11 +144,24 @@ def _check_name(target: object, key: str, plugins: Iterable[str]) -> None:
 def _resolve(target: str, key: str, plugins: Iterable[str]) -> Any:
     _check_name(target, key, plugins)
     found = _import(target, key)
+    if target in FUNCTIONS:
+        return found
     home = f"{getattr(found, '__module__', '')}."
     roots = (*(a for a in ALLOWED), *(f"{name}." for name in plugins))
     if not callable(found) or not (_is_public(target) or home.startswith(roots)):
         raise ConfigError(f"{key}._target_={target!r} is not a class or function that its package defines")
+    of_a_plugin = target.startswith(tuple(f"{name}." for name in plugins))
+    if target.startswith("torch.") and not of_a_plugin and not _is_part(found):
+        raise ConfigError(
+            f"{key}._target_={target!r} is no module, optimizer or scheduler of torch; "
+            "name a class of torch.nn or torch.optim, or a function of your own package"
+        )
     return found
+
+
+def _is_part(found: object) -> bool:
+    """True for a class of torch that a model or its training is made of; torch itself is not imported here."""
+    return isinstance(found, type) and any(f"{base.__module__}.{base.__qualname__}" in BASES for base in found.__mro__)
 
 
 def _is_public(target: str) -> bool:

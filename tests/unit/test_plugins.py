@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from everstep import frozen_config
@@ -221,3 +222,36 @@ def test_runtime_objects_go_only_where_the_constructor_asks_for_them(shop: Path)
 def test_a_function_that_is_a_hook_itself_is_told_how_to_be_one() -> None:
     with pytest.raises(ConfigError, match="or _partial_: true if the function itself is the hook"):
         instantiate({"_target_": "torch.nn.Linear", "in_features": 2}, "hooks[0]", ())
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "torch.nn.Module.apply",
+        "torch.nn.Module.compile",
+        "torch.nn.Linear.load_state_dict",
+        "torch.nn.parallel.data_parallel",
+        "torch.optim.swa_utils.update_bn",
+        "torch.nn.utils.prune.custom_from_mask",
+        "torch.nn.Parameter",
+    ],
+)
+def test_of_torch_only_the_parts_of_a_model_and_of_its_training_may_be_named(target: str) -> None:
+    node = {"_target_": target, "_partial_": True}
+    assert "is no module, optimizer or scheduler of torch" in refused(node)
+
+
+def test_the_users_own_choice_of_torch_allows_all_of_it() -> None:
+    assert instantiate({"_target_": "torch.nn.Module.compile", "_partial_": True}, "hooks[0]", ["torch"])
+
+
+def test_activations_of_torch_may_be_named() -> None:
+    made = instantiate({"_target_": "torch.nn.functional.gelu", "_partial_": True}, "model.activation", [])
+    assert made(torch.zeros(1)) == 0
+
+
+def test_a_config_cannot_have_torchs_compiler_run_a_file_of_the_folder(tmp_path: Path) -> None:
+    compiler = {"cpp.cxx": [str(tmp_path / "x.sh")]}
+    options = {"_target_": "torch.nn.Module.compile", "_partial_": True, "backend": "inductor", "options": compiler}
+    node = {"_target_": "torch.nn.Module.apply", "self": {"_target_": "torch.nn.ReLU"}, "fn": options}
+    assert "is no module, optimizer or scheduler of torch" in refused(node)
