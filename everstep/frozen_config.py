@@ -49,10 +49,24 @@ _Dumper.add_representer(str, _word)
 def thaw(text: str) -> RunConfig:
     """Parse the text of `freeze`; ConfigError when it is invalid."""
     try:
+        refuse_interpolations(yaml.safe_load(text), "config.yaml of the run folder")
         tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
         return to_object(tree, RunConfig)
     except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
+
+
+def refuse_interpolations(value: Any, where: str) -> None:
+    """Raise ConfigError for a value like ${oc.env:NAME}: in a folder it would read the reader's environment.
+
+    What Everstep writes there is resolved.
+    """
+    if isinstance(value, str) and "${" in value:
+        raise ConfigError(f"{where}: {value!r} is an interpolation, and a run folder has resolved values only")
+    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in below:
+        refuse_interpolations(key, where)
+        refuse_interpolations(each, where)
 
 
 def digest(config: RunConfig) -> str:

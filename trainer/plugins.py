@@ -190,12 +190,20 @@ def _import(target: str, key: str) -> Any:
 
 
 def _fitting(target: Any, runtime: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(target).parameters
+    parameters = _parameters(target)
     return {name: value for name, value in runtime.items() if name in parameters}
 
 
+def _parameters(target: Any) -> Mapping[str, inspect.Parameter]:
+    """Return the parameters; for a function in C, which has no signature, any may be given."""
+    try:
+        return inspect.signature(target).parameters
+    except ValueError:
+        return {"arguments": inspect.Parameter("arguments", inspect.Parameter.VAR_KEYWORD)}
+
+
 def _check_arguments(target: Any, name: str, key: str, arguments: Mapping[str, Any], partial: bool) -> None:
-    parameters = inspect.signature(target).parameters
+    parameters = _parameters(target)
     kinds = inspect.Parameter
     named = {p.name for p in parameters.values() if p.kind in (kinds.POSITIONAL_OR_KEYWORD, kinds.KEYWORD_ONLY)}
     if not any(p.kind is kinds.VAR_KEYWORD for p in parameters.values()):

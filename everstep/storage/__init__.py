@@ -5,8 +5,10 @@ Modules for remote URLs are imported on first use.
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
+from everstep.errors import ConfigError
 from everstep.lazy_names import lazy
 from everstep.storage.base import STAGED, Buffer, Storage, probe
 from everstep.storage.local import LocalStorage
@@ -42,9 +44,27 @@ __getattr__ = lazy(
 """Imported on first use, so a run on local disks imports none of them."""
 
 
+SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
+"""Schemes of a URL. fsspec knows many more: some ask any host of the network, some run what a file says."""
+MORE_SCHEMES = "EVERSTEP_SCHEMES"
+"""Environment variable: further schemes of fsspec, such as hdfs,lakefs."""
+
+
 def open_storage(url: str) -> Storage:
-    """Return the storage for a path or a URL (`file://` and plain paths are local)."""
-    if "://" not in url or url.startswith("file://"):
+    """Return the storage for a path or a URL (`file://` and plain paths are local).
+
+    Raises:
+        ConfigError: the URL has a scheme that is not in SCHEMES, or chains several of them.
+    """
+    if "://" not in url and "::" not in url:
+        return LocalStorage(url)
+    scheme = url.partition("://")[0]
+    if "::" in scheme or scheme not in (*SCHEMES, *os.environ.get(MORE_SCHEMES, "").split(",")):
+        raise ConfigError(
+            f"{url!r}: the scheme {scheme!r} is not one of {', '.join(SCHEMES)}; if you want it all the same, "
+            f"set {MORE_SCHEMES}={scheme.rpartition('::')[2]}"
+        )
+    if scheme == "file":
         return LocalStorage(url.removeprefix("file://"))
     from everstep.storage.fsspec_backend import FsspecStorage
     from everstep.storage.obstore_backend import ObstoreStorage, serves

@@ -9,7 +9,7 @@ from typing import Any
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import digest, freeze, settle, thaw
+from everstep.frozen_config import digest, freeze, refuse_interpolations, settle, thaw
 from everstep.launch.cli.run import start
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
 from everstep.launch.console import say
@@ -114,6 +114,7 @@ def _changed(folder: RunFolder, options: argparse.Namespace) -> tuple[RunConfig,
         raise ConfigError(f"{folder.url} has no {CONFIG}: there is nothing that could go on") from error
     try:
         job: Any = yaml.safe_load(folder.storage.read(JOB))
+        refuse_interpolations(job, f"{folder.url}/{JOB}")
     except FileNotFoundError:  # torchrun started it, without the launcher
         job = {}
     except yaml.YAMLError as error:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from everstep.errors import ConfigError
+from everstep.frozen_config import refuse_interpolations
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.schedulers.base import spec_digest
 from everstep.launch.submit.records import submissions
@@ -83,7 +84,9 @@ def _job(folder: RunFolder) -> JobConfig:
     import yaml
 
     try:
-        return job_config(yaml.safe_load(folder.storage.read(JOB)) or {})
+        found = yaml.safe_load(folder.storage.read(JOB)) or {}
+        refuse_interpolations(found, f"{folder.url}/{JOB}")
+        return job_config(found)
     except FileNotFoundError:
         return JobConfig()
     except yaml.YAMLError as error:

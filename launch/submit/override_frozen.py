@@ -37,7 +37,7 @@ def amend(
                 OmegaConf.update(tree, key, value, merge=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"cannot change {text!r}: {str(error).splitlines()[0]}") from error
-    plainly: dict[str, Any] = OmegaConf.to_container(tree)  # type: ignore[assignment]
+    plainly: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
     changed_job = plainly.pop("job") or {}
     changed = thaw(OmegaConf.to_yaml(OmegaConf.create(plainly)))
     return thaw(freeze(changed)), changed_job

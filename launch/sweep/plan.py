@@ -17,7 +17,7 @@ import yaml
 from everstep.compose import Composed, compose, groups, sweep_files
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError, nearest
-from everstep.frozen_config import changes, digest, freeze, thaw
+from everstep.frozen_config import changes, digest, freeze, refuse_interpolations, thaw
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.sweep import config as keys
 from everstep.launch.sweep.asha import rungs
@@ -263,6 +263,7 @@ def load(folder: SweepFolder) -> Plan:
     """Load the plan that `settle` froze. ConfigError when there is none or it is damaged."""
     try:
         tree = yaml.safe_load(folder.storage.read(SWEEP))
+        refuse_interpolations({key: tree[key] for key in tree if key != "bases"}, f"{folder.url}/{SWEEP}")
         axes = tuple(Axis(**{**each, "choices": tuple(each["choices"])}) for each in tree["axes"])
         bases = {json.dumps(each["groups"], sort_keys=True): Base(thaw(each["config"])) for each in tree["bases"]}
         return Plan(folder, sweep_config(tree["sweep"]), axes, job_config(tree["job"]), bases, tree["base_digest"])
