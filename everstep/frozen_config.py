@@ -57,7 +57,7 @@ def thaw(text: str) -> RunConfig:
 
 
 def refuse_interpolations(value: Any, where: str) -> None:
-    """Raise ConfigError for a value like ${oc.env:NAME}: in a folder it would read the reader's environment.
+    """Raise ConfigError for a value like ${oc.env:NAME}, which would read the reader's environment.
 
     What Everstep writes there is resolved.
     """

@@ -23,6 +23,16 @@ def has_run_since(pid: int | None, at: float) -> bool:
     return created is not None and created <= at + SLACK_S
 
 
+def command_line(pid: int) -> list[str]:
+    """Return the arguments of a process; empty if it has ended or belongs to another user."""
+    import psutil
+
+    try:
+        return list(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return []
+
+
 def children(pid: int, recursive: bool = False) -> list[int]:
     """Return the running children of a process, or all its descendants; empty if it has ended."""
     import psutil

@@ -69,7 +69,9 @@ class FileScheduler:
 
 def _status(job: dict[str, Any]) -> JobStatus:
     nodes, started = tuple(job.get("nodes", ())), job.get("started_at")
-    return JobStatus(JobState(job["state"]), job.get("reason", ""), nodes, started_at=started, worn=job.get("worn", ""))
+    token = job.get("token", "").partition(".")[0]  # Slurm's elements have the comment of their array
+    state, reason = JobState(job["state"]), job.get("reason", "")
+    return JobStatus(state, reason, nodes, started_at=started, worn=job.get("worn", ""), token=token)
 
 
 class FileArrays(FileScheduler):

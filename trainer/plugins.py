@@ -160,7 +160,7 @@ def _resolve(target: str, key: str, plugins: Iterable[str]) -> Any:
 
 
 def _is_part(found: object) -> bool:
-    """True for a class of torch that a model or its training is made of; torch itself is not imported here."""
+    """True for a module, optimizer or scheduler of torch; torch itself is not imported here."""
     return isinstance(found, type) and any(f"{base.__module__}.{base.__qualname__}" in BASES for base in found.__mro__)
 
 

@@ -45,7 +45,7 @@ __getattr__ = lazy(
 
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
-"""Schemes of a URL. fsspec knows many more: some ask any host of the network, some run what a file says."""
+"""Schemes of a URL. fsspec knows many more: some query any host, some run what a file says."""
 MORE_SCHEMES = "EVERSTEP_SCHEMES"
 """Environment variable: further schemes of fsspec, such as hdfs,lakefs."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import uuid
 from collections.abc import Sequence
 from typing import Any
 
@@ -21,6 +20,7 @@ from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.state import RunState
 from everstep.launch.runs.summary import RunSummary, summary
 from everstep.launch.schedulers.base import Program
+from everstep.launch.schedulers.job import new_token
 from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.submit.override_frozen import amend
 from everstep.launch.submit.records import submissions, submit
@@ -94,8 +94,8 @@ def program(config: RunConfig, folder: RunFolder) -> Program:
     """Return the program that nodes start: the trainer, with the frozen config of the run folder."""
     url = folder.storage.url
     argv = tuple(trainer(url, config.plugins, digest(config)))
-    token, plugins = f"everstep-{uuid.uuid4().hex}", tuple(config.plugins)
-    return Program(str(config.run), url, argv, token, freeze(config), plugins, _code(folder))
+    plugins = tuple(config.plugins)
+    return Program(str(config.run), url, argv, new_token(url), freeze(config), plugins, _code(folder))
 
 
 def _code(folder: RunFolder) -> str | None:

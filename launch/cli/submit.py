@@ -8,7 +8,6 @@ import datetime
 import os
 import shlex
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from everstep.launch.parser import Arguments, add_overrides
 from everstep.launch.preflight.checks import check, program_problems, refuse
 from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.schedulers.base import Program, Scheduler
+from everstep.launch.schedulers.job import new_token, token_by_hand
 from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.submit.records import Receipt, current
 from everstep.launch.submit.records import submit as submit_once
@@ -116,7 +116,7 @@ def _from_here(script: str) -> str:
 
 
 def _program(name: str, folder: RunFolder, argv: Sequence[str]) -> Program:
-    return Program(name, folder.storage.url, tuple(argv), f"everstep-{uuid.uuid4().hex}")
+    return Program(name, folder.storage.url, tuple(argv), new_token(folder.storage.url))
 
 
 def _cluster(job: JobConfig) -> Scheduler:
@@ -199,7 +199,7 @@ def _shown(plan: Plan, cluster: Scheduler) -> str:
         changes_since(plan.config, plan.folder)
     token = "TOKEN"
     if plan.job.scheduler == "k8s":  # the manifest may be applied by hand, so its token must be unique to this run
-        token = f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, plan.folder.storage.url).hex}"
+        token = token_by_hand(plan.folder.storage.url)
     rendered = cluster.render(plan.job, dataclasses.replace(plan.program, token=token))
     if rendered.manifest:
         for mistake in rendered.mistakes:

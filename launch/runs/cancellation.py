@@ -10,8 +10,9 @@ from collections.abc import Sequence
 
 from everstep.launch.runs.history import History, has_process, is_here, read
 from everstep.launch.runs.summary import RunSummary, summary
-from everstep.launch.schedulers.job import CANCELLED, JobHandle
+from everstep.launch.schedulers.job import CANCELLED, JobHandle, refuse_other_job
 from everstep.launch.schedulers.registry import scheduler
+from everstep.processes import command_line
 from everstep.provenance import user
 from everstep.run_folder import STOP_MARKER, RunFolder
 
@@ -26,15 +27,18 @@ def cancel_run(folder: RunFolder) -> str:
     return _job(folder, history) if history.submissions else _processes(folder, here)
 
 
-def cancel_jobs(histories: Sequence[History]) -> None:
+def cancel_jobs(found: Sequence[RunSummary]) -> None:
     """Cancel the jobs of many runs, by one command to each scheduler."""
     by_scheduler: dict[str, list[JobHandle]] = {}
-    for handle in [history.handle for history in histories if history.handle is not None]:
-        by_scheduler.setdefault(handle.scheduler, []).append(handle)
+    for each in found:
+        handle = each.history.handle
+        if handle is not None:
+            refuse_other_job(handle, each.job, each.history.url)
+            by_scheduler.setdefault(handle.scheduler, []).append(handle)
     for name, handles in by_scheduler.items():
         scheduler(name).cancel(handles)
-    for history in histories:
-        _keep(RunFolder(history.url))
+    for each in found:
+        _keep(RunFolder(each.history.url))
 
 
 def _job(folder: RunFolder, history: History) -> str:
@@ -44,6 +48,7 @@ def _job(folder: RunFolder, history: History) -> str:
     if handle is None:
         _keep(folder)
         return "no job is known of it yet; if its launcher is still at work, cancel again"
+    refuse_other_job(handle, cluster.status([handle])[handle], folder.storage.url)
     cluster.cancel([handle])
     _keep(folder)
     return f"{handle} is cancelled; the last checkpoint stands"
@@ -58,11 +63,17 @@ def _processes(folder: RunFolder, here: RunSummary) -> str:
     if last.ending is not None:
         _keep(folder)
         return "is between two attempts: the next is told to stop by a marker in the run folder"
-    if is_here(last) and last.pid is not None and has_process(last):
+    if is_here(last) and last.pid is not None and has_process(last) and _trains(last.pid, folder):
         with contextlib.suppress(ProcessLookupError, PermissionError):  # already gone, or left to the marker
             os.kill(last.pid, signal.SIGTERM)
         return f"attempt {last.number} is told to stop (process {last.pid}): it saves and ends"
     return f"attempt {last.number} on {last.host} is told to stop by a marker in the run folder: it saves and ends"
+
+
+def _trains(pid: int, folder: RunFolder) -> bool:
+    """True if a process trains this run folder: a claim may name any process of the user."""
+    words = command_line(pid)
+    return "everstep.trainer" in words and folder.storage.url in words
 
 
 def _keep(folder: RunFolder) -> None:

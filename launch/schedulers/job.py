@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import enum
+import re
+import uuid
 from dataclasses import dataclass
 
 from everstep.errors import ConfigError
 
+PLAIN = re.compile(r"[A-Za-z0-9_%][A-Za-z0-9_.:@%/-]*")
+"""Form of a part of a handle."""
 CANCELLED = "cancelled"
 """Outcome in the decision that records a cancelled run."""
 
@@ -29,6 +33,28 @@ class JobState(enum.Enum):
         return self in (JobState.succeeded, JobState.failed, JobState.preempted, JobState.cancelled)
 
 
+def new_token(url: str) -> str:
+    """Return a unique id for a submission that also says which run folder, or sweep, it is for."""
+    return f"everstep-{uuid.uuid4().hex[:24]}-{_mark(url)}"
+
+
+def token_by_hand(url: str) -> str:
+    """Return the token of a job that a user applies by hand: the same for each copy of its manifest."""
+    return f"by-hand-{uuid.uuid5(uuid.NAMESPACE_URL, url).hex[:24]}-{_mark(url)}"
+
+
+def is_token_of(token: str, url: str) -> bool:
+    """True if a job with this token was submitted for the folder at `url`, or for a sweep around it."""
+    parts = url.split("/")
+    return any(token.endswith(f"-{_mark('/'.join(parts[:end]))}") for end in range(len(parts), 0, -1))
+
+
+def _mark(url: str) -> str:
+    import hashlib  # imported late, as it loads OpenSSL
+
+    return hashlib.sha256(url.encode()).hexdigest()[:12]
+
+
 @dataclass(frozen=True, order=True)
 class JobHandle:
     """Address of a job: `slurm://cluster/1234`."""
@@ -48,7 +74,8 @@ class JobHandle:
     def parse(text: str) -> JobHandle:
         scheduler, _, rest = text.partition("://")
         cluster, _, number = rest.partition("/")
-        if not (scheduler and cluster and number):
+        # Parts of a command line to come: an id like --user=root would cancel all jobs of a user.
+        if not all(PLAIN.fullmatch(part) for part in (scheduler, cluster, number)):
             raise ConfigError(f"{text!r} is not a job: it should look like slurm://cluster/1234")
         return JobHandle(scheduler, cluster, number)
 
@@ -69,5 +96,17 @@ class JobStatus:
     exit_code: int | None = None
     ending: bool = False
     """The job is releasing its nodes, and will shortly be over or pending again."""
+    token: str = ""
+    """Token that the scheduler keeps with the job, see `new_token`; empty if it has none."""
     worn: str = ""
     """Reason why a new job would start sooner than this one; empty if it would not."""
+
+
+def refuse_other_job(handle: JobHandle, status: JobStatus | None, url: str) -> None:
+    """Raise ConfigError if a folder names a job of the user that was not submitted for it."""
+    if status is None or status.state is JobState.unknown or is_token_of(status.token, url):
+        return
+    raise ConfigError(
+        f"{handle} was not submitted for {url}, whatever the folder says (it was copied, moved or changed); "
+        "if you want this job to end, cancel it by the scheduler's own command"
+    )

@@ -23,7 +23,7 @@ from everstep.errors import ConfigError, EverstepError
 from everstep.launch.config import JobConfig, job_yaml
 from everstep.launch.console import say
 from everstep.launch.schedulers.base import Program, Rendered, Scheduler
-from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
+from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus, refuse_other_job
 from everstep.launch.submit.trust import Runnable, sign
 from everstep.processes import has_run_since
 from everstep.run_folder import JOB, RESTARTS, SUBMISSIONS, RunFolder
@@ -104,6 +104,7 @@ def submit(folder: RunFolder, job: JobConfig, program: Program, scheduler: Sched
     if (present := _present(folder, seen, scheduler)) is not None:
         if present.status is None or not present.status.worn:
             return present
+        refuse_other_job(present.handle, present.status, folder.storage.url)
         _give_up(folder, present.handle, present.status.worn, scheduler)
     sign(folder.storage, Runnable.of(job, program.plugins, program.code, () if program.is_trainer else program.argv))
     submission = intend(

@@ -88,11 +88,11 @@ def cancel(folder: SweepFolder) -> str:
     if job.scheduler != "local":  # a driver that was killed may have left jobs that no trial records
         recover([folder.run(trial.name) for trial in story.trials if trial.is_open], scheduler(job.scheduler, job))
     going = [
-        each.history
+        each
         for each in _under_way(folder, story)
         if each.history.handle is not None and not each.standing.state.is_over
     ]
-    folder.stop(by, [each.name for each in going])
+    folder.stop(by, [each.history.name for each in going])
     cancel_jobs(going)
     return f"is cancelled, {len(going)} of its trials had jobs; 'everstep resume {folder.url}' goes on"
 

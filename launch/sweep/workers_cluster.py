@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,7 +14,7 @@ from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.schedulers.base import Batch, Batching, Program, Scheduler
-from everstep.launch.schedulers.job import JobHandle, JobState
+from everstep.launch.schedulers.job import JobHandle, JobState, new_token
 from everstep.launch.submit.array import ArrayMember, in_threads, recover, submit_batch
 from everstep.launch.submit.records import is_gone, submissions, submit
 from everstep.launch.sweep.sweep_folder import Code, SweepFolder
@@ -97,7 +96,7 @@ class ClusterWorkers:
             str(task.config.run),
             url,
             _argv(task),
-            f"everstep-{uuid.uuid4().hex}",
+            new_token(url),
             plugins=tuple(task.config.plugins),
             code=self._place,
         )
@@ -110,7 +109,7 @@ class ClusterWorkers:
         batch = Batch(
             to.sweep.name,
             to.sweep.storage.url,
-            f"everstep-{uuid.uuid4().hex}",
+            new_token(to.sweep.storage.url),
             tuple(range(len(tasks))),
             self.room,
             () if fits else tuple(self.tasks),

@@ -20,6 +20,7 @@ from everstep.launch.__main__ import main
 from everstep.launch.cli import logs, status
 from everstep.launch.runs.goodput import Goodput
 from everstep.launch.schedulers import registry
+from everstep.launch.schedulers.job import JobHandle, new_token
 
 
 @pytest.fixture
@@ -54,9 +55,14 @@ def done(root: Path, name: str, ago_s: float = 1000.0) -> Records:
     return records
 
 
+WAITS = "import signal, time\nsignal.signal(15, lambda *_: exit(75))\nprint(1, flush=True)\nwhile True: time.sleep(0.1)"
+"""A process that ends with 75 when it is told to stop."""
+
+
 def queued(root: Path, name: str, jobs: FileScheduler, number: str, **facts: Any) -> Records:
     records = Records(str(root / name))
-    records.submit(1, 0, jobs.set(number, **facts), token=f"token-{number}")
+    token = new_token(records.folder.storage.url)
+    records.submit(1, 0, jobs.set(number, token=token, **facts), token=token)
     return records
 
 
@@ -340,8 +346,9 @@ def test_cancel_finds_the_job_of_a_launcher_that_died(
     root: Path, jobs: FileScheduler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = Records(str(root / "demo"))
-    records.submit(1, 0, None, token="mine")
-    jobs.set("5", token="mine")
+    token = new_token(records.folder.storage.url)
+    records.submit(1, 0, None, token=token)
+    jobs.set("5", token=token)
     assert main(["cancel", "demo"]) == 0
     assert jobs.known()["jobs"]["5"]["state"] == "cancelled"
     assert capsys.readouterr().out.startswith("demo: slurm://file/5 is cancelled")
@@ -356,9 +363,8 @@ def test_one_unknown_name_cancels_nothing(root: Path, jobs: FileScheduler) -> No
 @pytest.mark.process
 def test_cancel_tells_a_run_on_this_machine_to_save_and_end(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trainer = subprocess.Popen(
-        [sys.executable, "-c", "import signal, time\nsignal.signal(15, lambda *_: exit(75))\nprint(1, flush=True)\n"
-                               "while True: time.sleep(0.1)"], stdout=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", WAITS, "everstep.trainer", "--frozen", str(root / "demo")], stdout=subprocess.PIPE
+    )
     assert trainer.stdout is not None
     trainer.stdout.readline()
     records = Records(str(root / "demo"), ago_s=0)
@@ -368,6 +374,42 @@ def test_cancel_tells_a_run_on_this_machine_to_save_and_end(root: Path, capsys: 
     assert records.folder.storage.exists("stop")
     assert trainer.wait(timeout=20) == 75
     until(lambda: not alive(trainer.pid))
+
+
+def test_cancel_signals_no_process_that_does_not_train_this_run(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["sleep", "60"], ["everstep.trainer", "--frozen", str(root / "of another")]):
+        other = subprocess.Popen([sys.executable, "-c", WAITS, *words], stdout=subprocess.PIPE)
+        assert other.stdout is not None
+        other.stdout.readline()
+        records = Records(str(root / "demo"), ago_s=0)
+        records.attempt(1, 0, host=socket.gethostname(), pid=other.pid)
+        assert main(["cancel", "demo"]) == 0
+        assert "is told to stop by a marker in the run folder" in capsys.readouterr().out
+        assert other.poll() is None
+        other.kill()
+        other.wait()
+
+
+@pytest.mark.parametrize("id", ["--user=root", "-9", "1 2", "1;id", "--name=x/1"])
+def test_a_handle_that_is_an_option_is_no_job(root: Path, id: str, capsys: pytest.CaptureFixture[str]) -> None:
+    records = Records(str(root / "demo"))
+    records.submit(1, 0, JobHandle("slurm", "x", id))
+    assert main(["cancel", "demo"]) == 2
+    assert "is not a job: it should look like slurm://cluster/1234" in capsys.readouterr().out
+
+
+def test_a_job_of_another_run_is_not_cancelled(
+    root: Path, jobs: FileScheduler, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = queued(root, "own", jobs, "7")
+    foreign = Records(str(root / "foreign"))
+    intent = json.loads(own.folder.storage.read("submissions/0001.json"))
+    foreign.submit(1, 0, JobHandle("slurm", "file", "7"), token=intent["token"])
+    assert main(["cancel", "foreign"]) == 2
+    assert "slurm://file/7 was not submitted for" in capsys.readouterr().out
+    assert jobs.known()["jobs"]["7"]["state"] == "pending"
+    assert main(["cancel", "own"]) == 0
+    assert jobs.known()["jobs"]["7"]["state"] == "cancelled"
 
 
 def test_cancel_leaves_a_marker_for_a_run_on_another_machine(root: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ import pytest
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Ask, Program, Rendered
-from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus
+from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus, new_token
 from everstep.launch.submit.records import Receipt, submissions, submit
 from everstep.run_folder import RunFolder
 
@@ -59,8 +59,15 @@ class Cluster:
         return JobHandle("slurm", "c", self.tokens[token]) if token in self.tokens else None
 
     def status(self, handles: Sequence[JobHandle]) -> dict[JobHandle, JobStatus]:
-        return {handle: JobStatus(self.jobs.get(handle.id, JobState.unknown), worn="waits" * (handle.id == self.worn))
-                for handle in handles}  # fmt: skip
+        tokens = {number: token for token, number in self.tokens.items()}
+        return {
+            handle: JobStatus(
+                self.jobs.get(handle.id, JobState.unknown),
+                token=tokens.get(handle.id, ""),
+                worn="waits" * (handle.id == self.worn),
+            )
+            for handle in handles
+        }
 
     def follow(self) -> AbstractContextManager[Ask]:
         return nullcontext(self.status)
@@ -76,6 +83,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 
 def submitted(folder: RunFolder, cluster: Cluster, token: str = "first") -> Receipt:
+    token = f"{token}-{new_token(folder.url).rpartition('-')[2]}"
     program = Program("run", folder.url, ("-m", "everstep.trainer", "--frozen", folder.url), token)
     return submit(folder, JobConfig(scheduler="slurm"), program, cluster)
 

@@ -11,7 +11,7 @@ from typing import Any
 from everstep.launch import console as text_tables
 from everstep.launch.schedulers.job import JobState, JobStatus
 from everstep.launch.schedulers.kubernetes.client import Client, Refused
-from everstep.launch.schedulers.kubernetes.labels import COMPLETION_INDEX
+from everstep.launch.schedulers.kubernetes.labels import COMPLETION_INDEX, TOKEN
 
 Plain = dict[str, Any]
 IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"
@@ -55,6 +55,7 @@ def standing(
         ended_at=_ended(conditions) if state.is_over else None,
         exit_code={JobState.succeeded: 0, JobState.failed: 1}.get(state),
         worn=worn,
+        token=job["metadata"].get("labels", {}).get(TOKEN, ""),
     )
 
 

@@ -103,6 +103,7 @@ def _status(node: Mapping[str, Any]) -> JobStatus:
         ended_at=ended if state.is_over else None,
         exit_code=_exit_code(node.get("exit_code")) if state.is_over else None,
         ending="COMPLETING" in words,
+        token=str(node.get("comment") or ""),
     )
 
 
