@@ -1,15 +1,12 @@
-"""Makes the helpers beside the tests importable, and the numbers of every run the same."""
+"""What all tests share: the numbers of every run are the same, and servers that they talk to."""
 
 import os
 import signal
-import sys
-from pathlib import Path
 
 from hypothesis import settings
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile the same modules
-sys.path.insert(0, str(Path(__file__).parent))
 # A shell starts background jobs with SIGINT ignored, and children would inherit that; these tests send it to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -17,8 +14,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("everstep", deadline=None, derandomize=True)
 settings.load_profile("everstep")
 
-from metadata_trap import trap  # noqa: E402, F401  (fixtures)
-from servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
+from support.metadata_server import trap  # noqa: E402, F401  (fixtures)
+from support.store_servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
 
 
 def pytest_collection_modifyitems(items: list) -> None:  # type: ignore[type-arg]

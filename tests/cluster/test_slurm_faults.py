@@ -10,15 +10,15 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
-import ledger_toy
 import pytest
-from jobs import Job
-from slurm_cluster import Cluster
 
 from everstep.outcome import Outcome
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
+from support import ledger_toy
+from support.slurm.cluster import Cluster
+from support.slurm.jobs import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 MIDDLE = 110

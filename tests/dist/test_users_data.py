@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ranks import folder, ledger, train
+from support.ranks import folder, ledger, train
 
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.restore import locate
@@ -21,7 +21,7 @@ ROUTES = [
 
 
 def of(data: str, *overrides: str) -> list[str]:
-    return ["plugins=[toy,drawing_datasets]", f"data._target_=drawing_datasets.{data}", *overrides]
+    return ["plugins=[support.toy,support.random_datasets]", f"data._target_=support.random_datasets.{data}", *overrides]
 
 
 def run(root: Path, world: int, overrides: list[str]) -> Path:

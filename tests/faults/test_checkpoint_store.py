@@ -11,10 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disks import small_disk
-from fault_proxy import Proxy, fault_proxy
-from process_helpers import until
-from ranks import folder, ledger, train
 
 from everstep.outcome import Outcome
 from everstep.run_folder import RunFolder
@@ -23,6 +19,10 @@ from everstep.trainer.checkpoint.manifest import candidates, newest, was_set_asi
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
+from support.fault_proxy import Proxy, fault_proxy
+from support.processes import until
+from support.ranks import folder, ledger, train
+from support.small_disks import small_disk
 
 pytestmark = pytest.mark.dist
 KEEP = ("checkpoint.keep_last=9", "checkpoint.keep_best=0")

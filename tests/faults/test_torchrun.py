@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from ranks import TESTS, folder
 
 from everstep.outcome import Outcome
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_metrics
+from support import TESTS
+from support.processes import below, children
+from support.ranks import folder
 
 pytestmark = pytest.mark.process
 TOY = ["--config-dir", str(TESTS / "conf"), "experiment=toy", "run=toy"]
@@ -31,22 +33,6 @@ def until(fits: Callable[[], object], deadline_s: float = 60.0) -> None:
     while not fits():
         assert time.monotonic() < deadline, "gave up waiting"
         time.sleep(0.02)
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:
-            continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return sorted(found)
-
-
-def below(pid: int) -> list[int]:
-    return [p for child in children(pid) for p in (child, *below(child))]
 
 
 def alive(pids: list[int]) -> list[int]:

@@ -20,8 +20,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from process_helpers import until
-from shard_sets import numbered, write_dataset
 from torch import Tensor
 
 from everstep.config import Worker
@@ -36,6 +34,8 @@ from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.ordering.order import Ids, OrderSource, SampleOrder, uniform
 from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.workers import Prefetcher
+from support.processes import until
+from support.shard_datasets import numbered, write_dataset
 
 SAMPLES = 37
 SEED = 5
