@@ -15,9 +15,10 @@ settings.register_profile("everstep", deadline=None, derandomize=True)
 settings.load_profile("everstep")
 
 from support.metadata_server import trap  # noqa: E402, F401  (fixtures)
+from support.ordering import (  # noqa: E402, F401  (hooks)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_xdist_make_scheduler,
+)
 from support.store_servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
-
-
-def pytest_collection_modifyitems(items: list) -> None:  # type: ignore[type-arg]
-    """Forked ranks first: a fork is safe only while no test has left threads or a mesh of its own in this process."""
-    items.sort(key=lambda item: item.get_closest_marker("dist") is None)
