@@ -23,8 +23,8 @@ from support.slurm.jobs import PATIENCE_S
 from support.sweep_processes import FAKE, ended, ends, kill, order, results, story, sweep, told
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
-GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20"]
-PARALLEL = 12
+GRID = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,4)", "steps=20"]
+PARALLEL = 6
 
 
 def start(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
@@ -42,7 +42,7 @@ def of_fakes(cluster: Cluster, root: Path, *words: str, **more: str) -> subproce
 
 
 def torn(cluster: Cluster, root: Path) -> subprocess.Popen[str]:
-    """24 trials, which wait after some steps while the file exists that $FAKE_TRAINER_HOLD names."""
+    """12 trials, which wait after some steps while the file exists that $FAKE_TRAINER_HOLD names."""
     return of_fakes(cluster, root, *GRID, f"job.max_parallel={PARALLEL}", "run=torn",
                  FAKE_TRAINER_HOLD=str(root / "hold"), FAKE_TRAINER_PAUSE_S="0.1")  # fmt: skip
 
@@ -86,14 +86,14 @@ def trainers(root: Path) -> dict[str, int]:
     return {url: process for url, process in found.items() if RunFolder(url).attempts()}
 
 
-def test_24_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sweep_that_was_left_alone(
+def test_12_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sweep_that_was_left_alone(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     ended(sweep(FAKE, tmp_path, *GRID, "run=calm", "job.max_parallel=4", "sweep.poll_s=0.05"))
     draws = random.Random(0)
     killed = 0
     hold = tmp_path / "hold"
-    for results_first in sorted(draws.sample(range(1, 6), 2)):
+    for results_first in sorted(draws.sample(range(1, 4), 2)):
         driver = torn(cluster, tmp_path)
         until(lambda: driver.poll() is not None or len(told(tmp_path, "torn")) >= results_first, PATIENCE_S)  # noqa: B023
         hold.touch()
@@ -110,12 +110,12 @@ def test_24_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sw
     assert results(tmp_path, "torn") == results(tmp_path, "calm")
     assert order(tmp_path, "torn") == order(tmp_path, "calm")
     assert set(map(tuple, ends(tmp_path, "torn").values())) == {(20,)}
-    assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(24)]
+    assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(12)]
     assert sorted(handles(tmp_path, "torn")) == sorted(elements(cluster, "torn"))
     assert len({handle.partition("_")[0] for handle in handles(tmp_path, "torn")}) == 1
-    assert len(handles(tmp_path, "torn")) == 24
+    assert len(handles(tmp_path, "torn")) == 12
     assert killed >= PARALLEL // 2
-    assert len(list((tmp_path / "runs/torn/trials").glob("*/attempts/*"))) > 24
+    assert len(list((tmp_path / "runs/torn/trials").glob("*/attempts/*"))) > 12
 
 
 def test_an_array_goes_on_without_a_driver_whenever_that_has_died(cluster: Cluster, tmp_path: Path) -> None:

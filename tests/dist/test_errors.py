@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support.ranks import environment, folder, train
 
 from everstep.outcome import Outcome
+from support.ranks import environment, folder, train
 
 pytestmark = pytest.mark.dist
 
@@ -15,7 +15,11 @@ WRONG = [
     (2, ["parallel=single"], "parallel=single on 2 processes: it trains on one; use parallel=ddp, or job.nproc=1"),
     (3, ["parallel=hsdp"], "parallel.shard=2 does not divide the 3 processes; change parallel.shard or job.nproc"),
     (2, ["parallel=hsdp", "parallel.shard=4"], "parallel.shard=4 does not divide the 2 processes"),
-    (2, ["parallel=fsdp", "task._target_=support.toy.EmptyTask"], "parallel=fsdp: the model has no parameters to shard"),
+    (
+        2,
+        ["parallel=fsdp", "task._target_=support.toy.EmptyTask"],
+        "parallel=fsdp: the model has no parameters to shard",
+    ),
     (2, ["task._target_=support.toy.EmptyTask"], "the model has no parameters to train; change model or task"),
     (1, ["task._target_=support.toy.EmptyTask"], "the model has no parameters to train; change model or task"),
     (2, ["parallel.compile=nosuch"], "parallel.compile='nosuch': there is no such backend"),
@@ -78,8 +82,8 @@ def test_the_traceback_of_each_rank_is_in_its_log(tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_rank_alone_is_told_with_its_rank(tmp_path: Path) -> None:
-    from everstep.trainer.data.loader import Feed
     from everstep.errors import DataError
+    from everstep.trainer.data.loader import Feed
 
     def damaged_on_rank_1(rank: int) -> None:
         def fails(self: Feed, *_: object, **__: object) -> None:

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import kill_points
-from support.ranks import environment, folder, ledger, train
-from support.shard_datasets import write_dataset
-from support.toy import WIDTH
 
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.ordering.trace import Trace
 from everstep.trainer.reporting.sinks import read_metrics
+from support import kill_points
+from support.ranks import environment, folder, ledger, train
+from support.shard_datasets import write_dataset
+from support.toy import WIDTH
 
 pytestmark = pytest.mark.dist
 LANES = ("global_batch=12", "order.lanes=3", "order.window=2")

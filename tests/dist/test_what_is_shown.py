@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from support import kill_points
-from support.ranks import folder, train
 
 from everstep.outcome import Outcome
+from support import kill_points
+from support.ranks import folder, train
 
 pytestmark = pytest.mark.dist
 PREVIEWS = "plugins=[support.toy,support.preview_tasks]"
@@ -16,7 +16,9 @@ PREVIEWS = "plugins=[support.toy,support.preview_tasks]"
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_preview_that_raises_is_a_warning_and_the_run_is_done(tmp_path: Path, world: int) -> None:
-    ended = train(world, tmp_path, PREVIEWS, "task._target_=support.preview_tasks.Raising", "steps=2", "log.progress=lines")
+    ended = train(
+        world, tmp_path, PREVIEWS, "task._target_=support.preview_tasks.Raising", "steps=2", "log.progress=lines"
+    )
     assert ended.codes == [0] * world, ended.printed
     last = folder(tmp_path).last_ending()
     assert last is not None
@@ -26,12 +28,16 @@ def test_a_preview_that_raises_is_a_warning_and_the_run_is_done(tmp_path: Path, 
     assert "Traceback" in folder(tmp_path).storage.read("attempts/0001/rank-0000.log").decode()
 
 
-@pytest.mark.parametrize(("text", "shown"), [("\\x1b[2Jx\\x07", "a sample of what it has learnt:\n\\x1b[2Jx\\x07"), (" ", "")])
+@pytest.mark.parametrize(
+    ("text", "shown"), [("\\x1b[2Jx\\x07", "a sample of what it has learnt:\n\\x1b[2Jx\\x07"), (" ", "")]
+)
 def test_a_preview_cannot_command_the_terminal_and_an_empty_one_is_not_announced(
     tmp_path: Path, text: str, shown: str
 ) -> None:
     asked = f"task.text='{text.encode().decode('unicode_escape')}'"
-    ended = train(1, tmp_path, PREVIEWS, "task._target_=support.preview_tasks.Says", asked, "steps=1", "log.progress=lines")
+    ended = train(
+        1, tmp_path, PREVIEWS, "task._target_=support.preview_tasks.Says", asked, "steps=1", "log.progress=lines"
+    )
     assert ended.codes == [0], ended.printed
     assert shown in ended.printed
     assert ("a sample of" in ended.printed) == bool(shown)

@@ -32,13 +32,13 @@ from support.sweep_processes import (
 )
 
 pytestmark = pytest.mark.process
-GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20", "job.max_parallel=4",
+GRID = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,3)", "steps=20", "job.max_parallel=4",
         "sweep.poll_s=0.05"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sweep `calm` of 24 trials has come to its end, left alone."""
+    """Where the sweep `calm` of 9 trials has come to its end, left alone."""
     where = tmp_path_factory.mktemp("calm")
     ended(sweep(FAKE, where, *GRID, "run=calm"))
     return where
@@ -61,7 +61,7 @@ def test_a_sweep_whose_driver_and_trials_are_killed_twice_ends_like_one_that_was
     calm: Path, tmp_path: Path, seed: int
 ) -> None:
     draws = random.Random(seed)
-    for done in sorted(draws.sample(range(2, 18), 2)):
+    for done in sorted(draws.sample(range(1, 7), 2)):
         driver = sweep(FAKE, tmp_path, *GRID, "run=torn", FAKE_TRAINER_PAUSE_S="0.01")
         until(lambda: len(story(tmp_path, "torn").order) >= 2 * done and len(children(driver.pid)) >= 2, 60)  # noqa: B023
         pids = children(driver.pid)
@@ -73,7 +73,7 @@ def test_a_sweep_whose_driver_and_trials_are_killed_twice_ends_like_one_that_was
     assert results(tmp_path, "torn") == results(calm, "calm")
     assert order(tmp_path, "torn") == order(calm, "calm")
     assert set(map(tuple, ends(tmp_path, "torn").values())) == {(20,)}
-    assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(24)]
+    assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(9)]
 
 
 def test_a_trial_that_is_killed_alone_goes_on_under_the_same_driver(tmp_path: Path, hold: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from pathlib import Path
 from everstep.launch.job_start.allocation import expand
 from everstep.run_folder import RunFolder
 from support import PATHS, TESTS, ledger_toy
+from support.fake_trainer import HELD_AT
 from support.slurm.cluster import Cluster
 
 PATIENCE_S = 280.0
@@ -51,6 +53,8 @@ class Job:
     cluster: Cluster
     root: Path
     name: str
+    path: str = PATHS
+    """PYTHONPATH of the job."""
 
     @property
     def folder(self) -> RunFolder:
@@ -64,7 +68,7 @@ class Job:
         """`everstep submit` of the toy; what it prints. `quick` because most tests are about what comes after."""
         toy = ["--config-dir", str(TESTS / "conf")]
         keys = ["job=slurm", "job.nproc=1", "job.gpus=0", "job.flags=[--exclusive]", "job.time=1h", "job.grace_s=10",
-                f"job.env.PYTHONPATH={PATHS}", "experiment=ledger_toy", f"data.ledger={self.ledger}"]  # fmt: skip
+                f"job.env.PYTHONPATH={self.path}", "experiment=ledger_toy", f"data.ledger={self.ledger}"]  # fmt: skip
         how = ["--quick"] if quick else []
         return self.everstep("submit", *how, *toy, *keys, *words, f"run={self.name}", f"run_root={self.root}", env=env)
 
@@ -123,3 +127,30 @@ class Job:
         """Why each start ended."""
         files = sorted((self.root / self.name / "restarts").glob("*.json"))
         return [json.loads(file.read_text())["cause"] for file in files]
+
+
+FAKE_FIRST = os.pathsep.join([str(TESTS / "support/fake_trainer_first"), PATHS])
+
+
+class FakeJob(Job):
+    """A job on one node whose trainer imports no torch. It waits in its middle while the file `hold` is there."""
+
+    def __init__(self, cluster: Cluster, root: Path, name: str) -> None:
+        super().__init__(cluster, root, name, FAKE_FIRST)
+        self.hold = root / f"hold-{name}"
+
+    def submit_held(self, *words: str) -> None:
+        """The fault may come when it is in its middle."""
+        self.hold.touch()
+        self.submit("job.nodes=1", *words, env={"FAKE_TRAINER_HOLD": str(self.hold)})
+        self.until(lambda: self.step() >= HELD_AT, f"step {HELD_AT}")
+
+    def steps(self) -> list[list[int]]:
+        """Those that each attempt has done."""
+        files = sorted((self.root / self.name).glob("attempts/*/metrics.jsonl"))
+        lines = [file.read_text().splitlines(keepends=True) for file in files]
+        return [[record["step"] for record in map(json.loads, filter(lambda line: line.endswith("\n"), part))
+                 if record["kind"] == "train"] for part in lines]  # fmt: skip
+
+    def step(self, start: int | None = None) -> int:
+        return max((step for part in self.steps() for step in part), default=0)
