@@ -106,7 +106,6 @@ def kill_controller(job: FakeJob) -> None:
 def requeue(job: FakeJob) -> None:
     job.submit_held()
     job.cluster.run("scontrol", "requeue", job.id)
-    job.hold.unlink()
 
 
 def preempt(job: FakeJob) -> None:
@@ -114,7 +113,6 @@ def preempt(job: FakeJob) -> None:
     urgent = ["--partition=urgent", "--exclusive", f"--nodelist={job.nodes[0]}", "--output=/dev/null"]
     job.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
     job.until(lambda: job.restarts > 0, "preemption")
-    job.hold.unlink()
 
 
 def time_limit(job: FakeJob) -> None:
@@ -124,7 +122,6 @@ def time_limit(job: FakeJob) -> None:
     job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + (1 if seconds < 40 else 2)}")
     job.until(lambda: job.restarts > 0, "requeue")
     job.cluster.run("scontrol", "update", f"JobId={job.id}", "TimeLimit=60")
-    job.hold.unlink()
 
 
 FAULTS: dict[Callable[[Job], None], list[str]] = {
