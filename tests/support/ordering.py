@@ -47,7 +47,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    known = json.loads(TABLE.read_text())
+    sort(items, json.loads(TABLE.read_text()))
+
+
+def sort(items: list[pytest.Item], known: dict[str, float]) -> None:
+    """`known`: seconds that groups take."""
     forks: dict[str, set[bool]] = {}
     for item in items:
         forks.setdefault(group_of(item.nodeid), set()).add(item.get_closest_marker("dist") is not None)
