@@ -108,7 +108,7 @@ def test_a_rank_whose_agent_is_gone_ends_before_it_has_imported_anything(tmp_pat
 @pytest.mark.parametrize("who", ["launcher", "agent"])
 def test_no_rank_outlives_its_agent_that_is_killed_as_ranks_start(everstep, tmp_path: Path, who: str) -> None:  # type: ignore[no-untyped-def]
     process = everstep("job.nproc=2", "job.max_restarts=0")
-    until(lambda: bool(children(process.pid)) and len(children(children(process.pid)[0])) == 2, 60)
+    until(lambda: any(len(children(child)) == 2 for child in children(process.pid)), 60)
     agent = children(process.pid)[0]
     ranks = children(agent)
     os.kill(process.pid if who == "launcher" else agent, signal.SIGKILL)
