@@ -6,7 +6,7 @@ PINS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
 
-.PHONY: help demo test test-k8s check bench bench-peers bench-peers-data
+.PHONY: help demo test test-fast test-k8s check bench bench-peers bench-peers-data
 .DEFAULT_GOAL := help
 
 help:  ## this page
@@ -18,7 +18,10 @@ demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and l
 	@echo 'The command everstep is in $(VENV): source $(BIN)/activate'
 
 test: $(VENV)/test.stamp  ## all tests; ARGS= goes to pytest
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+test-fast: $(VENV)/test.stamp  ## those of a few minutes: unit, contract and dist; ARGS= goes to pytest
+	$(BIN)/python -m pytest -n 2 $(addprefix tests/,unit contract dist) $(ARGS)
 
 test-k8s: $(VENV)/test.stamp  ## what any cluster can show: KUBECONFIG=… [IMAGE=…/everstep RUN_ROOT=…] [NODES=5] (k8s/README.md)
 	EVERSTEP_KUBECONFIG='$(KUBECONFIG)' EVERSTEP_IMAGE='$(IMAGE)' EVERSTEP_RUN_ROOT='$(RUN_ROOT)' \

@@ -1,8 +1,7 @@
-"""Makes the helpers beside the tests importable, and the numbers of every run the same."""
+"""What all tests share: the numbers of every run are the same, and servers that they talk to."""
 
 import os
 import signal
-import sys
 import tempfile
 from pathlib import Path
 
@@ -12,7 +11,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # The key of the tests' user, not of the developer's own account.
 os.environ["XDG_STATE_HOME"] = str(Path(tempfile.gettempdir()) / f"everstep-tests-{os.getuid()}")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes would compile the same modules
-sys.path.insert(0, str(Path(__file__).parent))
 # A shell starts background jobs with SIGINT ignored, and children would inherit that; these tests send it to them.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -20,10 +18,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 settings.register_profile("everstep", deadline=None, derandomize=True)
 settings.load_profile("everstep")
 
-from metadata_trap import trap  # noqa: E402, F401  (fixtures)
-from servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
-
-
-def pytest_collection_modifyitems(items: list) -> None:  # type: ignore[type-arg]
-    """Forked ranks first: a fork is safe only while no test has left threads or a mesh of its own in this process."""
-    items.sort(key=lambda item: item.get_closest_marker("dist") is None)
+from support.metadata_server import trap  # noqa: E402, F401  (fixtures)
+from support.ordering import (  # noqa: E402, F401  (hooks)
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_xdist_make_scheduler,
+)
+from support.store_servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401

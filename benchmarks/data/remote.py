@@ -118,7 +118,7 @@ def _store(server: str, folder: Path, delay_s: float) -> Iterator[dict[str, str]
         with file_server(folder, delay_s) as url:
             yield {"AWS_ENDPOINT_URL": url, **CREDENTIALS}
         return
-    from tests.fault_proxy import fault_proxy
+    from tests.support.fault_proxy import fault_proxy
 
     with s3_server(BUCKET) as url, fault_proxy(int(url.rsplit(":", 1)[1])) as proxy:
         proxy.delay_s = delay_s

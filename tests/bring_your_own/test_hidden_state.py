@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from resumed import IDS, PLACES, assert_resumes, zoo
+
+from support.resume_checks import IDS, PLACES, assert_resumes, zoo
 
 pytestmark = pytest.mark.dist
 BARE = ("optimizer=bare", "optimizer._target_=zoo.hidden.Decaying")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from resumed import IDS, PLACES, assert_resumes, changed, cut_off, state, training_records, values, zoo
+
+from support.resume_checks import IDS, PLACES, assert_resumes, changed, cut_off, state, training_records, values, zoo
 
 pytestmark = pytest.mark.dist
 

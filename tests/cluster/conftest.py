@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from slurm_cluster import Cluster, missing
+
+from support.slurm.cluster import Cluster, missing
 
 NODES, APART = 26, 3
 

@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import slurm_accounting
-from jobs import PATIENCE_S, Job
-from process_helpers import until
-from slurm_accounting import manage
-from slurm_cluster import PATH, Cluster, missing
 
 from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.slurm.scheduler import Slurm
+from support.processes import until
+from support.slurm import accounting
+from support.slurm.accounting import manage
+from support.slurm.cluster import PATH, Cluster, missing
+from support.slurm.jobs import PATIENCE_S, Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 SECRET = "plänted-91c4-value"
@@ -25,7 +25,7 @@ ENDS = {"done": JobState.succeeded, "failed": JobState.failed, "cancelled": JobS
 @pytest.fixture(scope="module")
 def accounted() -> Iterator[Cluster]:
     """The user may compute for `lab` with three QOS of four, and one account is not theirs."""
-    if reason := missing() or slurm_accounting.missing(PATH):
+    if reason := missing() or accounting.missing(PATH):
         pytest.skip(reason)
     cluster = Cluster.up(2, accounted=True)
     try:

@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
-from jobs import PATHS, TESTS, Job
-from slurm_cluster import Cluster
 
 from everstep.launch.schedulers.slurm.jobs_json import HELD
 from everstep.outcome import Outcome
+from support import PATHS, TESTS
+from support.slurm.cluster import Cluster
+from support.slurm.jobs import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 LONG = ("job.nodes=2", "data.pause_s=0.2", "data.pause_from=1", "steps=100000", "job.grace_s=5")
-SKEWED = os.pathsep.join([str(TESTS / "cluster/skewed"), PATHS])
+SKEWED = os.pathsep.join([str(TESTS / "support/skewed_clock"), PATHS])
 
 
 def clock_behind(job: Job) -> None:
@@ -50,7 +51,7 @@ def cancelled_and_resumed(job: Job) -> None:
     job.wait_for_step(5)
     first = job.id
     job.everstep("cancel", job.name, "--root", str(job.root))
-    job.everstep("resume", job.name, "plugins=[toy,ledger_toy]", "--root", str(job.root))
+    job.everstep("resume", job.name, "plugins=[support.toy,support.ledger_toy]", "--root", str(job.root))
     (job.root / "jobs").write_text(json.dumps([first, job.id]))
     job.until(lambda: job.step(2) > 0, "step of the second job")
     job.everstep("cancel", job.name, "--root", str(job.root))

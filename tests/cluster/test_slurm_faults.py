@@ -9,16 +9,17 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any
 
-import ledger_toy
 import pytest
-from jobs import Job
-from slurm_cluster import Cluster
 
 from everstep.outcome import Outcome
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
+from support import ledger_toy
+from support.slurm.cluster import Cluster
+from support.slurm.jobs import FakeJob, Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 MIDDLE = 110
@@ -86,21 +87,6 @@ def kill_worker(job: Job) -> None:
     job.cluster.enter(victim, "kill", "-KILL", str(worker(job, victim)))
 
 
-def kill_controller(job: Job) -> None:
-    job.submit("job.nodes=2", "data.pause_s=0.1", f"data.pause_from={MIDDLE}")  # it runs when all others are over
-    job.wait_for_step(MIDDLE)
-    job.cluster.kill_controller()
-    reached = job.step()
-    job.until(lambda: job.step() > reached + 20, "progress without a controller")
-    job.cluster.start_controller()
-
-
-def requeue(job: Job) -> None:
-    job.submit(*TWO_NODES)
-    job.wait_for_step(MIDDLE)
-    job.cluster.run("scontrol", "requeue", job.id)
-
-
 def terminate(job: Job) -> None:
     """What a preemption does where preempt_send_user_signal is not set: SIGTERM to the steps."""
     job.submit(*TWO_NODES)
@@ -108,24 +94,30 @@ def terminate(job: Job) -> None:
     job.cluster.run("scancel", "--signal=TERM", job.id)
 
 
-def preempt(job: Job) -> None:
-    job.submit(*TWO_NODES, "job.partition=spot")
-    job.wait_for_step(MIDDLE)
-    urgent = [
-        "--partition=urgent",
-        "--exclusive",
-        f"--nodelist={','.join(job.nodes)}",
-        "--nodes=2",
-        "--output=/dev/null",
-    ]
+def kill_controller(job: FakeJob) -> None:
+    job.submit("job.nodes=1", "steps=100", env={"FAKE_TRAINER_PAUSE_S": "0.2"})  # it runs when all others are over
+    job.until(lambda: job.step() >= 5, "step 5")
+    job.cluster.kill_controller()
+    reached = job.step()
+    job.until(lambda: job.step() > reached + 20, "progress without a controller")
+    job.cluster.start_controller()
+
+
+def requeue(job: FakeJob) -> None:
+    job.submit_held()
+    job.cluster.run("scontrol", "requeue", job.id)
+
+
+def preempt(job: FakeJob) -> None:
+    job.submit_held("job.partition=spot")
+    urgent = ["--partition=urgent", "--exclusive", f"--nodelist={job.nodes[0]}", "--output=/dev/null"]
     job.cluster.run("sbatch", *urgent, "--wrap=sleep 1")
     job.until(lambda: job.restarts > 0, "preemption")
 
 
-def time_limit(job: Job) -> None:
+def time_limit(job: FakeJob) -> None:
     """The limit is brought near in the middle of the run: Slurm counts in minutes, and a real one would take long."""
-    job.submit(*TWO_NODES)
-    job.wait_for_step(MIDDLE)
+    job.submit_held()
     minutes, seconds = map(int, job.facts()["RunTime"].split(":")[-2:])
     job.cluster.run("scontrol", "update", f"JobId={job.id}", f"TimeLimit={minutes + (1 if seconds < 40 else 2)}")
     job.until(lambda: job.restarts > 0, "requeue")
@@ -139,13 +131,16 @@ FAULTS: dict[Callable[[Job], None], list[str]] = {
     cut_of_a_writer_that_needs_nobody: ["lost", "done"],
     kill_slurmd: ["lost", "done"],
     kill_worker: ["peer_lost", "done"],
+    terminate: ["preempted", "done"],
+}
+"""What befalls a job → why each of its starts ended, as written down."""
+OF_SLURM: dict[Callable[[FakeJob], None], list[str]] = {
     kill_controller: ["done"],
     requeue: ["lost", "done"],
-    terminate: ["preempted", "done"],
     preempt: ["preempted", "done"],
     time_limit: ["preempted", "done"],
 }
-"""What befalls a job → why each of its starts ended, as written down."""
+"""What only Slurm and the launcher have to do with: what is trained meanwhile costs no torch."""
 
 
 class Timeline:
@@ -180,30 +175,31 @@ def worker(job: Job, node: str) -> int | None:
     return int(found.split()[0]) if found.split() else None
 
 
-Fault = Callable[[Job], None]
+Fault = Callable[[Any], None]
 
 
 @pytest.fixture(scope="module")
 def outcomes(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Iterator[dict[Fault, Future[Job]]]:
+) -> Iterator[dict[Fault, Future[Any]]]:
     """For each fault that a selected test asks for the job that goes through it; they all run at once."""
     root = tmp_path_factory.mktemp("faults")
     calls = [item.callspec for item in request.session.items if hasattr(item, "callspec")]
-    asked = [fault for fault in FAULTS if any(call.params.get("fault") is fault for call in calls)]
+    every: list[Fault] = [*FAULTS, *OF_SLURM]
+    asked = [fault for fault in every if any(call.params.get("fault") is fault for call in calls)]
 
-    begun: dict[Fault, Future[Job]] = {}
+    begun: dict[Fault, Future[Any]] = {}
 
     def go_through(fault: Fault) -> Job:
         if fault is kill_controller:
             # Of what was asked of it a moment before, the controller knows nothing when it is back: a fault of its own.
             wait([future for other, future in begun.items() if other is not fault])
-        job = Job(cluster, root, fault.__name__)
+        job = (FakeJob if fault in OF_SLURM else Job)(cluster, root, fault.__name__)
         fault(job)
         job.wait()
         return job
 
-    with ThreadPoolExecutor(len(FAULTS) + 1) as pool:
+    with ThreadPoolExecutor(len(asked) + 1) as pool:
         for fault in sorted((undisturbed, *asked), key=lambda fault: fault is kill_controller):
             begun[fault] = pool.submit(go_through, fault)
         yield begun
@@ -215,6 +211,17 @@ def test_a_job_survives_and_trains_on_to_the_same_parameters(outcomes: dict[Faul
     assert ledger_toy.slots(job.ledger) == ledger_toy.slots(whole.ledger)
     assert list(differences(locate(job.folder.url), locate(whole.folder.url))) == []
     assert job.causes() == FAULTS[fault], job.printed()
+
+
+@pytest.mark.parametrize("fault", OF_SLURM, ids=lambda fault: fault.__name__)
+def test_a_job_that_slurm_takes_away_or_forgets_goes_on_from_what_is_saved(
+    outcomes: dict[Fault, Future[Any]], fault: Fault
+) -> None:
+    job = outcomes[fault].result()
+    assert job.causes() == OF_SLURM[fault], job.printed()
+    done = job.steps()
+    assert len(done) == len(OF_SLURM[fault])
+    assert [step for part in done for step in part] == list(range(1, job.folder.last_ending().step + 1))
 
 
 @pytest.mark.parametrize("fault", [power_off], ids=["power_off"])

@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import ledger_toy
 import pytest
-from jobs import PATHS, TESTS, Job
-from slurm_cluster import Cluster
 
 from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.slurm.sbatch import script
 from everstep.launch.schedulers.slurm.scheduler import Slurm
+from support import PATHS, TESTS, ledger_toy
+from support.slurm.cluster import Cluster
+from support.slurm.jobs import Job
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 SECRET = "plänted-7f3a-value"
@@ -27,7 +27,9 @@ OTHERS = ["job=slurm", "job.nproc=1", "job.gpus=0", "job.flags=[--exclusive]"]
 
 def another_program(job: Job) -> None:
     words = [*OTHERS, "job.nodes=2", "job.secrets=[PLANTED_SECRET]", f"run={job.name}", f"run_root={job.root}"]
-    job.everstep("submit", *words, "--", str(TESTS / "cluster/foreign.py"), "--lr", "1", env={"PLANTED_SECRET": SECRET})
+    job.everstep(
+        "submit", *words, "--", str(TESTS / "support/foreign_script.py"), "--lr", "1", env={"PLANTED_SECRET": SECRET}
+    )
     job.wait()
 
 
@@ -227,7 +229,8 @@ def test_what_the_cluster_cannot_do_is_refused_before_it_is_queued(held: Job, wo
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["job.nodes=1:3", "parallel=fsdp", "task._target_=ledger_toy.PairTask"], "model: ValueError: 3 processes, and"),
+    (["job.nodes=1:3", "parallel=fsdp", "task._target_=support.ledger_toy.PairTask"],
+     "model: ValueError: 3 processes, and"),
     (["task.widht=3"], "task.widht: "),
     (["data.samples=0"], "data: "),
 ])  # fmt: skip

@@ -7,13 +7,13 @@ import threading
 from pathlib import Path
 
 import pytest
-from metadata_trap import Trap
-from process_helpers import until
-from servers import AZURITE_KEY, S3_KEYS
 
 from everstep.dataset.readers.listing import list_files
 from everstep.errors import StorageError
 from everstep.storage import FsspecStorage, ObstoreStorage, Storage, credentials, filesystem, gcs_credentials
+from support.metadata_server import Trap
+from support.processes import until
+from support.store_servers import AZURITE_KEY, S3_KEYS
 
 
 def stores() -> list[Storage]:

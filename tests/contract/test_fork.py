@@ -65,7 +65,7 @@ def test_many_threads_of_a_child_begin_at_once(store: Storage) -> None:
 
     def work() -> bool:
         with ThreadPoolExecutor(12) as pool:
-            return all(pool.map(read, range(48)))
+            return all(pool.map(read, range(12)))
 
     for _ in range(3):
         assert in_child(work)

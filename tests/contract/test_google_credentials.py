@@ -13,11 +13,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from google.auth import identity_pool, jwt
-from metadata_trap import Trap
 
 from everstep.errors import StorageError
 from everstep.storage import FsspecStorage, ObstoreStorage, Storage
 from everstep.storage import gcs_credentials as google
+from support.metadata_server import Trap
 
 FEDERATED = {
     "type": "external_account",

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from process_helpers import until
 from storage_suite import StorageSuite
 
 from everstep.errors import StorageError
@@ -25,6 +24,7 @@ from everstep.storage import (
     open_storage,
 )
 from everstep.storage import obstore_backend as by_obstore
+from support.processes import until
 
 
 class TestLocal(StorageSuite):

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ranks import environment, folder, train
 
 from everstep.outcome import Outcome
+from support.ranks import environment, folder, train
 
 pytestmark = pytest.mark.dist
 
@@ -15,21 +15,25 @@ WRONG = [
     (2, ["parallel=single"], "parallel=single on 2 processes: it trains on one; use parallel=ddp, or job.nproc=1"),
     (3, ["parallel=hsdp"], "parallel.shard=2 does not divide the 3 processes; change parallel.shard or job.nproc"),
     (2, ["parallel=hsdp", "parallel.shard=4"], "parallel.shard=4 does not divide the 2 processes"),
-    (2, ["parallel=fsdp", "task._target_=toy.EmptyTask"], "parallel=fsdp: the model has no parameters to shard"),
-    (2, ["task._target_=toy.EmptyTask"], "the model has no parameters to train; change model or task"),
-    (1, ["task._target_=toy.EmptyTask"], "the model has no parameters to train; change model or task"),
+    (
+        2,
+        ["parallel=fsdp", "task._target_=support.toy.EmptyTask"],
+        "parallel=fsdp: the model has no parameters to shard",
+    ),
+    (2, ["task._target_=support.toy.EmptyTask"], "the model has no parameters to train; change model or task"),
+    (1, ["task._target_=support.toy.EmptyTask"], "the model has no parameters to train; change model or task"),
     (2, ["parallel.compile=nosuch"], "parallel.compile='nosuch': there is no such backend"),
     (2, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
     (1, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
     (2, ["parallel=fsdp", "evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae"),
     (2, ["data._target_=everstep.data.ArrowDataset", "+data.path=/nosuch/data"], "/nosuch/data"),
     (2, ["data.samples=0"], "data: the training set is empty"),
-    (2, ["task.dept=3"], "task.dept: toy.ToyTask takes no 'dept'; did you mean 'depth'?"),
-    (2, ["data.sampels=3"], "data.sampels: toy.toy_data takes no 'sampels'; did you mean 'samples'?"),
+    (2, ["task.dept=3"], "task.dept: support.toy.ToyTask takes no 'dept'; did you mean 'depth'?"),
+    (2, ["data.sampels=3"], "data.sampels: support.toy.toy_data takes no 'sampels'; did you mean 'samples'?"),
     (2, ["optimizer.lr=-1"], "optimizer (torch.optim.AdamW): Invalid learning rate: -1"),
-    (2, ["plugins=[]"], "name your package with 'plugins=[toy]'"),
+    (2, ["plugins=[]"], "name your package with 'plugins=[support]'"),
     (2, ["hooks=[{_target_: os.system, command: x}]"], "hooks[0]._target_='os.system' is in none of the packages"),
-    (2, ["hooks=[{_target_: toy.jitter}]"], "hooks[0]: toy.jitter needs batch, keys"),
+    (2, ["hooks=[{_target_: support.toy.jitter}]"], "hooks[0]: support.toy.jitter needs batch, keys"),
     (2, ["global_batch=0"], "global_batch=0: must be ≥ 1; change global_batch"),
     (2, ["stepz=3"], "no key 'stepz'; did you mean 'steps'?"),
     (2, ["optimizer=null"], "optimizer has keys (lr) but no _target_"),
@@ -78,8 +82,8 @@ def test_the_traceback_of_each_rank_is_in_its_log(tmp_path: Path) -> None:
 
 
 def test_an_error_of_one_rank_alone_is_told_with_its_rank(tmp_path: Path) -> None:
-    from everstep.trainer.data.loader import Loader
     from everstep.errors import DataError
+    from everstep.trainer.data.loader import Loader
 
     def damaged_on_rank_1(rank: int) -> None:
         def fails(self: Loader, *_: object, **__: object) -> None:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ranks import folder, train
 
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.reporting.sinks import read_metrics
+from support.ranks import folder, train
 
 pytestmark = pytest.mark.dist
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ranks import folder, ledger, train
 
 from everstep.trainer.checkpoint.restore import locate
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_metrics
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import traps
-from ranks import environment, folder, ledger, train
-from shard_sets import write_dataset
-from toy import WIDTH
 
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.ordering.trace import Trace
 from everstep.trainer.reporting.sinks import read_metrics
+from support import kill_points
+from support.ranks import environment, folder, ledger, train
+from support.shard_datasets import write_dataset
+from support.toy import WIDTH
 
 pytestmark = pytest.mark.dist
 LANES = ("global_batch=12", "order.lanes=3", "order.window=2")
@@ -56,7 +56,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory, sets: list[str]) -> Path:
 def test_a_mixture_in_lanes_is_the_same_on_every_world_and_after_a_kill(
     alone: Path, tmp_path: Path, sets: list[str]
 ) -> None:
-    killed = train(3, tmp_path, *sets, before=lambda rank: traps.in_step(6) if rank == 1 else None)
+    killed = train(3, tmp_path, *sets, before=lambda rank: kill_points.in_step(6) if rank == 1 else None)
     assert killed.codes[1] == -9, killed.printed
     for steps, world, loader in ((8, 2, "loader.prefetch=3"), (12, 4, "loader.workers=2")):
         ended = train(world, tmp_path, *sets, f"steps={steps}", loader)

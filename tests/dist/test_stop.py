@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ranks import folder, ledger, train
 
+from everstep.outcome import Outcome
+from everstep.run_folder import STOP_MARKER
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.evaluate import Evaluator
-from everstep.run_folder import STOP_MARKER
-from everstep.outcome import Outcome
 from everstep.trainer.step import Stepper
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import folder, ledger, train
 
 from everstep.trainer.reporting.sinks import read_lines, read_metrics
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 
@@ -27,7 +27,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def poisoned_step(root: Path) -> tuple[float, int]:
     """A value of the data that exactly one step of the first epoch meets, and that step."""
     import numpy as np
-    from toy import toy_data
+
+    from support.toy import toy_data
 
     columns = toy_data().train.columns  # type: ignore[attr-defined]
     ids = ledger(root)[3]
@@ -43,8 +44,9 @@ def test_a_step_with_nan_changes_nothing_and_the_run_goes_on(
     undisturbed: Path, tmp_path: Path, world: int, kind: str
 ) -> None:
     # Without augmentation's noise the value is met as it stands in the data.
-    ended = train(world, tmp_path, f"parallel={kind}", nan_in(undisturbed), "data._target_=toy.plain_data",
-                  "steps=4", "checkpoint.every=1", "checkpoint.keep_last=9", "ema=null", "log.progress=lines")  # fmt: skip
+    plain = ("data._target_=support.toy.plain_data", "steps=4", "ema=null", "log.progress=lines")
+    ended = train(world, tmp_path, f"parallel={kind}", nan_in(undisturbed), *plain, "checkpoint.every=1",
+                  "checkpoint.keep_last=9")  # fmt: skip
     assert ended.codes == [0] * world, ended.printed
     assert "step 3 gave NaN" in ended.printed
     from everstep.trainer.checkpoint.restore import locate
@@ -64,14 +66,16 @@ def test_a_run_that_meets_nan_too_often_in_a_row_ends_as_diverged(tmp_path: Path
 
 
 def test_nan_now_and_then_does_not_end_a_run(undisturbed: Path, tmp_path: Path) -> None:
-    ended = train(1, tmp_path, nan_in(undisturbed), "data._target_=toy.plain_data", "nonfinite.limit=2", "steps=30")
+    ended = train(
+        1, tmp_path, nan_in(undisturbed), "data._target_=support.toy.plain_data", "nonfinite.limit=2", "steps=30"
+    )
     assert ended.codes == [0], ended.printed
     bad = [event["step"] for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "nonfinite"]
     assert len(bad) > 2
 
 
 def test_rolling_back_before_the_first_checkpoint_begins_anew_from_the_seed(undisturbed: Path, tmp_path: Path) -> None:
-    ended = train(2, tmp_path, nan_in(undisturbed), "data._target_=toy.plain_data", "nonfinite.policy=rollback",
+    ended = train(2, tmp_path, nan_in(undisturbed), "data._target_=support.toy.plain_data", "nonfinite.policy=rollback",
                   "checkpoint.every=50", "steps=5")  # fmt: skip
     assert ended.codes == [0, 0], ended.printed
     back = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "rolled_back"]
@@ -79,12 +83,14 @@ def test_rolling_back_before_the_first_checkpoint_begins_anew_from_the_seed(undi
 
 
 def test_rolling_back_passes_over_the_steps_since_the_last_checkpoint(undisturbed: Path, tmp_path: Path) -> None:
-    ended = train(2, tmp_path, nan_in(undisturbed), "data._target_=toy.plain_data", "nonfinite.policy=rollback",
+    ended = train(2, tmp_path, nan_in(undisturbed), "data._target_=support.toy.plain_data", "nonfinite.policy=rollback",
                   "checkpoint.every=2", "checkpoint.keep_last=9", "steps=5")  # fmt: skip
     assert ended.codes == [0, 0], ended.printed
     back = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "rolled_back"]
     assert [(event["checkpoint"], event["step"]) for event in back] == [(2, 3)]
-    progress = json.loads((tmp_path / "toy/checkpoints/step-00000005-attempt-0001/manifest.json").read_text())["progress"]
+    progress = json.loads((tmp_path / "toy/checkpoints/step-00000005-attempt-0001/manifest.json").read_text())[
+        "progress"
+    ]
     assert progress["passed_over"] == [[3, 3]]
     assert list(ledger(tmp_path)) == [1, 2, 3, 4, 5]
 
@@ -101,7 +107,7 @@ def test_ranks_agree_on_a_smaller_microbatch_and_train_on_the_same_samples(tmp_p
     whole, short = tmp_path / "whole", tmp_path / "short"
     for root in (whole, short):
         root.mkdir()
-    still = ("data._target_=toy.plain_data", f"parallel={kind}", "task.dropout=0.0", "micro_batch=4")
+    still = ("data._target_=support.toy.plain_data", f"parallel={kind}", "task.dropout=0.0", "micro_batch=4")
     assert train(2, whole, *still).codes == [0, 0]
     first = train(2, short, *still, "task.max_batch=3")
     assert first.codes == [1, 1], first.printed

@@ -1,16 +1,16 @@
-"""Data as people bring it, with random transforms: exact by every loader setting, on every world, after every resume."""
+"""Data as people bring it, with random transforms: exact by every loader setting, world and resume."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
-from ranks import folder, ledger, train
 
-from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.restore import locate
+from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.data.ordering.trace import Trace
 from everstep.trainer.reporting.sinks import read_metrics
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 ROUTES = [
@@ -21,7 +21,11 @@ ROUTES = [
 
 
 def of(data: str, *overrides: str) -> list[str]:
-    return ["plugins=[toy,drawing_datasets]", f"data._target_=drawing_datasets.{data}", *overrides]
+    return [
+        "plugins=[support.toy,support.random_datasets]",
+        f"data._target_=support.random_datasets.{data}",
+        *overrides,
+    ]
 
 
 def run(root: Path, world: int, overrides: list[str]) -> Path:
@@ -46,7 +50,9 @@ def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("route", ROUTES)
-def test_no_loader_setting_changes_a_bit_of_the_model(drawn: tuple[Path, list[str]], tmp_path: Path, route: str) -> None:
+def test_no_loader_setting_changes_a_bit_of_the_model(
+    drawn: tuple[Path, list[str]], tmp_path: Path, route: str
+) -> None:
     whole, overrides = drawn
     run(tmp_path, 1, [*overrides, *route.split()])
     assert differing(tmp_path, whole) == []

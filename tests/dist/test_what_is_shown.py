@@ -5,18 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import traps
-from ranks import folder, train
 
 from everstep.outcome import Outcome
+from support import kill_points
+from support.ranks import folder, train
 
 pytestmark = pytest.mark.dist
-PREVIEWS = "plugins=[toy,previews]"
+PREVIEWS = "plugins=[support.toy,support.preview_tasks]"
 
 
 @pytest.mark.parametrize("world", [1, 2])
 def test_a_preview_that_raises_is_a_warning_and_the_run_is_done(tmp_path: Path, world: int) -> None:
-    ended = train(world, tmp_path, PREVIEWS, "task._target_=previews.Raising", "steps=2", "log.progress=lines")
+    ended = train(
+        world, tmp_path, PREVIEWS, "task._target_=support.preview_tasks.Raising", "steps=2", "log.progress=lines"
+    )
     assert ended.codes == [0] * world, ended.printed
     last = folder(tmp_path).last_ending()
     assert last is not None
@@ -26,12 +28,16 @@ def test_a_preview_that_raises_is_a_warning_and_the_run_is_done(tmp_path: Path, 
     assert "Traceback" in folder(tmp_path).storage.read("attempts/0001/rank-0000.log").decode()
 
 
-@pytest.mark.parametrize(("text", "shown"), [("\\x1b[2Jx\\x07", "a sample of what it has learnt:\n\\x1b[2Jx\\x07"), (" ", "")])
+@pytest.mark.parametrize(
+    ("text", "shown"), [("\\x1b[2Jx\\x07", "a sample of what it has learnt:\n\\x1b[2Jx\\x07"), (" ", "")]
+)
 def test_a_preview_cannot_command_the_terminal_and_an_empty_one_is_not_announced(
     tmp_path: Path, text: str, shown: str
 ) -> None:
     asked = f"task.text='{text.encode().decode('unicode_escape')}'"
-    ended = train(1, tmp_path, PREVIEWS, "task._target_=previews.Says", asked, "steps=1", "log.progress=lines")
+    ended = train(
+        1, tmp_path, PREVIEWS, "task._target_=support.preview_tasks.Says", asked, "steps=1", "log.progress=lines"
+    )
     assert ended.codes == [0], ended.printed
     assert shown in ended.printed
     assert ("a sample of" in ended.printed) == bool(shown)
@@ -49,7 +55,7 @@ def test_a_corrected_command_takes_the_name_of_one_that_could_not_run(tmp_path: 
 
 
 def test_what_does_not_decay_and_what_is_not_trained_stands_in_the_first_lines(tmp_path: Path) -> None:
-    ended = train(1, tmp_path, PREVIEWS, "task._target_=previews.Frozen", "steps=1", "log.progress=lines")
+    ended = train(1, tmp_path, PREVIEWS, "task._target_=support.preview_tasks.Frozen", "steps=1", "log.progress=lines")
     assert ended.codes == [0], ended.printed
     facts = {line[:15].strip(): line[15:] for line in ended.printed.splitlines()}
     assert facts["parameters"] == "115, 61 of them trained"
@@ -67,7 +73,7 @@ def test_tensorboard_has_each_step_of_a_killed_run_once(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    killed = train(1, tmp_path, "log.tensorboard=true", before=lambda rank: traps.in_step(7))
+    killed = train(1, tmp_path, "log.tensorboard=true", before=lambda rank: kill_points.in_step(7))
     assert killed.codes == [-9]
     assert train(2, tmp_path, "log.tensorboard=true").codes == [0, 0]
     events = EventAccumulator(str(tmp_path / "toy" / "tensorboard")).Reload()

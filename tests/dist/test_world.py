@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from ranks import folder, ledger, train
 
 from everstep.trainer.reporting.sinks import read_metrics
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 KINDS = [(1, "single"), (2, "ddp"), (3, "ddp"), (2, "fsdp"), (3, "fsdp"), (4, "hsdp")]

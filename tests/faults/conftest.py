@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
-from fault_proxy import Proxy, fault_proxy
-from store_ways import WAYS, Way
 
 from everstep.storage import Storage, open_storage
+from support.fault_proxy import Proxy, fault_proxy
+from support.store_clients import WAYS, Way
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

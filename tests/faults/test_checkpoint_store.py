@@ -11,11 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from disks import small_disk
-from fault_proxy import Proxy, fault_proxy
-from process_helpers import until
-from ranks import folder, ledger, train
-from saved_checkpoint import newest_step
 
 from everstep.outcome import Outcome
 from everstep.run_folder import RunFolder
@@ -24,6 +19,11 @@ from everstep.trainer.checkpoint.manifest import candidates, was_set_aside
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
+from support.fault_proxy import Proxy, fault_proxy
+from support.processes import until
+from support.ranks import folder, ledger, train
+from support.saved_checkpoint import newest_step
+from support.small_disks import small_disk
 
 pytestmark = pytest.mark.dist
 KEEP = ("checkpoint.keep_last=9", "checkpoint.keep_best=0")

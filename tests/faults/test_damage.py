@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import folder, ledger, train
 
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 KEEP = ("checkpoint.keep_last=9", "checkpoint.keep_best=0")

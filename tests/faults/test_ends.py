@@ -11,16 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_helpers import alive, until
-from ranks import TESTS, environment, folder, train
-from test_torchrun import children
 
 from everstep.outcome import Fault, Outcome
 from everstep.rank_env import AGENT_PID
 from everstep.trainer.step import Stepper
+from support import TESTS
+from support.processes import alive, children, until
+from support.ranks import environment, folder, train
 
 MISTAKES = """
-import toy
+from support import toy
 
 class Mistaken(toy.ToyTask):
     def loss(self, model, batch):
@@ -52,7 +52,7 @@ def everstep(tmp_path: Path) -> Iterator[object]:
 
 @pytest.mark.process
 def test_a_mistake_of_the_user_is_one_line_with_its_place_and_is_not_tried_again(everstep, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    process = everstep("plugins=[toy,mistakes]", "task._target_=mistakes.Mistaken", "job.nproc=2")
+    process = everstep("plugins=[support.toy,mistakes]", "task._target_=mistakes.Mistaken", "job.nproc=2")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 1, said
     lines = said.splitlines()
@@ -108,7 +108,7 @@ def test_a_rank_whose_agent_is_gone_ends_before_it_has_imported_anything(tmp_pat
 @pytest.mark.parametrize("who", ["launcher", "agent"])
 def test_no_rank_outlives_its_agent_that_is_killed_as_ranks_start(everstep, tmp_path: Path, who: str) -> None:  # type: ignore[no-untyped-def]
     process = everstep("job.nproc=2", "job.max_restarts=0")
-    until(lambda: bool(children(process.pid)) and len(children(children(process.pid)[0])) == 2, 60)
+    until(lambda: any(len(children(child)) == 2 for child in children(process.pid)), 60)
     agent = children(process.pid)[0]
     ranks = children(agent)
     os.kill(process.pid if who == "launcher" else agent, signal.SIGKILL)
@@ -159,7 +159,7 @@ def test_what_a_rank_lost_gives_way_to_what_the_other_died_of(tmp_path: Path) ->
 @pytest.mark.process
 def test_a_breakpoint_of_several_processes_is_refused_in_a_line(everstep, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mistakes.py").write_text(MISTAKES.replace("return model", "breakpoint(); return model"))
-    process = everstep("plugins=[toy,mistakes]", "task._target_=mistakes.Mistaken", "job.nproc=2")
+    process = everstep("plugins=[support.toy,mistakes]", "task._target_=mistakes.Mistaken", "job.nproc=2")
     _, said = process.communicate(timeout=120)
     assert process.returncode == 2
     assert "breakpoint(): 2 processes cannot share a terminal; use job.nproc=1" in said

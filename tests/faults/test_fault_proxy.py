@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Iterator
 
 import pytest
-from fault_proxy import Proxy, fault_proxy
+
+from support.fault_proxy import Proxy, fault_proxy
 
 pytestmark = pytest.mark.process
 

@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 import pytest
-from ranks import folder, ledger, train
 
 from everstep.outcome import Outcome
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.step import Stepper
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 

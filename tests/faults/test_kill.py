@@ -7,22 +7,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import traps
-from ranks import folder, ledger, train
 
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
+from support import kill_points
+from support.ranks import folder, ledger, train
 
 pytestmark = pytest.mark.dist
 WORLD = 2
 STEPS = 12
 POINTS: dict[str, tuple[Callable[[int], None], int, tuple[int, ...]]] = {
     # name: how to die there, how often a run of 12 steps comes by, which ranks come by
-    "at a step": (traps.at_step, STEPS, (0, 1)),
-    "between gradient and update": (traps.in_step, STEPS, (0, 1)),
-    **traps.SAVE_POINTS,
-    "in an evaluation": (traps.in_evaluation, 2, (0, 1)),
-    "after an evaluation": (traps.after_evaluation, 2, (0, 1)),
+    "at a step": (kill_points.at_step, STEPS, (0, 1)),
+    "between gradient and update": (kill_points.in_step, STEPS, (0, 1)),
+    **kill_points.SAVE_POINTS,
+    "in an evaluation": (kill_points.in_evaluation, 2, (0, 1)),
+    "after an evaluation": (kill_points.after_evaluation, 2, (0, 1)),
 }
 
 
@@ -71,7 +71,7 @@ def test_a_run_that_is_killed_again_and_again_arrives(undisturbed: Path, tmp_pat
     draws = random.Random(5)
     for _ in range(6):
         victim, step = draws.randint(0, 1), draws.randint(2, STEPS)
-        train(WORLD, tmp_path, before=lambda rank, v=victim, s=step: traps.at_step(s) if rank == v else None)  # type: ignore[misc]
+        train(WORLD, tmp_path, before=lambda rank, v=victim, s=step: kill_points.at_step(s) if rank == v else None)  # type: ignore[misc]
     assert train(WORLD, tmp_path).codes == [0, 0]
     assert_same_run(tmp_path, undisturbed)
 
@@ -83,6 +83,6 @@ def test_other_ways_to_spread_the_model_resume_to_the_bit_too(tmp_path: Path, ki
     for root in (whole, broken):
         root.mkdir()
     assert train(world, whole, f"parallel={kind}").codes == [0] * world
-    train(world, broken, f"parallel={kind}", before=lambda rank: traps.in_step(7))
+    train(world, broken, f"parallel={kind}", before=lambda rank: kill_points.in_step(7))
     assert train(world, broken, f"parallel={kind}").codes == [0] * world
     assert_same_run(broken, whole)

@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-import traps
-from ranks import Ranks, folder, ledger, train
 
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import candidates
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
+from support import kill_points
+from support.ranks import Ranks, folder, ledger, train
 
 pytestmark = pytest.mark.dist
 STEPS = 12
@@ -55,7 +55,7 @@ def killed_in(step: int, root: Path, *overrides: str) -> None:
 
     def trap(rank: int) -> None:
         finish_each_save()
-        traps.in_step(step)
+        kill_points.in_step(step)
 
     assert train_on([0, 1], root, *overrides, trap=trap).codes == [-9, -9]
 
@@ -137,8 +137,8 @@ def test_a_part_that_is_damaged_on_both_nodes_sends_the_run_back(undisturbed: Pa
 
 
 @pytest.mark.parametrize(("point", "victim"), [
-    (traps.before_write, 1), (traps.after_report, 0), (traps.after_collect, 0), (traps.before_announce, 0),
-    (traps.after_announce, 0), (traps.after_result, 1),
+    (kill_points.before_write, 1), (kill_points.after_report, 0), (kill_points.after_collect, 0),
+    (kill_points.before_announce, 0), (kill_points.after_announce, 0), (kill_points.after_result, 1),
 ])  # fmt: skip
 def test_a_kill_in_the_middle_of_a_local_save_loses_nothing(
     undisturbed: Path, tmp_path: Path, point: Callable[[int], None], victim: int

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import TESTS, folder
 
 from everstep.outcome import Outcome
+from support import TESTS
+from support.ranks import folder
 
 pytestmark = pytest.mark.process
 FILES = ("trainer.py", "launch/__init__.py", "data/__init__.py", "datasets/__init__.py", "tests/__init__.py",

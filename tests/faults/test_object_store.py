@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import traps
-from ranks import ledger, train
 
 from everstep.outcome import Outcome
 from everstep.run_folder import RunFolder
@@ -14,6 +12,8 @@ from everstep.storage import ObstoreStorage, open_storage
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_metrics
+from support import kill_points
+from support.ranks import ledger, train
 
 pytestmark = pytest.mark.dist
 
@@ -28,7 +28,7 @@ def test_a_killed_run_in_an_object_store_goes_on_to_the_bits_of_a_local_one(
     remote = f"run_root={bucket}/runs"
     notes = tmp_path / "notes"
     notes.mkdir()
-    killed = train(2, notes, remote, before=lambda rank: traps.in_step(7) if rank == 1 else None)
+    killed = train(2, notes, remote, before=lambda rank: kill_points.in_step(7) if rank == 1 else None)
     assert killed.codes[1] == -9, killed.printed
     resumed = train(2, notes, remote)
     assert resumed.codes == [0, 0], resumed.printed

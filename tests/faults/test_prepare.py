@@ -10,11 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from process_helpers import alive, until
 
 from everstep.dataset.index import ShardIndex
 from everstep.dataset.prepare import prepare_blocks
 from everstep.dataset.verify import verify
+from support.processes import alive, until
 
 pytestmark = pytest.mark.process
 KINDS = {

@@ -9,12 +9,12 @@ import uuid
 from pathlib import Path
 
 import pytest
-from fault_proxy import Proxy
-from store_ways import Way
 
 from everstep.errors import StorageError
 from everstep.run_folder import RunFolder
 from everstep.storage import LocalStorage, Storage, probe
+from support.fault_proxy import Proxy
+from support.store_clients import Way
 
 pytestmark = pytest.mark.process
 TESTS = Path(__file__).parent.parent

@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import TESTS, folder
 
 from everstep.compose import compose
 from everstep.trainer.reporting.sinks import read_metrics
+from support import TESTS
+from support.ranks import folder
 
 pytestmark = pytest.mark.process
 ROOT = TESTS.parent

@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import traps
-from process_helpers import until
-from ranks import TESTS, folder, train
 
 from everstep.launch.cli.status import report
 from everstep.run_folder import EVENTS, RunFolder
+from support import TESTS, kill_points
+from support.processes import until
+from support.ranks import folder, train
 
 
 @pytest.mark.dist
 def test_goodput_of_a_run_that_was_killed_tells_what_was_done_twice(tmp_path: Path) -> None:
-    killed = train(2, tmp_path, before=lambda rank: traps.after_evaluation(1), all_die=True)
+    killed = train(2, tmp_path, before=lambda rank: kill_points.after_evaluation(1), all_die=True)
     assert killed.codes == [-9, -9], killed.printed
     assert train(2, tmp_path).codes == [0, 0]
     told = report(folder(tmp_path))
@@ -93,7 +93,7 @@ def test_a_run_is_watched_cancelled_and_resumed_from_another_shell(tmp_path: Pat
     stopped = standing(tmp_path)
     assert stopped["state"] == "stopped"
     assert stopped["checkpoint_step"] == stopped["step"] > 0
-    resumed = everstep("resume", "toy", "plugins=[toy]", f"steps={stopped['step'] + 3}", cwd=tmp_path)
+    resumed = everstep("resume", "toy", "plugins=[support.toy]", f"steps={stopped['step'] + 3}", cwd=tmp_path)
     _, said = resumed.communicate(timeout=120)
     assert resumed.returncode == 0, said
     done = standing(tmp_path)

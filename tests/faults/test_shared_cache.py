@@ -17,14 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from disks import small_disk
-from fault_proxy import Proxy, fault_proxy
-from process_helpers import until
 
 from everstep.dataset.index import PART_BYTES, Shard, part_digest
 from everstep.errors import DataError, StorageError
 from everstep.storage import open_storage
 from everstep.trainer.data.cache import ShardCache
+from support.fault_proxy import Proxy, fault_proxy
+from support.processes import until
+from support.small_disks import small_disk
 
 pytestmark = pytest.mark.process
 

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import IO
 
 import pytest
-from disks import small_disk
-from fault_proxy import Proxy
-from process_helpers import until
-from store_ways import Way
 
 from everstep.errors import StorageError
 from everstep.run_folder import RunFolder
 from everstep.storage import LocalStorage, Storage, fsspec_backend, open_storage, retries
 from everstep.storage import obstore_library as obstore_clients
+from support.fault_proxy import Proxy
+from support.processes import until
+from support.small_disks import small_disk
+from support.store_clients import Way
 
 pytestmark = pytest.mark.process
 SMALL, BIG = bytes(range(256)) * 40, bytes(range(250)) * 160_000

@@ -9,9 +9,13 @@ import signal
 from pathlib import Path
 
 import pytest
-from process_helpers import alive, until
-from sweep_processes import (
-    CHEAP,
+
+from everstep.launch.sweep.leaderboard import ranked
+from everstep.launch.sweep.state import evaluations
+from everstep.run_folder import RunFolder
+from support.processes import alive, until
+from support.sweep_processes import (
+    FAKE,
     REAL,
     TESTS,
     asked,
@@ -27,20 +31,16 @@ from sweep_processes import (
     told,
 )
 
-from everstep.launch.sweep.leaderboard import ranked
-from everstep.launch.sweep.state import evaluations
-from everstep.run_folder import RunFolder
-
 pytestmark = pytest.mark.process
-GRID = ["optimizer.lr=0.001,0.003,0.01,0.03,0.1,0.3", "seed=range(0,4)", "steps=20", "job.max_parallel=4",
+GRID = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,3)", "steps=20", "job.max_parallel=4",
         "sweep.poll_s=0.05"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sweep `calm` of 24 trials has come to its end, left alone."""
+    """Where the sweep `calm` of 9 trials has come to its end, left alone."""
     where = tmp_path_factory.mktemp("calm")
-    ended(sweep(CHEAP, where, *GRID, "run=calm"))
+    ended(sweep(FAKE, where, *GRID, "run=calm"))
     return where
 
 
@@ -61,23 +61,23 @@ def test_a_sweep_whose_driver_and_trials_are_killed_twice_ends_like_one_that_was
     calm: Path, tmp_path: Path, seed: int
 ) -> None:
     draws = random.Random(seed)
-    for done in sorted(draws.sample(range(2, 18), 2)):
-        driver = sweep(CHEAP, tmp_path, *GRID, "run=torn", CHEAP_PAUSE_S="0.01")
+    for done in sorted(draws.sample(range(1, 7), 2)):
+        driver = sweep(FAKE, tmp_path, *GRID, "run=torn", FAKE_TRAINER_PAUSE_S="0.01")
         until(lambda: len(story(tmp_path, "torn").order) >= 2 * done and len(children(driver.pid)) >= 2, 60)  # noqa: B023
         pids = children(driver.pid)
         for pid in draws.sample(pids, len(pids) // 2):
             os.kill(pid, signal.SIGKILL)
         kill(driver)
         until(lambda: not any(map(alive, pids)))  # noqa: B023
-    ended(sweep(CHEAP, tmp_path, *GRID, "run=torn"))
+    ended(sweep(FAKE, tmp_path, *GRID, "run=torn"))
     assert results(tmp_path, "torn") == results(calm, "calm")
     assert order(tmp_path, "torn") == order(calm, "calm")
     assert set(map(tuple, ends(tmp_path, "torn").values())) == {(20,)}
-    assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(24)]
+    assert sorted(told(tmp_path, "torn")) == [(trial, 0) for trial in range(9)]
 
 
 def test_a_trial_that_is_killed_alone_goes_on_under_the_same_driver(tmp_path: Path, hold: Path) -> None:
-    driver = sweep(CHEAP, tmp_path, "seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05", CHEAP_HOLD=str(hold))
+    driver = sweep(FAKE, tmp_path, "seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05", FAKE_TRAINER_HOLD=str(hold))
     until(lambda: reached_its_middle(tmp_path), 60)
     os.kill(children(driver.pid)[0], signal.SIGKILL)
     hold.unlink()
@@ -89,9 +89,9 @@ def test_a_trial_that_is_killed_alone_goes_on_under_the_same_driver(tmp_path: Pa
 
 def test_a_second_driver_says_who_drives_and_changes_nothing(tmp_path: Path, hold: Path) -> None:
     words = ["seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05"]
-    first = sweep(CHEAP, tmp_path, *words, CHEAP_HOLD=str(hold))
+    first = sweep(FAKE, tmp_path, *words, FAKE_TRAINER_HOLD=str(hold))
     until(lambda: (tmp_path / "runs/s/leases/0001.json").exists(), 60)
-    said = ended(sweep(CHEAP, tmp_path, *words), code=2)
+    said = ended(sweep(FAKE, tmp_path, *words), code=2)
     assert f"driven by process {first.pid}" in said
     assert f"process {first.pid}" in asked(tmp_path, "status", "s")
     hold.unlink()
@@ -101,11 +101,11 @@ def test_a_second_driver_says_who_drives_and_changes_nothing(tmp_path: Path, hol
 
 def test_a_finished_sweep_is_not_run_again_and_a_wider_one_runs_what_is_missing(tmp_path: Path) -> None:
     words = ["steps=10", "run=s", "sweep.poll_s=0.05", "optimizer.lr=0.01,0.1"]
-    ended(sweep(CHEAP, tmp_path, *words, "seed=0,1"))
+    ended(sweep(FAKE, tmp_path, *words, "seed=0,1"))
     before = results(tmp_path, "s")
-    ended(sweep(CHEAP, tmp_path, *words, "seed=0,1"))
+    ended(sweep(FAKE, tmp_path, *words, "seed=0,1"))
     assert results(tmp_path, "s") == before
-    ended(sweep(CHEAP, tmp_path, *words, "seed=0,1,2"))
+    ended(sweep(FAKE, tmp_path, *words, "seed=0,1,2"))
     after = results(tmp_path, "s")
     assert len(after) == 6
     assert before.items() <= after.items()
@@ -114,7 +114,7 @@ def test_a_finished_sweep_is_not_run_again_and_a_wider_one_runs_what_is_missing(
 
 def test_stopping_saves_the_trials_and_resume_goes_on_and_asks_for_more(tmp_path: Path, hold: Path) -> None:
     words = ["optimizer.lr=tag(log,interval(1e-4,1))", "sweep.sampler=random", "sweep.trials=3", "steps=20", "run=s"]
-    driver = sweep(CHEAP, tmp_path, *words, "sweep.poll_s=0.05", CHEAP_HOLD=str(hold))
+    driver = sweep(FAKE, tmp_path, *words, "sweep.poll_s=0.05", FAKE_TRAINER_HOLD=str(hold))
     until(lambda: reached_its_middle(tmp_path), 60)
     driver.send_signal(signal.SIGINT)
     assert "resume" in ended(driver, code=75)
@@ -122,7 +122,7 @@ def test_stopping_saves_the_trials_and_resume_goes_on_and_asks_for_more(tmp_path
     (run,) = (tmp_path / "runs/s/trials").iterdir()
     outcome = json.loads((run / "attempts/0001/outcome.json").read_text())
     assert outcome["outcome"] == "preempted"
-    resumed = sweep(CHEAP, tmp_path, *words[:2], "sweep.trials=5", *words[3:], "sweep.poll_s=0.05")
+    resumed = sweep(FAKE, tmp_path, *words[:2], "sweep.trials=5", *words[3:], "sweep.poll_s=0.05")
     ended(resumed)
     assert set(map(tuple, ends(tmp_path, "s").values())) == {(20,)}
     assert len(ends(tmp_path, "s")) == 5
@@ -130,7 +130,7 @@ def test_stopping_saves_the_trials_and_resume_goes_on_and_asks_for_more(tmp_path
 
 
 def test_cancel_from_another_shell_stops_driver_and_trials(tmp_path: Path, hold: Path) -> None:
-    driver = sweep(CHEAP, tmp_path, "seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05", CHEAP_HOLD=str(hold))
+    driver = sweep(FAKE, tmp_path, "seed=0,1", "steps=20", "run=s", "sweep.poll_s=0.05", FAKE_TRAINER_HOLD=str(hold))
     until(lambda: any((tmp_path / "runs/s/trials").glob("*/attempts/0001/metrics.jsonl")), 60)
     assert "is cancelled" in asked(tmp_path, "cancel", "s")
     assert "the sweep is cancelled" in ended(driver, code=75)
@@ -139,17 +139,17 @@ def test_cancel_from_another_shell_stops_driver_and_trials(tmp_path: Path, hold:
 
 def test_failures_are_marked_and_the_sweep_goes_on_until_there_are_too_many(tmp_path: Path) -> None:
     words = ["optimizer.lr=8,9,0.01", "seed=range(0,3)", "steps=10", "job.max_restarts=0", "sweep.poll_s=0.05"]
-    ended(sweep(CHEAP, tmp_path, *words, "run=all"))
+    ended(sweep(FAKE, tmp_path, *words, "run=all"))
     verdicts = [row.state for row in ranked(plan(tmp_path, "all"), story(tmp_path, "all"))]
     assert sorted(verdicts) == ["done"] * 6 + ["failed"] * 3
     best = ranked(plan(tmp_path, "all"), story(tmp_path, "all"))[0]
     assert best.trial.values == {"optimizer.lr": 0.01, "seed": 0}
-    assert "sweep.max_failures=2" in ended(sweep(CHEAP, tmp_path, *words, "run=few", "sweep.max_failures=2"), code=1)
+    assert "sweep.max_failures=2" in ended(sweep(FAKE, tmp_path, *words, "run=few", "sweep.max_failures=2"), code=1)
     assert len(story(tmp_path, "few").trials) == 2
 
 
 def test_a_trial_that_measures_something_else_fails_with_what_there_is(tmp_path: Path) -> None:
-    ended(sweep(CHEAP, tmp_path, "seed=0,1", "steps=5", "run=s", "sweep.metric=accuracy", "sweep.poll_s=0.05"))
+    ended(sweep(FAKE, tmp_path, "seed=0,1", "steps=5", "run=s", "sweep.metric=accuracy", "sweep.poll_s=0.05"))
     (first, _) = story(tmp_path, "s").trials
     assert first.last is not None
     assert first.last.reason == "no metric accuracy (there is loss); change sweep.metric"
@@ -157,7 +157,7 @@ def test_a_trial_that_measures_something_else_fails_with_what_there_is(tmp_path:
 
 def test_asha_goes_on_from_checkpoints_and_trains_nothing_twice(tmp_path: Path) -> None:
     words = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,3)", "steps=45", "sweep.pruner=asha", "run=s"]
-    ended(sweep(CHEAP, tmp_path, *words, "sweep.poll_s=0.05", "job.max_parallel=3"))
+    ended(sweep(FAKE, tmp_path, *words, "sweep.poll_s=0.05", "job.max_parallel=3"))
     found = ends(tmp_path, "s")
     assert sorted(map(tuple, found.values()), key=len) == [(5,)] * 6 + [(5, 15)] * 2 + [(5, 15, 45)]
     (winner,) = [name for name, steps in found.items() if len(steps) == 3]
@@ -174,7 +174,7 @@ def test_asha_goes_on_from_checkpoints_and_trains_nothing_twice(tmp_path: Path) 
 def test_a_trial_that_stops_getting_better_is_stopped_and_counts(tmp_path: Path, hold: Path) -> None:
     # A rate of 9 gives NaN at every evaluation, so nothing gets better.
     words = ["optimizer.lr=9,0.01", "steps=20", "sweep.pruner=patience", "sweep.patience=2", "run=s"]
-    driver = sweep(CHEAP, tmp_path, *words, "sweep.poll_s=0.05", "job.max_parallel=1", CHEAP_HOLD=str(hold))
+    driver = sweep(FAKE, tmp_path, *words, "sweep.poll_s=0.05", "job.max_parallel=1", FAKE_TRAINER_HOLD=str(hold))
     until(lambda: len(told(tmp_path, "s")) == 1, 60)
     hold.unlink()
     ended(driver)
@@ -189,7 +189,7 @@ def test_a_trial_that_stops_getting_better_is_stopped_and_counts(tmp_path: Path,
 def test_every_sampler_drives_a_sweep_to_its_end(tmp_path: Path, sampler: str) -> None:
     words = ["optimizer.lr=tag(log,interval(1e-4,1))", "clip=interval(0.5,2)", f"sweep.sampler={sampler}",
              "sweep.trials=6", "steps=5", "sweep.poll_s=0.05", "run=s", "job.max_parallel=2"]  # fmt: skip
-    ended(sweep(CHEAP, tmp_path, *words))
+    ended(sweep(FAKE, tmp_path, *words))
     assert [trial.is_open for trial in story(tmp_path, "s").trials] == [False] * 6
 
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from file_scheduler import VARIABLE, FileArrays
 
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
@@ -17,6 +16,7 @@ from everstep.launch.submit.array import ArrayMember, recover, run_of, submit_ba
 from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.records import submissions
 from everstep.run_folder import RunFolder
+from support.file_scheduler import VARIABLE, FileArrays
 
 
 class Killed(BaseException):

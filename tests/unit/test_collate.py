@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shard_sets import write_dataset
 from torch import Tensor
 
 from everstep.errors import ConfigError, DataError
@@ -24,6 +23,7 @@ from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.order import SampleOrder
 from everstep.trainer.plugins import instantiate
+from support.shard_datasets import write_dataset
 
 DTYPES = [
     torch.uint8, torch.uint16, torch.uint32, torch.int8, torch.int16, torch.int32, torch.int64,

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import shard_sets
-from process_helpers import until
 
 from everstep.errors import DataError
 from everstep.trainer.data import open_shards
@@ -20,6 +18,8 @@ from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.workers import Lookahead
+from support import shard_datasets
+from support.processes import until
 
 ROWS = 4
 Read = Callable[[str, int, int], bytes]
@@ -29,7 +29,7 @@ Read = Callable[[str, int, int], bytes]
 def remote(tmp_path: Path) -> ArrowDataset:
     """Four shards in a store."""
     url = f"memory://ahead/{tmp_path.name}"
-    shard_sets.write_dataset(url, [ROWS] * 4, shard_sets.numbered(4 * ROWS))
+    shard_datasets.write_dataset(url, [ROWS] * 4, shard_datasets.numbered(4 * ROWS))
     return ArrowDataset(url, cache=lambda: ShardCache(str(tmp_path / "cache"), 10**9))
 
 
@@ -92,7 +92,7 @@ def test_a_process_that_may_open_few_files_looks_ahead_at_many_shards(
 ) -> None:
     monkeypatch.setattr(open_shards, "_file_limit", lambda: 200)
     url, sent = f"memory://ahead/{tmp_path.name}", threading.Event()
-    shard_sets.write_dataset(url, [2] * 120, shard_sets.numbered(240))
+    shard_datasets.write_dataset(url, [2] * 120, shard_datasets.numbered(240))
     data = ArrowDataset(url, cache=lambda: ShardCache(str(tmp_path / "cache"), 10**9, parallel=1))
     behind(data, monkeypatch, lambda path: sent.wait(20))
     before = len(os.listdir("/proc/self/fd"))

@@ -11,11 +11,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_helpers import read
 
 from everstep.dataset.prepare import prepare, prepare_rows
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.errors import DataError
+from support.preparation import read
 
 BAD_LINES = ['{"a": 1, "b": "x"}', "{oops", '{"a": "x", "b": "y"}', "[1]", "", '{"a": 2}', '{"a": 3, "b": "z"}']
 

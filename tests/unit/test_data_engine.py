@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_helpers import SMALL, contents, lines, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,6 +19,7 @@ from everstep.dataset.prepare import prepare, prepare_arrays
 from everstep.dataset.prepare.cleaning import first_ones, row_digests
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.errors import DataError
+from support.preparation import SMALL, contents, lines, read
 
 
 @pytest.mark.process

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_helpers import outcome, read
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from everstep.dataset.prepare import prepare_frame, prepare_rows
 from everstep.dataset.readers import parquet
 from everstep.dataset.readers import text as lines
 from everstep.errors import DataError
+from support.preparation import outcome, read
 
 NUMBERS = [
     pa.int8(),

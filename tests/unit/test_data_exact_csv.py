@@ -10,12 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from dataset_helpers import outcome
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from everstep.dataset.readers import csv
 from everstep.errors import DataError
+from support.preparation import outcome
 
 NUMBERS = st.one_of(
     st.integers(-9, 9).map(str), st.floats().map(repr),

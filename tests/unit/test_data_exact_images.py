@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
@@ -20,6 +19,7 @@ from everstep.dataset.readers.whole_files import IMAGES
 from everstep.errors import ConfigError
 from everstep.trainer.data.columns import Ragged
 from everstep.trainer.data.decode import Images
+from support.preparation import outcome
 
 PIXELS = np.random.default_rng(0).integers(0, 255, (24, 32, 3), np.uint8)
 PLUGINS = {".jpg": "JPEG", ".jpeg": "JPEG", ".tif": "TIFF"}

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from dataset_helpers import Outcome, outcome
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from everstep.dataset.readers import json_array, jsonl
 from everstep.dataset.readers import text as lines
 from everstep.errors import DataError
+from support.preparation import Outcome, outcome
 
 WHOLE = st.one_of(
     st.integers(-5, 5),

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from dataset_helpers import SMALL, contents, lines, read
 
 from everstep.dataset.index import ShardIndex
 from everstep.dataset.prepare import prepare, work_unit
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.verify import verify
 from everstep.errors import DataError
+from support.preparation import SMALL, contents, lines, read
 
 
 def test_append_leaves_old_shards_as_they_are_and_adds_new_samples(tmp_path: Path) -> None:

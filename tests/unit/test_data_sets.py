@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-import shard_sets
 import torch
 from torch import Tensor
 
@@ -21,6 +20,7 @@ from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Subset
 from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, frame_dataset, shifted, split_ids
+from support import shard_datasets
 
 
 def write_dataset(folder: Path, shards: int = 3, rows: int = 5) -> dict[str, np.ndarray]:
@@ -236,7 +236,7 @@ def test_a_process_that_may_open_few_files_reads_many_shards_of_a_store(
 
     monkeypatch.setattr(module, "_file_limit", lambda: 200)
     url = f"memory://many/{tmp_path.name}"
-    shard_sets.write_dataset(url, [2] * 80, shard_sets.numbered(160))
+    shard_datasets.write_dataset(url, [2] * 80, shard_datasets.numbered(160))
     data = ArrowDataset(url, cache=lambda: ShardCache(str(tmp_path / "cache"), 10**9))
     before = len(os.listdir("/proc/self/fd"))
     for start in range(0, 160, 8):

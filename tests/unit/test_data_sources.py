@@ -15,7 +15,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from dataset_helpers import read
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,6 +24,7 @@ from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.readers.base import File
 from everstep.dataset.readers.text import cut_lines, line_blocks
 from everstep.errors import DataError
+from support.preparation import read
 
 ROWS = {
     "a": list(range(50)),

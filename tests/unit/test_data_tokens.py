@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from dataset_helpers import SMALL, lines, read
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from everstep.dataset.prepare import prepare
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.prepare.tokenizers import Packer, Tokens, open_tokenizer
 from everstep.errors import ConfigError
+from support.preparation import SMALL, lines, read
 
 
 @given(st.lists(st.lists(st.integers(1, 255), max_size=9), max_size=8), st.integers(2, 7), st.integers(1, 4))

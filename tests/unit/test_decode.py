@@ -16,7 +16,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from shard_sets import write_dataset
 
 from everstep.config import BadSample
 from everstep.errors import ConfigError, DataError
@@ -24,6 +23,7 @@ from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.columns import BadSamples, Ragged
 from everstep.trainer.data.decode import Each, Images
 from everstep.trainer.data.fetcher import Fetcher, MicrobatchRequest
+from support.shard_datasets import write_dataset
 
 
 def pixels(height: int = 5, width: int = 7, seed: int = 0) -> np.ndarray:

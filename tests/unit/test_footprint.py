@@ -9,7 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from toy import ToyModel
 
 from everstep.compose import compose
 from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig, RunConfig
@@ -20,6 +19,7 @@ from everstep.trainer.optim import build_optimizer
 from everstep.trainer.preflight.check import examine
 from everstep.trainer.preflight.memory_estimate import Footprint, footprint, pretended
 from everstep.trainer.tasks.classification import ImageClassifier
+from support.toy import ToyModel
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.1}
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shard_sets import numbered, write_dataset
 from torch import Tensor
 
 from everstep.config import BadSample, ExcludeConfig, LoaderConfig
@@ -27,6 +26,7 @@ from everstep.trainer.data.fetcher import Fetcher, Microbatch
 from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.ordering.order import SampleOrder
+from support.shard_datasets import numbered, write_dataset
 
 WORDS = [b"", b"a", b"bc" * 700, b"def", bytes(range(256)), b"\0", b"end"]
 

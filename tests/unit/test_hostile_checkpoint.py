@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from blake3 import blake3
-from saved_checkpoint import reseal, saved
 
 from everstep.errors import CheckpointError
 from everstep.run_folder import MANIFEST, RunFolder
@@ -24,6 +23,7 @@ from everstep.trainer.checkpoint.tensor_index import read_metadata
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.weights import load_weights
 from everstep.trainer.command import verb
+from support.saved_checkpoint import reseal, saved
 
 SHARD = "rank-0000.tensors"
 SEEN: list[tuple[str, tuple[Any, ...]]] | None = None

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from file_scheduler import VARIABLE, FileScheduler
 
 from everstep.compose import Composed, compose
 from everstep.frozen_config import settle
@@ -17,6 +16,7 @@ from everstep.launch.config import JobConfig, job_config
 from everstep.launch.preflight.checks import check, program_problems
 from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.schedulers import registry
+from support.file_scheduler import VARIABLE, FileScheduler
 
 
 @pytest.fixture(autouse=True)
@@ -154,7 +154,7 @@ def test_secrets_have_to_be_there_and_their_values_are_never_shown(monkeypatch: 
 
 def test_the_cluster_is_asked_and_all_it_says_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("support.file_scheduler", "FileScheduler"))
     FileScheduler().keep({"jobs": {}, "queries": 0, "problems": ["job.time is too long", "job.nodes is too large"]})
     job = JobConfig(nproc=1)
     object.__setattr__(job, "scheduler", "slurm")

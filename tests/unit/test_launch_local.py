@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from process_helpers import alive, until
 
 from everstep.launch.job_start.process import Local, Signals
+from support.processes import alive, until
 
 pytestmark = pytest.mark.process
 

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from servers import S3_KEYS
+
+from support.store_servers import S3_KEYS
 
 pytestmark = pytest.mark.process
 

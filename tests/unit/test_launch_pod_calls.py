@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from counted_storage import Counted, counted
 
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.allocation import Allocation
@@ -15,6 +14,7 @@ from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node.pod import POLL_REMOTE_S, POLL_S, Pod, Watch, poll_s
 from everstep.launch.submit.job_spec import JobSpec
 from everstep.run_folder import RunFolder
+from support.counting_storage import Counted, counted
 
 PODS = 3
 LISTS = ["names members/demo-1", "names starts"]

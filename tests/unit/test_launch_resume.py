@@ -11,8 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from file_scheduler import VARIABLE, FileScheduler
-from run_records import Records
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
@@ -23,6 +21,8 @@ from everstep.launch.schedulers import registry
 from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.submit.override_frozen import amend
 from everstep.launch.submit.trust import Runnable, sign
+from support.file_scheduler import VARIABLE, FileScheduler
+from support.run_records import Records
 
 FAKE = """
 import sys
@@ -132,7 +132,7 @@ def test_packages_in_a_folder_of_another_user_are_named_again(
 def cluster_in_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Jobs go to a scheduler that keeps them in a file."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("support.file_scheduler", "FileScheduler"))
 
 
 def submitted() -> list[list[str]]:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import yaml
-from process_helpers import alive, until
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, StorageError
@@ -23,6 +22,7 @@ from everstep.launch.__main__ import main
 from everstep.launch.cli.run import run as launch_run
 from everstep.outcome import Ending, Outcome
 from everstep.run_folder import RunFolder
+from support.processes import alive, until
 
 FAKE = """
 import json, os, signal, sys, time

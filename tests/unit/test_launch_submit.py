@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from file_scheduler import VARIABLE, FileScheduler
 
 from everstep.compose import compose
 from everstep.errors import ConfigError
@@ -18,6 +17,7 @@ from everstep.launch.__main__ import main
 from everstep.launch.cli.submit import submit
 from everstep.launch.schedulers import registry
 from everstep.run_folder import RunFolder
+from support.file_scheduler import VARIABLE, FileScheduler
 
 JOB = ["job=slurm", "job.nodes=2", "job.nproc=2", "experiment=digits"]
 
@@ -110,7 +110,7 @@ def test_what_cannot_run_is_refused_in_one_line_and_nothing_is_written(
 @pytest.fixture
 def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("support.file_scheduler", "FileScheduler"))
     return FileScheduler()
 
 

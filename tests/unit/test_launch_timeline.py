@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from run_records import Records
 
 from everstep.launch.runs.goodput import Goodput, goodput, timeline
 from everstep.launch.runs.history import read
 from everstep.launch.schedulers.job import JobHandle
+from support.run_records import Records
 
 
 def spent(records: Records, until: float | None = None) -> Goodput:

@@ -12,21 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from file_scheduler import VARIABLE, FileScheduler
-from process_helpers import alive, until
-from run_records import Records
 
 from everstep.launch.__main__ import main
 from everstep.launch.cli import logs, status
 from everstep.launch.runs.goodput import Goodput
 from everstep.launch.schedulers import registry
 from everstep.launch.schedulers.job import JobHandle, new_token
+from support.file_scheduler import VARIABLE, FileScheduler
+from support.processes import alive, until
+from support.run_records import Records
 
 
 @pytest.fixture
 def jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("support.file_scheduler", "FileScheduler"))
     return FileScheduler()
 
 

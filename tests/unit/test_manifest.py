@@ -14,7 +14,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from saved_checkpoint import newest_step, reseal, saved
 
 from everstep.errors import CheckpointError, DataError
 from everstep.run_folder import MANIFEST, RunFolder
@@ -35,6 +34,7 @@ from everstep.trainer.checkpoint.retention import to_keep
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.checkpoint.weights import load_weights
+from support.saved_checkpoint import newest_step, reseal, saved
 
 
 def manifest(step: int = 4, attempt: int = 1, metric: float | None = None) -> Manifest:

@@ -13,12 +13,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from shard_sets import write_dataset
 
 from everstep.dataset.index import ShardIndex
 from everstep.dataset.shards import RaggedArray, inflate, map_shard
 from everstep.trainer.data.address_gather import Rows, address_of, element_of, gather_ragged
 from everstep.trainer.data.arrow_reader import ArrowDataset
+from support.shard_datasets import write_dataset
 
 
 @given(

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 import torch.distributed as dist
-from process_helpers import until
 
 from everstep.errors import ConfigError, MachineError
 from everstep.rank_env import WORLD, RankInfo
 from everstep.trainer.distributed.mesh import ToldError, agree_on_generation, tell
+from support.processes import until
 
 
 @pytest.fixture

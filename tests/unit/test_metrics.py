@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from process_helpers import until
 
 from everstep.config import LogConfig, WandbConfig
 from everstep.errors import ConfigError, StorageError
 from everstep.run_folder import RunFolder
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, read_lines, read_metrics
 from everstep.trainer.reporting.trackers import TensorBoardSink, WandbSink, last_steps, open_sinks, rows
+from support.processes import until
 
 
 @pytest.fixture(params=["local", "memory"])

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shard_sets import numbered, write_dataset
 
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
@@ -18,6 +17,7 @@ from everstep.trainer.data.ordering.interleave import shares
 from everstep.trainer.data.ordering.mixture import Mixture, records_of
 from everstep.trainer.data.ordering.weighted import Weighted
 from everstep.trainer.data.prepared import dataset, mixture
+from support.shard_datasets import numbered, write_dataset
 
 
 def test_samples_of_all_datasets_come_in_the_order_asked(tmp_path: Path) -> None:

@@ -9,11 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from toy import EmptyTask, ToyTask
 
 from everstep.config import ScheduleConfig, Shape
 from everstep.errors import ConfigError
 from everstep.trainer.optim import WeightEma, build_optimizer, group_facts, lr_factor, set_lr
+from support.toy import EmptyTask, ToyTask
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.5, "weight_decay": 0.1}
 SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}

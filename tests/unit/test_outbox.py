@@ -5,12 +5,12 @@ from __future__ import annotations
 import threading
 
 import pytest
-from process_helpers import until
 
 from everstep.errors import StorageError
 from everstep.storage import LocalStorage
 from everstep.trainer.reporting import background_writer
 from everstep.trainer.reporting.background_writer import BackgroundWriter
+from support.processes import until
 
 
 class Slow:

@@ -14,16 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from drawing_datasets import (
-    SOURCES,
-    WIDTH,
-    Clocked,
-    Drawing,
-    RaggedDrawing,
-    Stream,
-    global_jitter,
-    padded,
-)
 from torch import Tensor
 from torch.utils.data import ConcatDataset, random_split
 from torch.utils.data import Subset as TorchSubset
@@ -42,6 +32,16 @@ from everstep.trainer.data.ordering.weighted import Weighted
 from everstep.trainer.data.own_generators import _log_limit, own_generators
 from everstep.trainer.data.randomness import draws, draws_nothing, seeded
 from everstep.trainer.data.sklearn_datasets import shifted
+from support.random_datasets import (
+    SOURCES,
+    WIDTH,
+    Clocked,
+    Drawing,
+    RaggedDrawing,
+    Stream,
+    global_jitter,
+    padded,
+)
 
 ROUTES = [(0, 0, Worker.process), (2, 0, Worker.process), (0, 2, Worker.process), (2, 2, Worker.process),
           (2, 0, Worker.thread), (2, 2, Worker.thread)]  # fmt: skip

@@ -6,11 +6,11 @@ import logging
 from pathlib import Path
 
 import pytest
-from process_helpers import until
 
 from everstep.run_folder import RunFolder
 from everstep.trainer.reporting import rank_log
 from everstep.trainer.reporting.rank_log import RankLog
+from support.processes import until
 
 LOG = logging.getLogger("everstep")
 

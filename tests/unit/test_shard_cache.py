@@ -15,12 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from process_helpers import until
 
 from everstep.dataset.index import PART_BYTES, Shard, part_digest
 from everstep.errors import ConfigError, DataError, StorageError
 from everstep.storage import Buffer, LocalStorage
 from everstep.trainer.data.cache import CachedShard, ShardCache, downloads, files
+from support.processes import until
 
 LARGE = 10**10
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from saved_checkpoint import saved
 
 from everstep.errors import CheckpointError
 from everstep.run_folder import MANIFEST, RunFolder
@@ -16,6 +15,7 @@ from everstep.trainer.checkpoint.manifest import Committed, candidates, was_set_
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.signature import KEY
 from everstep.trainer.command import verb
+from support.saved_checkpoint import saved
 
 SECRET = "planted-secret-3f1c"
 

@@ -7,7 +7,6 @@ import os
 from pathlib import Path
 
 import pytest
-from file_scheduler import VARIABLE, FileScheduler
 
 from everstep.launch.schedulers import registry
 from everstep.launch.submit.job_spec import JobSpec
@@ -16,13 +15,14 @@ from everstep.launch.sweep.sweep_folder import keep
 from everstep.launch.sweep.workers import Task
 from everstep.launch.sweep.workers_cluster import ClusterWorkers
 from everstep.launch.sweep.workers_local import LocalWorkers
+from support.file_scheduler import VARIABLE, FileScheduler
 
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """A sweep that is about to begin, beside a package of the user's."""
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("support.file_scheduler", "FileScheduler"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     project = tmp_path / "project"
     project.mkdir()

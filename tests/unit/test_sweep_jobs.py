@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from file_scheduler import VARIABLE, FileArrays, FileScheduler
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
@@ -27,12 +26,13 @@ from everstep.launch.sweep.workers import Task
 from everstep.launch.sweep.workers_cluster import ClusterWorkers
 from everstep.outcome import Ending, Outcome
 from everstep.run_folder import RunFolder
+from support.file_scheduler import VARIABLE, FileArrays, FileScheduler
 
 
 @pytest.fixture
 def scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FileScheduler:
     monkeypatch.setenv(VARIABLE, str(tmp_path / "jobs.json"))
-    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileScheduler"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("support.file_scheduler", "FileScheduler"))
     return FileScheduler()
 
 
@@ -209,7 +209,7 @@ def test_a_job_of_which_only_the_intent_is_known_and_that_has_ended_is_not_made_
 
 @pytest.fixture
 def arrays(scheduler: FileScheduler, monkeypatch: pytest.MonkeyPatch) -> FileArrays:
-    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("file_scheduler", "FileArrays"))
+    monkeypatch.setitem(registry.CLUSTERS, "slurm", ("support.file_scheduler", "FileArrays"))
     return FileArrays()
 
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from saved_checkpoint import saved
 from torch import nn
 
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.weights import load_weights
+from support.saved_checkpoint import saved
 
 
 @pytest.fixture

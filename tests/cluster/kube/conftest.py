@@ -3,17 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-for folder in (Path(__file__).parent, Path(__file__).parent.parent, Path(__file__).parent.parent.parent):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-from kube_cluster import Cluster  # noqa: E402
+from support.kube.cluster import Cluster
 
 # The simulation has none of other people's controllers.
 collect_ignore = [] if os.environ.get("EVERSTEP_KUBECONFIG") else ["test_kube_extensions.py"]

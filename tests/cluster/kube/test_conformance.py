@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_admission import admit
-from kube_cluster import Cluster
-from node_process import marked
-from process_helpers import until
+
+from support.kube.admission import admit
+from support.kube.cluster import Cluster
+from support.kube.node_process import marked
+from support.processes import until
 
 SCALE = 0.02
 IGNORED = "batch.kubernetes.io/job-index-ignored-failure-count"

@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import yaml
-from kube_api import WAIT, Place, place
 
 from everstep.errors import ConfigError
 from everstep.launch.__main__ import main
@@ -23,6 +22,7 @@ from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.kubernetes.client import Refused
 from everstep.launch.schedulers.kubernetes.manifest import objects
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
+from support.kube.place import WAIT, Place, place
 
 pytestmark = pytest.mark.cluster
 PLANTED = "planted-value-of-a-secret"

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_cluster import Cluster
-from kube_pods import WAIT, config, submitted
-from kube_store import Plain
-from process_helpers import until
 
 from everstep.launch.__main__ import main
 from everstep.launch.cli import doctor
 from everstep.launch.schedulers.kubernetes.doctor import Doctor
+from support.kube.cluster import Cluster
+from support.kube.object_store import Plain
+from support.kube.shell_pods import WAIT, config, submitted
+from support.processes import until
 
 pytestmark = pytest.mark.cluster
 OUT_OF_SERVICE = "node.kubernetes.io/out-of-service"

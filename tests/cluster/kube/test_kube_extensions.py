@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import ledger_toy
 import pytest
-from kube_api import Place, place
-from kube_run import Run
 
 from everstep.launch.job_start.start_record import Start
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
+from support import ledger_toy
+from support.kube.place import Place, place
+from support.kube.runs import Run
 
 pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900)]
 TRAINING = ("steps=40", "checkpoint.every=4", "data.pause_s=0.1", "parallel=ddp", "job.nodes=2")

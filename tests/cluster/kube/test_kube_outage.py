@@ -9,12 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube_api import Place, place
-from kube_proxy import Between
 
 from everstep.launch.schedulers.base import Ask
 from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
+from support.kube.place import Place, place
+from support.kube.proxy import Between
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 OUTAGE_S = 30.0

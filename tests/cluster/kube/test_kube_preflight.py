@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-from kube_api import Place
-from kube_cluster import Cluster
-from kube_run import Run
+
+from support.kube.cluster import Cluster
+from support.kube.place import Place
+from support.kube.runs import Run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.process]
 GPUS = "job.gpus: a pod asks for 8 of nvidia.com/gpu, and nodes have at most 0; change job.gpus"

@@ -9,9 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kube_api import PATHS, PATIENCE_S, Place, place
-from process_helpers import until
-from sweep_processes import REAL, TESTS, ended, ends, kill, results, sweep, told
+
+from support.kube.place import PATHS, PATIENCE_S, Place, place
+from support.processes import until
+from support.sweep_processes import REAL, TESTS, ended, ends, kill, results, sweep, told
 
 pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900)]
 GRID = ["optimizer.lr=0.01,0.1", "seed=0,1", "steps=12"]
@@ -30,8 +31,9 @@ def there(tmp_path: Path) -> Iterator[Place]:
 def start(there: Place) -> subprocess.Popen[str]:
     assert there.root is not None
     code = there.root / "toy"  # pods find the toy where the runs are
-    code.mkdir(exist_ok=True)
-    shutil.copy(TESTS / "toy.py", code)
+    (code / "support").mkdir(parents=True, exist_ok=True)
+    for file in ("__init__.py", "toy.py"):
+        shutil.copy(TESTS / "support" / file, code / "support")
     words = ["--quick", "job=k8s", "job.nproc=1", "job.gpus=0", f"job.k8s.namespace={there.namespace}", *there.words,
              f"job.env.PYTHONPATH={code}:{PATHS}" if there.agents else f"job.env.PYTHONPATH={code}",
              f"job.max_parallel={PARALLEL}", "sweep.poll_s=0.2", "run=torn", f"run_root={there.root}/runs"]  # fmt: skip

@@ -8,15 +8,15 @@ import threading
 from pathlib import Path
 
 import pytest
-from kube_cluster import Cluster
-from kube_pods import config, rendered, submitted
-from process_helpers import until
 
 from everstep.errors import ConfigError
 from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.kubernetes.client import Client
 from everstep.launch.schedulers.kubernetes.job_status import JOB_UID
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
+from support.kube.cluster import Cluster
+from support.kube.shell_pods import config, rendered, submitted
+from support.processes import until
 
 pytestmark = pytest.mark.cluster
 

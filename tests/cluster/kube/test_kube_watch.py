@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterator
 
 import httpx2
 import pytest
-from kube_cluster import Cluster
-from kube_store import Plain
-from process_helpers import until
 
 from everstep.errors import ConfigError
 from everstep.launch.config import job_config
@@ -18,6 +15,9 @@ from everstep.launch.schedulers.job import JobHandle, JobState
 from everstep.launch.schedulers.kubernetes.client import Client
 from everstep.launch.schedulers.kubernetes.informer import Informer
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
+from support.kube.cluster import Cluster
+from support.kube.object_store import Plain
+from support.processes import until
 
 pytestmark = pytest.mark.cluster
 OURS = {"app.kubernetes.io/managed-by": "everstep"}

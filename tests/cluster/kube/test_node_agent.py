@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from kube_agents import Agents, certificate
-from kube_cluster import Cluster
-from kube_proxy import Between
-from kube_store import Plain
-from node_container import why_plain
-from process_helpers import until
 
 from everstep.launch.schedulers.kubernetes.client import Client
+from support.kube.cluster import Cluster
+from support.kube.node_agents import Agents, certificate
+from support.kube.node_container import why_plain
+from support.kube.object_store import Plain
+from support.kube.proxy import Between
+from support.processes import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.process]
 SCALE = 0.05
