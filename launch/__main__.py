@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from everstep import __version__
-from everstep.errors import EverstepError
+from everstep.errors import EverstepError, printable
 from everstep.launch.console import say
 from everstep.launch.parser import VERBS
 from everstep.process_tuning import open_closed
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EverstepError as error:
         if os.environ.get("EVERSTEP_TRACEBACK") == "1":
             raise
-        print(f"everstep: {error}", file=sys.stderr)
+        print(printable(f"everstep: {error}"), file=sys.stderr)
         return error.exit_code
     except Early as early:
         say(f"{early}: nothing has been started; the same command begins again")

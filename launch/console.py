@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import sys
 from collections.abc import Sequence
+
+from everstep.errors import printable
 
 GAP = 2
 """Blanks after each cell of a table."""
@@ -39,6 +42,7 @@ def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], spare: Se
     Args:
         spare: columns to leave out, in this order, until the others fit.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[n]) for row in (columns, *rows)) for n in range(len(columns))]
     if not sys.stdout.isatty():
         for row in (columns, *rows):
@@ -68,7 +72,16 @@ def _fitting(columns: Sequence[str], widths: Sequence[int], spare: Sequence[str]
     return kept
 
 
+COLOR = re.compile(rb"\x1b\[[0-9;]*m|[\t\n\r]")
+CONTROL = re.compile(rb"\x1b\[[0-9;]*m|[\x00-\x1f\x7f]|\xc2[\x80-\x9f]")
+
+
+def without_commands(data: bytes) -> bytes:
+    """Show bytes that would make a terminal do more than print in color: title, clipboard, cursor, keys."""
+    return CONTROL.sub(lambda found: found[0] if COLOR.fullmatch(found[0]) else b"\\x" + found[0].hex().encode(), data)
+
+
 def say(line: str) -> None:
     """Print one line on stderr. A closed terminal must not keep the run from an orderly end."""
     with contextlib.suppress(OSError):
-        print(f"everstep: {line}", file=sys.stderr, flush=True)
+        print(printable(f"everstep: {line}"), file=sys.stderr, flush=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-from everstep.errors import EverstepError, misread
+from everstep.errors import EverstepError, misread, printable
 
 
 def verb(arguments: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def verb(arguments: Sequence[str]) -> int:
         code: int = options.run(options)
         return code
     except EverstepError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(printable(f"error: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

@@ -1,9 +1,14 @@
-"""Shell completion: scripts for three shells, and the hidden verb they call (without Hydra: fast)."""
+"""Shell completion: scripts for three shells, and the hidden verb they call (without Hydra: fast).
+
+By hand, as shtab writes static scripts while keys, options of groups and runs depend on the folders of the user, and
+argcomplete would import all parsers at each key press.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -58,6 +63,9 @@ OPTIONS = {
     "cancel": ["--root"],
     "resume": ["--config-dir", "--failed", "--quick", "--root", "--trust"],
 }
+PLAIN = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
+MOST = 200
+"""Names that are offered at a time."""
 WITH_VALUE = (
     "--attempt",
     "--config-dir",
@@ -164,7 +172,8 @@ def _runs(words: Sequence[str]) -> list[str]:
     said += [words[n + 1] for n, word in enumerate(words[:-1]) if word == "--root"]
     root = said[-1] if said else ROOT
     # Listing a bucket takes too long for completion.
-    return names(root) if is_local(root) else []
+    # A name is put on the command line as it is, so one that the shell would expand or run is not offered.
+    return [name for name in names(root) if PLAIN.fullmatch(name)][:MOST] if is_local(root) else []
 
 
 def _folders(words: Sequence[str]) -> list[Path]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import stat
 import subprocess
@@ -31,6 +32,7 @@ from everstep.run_folder import CODE, RunFolder
 
 LIMIT_MB = 100
 """Limit of a snapshot's size, before compression."""
+DIGEST = re.compile(r"[0-9a-f]{32}")
 NAMED = 5
 """Number of the largest files that the error for too large a snapshot names."""
 SKIPPED = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".ipynb_checkpoints"}
@@ -138,7 +140,12 @@ def open_code(run: RunFolder, place: str) -> Path:
         SnapshotError: the snapshot is missing or damaged, or the disk is full.
     """
     digest, _, folder = place.partition("/")
-    return unpack(run, digest, node_folder()) / folder
+    if not DIGEST.fullmatch(digest) or folder.startswith("/") or ".." in folder.split("/"):
+        raise SnapshotError(f"{run.url}: its code is at {place!r}, which is no digest with a folder below it")
+    code = unpack(run, digest, node_folder())
+    if not Path(os.path.realpath(code / folder)).is_relative_to(os.path.realpath(code)):
+        raise SnapshotError(f"{run.url}: its code is at {place!r}, which leads out of the snapshot")
+    return code / folder
 
 
 def search_path(code: Path, given: str = "", first: str = "") -> dict[str, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep.config import Goal
-from everstep.errors import ConfigError
+from everstep.errors import ConfigError, printable
 from everstep.launch import console as text_tables
 from everstep.launch.sweep.plan import Plan
 from everstep.launch.sweep.search_space import short_keys
@@ -147,18 +147,19 @@ def print_rows(plan: Plan, rows: Sequence[Row], names: Sequence[str]) -> None:
         ],
     )
     spent = sum(row.step for row in rows)
-    print(f"{len(rows)} trials, {spent:,} steps in all")
+    print(printable(f"{len(rows)} trials, {spent:,} steps in all"))
 
 
 def write_csv(plan: Plan, rows: Sequence[Row], names: Sequence[str], path: Path) -> None:
     keys = list(dict.fromkeys(key for row in rows for key in row.trial.values))
     with path.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow(["trial", "name", "state", "best", *names, "steps", "goodput", *keys])
+        writer.writerow(map(_cell, ["trial", "name", "state", "best", *names, "steps", "goodput", *keys]))
         for row in rows:
             told = facts(plan, row) | named_values(names, row)
             writer.writerow(
-                [
+                _cell(value)
+                for value in [
                     told["trial"],
                     told["name"],
                     told["state"],
@@ -169,6 +170,14 @@ def write_csv(plan: Plan, rows: Sequence[Row], names: Sequence[str], path: Path)
                     *(row.trial.values.get(key) for key in keys),
                 ]
             )
+
+
+def _cell(value: Any) -> Any:
+    """Return a value for a spreadsheet, which would take a text like =HYPERLINK(…) for a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value).replace("\n", " ")
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
 
 
 def named_values(names: Sequence[str], row: Row) -> dict[str, Any]:

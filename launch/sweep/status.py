@@ -8,7 +8,7 @@ import socket
 from collections.abc import Sequence
 from typing import Any
 
-from everstep.errors import ConfigError
+from everstep.errors import ConfigError, printable
 from everstep.launch.config import JobConfig
 from everstep.launch.console import number, print_table
 from everstep.launch.runs.cancellation import cancel_jobs
@@ -48,12 +48,12 @@ def status(folder: SweepFolder, as_json: bool) -> int:
         }
         print(json.dumps(told, indent=1))
         return 0
-    print(f"sweep        {folder.name} in {folder.url}")
-    print(f"driver       {holder(folder.storage) or 'none; everstep resume goes on'}")
+    print(printable(f"sweep        {folder.name} in {folder.url}"))
+    print(printable(f"driver       {holder(folder.storage) or 'none; everstep resume goes on'}"))
     print(f"trials       {summary(plan, story, [])}")
     if best := [row for row in rows if row.is_best][:1]:
         shown = ", ".join(f"{n} {number(v)}" for n, v in zip(plan.metrics, best[0].values, strict=False))
-        print(f"best         {best[0].trial.name}: {shown}")
+        print(printable(f"best         {best[0].trial.name}: {shown}"))
     if under_way:
         queued = [each for each in under_way if each.standing.state is RunState.queued]
         left_out = {each.history.name for each in queued[QUEUED:]}

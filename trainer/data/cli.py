@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from everstep.errors import DataError
+from everstep.errors import DataError, printable
 from everstep.trainer.data.ordering import trace_cli
 
 EPILOG = """\
@@ -63,6 +63,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 def _inspect(args: argparse.Namespace) -> int:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from everstep.dataset.index import ShardIndex
@@ -74,16 +75,19 @@ def _inspect(args: argparse.Namespace) -> int:
         index = ShardIndex.read(folder)
         table = Table("", "", box=None, show_header=False, title=folder, title_justify="left")
         table.columns[1].overflow = "fold"
-        columns = ", ".join(f"{name} {column.type}{_shape(column.shape)}" for name, column in index.columns.items())
+        columns = printable(
+            ", ".join(f"{name} {column.type}{_shape(column.shape)}" for name, column in index.columns.items())
+        )
         size = f"{index.bytes / 1e6:,.3g}" if index.bytes < 1e8 else f"{index.bytes / 1e6:,.0f}"
         for name, value in (("samples", f"{index.rows:,}"), ("shards", f"{len(index.shards):,}"), ("MB", size)):
             table.add_row(name, value)
-        table.add_row("columns", columns)
+        table.add_row("columns", escape(printable(columns)))
         table.add_row("digest", index.digest)
         for name, value in index.attributes.items():
             if name == MADE:  # marks that have no meaning for a reader
                 continue
-            table.add_row(name, ", ".join(map(str, value)) if isinstance(value, list) else str(value))
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            table.add_row(escape(printable(name)), escape(printable(shown)))
         console.print(table)
     return 0
 
@@ -102,7 +106,7 @@ def _verify(args: argparse.Namespace) -> int:
     with Progress("verify", sum(index.bytes for index in indexes), True) as progress:
         damages = verify(args.dst, lambda size: progress.add(0, size))
     if not damages:
-        print(f"{args.dst} is whole: {counted(shards, 'shard')} checked against the index")
+        print(printable(f"{args.dst} is whole: {counted(shards, 'shard')} checked against the index"))
         return 0
     if args.repair_from is None:
         listed = "; ".join(map(str, damages))
@@ -113,8 +117,12 @@ def _verify(args: argparse.Namespace) -> int:
     left = 0
     for damage, why in repair(damages, args.dst, args.repair_from):
         left += bool(why)
-        print(f"{damage}: {f'not mended, {why}' if why else 'mended'}")
+        print(printable(f"{damage}: {f'not mended, {why}' if why else 'mended'}"))
     if left:
         raise DataError(f"{left} of {shards} shards are still bad; give another copy with --repair-from")
-    print(f"{args.dst} is whole again: {len(damages)} of {counted(shards, 'shard')} came from {args.repair_from}")
+    print(
+        printable(
+            f"{args.dst} is whole again: {len(damages)} of {counted(shards, 'shard')} came from {args.repair_from}"
+        )
+    )
     return 0

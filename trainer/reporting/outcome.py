@@ -18,6 +18,7 @@ from everstep.errors import (
     EverstepError,
     ShortOfMemoryError,
     SupersededError,
+    printable,
 )
 from everstep.fault import LONGEST_REASON, fault_of, place_of, reason_of
 from everstep.outcome import Ending, Fault, Outcome
@@ -180,7 +181,7 @@ def show(error: BaseException, ending: Ending, log: str = "") -> None:
     if isinstance(error, EverstepError) and not asked:
         # A config is the same on all ranks; other faults may affect one rank only.
         where = "" if ending.rank == 0 or isinstance(error, ConfigError) else f" (rank {ending.rank})"
-        print(f"error: {error}{where}", file=sys.stderr)
+        print(printable(f"error: {error}{where}"), file=sys.stderr)
     elif asked or (ending.fault is Fault.user and not ending.place and not log):
         traceback.print_exception(error)
     else:

@@ -7,7 +7,7 @@ import datetime
 import sys
 from typing import TYPE_CHECKING
 
-from everstep.errors import ConfigError
+from everstep.errors import ConfigError, printable
 
 if TYPE_CHECKING:
     from everstep.trainer.checkpoint.tools.inventory import ListedCheckpoint
@@ -64,7 +64,7 @@ def _list(options: argparse.Namespace) -> int:
     for each in found:
         mark = ", best" if each.is_committed and each.step == best else ""
         *cells, state = _row(each, hosts[each.attempt])
-        table.add_row(*map(escape, (*cells, state + mark)))
+        table.add_row(*map(escape, map(printable, (*cells, state + mark))))
     # A program that reads this output needs whole lines, so only a terminal truncates them.
     Console(width=None if sys.stdout.isatty() else 240).print(table)
     return 0
@@ -97,14 +97,14 @@ def _verify(options: argparse.Namespace) -> int:
     bad = 0
     for found, wrong in faults(run, checkpoints):
         if wrong and not run.storage.exists(f"{found.path}/{MANIFEST}"):
-            print(f"{found.path}: removed meanwhile")
+            print(printable(f"{found.path}: removed meanwhile"))
             continue
         bad += bool(wrong)
         if isinstance(found, Committed) and not wrong:
             what = f"whole, {len(found.manifest.files)} files, {_mib(found.manifest.size)}"
         else:
             what = "; ".join(wrong)
-        print(f"{found.path}: {what}", flush=True)
+        print(printable(f"{found.path}: {what}"), flush=True)
     return 1 if bad else 0
 
 
@@ -119,7 +119,9 @@ def _remove(options: argparse.Namespace) -> int:
         chosen = selected(run, options.older_than_step, options.orphans)
         newest = newest_good(run) if chosen and not options.even_the_newest else None
         if any(found.path == newest for found in chosen):
-            print(f"kept {run.url}/{newest}: the run goes on from it (--even-the-newest would remove it too)")
+            print(
+                printable(f"kept {run.url}/{newest}: the run goes on from it (--even-the-newest would remove it too)")
+            )
         doomed = [(run, [found for found in chosen if found.path != newest])]
     else:
         raise ConfigError(
@@ -133,7 +135,9 @@ def _remove(options: argparse.Namespace) -> int:
             total += (taken := size(run, each))
             if not options.dry_run:
                 remove(run, each)
-            print(f"{'would remove' if options.dry_run else 'removed'} {run.url}/{each.path} ({_mib(taken)})")
+            print(
+                printable(f"{'would remove' if options.dry_run else 'removed'} {run.url}/{each.path} ({_mib(taken)})")
+            )
     count = sum(len(found) for _, found in doomed)
     print(f"{'would remove' if options.dry_run else 'removed'} {count} in all, {_mib(total)}")
     return 0
@@ -148,9 +152,9 @@ def _diff(options: argparse.Namespace) -> int:
     for difference in found:
         far = "" if difference.largest is None else f", at most {difference.largest:.3g} apart"
         far += "" if difference.cosine is None else f", cosine {difference.cosine:.9g}"
-        print(f"{difference.name}: {difference.what}{far}")
+        print(printable(f"{difference.name}: {difference.what}{far}"))
     for change in config_changes(first[0], second[0]):
-        print(f"config: {change}")
+        print(printable(f"config: {change}"))
     print(f"{len(found)} tensors differ" if found else "all tensors are equal to the last bit")
     return 1 if found else 0
 
@@ -161,7 +165,7 @@ def _export(options: argparse.Namespace) -> int:
 
     run, path = locate(options.url)
     count = export(run, path, options.weights, options.to)
-    print(f"{options.to}: {count} tensors of {run.url}/{path}")
+    print(printable(f"{options.to}: {count} tensors of {run.url}/{path}"))
     return 0
 
 
