@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from everstep.config import OPEN_NODES, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
 from everstep.errors import ConfigError, nearest
-from everstep.frozen_config import keys, to_object
+from everstep.frozen_config import keys, plain, to_object
+from everstep.secret_detection import refuse_secrets
 
 if TYPE_CHECKING:
     from everstep.hydra_schema import Composition
@@ -58,6 +59,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
     folders = _folders(config_dirs)
     composition, experiment = _compose(overrides, folders)
     run = RunConfig(**{f.name: getattr(composition, f.name) for f in dataclasses.fields(RunConfig)})
+    refuse_secrets(plain(run), "")
+    refuse_secrets(composition.job or {}, "job")
     if run.task is None or run.data is None:
         missing = "task" if run.task is None else "data"
         options = ", ".join(_options("experiment", folders))
@@ -76,6 +79,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Co
         if key.split(".")[0] != "job" and key not in ("run", "run_root"):
             raise ConfigError(f"{text!r} is for our trainer; give it to the program that stands after --")
     composition, _ = _compose(overrides, _folders(config_dirs))
+    refuse_secrets(composition.job or {}, "job")
     return ComposedJob(composition.job or {}, composition.run, composition.run_root)
 
 

@@ -17,6 +17,7 @@ from everstep import __version__
 from everstep.config import RunConfig
 from everstep.frozen_config import digest
 from everstep.run_folder import PROVENANCE, RunFolder
+from everstep.secret_detection import is_secret_file, without_secrets
 
 LARGEST_DIFF = 256 * 1024
 """Largest uncommitted diff in bytes that is kept in full; of a larger one only size and hash are kept."""
@@ -76,17 +77,23 @@ def packages() -> dict[str, str]:
 def code(folder: str = ".") -> dict[str, Any] | None:
     """Return commit and uncommitted diff of the checkout in `folder`; None without git or a checkout.
 
-    The remote is left out: its URL may hold a password.
+    The remote is left out: its URL may hold a password. So are changes of files that look like secrets.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
-    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff") or b""
+    names = (_git(folder, "diff", "HEAD", "--name-only", "-z") or b"").decode(errors="replace").split("\0")
+    hidden = [f":(exclude,top,literal){name}" for name in names if name and is_secret_file(name)]
+    diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":(top)", *hidden) or b""
     digest = hashlib.sha256(diff).hexdigest()
-    facts = {"commit": commit.decode().strip(), "changed": bool(diff), "diff_sha256": digest}
+    facts = {"commit": commit.decode().strip(), "changed": any(names), "diff_sha256": digest}
     return {
         **facts,
-        **({"diff_bytes": len(diff)} if len(diff) > LARGEST_DIFF else {"diff": diff.decode(errors="replace")}),
+        **(
+            {"diff_bytes": len(diff)}
+            if len(diff) > LARGEST_DIFF
+            else {"diff": without_secrets(diff.decode(errors="replace"))}
+        ),
     }
 
 

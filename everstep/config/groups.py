@@ -117,7 +117,7 @@ class ScheduleConfig:
 class LocalTierConfig:
     every: int | None = None
     """Steps between checkpoints on the node tier, besides those in the run folder; null makes none."""
-    path: str = "/dev/shm/everstep"
+    path: str = "/dev/shm/everstep-$UID"
     """Folder of the node tier, local to each node: a RAM disk or NVMe; $NAMES are expanded on the node."""
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ Modules for remote URLs are imported on first use.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 from everstep.errors import ConfigError
@@ -46,6 +47,7 @@ __getattr__ = lazy(
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
 """Schemes of a URL. fsspec knows many more: some query any host, some run what a file says."""
+CREDENTIALS = re.compile(r"[^/]*://[^/]*:[^/]*@")
 MORE_SCHEMES = "EVERSTEP_SCHEMES"
 """Environment variable: further schemes of fsspec, such as hdfs,lakefs."""
 
@@ -63,6 +65,10 @@ def open_storage(url: str) -> Storage:
         raise ConfigError(
             f"{url!r}: the scheme {scheme!r} is not one of {', '.join(SCHEMES)}; if you want it all the same, "
             f"set {MORE_SCHEMES}={scheme.rpartition('::')[2]}"
+        )
+    if CREDENTIALS.match(url):
+        raise ConfigError(
+            f"{scheme}://…: the URL holds a password, which logs and records would show; put it in the environment"
         )
     if scheme == "file":
         return LocalStorage(url.removeprefix("file://"))

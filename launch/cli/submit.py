@@ -28,6 +28,7 @@ from everstep.launch.submit.records import Receipt, current
 from everstep.launch.submit.records import submit as submit_once
 from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, RunFolder
+from everstep.secret_detection import refuse_secrets
 
 EXAMPLES = """examples:
   everstep submit job=slurm job.nodes=4 job.nproc=8 job.time=24h experiment=gpt_stdlib
@@ -103,6 +104,7 @@ def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.date
     composed = compose_job(options.overrides, options.config_dir)
     refuse(program_problems(words, Path.cwd()))
     script = words[1] if words[0] == "-m" else words[0]
+    refuse_secrets(words, "--")
     words = [_from_here(word) if word == script else word for word in words]
     name = composed.run or f"{Path(script).stem.replace('.', '-')}-{now:%Y%m%d-%H%M%S}"
     folder = RunFolder.of(composed.run_root, name)
@@ -171,7 +173,12 @@ def _keep_code(plan: Plan) -> str | None:
 
     script = [plan.program.argv[0]] if plan.config is None else []
     plugins = plan.config.plugins if plan.config is not None else []
-    code = take(plan.folder, Path.cwd(), plugins, script, plan.job.code_mb)
+    code = take(plan.folder, Path.cwd(), plugins, script, plan.job.code_mb, plan.job.code_keep)
+    if code.secrets:
+        say(
+            f"{', '.join(code.secrets)}: not in the code of the job, as it looks like a secret; "
+            "job.code_keep takes a file all the same"
+        )
     for path in code.left_out:
         say(f"{path} is a link out of the checkout and does not go along")
     if plan.config is not None:

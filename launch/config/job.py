@@ -14,10 +14,10 @@ from everstep.errors import ConfigError
 from everstep.launch.config.failure_patterns import CauseConfig, known_causes
 from everstep.launch.config.kubernetes import KubernetesConfig
 from everstep.launch.config.parsing import node_range, seconds
+from everstep.secret_detection import has_secret, is_secret_name
 
 SCHEDULERS = ("local", "slurm", "k8s")
 KINDS = ("job", "jobset", "trainjob")
-SECRET_WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 NOTICE_SLACK_S = 30
 """Seconds of notice beyond the grace period: for the kill, the decision and the requeue."""
 
@@ -44,6 +44,8 @@ class JobConfig:
     """Environment variables for the processes, in addition to the launcher's own."""
     secrets: list[str] = field(default_factory=list)
     """Names of environment variables to pass to the processes; their values are stored nowhere."""
+    code_keep: list[str] = field(default_factory=list)
+    """Patterns of files for the code snapshot although they look like secrets."""
     code_mb: int = 100
     """Limit in MB of the code snapshot before compression: the checkout without files that git ignores."""
     interface: str | None = None
@@ -116,11 +118,12 @@ class JobConfig:
         self._check_secrets()
 
     def _check_secrets(self) -> None:
-        for name in self.env:
-            # job.yaml is in the run folder, whose readers may not know the secret; the message must not show the value.
-            secret = any(word in name.upper() for word in SECRET_WORDS)
-            rule = "looks like a secret; export it in the shell, and name it in job.secrets"
-            require(not secret, f"job.env.{name}", "…", rule)
+        # job.yaml is in the run folder, whose readers may not know the secret; the message must not show the value.
+        rule = "looks like a secret; export it in the shell, and name it in job.secrets"
+        for name, value in self.env.items():
+            require(not is_secret_name(name) and not has_secret(str(value)), f"job.env.{name}", "…", rule)
+        for key, lines in (("job.setup", self.setup), ("job.flags", self.flags)):
+            require(not any(map(has_secret, lines)), key, "…", rule)
         for name in self.secrets:
             is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None
             require(is_name, "job.secrets", "…", "takes names of environment variables, never their values")

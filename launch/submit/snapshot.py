@@ -7,10 +7,10 @@ runs the snapshot, so later edits do not affect it.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import os
 import re
 import shutil
-import stat
 import subprocess
 import tempfile
 import uuid
@@ -28,7 +28,9 @@ from everstep.launch.submit.code_archive import (
     stays_inside,
     write_files,
 )
+from everstep.private_folder import private_folder
 from everstep.run_folder import CODE, RunFolder
+from everstep.secret_detection import holds_secret, is_secret_file
 
 LIMIT_MB = 100
 """Limit of a snapshot's size, before compression."""
@@ -49,6 +51,8 @@ class Snapshot:
     files: int
     left_out: tuple[str, ...] = ()
     """Links that lead out of the checkout."""
+    secrets: tuple[str, ...] = ()
+    """Files that look like secrets; they are not in the snapshot."""
 
     @property
     def place(self) -> str:
@@ -57,13 +61,19 @@ class Snapshot:
 
 
 def take(
-    run: RunFolder, where: Path, plugins: Sequence[str] = (), scripts: Sequence[str] = (), limit_mb: float = LIMIT_MB
+    run: RunFolder,
+    where: Path,
+    plugins: Sequence[str] = (),
+    scripts: Sequence[str] = (),
+    limit_mb: float = LIMIT_MB,
+    keep: Sequence[str] = (),
 ) -> Snapshot:
     """Store the code below `where` in the run folder; content that is there already is not written again.
 
     Args:
         plugins: packages of the user; outside a git checkout only these are taken.
         scripts: files to take as well.
+        keep: patterns of files to take although they look like secrets.
 
     Raises:
         ConfigError: the code is larger than `limit_mb`; the message names the largest files.
@@ -74,11 +84,12 @@ def take(
     paths = _without_runs(root, paths, run)
     _check_size(root, paths, limit_mb)
     members, left_out = _members(root, paths)
+    members, secrets = _without_secrets(members, keep)
     digest = digest_of(members)
     if not run.storage.exists(archive(digest)):
         run.storage.create(archive(digest), pack(members))
     inside = where.resolve().relative_to(root).as_posix()
-    return Snapshot(digest, "" if inside == "." else inside, len(members), tuple(left_out))
+    return Snapshot(digest, "" if inside == "." else inside, len(members), tuple(left_out), tuple(secrets))
 
 
 def archive(digest: str) -> str:
@@ -92,12 +103,10 @@ def node_folder() -> Path:
     Raises:
         SnapshotError: another user has made the folder or may write to it.
     """
-    folder = Path(tempfile.gettempdir()) / f"everstep-code-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    seen = folder.lstat()
-    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
-        raise SnapshotError(f"{folder} is not yours alone: remove it, or set TMPDIR to a folder of your own")
-    return folder
+    try:
+        return private_folder(Path(tempfile.gettempdir()) / f"everstep-code-{os.getuid()}")
+    except ConfigError as error:
+        raise SnapshotError(f"{error} (TMPDIR)") from error
 
 
 def unpack(run: RunFolder, digest: str, into: Path) -> Path:
@@ -229,6 +238,18 @@ def _members(root: Path, paths: Sequence[str]) -> tuple[list[SnapshotFile], list
             with contextlib.suppress(FileNotFoundError):  # removed in the meantime
                 members.append(SnapshotFile(path, file.read_bytes(), 0o755 if os.access(file, os.X_OK) else 0o644))
     return members, left_out
+
+
+def _without_secrets(members: Sequence[SnapshotFile], keep: Sequence[str]) -> tuple[list[SnapshotFile], list[str]]:
+    """Return the files to take, and the paths of those that look like secrets."""
+
+    def looks_secret(member: SnapshotFile) -> bool:
+        if any(fnmatch.fnmatch(member.path, pattern) for pattern in keep):
+            return False
+        return is_secret_file(member.path) or (not member.link and holds_secret(member.data))
+
+    secrets = [member.path for member in members if looks_secret(member)]
+    return [member for member in members if member.path not in secrets], secrets
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:

@@ -77,7 +77,7 @@ def _preflight(made: Plan, quick: bool) -> int:
 
 def workers(made: Plan) -> Workers:
     """Return the local or the cluster back end that runs the trials."""
-    code = keep(made.folder, made.plugins, made.job.code_mb)
+    code = keep(made.folder, made.plugins, made.job)
     sign(made.folder.storage, Runnable.of(made.job, made.plugins, None if code is None else code.place))
     if made.job.scheduler == "local":
         return LocalWorkers(made.job, made.any_config, code=code)

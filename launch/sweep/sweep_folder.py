@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError, SupersededError, nearest
+from everstep.launch.config import JobConfig
+from everstep.launch.console import say
 from everstep.launch.runs.lookup import is_run, names
 from everstep.launch.submit.snapshot import archive, open_code, take
 from everstep.launch.sweep.state import SweepState
@@ -120,14 +122,16 @@ class Code:
         return open_code(self.folder, self.place)
 
 
-def keep(sweep: SweepFolder, plugins: Sequence[str], limit_mb: int) -> Code | None:
+def keep(sweep: SweepFolder, plugins: Sequence[str], job: JobConfig) -> Code | None:
     """Return the sweep's code snapshot, taken by its first driver; None when no code was found.
 
     Later changes of the checkout have no effect.
     """
     folder = RunFolder(sweep.url)
     if not sweep.storage.exists(KEPT):
-        found = take(folder, Path.cwd(), plugins, limit_mb=limit_mb)
+        found = take(folder, Path.cwd(), plugins, limit_mb=job.code_mb, keep=job.code_keep)
+        if found.secrets:
+            say(f"{', '.join(found.secrets)}: not in the code of the trials, as it looks like a secret")
         place = found.place if found.files else None
         sweep.storage.create(KEPT, (json.dumps({"place": place}) + "\n").encode())
     place = kept_place(sweep)

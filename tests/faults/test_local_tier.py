@@ -20,15 +20,15 @@ from support.ranks import Ranks, folder, ledger, train
 
 pytestmark = pytest.mark.dist
 STEPS = 12
-TIERS = ("checkpoint=two_tiers", "checkpoint.every=6", "checkpoint.local.every=2", "checkpoint.local.path=$TEST_NODE",
-         "checkpoint.keep_best=0")  # fmt: skip
+TIERS = ("checkpoint=two_tiers", "checkpoint.every=6", "checkpoint.local.every=2",
+         "checkpoint.local.path=$LOCAL_SCRATCH", "checkpoint.keep_best=0")  # fmt: skip
 
 
 def train_on(nodes: Sequence[int], root: Path, *overrides: str, trap: Callable[[int], None] | None = None) -> Ranks:
     """One rank for each entry of `nodes`, which says on which node it is; every node has a disk of its own."""
 
     def before(rank: int) -> None:
-        os.environ.update(GROUP_RANK=str(nodes[rank]), TEST_NODE=str(disk(root, nodes[rank])))
+        os.environ.update(GROUP_RANK=str(nodes[rank]), LOCAL_SCRATCH=str(disk(root, nodes[rank])))
         if trap is not None:
             trap(rank)
 

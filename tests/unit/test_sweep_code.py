@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from everstep.launch.config import JobConfig
 from everstep.launch.schedulers import registry
 from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.sweep.plan import Plan, plan, settle
@@ -37,9 +38,9 @@ def task(made: Plan, name: str) -> Task:
 
 
 def test_a_later_driver_runs_the_code_of_the_first(made: Plan) -> None:
-    first = keep(made.folder, ["mine"], 10)
+    first = keep(made.folder, ["mine"], JobConfig())
     Path("mine.py").write_text("WORD = 'as edited'")
-    later = keep(made.folder, ["mine"], 10)
+    later = keep(made.folder, ["mine"], JobConfig())
     assert first is not None
     assert later is not None
     assert later.place == first.place
@@ -47,7 +48,7 @@ def test_a_later_driver_runs_the_code_of_the_first(made: Plan) -> None:
 
 
 def test_a_job_of_a_trial_carries_it_in_the_trials_own_folder(made: Plan) -> None:
-    code = keep(made.folder, ["mine"], 10)
+    code = keep(made.folder, ["mine"], JobConfig())
     assert code is not None
     Path("mine.py").write_text("WORD = 'as edited'")
     trial = task(made, "one")
@@ -59,14 +60,14 @@ def test_a_job_of_a_trial_carries_it_in_the_trials_own_folder(made: Plan) -> Non
 
 def test_processes_here_import_it_first_and_the_edited_folder_last(made: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", "/given")
-    code = keep(made.folder, ["mine"], 10)
+    code = keep(made.folder, ["mine"], JobConfig())
     assert code is not None
     path = LocalWorkers(made.job, made.any_config, code=code).code
     assert path == {"PYTHONPATH": os.pathsep.join([str(code.open()), "/given", os.getcwd()]), "PYTHONSAFEPATH": "1"}
 
 
 def test_where_there_is_no_code_the_trials_run_what_they_find(made: Plan) -> None:
-    assert keep(made.folder, [], 10) is None
+    assert keep(made.folder, [], JobConfig()) is None
     trial = task(made, "one")
     ClusterWorkers(made.job, FileScheduler()).start([trial])
     assert JobSpec.read(trial.folder).code is None

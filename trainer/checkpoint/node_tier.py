@@ -7,7 +7,6 @@ A file is stored on the node that wrote it and on the next one, so the loss of a
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ import torch.distributed as dist
 from blake3 import blake3
 
 from everstep.config import LocalTierConfig
-from everstep.errors import ConfigError
+from everstep.private_folder import expand, private_folder
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name
@@ -85,12 +84,9 @@ def node_folder(path: str) -> str:
     """Return the folder on this node.
 
     Raises:
-        ConfigError: it uses an environment variable that this node does not set.
+        ConfigError: other users may read or replace it, or it names a variable that is not set or not allowed.
     """
-    folder = os.path.expanduser(os.path.expandvars(path))
-    if "$" in folder:
-        raise ConfigError(f"checkpoint.local.path={path!r}: this node has no such variable in its environment")
-    return folder
+    return str(private_folder(expand(path, "checkpoint.local.path")))
 
 
 Inventory = dict[str, tuple[bytes, dict[str, int]]]

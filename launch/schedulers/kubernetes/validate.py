@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from everstep.launch.config import JobConfig
-from everstep.launch.config.job import SECRET_WORDS
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME
 from everstep.launch.schedulers.kubernetes.pod import GRACE_SLACK_S, Plain
+from everstep.secret_detection import VALUES, is_secret_name
 from everstep.storage import open_storage
 
 MOST_BYTES = 1 << 20
@@ -19,9 +19,6 @@ LONGEST_LABEL = 63
 SMALL = {"m": 1e-3, "": 1.0, "k": 1e3, "K": 1e3}
 UNITS = {**SMALL, "M": 1e6, "G": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40}
 QUANTITY = re.compile(r"(\d+(?:\.\d+)?)(m|k|[KMGT]i?|)")
-LOOKS_SECRET = re.compile(
-    r"AKIA[0-9A-Z]{16}|gh[pousr]_\w{30,}|hf_\w{30,}|-----BEGIN [A-Z ]*PRIVATE KEY|://[^/\s:@]+:[^/\s:@]+@"
-)
 NOT_HERE = ("partition", "account", "qos", "constraint", "reservation", "flags", "setup", "mounts")
 """Slurm keys without effect on Kubernetes."""
 
@@ -76,7 +73,7 @@ def _settings(objects: list[Plain]) -> Iterator[str]:
         if size > MOST_BYTES:
             yield f"config.yaml and job.yaml have {size} bytes, a ConfigMap holds {MOST_BYTES}; make the config smaller"
         for key, value in each["data"].items():
-            if LOOKS_SECRET.search(value):
+            if VALUES.search(value):
                 yield f"{key} holds what looks like a secret; name it in job.secrets and keep it in a Secret"
 
 
@@ -145,7 +142,7 @@ def _selectors(objects: list[Plain], main: Plain) -> Iterator[str]:
 def _literals(env: list[dict[str, Any]]) -> Iterator[str]:
     for each in env:
         value = str(each.get("value", ""))
-        if value and (any(word in each["name"].upper() for word in SECRET_WORDS) or LOOKS_SECRET.search(value)):
+        if value and (is_secret_name(each["name"]) or VALUES.search(value)):
             yield f"env {each['name']}: its value would stand in the manifest; name it in job.secrets instead"
 
 

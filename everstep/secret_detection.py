@@ -1,0 +1,92 @@
+"""Detection of secrets: in names of variables, in texts and URLs, and in files that a snapshot would take."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from everstep.errors import ConfigError
+
+WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+PARTS = ("PASS", "PGPASS", "PWD", "AUTH", "PAT", "SAS", "DSN", "DATABASE_URL", "CONNECTION_STRING")
+"""Words that count only as a whole part of a name: PAT is a secret, PATH is none."""
+VALUES = re.compile(
+    r"""(?x)
+    -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
+    | \b(?:AKIA|ASIA)[0-9A-Z]{16}\b | \bAIza[0-9A-Za-z_-]{35}\b
+    | \b(?:ghp|gho|ghu|ghs|ghr)_[0-9A-Za-z]{20,} | \bgithub_pat_[0-9A-Za-z_]{20,} | \bglpat-[0-9A-Za-z_-]{16,}
+    | \bhf_[0-9A-Za-z]{20,} | \bsk-[0-9A-Za-z_-]{20,} | \bxox[abprs]-[0-9A-Za-z-]{10,} | \bnpm_[0-9A-Za-z]{30,}
+    | \beyJ[0-9A-Za-z_-]{10,4000}\.eyJ[0-9A-Za-z_-]{10}
+    | \b[a-z][a-z0-9+.-]{0,20}://[^/\s:@'"]{0,200}:[^/\s@'"]{1,1000}@
+    | [?&;](?:sig|token|password|secret|x-amz-signature|x-amz-security-token|sharedaccesssignature)=[^&\s'"]+
+    | \b(?:AccountKey|SharedAccessKey)=[0-9A-Za-z+/=]{8,}
+    """,
+    re.IGNORECASE,
+)
+"""Forms of well-known secrets, and credentials in a URL."""
+ASSIGNED = re.compile(r"\b(\w+)=([^\s$'\"]\S*|'[^'$]+'|\"[^\"$]+\")")
+"""NAME=VALUE in a line of shell, with a value that is written out: $(…) and $NAME are none."""
+FILES = (
+    ".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".git-credentials", ".htpasswd", ".vault-token",
+    ".pgpass", ".my.cnf", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*",
+    "id_dsa*", "id_ecdsa*", "id_ed25519*", "kubeconfig*", "*service-account*.json", "*service_account*.json",
+    "*credentials", "*credentials.json", "*credentials.y*ml", "*credentials.ini", "*credentials.txt",
+    "*credentials.csv", "*credentials.toml", "*gcp-key*.json", "secrets.y*ml", "secrets.json", "secrets.toml",
+)  # fmt: skip
+EXAMPLES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
+"""Files without real values."""
+FOLDERS = (".aws", ".ssh", ".kube", ".gnupg", ".azure", ".docker", "gcloud")
+SCANNED_BYTES = 64 * 1024
+
+
+def is_secret_name(name: str) -> bool:
+    """True for the name of a variable that usually holds a secret."""
+    upper = name.upper()
+    parts = re.split(r"[^A-Z0-9]+", upper)
+    return any(word in upper for word in WORDS) or any(part in PARTS for part in (*parts, upper))
+
+
+def has_secret(text: str) -> bool:
+    """True if a text holds a well-known form of secret, a URL with credentials, or assigns a secret variable."""
+    return VALUES.search(text) is not None or any(is_secret_name(found[1]) for found in ASSIGNED.finditer(text))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with secrets replaced, for a record that is kept."""
+    return VALUES.sub("(a secret was here)", text)
+
+
+def is_secret_file(path: str) -> bool:
+    """True if the name of a file, or of a folder above it, says that it holds a secret."""
+    *folders, name = PurePosixPath(path).parts
+    lower = name.lower()
+    if any(folder.lower() in FOLDERS for folder in folders):
+        return True
+    return any(fnmatch.fnmatchcase(lower, form) for form in FILES) and not any(
+        fnmatch.fnmatchcase(lower, form) for form in EXAMPLES
+    )
+
+
+def holds_secret(data: bytes) -> bool:
+    """True if the beginning of a file holds a well-known form of secret."""
+    return VALUES.search(data[:SCANNED_BYTES].decode("utf-8", "replace")) is not None
+
+
+def refuse_secrets(value: Any, key: str) -> None:
+    """Raise ConfigError, without the value, if a config holds a secret: it would be in the run folder for all readers.
+
+    Args:
+        value: a text, or lists and mappings of them.
+        key: key of the value, for the message.
+    """
+    if isinstance(value, str) and VALUES.search(value):
+        raise ConfigError(
+            f"{key}=…: the value holds a secret, which the run folder would show to all its readers; "
+            "give it in the environment (for a job by its name in job.secrets)"
+        )
+    below = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    for name, each in below:
+        refuse_secrets(each, f"{key}.{name}" if key else str(name))
