@@ -10,7 +10,7 @@ DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
 .DEFAULT_GOAL := help
 
 help:  ## this page
-	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 16
+	@sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 18
 
 demo: $(VENV)/demo.stamp  ## train a small GPT with FSDP on two processes, and list its checkpoints
 	$(BIN)/everstep run $(DEMO)

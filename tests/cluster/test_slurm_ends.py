@@ -87,8 +87,10 @@ def ended(
     """Goes through the cases that were selected, all at once; gives the job of one when that is over."""
     asked = [case for case in CASES if any(case.__name__ in item.name for item in request.session.items)]
 
+    roots = {case: tmp_path_factory.mktemp(case.__name__) for case in asked}  # not made by many threads at once
+
     def go(case: Callable[[Job], None]) -> Job:
-        job = Job(cluster, tmp_path_factory.mktemp(case.__name__), case.__name__)
+        job = Job(cluster, roots[case], case.__name__)
         case(job)
         return job
 

@@ -66,7 +66,9 @@ def _phase(forks: set[bool]) -> int:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--store-durations", action="store_true", help=f"write what groups of tests take to {TABLE.name}")
+    parser.addoption(
+        "--store-durations", action="store_true", help=f"after a whole run: what each group took, to {TABLE.name}"
+    )
 
 
 class Durations:

@@ -213,10 +213,11 @@ def _opened(path: Path) -> Iterator[IO[str] | None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
-    except FileNotFoundError:
-        yield None
-        return
     except OSError as error:
+        # It was there when it was to be made, and is no folder now: removed, or always a file.
+        if isinstance(error, FileNotFoundError | FileExistsError) and not path.parent.is_file():
+            yield None
+            return
         raise StorageError(f"cannot write {path.parent}: {error.strerror}") from error
     with lock:
         yield lock
