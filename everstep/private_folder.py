@@ -59,6 +59,6 @@ def private_folder(path: str | Path) -> Path:
 
 
 def _is_replaceable(above: os.stat_result) -> bool:
-    """True if another user may rename what is in a folder; groups are taken for what their admins made them."""
+    """True if another user may rename what is in a folder; groups are trusted."""
     others_write = above.st_mode & 0o002 and not above.st_mode & stat.S_ISVTX
     return bool(others_write) or above.st_uid not in (0, os.getuid())

@@ -1,4 +1,4 @@
-"""Detection of secrets: in names of variables, in texts and URLs, and in files that a snapshot would take."""
+"""Detection of secrets: in names of variables, texts and URLs, and in files for a snapshot."""
 
 from __future__ import annotations
 
