@@ -50,7 +50,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def has_secret(text: str) -> bool:
-    """True if a text holds a well-known form of secret, a URL with credentials, or assigns a secret variable."""
+    """True if a text holds a well-known secret, a URL with credentials, or assigns a secret variable."""
     return VALUES.search(text) is not None or any(is_secret_name(found[1]) for found in ASSIGNED.finditer(text))
 
 
