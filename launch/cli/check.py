@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig, job_config
+from everstep.launch.console import say
 from everstep.launch.parser import Arguments, add_overrides, refuse_script
 from everstep.launch.preflight.checks import check
 from everstep.launch.preflight.config_errors import composed_or_mistakes
@@ -33,7 +34,13 @@ def run(arguments: Sequence[str]) -> int:
     for problem in found:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     code = ConfigError.exit_code if found else 0
-    return code if options.quick or composed is None else max(code, rehearse(composed.run, job, brief=bool(found)))
+    if composed is None:
+        return code
+    if not options.quick:
+        return max(code, rehearse(composed.run, job, brief=bool(found)))
+    if not code:
+        say("nothing stands against the run as far as can be seen without torch")
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

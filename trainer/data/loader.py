@@ -171,7 +171,8 @@ def _downloads(dataset: Dataset, ahead_mb: int) -> tuple[Prefetch, int] | None:
         return None
     # Samples downloaded ahead must not evict from the cache those that are needed earlier.
     ahead_bytes = min(ahead_mb * 1e6, dataset.cache_bytes / 2)
-    return dataset.prefetch, 1 + int(ahead_bytes / max(1.0, mean_sample_bytes(dataset)))
+    # Beyond one epoch there is nothing new: of tiny samples a large cache would be asked for millions.
+    return dataset.prefetch, 1 + min(len(dataset), int(ahead_bytes / max(1.0, mean_sample_bytes(dataset))))
 
 
 def evaluation_batches(
