@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import os
 import re
 import uuid
 from dataclasses import dataclass
@@ -45,14 +46,19 @@ def token_by_hand(url: str) -> str:
 
 def is_token_of(token: str, url: str) -> bool:
     """True if a job with this token was submitted for the folder at `url`, or for a sweep around it."""
-    parts = url.split("/")
+    parts = _real(url).split("/")
     return any(token.endswith(f"-{_mark('/'.join(parts[:end]))}") for end in range(len(parts), 0, -1))
 
 
 def _mark(url: str) -> str:
     import hashlib  # imported late, as it loads OpenSSL
 
-    return hashlib.sha256(url.encode()).hexdigest()[:12]
+    return hashlib.sha256(_real(url).encode()).hexdigest()[:12]
+
+
+def _real(url: str) -> str:
+    """Return a local path without links: a home folder often has two names on a cluster."""
+    return os.path.realpath(url) if url.startswith("/") else url
 
 
 @dataclass(frozen=True, order=True)
