@@ -7,10 +7,8 @@ size and digest, so that damage is detected before anything is parsed.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
@@ -18,6 +16,7 @@ from blake3 import blake3
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.storage import Storage
+from everstep.storage.names import is_plain, leads_out
 from everstep.trainer.checkpoint.signature import sign, signature_fault
 
 SET_ASIDE = "manifest.set-aside.json"
@@ -134,11 +133,6 @@ class ManifestFacts:
 
 def _lines(tree: dict[str, Any]) -> bytes:
     return (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode()
-
-
-def is_plain(name: object) -> bool:
-    """True if `name` can be a file in a checkpoint's own folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"} & set(name)
 
 
 class OtherFormatError(ValueError):
@@ -267,14 +261,6 @@ def check_format(run: RunFolder, found: CheckpointRef) -> None:
     """
     if isinstance(found, Damaged) and found.refused:
         raise CheckpointError(f"{run.url}/{found.path}: {found.why}")
-
-
-def leads_out(storage: Storage, folder: str, name: str) -> bool:
-    """True if an entry of a local folder is a link to outside that folder, or to nothing."""
-    inside, entry = storage.path(folder), storage.path(f"{folder}/{name}")
-    if inside is None or entry is None or not entry.is_symlink():
-        return False
-    return not entry.exists() or not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(inside))
 
 
 def set_aside(run: RunFolder, path: str) -> None:

@@ -12,6 +12,7 @@ from blake3 import blake3
 from everstep.errors import CheckpointError, DataError
 from everstep.run_folder import CHECKPOINTS, PROGRESS, RunFolder
 from everstep.storage import Storage
+from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     CheckpointRef,
@@ -20,7 +21,6 @@ from everstep.trainer.checkpoint.manifest import (
     candidates,
     check_format,
     find_fault,
-    leads_out,
     set_aside,
     was_set_aside,
 )

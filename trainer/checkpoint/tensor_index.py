@@ -18,7 +18,8 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.errors import CheckpointError
 from everstep.storage import Buffer, Storage
-from everstep.trainer.checkpoint.manifest import TENSORS, is_plain, leads_out
+from everstep.storage.names import is_plain, leads_out
+from everstep.trainer.checkpoint.manifest import TENSORS
 
 
 @dataclass(frozen=True)
