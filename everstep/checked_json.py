@@ -17,7 +17,7 @@ SHOWN = 40
 
 
 def parse(data: bytes | str | memoryview) -> Any:
-    """Return the value of a JSON text; nesting too deep for Python's stack is a ValueError like any other fault."""
+    """Return the value of a JSON text; nesting that exceeds Python's stack is a ValueError too."""
     try:
         return json.loads(bytes(data) if isinstance(data, memoryview) else data)
     except RecursionError:

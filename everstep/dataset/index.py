@@ -40,7 +40,7 @@ NUMBERS = {
 """Types of numbers by NumPy's name, and bits of each in a shard."""
 MOST_COLUMNS, MOST_SHARDS, MOST_DIMENSIONS = 1 << 16, 1 << 24, 32
 MOST_ROWS, MOST_BYTES = 1 << 56, 1 << 48
-"""Samples of a dataset; bytes of a shard or of one sample. Sums and products of these fit into 63 bits."""
+"""Samples of a dataset; bytes of a shard or of one sample, so that addresses fit into 63 bits."""
 _DIGEST = re.compile("[0-9a-f]{32}")
 
 
@@ -151,7 +151,7 @@ class ShardIndex:
 
 
 def _parse(document: Mapping[str, Any]) -> ShardIndex:
-    """Return the index that a document describes; ValueError with the place of the first field that is not sound."""
+    """Return the index that a document describes; ValueError with the place of a wrong field."""
     attributes = mapping(document.get("attributes"), "attributes")
     columns = {
         text(name, "the name of a column"): _column(f"columns.{shown(name)}", column)

@@ -19,7 +19,10 @@ from everstep.dataset.shards import numpy_name, padded
 from everstep.errors import DataError
 
 FAULTS = (pa.ArrowException, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, OSError)
-"""Errors of PyArrow and NumPy about content that is not what it says; MemoryError is Arrow's for a length of 2^60."""
+"""Errors of PyArrow and NumPy about content that is not what it says.
+
+Arrow raises MemoryError for a length of 2^60.
+"""
 
 
 class RaggedArray(NamedTuple):

@@ -130,7 +130,7 @@ def _what(storage: Storage, shard: Shard, columns: Mapping[str, Column]) -> str:
 
 @contextmanager
 def _copy_of(storage: Storage, shard: Shard) -> Iterator[tuple[str, IO[bytes] | None]]:
-    """Yield a local path for the shard, and for a shard in a store the file there that is still to be written."""
+    """Yield a local path for the shard, and the file there to write if the shard is in a store."""
     if (path := storage.path(shard.file)) is not None:
         yield str(path), None
         return
@@ -139,7 +139,7 @@ def _copy_of(storage: Storage, shard: Shard) -> Iterator[tuple[str, IO[bytes] | 
 
 
 def _misfit(path: str, shard: Shard, columns: Mapping[str, Column]) -> str:
-    """Return the difference between a shard whose bytes are those of the index and what a reader expects in them."""
+    """Return the reason why a reader cannot use the content of a shard, though its digests are right."""
     try:
         mapped = map_shard(path, columns)
         check_offsets(path, mapped)

@@ -90,7 +90,7 @@ def _wider(stored: np.dtype[Any], kind: torch.dtype) -> np.dtype[Any] | None:
 
 
 class OffsetsError(ValueError):
-    """Offsets of a row of different length lead out of the values of its shard; `row` is its number in the gather."""
+    """Offsets of a row lead out of the values of its shard; `row` is its number in the gather."""
 
     def __init__(self, row: int, first: int, last: int, length: int) -> None:
         super().__init__(f"offsets {first} to {last} of {length} values")
