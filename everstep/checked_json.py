@@ -7,11 +7,12 @@ compared and not asked for with isinstance.
 from __future__ import annotations
 
 import json
-import math
+import sys
 from typing import Any
 
 LONGEST_TEXT = 255
 MOST = (1 << 63) - 1
+LARGEST = sys.float_info.max
 SHOWN = 40
 """Characters of a wrong value that a message shows."""
 
@@ -39,18 +40,11 @@ def whole(value: object, place: str, low: int = 0, high: int = MOST) -> int:
     return value
 
 
-def number(value: object, place: str) -> float:
-    """Return a finite number."""
-    if type(value) not in (int, float) or not _is_finite(value):
-        raise ValueError(f"{place} is {shown(value)}, not a finite number")
+def number(value: object, place: str, low: float = -LARGEST, high: float = LARGEST) -> float:
+    """Return a finite number in [low, high]."""
+    if type(value) not in (int, float) or not low <= value <= high:  # type: ignore[operator]  # false for NaN
+        raise ValueError(f"{place} is {shown(value)}, not a number from {low:g} to {high:g}")
     return value  # type: ignore[return-value]
-
-
-def _is_finite(value: Any) -> bool:
-    try:
-        return math.isfinite(value)
-    except OverflowError:  # an int beyond the range of float
-        return False
 
 
 def text(value: object, place: str, longest: int = LONGEST_TEXT) -> str:

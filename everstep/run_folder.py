@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from everstep.config import RunConfig
-from everstep.errors import CheckpointError, SupersededError
+from everstep.errors import CheckpointError, ConfigError, SupersededError, printable
 from everstep.outcome import Ending, Fault, Outcome, to_json_line
 from everstep.storage import Storage, join_url, open_storage, probe
 
@@ -33,6 +36,9 @@ MEMBERS = "members"
 """JOB/INDEX-NNNN.json: successive pods of each index of a job on Kubernetes."""
 CODE = "code"
 """DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
+NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
+"""Folders of a run folder; neither they nor an entry of them may be a link."""
+FILES = (CONFIG, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER)
 LOOKED_BACK = 8
 """Earlier attempts that are searched for the same error of the user's code."""
 METRICS = "metrics.jsonl"
@@ -67,12 +73,23 @@ class RunFolder:
     """One run on any storage."""
 
     url: str
-    storage: Storage = field(init=False)
     _starts: dict[int, int] = field(init=False, default_factory=dict)
     """Attempt → step that it restored. Each is written once, so it is read once."""
 
-    def __post_init__(self) -> None:
-        self.storage = open_storage(self.url)
+    @cached_property
+    def storage(self) -> Storage:
+        """Return the storage, once the folder is known to have no links.
+
+        Raises:
+            ConfigError: a part of the run folder is a link, through which other files would be read, or removed.
+        """
+        storage = open_storage(self.url)
+        if (root := storage.path()) is not None and (link := _link_in(root)) is not None:
+            raise ConfigError(
+                f"{self.url}: {link} is a link to {printable(os.readlink(root / link))}; a run folder holds its own "
+                "files: put them there, or remove the link"
+            )
+        return storage
 
     @staticmethod
     def of(run_root: str, run: str) -> RunFolder:
@@ -241,6 +258,19 @@ def meant(url: str) -> str:
     path = os.path.join(RunConfig().run_root, url)
     is_name = os.sep not in url and url not in ("", os.curdir, os.pardir)
     return f"; did you mean {path!r}?" if is_name and os.path.isdir(path) else ""
+
+
+def _link_in(root: Path) -> str | None:
+    """Return a part of a run folder that is a link, or None."""
+    for name in (*NESTED, *FILES):
+        if os.path.islink(root / name):
+            return name
+    for name in NESTED:
+        with contextlib.suppress(OSError), os.scandir(root / name) as found:
+            for entry in found:
+                if entry.is_symlink():
+                    return f"{name}/{entry.name}"
+    return None
 
 
 def _is_checkpoint(name: str) -> bool:

@@ -86,11 +86,11 @@ def test_a_sample_of_many_files_is_bounded_as_a_whole(tmp_path: Path, small: int
 
 def test_a_header_of_an_archive_is_bounded_before_it_is_read(tmp_path: Path) -> None:
     header = tarfile.TarInfo("././@PaxHeader")
-    header.type, header.size = tarfile.XHDTYPE, 1 << 40
+    header.type, header.size = tarfile.XHDTYPE, 1 << 32
     (tmp_path / "x.tar").write_bytes(tarfile.TarInfo("a.bin").tobuf() + header.tobuf() + bytes(4096))
     made = outcome(tmp_path / "x.tar", format="webdataset")
     assert [row["key"] for row in made.rows] == ["a"]
-    assert any(f"a header of {1 << 40} bytes" in reason for reason in made.reasons)
+    assert any(f"a header of {1 << 32} bytes" in reason for reason in made.reasons)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ size and digest, so that damage is detected before anything is parsed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,14 +14,17 @@ from typing import Any
 
 from blake3 import blake3
 
+from everstep.checked_json import mapping, parse, record, shown, text, whole
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.storage import Storage
 from everstep.storage.names import is_plain, leads_out
+from everstep.trainer.checkpoint.manifest_fields import check_types
 from everstep.trainer.checkpoint.signature import sign, signature_fault
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
+MOST_FILES = 1 << 20
 FORMAT = 3
 """Format 1 had SHA-256, which took as long as the disk write; 2 had only numbers of the optimizer."""
 READ_BYTES = 16 * 2**20
@@ -87,34 +91,27 @@ class Manifest:
             OtherFormatError: another version of everstep wrote it.
             ValueError: the bytes are not a manifest.
         """
-        try:
-            fields = json.loads(data)
-            if not isinstance(fields, dict) or type(fields.get("format")) is not int:
-                raise ValueError("not a manifest")
-            if fields["format"] != FORMAT:
-                raise OtherFormatError(fields["format"])
-            files = {name: FileRecord(**record) for name, record in fields["files"].items()}
-            manifest = Manifest(**{**fields, "files": files})
-        except (TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+        fields = mapping(parse(data), "it")
+        if type(fields.get("format")) is not int:
+            raise ValueError("not a manifest")
+        if fields["format"] != FORMAT:
+            raise OtherFormatError(fields["format"])
+        unknown = set(fields) ^ {key.name for key in dataclasses.fields(Manifest)}
+        if unknown:
+            raise ValueError(f"it lacks fields, or has others: {shown(sorted(unknown)[0])}")
+        check_types(fields)
+        files = mapping(fields["files"], "its files", MOST_FILES)
         if TENSORS not in files:
             raise ValueError(f"it lists no {TENSORS}")
-        for key, kind in _KINDS.items():
-            if not isinstance(getattr(manifest, key), kind):
-                raise ValueError(f"its {key} is {type(getattr(manifest, key)).__name__}")
-        if outside := [name for name in files if not is_plain(name)]:
-            raise ValueError(f"{outside[0]!r} lies outside the checkpoint")
-        return manifest
+        return Manifest(**{**fields, "files": {name: _file(name, record) for name, record in files.items()}})
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("step", "attempt", "samples", "world"), (int,)),
-    **dict.fromkeys(("progress", "values"), (dict,)),
-    **dict.fromkeys(("parallel", "config_digest", "data_digest", "signature"), (str,)),
-    "time": (int, float),
-    "metric": (int, float, type(None)),
-}
-"""Types of a manifest's fields, checked when it is read."""
+def _file(name: str, described: object) -> FileRecord:
+    if not is_plain(name):
+        raise ValueError(f"{shown(name)} lies outside the checkpoint, or is no name of a file")
+    size, digest = record(described, f"its file {shown(name)}", "bytes", "blake3")
+    whole(size, f"the size of {shown(name)}")
+    return FileRecord(size, text(digest, f"the digest of {shown(name)}", 64))
 
 
 @dataclass(frozen=True)
@@ -233,14 +230,14 @@ def parse_checkpoint(path: str, step: int, attempt: int, data: bytes) -> Checkpo
 
 def find_fault(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
     """Return the first fault of these files of a checkpoint; an empty string if all are as written."""
-    for name, record in files:
+    for name, expected in files:
         if leads_out(storage, path, name):
             return f"{name} is a link out of the checkpoint"
         try:
             size = storage.size(f"{path}/{name}")
-            if size != record.bytes:
-                return f"{name} has {size} bytes, not {record.bytes}"
-            if file_digest(storage, f"{path}/{name}", size) != record.blake3:
+            if size != expected.bytes:
+                return f"{name} has {size} bytes, not {expected.bytes}"
+            if file_digest(storage, f"{path}/{name}", size) != expected.blake3:
                 return f"{name} does not match its BLAKE3"
         except FileNotFoundError:
             return f"{name} is missing"

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
+from torch import Tensor
 
 from everstep.errors import CheckpointError, DataError
-from everstep.run_folder import CHECKPOINTS, PROGRESS, RunFolder
+from everstep.run_folder import CHECKPOINTS, MANIFEST, PROGRESS, RunFolder
 from everstep.storage import Storage
 from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import (
@@ -27,6 +29,7 @@ from everstep.trainer.checkpoint.manifest import (
 from everstep.trainer.checkpoint.node_tier import NodeCheckpoint, NodeTier, copy_to_nodes, find_on_nodes
 from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, files_needed, fill
 from everstep.trainer.checkpoint.tensor_index import parse_metadata
+from everstep.trainer.checkpoint.tensor_table import MOST_BYTES
 from everstep.trainer.checkpoint.tools.inventory import split_url
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import Progress, TrainState
@@ -58,11 +61,19 @@ def open_checkpoint(storage: Storage, found: CheckpointRef, mesh: Mesh) -> OpenC
             _check_size(storage, found.path, name, record.bytes)
         return _read_index(storage, found.path, found.manifest)
 
-    metadata = parse_metadata(storage, found.path, mesh.decide(check))
-    return OpenCheckpoint(storage, found.path, metadata, found.manifest)
+    return _opened(storage, found.path, mesh.decide(check), found.manifest)
+
+
+def _opened(storage: Storage, path: str, table: bytes, manifest: Manifest) -> OpenCheckpoint:
+    try:
+        return OpenCheckpoint(storage, path, parse_metadata(storage, path, table, manifest.files), manifest)
+    except CheckpointError as error:
+        raise DamagedError(str(error)) from error
 
 
 def _read_index(storage: Storage, path: str, manifest: Manifest) -> bytes:
+    if (size := manifest.files[TENSORS].bytes) > MOST_BYTES:
+        raise DamagedError(f"{TENSORS} has {size} bytes (limit {MOST_BYTES})")
     table = storage.read(f"{path}/{TENSORS}")
     if blake3(table).hexdigest() != manifest.files[TENSORS].blake3:
         raise DamagedError(f"{TENSORS} does not match its BLAKE3")
@@ -96,10 +107,32 @@ def load_state(state: TrainState, source: OpenCheckpoint, data_digest: str, mesh
         progress = Progress(**manifest.progress)
     except TypeError as error:
         raise CheckpointError(f"{where}: progress is not this version's: {error}") from error
-    tensors = state.prepare(source.metadata, manifest.values)
+    tensors = _prepared(state, source)
     mesh.together(functools.partial(fill, tensors, source, mesh.rank))
-    mesh.together(lambda: state.load(manifest.values))
+    mesh.together(lambda: _load(state, source))
     state.progress = progress
+
+
+def _prepared(state: TrainState, source: OpenCheckpoint) -> dict[str, Tensor]:
+    with _fitting(source):
+        return state.prepare(source.metadata, source.manifest.values)
+
+
+def _load(state: TrainState, source: OpenCheckpoint) -> None:
+    with _fitting(source):
+        state.load(source.manifest.values)
+
+
+@contextlib.contextmanager
+def _fitting(source: OpenCheckpoint) -> Iterator[None]:
+    """Turn errors of the code that uses a manifest's `values`, whose form only it knows, into one line."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{source.storage.url}/{source.path}: values of its {MANIFEST} do not fit this run: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 class Restorer:
@@ -173,9 +206,8 @@ class Restorer:
         storage, path, manifest = found.tier.storage, found.path, found.manifest
         copy_to_nodes(found, [TENSORS])
         self.mesh.together(lambda: _read_index(storage, path, manifest))
-        metadata = parse_metadata(storage, path, storage.read(f"{path}/{TENSORS}"))
-        source = OpenCheckpoint(storage, path, metadata, manifest)
-        copy_to_nodes(found, files_needed(self.state.prepare(metadata, manifest.values), source))
+        source = _opened(storage, path, storage.read(f"{path}/{TENSORS}"), manifest)
+        copy_to_nodes(found, files_needed(_prepared(self.state, source), source))
         return source
 
     def _accept(self, loaded: CheckpointRef, bad: list[Damaged]) -> None:

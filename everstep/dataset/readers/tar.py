@@ -67,6 +67,7 @@ def entries(file: File, contents: bool = True) -> Iterator[Entry | Bad]:
                 if entry is not None:
                     yield entry
                 count += member.isfile()
+                tar.members.clear()  # type: ignore[attr-defined]  # a list that only grows: headers compress a thousand to one
             _check_end(file, tar, count)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise CutShortError(
