@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from everstep import frozen_yaml
 from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
@@ -24,8 +25,16 @@ T = TypeVar("T")
 
 
 def freeze(config: RunConfig) -> str:
-    """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time."""
+    """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time.
+
+    Raises:
+        ConfigError: it is larger than `thaw` would read.
+    """
     text: str = yaml.dump(plain(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    if len(text) > frozen_yaml.MOST_BYTES:
+        raise ConfigError(
+            f"the config has {len(text)} bytes (limit {frozen_yaml.MOST_BYTES}); shorten its longest list"
+        )
     return text
 
 
@@ -49,9 +58,9 @@ _Dumper.add_representer(str, _word)
 def thaw(text: str) -> RunConfig:
     """Parse the text of `freeze`; ConfigError when it is invalid."""
     try:
-        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(frozen_yaml.checked(text, "it")))
         return to_object(tree, RunConfig)
-    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import time
@@ -13,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from everstep.checked_json import mapping, parse, whole
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError, SupersededError, printable
 from everstep.outcome import Ending, Fault, Outcome, to_json_line
@@ -39,6 +39,8 @@ CODE = "code"
 NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
 """Folders of a run folder; neither they nor an entry of them may be a link."""
 FILES = (CONFIG, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER)
+LARGEST_RECORD = 16 << 20
+"""Bytes of a JSON record."""
 LOOKED_BACK = 8
 """Earlier attempts that are searched for the same error of the user's code."""
 METRICS = "metrics.jsonl"
@@ -158,10 +160,20 @@ class RunFolder:
     def facts(self, path: str) -> dict[str, Any]:
         """Return a JSON object of the folder; empty when it is missing or damaged. For readers only."""
         try:
-            found = json.loads(self.storage.read(path))
+            return mapping(self.record(path), path)
         except (FileNotFoundError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+
+    def record(self, path: str) -> Any:
+        """Return the value of a JSON file of the folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, nested too deeply, or larger than any record.
+        """
+        if self.storage.path() is not None and (size := self.storage.size(path)) > LARGEST_RECORD:
+            raise ValueError(f"{path} has {size} bytes (limit {LARGEST_RECORD})")
+        return parse(self.storage.read(path))
 
     def lines(self, attempt: int, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of one attempt's JSON lines, also in parts, without lines truncated by a kill."""
@@ -170,7 +182,7 @@ class RunFolder:
             if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
                 for line in self.storage.read(self.attempt(attempt, file)).splitlines():
                     try:
-                        yield json.loads(line)
+                        yield mapping(parse(line), name)
                     except ValueError:
                         continue
 
@@ -195,10 +207,11 @@ class RunFolder:
 
     def _restored(self, attempt: int) -> int | None:
         try:
-            return int(json.loads(self.storage.read(self.attempt(attempt, "restored.json")))["step"])
+            restored = mapping(self.record(self.attempt(attempt, "restored.json")), "it")
+            return whole(restored.get("step"), "step")
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{self.url}/{self.attempt(attempt, 'restored.json')} is damaged: {error}") from error
 
     def end(self, attempt: int, ending: Ending) -> bool:
@@ -246,7 +259,7 @@ class RunFolder:
         ended = max(ending.time or 0.0 for ending in endings if ending is not None)
         # A job submitted since then may still be queued.
         asked = [self.facts(f"{SUBMISSIONS}/{name}").get("time") for name in self.storage.names(SUBMISSIONS)]
-        return all(moment is not None and moment < ended for moment in asked)
+        return all(type(moment) in (int, float) and moment < ended for moment in asked)
 
     def last_ending(self) -> Ending | None:
         numbers = self.attempts()
