@@ -259,7 +259,7 @@ class RunFolder:
         ended = max(ending.time or 0.0 for ending in endings if ending is not None)
         # A job submitted since then may still be queued.
         asked = [self.facts(f"{SUBMISSIONS}/{name}").get("time") for name in self.storage.names(SUBMISSIONS)]
-        return all(type(moment) in (int, float) and moment < ended for moment in asked)
+        return all(isinstance(moment, int | float) and moment < ended for moment in asked)
 
     def last_ending(self) -> Ending | None:
         numbers = self.attempts()
