@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
+from everstep.run_id import made_run_id
 
 if TYPE_CHECKING:
     pass
@@ -70,6 +71,22 @@ def digest(config: RunConfig) -> str:
     return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
 
 
+def fixed_digest(config: RunConfig) -> str:
+    """Return a digest of what may not change on a resume.
+
+    It is of the keys that differ from their defaults, without the free ones. A key that a later version adds has its default in older runs, so it changes no digest.
+    """
+    import hashlib
+
+    usual = dict(_leaves(plain(RunConfig())))
+    fixed = {key: value for key, value in _leaves(plain(config)) if usual.get(key) != value and not _is_free(key)}
+    return hashlib.sha256(yaml.safe_dump(fixed).encode()).hexdigest()[:32]
+
+
+def _is_free(key: str, more: Sequence[str] = ()) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in (*FREE_ON_RESUME, *more))
+
+
 @dataclass(frozen=True)
 class Change:
     """One key that differs between two configs."""
@@ -98,8 +115,7 @@ def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
 def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
     """Return all changes if each is allowed on resume; else ConfigError with the forbidden ones."""
     found = changes(old, new)
-    free = (*FREE_ON_RESUME, *new.resume.allow)
-    refused = [c for c in found if not any(c.key == key or c.key.startswith(f"{key}.") for key in free)]
+    refused = [change for change in found if not _is_free(change.key, new.resume.allow)]
     if refused:
         names = ",".join(sorted({change.key for change in refused}))
         listed = "; ".join(str(change) for change in refused)
@@ -118,6 +134,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     """
     text = freeze(config).encode()
     if folder.storage.create(CONFIG, text):
+        made_run_id(folder)
         return []
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):

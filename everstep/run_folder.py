@@ -19,6 +19,7 @@ from everstep.outcome import Ending, Fault, Outcome, to_json_line
 from everstep.storage import Storage, join_url, open_storage, probe
 
 CONFIG = "config.yaml"
+RUN_ID = "run_id"
 JOB = "job.yaml"
 PROVENANCE = "provenance.json"
 DATA = "data.json"
@@ -38,7 +39,7 @@ CODE = "code"
 """DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
 NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
 """Folders of a run folder; neither they nor an entry of them may be a link."""
-FILES = (CONFIG, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER)
+FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER)
 LARGEST_RECORD = 16 << 20
 """Bytes of a JSON record."""
 LOOKED_BACK = 8

@@ -243,4 +243,4 @@ def test_a_manifest_is_typed_to_the_last_field_and_else_damaged(tmp_path: Path, 
         Manifest.from_json(data)
     assert "\n" not in str(refused.value)
     assert len(str(refused.value)) < 300
-    assert isinstance(parse_checkpoint(path, 4, 1, data), Damaged)
+    assert isinstance(parse_checkpoint(path, 4, 1, data, None), Damaged)

@@ -17,10 +17,19 @@ from blake3 import blake3
 from everstep.checked_json import mapping, parse, record, shown, text, whole
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
+from everstep.run_id import run_id
 from everstep.storage import Storage
 from everstep.storage.names import is_plain, leads_out
 from everstep.trainer.checkpoint.manifest_fields import check_types
-from everstep.trainer.checkpoint.signature import sign, signature_fault
+from everstep.trainer.checkpoint.signature import (
+    UNBOUND,
+    Binding,
+    binding_fault,
+    bound_part,
+    is_on,
+    sign,
+    signature_fault,
+)
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
@@ -73,15 +82,17 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
-        """Return the JSON bytes, signed if there is a key."""
-        return _lines({**asdict(self), "signature": sign(self._unsigned())})
+        """Return the JSON bytes, signed if there is a key; an unsigned manifest has the binding of its signature."""
+        bound = bound_part(self.signature) or str(UNBOUND)
+        return _lines({**asdict(self), "signature": sign(self._signed(bound), bound)})
 
-    def _unsigned(self) -> bytes:
-        return _lines({**asdict(self), "signature": ""})
+    def _signed(self, bound: str) -> bytes:
+        return _lines({**asdict(self), "signature": bound})
 
-    def signature_fault(self) -> str:
-        """Return the reason why this manifest may not be trusted; an empty string if it may."""
-        return signature_fault(self._unsigned(), self.signature)
+    def signature_fault(self, run: str | None) -> str:
+        """Return the reason why this manifest may not be trusted in the run with this id; empty if it may."""
+        fault = signature_fault(self._signed(bound_part(self.signature)), self.signature)
+        return fault or binding_fault(self.signature, run)
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
@@ -126,6 +137,7 @@ class ManifestFacts:
     parallel: str
     config_digest: str
     data_digest: str
+    binding: Binding = UNBOUND
 
 
 def _lines(tree: dict[str, Any]) -> bytes:
@@ -191,7 +203,7 @@ def folders(run: RunFolder) -> list[tuple[int, int, str]]:
 
 def candidates(run: RunFolder) -> Iterator[CheckpointRef]:
     """Yield the committed checkpoints in the run's line, newest first."""
-    lineage = run.lineage()
+    lineage, expected = run.lineage(), signed_run(run)
     for step, attempt, path in folders(run):
         if not lineage.counts(step, attempt):
             continue
@@ -199,7 +211,12 @@ def candidates(run: RunFolder) -> Iterator[CheckpointRef]:
             data = read_manifest(run.storage, path)
         except FileNotFoundError:
             continue
-        yield parse_checkpoint(path, step, attempt, data)
+        yield parse_checkpoint(path, step, attempt, data, expected)
+
+
+def signed_run(run: RunFolder) -> str | None:
+    """Return the id of the run that signatures must be for; None without a key."""
+    return run_id(run) if is_on() else None
 
 
 def read_manifest(storage: Storage, path: str) -> bytes:
@@ -211,8 +228,12 @@ def read_manifest(storage: Storage, path: str) -> bytes:
     return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
 
 
-def parse_checkpoint(path: str, step: int, attempt: int, data: bytes) -> CheckpointRef:
-    """Return the checkpoint of a folder, from the bytes of its manifest."""
+def parse_checkpoint(path: str, step: int, attempt: int, data: bytes, expected: str | None) -> CheckpointRef:
+    """Return the checkpoint of a folder, from the bytes of its manifest.
+
+    Args:
+        expected: `signed_run` of its run.
+    """
     try:
         if not data:
             raise ValueError("it is empty, or a link out of its folder")
@@ -223,7 +244,7 @@ def parse_checkpoint(path: str, step: int, attempt: int, data: bytes) -> Checkpo
         return Damaged(path, step, attempt, str(error), refused=True)
     except ValueError as error:
         return Damaged(path, step, attempt, f"{MANIFEST} is damaged: {error}")
-    if fault := manifest.signature_fault():
+    if fault := manifest.signature_fault(expected):
         return Damaged(path, step, attempt, f"{MANIFEST}: {fault}", refused=True)
     return Committed(path, manifest)
 

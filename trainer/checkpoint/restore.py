@@ -18,6 +18,7 @@ from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     CheckpointRef,
+    Committed,
     Damaged,
     Manifest,
     candidates,
@@ -28,6 +29,8 @@ from everstep.trainer.checkpoint.manifest import (
 )
 from everstep.trainer.checkpoint.node_tier import NodeCheckpoint, NodeTier, copy_to_nodes, find_on_nodes
 from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, files_needed, fill
+from everstep.trainer.checkpoint.signature import KEY, Binding, binding_fault
+from everstep.trainer.checkpoint.signed_head import head_fault
 from everstep.trainer.checkpoint.tensor_index import parse_metadata
 from everstep.trainer.checkpoint.tensor_table import MOST_BYTES
 from everstep.trainer.checkpoint.tools.inventory import split_url
@@ -142,7 +145,14 @@ class Restorer:
     """
 
     def __init__(
-        self, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str, tier: NodeTier | None
+        self,
+        folder: RunFolder,
+        attempt: int,
+        mesh: Mesh,
+        state: TrainState,
+        data_digest: str,
+        tier: NodeTier | None,
+        binding: Binding,
     ) -> None:
         self.folder = folder
         self.attempt = attempt
@@ -150,6 +160,7 @@ class Restorer:
         self.state = state
         self.data_digest = data_digest
         self.tier = tier
+        self.binding = binding
 
     def restore(self) -> tuple[Restored | None, list[CheckpointRef]]:
         """Return the loaded checkpoint (None if the run has none yet) and the run folder's remaining ones.
@@ -167,7 +178,14 @@ class Restorer:
         why = "the newest" if not bad else f"the newest that verifies; {len(bad)} damaged"
         if isinstance(loaded, NodeCheckpoint):
             why += ", from the nodes' own disks"
+        why += self.mesh.decide(lambda: self._doubts(loaded))
         return Restored(loaded.step, loaded.attempt, why, walked), left
+
+    def _doubts(self, loaded: CheckpointRef) -> str:
+        """Return what the signed head and the signed config say against the choice, to append to its reason."""
+        signature = loaded.manifest.signature if isinstance(loaded, Committed) else ""
+        doubts = (head_fault(self.folder, self.binding), binding_fault(signature, None, self.binding.config))
+        return "".join(f"; but {doubt}" for doubt in doubts if doubt)
 
     def reload(self) -> CheckpointRef:
         """Load the newest checkpoint that verifies, during a run; return it."""
@@ -195,11 +213,21 @@ class Restorer:
 
     def _load(self, found: CheckpointRef) -> None:
         check_format(self.folder, found)
+        self._check_config(found)
         if isinstance(found, NodeCheckpoint):
             source = self._open_on_nodes(found)
         else:
             source = open_checkpoint(self.folder.storage, found, self.mesh)
         load_state(self.state, source, self.data_digest, self.mesh)
+
+    def _check_config(self, found: CheckpointRef) -> None:
+        """Raise CheckpointError if the config is not the signed one; resume.allow turns this into a doubt."""
+        if isinstance(found, Committed) and not self.binding.may_differ:
+            fault = binding_fault(found.manifest.signature, None, self.binding.config)
+            if fault:
+                raise CheckpointError(
+                    f"{self.folder.url}/{found.path}: {fault}; put the old config.yaml back, or unset {KEY} to trust it"
+                )
 
     def _open_on_nodes(self, found: NodeCheckpoint) -> OpenCheckpoint:
         """Open a checkpoint of the node tier, after copying the files that this rank needs to its node."""

@@ -26,6 +26,7 @@ from everstep.trainer.checkpoint.manifest import (
     parse_checkpoint,
     parse_name,
     read_manifest,
+    signed_run,
 )
 from everstep.trainer.checkpoint.tensor_table import parse_table
 
@@ -57,11 +58,15 @@ class ListedCheckpoint:
     kind: Kind
     data: bytes = b""
     """The manifest's bytes; empty if it is set aside or missing."""
+    run: str | None = None
+    """Id that its signature must be for."""
 
     @property
     def checkpoint(self) -> CheckpointRef | None:
         """The checkpoint as its manifest describes it; None without a manifest."""
-        return parse_checkpoint(self.path, self.step, self.attempt, self.data) if self.is_committed else None
+        if not self.is_committed:
+            return None
+        return parse_checkpoint(self.path, self.step, self.attempt, self.data, self.run)
 
     @property
     def is_committed(self) -> bool:
@@ -70,7 +75,7 @@ class ListedCheckpoint:
 
 def survey(run: RunFolder) -> list[ListedCheckpoint]:
     """Return all checkpoint folders of a run, newest first."""
-    lineage = run.lineage()
+    lineage, run_id = run.lineage(), signed_run(run)
     found = []
     for step, attempt, path in folders(run):
         try:
@@ -80,7 +85,7 @@ def survey(run: RunFolder) -> list[ListedCheckpoint]:
             found.append(ListedCheckpoint(path, step, attempt, kind))
             continue
         kind = Kind.committed if lineage.counts(step, attempt) else Kind.superseded
-        found.append(ListedCheckpoint(path, step, attempt, kind, data))
+        found.append(ListedCheckpoint(path, step, attempt, kind, data, run_id))
     return found
 
 
