@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,10 +12,12 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from everstep import frozen_yaml
 from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
+from everstep.run_id import made_run_id
 
 if TYPE_CHECKING:
     pass
@@ -24,8 +26,16 @@ T = TypeVar("T")
 
 
 def freeze(config: RunConfig) -> str:
-    """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time."""
+    """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time.
+
+    Raises:
+        ConfigError: it is larger than `thaw` would read.
+    """
     text: str = yaml.dump(plain(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
+    if len(text) > frozen_yaml.MOST_BYTES:
+        raise ConfigError(
+            f"the config has {len(text)} bytes (limit {frozen_yaml.MOST_BYTES}); shorten its longest list"
+        )
     return text
 
 
@@ -49,30 +59,32 @@ _Dumper.add_representer(str, _word)
 def thaw(text: str) -> RunConfig:
     """Parse the text of `freeze`; ConfigError when it is invalid."""
     try:
-        refuse_interpolations(yaml.safe_load(text), "config.yaml of the run folder")
-        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(frozen_yaml.checked(text, "it")))
         return to_object(tree, RunConfig)
-    except (OmegaConfBaseException, ValueError, yaml.YAMLError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
         raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
-
-
-def refuse_interpolations(value: Any, where: str) -> None:
-    """Raise ConfigError for a value like ${oc.env:NAME}, which would read the reader's environment.
-
-    What Everstep writes there is resolved.
-    """
-    if isinstance(value, str) and "${" in value:
-        raise ConfigError(f"{where}: {value!r} is an interpolation, and a run folder has resolved values only")
-    below = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
-    for key, each in below:
-        refuse_interpolations(key, where)
-        refuse_interpolations(each, where)
 
 
 def digest(config: RunConfig) -> str:
     import hashlib  # imported late, as it loads OpenSSL
 
     return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
+
+
+def fixed_digest(config: RunConfig) -> str:
+    """Return a digest of what may not change on a resume.
+
+    It is of the keys that differ from their defaults, without the free ones. A key that a later version adds has its default in older runs, so it changes no digest.
+    """
+    import hashlib
+
+    usual = dict(_leaves(plain(RunConfig())))
+    fixed = {key: value for key, value in _leaves(plain(config)) if usual.get(key) != value and not _is_free(key)}
+    return hashlib.sha256(yaml.safe_dump(fixed).encode()).hexdigest()[:32]
+
+
+def _is_free(key: str, more: Sequence[str] = ()) -> bool:
+    return any(key == free or key.startswith(f"{free}.") for free in (*FREE_ON_RESUME, *more))
 
 
 @dataclass(frozen=True)
@@ -103,8 +115,7 @@ def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
 def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
     """Return all changes if each is allowed on resume; else ConfigError with the forbidden ones."""
     found = changes(old, new)
-    free = (*FREE_ON_RESUME, *new.resume.allow)
-    refused = [c for c in found if not any(c.key == key or c.key.startswith(f"{key}.") for key in free)]
+    refused = [change for change in found if not _is_free(change.key, new.resume.allow)]
     if refused:
         names = ",".join(sorted({change.key for change in refused}))
         listed = "; ".join(str(change) for change in refused)
@@ -123,6 +134,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     """
     text = freeze(config).encode()
     if folder.storage.create(CONFIG, text):
+        made_run_id(folder)
         return []
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):

@@ -7,6 +7,13 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from everstep.checked_json import mapping, number, parse, text, whole
+
+LONGEST = 1 << 20
+"""Characters of a reason."""
+LATEST = 4e9
+"""A time that can be shown, in seconds since the epoch."""
+
 
 class Outcome(enum.Enum):
     """Outcome of an attempt. It is recorded in a file because torchrun turns all exit codes into 1."""
@@ -76,8 +83,16 @@ class Ending:
 
     @staticmethod
     def from_json(data: bytes) -> Ending:
-        facts = json.loads(data)
+        """Parse a record; ValueError, KeyError or TypeError for what `to_json` has not written."""
+        facts = mapping(parse(data), "it")
         fault = Fault(facts.get("fault", Fault.machine.value))
+        for key in ("step", "rank", "micro_batch", "patience"):
+            if facts.get(key) is not None:
+                whole(facts[key], key)
+        for key in ("reason", "error", "place"):
+            text(facts.get(key, ""), key, LONGEST)
+        if facts.get("time") is not None:
+            number(facts["time"], "time", 0, LATEST)
         return Ending(**{**facts, "outcome": Outcome(facts["outcome"]), "fault": fault})
 
 

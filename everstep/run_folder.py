@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+from everstep.checked_json import mapping, parse, whole
 from everstep.config import RunConfig
-from everstep.errors import CheckpointError, SupersededError
+from everstep.errors import CheckpointError, ConfigError, SupersededError, printable
 from everstep.outcome import Ending, Fault, Outcome, to_json_line
 from everstep.storage import Storage, join_url, open_storage, probe
 
 CONFIG = "config.yaml"
+RUN_ID = "run_id"
 JOB = "job.yaml"
 PROVENANCE = "provenance.json"
 DATA = "data.json"
@@ -33,6 +37,11 @@ MEMBERS = "members"
 """JOB/INDEX-NNNN.json: successive pods of each index of a job on Kubernetes."""
 CODE = "code"
 """DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
+NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
+"""Folders of a run folder; neither they nor an entry of them may be a link."""
+FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER)
+LARGEST_RECORD = 16 << 20
+"""Bytes of a JSON record."""
 LOOKED_BACK = 8
 """Earlier attempts that are searched for the same error of the user's code."""
 METRICS = "metrics.jsonl"
@@ -67,12 +76,23 @@ class RunFolder:
     """One run on any storage."""
 
     url: str
-    storage: Storage = field(init=False)
     _starts: dict[int, int] = field(init=False, default_factory=dict)
     """Attempt → step that it restored. Each is written once, so it is read once."""
 
-    def __post_init__(self) -> None:
-        self.storage = open_storage(self.url)
+    @cached_property
+    def storage(self) -> Storage:
+        """Return the storage, once the folder is known to have no links.
+
+        Raises:
+            ConfigError: a part of the run folder is a link, through which other files would be read, or removed.
+        """
+        storage = open_storage(self.url)
+        if (root := storage.path()) is not None and (link := _link_in(root)) is not None:
+            raise ConfigError(
+                f"{self.url}: {link} is a link to {printable(os.readlink(root / link))}; a run folder holds its own "
+                "files: put them there, or remove the link"
+            )
+        return storage
 
     @staticmethod
     def of(run_root: str, run: str) -> RunFolder:
@@ -141,10 +161,20 @@ class RunFolder:
     def facts(self, path: str) -> dict[str, Any]:
         """Return a JSON object of the folder; empty when it is missing or damaged. For readers only."""
         try:
-            found = json.loads(self.storage.read(path))
+            return mapping(self.record(path), path)
         except (FileNotFoundError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+
+    def record(self, path: str) -> Any:
+        """Return the value of a JSON file of the folder.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged, nested too deeply, or larger than any record.
+        """
+        if self.storage.path() is not None and (size := self.storage.size(path)) > LARGEST_RECORD:
+            raise ValueError(f"{path} has {size} bytes (limit {LARGEST_RECORD})")
+        return parse(self.storage.read(path))
 
     def lines(self, attempt: int, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of one attempt's JSON lines, also in parts, without lines truncated by a kill."""
@@ -153,7 +183,7 @@ class RunFolder:
             if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
                 for line in self.storage.read(self.attempt(attempt, file)).splitlines():
                     try:
-                        yield json.loads(line)
+                        yield mapping(parse(line), name)
                     except ValueError:
                         continue
 
@@ -178,10 +208,11 @@ class RunFolder:
 
     def _restored(self, attempt: int) -> int | None:
         try:
-            return int(json.loads(self.storage.read(self.attempt(attempt, "restored.json")))["step"])
+            restored = mapping(self.record(self.attempt(attempt, "restored.json")), "it")
+            return whole(restored.get("step"), "step")
         except FileNotFoundError:
             return None
-        except (ValueError, KeyError) as error:
+        except ValueError as error:
             raise CheckpointError(f"{self.url}/{self.attempt(attempt, 'restored.json')} is damaged: {error}") from error
 
     def end(self, attempt: int, ending: Ending) -> bool:
@@ -229,7 +260,7 @@ class RunFolder:
         ended = max(ending.time or 0.0 for ending in endings if ending is not None)
         # A job submitted since then may still be queued.
         asked = [self.facts(f"{SUBMISSIONS}/{name}").get("time") for name in self.storage.names(SUBMISSIONS)]
-        return all(moment is not None and moment < ended for moment in asked)
+        return all(isinstance(moment, int | float) and moment < ended for moment in asked)
 
     def last_ending(self) -> Ending | None:
         numbers = self.attempts()
@@ -241,6 +272,19 @@ def meant(url: str) -> str:
     path = os.path.join(RunConfig().run_root, url)
     is_name = os.sep not in url and url not in ("", os.curdir, os.pardir)
     return f"; did you mean {path!r}?" if is_name and os.path.isdir(path) else ""
+
+
+def _link_in(root: Path) -> str | None:
+    """Return a part of a run folder that is a link, or None."""
+    for name in (*NESTED, *FILES):
+        if os.path.islink(root / name):
+            return name
+    for name in NESTED:
+        with contextlib.suppress(OSError), os.scandir(root / name) as found:
+            for entry in found:
+                if entry.is_symlink():
+                    return f"{name}/{entry.name}"
+    return None
 
 
 def _is_checkpoint(name: str) -> bool:

@@ -20,6 +20,7 @@ from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
 from everstep.trainer.checkpoint.self_test import SelfTest
+from everstep.trainer.checkpoint.signature import Binding
 from everstep.trainer.checkpoint.weights import load_weights
 from everstep.trainer.data.cache import node_cache
 from everstep.trainer.data.dataset import TEST, Splits
@@ -203,7 +204,10 @@ def _state(run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugin
 
 
 def _manifest_facts(run: RunConfig, attempt: int, data_digest: str) -> ManifestFacts:
-    return ManifestFacts(attempt, run.global_batch, run.parallel.kind.value, frozen_config.digest(run), data_digest)
+    binding = Binding(config=frozen_config.fixed_digest(run), may_differ=bool(run.resume.allow))
+    return ManifestFacts(
+        attempt, run.global_batch, run.parallel.kind.value, frozen_config.digest(run), data_digest, binding
+    )
 
 
 def self_test(run: RunConfig, task: Task, live: nn.Module, mesh: Mesh) -> SelfTest:

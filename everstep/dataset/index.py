@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -14,8 +16,10 @@ from typing import Any
 
 from blake3 import blake3
 
+from everstep.checked_json import mapping, parse, record, sequence, shown, text, whole
 from everstep.errors import DataError
 from everstep.storage import join_url, open_storage
+from everstep.storage.names import is_plain, leads_out
 
 INDEX = "index.json"
 TRAIN, VALIDATION = "train", "validation"
@@ -28,6 +32,16 @@ A shard's digests are those of its parts.
 """
 TEXT, BYTES = "str", "bytes"
 """Types of columns whose samples are UTF-8 text or any bytes."""
+NUMBERS = {
+    **{f"{sign}int{bits}": bits for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": bits for bits in (16, 32, 64)},
+    "bool": 1,
+}
+"""Types of numbers by NumPy's name, and bits of each in a shard."""
+MOST_COLUMNS, MOST_SHARDS, MOST_DIMENSIONS = 1 << 16, 1 << 24, 32
+MOST_ROWS, MOST_BYTES = 1 << 56, 1 << 48
+"""Samples of a dataset; bytes of a shard or of one sample, so that addresses fit into 63 bits."""
+_DIGEST = re.compile("[0-9a-f]{32}")
 
 
 @dataclass(frozen=True)
@@ -118,25 +132,73 @@ class ShardIndex:
             DataError: there is none, or it is damaged.
         """
         try:
-            document = json.loads(open_storage(folder).read(INDEX))
-            if document.get("format") != FORMAT:
+            storage = open_storage(folder)
+            if leads_out(storage, "", INDEX):
+                raise ValueError("it is a link out of its folder")
+            document = mapping(parse(storage.read(INDEX)), "it")
+            if (found := document.get("format")) != FORMAT:
                 raise DataError(
-                    f"{join_url(folder, INDEX)} has format {document.get('format')}; this version reads {FORMAT}: "
+                    f"{join_url(folder, INDEX)} has format {shown(found)}; this version reads {FORMAT}: "
                     "prepare the dataset again"
                 )
-            index = cls(
-                columns={
-                    name: Column(column["type"], tuple(column["shape"])) for name, column in document["columns"].items()
-                },
-                shards=tuple(Shard(**{**shard, "parts": tuple(shard["parts"])}) for shard in document["shards"]),
-                attributes=document["attributes"],
-            )
+            return _parse(document)
         except FileNotFoundError:
             raise DataError(
                 f"{folder} is no dataset: it has no {INDEX}; prepare it with `everstep data prepare`"
             ) from None
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{join_url(folder, INDEX)} is damaged ({error!r}); prepare the dataset again") from error
-        if document.get("digest") != index.digest:
-            raise DataError(f"{join_url(folder, INDEX)} is damaged: its digest does not match its own list of shards")
-        return index
+        except ValueError as error:
+            raise DataError(f"{join_url(folder, INDEX)} is damaged: {error}; prepare the dataset again") from error
+
+
+def _parse(document: Mapping[str, Any]) -> ShardIndex:
+    """Return the index that a document describes; ValueError with the place of a wrong field."""
+    attributes = mapping(document.get("attributes"), "attributes")
+    columns = {
+        text(name, "the name of a column"): _column(f"columns.{shown(name)}", column)
+        for name, column in mapping(document.get("columns"), "columns", MOST_COLUMNS).items()
+    }
+    packed = attributes.get("compression", "none") != "none"
+    shards = [
+        _shard(f"shards[{number}]", shard, {} if packed else columns)
+        for number, shard in enumerate(sequence(document.get("shards"), "shards", MOST_SHARDS))
+    ]
+    index = ShardIndex(columns, tuple(shards), attributes)
+    whole(index.rows, "the number of samples", 0, MOST_ROWS)
+    if document.get("digest") != index.digest:
+        raise ValueError("its digest does not match its own list of shards")
+    return index
+
+
+def _column(place: str, described: object) -> Column:
+    kind, shape = record(described, place, "type", "shape")
+    sizes = sequence(shape, f"{place}.shape", MOST_DIMENSIONS)
+    if kind not in (TEXT, BYTES, *NUMBERS):
+        raise ValueError(f"{place}.type is {shown(kind)}, not a type of numbers, {TEXT} or {BYTES}")
+    if sizes == [None]:
+        return Column(kind, (None,))
+    if kind in (TEXT, BYTES):
+        raise ValueError(f"{place}.shape is not [null], as samples of {kind} need")
+    column = Column(kind, tuple(whole(size, f"{place}.shape", 0, MOST_BYTES) for size in sizes))
+    whole(_bits(column), f"{place}, bits of a sample,", 0, MOST_BYTES)
+    return column
+
+
+def _shard(place: str, described: object, columns: Mapping[str, Column]) -> Shard:
+    """Return a shard; its file cannot be smaller than its rows in `columns`, unless it is compressed."""
+    file, rows, size, parts = record(described, place, "file", "rows", "bytes", "parts")
+    if not is_plain(file):
+        raise ValueError(f"{place}.file is {shown(file)}, not the name of a file in the dataset's folder")
+    whole(size, f"{place}.bytes", 1, MOST_BYTES)
+    least = sum(64 if column.ragged else _bits(column) for column in columns.values())
+    whole(rows, f"{place}.rows", 0, size * 8 // least if least else MOST_ROWS)
+    count = -(-size // PART_BYTES)
+    if len(sequence(parts, f"{place}.parts")) != count:
+        raise ValueError(f"{place}.parts has {len(parts)} digests where {size} bytes have {count} parts")
+    if wrong := [part for part in parts if not isinstance(part, str) or not _DIGEST.fullmatch(part)]:
+        raise ValueError(f"{place}.parts has {shown(wrong[0])}, which is no digest")
+    return Shard(file, rows, size, tuple(parts))
+
+
+def _bits(column: Column) -> int:
+    """Return the bits of one sample of a column whose samples all have one shape."""
+    return math.prod(size or 0 for size in column.shape) * NUMBERS[column.type]

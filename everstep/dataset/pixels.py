@@ -11,6 +11,13 @@ from typing import Any
 from everstep.errors import ConfigError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+MAX_PIXELS = 25_000_000
+"""Largest image to decode unless `data.decode.max_pixels` differs: 75 MB of RGB, 300 MB as float32.
+
+A PNG of 160 kB can hold 169 million pixels; one such sample would take a gigabyte on each rank.
+"""
+MOST_PIXELS = 178_956_970
+"""Largest image that Pillow opens."""
 _DEEP = re.compile(r";16[BLN]")
 """Pillow's names of modes with 16 bits per channel, of which it would drop the lower bits."""
 
@@ -19,13 +26,17 @@ class UnfitImageError(ValueError):
     """An image that cannot be decoded without loss; the text does not reveal its content."""
 
 
-def upright(content: bytes) -> Any:
+def upright(content: bytes, most: int = MOST_PIXELS) -> Any:
     """Return the still image in these bytes, loaded as a whole and oriented by its EXIF data.
+
+    An image of more than `most` pixels is refused before any is decoded.
 
     Raises:
         UnfitImageError: the image cannot be decoded without loss. For other bytes, any error of Pillow.
     """
     image = pillow().open(BytesIO(content), formats=FORMATS)
+    if image.width * image.height > most:
+        raise UnfitImageError(f"{image.width} × {image.height} pixels are more than data.decode.max_pixels={most}")
     # Phones and cameras store MPO, which is a JPEG with further views of it.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise UnfitImageError(f"{image.n_frames} frames; only still images are decoded")

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import IO, cast
 
-from everstep.dataset.index import PART_BYTES, TRAIN, VALIDATION, Shard, ShardIndex, part_digest
+from everstep.dataset.index import PART_BYTES, TRAIN, VALIDATION, Column, Shard, ShardIndex, part_digest
+from everstep.dataset.mapped_shard import check_offsets, map_shard
 from everstep.dataset.prepare.ledger import Ledger, folder_of
 from everstep.errors import DataError
 from everstep.storage import Storage, join_url, open_storage
+from everstep.storage.names import leads_out
 
 PARTS_AT_ONCE = 4
 """Parts of one shard that are held in memory; verification needs this many for each thread."""
@@ -54,11 +59,13 @@ def verify(dst: str, done: Callable[[int], None] = lambda size: None) -> list[Da
 
     def check(one: tuple[str, Shard]) -> Damage | None:
         folder, shard = one
-        what = _what(open_storage(folder), shard)
+        what = _what(open_storage(folder), shard, columns[folder])
         done(shard.bytes)
         return Damage(folder, shard, what) if what else None
 
-    shards = [(folder, shard) for folder in datasets(dst) for shard in ShardIndex.read(folder).shards]
+    indexes = {folder: ShardIndex.read(folder) for folder in datasets(dst)}
+    columns = {folder: index.columns for folder, index in indexes.items()}
+    shards = [(folder, shard) for folder, index in indexes.items() for shard in index.shards]
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         return [damage for damage in pool.map(check, shards) if damage is not None]
 
@@ -98,17 +105,47 @@ def _copy(source: Storage, there: Shard, storage: Storage, shard: Shard) -> None
         raise _NotGoodError("is missing too") from None
 
 
-def _what(storage: Storage, shard: Shard) -> str:
+def _what(storage: Storage, shard: Shard, columns: Mapping[str, Column]) -> str:
     """Return the fault of a shard; empty if it has none."""
+    if leads_out(storage, "", shard.file):
+        return "is a link out of its dataset's folder"
+    bad: list[int] = []
     try:
         size = storage.size(shard.file)
         if size != shard.bytes:
             return f"is {size} bytes where the index says {shard.bytes}"
-        bad = [n for n, part in enumerate(_parts(storage, shard)) if part_digest(part) != shard.parts[n]]
+        with _copy_of(storage, shard) as (path, copy):
+            for number, part in enumerate(_parts(storage, shard)):
+                if part_digest(part) != shard.parts[number]:
+                    bad.append(number)
+                if copy is not None and not bad:
+                    copy.write(part)
+            if not bad:
+                return _misfit(path, shard, columns)
     except FileNotFoundError:
         return "is missing"
     named = ", ".join(map(str, bad[:NAMED])) + (" …" if len(bad) > NAMED else "")
-    return f"is damaged: part {named} of {len(shard.parts)} does not match its digest" if bad else ""
+    return f"is damaged: part {named} of {len(shard.parts)} does not match its digest"
+
+
+@contextmanager
+def _copy_of(storage: Storage, shard: Shard) -> Iterator[tuple[str, IO[bytes] | None]]:
+    """Yield a local path for the shard, and the file there to write if the shard is in a store."""
+    if (path := storage.path(shard.file)) is not None:
+        yield str(path), None
+        return
+    with tempfile.NamedTemporaryFile(prefix="everstep-verify-", buffering=0) as copy:
+        yield copy.name, cast(IO[bytes], copy)
+
+
+def _misfit(path: str, shard: Shard, columns: Mapping[str, Column]) -> str:
+    """Return the reason why a reader cannot use the content of a shard, though its digests are right."""
+    try:
+        mapped = map_shard(path, columns)
+        check_offsets(path, mapped)
+    except DataError as error:
+        return f"does not hold what the index promises: {str(error).replace(path, shard.file)}"
+    return "" if mapped.rows == shard.rows else f"has {mapped.rows} rows where the index says {shard.rows}"
 
 
 def _parts(storage: Storage, shard: Shard) -> Iterator[memoryview]:

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -31,11 +32,11 @@ class LocalStorage:
         return self.root / path
 
     def read(self, path: str) -> bytes:
-        with clear_errors("read", self.path(path)):
-            return self.path(path).read_bytes()
+        with clear_errors("read", self.path(path)), _regular(self.path(path)) as file:
+            return file.read()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with clear_errors("read", self.path(path)), self.path(path).open("rb") as file:
+        with clear_errors("read", self.path(path)), _regular(self.path(path)) as file:
             file.seek(start)
             return file.read(stop - start)
 
@@ -89,23 +90,43 @@ class LocalStorage:
     def delete(self, path: str) -> None:
         target = self.path(path)
         with clear_errors("remove", target):
-            if target.is_dir():
+            self._refuse_links(target)
+            if target.is_dir() and not target.is_symlink():
                 shutil.rmtree(target)
             else:
                 target.unlink(missing_ok=True)
+
+    def _refuse_links(self, target: Path) -> None:
+        """Raise if a folder between the root and `target` is a link: what is removed must be below the root."""
+        for folder in target.parents:
+            if folder == self.root or not folder.is_relative_to(self.root):
+                return
+            if folder.is_symlink():
+                raise OSError(errno.ELOOP, f"{folder} is a link")
 
     def copy(self, path: str, to: str) -> None:
         if self.path(path).is_dir():
             for name in self.names(path):
                 self.copy(f"{path}/{name}", f"{to}/{name}")
             return
-        with clear_errors("read", self.path(path)), self.path(path).open("rb") as source, self.writer(to) as file:
+        with clear_errors("read", self.path(path)), _regular(self.path(path)) as source, self.writer(to) as file:
             shutil.copyfileobj(source, file, COPIED)
 
     def move(self, path: str, to: str) -> None:
         with clear_errors("move", self.path(path)):
             _make_folder(self.path(to).parent)
             self.path(path).rename(self.path(to))
+
+
+def _regular(path: Path) -> IO[bytes]:
+    """Open a file for reading; a FIFO or device in its place is an error and not an endless wait."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
+        raise OSError(code, os.strerror(code) if stat.S_ISDIR(mode) else "it is no regular file")
+    return os.fdopen(handle, "rb")
 
 
 @contextlib.contextmanager

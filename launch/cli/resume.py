@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import digest, freeze, refuse_interpolations, settle, thaw
+from everstep.frozen_config import digest, freeze, settle, thaw
 from everstep.launch.cli.run import start
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
 from everstep.launch.console import say
@@ -22,13 +21,14 @@ from everstep.launch.runs.summary import RunSummary, summary
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.job import new_token
 from everstep.launch.schedulers.registry import scheduler
+from everstep.launch.submit.job_spec import read_job
 from everstep.launch.submit.override_frozen import amend
 from everstep.launch.submit.records import submissions, submit
 from everstep.launch.submit.snapshot import open_code
 from everstep.launch.submit.trust import Runnable, refuse_foreign
 from everstep.launch.sweep.sweep_folder import sweep_at
 from everstep.launch.torchrun import trainer
-from everstep.run_folder import CONFIG, JOB, RunFolder
+from everstep.run_folder import CONFIG, RunFolder
 
 EXAMPLES = """examples:
   everstep resume demo                      go on from the last checkpoint
@@ -106,27 +106,22 @@ def _code(folder: RunFolder) -> str | None:
 
 def _changed(folder: RunFolder, options: argparse.Namespace) -> tuple[RunConfig, JobConfig]:
     """Return the run and its job after the command line's changes; refuse what it alone would make run."""
-    import yaml
-
     try:
         config = thaw(folder.storage.read(CONFIG).decode())
     except FileNotFoundError as error:
         raise ConfigError(f"{folder.url} has no {CONFIG}: there is nothing that could go on") from error
     try:
-        job: Any = yaml.safe_load(folder.storage.read(JOB))
-        refuse_interpolations(job, f"{folder.url}/{JOB}")
+        job = read_job(folder)
     except FileNotFoundError:  # torchrun started it, without the launcher
         job = {}
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{folder.url}/{JOB} is damaged: {str(error).splitlines()[0]}") from error
-    changed, changed_job = amend(config, job or {}, options.overrides, options.config_dir)
+    changed, changed_job = amend(config, job, options.overrides, options.config_dir)
     _, said_job = amend(config, {}, options.overrides, options.config_dir)
     named = changed.plugins if any(word.startswith("plugins=") for word in options.overrides) else ()
     final, said = job_config(changed_job), job_config(said_job)
     code = None if final.scheduler == "local" else _code(folder)
     refuse_foreign(
         folder.storage,
-        recorded=Runnable.of(job_config(job or {}), config.plugins, code),
+        recorded=Runnable.of(job_config(job), config.plugins, code),
         used=Runnable.of(final, changed.plugins, code),
         said=Runnable.of(said, named),
         trusted=options.trust,

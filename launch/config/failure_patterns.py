@@ -5,8 +5,34 @@ from __future__ import annotations
 import enum
 import re
 from dataclasses import dataclass
+from re import _parser  # type: ignore[attr-defined]  # before Python 3.11 it was sre_parse
+from typing import Any
 
 from everstep.config import require
+
+LONGEST_MATCH = 1000
+NESTED = "repeats what repeats, as (a+)+ does, so a line of 30 characters could take hours; write it without"
+_REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
+FEW = 8
+"""An inner repeat of at most so many times, as of digits in a date, cannot explode."""
+_ONCE = 2
+"""A repeat of fewer than so many times, as by `?`, is none."""
+
+
+def is_nested(pattern: str) -> bool:
+    """True if a repeat of the pattern holds another one: matching may take time exponential in the line."""
+    return _holds_nested(_parser.parse(pattern), within=False)
+
+
+def _holds_nested(part: Any, within: bool) -> bool:
+    """True for a nested repeat in a parsed pattern, which is a tree of (code, argument)."""
+    if isinstance(part, tuple) and len(part) == 2 and str(part[0]) in _REPEATS:
+        _, most, inner = part[1]
+        repeats = int(most) >= _ONCE
+        return (repeats and within and int(most) > FEW) or _holds_nested(inner, within or repeats)
+    if isinstance(part, tuple | list | _parser.SubPattern):
+        return any(_holds_nested(each, within) for each in part)
+    return False
 
 
 class Remedy(enum.Enum):
@@ -29,8 +55,10 @@ class CauseConfig:
     def __post_init__(self) -> None:
         try:
             re.compile(self.match)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             require(False, "match", self.match, f"is no regular expression: {error}")
+        require(len(self.match) <= LONGEST_MATCH, "match", self.match[:40], f"must have ≤ {LONGEST_MATCH} characters")
+        require(not is_nested(self.match), "match", self.match, NESTED)
         require(bool(self.match), "match", "", "must not be empty: every line would match; null drops a cause")
 
 

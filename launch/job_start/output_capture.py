@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import collections
 import os
-import re
 import threading
 from collections.abc import Mapping
 
 from everstep.launch.config import CauseConfig
+from everstep.launch.config.failure_patterns import known_causes
+from everstep.launch.job_start.cause_search import search, search_in_time
 
 KEPT_LINES = 400
+SHOWN = 500
+"""Characters of the matching line that are recorded."""
 DRAIN_S = 5.0
 """Seconds to wait for the last output: an orphaned process may keep the pipe open without end."""
 
@@ -44,10 +47,14 @@ class Output:
 
 
 def find_cause(causes: Mapping[str, CauseConfig], lines: list[str]) -> tuple[str | None, str]:
-    """Return the first cause in order with its newest line; (None, "") if no cause matches."""
-    for name, cause in causes.items():
-        pattern = re.compile(cause.match)
-        for line in reversed(lines):
-            if pattern.search(line):
-                return name, line[:500]
-    return None, ""
+    """Return the first cause in order with its newest line; (None, "") if no cause matches.
+
+    Patterns of the job are searched under a time limit, and before the built-in ones.
+    """
+    usual = known_causes()
+    own = {name: cause.match for name, cause in causes.items() if usual.get(name) != cause}
+    built_in = {name: cause.match for name, cause in causes.items() if name not in own}
+    name, line = search_in_time(own, lines) if own and lines else (None, "")
+    if name is None:
+        name, line = search(built_in, lines)
+    return name, line[:SHOWN]

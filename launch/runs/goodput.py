@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everstep.launch.runs.history import READERS, Attempt, History
+from everstep.launch.runs.record_types import one_line
 from everstep.launch.schedulers.job import JobStatus
 from everstep.run_folder import EVENTS, METRICS, RunFolder
 
@@ -180,6 +181,11 @@ def timeline(folder: RunFolder, history: History, job: JobStatus | None, until: 
     Args:
         until: now for a run that is under way; None for one that is over, which ends at its last record.
     """
+    with one_line(folder):
+        return _timeline(folder, history, job, until)
+
+
+def _timeline(folder: RunFolder, history: History, job: JobStatus | None, until: float | None) -> Timeline:
     with ThreadPoolExecutor(READERS) as pool:
         accounts = list(pool.map(lambda attempt: account(folder, attempt), history.attempts))
     last_sign = max([each.last_sign for each in accounts] + [each.at for each in history.submissions], default=0.0)

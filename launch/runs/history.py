@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 from everstep.errors import ConfigError, EverstepError
 from everstep.launch.runs.lookup import is_run
+from everstep.launch.runs.record_types import CLAIM, DECISION, SETTLED, START, SUBMITTED, Check, one_line, typed
+from everstep.launch.runs.record_types import PROGRESS as PROGRESS_FIELDS
 from everstep.launch.schedulers.job import JobHandle
 from everstep.outcome import Ending
 from everstep.processes import has_run_since
@@ -97,15 +99,15 @@ def read(folder: RunFolder, newest_only: bool = False) -> History:
     starts = _numbers(folder, STARTS, "") if STARTS in there else []
     restarts = _numbers(folder, RESTARTS) if RESTARTS in there else []
     last = slice(-1, None) if newest_only else slice(None)
-    with ThreadPoolExecutor(READERS) as pool:
+    with ThreadPoolExecutor(READERS) as pool, one_line(folder):
         return History(
             folder.url.rsplit("/", 1)[-1],
             folder.url,
             tuple(pool.map(lambda number: attempt(folder, number), attempts[last])),
             tuple(pool.map(lambda number: _submission(folder, number), submissions[last])),
             tuple(pool.map(lambda number: _start(folder, number), starts[last])),
-            tuple(pool.map(lambda number: folder.facts(f"{RESTARTS}/{number:04d}.json"), restarts[last])),
-            folder.facts(PROGRESS) if PROGRESS in there else {},
+            tuple(pool.map(lambda number: _record(folder, f"{RESTARTS}/{number:04d}.json", DECISION), restarts[last])),
+            _record(folder, PROGRESS, PROGRESS_FIELDS) if PROGRESS in there else {},
         )
 
 
@@ -114,7 +116,8 @@ def read_all(folders: Sequence[RunFolder]) -> list[History | EverstepError]:
 
     def one(folder: RunFolder) -> History | EverstepError:
         try:
-            return read(folder, newest_only=True)
+            with one_line(folder):
+                return read(folder, newest_only=True)
         except EverstepError as error:
             return error
 
@@ -122,8 +125,13 @@ def read_all(folders: Sequence[RunFolder]) -> list[History | EverstepError]:
         return list(pool.map(one, folders))
 
 
+def _record(folder: RunFolder, path: str, kinds: Mapping[str, Check]) -> dict[str, Any]:
+    """Return a record of the folder, with its fields checked; empty if it is missing or no JSON object."""
+    return typed(folder.facts(path), kinds, path)
+
+
 def attempt(folder: RunFolder, number: int) -> Attempt:
-    claim = folder.claim_of(number)
+    claim = typed(folder.claim_of(number), CLAIM, folder.attempt(number, "claim.json"))
     at = float(claim.get("time") or 0.0)
     return Attempt(
         number,
@@ -137,15 +145,15 @@ def attempt(folder: RunFolder, number: int) -> Attempt:
 
 
 def _submission(folder: RunFolder, number: int) -> Submission:
-    intent = folder.facts(f"{SUBMISSIONS}/{number:04d}.json")
-    settled = folder.facts(f"{SUBMISSIONS}/{number:04d}.handle.json")
+    intent = _record(folder, f"{SUBMISSIONS}/{number:04d}.json", SUBMITTED)
+    settled = _record(folder, f"{SUBMISSIONS}/{number:04d}.handle.json", SETTLED)
     handle = JobHandle.parse(settled["handle"]) if settled.get("handle") else None
     at, scheduler = float(intent.get("time") or 0.0), str(intent.get("scheduler") or "")
     return Submission(number, at, scheduler, handle, bool(settled), intent)
 
 
 def _start(folder: RunFolder, number: int) -> Start:
-    facts = folder.facts(f"{STARTS}/{number:04d}/start.json")
+    facts = _record(folder, f"{STARTS}/{number:04d}/start.json", START)
     return Start(float(facts.get("time") or 0.0), tuple(map(str, facts.get("hosts") or ())))
 
 

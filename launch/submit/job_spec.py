@@ -9,9 +9,11 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from everstep import frozen_yaml
+from everstep.checked_json import mapping
 from everstep.errors import ConfigError
-from everstep.frozen_config import refuse_interpolations
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.schedulers.base import spec_digest
 from everstep.launch.submit.records import submissions
@@ -81,16 +83,23 @@ class JobSpec:
 
 
 def _job(folder: RunFolder) -> JobConfig:
-    import yaml
-
     try:
-        found = yaml.safe_load(folder.storage.read(JOB)) or {}
-        refuse_interpolations(found, f"{folder.url}/{JOB}")
-        return job_config(found)
+        return job_config(read_job(folder))
     except FileNotFoundError:
         return JobConfig()
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{folder.url}/{JOB} is damaged: {str(error).splitlines()[0]}") from error
+
+
+def read_job(folder: RunFolder) -> dict[str, Any]:
+    """Return the content of job.yaml.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ConfigError: it is damaged, or not what a launcher writes.
+    """
+    try:
+        return mapping(frozen_yaml.read(folder.storage.read(JOB), JOB) or {}, JOB)
+    except ValueError as error:
+        raise ConfigError(f"{folder.url}: {error}") from error
 
 
 SETTINGS = "EVERSTEP_SETTINGS"

@@ -14,10 +14,11 @@ from typing import Any
 
 import yaml
 
+from everstep import frozen_yaml
 from everstep.compose import Composed, compose, groups, sweep_files
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError, nearest
-from everstep.frozen_config import changes, digest, freeze, refuse_interpolations, thaw
+from everstep.frozen_config import changes, digest, freeze, thaw
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.sweep import config as keys
 from everstep.launch.sweep.asha import rungs
@@ -27,6 +28,8 @@ from everstep.launch.sweep.search_space import Axis, axis, identity, is_sweep
 from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
 from everstep.storage import join_url
 
+LARGEST_SWEEP = 64 * frozen_yaml.MOST_BYTES
+"""Bytes of sweep.yaml, which holds a config for each combination of config groups."""
 Constraint = Callable[[dict[str, Any]], dict[str, Any] | None]
 
 
@@ -246,30 +249,19 @@ def _text(plan: Plan) -> str:
         "job": yaml.safe_load(job_yaml(plan.job)),
         "bases": [{"groups": json.loads(key), "config": freeze(base.config)} for key, base in plan.bases.items()],
     }
-    return yaml.dump(tree, Dumper=_Readable, sort_keys=False, allow_unicode=True)
-
-
-class _Readable(yaml.SafeDumper):
-    """YAML dumper that writes nested configs as readable block text."""
-
-
-_Readable.add_representer(
-    str,
-    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
-)
+    return frozen_yaml.dump(tree)
 
 
 def load(folder: SweepFolder) -> Plan:
     """Load the plan that `settle` froze. ConfigError when there is none or it is damaged."""
     try:
-        tree = yaml.safe_load(folder.storage.read(SWEEP))
-        refuse_interpolations({key: tree[key] for key in tree if key != "bases"}, f"{folder.url}/{SWEEP}")
+        tree = frozen_yaml.read(folder.storage.read(SWEEP), SWEEP, LARGEST_SWEEP)
         axes = tuple(Axis(**{**each, "choices": tuple(each["choices"])}) for each in tree["axes"])
         bases = {json.dumps(each["groups"], sort_keys=True): Base(thaw(each["config"])) for each in tree["bases"]}
         return Plan(folder, sweep_config(tree["sweep"]), axes, job_config(tree["job"]), bases, tree["base_digest"])
     except FileNotFoundError as error:
         raise ConfigError(f"{folder.url} is no sweep: it has no {SWEEP}") from error
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{folder.url}/{SWEEP} is damaged: {str(error).splitlines()[0]}") from error
 
 

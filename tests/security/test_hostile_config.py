@@ -29,7 +29,7 @@ def secret(monkeypatch: pytest.MonkeyPatch) -> str:
 def test_a_frozen_config_reads_no_variable_of_the_environment(secret: str) -> None:
     tree = yaml.safe_load(freeze(RunConfig(run="r")))
     tree["init_from"] = "s3://host/${oc.env:AWS_SECRET_ACCESS_KEY}"
-    with pytest.raises(ConfigError, match="is an interpolation") as refused:
+    with pytest.raises(ConfigError, match="has an interpolation") as refused:
         thaw(yaml.safe_dump(tree))
     assert secret not in str(refused.value)
 
@@ -38,7 +38,7 @@ def test_a_frozen_job_reads_no_variable_of_the_environment(tmp_path: Path, secre
     folder = RunFolder(str(tmp_path))
     folder.storage.write("config.yaml", freeze(RunConfig(run="r")).encode())
     folder.storage.write("job.yaml", b"env: {A: '${oc.env:AWS_SECRET_ACCESS_KEY}'}\n")
-    with pytest.raises(ConfigError, match="is an interpolation"):
+    with pytest.raises(ConfigError, match="has an interpolation"):
         JobSpec.read(folder)
     assert main(["resume", str(tmp_path)]) == 2
 

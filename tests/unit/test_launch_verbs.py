@@ -113,7 +113,7 @@ def test_a_run_whose_folder_cannot_be_read_is_left_out_with_a_word(
     assert main(["ls", "--json"]) == 0
     shown = capsys.readouterr()
     assert [each["run"] for each in json.loads(shown.out)] == ["good"]
-    assert "left out: cannot read" in shown.err
+    assert "bad: attempts is a link" in shown.err
     assert bad.folder.url in shown.err
 
 

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from everstep.dataset.index import ShardIndex
-from everstep.dataset.shards import RaggedArray, inflate, map_shard
+from everstep.dataset.mapped_shard import RaggedArray, inflate, map_shard
 from everstep.trainer.data.address_gather import Rows, address_of, element_of, gather_ragged
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from support.shard_datasets import write_dataset
@@ -53,7 +53,8 @@ def test_rows_of_different_lengths_are_put_end_to_end() -> None:
     values = np.arange(20, dtype=np.int32)
     offsets = np.array([0, 0, 5, 6, 20])
     rows = np.array([3, 0, 1, 2])
-    found, bounds = gather_ragged(element_of(offsets) + rows, np.full(4, address_of(values)), torch.int32)
+    places = element_of(offsets) + rows
+    found, bounds = gather_ragged(places, np.full(4, address_of(values)), np.full(4, 20), torch.int32)
     assert found.tolist() == [*range(6, 20), *range(5), 5]
     assert bounds.tolist() == [0, 14, 14, 19, 20]
 

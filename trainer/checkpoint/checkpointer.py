@@ -25,10 +25,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 from everstep.config import Busy, CheckpointConfig
 from everstep.errors import CheckpointError, SupersededError
 from everstep.run_folder import RunFolder
+from everstep.run_id import made_run_id
 from everstep.trainer.checkpoint.manifest import ManifestFacts
 from everstep.trainer.checkpoint.node_tier import NodeTier
 from everstep.trainer.checkpoint.node_tier_target import NodeTierTarget
@@ -37,6 +39,7 @@ from everstep.trainer.checkpoint.restore import Restored, Restorer
 from everstep.trainer.checkpoint.retention import Retention
 from everstep.trainer.checkpoint.run_folder_target import RunFolderTarget
 from everstep.trainer.checkpoint.self_test import FirstCheckpoint, SelfTest
+from everstep.trainer.checkpoint.signature import is_on
 from everstep.trainer.checkpoint.staging import StagedState, StateStager
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import TrainState
@@ -69,7 +72,10 @@ class Checkpointer:
             maximise: True if a higher held-out metric is better, for `keep_best`.
             self_test: makes the second copy that the first checkpoint is restored into; None skips this test.
         """
+        if is_on():
+            facts = replace(facts, binding=replace(facts.binding, run=mesh.decide(lambda: made_run_id(folder))))
         self.config = config
+        self._binding = facts.binding
         self.attempt = facts.attempt
         self.folder = folder
         self.mesh = mesh
@@ -80,7 +86,7 @@ class Checkpointer:
         self.finished_saves: list[SaveRecord] = []
         """Saves that have ended; the training loop passes them to the journal."""
         self._tier = NodeTier(config.local, folder.url, mesh) if config.local.every is not None else None
-        self._restorer = Restorer(folder, facts.attempt, mesh, state, facts.data_digest, self._tier)
+        self._restorer = Restorer(folder, facts.attempt, mesh, state, facts.data_digest, self._tier, facts.binding)
         self._stager = StateStager(state, mesh, facts, config.self_test)
         self._coordinator = SaveCoordinator(mesh.store, mesh.rank, mesh.world)
         self._pending: PendingSave | None = None
@@ -224,4 +230,4 @@ class Checkpointer:
         if self._tier is not None and local:
             return NodeTierTarget(self._tier, path.rsplit("/", 1)[-1], staged)
         read_back = self._first.of(self.folder.storage, path, self.mesh.rank)
-        return RunFolderTarget(self.folder, path, self.retention, staged, self.mesh.is_main, read_back)
+        return RunFolderTarget(self.folder, path, self.retention, staged, self.mesh.is_main, self._binding, read_back)

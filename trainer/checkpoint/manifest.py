@@ -6,22 +6,34 @@ size and digest, so that damage is detected before anything is parsed.
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from blake3 import blake3
 
+from everstep.checked_json import mapping, parse, record, shown, text, whole
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
+from everstep.run_id import run_id
 from everstep.storage import Storage
-from everstep.trainer.checkpoint.signature import sign, signature_fault
+from everstep.storage.names import is_plain, leads_out
+from everstep.trainer.checkpoint.manifest_fields import check_types
+from everstep.trainer.checkpoint.signature import (
+    UNBOUND,
+    Binding,
+    binding_fault,
+    bound_part,
+    is_on,
+    sign,
+    signature_fault,
+)
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
+MOST_FILES = 1 << 20
 FORMAT = 3
 """Format 1 had SHA-256, which took as long as the disk write; 2 had only numbers of the optimizer."""
 READ_BYTES = 16 * 2**20
@@ -70,15 +82,17 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
-        """Return the JSON bytes, signed if there is a key."""
-        return _lines({**asdict(self), "signature": sign(self._unsigned())})
+        """Return the JSON bytes, signed if there is a key; an unsigned manifest has the binding of its signature."""
+        bound = bound_part(self.signature) or str(UNBOUND)
+        return _lines({**asdict(self), "signature": sign(self._signed(bound), bound)})
 
-    def _unsigned(self) -> bytes:
-        return _lines({**asdict(self), "signature": ""})
+    def _signed(self, bound: str) -> bytes:
+        return _lines({**asdict(self), "signature": bound})
 
-    def signature_fault(self) -> str:
-        """Return the reason why this manifest may not be trusted; an empty string if it may."""
-        return signature_fault(self._unsigned(), self.signature)
+    def signature_fault(self, run: str | None) -> str:
+        """Return the reason why this manifest may not be trusted in the run with this id; empty if it may."""
+        fault = signature_fault(self._signed(bound_part(self.signature)), self.signature)
+        return fault or binding_fault(self.signature, run)
 
     @staticmethod
     def from_json(data: bytes) -> Manifest:
@@ -88,34 +102,27 @@ class Manifest:
             OtherFormatError: another version of everstep wrote it.
             ValueError: the bytes are not a manifest.
         """
-        try:
-            fields = json.loads(data)
-            if not isinstance(fields, dict) or type(fields.get("format")) is not int:
-                raise ValueError("not a manifest")
-            if fields["format"] != FORMAT:
-                raise OtherFormatError(fields["format"])
-            files = {name: FileRecord(**record) for name, record in fields["files"].items()}
-            manifest = Manifest(**{**fields, "files": files})
-        except (TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise ValueError(f"{type(error).__name__}: {error}") from error
+        fields = mapping(parse(data), "it")
+        if type(fields.get("format")) is not int:
+            raise ValueError("not a manifest")
+        if fields["format"] != FORMAT:
+            raise OtherFormatError(fields["format"])
+        unknown = set(fields) ^ {key.name for key in dataclasses.fields(Manifest)}
+        if unknown:
+            raise ValueError(f"it lacks fields, or has others: {shown(sorted(unknown)[0])}")
+        check_types(fields)
+        files = mapping(fields["files"], "its files", MOST_FILES)
         if TENSORS not in files:
             raise ValueError(f"it lists no {TENSORS}")
-        for key, kind in _KINDS.items():
-            if not isinstance(getattr(manifest, key), kind):
-                raise ValueError(f"its {key} is {type(getattr(manifest, key)).__name__}")
-        if outside := [name for name in files if not is_plain(name)]:
-            raise ValueError(f"{outside[0]!r} lies outside the checkpoint")
-        return manifest
+        return Manifest(**{**fields, "files": {name: _file(name, record) for name, record in files.items()}})
 
 
-_KINDS: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("step", "attempt", "samples", "world"), (int,)),
-    **dict.fromkeys(("progress", "values"), (dict,)),
-    **dict.fromkeys(("parallel", "config_digest", "data_digest", "signature"), (str,)),
-    "time": (int, float),
-    "metric": (int, float, type(None)),
-}
-"""Types of a manifest's fields, checked when it is read."""
+def _file(name: str, described: object) -> FileRecord:
+    if not is_plain(name):
+        raise ValueError(f"{shown(name)} lies outside the checkpoint, or is no name of a file")
+    size, digest = record(described, f"its file {shown(name)}", "bytes", "blake3")
+    whole(size, f"the size of {shown(name)}")
+    return FileRecord(size, text(digest, f"the digest of {shown(name)}", 64))
 
 
 @dataclass(frozen=True)
@@ -130,15 +137,11 @@ class ManifestFacts:
     parallel: str
     config_digest: str
     data_digest: str
+    binding: Binding = UNBOUND
 
 
 def _lines(tree: dict[str, Any]) -> bytes:
     return (json.dumps(tree, indent=1, sort_keys=True) + "\n").encode()
-
-
-def is_plain(name: object) -> bool:
-    """True if `name` can be a file in a checkpoint's own folder."""
-    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\0"} & set(name)
 
 
 class OtherFormatError(ValueError):
@@ -200,7 +203,7 @@ def folders(run: RunFolder) -> list[tuple[int, int, str]]:
 
 def candidates(run: RunFolder) -> Iterator[CheckpointRef]:
     """Yield the committed checkpoints in the run's line, newest first."""
-    lineage = run.lineage()
+    lineage, expected = run.lineage(), signed_run(run)
     for step, attempt, path in folders(run):
         if not lineage.counts(step, attempt):
             continue
@@ -208,7 +211,12 @@ def candidates(run: RunFolder) -> Iterator[CheckpointRef]:
             data = read_manifest(run.storage, path)
         except FileNotFoundError:
             continue
-        yield parse_checkpoint(path, step, attempt, data)
+        yield parse_checkpoint(path, step, attempt, data, expected)
+
+
+def signed_run(run: RunFolder) -> str | None:
+    """Return the id of the run that signatures must be for; None without a key."""
+    return run_id(run) if is_on() else None
 
 
 def read_manifest(storage: Storage, path: str) -> bytes:
@@ -220,8 +228,12 @@ def read_manifest(storage: Storage, path: str) -> bytes:
     return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
 
 
-def parse_checkpoint(path: str, step: int, attempt: int, data: bytes) -> CheckpointRef:
-    """Return the checkpoint of a folder, from the bytes of its manifest."""
+def parse_checkpoint(path: str, step: int, attempt: int, data: bytes, expected: str | None) -> CheckpointRef:
+    """Return the checkpoint of a folder, from the bytes of its manifest.
+
+    Args:
+        expected: `signed_run` of its run.
+    """
     try:
         if not data:
             raise ValueError("it is empty, or a link out of its folder")
@@ -232,21 +244,21 @@ def parse_checkpoint(path: str, step: int, attempt: int, data: bytes) -> Checkpo
         return Damaged(path, step, attempt, str(error), refused=True)
     except ValueError as error:
         return Damaged(path, step, attempt, f"{MANIFEST} is damaged: {error}")
-    if fault := manifest.signature_fault():
+    if fault := manifest.signature_fault(expected):
         return Damaged(path, step, attempt, f"{MANIFEST}: {fault}", refused=True)
     return Committed(path, manifest)
 
 
 def find_fault(storage: Storage, path: str, files: Iterable[tuple[str, FileRecord]]) -> str:
     """Return the first fault of these files of a checkpoint; an empty string if all are as written."""
-    for name, record in files:
+    for name, expected in files:
         if leads_out(storage, path, name):
             return f"{name} is a link out of the checkpoint"
         try:
             size = storage.size(f"{path}/{name}")
-            if size != record.bytes:
-                return f"{name} has {size} bytes, not {record.bytes}"
-            if file_digest(storage, f"{path}/{name}", size) != record.blake3:
+            if size != expected.bytes:
+                return f"{name} has {size} bytes, not {expected.bytes}"
+            if file_digest(storage, f"{path}/{name}", size) != expected.blake3:
                 return f"{name} does not match its BLAKE3"
         except FileNotFoundError:
             return f"{name} is missing"
@@ -267,14 +279,6 @@ def check_format(run: RunFolder, found: CheckpointRef) -> None:
     """
     if isinstance(found, Damaged) and found.refused:
         raise CheckpointError(f"{run.url}/{found.path}: {found.why}")
-
-
-def leads_out(storage: Storage, folder: str, name: str) -> bool:
-    """True if an entry of a local folder is a link to outside that folder, or to nothing."""
-    inside, entry = storage.path(folder), storage.path(f"{folder}/{name}")
-    if inside is None or entry is None or not entry.is_symlink():
-        return False
-    return not entry.exists() or not Path(os.path.realpath(entry)).is_relative_to(os.path.realpath(inside))
 
 
 def set_aside(run: RunFolder, path: str) -> None:

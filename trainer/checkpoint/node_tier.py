@@ -18,7 +18,7 @@ from everstep.config import LocalTierConfig
 from everstep.private_folder import expand, private_folder
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.storage import LocalStorage
-from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name
+from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name, signed_run
 from everstep.trainer.checkpoint.read import DamagedError
 from everstep.trainer.distributed.mesh import Mesh
 
@@ -106,10 +106,11 @@ def find_on_nodes(tier: NodeTier, folder: RunFolder) -> list[NodeCheckpoint]:
     """Return the complete checkpoints in the run's line, newest first, the same on all ranks."""
     inventories = tier.mesh.gather(_take_inventory(tier) if tier.leads else {})
     lineage = tier.mesh.decide(folder.lineage)
+    run_id = tier.mesh.decide(lambda: signed_run(folder))
     found = []
     for name in {name for inventory in inventories for name in inventory}:
         if (key := parse_name(name)) is not None and lineage.counts(*key):
-            found += _complete(tier, name, key, inventories)
+            found += _complete(tier, name, key, inventories, run_id)
     return sorted(found, key=lambda each: (each.step, each.attempt), reverse=True)
 
 
@@ -124,9 +125,11 @@ def _take_inventory(tier: NodeTier) -> Inventory:
     return found
 
 
-def _complete(tier: NodeTier, name: str, key: tuple[int, int], inventories: list[Inventory]) -> list[NodeCheckpoint]:
+def _complete(
+    tier: NodeTier, name: str, key: tuple[int, int], inventories: list[Inventory], run_id: str | None
+) -> list[NodeCheckpoint]:
     manifests = [inventory[name][0] for inventory in inventories if name in inventory and inventory[name][0]]
-    found = parse_checkpoint(name, *key, manifests[0]) if manifests else None
+    found = parse_checkpoint(name, *key, manifests[0], run_id) if manifests else None
     if not isinstance(found, Committed):
         return []
     holders = {

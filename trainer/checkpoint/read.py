@@ -21,7 +21,8 @@ from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
 
 from everstep.errors import CheckpointError
 from everstep.storage import Buffer, Storage
-from everstep.trainer.checkpoint.manifest import READ_BYTES, Manifest, leads_out
+from everstep.storage.names import leads_out
+from everstep.trainer.checkpoint.manifest import READ_BYTES, Manifest
 from everstep.trainer.checkpoint.tensor_index import Chunk, decode
 
 AHEAD = 3

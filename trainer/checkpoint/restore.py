@@ -2,31 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from blake3 import blake3
+from torch import Tensor
 
 from everstep.errors import CheckpointError, DataError
-from everstep.run_folder import CHECKPOINTS, PROGRESS, RunFolder
+from everstep.run_folder import CHECKPOINTS, MANIFEST, PROGRESS, RunFolder
 from everstep.storage import Storage
+from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     CheckpointRef,
+    Committed,
     Damaged,
     Manifest,
     candidates,
     check_format,
     find_fault,
-    leads_out,
     set_aside,
     was_set_aside,
 )
 from everstep.trainer.checkpoint.node_tier import NodeCheckpoint, NodeTier, copy_to_nodes, find_on_nodes
 from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, files_needed, fill
+from everstep.trainer.checkpoint.signature import KEY, Binding, binding_fault
+from everstep.trainer.checkpoint.signed_head import head_fault
 from everstep.trainer.checkpoint.tensor_index import parse_metadata
+from everstep.trainer.checkpoint.tensor_table import MOST_BYTES
 from everstep.trainer.checkpoint.tools.inventory import split_url
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import Progress, TrainState
@@ -58,11 +64,19 @@ def open_checkpoint(storage: Storage, found: CheckpointRef, mesh: Mesh) -> OpenC
             _check_size(storage, found.path, name, record.bytes)
         return _read_index(storage, found.path, found.manifest)
 
-    metadata = parse_metadata(storage, found.path, mesh.decide(check))
-    return OpenCheckpoint(storage, found.path, metadata, found.manifest)
+    return _opened(storage, found.path, mesh.decide(check), found.manifest)
+
+
+def _opened(storage: Storage, path: str, table: bytes, manifest: Manifest) -> OpenCheckpoint:
+    try:
+        return OpenCheckpoint(storage, path, parse_metadata(storage, path, table, manifest.files), manifest)
+    except CheckpointError as error:
+        raise DamagedError(str(error)) from error
 
 
 def _read_index(storage: Storage, path: str, manifest: Manifest) -> bytes:
+    if (size := manifest.files[TENSORS].bytes) > MOST_BYTES:
+        raise DamagedError(f"{TENSORS} has {size} bytes (limit {MOST_BYTES})")
     table = storage.read(f"{path}/{TENSORS}")
     if blake3(table).hexdigest() != manifest.files[TENSORS].blake3:
         raise DamagedError(f"{TENSORS} does not match its BLAKE3")
@@ -96,10 +110,32 @@ def load_state(state: TrainState, source: OpenCheckpoint, data_digest: str, mesh
         progress = Progress(**manifest.progress)
     except TypeError as error:
         raise CheckpointError(f"{where}: progress is not this version's: {error}") from error
-    tensors = state.prepare(source.metadata, manifest.values)
+    tensors = _prepared(state, source)
     mesh.together(functools.partial(fill, tensors, source, mesh.rank))
-    mesh.together(lambda: state.load(manifest.values))
+    mesh.together(lambda: _load(state, source))
     state.progress = progress
+
+
+def _prepared(state: TrainState, source: OpenCheckpoint) -> dict[str, Tensor]:
+    with _fitting(source):
+        return state.prepare(source.metadata, source.manifest.values)
+
+
+def _load(state: TrainState, source: OpenCheckpoint) -> None:
+    with _fitting(source):
+        state.load(source.manifest.values)
+
+
+@contextlib.contextmanager
+def _fitting(source: OpenCheckpoint) -> Iterator[None]:
+    """Turn errors of the code that uses a manifest's `values`, whose form only it knows, into one line."""
+    try:
+        yield
+    except (TypeError, ValueError, LookupError, AttributeError, RecursionError) as error:
+        raise CheckpointError(
+            f"{source.storage.url}/{source.path}: values of its {MANIFEST} do not fit this run: "
+            f"{type(error).__name__}: {' '.join(str(error).split())}"
+        ) from error
 
 
 class Restorer:
@@ -109,7 +145,14 @@ class Restorer:
     """
 
     def __init__(
-        self, folder: RunFolder, attempt: int, mesh: Mesh, state: TrainState, data_digest: str, tier: NodeTier | None
+        self,
+        folder: RunFolder,
+        attempt: int,
+        mesh: Mesh,
+        state: TrainState,
+        data_digest: str,
+        tier: NodeTier | None,
+        binding: Binding,
     ) -> None:
         self.folder = folder
         self.attempt = attempt
@@ -117,6 +160,7 @@ class Restorer:
         self.state = state
         self.data_digest = data_digest
         self.tier = tier
+        self.binding = binding
 
     def restore(self) -> tuple[Restored | None, list[CheckpointRef]]:
         """Return the loaded checkpoint (None if the run has none yet) and the run folder's remaining ones.
@@ -134,7 +178,14 @@ class Restorer:
         why = "the newest" if not bad else f"the newest that verifies; {len(bad)} damaged"
         if isinstance(loaded, NodeCheckpoint):
             why += ", from the nodes' own disks"
+        why += self.mesh.decide(lambda: self._doubts(loaded))
         return Restored(loaded.step, loaded.attempt, why, walked), left
+
+    def _doubts(self, loaded: CheckpointRef) -> str:
+        """Return what the signed head and the signed config say against the choice, to append to its reason."""
+        signature = loaded.manifest.signature if isinstance(loaded, Committed) else ""
+        doubts = (head_fault(self.folder, self.binding), binding_fault(signature, None, self.binding.config))
+        return "".join(f"; but {doubt}" for doubt in doubts if doubt)
 
     def reload(self) -> CheckpointRef:
         """Load the newest checkpoint that verifies, during a run; return it."""
@@ -162,20 +213,29 @@ class Restorer:
 
     def _load(self, found: CheckpointRef) -> None:
         check_format(self.folder, found)
+        self._check_config(found)
         if isinstance(found, NodeCheckpoint):
             source = self._open_on_nodes(found)
         else:
             source = open_checkpoint(self.folder.storage, found, self.mesh)
         load_state(self.state, source, self.data_digest, self.mesh)
 
+    def _check_config(self, found: CheckpointRef) -> None:
+        """Raise CheckpointError if the config is not the signed one; resume.allow turns this into a doubt."""
+        if isinstance(found, Committed) and not self.binding.may_differ:
+            fault = binding_fault(found.manifest.signature, None, self.binding.config)
+            if fault:
+                raise CheckpointError(
+                    f"{self.folder.url}/{found.path}: {fault}; put the old config.yaml back, or unset {KEY} to trust it"
+                )
+
     def _open_on_nodes(self, found: NodeCheckpoint) -> OpenCheckpoint:
         """Open a checkpoint of the node tier, after copying the files that this rank needs to its node."""
         storage, path, manifest = found.tier.storage, found.path, found.manifest
         copy_to_nodes(found, [TENSORS])
         self.mesh.together(lambda: _read_index(storage, path, manifest))
-        metadata = parse_metadata(storage, path, storage.read(f"{path}/{TENSORS}"))
-        source = OpenCheckpoint(storage, path, metadata, manifest)
-        copy_to_nodes(found, files_needed(self.state.prepare(metadata, manifest.values), source))
+        source = _opened(storage, path, storage.read(f"{path}/{TENSORS}"), manifest)
+        copy_to_nodes(found, files_needed(_prepared(self.state, source), source))
         return source
 
     def _accept(self, loaded: CheckpointRef, bad: list[Damaged]) -> None:

@@ -14,6 +14,7 @@ from everstep.trainer.checkpoint.manifest import (
     folders,
     parse_checkpoint,
     read_manifest,
+    signed_run,
 )
 
 
@@ -78,7 +79,7 @@ class Retention:
                     self.folder.storage.delete(path)
                 continue
             if lineage.counts(step, attempt):
-                self.found([parse_checkpoint(path, step, attempt, data)])
+                self.found([parse_checkpoint(path, step, attempt, data, signed_run(self.folder))])
             else:
                 self._ignored.add(path)
 

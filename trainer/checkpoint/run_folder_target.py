@@ -13,6 +13,8 @@ from everstep.storage import Storage
 from everstep.storage.base import is_kept
 from everstep.trainer.checkpoint.manifest import TENSORS, FileRecord, Files, record_of
 from everstep.trainer.checkpoint.retention import Retention
+from everstep.trainer.checkpoint.signature import UNBOUND, Binding
+from everstep.trainer.checkpoint.signed_head import write_head
 from everstep.trainer.checkpoint.staging import StagedState
 
 BLOCK_BYTES = 8 * 2**20
@@ -29,6 +31,8 @@ class RunFolderTarget:
     staged: StagedState
     is_main: bool
     """True on rank 0."""
+    binding: Binding = UNBOUND
+    """For the signed head."""
     read_back: Callable[[], None] | None = None
     """Reads the checkpoint back, as the self-test of a run's first one."""
 
@@ -59,6 +63,8 @@ class RunFolderTarget:
         self.folder.check_newest(manifest.attempt)
         manifest.files.update(files)
         self._create_manifest(manifest.to_json())
+        # Before retention: the head names a checkpoint that is there at any time.
+        write_head(self.folder, self.binding, manifest.step, manifest.attempt)
         self.retention.committed(self.path, manifest)
         return ""
 

@@ -101,6 +101,7 @@ class StateStager:
             progress=self.state.numbers(),
             values=values,
             metric=progress.metric if progress.evaluated == progress.step else None,
+            signature=str(self.facts.binding),
         )
 
 

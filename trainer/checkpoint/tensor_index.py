@@ -1,24 +1,24 @@
 """`tensors.json`: type, shape and location of every tensor of a checkpoint.
 
 It is JSON, where DCP itself has a pickle: nothing in a checkpoint is ever unpickled, and nothing in this file is used
-before it is checked.
+before it is checked (tensor_table.py).
 """
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.errors import CheckpointError
+from everstep.run_folder import MANIFEST
 from everstep.storage import Buffer, Storage
-from everstep.trainer.checkpoint.manifest import TENSORS, is_plain, leads_out
+from everstep.storage.names import leads_out
+from everstep.trainer.checkpoint.manifest import TENSORS, Files, Manifest, read_manifest
+from everstep.trainer.checkpoint.tensor_table import TableEntry, parse_table
 
 
 @dataclass(frozen=True)
@@ -45,26 +45,27 @@ def read_metadata(storage: Storage, folder: str) -> dcp.Metadata:
     """Return shapes, types and locations of all tensors of a checkpoint.
 
     Raises:
-        CheckpointError: the file is missing or damaged.
+        CheckpointError: the file or the manifest is missing or damaged.
     """
     try:
         _check_links(storage, folder, {TENSORS})
         data = storage.read(f"{folder}/{TENSORS}")
+        manifest = Manifest.from_json(read_manifest(storage, folder))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{folder}/{TENSORS} is missing") from error
+        raise CheckpointError(f"{folder}/{TENSORS} is missing, or its {MANIFEST}") from error
     except ValueError as error:
         raise CheckpointError(f"{folder}/{TENSORS} is damaged: {error}") from error
-    return parse_metadata(storage, folder, data)
+    return parse_metadata(storage, folder, data, manifest.files)
 
 
-def parse_metadata(storage: Storage, folder: str, data: bytes) -> dcp.Metadata:
-    """Return the same as `read_metadata` from the file's bytes."""
+def parse_metadata(storage: Storage, folder: str, data: bytes, files: Files) -> dcp.Metadata:
+    """Return the same as `read_metadata` from the file's bytes, and the files that the manifest lists."""
     try:
-        metadata = _parse(json.loads(data))
+        metadata = _metadata(parse_table(data, files))
         _check_links(storage, folder, {chunk.file for chunk in metadata.storage_data.values()})
         return metadata
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        raise CheckpointError(f"{folder}/{TENSORS} is damaged: {type(error).__name__}: {error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{folder}/{TENSORS} is damaged: {error}") from error
 
 
 def read_whole(storage: Storage, folder: str, metadata: dcp.Metadata, name: str) -> Tensor:
@@ -83,23 +84,17 @@ def read_whole(storage: Storage, folder: str, metadata: dcp.Metadata, name: str)
     return whole
 
 
-def _parse(described: Mapping[str, Any]) -> dcp.Metadata:
+def _metadata(table: Mapping[str, TableEntry]) -> dcp.Metadata:
     entries: dict[str, dcp.STORAGE_TYPES] = {}
     chunks: dict[dcp.MetadataIndex, Chunk] = {}
-    for name, entry in described.items():
-        dtype, shape = vars(torch).get(entry["dtype"]), torch.Size(entry["shape"])
-        if not isinstance(dtype, torch.dtype):
-            raise ValueError(f"{entry['dtype']!r} is not a type of tensor")
+    for name, entry in table.items():
+        dtype = vars(torch)[entry.dtype]
         pieces = []
-        for piece in entry["chunks"]:
-            offsets, sizes = torch.Size(piece["offsets"]), torch.Size(piece["sizes"])
-            chunk = Chunk(piece["file"], piece["start"], piece["length"], dtype, tuple(sizes))
-            _check_chunk(name, shape, offsets, chunk)
-            pieces.append(dcp.ChunkStorageMetadata(offsets, sizes))
-            chunks[dcp.MetadataIndex(name, offsets)] = chunk
-        if sum(piece.sizes.numel() for piece in pieces) != shape.numel():
-            raise ValueError(f"the pieces of {name} do not make up its shape {list(shape)}")
-        entries[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype), shape, pieces)
+        for piece in entry.pieces:
+            offsets = torch.Size(piece.offsets)
+            pieces.append(dcp.ChunkStorageMetadata(offsets, torch.Size(piece.sizes)))
+            chunks[dcp.MetadataIndex(name, offsets)] = Chunk(piece.file, piece.start, piece.length, dtype, piece.sizes)
+        entries[name] = dcp.TensorStorageMetadata(dcp.TensorProperties(dtype), torch.Size(entry.shape), pieces)
     return dcp.Metadata(entries, storage_data=chunks)
 
 
@@ -108,11 +103,3 @@ def _check_links(storage: Storage, folder: str, files: set[str]) -> None:
     for name in sorted(files):
         if leads_out(storage, folder, name):
             raise ValueError(f"{name} is a link out of the checkpoint")
-
-
-def _check_chunk(name: str, shape: torch.Size, offsets: torch.Size, chunk: Chunk) -> None:
-    if not is_plain(chunk.file):
-        raise ValueError(f"{chunk.file!r} lies outside the checkpoint")
-    inside = all(o >= 0 and n >= 0 and o + n <= d for o, n, d in zip(offsets, chunk.sizes, shape, strict=True))
-    if not inside or chunk.start < 0 or chunk.length != math.prod(chunk.sizes) * chunk.dtype.itemsize:
-        raise ValueError(f"a piece of {name} does not fit its shape {list(shape)} or its bytes")

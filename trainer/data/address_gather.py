@@ -2,7 +2,7 @@
 
 A gather per shard costs microseconds; for a batch of 32 from 64 shards that would exceed the cost of its bytes. The
 views below span the whole address space instead, and are indexed by the address of each row. Only addresses of rows
-that exist may be passed: nothing here checks them.
+that exist may be passed: nothing here checks them. Offsets within them come from a file, and are checked.
 """
 
 from __future__ import annotations
@@ -89,17 +89,35 @@ def _wider(stored: np.dtype[Any], kind: torch.dtype) -> np.dtype[Any] | None:
     return found if found != stored and np.can_cast(stored, found) else None
 
 
-def gather_ragged(elements: Ints, values: Ints, kind: torch.dtype) -> tuple[Tensor, Ints]:
+class OffsetsError(ValueError):
+    """Offsets of a row lead out of the values of its shard; `row` is its number in the gather."""
+
+    def __init__(self, row: int, first: int, last: int, length: int) -> None:
+        super().__init__(f"offsets {first} to {last} of {length} values")
+        self.row = row
+
+
+def gather_ragged(elements: Ints, values: Ints, lengths: Ints, kind: torch.dtype) -> tuple[Tensor, Ints]:
     """Gather rows of different lengths, end to end, and the offsets [len(elements) + 1] between them.
 
     Args:
         elements: position of each row's offset (`element_of`), which the next row's offset follows.
         values: address of the element at offset 0.
+        lengths: number of elements from there on.
+
+    Raises:
+        OffsetsError: the offsets of a row are not 0 ≤ first ≤ last ≤ length; nothing was read.
     """
     size = kind.itemsize
-    bounds = _space(16, 8)[elements].view(np.int64).reshape(-1, 2)
+    bounds = _space(16, 8)[elements].view(np.int64).reshape(-1, 2)  # a copy: the file may change after the check
+    first, last = bounds[:, 0], bounds[:, 1]
     offsets = np.zeros(len(elements) + 1, np.int64)
-    np.subtract(bounds[:, 1], bounds[:, 0], out=offsets[1:])
+    np.subtract(last, first, out=offsets[1:])
+    # One sign for four comparisons; where first and last are not negative, no difference overflows.
+    signs = (lengths - last) | offsets[1:] | first | last
+    if np.minimum.reduce(signs, initial=0) < 0:
+        row = int(signs.argmin())
+        raise OffsetsError(row, int(first[row]), int(last[row]), int(lengths[row]))
     np.cumsum(offsets, out=offsets)
     memory, places = _memory(), bounds * size + (values - _ORIGIN)[:, None]
     # Of all methods available in Python, the one with the least work per row.

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from everstep.dataset.index import BYTES, TEXT, Column, ShardIndex
 from everstep.errors import ConfigError, DataError
-from everstep.trainer.data.address_gather import Rows, gather_ragged
+from everstep.trainer.data.address_gather import OffsetsError, Rows, gather_ragged
 from everstep.trainer.data.cache import ShardCache, node_cache
 from everstep.trainer.data.columns import Columns, Ragged, pieces, split
 from everstep.trainer.data.open_shards import Absent, OpenShards
@@ -60,15 +60,25 @@ class RaggedColumn:
     row_bytes = 0.0
 
     def __init__(self, name: str, column: Column, kind: torch.dtype | None, shards: OpenShards) -> None:
+        self._name, self._shards = name, shards
         self._stored = torch_type("uint8" if column.type in (TEXT, BYTES) else column.type)
         self._kind = kind or self._stored
-        self._origins, self._values = shards.origins[name], shards.values[name]
+        self._origins, self._values, self._lengths = (
+            of_column[name] for of_column in (shards.origins, shards.values, shards.lengths)
+        )
 
     def places(self, ids: Ids, shards: Ids) -> NDArray[np.int64]:
-        return np.stack([self._origins[shards] + ids, self._values[shards]], axis=1)
+        return np.stack([self._origins[shards] + ids, shards], axis=1)
 
     def gather(self, places: NDArray[np.int64]) -> Ragged:
-        found, bounds = gather_ragged(places[:, 0], places[:, 1], self._stored)
+        elements, shards = places[:, 0], places[:, 1]
+        try:
+            found, bounds = gather_ragged(elements, self._values[shards], self._lengths[shards], self._stored)
+        except OffsetsError as error:
+            where = self._shards.location(self._name, int(shards[error.row]), int(elements[error.row]))
+            raise DataError(
+                f"column {self._name!r} of {where}: {error}; the shard is damaged: copy it back or prepare it again"
+            ) from None
         return Ragged(found.to(self._kind), torch.from_numpy(bounds))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everstep.dataset.pixels import FORMATS, pillow, upright
+from everstep.dataset.pixels import FORMATS, MAX_PIXELS, MOST_PIXELS, pillow, upright
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.columns import BadSamples, Ragged
 from everstep.trainer.data.randomness import draws, draws_nothing
@@ -54,6 +54,7 @@ class Images:
         size: [height, width] to resize to (bilinear, antialiased); None if all images have one size.
         mode: RGB (3 channels) or L (1, luminance); other images are converted to it.
         dtype: float32, scaled to 0 … 1, or uint8 as stored.
+        max_pixels: width × height of the largest image that is decoded; a larger one counts as a bad sample.
     """
 
     def __init__(
@@ -62,13 +63,17 @@ class Images:
         size: Sequence[int] | None = None,
         mode: str = "RGB",
         dtype: str = "float32",
+        max_pixels: int = MAX_PIXELS,
     ) -> None:
         if size is not None and (len(size) != 2 or min(size) < 1):
             raise ConfigError(f"data.decode.size={list(size)} must be [height, width] of 1 pixel or more, or null")
         for key, value, known in (("mode", mode, CHANNELS), ("dtype", dtype, DTYPES)):
             if value not in known:
                 raise ConfigError(f"data.decode.{key}={value!r} must be one of {', '.join(known)}")
+        if not 1 <= max_pixels <= MOST_PIXELS:
+            raise ConfigError(f"data.decode.max_pixels={max_pixels} must be from 1 to {MOST_PIXELS} (Pillow's limit)")
         pillow()
+        self.max_pixels = max_pixels
         self.column, self.mode, self.dtype = column, mode, dtype
         self.size = None if size is None else (int(size[0]), int(size[1]))
 
@@ -85,7 +90,7 @@ class Images:
 
     def _decode(self, content: bytes) -> Tensor:
         try:
-            image = upright(content).convert(self.mode)
+            image = upright(content, self.max_pixels).convert(self.mode)
         except pillow().UnidentifiedImageError:
             raise ValueError(
                 f"is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"

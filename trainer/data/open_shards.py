@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everstep.dataset.index import PART_BYTES, Column, Shard, ShardIndex
-from everstep.dataset.shards import Mapped, RaggedArray, Stored, file_parts, inflate, map_shard
+from everstep.dataset.mapped_shard import Mapped, RaggedArray, Stored, check_offsets, inflate, map_shard
+from everstep.dataset.shards import file_parts
 from everstep.errors import DataError
-from everstep.storage import open_storage
+from everstep.storage import join_url, open_storage
+from everstep.storage.names import leads_out
 from everstep.trainer.data.address_gather import address_of, element_of
 
 if TYPE_CHECKING:
@@ -59,6 +61,8 @@ class OpenShards:
     ) -> None:
         self.values = {name: np.zeros(len(index.shards), np.int64) for name in columns}
         """For each column the address of its values in each shard; valid while the shard is open."""
+        self.lengths = {name: np.zeros(len(index.shards), np.int64) for name in columns}
+        """For each column the number of its values in each shard: no offset may lead beyond it."""
         self.origins = {name: np.zeros(len(index.shards), np.int64) for name in columns}
         """Address (`element_of`) that sample 0 of the dataset would have if the shard extended back to it.
 
@@ -138,7 +142,10 @@ class OpenShards:
     def _map(self, number: int) -> OpenShard | Absent:
         shard = self._index.shards[number]
         if self.cache is None:
-            return self._mapped(number, map_shard(self._checked(shard), self._columns), None)
+            mapped = map_shard(path := self._checked(shard), self._columns)
+            if self._verify:
+                check_offsets(path, mapped)
+            return self._mapped(number, mapped, None)
         cached = self._coming.pop(number, None) or self._placed(shard)
         absent, rest = cached.absent(_ends(shard)), cached.absent(np.arange(len(shard.parts)))
         if not absent.size:
@@ -157,7 +164,7 @@ class OpenShards:
         opened = OpenShard(mapped.joined(), mapped.base, shard.bytes, cached)
         for name, array in opened.arrays.items():
             values, rows = array if isinstance(array, RaggedArray) else (array, array)
-            self.values[name][number] = address_of(values)
+            self.values[name][number], self.lengths[name][number] = address_of(values), len(values)
             self.origins[name][number] = element_of(rows) - self._starts[number] * math.prod(rows.shape[1:])
         self._bytes += shard.bytes
         if cached is not None and not cached.complete:
@@ -171,8 +178,15 @@ class OpenShards:
             return cache.inflated(self._storage, shard, inflate)
         return cache.open(self._storage, shard)
 
+    def location(self, column: str, number: int, place: int) -> str:
+        """Return, for a message, the row of a shard whose offset or value is at this element."""
+        row = place - int(self.origins[column][number]) - self._starts[number]
+        return f"{join_url(self._storage.url, self._index.shards[number].file)}, row {row}"
+
     def _checked(self, shard: Shard) -> str:
         path = str(self._storage.path(shard.file))
+        if leads_out(self._storage, "", shard.file):
+            raise DataError(f"shard {path} is a link out of its dataset's folder; copy the file there")
         if os.path.exists(path) and os.path.getsize(path) != shard.bytes:
             raise DataError(
                 f"shard {path} is {os.path.getsize(path)} bytes where the index says {shard.bytes}; "

@@ -13,6 +13,8 @@ from everstep.errors import DataError
 
 CHUNK_BYTES = 16 << 20
 """Approximate size of a chunk, which bounds a reader's memory."""
+LONGEST_BYTES = 1 << 30
+"""Largest line, JSON value, file of an archive, or sample, whatever a few bytes decompress to."""
 LOOK_BYTES = 1 << 30
 """Largest source that is read as a whole to find its columns.
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from everstep.dataset.readers.base import File
+from everstep.dataset.readers.base import LONGEST_BYTES, File
 from everstep.dataset.readers.json_values import DECODER, as_row, loaded
 from everstep.dataset.readers.streams import CutShortError, open_text, text_head
 
@@ -98,6 +98,8 @@ class _Text:
 
     def _more(self) -> None:
         """Double the text that is not parsed yet, so that a long value is parsed only a few times."""
+        if len(self._text) - self._at > LONGEST_BYTES:
+            raise CutShortError(f"has a value of more than {LONGEST_BYTES} characters, the limit")
         data = self._stream.read(max(BLOCK, len(self._text) - self._at))
         self._ended = not data
         self._text = self._text[self._at :] + self._decoder.decode(data, final=self._ended)

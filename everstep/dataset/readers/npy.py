@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
+from zipfile import ZipInfo
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,9 @@ from everstep.dataset.readers.base import (
 from everstep.dataset.readers.listing import is_url, open_file, read_file
 from everstep.dataset.shards import table_of
 from everstep.errors import DataError
+
+LARGEST_ARCHIVE = 16 << 30
+"""Bytes of all arrays of a .npz file, which are held in memory."""
 
 HEAD = 1 << 16
 VALUES = "values"
@@ -68,6 +72,7 @@ def _first_rows(file: File) -> dict[str, NDArray[Any]]:
 def _archive(file: File) -> dict[str, NDArray[Any]]:
     try:
         with open_file(file) as source, np.load(io.BytesIO(source.read()), allow_pickle=False) as archive:
+            _check_size(file, archive.zip.infolist())
             arrays = {name: _native(archive[name]) for name in archive.files}
             for array in arrays.values():
                 _refuse_kind(file, array.dtype)
@@ -77,6 +82,13 @@ def _archive(file: File) -> dict[str, NDArray[Any]]:
     if len(lengths) > 1:
         raise DataError(f"{file.url} has arrays of {', '.join(map(str, sorted(lengths)))} rows; they must be equal")
     return arrays
+
+
+def _check_size(file: File, members: Sequence[ZipInfo]) -> None:
+    """Raise DataError if an archive's arrays need too much memory; none is larger than it declares."""
+    size = sum(member.file_size for member in members)
+    if size > LARGEST_ARCHIVE:
+        raise DataError(f"{file.url} unpacks to {size} bytes (limit {LARGEST_ARCHIVE}); save its arrays as .npy files")
 
 
 def _header(file: File) -> tuple[tuple[int, ...], np.dtype[Any], int]:

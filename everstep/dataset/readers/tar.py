@@ -9,11 +9,20 @@ import tarfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from everstep.dataset.readers.base import Bad, File
+from everstep.dataset.readers.base import LONGEST_BYTES, Bad, File
 from everstep.dataset.readers.listing import is_url, open_file
 from everstep.dataset.readers.streams import CutShortError, codec_of, open_plain
 
 BLOCK = 1 << 20
+LONGEST_HEADER = 1 << 20
+"""Bytes of an extended header or a long name, which tarfile reads as a whole."""
+EXTENDED = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 class Entry(NamedTuple):
@@ -38,6 +47,11 @@ class _Info(tarfile.TarInfo):
             tarfile_.has_end = True  # type: ignore[attr-defined]
             raise
 
+    def _proc_member(self, tarfile_: tarfile.TarFile) -> Any:
+        if self.type in EXTENDED and self.size > LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size} bytes, over the limit of {LONGEST_HEADER}")
+        return super()._proc_member(tarfile_)  # type: ignore[misc]
+
 
 def entries(file: File, contents: bool = True) -> Iterator[Entry | Bad]:
     """Yield the files named KEY.EXTENSION, and as bad records all others but hidden ones and folders.
@@ -53,6 +67,7 @@ def entries(file: File, contents: bool = True) -> Iterator[Entry | Bad]:
                 if entry is not None:
                     yield entry
                 count += member.isfile()
+                tar.members.clear()  # type: ignore[attr-defined]  # a list that only grows: headers compress a thousand to one
             _check_end(file, tar, count)
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise CutShortError(
@@ -77,6 +92,8 @@ def _entry(file: File, tar: tarfile.TarFile, member: tarfile.TarInfo, contents: 
         return Bad(f"{file.url}: {member.name}", "is a link or device, which has no content here")
     if not dot:
         return Bad(f"{file.url}: {member.name}", "has no extension, so it is no part of a sample")
+    if member.size > LONGEST_BYTES:
+        return Bad(f"{file.url}: {member.name}", f"is {member.size} bytes, over the limit of {LONGEST_BYTES}")
     data = b""
     if contents:
         opened = tar.extractfile(member)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from everstep.dataset.readers.base import Chunk, File, Piece, WholeFiles, ended_early
+from everstep.dataset.readers.base import LONGEST_BYTES, Chunk, File, Piece, WholeFiles, ended_early
 from everstep.dataset.readers.streams import CutShortError, is_cuttable, open_plain, open_text
 
 BLOCK = 8 << 20
@@ -64,6 +64,8 @@ def _blocks(stream: Any, position: int, stop: int | None) -> Iterator[tuple[int,
                 yield position, pending
             return
         whole = pending.rfind(b"\n") + 1
+        if not whole and len(pending) > LONGEST_BYTES:
+            raise CutShortError(f"has a line of more than {LONGEST_BYTES} bytes, the limit, at byte {position}")
         if whole:
             yield position, pending[:whole]
             position, pending = position + whole, pending[whole:]

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from everstep.dataset.readers.base import (
     CHUNK_BYTES,
+    LONGEST_BYTES,
     LOOK_BYTES,
     Bad,
     Chunk,
@@ -31,6 +32,8 @@ Sample = dict[str, bytes]
 KEY = "key"
 CLASS = "cls"
 """Extension of the label, a whole number."""
+SAMPLE_BYTES = 1 << 10
+"""About what a sample takes beside its content, so that a chunk of empty ones is bounded too."""
 NUMBER = re.compile(rb"\s*[+-]?[0-9]{1,19}\s*")
 
 
@@ -57,13 +60,14 @@ class WebDataset(WholeFiles):
         try:
             for key, sample in _samples(piece.file, bad):
                 reason = _unfit(sample, schema, self.allowed)
+                size += SAMPLE_BYTES
                 if reason:
                     bad.append(Bad(f"{piece.file.url}: {key}", reason))
-                    continue
-                keys.append(key)
-                found.append(sample)
-                rows += 1
-                size += sum(map(len, sample.values()))
+                else:
+                    keys.append(key)
+                    found.append(sample)
+                    rows += 1
+                    size += sum(map(len, sample.values()))
                 if size >= CHUNK_BYTES:
                     yield _chunk(piece.file, keys, found, bad, schema)
                     keys, found, bad, size = [], [], [], 0
@@ -118,24 +122,31 @@ def _extensions(file: File) -> dict[str, None]:
 
 def _samples(file: File, bad: list[Bad]) -> Iterator[tuple[str, Sample]]:
     """Yield each sample's key and files; add other entries to `bad`."""
-    key, sample, twice = "", Sample(), ""
-    broken = None
+    key, sample, unfit = "", Sample(), ""
+    broken, size = None, 0
     try:
         for entry in entries(file):
             if isinstance(entry, Bad):
                 bad.append(entry)
                 continue
             if entry.key != key:
-                if sample and not twice:
+                if sample and not unfit:
                     yield key, sample
-                key, sample, twice = entry.key, Sample(), ""
-            if entry.extension in sample and not twice:
-                twice = entry.extension
-                bad.append(Bad(f"{file.url}: {key}", f"has .{twice} twice"))
-            sample[entry.extension] = entry.content
+                key, sample, unfit, size = entry.key, Sample(), "", 0
+            size += entry.size
+            if not unfit and (unfit := _too_much(entry, sample, size)):
+                bad.append(Bad(f"{file.url}: {key}", unfit))
+            sample[entry.extension] = b"" if unfit else entry.content
     except CutShortError as error:
         broken = error
-    if sample and not twice:
+    if sample and not unfit:
         yield key, sample
     if broken is not None:
         raise broken
+
+
+def _too_much(entry: Entry, sample: Sample, size: int) -> str:
+    """Return the reason why a sample cannot take this file; empty if it can."""
+    if entry.extension in sample:
+        return f"has .{entry.extension} twice"
+    return f"is larger than {LONGEST_BYTES} bytes, the limit" if size > LONGEST_BYTES else ""

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from everstep.errors import CheckpointError, ConfigError, StorageError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
 from everstep.storage import Storage
+from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import (
     SET_ASIDE,
+    TENSORS,
     CheckpointRef,
     Committed,
     Damaged,
@@ -24,7 +26,9 @@ from everstep.trainer.checkpoint.manifest import (
     parse_checkpoint,
     parse_name,
     read_manifest,
+    signed_run,
 )
+from everstep.trainer.checkpoint.tensor_table import parse_table
 
 BEST = "best"
 """Used in place of a checkpoint's name."""
@@ -54,11 +58,15 @@ class ListedCheckpoint:
     kind: Kind
     data: bytes = b""
     """The manifest's bytes; empty if it is set aside or missing."""
+    run: str | None = None
+    """Id that its signature must be for."""
 
     @property
     def checkpoint(self) -> CheckpointRef | None:
         """The checkpoint as its manifest describes it; None without a manifest."""
-        return parse_checkpoint(self.path, self.step, self.attempt, self.data) if self.is_committed else None
+        if not self.is_committed:
+            return None
+        return parse_checkpoint(self.path, self.step, self.attempt, self.data, self.run)
 
     @property
     def is_committed(self) -> bool:
@@ -67,7 +75,7 @@ class ListedCheckpoint:
 
 def survey(run: RunFolder) -> list[ListedCheckpoint]:
     """Return all checkpoint folders of a run, newest first."""
-    lineage = run.lineage()
+    lineage, run_id = run.lineage(), signed_run(run)
     found = []
     for step, attempt, path in folders(run):
         try:
@@ -77,7 +85,7 @@ def survey(run: RunFolder) -> list[ListedCheckpoint]:
             found.append(ListedCheckpoint(path, step, attempt, kind))
             continue
         kind = Kind.committed if lineage.counts(step, attempt) else Kind.superseded
-        found.append(ListedCheckpoint(path, step, attempt, kind, data))
+        found.append(ListedCheckpoint(path, step, attempt, kind, data, run_id))
     return found
 
 
@@ -157,7 +165,21 @@ def _verify(pool: ThreadPoolExecutor, storage: Storage, found: CheckpointRef) ->
         except StorageError as error:
             return f"{name} cannot be read: {error}"
 
-    return [pool.submit(fault, *item) for item in sorted(found.manifest.files.items())]
+    jobs = [pool.submit(fault, *item) for item in sorted(found.manifest.files.items())]
+    return [*jobs, pool.submit(_index_fault, storage, found)]
+
+
+def _index_fault(storage: Storage, found: Committed) -> str:
+    """Return the fault of the tensor index: its digest may be right and a tensor not whole all the same."""
+    if leads_out(storage, found.path, TENSORS):
+        return ""  # said by the check of the file itself
+    try:
+        parse_table(storage.read(f"{found.path}/{TENSORS}"), found.manifest.files)
+    except ValueError as error:
+        return f"{TENSORS} is damaged: {error}"
+    except (FileNotFoundError, StorageError):
+        return ""
+    return ""
 
 
 def named(urls: Iterable[str]) -> list[tuple[RunFolder, list[ListedCheckpoint]]]:
@@ -212,10 +234,6 @@ def check_removable(run: RunFolder, doomed: list[ListedCheckpoint], even_the_new
     """
     if not run.attempts():
         raise CheckpointError(f"{run.url} is no run folder: no attempt was ever started there; nothing was removed")
-    for found in doomed:
-        local = run.storage.path(found.path)
-        if local is not None and local.is_symlink():
-            raise CheckpointError(f"{run.url}/{found.path} is a link to another place; nothing was removed")
     paths = {found.path for found in doomed if found.kind is Kind.committed}
     if paths and not even_the_newest and (newest := newest_good(run)) in paths:
         raise CheckpointError(

@@ -41,8 +41,8 @@ class ShardFiles:
         self._data = self._have = -1
         self.path = f"{stem}.arrow"
         self._parts = parts
-        self._data = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o600)
-        self._have = os.open(f"{stem}.have", os.O_RDWR | os.O_CREAT, 0o600)
+        self._data = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        self._have = os.open(f"{stem}.have", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         self.identity = os.fstat(self._data).st_ino
         self.marks: NDArray[np.bool_] = np.zeros(parts, np.bool_)
 

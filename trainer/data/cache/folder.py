@@ -4,6 +4,7 @@ Its size is bounded, and a kill leaves it valid.
 
 FOLDER/lock                  locked while the folder is changed; holds the bytes in it, as last counted
 FOLDER/claims                locks of the downloads in progress
+FOLDER/everstep-cache        the mark: FOLDER/shards was made by everstep, which removes files there
 FOLDER/shards/STEM.arrow     a shard; STEM.have is the map of its parts, STEM.tmp a file that is being written
 """
 
@@ -14,6 +15,7 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import struct
 import time
 from collections.abc import Callable, Iterator
@@ -37,6 +39,9 @@ PARTS_LIMIT = 1 << 20
 
 A claim is a byte of a file: 40 bits of its offset are from the shard's digest, the lower bits are the part.
 """
+MARK = "everstep-cache"
+_OURS = re.compile(r"[0-9a-f]{32}(\.inflated)?\.(arrow|have|tmp)")
+"""Names of files that are ours, and may be removed."""
 _USED = struct.Struct("<q")
 
 
@@ -50,6 +55,7 @@ class CacheFolder:
         self.limit_bytes = limit_bytes
         self.evictions = 0
         self._shards = os.path.join(self.folder, "shards")
+        self._is_ours = False
         self._claims = Claims(os.path.join(self.folder, "claims"))
         self._look_at = 0  # bytes above which the folder is scanned again; 0: at the first download
         self._warned: set[str] = set()
@@ -180,9 +186,9 @@ class CacheFolder:
         """Yield time of last use, bytes on the disk and stem of each entry."""
         with os.scandir(self._shards) as found:
             for entry in found:
-                if not entry.name.endswith(".have"):
+                if _OURS.fullmatch(entry.name) and not entry.name.endswith(".have"):
                     with contextlib.suppress(FileNotFoundError):  # a temporary file may have been renamed meanwhile
-                        status = entry.stat()
+                        status = entry.stat(follow_symlinks=False)
                         yield status.st_mtime_ns, status.st_blocks * 512, entry.path.rpartition(".")[0]
 
     def drop(self, name: str) -> None:
@@ -209,7 +215,8 @@ class CacheFolder:
     def _locked(self) -> Iterator[int]:
         """Lock the folder against all other threads and processes; yield the lock's descriptor."""
         os.makedirs(self.folder, mode=0o700, exist_ok=True)
-        os.makedirs(self._shards, mode=0o700, exist_ok=True)
+        if not self._is_ours:
+            self._claim_folder()
         lock = os.open(os.path.join(self.folder, "lock"), os.O_RDWR | os.O_CREAT, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -218,6 +225,23 @@ class CacheFolder:
             # Unlocked explicitly, not by the close: a child that was forked meanwhile has inherited the lock.
             fcntl.flock(lock, fcntl.LOCK_UN)
             os.close(lock)
+
+    def _claim_folder(self) -> None:
+        """Make the folder of the shards, or check that it is one of ours: files of others must not be evicted."""
+        mark = os.path.join(self.folder, MARK)
+        os.makedirs(self._shards, mode=0o700, exist_ok=True)
+        if os.path.islink(self._shards):
+            raise ConfigError(f"loader.cache={self.folder}: its folder shards is a link; choose another folder")
+        if not os.path.exists(mark):
+            # One without a mark is empty, because it was just made, or of an earlier version.
+            foreign = next((name for name in sorted(os.listdir(self._shards)) if not _OURS.fullmatch(name)), None)
+            if foreign is not None:
+                raise ConfigError(
+                    f"loader.cache={self.folder}: {self._shards} holds files that are no cache ({foreign!r}), "
+                    "and a cache removes files; choose another folder"
+                )
+            os.close(os.open(mark, os.O_WRONLY | os.O_CREAT, 0o600))
+        self._is_ours = True
 
 
 def _unlink(stem: str) -> None:

@@ -1,0 +1,77 @@
+"""YAML of a run folder: written by `freeze` and its like, so without anchors, and small.
+
+Nine lines of anchors stand for a billion items, and thousands of brackets exceed Python's stack. A scan of the events,
+which builds nothing, finds both before anything is built.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import yaml
+
+MOST_BYTES = 1 << 20
+DEEPEST = 64
+"""Levels of nesting."""
+Text = bytes | str
+
+
+def checked(data: Text, place: str, most: int = MOST_BYTES) -> str:
+    """Return the text of a document that is safe to build.
+
+    Raises:
+        ValueError: it is too large, nested too deeply, has anchors, aliases or tags, or is no YAML.
+    """
+    if len(data) > most:
+        raise ValueError(f"{place} has {len(data)} bytes (limit {most})")
+    text = data.decode() if isinstance(data, bytes) else data
+    depth = 0
+    try:
+        for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+            _check(event, place)
+            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"{place} is nested more than {DEEPEST} levels deep")
+    except yaml.YAMLError as error:
+        raise ValueError(f"{place} is damaged: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise ValueError(f"{place} is nested too deeply") from None
+    return text
+
+
+def _check(event: Any, place: str) -> None:
+    if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
+        raise ValueError(f"{place} has an anchor or alias (&{event.anchor}), which everstep writes into no file")
+    if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
+        # OmegaConf would resolve it by the environment of the reader: ${oc.env:AWS_SECRET_ACCESS_KEY}.
+        raise ValueError(
+            f"{place} has an interpolation ({event.value[:60]!r}), and everstep writes resolved values only"
+        )
+    if getattr(event, "tag", None) is not None:
+        raise ValueError(f"{place} has a tag ({event.tag[:40]}), which everstep writes into no file")
+
+
+def read(data: Text, place: str, most: int = MOST_BYTES) -> Any:
+    """Return the value of a document; ValueError in one line if it is not safe to build, or cannot be."""
+    text = checked(data, place, most)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
+        raise ValueError(f"{place} is damaged: {' '.join(str(error).split())}") from error
+
+
+def dump(tree: Any) -> str:
+    """Return readable text: texts of several lines in blocks, no aliases, keys in their order."""
+    text: str = yaml.dump(tree, Dumper=_Readable, sort_keys=False, allow_unicode=True)
+    return text
+
+
+class _Readable(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Readable.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None),
+)
