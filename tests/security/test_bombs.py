@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from dataset_helpers import outcome
 from PIL import Image
 
 from everstep.dataset.pixels import MAX_PIXELS
@@ -19,6 +18,7 @@ from everstep.dataset.readers import json_array, npy, tar, text, webdataset
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.columns import BadSamples, Ragged
 from everstep.trainer.data.decode import Images
+from support.preparation import outcome
 
 MIB = 1 << 20
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shard_sets import numbered, write_dataset
 
 from everstep.errors import ConfigError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.cache.folder import MARK
+from support.shard_datasets import numbered, write_dataset
 
 
 def read_through(tmp_path: Path, folder: Path) -> None:

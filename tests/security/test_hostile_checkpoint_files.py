@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from saved_checkpoint import reseal, saved
 
 from everstep.errors import CheckpointError, ConfigError, StorageError
 from everstep.run_folder import MANIFEST, NESTED, RunFolder
@@ -23,6 +22,7 @@ from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import TENSORS, Damaged, Manifest, candidates, parse_checkpoint
 from everstep.trainer.checkpoint.tensor_table import ITEM_BYTES, tiles
 from everstep.trainer.command import verb
+from support.saved_checkpoint import reseal, saved
 
 WEIGHT = "model.weight"
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from hostile_sets import edit_index, index_of, ragged_set
-from shard_sets import numbered, write_dataset
 
 from everstep.dataset.index import Column, ShardIndex
 from everstep.dataset.verify import verify
@@ -19,6 +18,7 @@ from everstep.storage import open_storage
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.columns import Ragged
+from support.shard_datasets import numbered, write_dataset
 
 FAR = 1 << 45
 OFFSETS = {

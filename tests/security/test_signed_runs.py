@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from saved_checkpoint import saved
 
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError
@@ -21,6 +20,7 @@ from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.signature import KEY, Binding, Ed25519Key
 from everstep.trainer.checkpoint.signed_head import HEAD
 from everstep.trainer.command import verb
+from support.saved_checkpoint import saved
 
 SEED = "11" * 32
 KEYS = {"blake3": "k1", "ed25519": f"ed25519:{SEED}"}
