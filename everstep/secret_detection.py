@@ -76,7 +76,7 @@ def holds_secret(data: bytes) -> bool:
 
 
 def refuse_secrets(value: Any, key: str) -> None:
-    """Raise ConfigError, without the value, if a config holds a secret, which readers of the run could see.
+    """Raise ConfigError, without the value, if a config holds a secret that readers of the run could see.
 
     Args:
         value: a text, or lists and mappings of them.

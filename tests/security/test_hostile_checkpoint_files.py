@@ -154,7 +154,7 @@ def test_a_table_whose_pieces_do_not_tile_its_tensors_is_damaged_for_every_reade
     TABLES[what](table)
     run.storage.write(f"{path}/{TENSORS}", json.dumps(table).encode())
     reseal(run, path)
-    began = time.monotonic()
+    began = time.process_time()
     for typed in (["verify", run.url], ["export", run.url, str(tmp_path / "out")], ["diff", run.url, run.url]):
         assert verb(["checkpoint", *typed]) in (1, 2)
         said = capsys.readouterr()
@@ -162,7 +162,7 @@ def test_a_table_whose_pieces_do_not_tile_its_tensors_is_damaged_for_every_reade
     with pytest.raises(CheckpointError, match=f"{TENSORS} is damaged") as refused:
         checkpoints.restore()
     assert "\n" not in str(refused.value)
-    assert time.monotonic() - began < 30
+    assert time.process_time() - began < 30
 
 
 def test_a_damaged_table_is_walked_past(tmp_path: Path) -> None:

@@ -124,13 +124,13 @@ def test_yaml_that_everstep_does_not_write_is_refused_at_once_in_every_file(tmp_
     folder = RunFolder(str(tmp_path))
     for name in ("job.yaml", SWEEP):
         (tmp_path / name).write_text(YAML[what])
-    began = time.monotonic()
+    began = time.process_time()
     for read in (lambda: thaw(YAML[what]), lambda: read_job(folder), lambda: load(SweepFolder(str(tmp_path)))):
         with pytest.raises(EverstepError) as refused:
             read()
         assert "\n" not in str(refused.value)
         assert len(str(refused.value)) < 1000
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_what_is_written_is_read_and_what_could_not_be_is_not_written() -> None:
@@ -160,9 +160,9 @@ def test_usual_patterns_are_taken(pattern: str) -> None:
 def test_our_own_patterns_take_no_time_on_the_longest_lines() -> None:
     patterns = {name: cause.match for name, cause in known_causes().items()}
     lines = [text * 2000 for text in ("[", "error: rank 1", "DataLoader worker ", "NVRM: Xid ", "a", " ", "1", "]: ")]
-    began = time.monotonic()
+    began = time.process_time()
     assert search(patterns, lines * 10)[0] is None
-    assert time.monotonic() - began < 5
+    assert time.process_time() - began < 5
     assert not any(map(is_nested, patterns.values()))
 
 
