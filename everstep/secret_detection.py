@@ -10,7 +10,8 @@ from typing import Any
 
 from everstep.errors import ConfigError
 
-WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+WORDS = re.compile(r"KEY(?!BOARD)|TOKEN(?!IZ|S_PER)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+"""Words anywhere in a name, but in TOKENIZERS_PARALLELISM and the like."""
 PARTS = ("PASS", "PGPASS", "PWD", "AUTH", "PAT", "SAS", "DSN", "DATABASE_URL", "CONNECTION_STRING")
 """Words that count only as a whole part of a name: PAT is a secret, PATH is none."""
 VALUES = re.compile(
@@ -27,7 +28,7 @@ VALUES = re.compile(
     re.IGNORECASE,
 )
 """Forms of well-known secrets, and credentials in a URL."""
-ASSIGNED = re.compile(r"\b(\w+)=([^\s$'\"]\S*|'[^'$]+'|\"[^\"$]+\")")
+ASSIGNED = re.compile(r"\b(\w+)=(?=[^\s$'\"]|'[^'$]+'|\"[^\"$]+\")")
 """NAME=VALUE in a line of shell, with a value that is written out: $(…) and $NAME are none."""
 FILES = (
     ".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".git-credentials", ".htpasswd", ".vault-token",
@@ -46,7 +47,7 @@ def is_secret_name(name: str) -> bool:
     """True for the name of a variable that usually holds a secret."""
     upper = name.upper()
     parts = re.split(r"[^A-Z0-9]+", upper)
-    return any(word in upper for word in WORDS) or any(part in PARTS for part in (*parts, upper))
+    return WORDS.search(upper) is not None or any(part in PARTS for part in (*parts, upper))
 
 
 def has_secret(text: str) -> bool:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from everstep.errors import ConfigError
 from everstep.lazy_names import lazy
+from everstep.secret_detection import without_secrets
 from everstep.storage.base import STAGED, Buffer, Storage, probe
 from everstep.storage.local import LocalStorage
 
@@ -61,14 +62,14 @@ def open_storage(url: str) -> Storage:
     if "://" not in url and "::" not in url:
         return LocalStorage(url)
     scheme = url.partition("://")[0]
-    if "::" in scheme or scheme not in (*SCHEMES, *os.environ.get(MORE_SCHEMES, "").split(",")):
-        raise ConfigError(
-            f"{url!r}: the scheme {scheme!r} is not one of {', '.join(SCHEMES)}; if you want it all the same, "
-            f"set {MORE_SCHEMES}={scheme.rpartition('::')[2]}"
-        )
     if CREDENTIALS.match(url):
         raise ConfigError(
             f"{scheme}://…: the URL holds a password, which logs and records would show; put it in the environment"
+        )
+    if "::" in scheme or scheme not in (*SCHEMES, *os.environ.get(MORE_SCHEMES, "").split(",")):
+        raise ConfigError(
+            f"{without_secrets(url)!r}: the scheme {scheme!r} is not one of {', '.join(SCHEMES)}; if you want it all "
+            f"the same, set {MORE_SCHEMES}={scheme.rpartition('::')[2]}"
         )
     if scheme == "file":
         return LocalStorage(url.removeprefix("file://"))
