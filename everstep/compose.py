@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from everstep.config import OPEN_NODES, Node, RunConfig, meant
+from everstep.config import OPEN_NODES, Access, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import keys, plain, to_object
@@ -52,6 +52,7 @@ class ComposedJob:
     job: Node
     run: str | None
     run_root: str
+    access: Access
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
@@ -73,14 +74,14 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
 
 
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ComposedJob:
-    """Compose the keys of the job, `run` and `run_root`; ConfigError for any other key."""
+    """Compose the keys of the job, `run`, `run_root` and `access`; ConfigError for any other key."""
     for text in overrides:
         key = text.lstrip("+~").split("=", 1)[0]
-        if key.split(".")[0] != "job" and key not in ("run", "run_root"):
+        if key.split(".")[0] != "job" and key not in ("run", "run_root", "access"):
             raise ConfigError(f"{text!r} is for our trainer; give it to the program that stands after --")
     composition, _ = _compose(overrides, _folders(config_dirs))
     refuse_secrets(composition.job or {}, "job")
-    return ComposedJob(composition.job or {}, composition.run, composition.run_root)
+    return ComposedJob(composition.job or {}, composition.run, composition.run_root, composition.access)
 
 
 def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition, str | None]:

@@ -12,6 +12,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from everstep.access import change_access, make_folder
 from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
@@ -122,11 +123,14 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     it. A config under which no step was ever done does not bind.
     """
     text = freeze(config).encode()
+    make_folder(folder.storage, config.access)
     if folder.storage.create(CONFIG, text):
         return []
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):
         _refuse_rewriting(thaw(folder.storage.read(CONFIG).decode()), config, folder.reached_step())
+    if any(change.key == "access" for change in found):
+        change_access(folder.storage, config.access)
     if found:
         folder.storage.write(CONFIG, text)
     return found

@@ -16,7 +16,7 @@ PARTS = ("PASS", "PGPASS", "PWD", "AUTH", "PAT", "SAS", "DSN", "DATABASE_URL", "
 """Words that count only as a whole part of a name: PAT is a secret, PATH is none."""
 VALUES = re.compile(
     r"""(?x)
-    -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
+    -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----(?:[\s\S]{0,20000}?-----END\ [A-Z ]*PRIVATE\ KEY-----)?
     | \b(?:AKIA|ASIA)[0-9A-Z]{16}\b | \bAIza[0-9A-Za-z_-]{35}\b
     | \b(?:ghp|gho|ghu|ghs|ghr)_[0-9A-Za-z]{20,} | \bgithub_pat_[0-9A-Za-z_]{20,} | \bglpat-[0-9A-Za-z_-]{16,}
     | \bhf_[0-9A-Za-z]{20,} | \bsk-[0-9A-Za-z_-]{20,} | \bxox[abprs]-[0-9A-Za-z-]{10,} | \bnpm_[0-9A-Za-z]{30,}

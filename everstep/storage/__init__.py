@@ -62,14 +62,14 @@ def open_storage(url: str) -> Storage:
     if "://" not in url and "::" not in url:
         return LocalStorage(url)
     scheme = url.partition("://")[0]
-    if CREDENTIALS.match(url):
-        raise ConfigError(
-            f"{scheme}://…: the URL holds a password, which logs and records would show; put it in the environment"
-        )
     if "::" in scheme or scheme not in (*SCHEMES, *os.environ.get(MORE_SCHEMES, "").split(",")):
         raise ConfigError(
             f"{without_secrets(url)!r}: the scheme {scheme!r} is not one of {', '.join(SCHEMES)}; if you want it all "
             f"the same, set {MORE_SCHEMES}={scheme.rpartition('::')[2]}"
+        )
+    if CREDENTIALS.match(url):
+        raise ConfigError(
+            f"{scheme}://…: the URL holds a password, which logs and records would show; put it in the environment"
         )
     if scheme == "file":
         return LocalStorage(url.removeprefix("file://"))

@@ -10,8 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from everstep.access import make_folder
+from everstep.config import Access
 from everstep.errors import ConfigError
-from everstep.frozen_config import refuse_interpolations
+from everstep.frozen_config import refuse_interpolations, thaw
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.schedulers.base import spec_digest
 from everstep.launch.submit.records import submissions
@@ -103,6 +105,8 @@ def settle(folder: RunFolder, environment: Mapping[str, str]) -> None:
     mounted = Path(environment.get(SETTINGS, ""))
     if SETTINGS not in environment or not (mounted / PROGRAM).is_file():
         return
+    config = mounted / CONFIG
+    make_folder(folder.storage, thaw(config.read_text()).access if config.is_file() else Access.private)
     for name in (CONFIG, JOB):
         if (mounted / name).is_file() and not folder.storage.exists(name):
             folder.storage.create(name, (mounted / name).read_bytes())

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
+import socket
+import threading
 from pathlib import Path
 
 import pytest
 
+from everstep.dataset.prepare import ledger
+from everstep.dataset.prepare.ledger import Ledger
 from everstep.errors import ConfigError
 from everstep.launch.submit import snapshot
 from everstep.launch.submit.code_archive import SnapshotError
 from everstep.private_folder import expand, private_folder
 from support.other_user import UID, as_another, needs_root
+from support.processes import until
 
 
 def test_a_private_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
@@ -154,3 +160,79 @@ def test_5_1_a_node_tier_is_neither_read_nor_swapped_by_another_user(open_folder
     assert as_another(lambda: tier.rename(f"{tier}.gone")) == "PermissionError"
     assert as_another(lambda: shutil.rmtree(tier)) == "PermissionError"
     assert train(1, root, *words).codes == [0]
+
+
+def test_5_10_compiled_code_is_kept_in_a_folder_of_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from everstep.trainer.distributed.model_factory import INDUCTOR_CACHE, use_own_cache
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv(INDUCTOR_CACHE, "/chosen/by/the/user")
+    use_own_cache()
+    assert os.environ[INDUCTOR_CACHE] == "/chosen/by/the/user"
+    monkeypatch.delenv(INDUCTOR_CACHE)
+    use_own_cache()
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    made = tmp_path / f"everstep-compiled-{os.getuid()}"
+    assert (cache_dir(), made.stat().st_mode & 0o7777) == (str(made), 0o700)
+    monkeypatch.delenv(INDUCTOR_CACHE)
+    made.chmod(0o777)
+    with pytest.raises(ConfigError, match=r"is not yours alone.*TORCHINDUCTOR_CACHE_DIR"):
+        use_own_cache()
+
+
+@needs_root
+@pytest.mark.dist
+def test_5_10_a_cache_that_another_user_made_first_ends_the_run_before_it_compiles(open_folder: Path) -> None:
+    from support.ranks import environment, train
+
+    open_folder.chmod(0o1777)
+    root = open_folder / "runs"
+    root.mkdir(mode=0o700)
+    cache = open_folder / f"everstep-compiled-{os.getuid()}"
+    assert as_another(cache.mkdir) == "None"
+    with environment(TMPDIR=str(open_folder)):
+        ended = train(1, root, "parallel=single", "parallel.compile=eager", before=_forget_tempdir)
+    assert ended.codes == [2], ended.printed
+    assert "is not yours alone" in ended.printed
+
+
+def _forget_tempdir(rank: int) -> None:
+    import tempfile
+
+    tempfile.tempdir = None
+    os.environ.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+
+@needs_root
+def test_5_11_another_user_cannot_hold_the_lock_of_a_preparation(open_folder: Path) -> None:
+    open_folder.chmod(0o755)
+    lock = open_folder / "data" / ".prepare" / "lock"
+
+    def hold() -> None:
+        fcntl.flock(os.open(lock, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    with Ledger(str(open_folder / "data")).held(print):
+        assert lock.stat().st_mode & 0o777 == 0o600
+        assert as_another(hold) == "PermissionError"
+    assert as_another(hold) == "PermissionError"
+
+
+def test_5_11_a_long_wait_says_who_prepares(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "LONG_S", 0.2)
+    said: list[str] = []
+    got = threading.Event()
+
+    def other() -> None:
+        with Ledger(str(tmp_path)).held(said.append):
+            got.set()
+
+    with Ledger(str(tmp_path)).held(print):
+        waiting = threading.Thread(target=other)
+        waiting.start()
+        until(lambda: len(said) == 2)
+        assert not got.is_set()
+    waiting.join(20)
+    assert got.is_set()
+    assert said[0] == f"waits for another process that prepares {tmp_path}"
+    assert f"(pid {os.getpid()} on {socket.gethostname()}, since " in said[1]
