@@ -1,4 +1,7 @@
-"""Mode of the top folder of a run on a local disk; what lies below is out of reach for others, whatever the umask."""
+"""Mode of the top folder of a run on a local disk.
+
+What lies below is out of reach for other users, whatever the umask.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from everstep.errors import ConfigError
 from everstep.storage import Storage
 
 MODES = {Access.private: 0o700, Access.group: 0o750, Access.everyone: 0o755}
-"""The group may read and not write: whoever can write a run folder can stop the run and change its results."""
+"""The group may read and not write, as write access is enough to stop a run and change its results."""
 
 
 def make_folder(storage: Storage, access: Access) -> None:

@@ -51,7 +51,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def has_secret(text: str) -> bool:
-    """True if a text holds a well-known form of secret, a URL with credentials, or assigns a secret variable."""
+    """True if a text holds a well-known form of secret, a URL with credentials, or NAME=VALUE of one."""
     return VALUES.search(text) is not None or any(is_secret_name(found[1]) for found in ASSIGNED.finditer(text))
 
 
@@ -77,7 +77,7 @@ def holds_secret(data: bytes) -> bool:
 
 
 def refuse_secrets(value: Any, key: str) -> None:
-    """Raise ConfigError, without the value, if a config holds a secret: it would be in the run folder for all readers.
+    """Raise ConfigError, without the value, if a config holds a secret.
 
     Args:
         value: a text, or lists and mappings of them.

@@ -20,7 +20,7 @@ UNPACKED_LIMIT_MB = 1000
 MOST_MEMBERS = 500_000
 """Limit of the files and links in a snapshot: each costs memory and an inode."""
 CHUNK = 1 << 20
-"""Bytes to read at once. A header, which tarfile reads whole and which says itself how long it is, has no more."""
+"""Bytes to read at once; also the limit of a header, which tarfile reads whole."""
 
 
 class SnapshotError(EverstepError):
@@ -152,7 +152,7 @@ def _infos(tar: tarfile.TarFile, where: str, limit: int) -> Iterator[tarfile.Tar
 
 
 def _member(info: tarfile.TarInfo, where: str) -> SnapshotFile:
-    """Return a member without its content; SnapshotError if it is neither a file nor a link within the folder."""
+    """Return a member without its content; SnapshotError if it is no file and no link within."""
     parts = PurePosixPath(info.name).parts
     if info.name.startswith("/") or ".." in parts or not parts:
         raise SnapshotError(f"{where} holds {info.name!r}, which lies outside of it")

@@ -240,7 +240,11 @@ def _is_still(path: Path, lock: int) -> bool:
 
 
 def _take(lock: IO[str], on_wait: Callable[[str], None]) -> None:
-    """Lock the file and write the holder into it; `on_wait` is called at once, and with the holder after LONG_S."""
+    """Lock the file and write the holder into it.
+
+    Args:
+        on_wait: called at the start of a wait, and with the holder after LONG_S.
+    """
     if not _is_free(lock):
         on_wait("")
         deadline = time.monotonic() + LONG_S
