@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from everstep.config import OPEN_NODES, Node, RunConfig, meant
+from everstep.config import OPEN_NODES, Access, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
 from everstep.errors import ConfigError, nearest
+from everstep.foreign_config import not_own, refuse_code, without_environment
 from everstep.frozen_config import keys, plain, to_object
 from everstep.secret_detection import refuse_secrets
 
@@ -52,12 +53,13 @@ class ComposedJob:
     job: Node
     run: str | None
     run_root: str
+    access: Access
 
 
 def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Composed:
     """Compose and check; one-line ConfigError for any user error."""
     folders = _folders(config_dirs)
-    composition, experiment = _compose(overrides, folders)
+    composition, experiment = _trusted(overrides, folders)
     run = RunConfig(**{f.name: getattr(composition, f.name) for f in dataclasses.fields(RunConfig)})
     refuse_secrets(plain(run), "")
     refuse_secrets(composition.job or {}, "job")
@@ -73,14 +75,32 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
 
 
 def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> ComposedJob:
-    """Compose the keys of the job, `run` and `run_root`; ConfigError for any other key."""
+    """Compose the keys of the job, `run`, `run_root` and `access`; ConfigError for any other key."""
     for text in overrides:
         key = text.lstrip("+~").split("=", 1)[0]
-        if key.split(".")[0] != "job" and key not in ("run", "run_root"):
+        if key.split(".")[0] != "job" and key not in ("run", "run_root", "access"):
             raise ConfigError(f"{text!r} is for our trainer; give it to the program that stands after --")
-    composition, _ = _compose(overrides, _folders(config_dirs))
+    composition, _ = _trusted(overrides, _folders(config_dirs))
     refuse_secrets(composition.job or {}, "job")
-    return ComposedJob(composition.job or {}, composition.run, composition.run_root)
+    return ComposedJob(composition.job or {}, composition.run, composition.run_root, composition.access)
+
+
+def _trusted(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition, str | None]:
+    """Compose; ConfigError if a folder of another user makes something run beyond the command line."""
+    strange = {folder: why for folder in folders[1:] if (why := not_own(folder)) is not None}
+    with without_environment(list(strange.values())):
+        composition, experiment = _compose(overrides, folders)
+        if strange:
+            own = [folder for folder in folders if folder not in strange]
+            said, _ = _compose([text for text in overrides if _is_of_a_job(text, own)], own)
+            refuse_code(next(iter(strange.values())), vars(composition), vars(said))
+    return composition, experiment
+
+
+def _is_of_a_job(text: str, folders: list[Path]) -> bool:
+    """True for a word about plugins or the job, unless it chooses a config that is in none of the folders."""
+    key, _, value = text.lstrip("+~").partition("=")
+    return key == "plugins" or key.startswith("job.") or (key == "job" and value in groups(folders[1:])["job"])
 
 
 def _compose(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition, str | None]:

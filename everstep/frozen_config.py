@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from everstep import frozen_yaml
+from everstep.access import change_access, make_folder
 from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
@@ -134,12 +135,15 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     it. A config under which no step was ever done does not bind.
     """
     text = freeze(config).encode()
+    make_folder(folder.storage, config.access)
     if folder.storage.create(CONFIG, text):
         made_run_id(folder)
         return []
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):
         _refuse_rewriting(thaw(folder.storage.read(CONFIG).decode()), config, folder.reached_step())
+    if any(change.key == "access" for change in found):
+        change_access(folder.storage, config.access)
     if found:
         folder.storage.write(CONFIG, text)
     return found

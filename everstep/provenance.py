@@ -11,13 +11,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from everstep import __version__
 from everstep.config import RunConfig
 from everstep.frozen_config import digest
 from everstep.run_folder import PROVENANCE, RunFolder
-from everstep.secret_detection import is_secret_file, without_secrets
+from everstep.secret_detection import SCANNED_BYTES, holds_secret, is_secret_file, without_secrets
 
 LARGEST_DIFF = 256 * 1024
 """Largest uncommitted diff in bytes that is kept in full; of a larger one only size and hash are kept."""
@@ -77,13 +78,13 @@ def packages() -> dict[str, str]:
 def code(folder: str = ".") -> dict[str, Any] | None:
     """Return commit and uncommitted diff of the checkout in `folder`; None without git or a checkout.
 
-    The remote is left out: its URL may hold a password. So are changes of files that look like secrets.
+    The remote is left out: its URL may hold a password. So are changes of files that look like secrets or hold one.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
         return None
     names = (_git(folder, "diff", "HEAD", "--name-only", "-z") or b"").decode(errors="replace").split("\0")
-    hidden = [f":(exclude,top,literal){name}" for name in names if name and is_secret_file(name)]
+    hidden = [f":(exclude,top,literal){name}" for name in names if name and _is_secret(folder, name)]
     diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":(top)", *hidden) or b""
     digest = hashlib.sha256(diff).hexdigest()
     facts = {"commit": commit.decode().strip(), "changed": any(names), "diff_sha256": digest}
@@ -95,6 +96,17 @@ def code(folder: str = ".") -> dict[str, Any] | None:
             else {"diff": without_secrets(diff.decode(errors="replace"))}
         ),
     }
+
+
+def _is_secret(folder: str, name: str) -> bool:
+    top = (_git(folder, "rev-parse", "--show-toplevel") or b".").decode(errors="replace").rstrip("\n")
+    if is_secret_file(name):
+        return True
+    try:
+        with Path(top, name).open("rb") as file:
+            return holds_secret(file.read(SCANNED_BYTES))
+    except OSError:  # removed, or a folder: without_secrets covers what the diff shows of it
+        return False
 
 
 def _git(folder: str, *arguments: str) -> bytes | None:

@@ -10,12 +10,13 @@ from typing import Any
 
 from everstep.errors import ConfigError
 
-WORDS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "PASSWD", "CREDENTIAL")
+WORDS = re.compile(r"KEY(?!BOARD)|TOKEN(?!IZ|S_PER)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+"""Words anywhere in a name, but in TOKENIZERS_PARALLELISM and the like."""
 PARTS = ("PASS", "PGPASS", "PWD", "AUTH", "PAT", "SAS", "DSN", "DATABASE_URL", "CONNECTION_STRING")
 """Words that count only as a whole part of a name: PAT is a secret, PATH is none."""
 VALUES = re.compile(
     r"""(?x)
-    -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----
+    -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----(?:[\s\S]{0,20000}?-----END\ [A-Z ]*PRIVATE\ KEY-----)?
     | \b(?:AKIA|ASIA)[0-9A-Z]{16}\b | \bAIza[0-9A-Za-z_-]{35}\b
     | \b(?:ghp|gho|ghu|ghs|ghr)_[0-9A-Za-z]{20,} | \bgithub_pat_[0-9A-Za-z_]{20,} | \bglpat-[0-9A-Za-z_-]{16,}
     | \bhf_[0-9A-Za-z]{20,} | \bsk-[0-9A-Za-z_-]{20,} | \bxox[abprs]-[0-9A-Za-z-]{10,} | \bnpm_[0-9A-Za-z]{30,}
@@ -27,7 +28,7 @@ VALUES = re.compile(
     re.IGNORECASE,
 )
 """Forms of well-known secrets, and credentials in a URL."""
-ASSIGNED = re.compile(r"\b(\w+)=([^\s$'\"]\S*|'[^'$]+'|\"[^\"$]+\")")
+ASSIGNED = re.compile(r"\b(\w+)=(?=[^\s$'\"]|'[^'$]+'|\"[^\"$]+\")")
 """NAME=VALUE in a line of shell, with a value that is written out: $(…) and $NAME are none."""
 FILES = (
     ".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".git-credentials", ".htpasswd", ".vault-token",
@@ -46,11 +47,11 @@ def is_secret_name(name: str) -> bool:
     """True for the name of a variable that usually holds a secret."""
     upper = name.upper()
     parts = re.split(r"[^A-Z0-9]+", upper)
-    return any(word in upper for word in WORDS) or any(part in PARTS for part in (*parts, upper))
+    return WORDS.search(upper) is not None or any(part in PARTS for part in (*parts, upper))
 
 
 def has_secret(text: str) -> bool:
-    """True if a text holds a well-known secret, a URL with credentials, or assigns a secret variable."""
+    """True if a text holds a well-known form of secret, a URL with credentials, or NAME=VALUE of one."""
     return VALUES.search(text) is not None or any(is_secret_name(found[1]) for found in ASSIGNED.finditer(text))
 
 
@@ -76,7 +77,7 @@ def holds_secret(data: bytes) -> bool:
 
 
 def refuse_secrets(value: Any, key: str) -> None:
-    """Raise ConfigError, without the value, if a config holds a secret that readers of the run could see.
+    """Raise ConfigError, without the value, if a config holds a secret.
 
     Args:
         value: a text, or lists and mappings of them.

@@ -25,4 +25,5 @@ from support.ordering import (  # noqa: E402, F401  (hooks)
     pytest_configure,
     pytest_xdist_make_scheduler,
 )
+from support.other_user import open_folder  # noqa: E402, F401
 from support.store_servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401

@@ -6,6 +6,7 @@ optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 
 from everstep.config.aliases import meant
 from everstep.config.choices import (
+    Access,
     BadSample,
     Buffers,
     Busy,
@@ -43,6 +44,7 @@ from everstep.config.run import (
 __all__ = [
     "FREE_ON_RESUME",
     "OPEN_NODES",
+    "Access",
     "BadSample",
     "Buffers",
     "Busy",

@@ -14,6 +14,14 @@ class ParallelKind(enum.Enum):
     hsdp = "hsdp"
 
 
+class Access(enum.Enum):
+    """Users of the machine who may read a run on its disk."""
+
+    private = "private"
+    group = "group"
+    everyone = "everyone"
+
+
 class Dtype(enum.Enum):
     """Type of the forward and backward passes; weights stay in fp32 (fp64 with fp64)."""
 

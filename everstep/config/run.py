@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from everstep.config.choices import BadSample, Weights, require
+from everstep.config.choices import Access, BadSample, Weights, require
 from everstep.config.data_groups import ExcludeConfig, LoaderConfig, OrderConfig
 from everstep.config.groups import (
     CheckpointConfig,
@@ -29,6 +29,8 @@ class RunConfig:
     """Name of the run and of its folder; null derives one from experiment and time."""
     run_root: str = "runs"
     """Folder of runs: a path or any fsspec URL (s3://bucket/runs)."""
+    access: Access = Access.private
+    """Users of this machine who may read the folder on its disk: private (its user), group, everyone."""
     steps: int = 1000
     """Optimizer steps in total."""
     global_batch: int = 32
@@ -116,6 +118,7 @@ OPEN_NODES = ("task", "model", "data", "optimizer")
 FREE_ON_RESUME = (
     "steps",
     "run_root",
+    "access",
     *(
         f"parallel.{key}"
         for key in (

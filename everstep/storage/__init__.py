@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from everstep.errors import ConfigError
 from everstep.lazy_names import lazy
+from everstep.secret_detection import without_secrets
 from everstep.storage.base import STAGED, Buffer, Storage, probe
 from everstep.storage.local import LocalStorage
 
@@ -63,8 +64,8 @@ def open_storage(url: str) -> Storage:
     scheme = url.partition("://")[0]
     if "::" in scheme or scheme not in (*SCHEMES, *os.environ.get(MORE_SCHEMES, "").split(",")):
         raise ConfigError(
-            f"{url!r}: the scheme {scheme!r} is not one of {', '.join(SCHEMES)}; if you want it all the same, "
-            f"set {MORE_SCHEMES}={scheme.rpartition('::')[2]}"
+            f"{without_secrets(url)!r}: the scheme {scheme!r} is not one of {', '.join(SCHEMES)}; if you want it all "
+            f"the same, set {MORE_SCHEMES}={scheme.rpartition('::')[2]}"
         )
     if CREDENTIALS.match(url):
         raise ConfigError(

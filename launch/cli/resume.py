@@ -76,7 +76,7 @@ def _submit(config: RunConfig, job: JobConfig, folder: RunFolder, rehearsed: boo
     cluster = scheduler(job.scheduler, job)
     submitted = program(config, folder)
     refuse(cluster.problems(job, submitted))
-    code = open_code(folder, submitted.code) if rehearsed and submitted.code is not None else None
+    code = open_code(folder, submitted.code, job.code_mb) if rehearsed and submitted.code is not None else None
     if rehearsed and (failed := rehearse(config, job, brief=True, code=code)):
         return failed
     _settle(config, folder)

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from everstep.access import make_folder
 from everstep.compose import Composed, compose, compose_job, with_name
-from everstep.config import RunConfig
+from everstep.config import Access, RunConfig
 from everstep.errors import ConfigError
 from everstep.frozen_config import changes_since, digest, freeze, settle
 from everstep.launch.config import JobConfig, job_config, job_yaml
@@ -50,6 +51,8 @@ class Plan:
     program: Program
     composed: Composed | None = None
     """None for a program other than the trainer."""
+    access: Access = Access.private
+    """Users who may read the folder of a program other than the trainer; a config says it for the trainer."""
 
     @property
     def config(self) -> RunConfig | None:
@@ -108,7 +111,7 @@ def _other(options: argparse.Namespace, words: Sequence[str], now: datetime.date
     words = [_from_here(word) if word == script else word for word in words]
     name = composed.run or f"{Path(script).stem.replace('.', '-')}-{now:%Y%m%d-%H%M%S}"
     folder = RunFolder.of(composed.run_root, name)
-    return Plan(folder, job_config(composed.job), _program(name, folder, words))
+    return Plan(folder, job_config(composed.job), _program(name, folder, words), access=composed.access)
 
 
 def _from_here(script: str) -> str:
@@ -158,6 +161,7 @@ def _settle(plan: Plan) -> None:
     if plan.config is None:
         if plan.folder.storage.exists(CONFIG):
             raise ConfigError(f"run {plan.program.name!r} is one of our trainer's; give another run=NAME")
+        make_folder(plan.folder.storage, plan.access)
         return
     for change in settle(plan.config, plan.folder):
         say(f"changed since the last start: {change}")

@@ -138,7 +138,11 @@ class Node:
     @cached_property
     def code(self) -> Path | None:
         """Folder with the submitted code on this node's disk; None if the nodes use their own code."""
-        return None if self.submitted.code is None else open_code(self.folder, self.submitted.code)
+        return (
+            None
+            if self.submitted.code is None
+            else open_code(self.folder, self.submitted.code, self.submitted.job.code_mb)
+        )
 
     def environment(self, share: int) -> dict[str, str]:
         job, code = self.submitted.job, self.code

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import os
 import tarfile
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from everstep.errors import EverstepError
 
-UNPACKED_LIMIT_MB = 4096
-"""Limit of the unpacked size of a snapshot from another source; unpacking stops there."""
+UNPACKED_LIMIT_MB = 1000
+"""Limit of the unpacked size of a snapshot, or twice the job.code_mb of its job if that is more."""
+MOST_MEMBERS = 500_000
+"""Limit of the files and links in a snapshot: each costs memory and an inode."""
+CHUNK = 1 << 20
+"""Bytes to read at once; also the limit of a header, which tarfile reads whole."""
 
 
 class SnapshotError(EverstepError):
@@ -36,11 +43,14 @@ def digest_of(members: Sequence[SnapshotFile]) -> str:
 
     whole = blake3()
     for member in sorted(members, key=lambda member: member.path):
-        # The lengths keep the fields of adjacent files from running into each other.
-        head = f"{len(member.path.encode())}:{member.path}:{member.mode:o}:{int(member.link)}:{len(member.data)}:"
-        whole.update(head.encode())
+        whole.update(_head(member, len(member.data)))
         whole.update(member.data)
     return whole.hexdigest()[:32]
+
+
+def _head(member: SnapshotFile, size: int) -> bytes:
+    """Return what the digest of a member begins with; the lengths keep adjacent fields apart."""
+    return f"{len(member.path.encode())}:{member.path}:{member.mode:o}:{int(member.link)}:{size}:".encode()
 
 
 def pack(members: Sequence[SnapshotFile]) -> bytes:
@@ -74,50 +84,118 @@ def stays_inside(path: str, target: str) -> bool:
     return True
 
 
-def read_archive(packed: bytes, where: str) -> list[SnapshotFile]:
-    """Return the members of an archive from an untrusted source."""
-    members: list[SnapshotFile] = []
-    room = UNPACKED_LIMIT_MB * 10**6
+class _Unpacked(gzip.GzipFile):
+    """The unpacked bytes of an archive: not more than a limit, and no large header at once."""
+
+    def __init__(self, packed: IO[bytes], where: str, limit: int) -> None:
+        super().__init__(fileobj=packed, mode="rb")
+        self._where, self._limit = where, limit
+
+    def read(self, size: int | None = -1) -> bytes:
+        if size is None or not 0 <= size <= CHUNK:
+            raise SnapshotError(f"{self._where} has a header of {size} bytes (limit {CHUNK})")
+        _check_room(self.tell() + size, self._limit, self._where)
+        return super().read(size)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        _check_room(offset, self._limit, self._where)
+        return super().seek(offset, whence)
+
+
+def _check_room(position: int, limit: int, where: str) -> None:
+    if position > limit:
+        raise SnapshotError(f"{where} unpacks to more than {limit / 1e6:.0f} MB; see who wrote it, or job.code_mb")
+
+
+def extract(packed: IO[bytes], folder: Path, where: str, limit_mb: float = UNPACKED_LIMIT_MB) -> str:
+    """Write an archive from an untrusted source into a new folder; return the digest of its members.
+
+    Memory does not grow with the files. Links are made last, so that no file is written through one.
+
+    Raises:
+        SnapshotError: the archive is damaged or too large, or a member would leave the folder.
+    """
+    from blake3 import blake3
+
+    folder.mkdir(parents=True)
+    whole, links = blake3(), []
+    limit = int(limit_mb * 1e6)
     try:
-        with tarfile.open(fileobj=io.BytesIO(packed), mode="r:gz") as tar:
-            for info in tar:
-                room -= info.size
-                if room < 0:
-                    raise SnapshotError(f"{where} unpacks to more than {UNPACKED_LIMIT_MB} MB")
-                members.append(_member(tar, info, where))
-    except (tarfile.TarError, OSError, EOFError) as error:
+        with tarfile.open(fileobj=_Unpacked(packed, where, limit), mode="r:") as tar:
+            for info in _infos(tar, where, limit):
+                member = _member(info, where)
+                if member.link:
+                    whole.update(_head(member, len(member.data)) + member.data)
+                    links.append(member)
+                else:
+                    whole.update(_head(member, info.size))
+                    _write(folder, member, _content(tar, info), whole.update)
+    except (tarfile.TarError, zlib.error, OSError, EOFError) as error:
         raise SnapshotError(f"{where} is damaged: {error}") from error
-    return members
+    _link(links, folder)
+    return whole.hexdigest()[:32]
 
 
-def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, where: str) -> SnapshotFile:
+def _infos(tar: tarfile.TarFile, where: str, limit: int) -> Iterator[tarfile.TarInfo]:
+    """Yield the headers, which must be in the order of `pack`, and keep none of them."""
+    room, count, last = limit, 0, ""
+    while (info := tar.next()) is not None:
+        vars(tar)["members"].clear()
+        count, room = count + 1, room - info.size  # a sparse file takes more than its place in the archive
+        _check_room(limit - room, limit, where)
+        if count > MOST_MEMBERS:
+            raise SnapshotError(f"{where} has more than {MOST_MEMBERS} files; see who wrote it")
+        if count > 1 and info.name <= last:
+            raise SnapshotError(f"{where} holds {info.name!r} out of order")
+        last = info.name
+        yield info
+
+
+def _member(info: tarfile.TarInfo, where: str) -> SnapshotFile:
+    """Return a member without its content; SnapshotError if it is no file and no link within."""
     parts = PurePosixPath(info.name).parts
     if info.name.startswith("/") or ".." in parts or not parts:
         raise SnapshotError(f"{where} holds {info.name!r}, which lies outside of it")
     if info.issym() and stays_inside(info.name, info.linkname):
         return SnapshotFile(info.name, os.fsencode(info.linkname), 0o777, link=True)
-    content = tar.extractfile(info) if info.isreg() else None
-    if content is None:
+    if not info.isreg():
         raise SnapshotError(f"{where} holds {info.name!r}, which is neither a file nor a link within it")
-    return SnapshotFile(info.name, content.read(), 0o755 if info.mode & 0o100 else 0o644)
+    return SnapshotFile(info.name, b"", 0o755 if info.mode & 0o100 else 0o644)
 
 
-def write_files(members: Sequence[SnapshotFile], folder: Path) -> None:
-    """Write the files first and the links last, so that no file is written through a link."""
-    folder.mkdir(parents=True)
-    for member in sorted(members, key=lambda member: member.link):
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> Iterator[bytes]:
+    content = tar.extractfile(info)
+    while content is not None and (chunk := content.read(CHUNK)):
+        yield chunk
+
+
+def _write(folder: Path, member: SnapshotFile, content: Iterator[bytes], digest: Callable[[bytes], object]) -> None:
+    target = folder / member.path
+    with _free_place(member):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("xb") as file:
+            for chunk in content:
+                digest(chunk)
+                file.write(chunk)
+        target.chmod(member.mode)
+
+
+def _link(links: Sequence[SnapshotFile], folder: Path) -> None:
+    for member in links:
         target = folder / member.path
-        try:
+        with _free_place(member):
             target.parent.mkdir(parents=True, exist_ok=True)
-            if member.link:
-                target.symlink_to(os.fsdecode(member.data))
-            else:
-                target.write_bytes(member.data)
-                target.chmod(member.mode)
-        except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
-            raise SnapshotError(f"{member.path} of the code lies in the way of another file") from error
+            target.symlink_to(os.fsdecode(member.data))
     top = os.path.realpath(folder)
-    for member in members:
+    for member in links:
         # Links through other links may lead out of the folder although each target alone stays inside.
-        if member.link and not Path(os.path.realpath(folder / member.path)).is_relative_to(top):
+        if not Path(os.path.realpath(folder / member.path)).is_relative_to(top):
             raise SnapshotError(f"{member.path} of the code is a link out of it")
+
+
+@contextlib.contextmanager
+def _free_place(member: SnapshotFile) -> Iterator[None]:
+    try:
+        yield
+    except (FileExistsError, NotADirectoryError, IsADirectoryError) as error:
+        raise SnapshotError(f"{member.path} of the code lies in the way of another file") from error

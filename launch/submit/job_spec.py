@@ -12,8 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from everstep import frozen_yaml
+from everstep.access import make_folder
 from everstep.checked_json import mapping
+from everstep.config import Access
 from everstep.errors import ConfigError
+from everstep.frozen_config import thaw
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.schedulers.base import spec_digest
 from everstep.launch.submit.records import submissions
@@ -112,6 +115,8 @@ def settle(folder: RunFolder, environment: Mapping[str, str]) -> None:
     mounted = Path(environment.get(SETTINGS, ""))
     if SETTINGS not in environment or not (mounted / PROGRAM).is_file():
         return
+    config = mounted / CONFIG
+    make_folder(folder.storage, thaw(config.read_text()).access if config.is_file() else Access.private)
     for name in (CONFIG, JOB):
         if (mounted / name).is_file() and not folder.storage.exists(name):
             folder.storage.create(name, (mounted / name).read_bytes())

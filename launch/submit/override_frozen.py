@@ -9,6 +9,7 @@ from typing import Any
 from everstep.compose import conf_dir, groups
 from everstep.config import OPEN_NODES, RunConfig, meant
 from everstep.errors import ConfigError, nearest
+from everstep.foreign_config import not_own, refuse_code, without_environment
 from everstep.frozen_config import freeze, keys, plain, thaw
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)
@@ -22,7 +23,8 @@ def amend(
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    folders = [Path(name).expanduser() for name in config_dirs]
+    folders = [Path(name).expanduser().resolve() for name in config_dirs]
+    strange = [why for folder in folders if (why := not_own(folder)) is not None]
     tree = OmegaConf.create({**plain(config), "job": job})
     options = groups(folders)
     for text in overrides:
@@ -30,6 +32,8 @@ def amend(
         try:
             if key in options and not isinstance(value, dict):
                 chosen = _option(key, str(value), options, [conf_dir(), *folders])
+                if strange and key == "job":
+                    _refuse_job(strange[0], chosen, str(value))
                 # A choice replaces the whole group, as it does on the command line of `run`.
                 OmegaConf.update(tree, key, chosen, merge=False)
             else:
@@ -37,10 +41,20 @@ def amend(
                 OmegaConf.update(tree, key, value, merge=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"cannot change {text!r}: {str(error).splitlines()[0]}") from error
-    plainly: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
+    with without_environment(strange):
+        plainly: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
     changed_job = plainly.pop("job") or {}
     changed = thaw(OmegaConf.to_yaml(OmegaConf.create(plainly)))
     return thaw(freeze(changed)), changed_job
+
+
+def _refuse_job(why: str, chosen: Any, name: str) -> None:
+    """Raise ConfigError if the job of another user's config folder makes something run that ours does not."""
+    from omegaconf import OmegaConf
+
+    known = groups()
+    ours = OmegaConf.to_container(_option("job", name, known, [conf_dir()])) if name in known["job"] else {}
+    refuse_code(why, {"job": OmegaConf.to_container(chosen)}, {"job": ours})
 
 
 def _parsed(text: str) -> tuple[str, Any]:

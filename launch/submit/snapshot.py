@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import io
 import os
 import re
 import shutil
@@ -17,23 +18,28 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, Any
 
 from everstep.errors import ConfigError
 from everstep.launch.submit.code_archive import (
+    MOST_MEMBERS,
+    UNPACKED_LIMIT_MB,
     SnapshotError,
     SnapshotFile,
     digest_of,
+    extract,
     pack,
-    read_archive,
     stays_inside,
-    write_files,
 )
 from everstep.private_folder import private_folder
 from everstep.run_folder import CODE, RunFolder
 from everstep.secret_detection import holds_secret, is_secret_file
+from everstep.storage import Storage
 
 LIMIT_MB = 100
 """Limit of a snapshot's size, before compression."""
+READ_AHEAD = 8 << 20
+"""Bytes that are read at once from a store."""
 DIGEST = re.compile(r"[0-9a-f]{32}")
 NAMED = 5
 """Number of the largest files that the error for too large a snapshot names."""
@@ -109,10 +115,13 @@ def node_folder() -> Path:
         raise SnapshotError(f"{error} (TMPDIR)") from error
 
 
-def unpack(run: RunFolder, digest: str, into: Path) -> Path:
+def unpack(run: RunFolder, digest: str, into: Path, limit_mb: float = LIMIT_MB) -> Path:
     """Unpack a snapshot below `into` and return the folder with the code.
 
     All processes of a node may call this at once: the folder appears complete, by a rename.
+
+    Args:
+        limit_mb: job.code_mb of the job.
 
     Raises:
         SnapshotError: the archive does not match its digest, or has a path outside its folder.
@@ -120,18 +129,17 @@ def unpack(run: RunFolder, digest: str, into: Path) -> Path:
     final = into / digest
     if final.is_dir():
         return final
-    try:
-        packed = run.storage.read(archive(digest))
-    except FileNotFoundError as error:
-        raise SnapshotError(f"{run.url} has no {archive(digest)}: the code of this job is gone") from error
-    members = read_archive(packed, f"{run.url}/{archive(digest)}")
-    if digest_of(members) != digest:
-        raise SnapshotError(f"{run.url}/{archive(digest)} does not hold the code that its name says")
     staged = into / f".{digest}.{uuid.uuid4().hex}"
+    where = f"{run.url}/{archive(digest)}"
     try:
-        write_files(members, staged)
+        with _opened(run.storage, archive(digest)) as packed:
+            found = extract(packed, staged, where, max(UNPACKED_LIMIT_MB, 2 * limit_mb))
+        if found != digest:
+            raise SnapshotError(f"{where} does not hold the code that its name says")
         with contextlib.suppress(OSError):  # another process was faster, with the same content
             staged.rename(final)
+    except FileNotFoundError as error:
+        raise SnapshotError(f"{run.url} has no {archive(digest)}: the code of this job is gone") from error
     finally:
         shutil.rmtree(staged, ignore_errors=True)
     if not final.is_dir():
@@ -139,11 +147,12 @@ def unpack(run: RunFolder, digest: str, into: Path) -> Path:
     return final
 
 
-def open_code(run: RunFolder, place: str) -> Path:
+def open_code(run: RunFolder, place: str, limit_mb: float = LIMIT_MB) -> Path:
     """Return the folder on this node with the code of a submission, unpacked if needed.
 
     Args:
         place: DIGEST or DIGEST/FOLDER, as returned by `Snapshot.place`.
+        limit_mb: job.code_mb of the job.
 
     Raises:
         SnapshotError: the snapshot is missing or damaged, or the disk is full.
@@ -151,10 +160,34 @@ def open_code(run: RunFolder, place: str) -> Path:
     digest, _, folder = place.partition("/")
     if not DIGEST.fullmatch(digest) or folder.startswith("/") or ".." in folder.split("/"):
         raise SnapshotError(f"{run.url}: its code is at {place!r}, which is no digest with a folder below it")
-    code = unpack(run, digest, node_folder())
+    code = unpack(run, digest, node_folder(), limit_mb)
     if not Path(os.path.realpath(code / folder)).is_relative_to(os.path.realpath(code)):
         raise SnapshotError(f"{run.url}: its code is at {place!r}, which leads out of the snapshot")
     return code / folder
+
+
+def _opened(storage: Storage, path: str) -> IO[bytes]:
+    """Open a file of any storage; FileNotFoundError if it is missing."""
+    local = storage.path(path)
+    return local.open("rb") if local is not None else io.BufferedReader(_Ranges(storage, path), READ_AHEAD)
+
+
+class _Ranges(io.RawIOBase):
+    """A file in a store, read a range at a time."""
+
+    def __init__(self, storage: Storage, path: str) -> None:
+        self._storage, self._path = storage, path
+        self._size, self._at = storage.size(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        stop = min(self._size, self._at + len(buffer))
+        data = self._storage.read_range(self._path, self._at, stop) if stop > self._at else b""
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
 
 
 def search_path(code: Path, given: str = "", first: str = "") -> dict[str, str]:
@@ -214,6 +247,10 @@ def _without_runs(root: Path, paths: Sequence[str], run: RunFolder) -> list[str]
 
 def _check_size(root: Path, paths: Sequence[str], limit_mb: float) -> None:
     sizes = {path: (root / path).lstat().st_size for path in paths if (root / path).exists()}
+    if len(sizes) > MOST_MEMBERS:
+        raise ConfigError(
+            f"the code in {root} has {len(sizes)} files (limit {MOST_MEMBERS}); name what is no code in .gitignore"
+        )
     whole_mb = sum(sizes.values()) / 1e6
     if whole_mb > limit_mb:
         largest = sorted(sizes, key=lambda path: -sizes[path])[:NAMED]

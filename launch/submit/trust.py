@@ -12,20 +12,19 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError
+from everstep.foreign_config import CODE_KEYS, leaves
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import plain_job
 from everstep.storage import Storage
 
 AUTHOR = "author.json"
 """File in a run folder, or in that of a sweep."""
-RUNS = ("env", "setup", "flags", "python", "image", "runtime", "mounts", "interface", "causes", "k8s", "secrets")
-"""Keys of a job that choose or change the programs that run; the others are counts, limits and names."""
 KEY_BYTES = 32
 KEPT = 8
 """Digests of each part that are kept, the newest last."""
@@ -38,7 +37,7 @@ class Runnable:
     """Parts of a folder that make something run."""
 
     job: Mapping[str, Any] = field(default_factory=dict)
-    """Keys of the job in RUNS that differ from their defaults, dotted: env.PATH, setup."""
+    """Keys of the job in CODE_KEYS that differ from their defaults, dotted: env.PATH, setup."""
     plugins: tuple[str, ...] = ()
     code: str | None = None
     """Place of the code snapshot, as in a submission."""
@@ -47,10 +46,10 @@ class Runnable:
 
     @staticmethod
     def of(job: JobConfig, plugins: Sequence[str] = (), code: str | None = None, argv: Sequence[str] = ()) -> Runnable:
-        usual, given = dict(_leaves(plain_job(JobConfig()))), dict(_leaves(plain_job(job)))
+        usual, given = dict(leaves(plain_job(JobConfig()))), dict(leaves(plain_job(job)))
         differs = {key: value for key, value in given.items() if usual.get(key) != value}
         return Runnable(
-            {key: differs[key] for key in differs if key.split(".")[0] in RUNS}, tuple(plugins), code, tuple(argv)
+            {key: differs[key] for key in differs if key.split(".")[0] in CODE_KEYS}, tuple(plugins), code, tuple(argv)
         )
 
     def beyond(self, said: Runnable) -> list[str]:
@@ -164,11 +163,3 @@ def _make(file: Path) -> None:
 def _short(value: object) -> str:
     text = json.dumps(value, default=str)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
-
-
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from everstep import frozen_yaml
+from everstep.access import make_folder
 from everstep.compose import Composed, compose, groups, sweep_files
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError, nearest
@@ -205,6 +206,7 @@ def settle(plan: Plan) -> Plan:
 
     ConfigError when the folder holds a different sweep.
     """
+    make_folder(plan.folder.storage, plan.any_config.access)
     if plan.folder.storage.create(SWEEP, _text(plan).encode()):
         return plan
     old = load(plan.folder)

@@ -110,6 +110,7 @@ class Code:
     folder: RunFolder
     place: str
     """Same format as `Snapshot.place`."""
+    limit_mb: float
 
     def give(self, trial: RunFolder) -> None:
         """Copy the snapshot into a trial's folder, so that the folder is self-contained."""
@@ -119,7 +120,7 @@ class Code:
 
     def open(self) -> Path:
         """Unpack the snapshot on this machine and return its path."""
-        return open_code(self.folder, self.place)
+        return open_code(self.folder, self.place, self.limit_mb)
 
 
 def keep(sweep: SweepFolder, plugins: Sequence[str], job: JobConfig) -> Code | None:
@@ -135,7 +136,7 @@ def keep(sweep: SweepFolder, plugins: Sequence[str], job: JobConfig) -> Code | N
         place = found.place if found.files else None
         sweep.storage.create(KEPT, (json.dumps({"place": place}) + "\n").encode())
     place = kept_place(sweep)
-    return None if place is None else Code(folder, place)
+    return None if place is None else Code(folder, place, job.code_mb)
 
 
 def kept_place(sweep: SweepFolder) -> str | None:

@@ -13,13 +13,15 @@ import fcntl
 import json
 import os
 import re
+import socket
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from everstep.dataset.index import INDEX, TRAIN, VALIDATION, ShardIndex
 from everstep.dataset.prepare.work_unit import Record
-from everstep.errors import DataError, EverstepError, StorageError
+from everstep.errors import DataError, EverstepError, StorageError, printable
 from everstep.storage import STAGED, join_url, open_storage
 
 FOLDER = ".prepare"
@@ -29,6 +31,10 @@ MADE = "made"
 """Attribute of an index: the marks of the preparations that it holds."""
 SHARD = re.compile(r"shard-(\d+)(-\d+)?\.arrow")
 SPLITS = ("", TRAIN, VALIDATION)
+LONG_S, LOOK_S = 30.0, 0.1
+"""Seconds of waiting for the lock until its holder is named, and between two looks."""
+LONGEST = 200
+"""Characters of a lock file that are shown."""
 
 
 class Ledger:
@@ -49,7 +55,7 @@ class Ledger:
             # Another process may have removed the folder when it was done, and the locked file with it.
             with _opened(path) as lock:
                 if lock is not None:
-                    _take(lock.fileno(), lambda: say(f"waits for another process that prepares {self.dst}"))
+                    _take(lock, lambda who: say(f"waits for another process that prepares {self.dst}{who}"))
                     if _is_still(path, lock.fileno()):
                         yield
                         return
@@ -212,7 +218,10 @@ def _opened(path: Path) -> Iterator[IO[str] | None]:
     """Yield the lock file, created if needed; None if its folder was removed in between."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.open("w")
+        # 0600: a lock that others could open, they could hold for ever.
+        lock = os.fdopen(
+            os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "r+", errors="replace"
+        )
     except OSError as error:
         # It was there when it was to be made, and is no folder now: removed, or always a file.
         if isinstance(error, FileNotFoundError | FileExistsError) and not path.parent.is_file():
@@ -230,9 +239,35 @@ def _is_still(path: Path, lock: int) -> bool:
         return False
 
 
-def _take(lock: int, on_wait: Callable[[], None]) -> None:
+def _take(lock: IO[str], on_wait: Callable[[str], None]) -> None:
+    """Lock the file and write the holder into it.
+
+    Args:
+        on_wait: called at the start of a wait, and with the holder after LONG_S.
+    """
+    if not _is_free(lock):
+        on_wait("")
+        deadline = time.monotonic() + LONG_S
+        while time.monotonic() < deadline and not (got := _is_free(lock)):
+            time.sleep(LOOK_S)
+        if not got:
+            on_wait(f" ({_holder(lock)}); stop that process if it should not run")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+    lock.seek(0)
+    lock.truncate()
+    lock.write(f"pid {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T %z')}")
+    lock.flush()
+
+
+def _is_free(lock: IO[str]) -> bool:
+    """Try to lock the file; False if another process has locked it."""
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        on_wait()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        return False
+    return True
+
+
+def _holder(lock: IO[str]) -> str:
+    lock.seek(0)
+    return printable(lock.read(LONGEST).strip()) or "it has not written which"

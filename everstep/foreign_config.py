@@ -1,0 +1,115 @@
+"""Config folders (--config-dir) of another user run only what the command line says as well.
+
+A folder of configs is code like any Python package: it names packages to import and shell lines to run. One that is
+this user's alone counts as the user's own word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from everstep.errors import ConfigError
+
+CODE_KEYS = (
+    "env", "setup", "flags", "python", "image", "runtime", "mounts", "interface", "causes", "k8s", "secrets",
+)  # fmt: skip
+"""Keys of a job that choose or change the programs that run; the others are counts, limits and names."""
+LONGEST = 60
+"""Characters of a value that a refusal shows."""
+
+
+def not_own(folder: Path) -> str | None:
+    """Return why a folder of configs is not this user's alone; None if it is."""
+    for above, folders, files in os.walk(folder, followlinks=False):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        configs = [name for name in files if name.endswith((".yaml", ".yml"))]
+        for path in (Path(above), *(Path(above, name) for name in (*folders, *configs))):
+            with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
+                if path.is_symlink() and path.is_dir():
+                    return f"{path} is a link to another folder"
+                if why := _shared(path.stat()):
+                    return f"{path} {why}"
+    return None
+
+
+def _shared(seen: os.stat_result) -> str | None:
+    if seen.st_uid not in (0, os.getuid()):
+        return f"belongs to {_name_of(seen.st_uid)}"
+    if seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
+        return "can be written by every user"
+    if seen.st_mode & stat.S_IWOTH or (seen.st_mode & stat.S_IWGRP and not _is_group_of_one(seen.st_gid)):
+        return "can be written by its group"
+    return None
+
+
+def _is_group_of_one(gid: int) -> bool:
+    """True for the group of this user alone, which many systems make for each user (umask 002)."""
+    try:
+        me, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
+    except KeyError:
+        return False
+    return me.pw_gid == gid and group.gr_name == me.pw_name and set(group.gr_mem) <= {me.pw_name}
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return f"user {uid}"
+
+
+def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> None:
+    """Raise ConfigError if a config makes something run that the command line by itself does not.
+
+    Args:
+        why: reason why the folder of configs is not this user's.
+        used: the composed `plugins` and `job`.
+        said: those that the command line and this user's own configs give.
+    """
+    named = [name for name in used.get("plugins") or () if name not in (said.get("plugins") or ())]
+    ours = dict(leaves(said.get("job") or {}))
+    found = [f"plugins=[{','.join(named)}]"] if named else []
+    found += [
+        f"job.{key}={str(value)[:LONGEST]}"
+        for key, value in leaves(used.get("job") or {})
+        if key.split(".")[0] in CODE_KEYS and ours.get(key) != value and value not in (None, [], {})
+    ]
+    if found:
+        raise ConfigError(
+            f"--config-dir: {why}, and it would run {'; '.join(found)}; say these on the command line if you trust "
+            "them, or use a copy of your own"
+        )
+
+
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+@contextlib.contextmanager
+def without_environment(why: Sequence[str]) -> Iterator[None]:
+    """Refuse ${oc.env:NAME} meanwhile, if there is a reason: a foreign config could send a secret away with it."""
+    if not why:
+        yield
+        return
+    from omegaconf import OmegaConf
+    from omegaconf.resolvers import oc
+
+    def refuse(name: str, *_: Any) -> None:
+        raise ConfigError(f"--config-dir: {why[0]}, so no config may read ${name}; give its value on the command line")
+
+    OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
+    try:
+        yield
+    finally:
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
