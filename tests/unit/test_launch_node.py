@@ -94,9 +94,9 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
 
 
 def test_the_agents_of_a_start_meet_under_a_name_that_no_other_start_has() -> None:
-    argv = agent(["mine.py", "--lr", "1"], 8, 60, Rendezvous(4, "10.0.0.1:20012", "10.0.0.2", False, "12.2.5"))
-    assert {"--nnodes=4", "--rdzv-endpoint=10.0.0.1:20012", "--local-addr=10.0.0.2", "--rdzv-id=12.2.5"} <= set(argv)
-    assert any(word.endswith("join_timeout=600,is_host=false") for word in argv)
+    argv = agent(["mine.py", "--lr", "1"], 8, 60, Rendezvous(4, "10.0.0.1:20012", 2, "12.2.5"))
+    assert {"--nnodes=4", "--rdzv-endpoint=10.0.0.1:20012", "--rdzv-id=12.2.5"} <= set(argv)
+    assert "--rdzv-conf=rank=2,join_timeout=600,program=script" in argv
     assert argv[-3:] == ["mine.py", "--lr", "1"]
 
 

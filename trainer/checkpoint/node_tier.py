@@ -52,7 +52,7 @@ class NodeTier:
         """True if this rank acts for its node."""
         self.pairs = pair_up(self.nodes)
         # A group of its own, since its messages overlap with those of training.
-        self.group = dist.new_group(backend="gloo") if self.pairs else None
+        self.group = mesh.new_gloo_group() if self.pairs else None
 
     def due(self, step: int) -> bool:
         return self.config.every is not None and step > 0 and step % self.config.every == 0

@@ -7,10 +7,11 @@ on a generation that no earlier start can have had.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ from everstep.config import ParallelConfig, ParallelKind
 from everstep.errors import ConfigError, EverstepError, MachineError
 from everstep.fault import chain
 from everstep.rank_env import RankInfo
+from everstep.start_key import START_KEY, STORE
+from everstep.trainer.distributed import gloo_peers
+from everstep.trainer.distributed.store_client import RunStore
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -45,6 +49,8 @@ class Mesh:
     grid: DeviceMesh | None = None
     store: Store | None = None
     """Store that only the processes of this start share."""
+    secret: bytes = field(default=b"", repr=False)
+    """Secret that only the processes of this start share."""
 
     @property
     def rank(self) -> int:
@@ -112,6 +118,13 @@ class Mesh:
         dist.all_gather_object(values, value)
         return values
 
+    def new_gloo_group(self) -> dist.ProcessGroup:
+        """Make another group of all ranks, for messages that overlap with those of training."""
+        with gloo_peers.closed_afterwards():
+            group: dist.ProcessGroup = dist.new_group(backend="gloo")
+        gloo_peers.prove(group, self.secret)
+        return group
+
     def all(self, fact: bool) -> bool:
         """True if `fact` is true on every rank."""
         if self.world == 1:
@@ -129,7 +142,12 @@ class Mesh:
 
 def join(place: RankInfo, timeout_s: float) -> Store:
     """Return a store that only the processes of this start share."""
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    address, key = os.environ.pop(STORE, ""), os.environ.pop(START_KEY, "")  # processes that we start need neither
+    store: Store
+    if address:
+        store = RunStore(address, bytes.fromhex(key), timeout_s)
+    else:  # torchrun was started by hand
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     return PrefixStore(f"everstep/{agree_on_generation(store, place, timeout_s)}", store)
 
 
@@ -219,12 +237,19 @@ def form(place: RankInfo, store: Store | None, parallel: ParallelConfig, timeout
     """Join the group and lay out the grid of devices as `parallel` configures."""
     parallel.check_world(place.world)
     device = _device(place)
-    if store is not None:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if store is None:
+        return Mesh(place, device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with gloo_peers.closed_afterwards():
         dist.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
         )
-    return Mesh(place, device, grid(parallel, place.world, device) if store is not None else None, store)
+        layout = grid(parallel, place.world, device)
+    groups = [*([] if layout is None else layout.get_all_groups()), dist.group.WORLD]
+    mesh = Mesh(place, device, layout, store, gloo_peers.shared_secret(store, place.rank))
+    for group in {id(group): group for group in groups if group is not None}.values():
+        gloo_peers.prove(group, mesh.secret)
+    return mesh
 
 
 def _device(place: RankInfo) -> torch.device:
