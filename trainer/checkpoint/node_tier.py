@@ -10,6 +10,7 @@ import functools
 import os
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,7 +18,7 @@ from blake3 import blake3
 
 from everstep.config import LocalTierConfig
 from everstep.errors import ConfigError
-from everstep.run_folder import MANIFEST, RunFolder
+from everstep.run_folder import MANIFEST, Lineage, RunFolder
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name
 from everstep.trainer.checkpoint.read import DamagedError
@@ -93,8 +94,11 @@ def node_folder(path: str) -> str:
     return folder
 
 
-Inventory = dict[str, tuple[bytes, dict[str, int]]]
-"""By checkpoint: the manifest's bytes (none if the node has no manifest) and the size of each file."""
+Inventory = dict[str, list[Any]]
+"""By checkpoint: the manifest's bytes as Latin-1 text, and the size of each file.
+
+The text is empty if the node has no manifest.
+"""
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,8 @@ class NodeCheckpoint(Committed):
 def find_on_nodes(tier: NodeTier, folder: RunFolder) -> list[NodeCheckpoint]:
     """Return the complete checkpoints in the run's line, newest first, the same on all ranks."""
     inventories = tier.mesh.gather(_take_inventory(tier) if tier.leads else {})
-    lineage = tier.mesh.decide(folder.lineage)
+    pairs: list[tuple[int, int]] = tier.mesh.decide(lambda: list(folder.lineage().restored.items()))
+    lineage = Lineage(dict(pairs))
     found = []
     for name in {name for inventory in inventories for name in inventory}:
         if (key := parse_name(name)) is not None and lineage.counts(*key):
@@ -122,15 +127,15 @@ def _take_inventory(tier: NodeTier) -> Inventory:
     for name in tier.storage.names():
         files = {file: tier.storage.size(f"{name}/{file}") for file in tier.storage.names(name) if file != MANIFEST}
         try:
-            found[name] = (tier.storage.read(f"{name}/{MANIFEST}"), files)
+            found[name] = [tier.storage.read(f"{name}/{MANIFEST}").decode("latin-1"), files]
         except FileNotFoundError:
-            found[name] = (b"", files)
+            found[name] = ["", files]
     return found
 
 
 def _complete(tier: NodeTier, name: str, key: tuple[int, int], inventories: list[Inventory]) -> list[NodeCheckpoint]:
     manifests = [inventory[name][0] for inventory in inventories if name in inventory and inventory[name][0]]
-    found = parse_checkpoint(name, *key, manifests[0]) if manifests else None
+    found = parse_checkpoint(name, *key, manifests[0].encode("latin-1")) if manifests else None
     if not isinstance(found, Committed):
         return []
     holders = {

@@ -5,7 +5,8 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from blake3 import blake3
 
@@ -15,7 +16,9 @@ from everstep.storage import Storage
 from everstep.trainer.checkpoint.manifest import (
     TENSORS,
     CheckpointRef,
+    Committed,
     Damaged,
+    FileRecord,
     Manifest,
     candidates,
     check_format,
@@ -53,12 +56,12 @@ def open_checkpoint(storage: Storage, found: CheckpointRef, mesh: Mesh) -> OpenC
     if isinstance(found, Damaged):
         raise DamagedError(found.why)
 
-    def check() -> bytes:
+    def check() -> str:
         for name, record in sorted(found.manifest.files.items()):
             _check_size(storage, found.path, name, record.bytes)
-        return _read_index(storage, found.path, found.manifest)
+        return _read_index(storage, found.path, found.manifest).decode("latin-1")  # which holds any bytes
 
-    metadata = parse_metadata(storage, found.path, mesh.decide(check))
+    metadata = parse_metadata(storage, found.path, mesh.decide(check).encode("latin-1"))
     return OpenCheckpoint(storage, found.path, metadata, found.manifest)
 
 
@@ -100,6 +103,20 @@ def load_state(state: TrainState, source: OpenCheckpoint, data_digest: str, mesh
     mesh.together(functools.partial(fill, tensors, source, mesh.rank))
     mesh.together(lambda: state.load(manifest.values))
     state.progress = progress
+
+
+def pack_ref(found: CheckpointRef) -> dict[str, Any]:
+    """Return a checkpoint as JSON, for the other ranks."""
+    return {"committed" if isinstance(found, Committed) else "damaged": asdict(found)}
+
+
+def unpack_ref(packed: dict[str, Any]) -> CheckpointRef:
+    """Return a checkpoint that rank 0 has found and judged."""
+    if "damaged" in packed:
+        return Damaged(**packed["damaged"])
+    fields = packed["committed"]["manifest"]
+    files = {name: FileRecord(**record) for name, record in fields["files"].items()}
+    return Committed(packed["committed"]["path"], Manifest(**{**fields, "files": files}))
 
 
 class Restorer:
@@ -147,7 +164,8 @@ class Restorer:
 
     def load_newest(self) -> tuple[CheckpointRef | None, list[CheckpointRef], list[Damaged]]:
         """Return (the loaded one, the run folder's remaining ones, the skipped ones with the reason)."""
-        listed = self.mesh.decide(lambda: list(candidates(self.folder)))
+        sent = self.mesh.decide(lambda: [pack_ref(found) for found in candidates(self.folder)])
+        listed = [unpack_ref(found) for found in sent]
         on_nodes = find_on_nodes(self.tier, self.folder) if self.tier is not None else []
         bad: list[Damaged] = []
         for found in _newest_first([*on_nodes, *listed]):

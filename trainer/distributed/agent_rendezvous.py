@@ -1,4 +1,4 @@
-"""Rendezvous of the agents of one job start: the launcher has fixed the nodes, so they only have to meet.
+"""Rendezvous of the agents of one job start, whose nodes the launcher has fixed.
 
 torch's own rendezvous unpickles a state that everybody who reaches its port can write. Here the first node's agent
 hosts the start's own store (`store_server`), for agents and ranks alike. On one machine that is a UNIX socket in a
@@ -144,9 +144,9 @@ def _stay_on_this_machine() -> None:
 
 
 def private_folder() -> str:
-    """Make a folder that only this user can enter; remove it at the end, and those of processes that were killed.
+    """Make a folder that only this user can enter, and remove those of processes that were killed.
 
-    Its owner holds a lock on a file in it, which the kernel releases however the owner ends.
+    It is removed at the end. Its owner holds a lock on a file in it, which the kernel releases however the owner ends.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
         _remove_if_left(left)

@@ -30,7 +30,7 @@ PROOF_BYTES = 32
 
 
 def shared_secret(store: Store, rank: int) -> bytes:
-    """Return a secret that the ranks have in common: rank 0 makes it, and the store serves this start alone."""
+    """Return a secret of this start's ranks: rank 0 makes it, and the store serves no others."""
     if rank == 0:
         store.set("peers", secrets.token_hex(PROOF_BYTES))
     return bytes.fromhex(store.get("peers").decode())

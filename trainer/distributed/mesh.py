@@ -26,7 +26,7 @@ from everstep.errors import ConfigError, EverstepError, MachineError
 from everstep.fault import chain
 from everstep.rank_env import RankInfo
 from everstep.start_key import START_KEY, STORE
-from everstep.trainer.distributed import gloo_peers
+from everstep.trainer.distributed import gloo_peers, messages
 from everstep.trainer.distributed.store_client import RunStore
 
 T = TypeVar("T")
@@ -65,58 +65,47 @@ class Mesh:
         return self.place.rank == 0
 
     def decide(self, decision: Callable[[], T]) -> T:
-        """Return rank 0's decision on all ranks; an EverstepError of it is raised on all of them."""
+        """Return rank 0's decision, a JSON value, on all ranks; its EverstepError is raised on all."""
         if self.world == 1:
             return decision()
-        box: list[Any] = [None]
+        said: dict[str, Any] = {}
         if self.is_main:
             try:
-                box = [(True, decision())]
+                said = {"value": decision()}
             except EverstepError as error:
-                box = [(False, error)]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        fine, value = box[0]
-        if not fine:
-            value.told = not self.is_main
-            raise value
-        decided: T = value
+                said = {"error": messages.pack_error(error)}
+        said = messages.broadcast(said, self.rank)
+        if "error" in said:
+            raise _raised(said["error"], told=not self.is_main)
+        decided: T = said["value"]
         return decided
 
     def exchange(self, value: T, answer: Callable[[list[T]], list[U]]) -> U:
-        """Send each rank's value to rank 0, and rank 0's answers back; its EverstepError is raised on all."""
+        """Send each rank's JSON value to rank 0 and its answers back; its EverstepError is raised on all."""
         if self.world == 1:
             return answer([value])[0]
-        values: list[Any] | None = [None] * self.world if self.is_main else None
-        dist.gather_object(value, values, dst=0)
-        answers: list[Any] = []
-        self.decide(lambda: answers.extend(answer(values or [])))
-        mine: list[Any] = [None]
-        dist.scatter_object_list(mine, answers if self.is_main else None, src=0)
-        given: U = mine[0]
+        values: list[T] = messages.gather_on_main(value, self.rank, self.world)
+        answers: list[U] = []
+        self.decide(lambda: answers.extend(answer(values)))
+        given: U = messages.scatter(answers, self.rank, self.world)
         return given
 
-    def together(self, work: Callable[[], T]) -> list[T]:
-        """Return each rank's result of `work` on all ranks; the first EverstepError is raised on all."""
-        if self.world == 1:
-            return [work()]
+    def together(self, work: Callable[[], object]) -> None:
+        """Do `work` on all ranks; the first EverstepError is raised on all."""
+        failed: EverstepError | None = None
         try:
-            mine: tuple[T | None, EverstepError | None] = (work(), None)
+            work()
         except EverstepError as error:
-            mine = (None, error)
-        found = self.gather(mine)
-        for rank, (_, failed) in enumerate(found):
-            if failed is not None:
-                failed.told = rank != self.rank
-                raise failed
-        return [value for value, _ in found]  # type: ignore[misc]
+            if self.world == 1:
+                raise
+            failed = error
+        for rank, each in enumerate(self.gather(None if failed is None else messages.pack_error(failed))):
+            if each is not None:
+                raise _raised(each, told=rank != self.rank)
 
     def gather(self, value: T) -> list[T]:
-        """Return each rank's value, on all ranks."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
+        """Return each rank's JSON value, on all ranks."""
+        return [value] if self.world == 1 else messages.gather(value, self.world)
 
     def new_gloo_group(self) -> dist.ProcessGroup:
         """Make another group of all ranks, for messages that overlap with those of training."""
@@ -138,6 +127,12 @@ class Mesh:
         if self.world > 1:
             dist.all_reduce(tensor)
         return tensor
+
+
+def _raised(packed: dict[str, Any], told: bool) -> EverstepError:
+    error = messages.unpack_error(packed)
+    error.told = told
+    return error
 
 
 def join(place: RankInfo, timeout_s: float) -> Store:

@@ -19,7 +19,7 @@ from kube_rights import Rights, right_of
 from kube_store import ApiError, Key, Plain, Store, set_condition
 from kube_wire import AGENT
 
-STATELESS = ("configmaps", "events", "leases", "secrets")
+STATELESS = ("configmaps", "events", "leases", "networkpolicies", "secrets")
 NODES = urllib.request.build_opener(
     urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
 )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from kube_wire import Refused
 from node_container import Container, Own
 
 Plain = dict[str, Any]
@@ -79,11 +80,21 @@ class Process:
             source = each.get("valueFrom", {})
             if "secretKeyRef" in source:
                 wanted = source["secretKeyRef"]
+                if wanted.get("optional") and not self._has_secret(wanted["name"]):
+                    continue
                 env[each["name"]] = base64.b64decode(self.read(f"secrets/{wanted['name']}")["data"][wanted["key"]]
                                                      ).decode()  # fmt: skip
             else:
                 env[each["name"]] = told[source["fieldRef"]["fieldPath"]] if source else each.get("value", "")
         return env
+
+    def _has_secret(self, name: str) -> bool:
+        try:
+            return bool(self.read(f"secrets/{name}"))
+        except Refused as error:
+            if error.code != 404:
+                raise
+            return False
 
     def _places(self, container: Plain) -> dict[str, Path]:
         """Where mounted folders are instead; those of claims are where they say, so that all nodes share them."""
