@@ -75,7 +75,7 @@ def environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str])
     """Return the trainer's environment: the caller's, torchrun's settings and the job's additions."""
     return {
         **base,
-        # torchrun keeps one store over restarts, from which gloo reads addresses of dead ranks: use a new one.
+        # For torchruns that a script starts: one store over restarts would have addresses of dead ranks.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # Always set: otherwise torchrun sets 1 and prints a paragraph.
         "OMP_NUM_THREADS": str(threads),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import pickle
 import re
@@ -19,8 +20,13 @@ import pytest
 from process_helpers import until
 from strangers import as_another_user, needs_namespaces, needs_root, network, tcp
 
+from everstep.compose import compose
 from everstep.errors import MachineError
+from everstep.frozen_config import settle
 from everstep.launch import torchrun
+from everstep.rank_env import WORLD
+from everstep.run_folder import RunFolder
+from everstep.start_key import START_KEY
 from everstep.trainer.distributed import agent_rendezvous, channel, store_server
 from everstep.trainer.distributed.agent_rendezvous import LOCK, SOCKET, private_folder
 from everstep.trainer.distributed.store_client import RunStore
@@ -286,6 +292,59 @@ def test_a_process_of_another_start_is_not_let_in() -> None:
     with pytest.raises(MachineError):
         RunStore(server.address, old, 0.2)
     server.close()
+
+
+def two_nodes(tmp_path: Path, keys: tuple[str, str]) -> tuple[list[subprocess.Popen[bytes]], int, Path]:
+    """Agents of two nodes, which differ in their port only, their store's port, and what they print."""
+    composed = compose(["experiment=digits", f"run_root={tmp_path}", "run=r", "steps=1000000", "log.every=1"])
+    folder = RunFolder(str(tmp_path / "r"))
+    settle(composed.run, folder)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    log = tmp_path / "log"
+    agents = []
+    for rank, key in enumerate(keys):
+        meeting = torchrun.Rendezvous(2, f"127.0.0.1:{port}", rank, "1.0.1")
+        extra = {START_KEY: key, "GLOO_SOCKET_IFNAME": "lo", WORLD: "2"}
+        argv = torchrun.agent(torchrun.trainer(str(tmp_path / "r")), 1, 10, meeting)
+        argv = [word.replace("join_timeout=600", "join_timeout=5") for word in argv]
+        with log.open("ab") as out:
+            env = torchrun.environment(os.environ, 1, extra)
+            agents.append(subprocess.Popen(argv, env=env, stdout=out, stderr=out))
+    return agents, port, log
+
+
+@pytest.mark.process
+def test_the_agents_of_two_nodes_meet_and_listen_on_the_one_address_of_the_store(tmp_path: Path) -> None:
+    agents, port, log = two_nodes(tmp_path, ("ab" * 32, "ab" * 32))
+    try:
+        until(lambda: re.search(r"step \d+/", log.read_text()) is not None, 100)
+        assert {place for agent in agents for place in listening(agent.pid)} == {f"127.0.0.1:{port}"}
+        arguments = "".join(Path(f"/proc/{pid}/cmdline").read_text() for agent in agents for pid in below(agent.pid))
+        assert "ab" * 32 not in arguments
+        for _ in range(300):  # strangers come while it trains
+            with contextlib.suppress(OSError):
+                assert said_to(port, os.urandom(channel.ANSWER_BYTES)) == ""
+        before = log.read_text()
+        until(lambda: log.read_text() != before, 60)
+        assert [agent.poll() for agent in agents] == [None, None]
+    finally:
+        for agent in agents:
+            agent.terminate()
+        for agent in agents:
+            agent.wait(60)
+
+
+@pytest.mark.process
+def test_a_node_with_another_key_is_left_outside_with_a_line(tmp_path: Path) -> None:
+    agents, port, log = two_nodes(tmp_path, ("ab" * 32, "cd" * 32))
+    try:
+        assert agents[1].wait(100) == 1
+        assert f"error: the store of this start at tcp:127.0.0.1:{port} cannot be used" in log.read_text()
+    finally:
+        for agent in agents:
+            agent.kill()
+            agent.wait(60)
 
 
 @needs_root
