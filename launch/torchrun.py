@@ -7,28 +7,21 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-RENDEZVOUS = "keep_alive_interval=5,keep_alive_max_attempt=120,last_call_timeout=3,join_timeout={join_s}"
-"""Settings of the c10d rendezvous, in whole seconds.
-
-An agent counts another as dead, and continues alone, when its last heartbeat is older than the product of the first two
-by its own clock: so clocks may differ by ten minutes. A lost agent is noticed earlier, by its ranks or the scheduler.
-"""
 JOIN_S = 60
+"""Seconds to wait for all nodes of a start."""
 JOIN_NODES_S = 600
 """Longer for many nodes, which import torch from one file server and start minutes apart."""
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Rendezvous of the agents of one job start; on a single machine, at a port that the store chooses."""
+    """Rendezvous of the agents of one job start; by default there is one, which needs no port."""
 
     nodes: int = 1
-    endpoint: str = "127.0.0.1:0"
-    """Address and port of the head node. Port 0 is a free one, so two jobs on one machine never collide."""
-    address: str = "127.0.0.1"
-    """Address of this node, as the others reach it."""
-    is_head: bool | None = None
-    """True if this node hosts the store; None: torchrun compares host names, and errs with aliases."""
+    endpoint: str = "here"
+    """Address and port at which the head node hosts the store."""
+    rank: int = 0
+    """Index of this node; node 0 is the head."""
     id: str = ""
     """Different for each start: processes left from an earlier one must not join."""
 
@@ -60,11 +53,10 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous)
         "everstep.trainer.torchrun_agent",  # torchrun itself, less noisy when a worker fails
         f"--nnodes={meeting.nodes}",
         f"--nproc-per-node={nproc}",
-        "--rdzv-backend=c10d",
+        "--rdzv-backend=everstep",  # our own, as torch's unpickles what others can write
         f"--rdzv-endpoint={meeting.endpoint}",
         f"--rdzv-id={meeting.id}",
-        f"--rdzv-conf={_settings(meeting)}",
-        f"--local-addr={meeting.address}",
+        f"--rdzv-conf={_settings(program, meeting)}",
         "--monitor-interval=0.1",
         f"--shutdown-timeout={grace_s}",
         f"--log-dir={os.devnull}",  # otherwise it creates a folder for each start and never removes it
@@ -73,16 +65,17 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous)
     ]
 
 
-def _settings(meeting: Rendezvous) -> str:
-    settings = RENDEZVOUS.format(join_s=JOIN_S if meeting.nodes == 1 else JOIN_NODES_S)
-    return settings if meeting.is_head is None else f"{settings},is_host={str(meeting.is_head).lower()}"
+def _settings(program: Sequence[str], meeting: Rendezvous) -> str:
+    wait_s = JOIN_S if meeting.nodes == 1 else JOIN_NODES_S
+    kind = "trainer" if list(program[:2]) == ["-m", "everstep.trainer"] else "script"
+    return f"rank={meeting.rank},join_timeout={wait_s},program={kind}"
 
 
 def environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str]) -> dict[str, str]:
     """Return the trainer's environment: the caller's, torchrun's settings and the job's additions."""
     return {
         **base,
-        # torchrun keeps one store over restarts, from which gloo reads addresses of dead ranks: use a new one.
+        # For torchruns that a script starts: one store over restarts would have addresses of dead ranks.
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         # Always set: otherwise torchrun sets 1 and prints a paragraph.
         "OMP_NUM_THREADS": str(threads),

@@ -1,4 +1,4 @@
-"""torchrun as `everstep` starts it: the same agent, without its error report.
+"""torchrun as `everstep` starts it: the same agent, with our rendezvous and without its error report.
 
 When a worker fails, torchrun prints a page about it and a traceback of its own. Our workers have already printed one
 line on what to fix, and that line should be the last. For a worker that was killed, the agent prints the rank and the
@@ -24,6 +24,7 @@ from everstep.outcome import Ending, Outcome
 from everstep.process_tuning import keep_printing
 from everstep.rank_env import AGENT_PID
 from everstep.run_folder import PROGRESS, STARTER, RunFolder
+from everstep.trainer.distributed import agent_rendezvous
 from everstep.trainer.reporting.outcome import LOST_PEER, hand_over
 
 TERMINATED = -15
@@ -35,6 +36,7 @@ def main() -> int:
         logging.getLogger(f"torch.distributed.elastic.{name}").setLevel(logging.CRITICAL)
     keep_printing()
     os.environ[AGENT_PID] = str(os.getpid())
+    agent_rendezvous.register()
     memory = OutOfMemoryCount()
     try:
         torchrun(sys.argv[1:])
@@ -46,6 +48,9 @@ def main() -> int:
         return first.exitcode if first.exitcode > 0 else 1
     except SignalException as stopped:
         return 128 + stopped.sigval
+    except EverstepError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
     return 0
 
 

@@ -12,7 +12,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -24,12 +24,14 @@ from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.output_capture import Output
 from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local, Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
+from everstep.launch.node import token
 from everstep.launch.node.checks import BadNode, address, failures
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.snapshot import open_code, search_path
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, STARTER, RunFolder
+from everstep.start_key import START_KEY, TOKEN, start_key
 
 START = "EVERSTEP_START"
 """Environment variable: number of this start in the run folder."""
@@ -68,6 +70,8 @@ class Node:
     signals: Signals
     number: int | None = None
     """Number of the start; None reads it from the environment."""
+    _key: str | None = field(default=None, repr=False)
+    """Key of the start, which the nodes share; None on one node, whose agent makes one."""
 
     def __post_init__(self) -> None:
         self.start = Start(self.folder, int(os.environ[START]) if self.number is None else self.number)
@@ -155,7 +159,9 @@ class Node:
             given = extra.get("PYTHONPATH", os.environ.get("PYTHONPATH", ""))
             script = self.program()[0]
             extra |= search_path(code, given, "" if script.startswith("-") else str(Path(script).parent))
-        return torchrun.environment(os.environ, share, extra)
+        # The processes need the key of their start only; the token is good for all starts of the job.
+        base = {name: value for name, value in os.environ.items() if name not in (TOKEN, START_KEY)}
+        return torchrun.environment(base, share, extra | ({} if self._key is None else {START_KEY: self._key}))
 
     def _meet(self) -> torchrun.Rendezvous | None:
         """Return the rendezvous of this start; the head finds a free port and publishes it in the run folder."""
@@ -163,9 +169,9 @@ class Node:
         name = f"{self.allocation.job}.{self.allocation.restart}.{self.start.number}"
         if len(hosts) == 1:
             return torchrun.Rendezvous(id=name)
-        interface, told = self.submitted.job.interface, self.allocation.address
-        mine = told if told and interface is None else address(interface)
         if place == 0:
+            secret = token.offer(self.start, os.environ)
+            mine = self._address()
             self.start.announce(f"{mine}:{free_port(self.allocation.job, mine)}")
         # The head needs at most as long as its slowest check.
         endpoint = self.start.await_head(self.local.wait, self.submitted.job.check_s + 60)
@@ -173,8 +179,15 @@ class Node:
             say(f"node {self.allocation.host}: heard nothing of the head node {hosts[0]}")
             return None
         if place != 0:
+            secret = token.receive(self.start, os.environ)
             self._compare_clocks(hosts[0])
-        return torchrun.Rendezvous(len(hosts), endpoint, mine, place == 0, name)
+        self._key = start_key(secret, name)
+        return torchrun.Rendezvous(len(hosts), endpoint, place, name)
+
+    def _address(self) -> str:
+        """Return the address of this node at which the others reach it."""
+        interface, told = self.submitted.job.interface, self.allocation.address
+        return told if told and interface is None else address(interface)
 
     def _compare_clocks(self, head: str) -> None:
         """Report a clock that differs from the head's; BadNode if by more than MOST_SKEW_S."""

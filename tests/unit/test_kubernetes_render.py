@@ -17,6 +17,7 @@ from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes.labels import job_name, slug
 from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.strategic_merge import merge
+from everstep.start_key import TOKEN
 
 GOLDEN = Path(__file__).parent.parent / "golden/kubernetes"
 VERSIONS = ("1.31", "1.37")
@@ -214,6 +215,29 @@ used = resource.getrusage(resource.RUSAGE_SELF)
 print(used.ru_utime + used.ru_stime, [m for m in ("lightkube", "httpx2", "torch") if m in sys.modules], file=sys.stderr)
 sys.exit(code)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert [each["kind"] for each in yaml.safe_load_all(done.stdout)] == ["ConfigMap", "Service", "Job"]
+    assert [each["kind"] for each in yaml.safe_load_all(done.stdout)] == [
+        "ConfigMap",
+        "Service",
+        "NetworkPolicy",
+        "Job",
+    ]
     assert done.stderr.splitlines()[-1].endswith(" []"), done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_only_pods_of_the_job_may_connect_to_its_pods() -> None:
+    for kind in ("job", "jobset", "trainjob"):
+        *_, policy, main = made(**{**FULL, "kind": kind})
+        label = "job-name" if kind == "job" else "jobset.sigs.k8s.io/jobset-name"
+        pods = {"matchLabels": {label: main["metadata"]["name"]}}
+        assert policy["spec"] == {
+            "podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}]
+        }  # fmt: skip
+
+
+def test_the_token_of_a_job_stands_in_no_manifest_and_one_pod_needs_none() -> None:
+    named = [each for each in pod(made(nodes=3, image="i")[-1])["containers"][0]["env"] if each["name"] == TOKEN]
+    (main,) = (each for each in made(nodes=3, image="i") if each["kind"] == "Job")
+    reference = {"name": f"{main['metadata']['name']}-token", "key": TOKEN, "optional": True}
+    assert named == [{"name": TOKEN, "valueFrom": {"secretKeyRef": reference}}]
+    assert TOKEN not in manifest(made(nodes=1, image="i"))

@@ -15,13 +15,14 @@ from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.output_capture import KEPT_LINES, Output
 from everstep.launch.job_start.process import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
-from everstep.launch.node import checks
+from everstep.launch.node import checks, token
 from everstep.launch.node.agent import Node, free_port
 from everstep.launch.node.checks import BadNode, address, failures, storage
 from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.snapshot import node_folder, take
 from everstep.launch.torchrun import Rendezvous, agent
 from everstep.run_folder import RunFolder
+from everstep.start_key import start_key
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2",
          "SLURM_NODEID": "1"}  # fmt: skip
@@ -84,6 +85,76 @@ def test_gpus_that_are_asked_for_and_not_there_are_a_failure(
     assert failures(JobConfig(gpus=2, nproc=2), folder, "n1", 1) == ["2 GPUs were asked for, and 0 can be seen"]
 
 
+ALONE = {"EVERSTEP_RUN_TOKEN": "t" * 32}
+
+
+def test_the_nodes_of_a_job_share_the_token_that_its_scheduler_brought(folder: RunFolder) -> None:
+    start = Start.claim(folder, Allocation.of(SLURM), None)
+    assert token.offer(start, ALONE) == token.receive(start, ALONE) == "t" * 32
+    assert "token" not in folder.storage.names("starts/0001")
+    with pytest.raises(ConfigError, match=r"EVERSTEP_RUN_TOKEN has 5 letters .at least 32.; use openssl rand -hex 32"):
+        token.offer(start, {"EVERSTEP_RUN_TOKEN": "short"})
+
+
+def test_without_one_the_head_keeps_a_token_in_the_run_folder_that_only_this_user_reads(folder: RunFolder) -> None:
+    first, second = (Start.claim(folder, Allocation.of(SLURM), None) for _ in range(2))
+    made = token.offer(first, {})
+    file = folder.storage.path("starts/0001/token")
+    assert file is not None
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert token.receive(first, {}) == made != token.offer(second, {})
+
+
+@pytest.mark.parametrize("spoil", ["mode", "owner", "link"])
+def test_a_token_that_others_could_have_written_or_read_is_refused(folder: RunFolder, spoil: str) -> None:
+    start = Start.claim(folder, Allocation.of(SLURM), None)
+    token.offer(start, {})
+    file = folder.storage.path("starts/0001/token")
+    assert file is not None
+    if spoil == "mode":
+        file.chmod(0o644)
+    elif spoil == "owner":
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file to another user")
+        os.chown(file, 65534, 65534)
+    else:
+        file.rename(file.with_name("other"))
+        file.symlink_to("other")
+    with pytest.raises((ConfigError, OSError), match=r"is not yours alone|Too many levels of symbolic links"):
+        token.receive(start, {})
+
+
+def test_a_folder_that_can_keep_no_secret_is_refused_in_a_line() -> None:
+    start = Start.claim(RunFolder("memory://runs/a"), Allocation.of(SLURM), None)
+    for ask in (token.offer, token.receive):
+        with pytest.raises(ConfigError, match=r"EVERSTEP_RUN_TOKEN is not set, and .*/a is no folder that only you"):
+            ask(start, {})
+
+
+def test_a_token_that_reached_the_head_alone_is_missed_in_a_line(folder: RunFolder) -> None:
+    start = Start.claim(folder, Allocation.of(SLURM), None)
+    token.offer(start, ALONE)
+    with pytest.raises(ConfigError, match="EVERSTEP_RUN_TOKEN reaches the head node only"):
+        token.receive(start, {})
+
+
+def test_the_processes_get_the_key_of_their_start_and_not_the_token(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVERSTEP_START", "1")
+    monkeypatch.setenv("EVERSTEP_RUN_TOKEN", "t" * 32)
+    job = JobSpec(JobConfig(interface="lo", nproc=2), ("-m", "everstep.trainer"), None)
+    with Signals() as signals:
+        start = Start.claim(folder, Allocation.of(SLURM), None)
+        start.announce("10.0.0.1:20012")
+        node = Node(folder, Allocation.of(SLURM), job, signals)
+        meeting = node._meet()
+    assert meeting == Rendezvous(3, "10.0.0.1:20012", 1, "12.2.1")
+    env = node.environment(1)
+    assert env["EVERSTEP_START_KEY"] == start_key("t" * 32, "12.2.1") != start_key("t" * 32, "12.2.2")
+    assert "t" * 32 not in str(env) + str(agent(["mine.py"], 2, 60, meeting))
+
+
 def test_a_port_that_is_taken_is_passed_over() -> None:
     first = free_port("12", "127.0.0.1")
     with socket.socket() as taken:
@@ -94,9 +165,9 @@ def test_a_port_that_is_taken_is_passed_over() -> None:
 
 
 def test_the_agents_of_a_start_meet_under_a_name_that_no_other_start_has() -> None:
-    argv = agent(["mine.py", "--lr", "1"], 8, 60, Rendezvous(4, "10.0.0.1:20012", "10.0.0.2", False, "12.2.5"))
-    assert {"--nnodes=4", "--rdzv-endpoint=10.0.0.1:20012", "--local-addr=10.0.0.2", "--rdzv-id=12.2.5"} <= set(argv)
-    assert any(word.endswith("join_timeout=600,is_host=false") for word in argv)
+    argv = agent(["mine.py", "--lr", "1"], 8, 60, Rendezvous(4, "10.0.0.1:20012", 2, "12.2.5"))
+    assert {"--nnodes=4", "--rdzv-endpoint=10.0.0.1:20012", "--rdzv-id=12.2.5"} <= set(argv)
+    assert "--rdzv-conf=rank=2,join_timeout=600,program=script" in argv
     assert argv[-3:] == ["mine.py", "--lr", "1"]
 
 

@@ -17,15 +17,16 @@ def test_one_process_needs_no_torchrun() -> None:
     ]
 
 
-def test_many_processes_go_through_torchrun_with_settings_that_put_up_with_clocks_minutes_apart() -> None:
+def test_many_processes_go_through_torchrun_with_a_rendezvous_that_needs_no_port() -> None:
     argv = command("s3://bucket/runs/demo", nproc=4, grace_s=90)
     assert argv[1:3] == ["-m", "everstep.trainer.torchrun_agent"]
     assert argv[-4:] == ["-m", "everstep.trainer", "--frozen", "s3://bucket/runs/demo"]
     assert {
         "--nproc-per-node=4",
-        "--rdzv-endpoint=127.0.0.1:0",
+        "--rdzv-backend=everstep",
+        "--rdzv-endpoint=here",
         "--rdzv-id=demo",
-        "--rdzv-conf=keep_alive_interval=5,keep_alive_max_attempt=120,last_call_timeout=3,join_timeout=60",
+        "--rdzv-conf=rank=0,join_timeout=60,program=trainer",
         "--shutdown-timeout=90",
         "--max-restarts=0",
     } <= set(argv)

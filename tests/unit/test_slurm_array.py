@@ -115,6 +115,21 @@ def test_a_launcher_within_an_array_does_not_make_its_jobs_elements(
     assert Slurm().submit(Slurm().render_batch(JOB, BATCH)).cluster == "none"
 
 
+def test_a_job_gets_a_token_of_its_own_in_sbatchs_environment_and_in_no_argument(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(tmp_path, "sbatch", f'echo "$EVERSTEP_RUN_TOKEN $*" >>{tmp_path}/seen; echo "1;c"', monkeypatch)
+    for _ in range(2):
+        Slurm().submit(Slurm().render_batch(JOB, BATCH))
+    monkeypatch.setenv("EVERSTEP_RUN_TOKEN", "u" * 32)
+    Slurm().submit(Slurm().render_batch(JOB, BATCH))
+    tokens, arguments = zip(*(line.split(" ", 1) for line in (tmp_path / "seen").read_text().splitlines()), strict=True)
+    assert [len(token) for token in tokens] == [64, 64, 32]
+    assert len(set(tokens)) == 3
+    assert tokens[2] == "u" * 32
+    assert not [token for token in tokens if token in " ".join(arguments)]
+
+
 def test_the_script_asks_for_the_element_by_its_number_in_the_list(tmp_path: Path) -> None:
     (tmp_path / "list").write_text("/runs/a\n/runs/b\n")
     asked = [sys.executable, "-m", "everstep.launch.restart.decide", "element", f"{tmp_path}/list"]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.checkpoint.planner import SavePlan, WriteItem, WriteItemType
+from torch.distributed.checkpoint.planner import SavePlan, TensorWriteData, WriteItem, WriteItemType
 
 from everstep.errors import CheckpointError
 from everstep.trainer.distributed.mesh import Mesh
@@ -25,6 +25,8 @@ from everstep.trainer.distributed.mesh import Mesh
 ALIGN = 64
 """Bytes; a tensor of any type may begin at a multiple of it."""
 
+Rows = list[list[Any]]
+"""A plan of torch.distributed.checkpoint as JSON, one row for each item."""
 Key = tuple[tuple[str, torch.Size, torch.dtype], ...]
 
 
@@ -74,19 +76,48 @@ def lay_out(tensors: Mapping[str, Tensor], mesh: Mesh) -> Layout:
     """Plan the layout with all ranks; a tensor that several ranks hold alike is written by one of them."""
     planner = DefaultSavePlanner()
     planner.set_up_planner(dict(tensors), None, mesh.is_main)
-    known: list[tuple[bytes, list[int]]] = []
+    known: list[list[Any]] = []
 
-    def share_out(plans: list[SavePlan]) -> list[SavePlan]:
-        shares, metadata = planner.create_global_plan(plans)
+    def share_out(plans: list[Rows]) -> list[Rows]:
+        shares, metadata = planner.create_global_plan([_plan(rows) for rows in plans])
         placed = [place(share.items) for share in shares]
-        table = json.dumps(_describe(metadata, placed), sort_keys=True).encode()
-        known.append((table, [_end(pieces) for pieces in placed]))
-        return shares
+        table = json.dumps(_describe(metadata, placed), sort_keys=True)
+        known.append([table, [_end(pieces) for pieces in placed]])
+        return [_rows(share) for share in shares]
 
-    mine = mesh.exchange(planner.create_local_plan(), share_out)
+    mine = _plan(mesh.exchange(_rows(planner.create_local_plan()), share_out))
     planner.finish_plan(mine)
     table, sizes = mesh.decide(lambda: known[0])
-    return Layout(mesh.rank, place(mine.items), planner, table, sizes, key_of(tensors))
+    return Layout(mesh.rank, place(mine.items), planner, table.encode(), sizes, key_of(tensors))
+
+
+def _rows(plan: SavePlan) -> Rows:
+    """Return a plan as JSON; what is not in a row has the same default on all ranks.
+
+    Raises:
+        CheckpointError: the plan holds something other than tensors.
+    """
+    rows = []
+    for item in plan.items:
+        if item.type is WriteItemType.BYTE_IO or item.tensor_data is None:
+            raise CheckpointError(f"{item.index.fqn} is not a tensor; only tensors are saved")
+        data, at = item.tensor_data, item.index.offset
+        dtype = str(data.properties.dtype).removeprefix("torch.")
+        offset = None if at is None else list(at)
+        chunk = [list(data.chunk.offsets), list(data.chunk.sizes)]
+        rows.append([item.index.fqn, offset, item.index.index, item.type.name, *chunk, dtype, list(data.size)])
+    return rows
+
+
+def _plan(rows: Rows) -> SavePlan:
+    items = []
+    for name, at, index, kind, offsets, sizes, dtype, size in rows:
+        where = dcp.MetadataIndex(name, None if at is None else torch.Size(at), index)
+        chunk = dcp.ChunkStorageMetadata(torch.Size(offsets), torch.Size(sizes))
+        properties = dcp.TensorProperties(dtype=getattr(torch, dtype))
+        data = TensorWriteData(chunk, properties, torch.Size(size))
+        items.append(WriteItem(where, WriteItemType[kind], tensor_data=data))
+    return SavePlan(items, planner_data={})
 
 
 def _end(pieces: list[Piece]) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -16,7 +17,7 @@ from blake3 import blake3
 
 from everstep.config import LocalTierConfig
 from everstep.private_folder import expand, private_folder
-from everstep.run_folder import MANIFEST, RunFolder
+from everstep.run_folder import MANIFEST, Lineage, RunFolder
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name, signed_run
 from everstep.trainer.checkpoint.read import DamagedError
@@ -51,7 +52,7 @@ class NodeTier:
         """True if this rank acts for its node."""
         self.pairs = pair_up(self.nodes)
         # A group of its own, since its messages overlap with those of training.
-        self.group = dist.new_group(backend="gloo") if self.pairs else None
+        self.group = mesh.new_gloo_group() if self.pairs else None
 
     def due(self, step: int) -> bool:
         return self.config.every is not None and step > 0 and step % self.config.every == 0
@@ -89,8 +90,11 @@ def node_folder(path: str) -> str:
     return str(private_folder(expand(path, "checkpoint.local.path")))
 
 
-Inventory = dict[str, tuple[bytes, dict[str, int]]]
-"""By checkpoint: the manifest's bytes (none if the node has no manifest) and the size of each file."""
+Inventory = dict[str, list[Any]]
+"""By checkpoint: the manifest's bytes as Latin-1 text, and the size of each file.
+
+The text is empty if the node has no manifest.
+"""
 
 
 @dataclass(frozen=True)
@@ -105,7 +109,8 @@ class NodeCheckpoint(Committed):
 def find_on_nodes(tier: NodeTier, folder: RunFolder) -> list[NodeCheckpoint]:
     """Return the complete checkpoints in the run's line, newest first, the same on all ranks."""
     inventories = tier.mesh.gather(_take_inventory(tier) if tier.leads else {})
-    lineage = tier.mesh.decide(folder.lineage)
+    pairs: list[tuple[int, int]] = tier.mesh.decide(lambda: list(folder.lineage().restored.items()))
+    lineage = Lineage(dict(pairs))
     run_id = tier.mesh.decide(lambda: signed_run(folder))
     found = []
     for name in {name for inventory in inventories for name in inventory}:
@@ -119,9 +124,9 @@ def _take_inventory(tier: NodeTier) -> Inventory:
     for name in tier.storage.names():
         files = {file: tier.storage.size(f"{name}/{file}") for file in tier.storage.names(name) if file != MANIFEST}
         try:
-            found[name] = (tier.storage.read(f"{name}/{MANIFEST}"), files)
+            found[name] = [tier.storage.read(f"{name}/{MANIFEST}").decode("latin-1"), files]
         except FileNotFoundError:
-            found[name] = (b"", files)
+            found[name] = ["", files]
     return found
 
 
@@ -129,7 +134,7 @@ def _complete(
     tier: NodeTier, name: str, key: tuple[int, int], inventories: list[Inventory], run_id: str | None
 ) -> list[NodeCheckpoint]:
     manifests = [inventory[name][0] for inventory in inventories if name in inventory and inventory[name][0]]
-    found = parse_checkpoint(name, *key, manifests[0], run_id) if manifests else None
+    found = parse_checkpoint(name, *key, manifests[0].encode("latin-1"), run_id) if manifests else None
     if not isinstance(found, Committed):
         return []
     holders = {

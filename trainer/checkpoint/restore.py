@@ -6,7 +6,8 @@ import contextlib
 import functools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from blake3 import blake3
 from torch import Tensor
@@ -20,6 +21,7 @@ from everstep.trainer.checkpoint.manifest import (
     CheckpointRef,
     Committed,
     Damaged,
+    FileRecord,
     Manifest,
     candidates,
     check_format,
@@ -59,12 +61,12 @@ def open_checkpoint(storage: Storage, found: CheckpointRef, mesh: Mesh) -> OpenC
     if isinstance(found, Damaged):
         raise DamagedError(found.why)
 
-    def check() -> bytes:
+    def check() -> str:
         for name, record in sorted(found.manifest.files.items()):
             _check_size(storage, found.path, name, record.bytes)
-        return _read_index(storage, found.path, found.manifest)
+        return _read_index(storage, found.path, found.manifest).decode("latin-1")  # which holds any bytes
 
-    return _opened(storage, found.path, mesh.decide(check), found.manifest)
+    return _opened(storage, found.path, mesh.decide(check).encode("latin-1"), found.manifest)
 
 
 def _opened(storage: Storage, path: str, table: bytes, manifest: Manifest) -> OpenCheckpoint:
@@ -138,6 +140,20 @@ def _fitting(source: OpenCheckpoint) -> Iterator[None]:
         ) from error
 
 
+def pack_ref(found: CheckpointRef) -> dict[str, Any]:
+    """Return a checkpoint as JSON, for the other ranks."""
+    return {"committed" if isinstance(found, Committed) else "damaged": asdict(found)}
+
+
+def unpack_ref(packed: dict[str, Any]) -> CheckpointRef:
+    """Return a checkpoint that rank 0 has found and judged."""
+    if "damaged" in packed:
+        return Damaged(**packed["damaged"])
+    fields = packed["committed"]["manifest"]
+    files = {name: FileRecord(**record) for name, record in fields["files"].items()}
+    return Committed(packed["committed"]["path"], Manifest(**{**fields, "files": files}))
+
+
 class Restorer:
     """Finds and loads a checkpoint for one attempt.
 
@@ -198,7 +214,8 @@ class Restorer:
 
     def load_newest(self) -> tuple[CheckpointRef | None, list[CheckpointRef], list[Damaged]]:
         """Return (the loaded one, the run folder's remaining ones, the skipped ones with the reason)."""
-        listed = self.mesh.decide(lambda: list(candidates(self.folder)))
+        sent = self.mesh.decide(lambda: [pack_ref(found) for found in candidates(self.folder)])
+        listed = [unpack_ref(found) for found in sent]
         on_nodes = find_on_nodes(self.tier, self.folder) if self.tier is not None else []
         bad: list[Damaged] = []
         for found in _newest_first([*on_nodes, *listed]):

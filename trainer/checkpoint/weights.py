@@ -13,7 +13,7 @@ from everstep.errors import CheckpointError, ConfigError
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.manifest import CheckpointRef
 from everstep.trainer.checkpoint.read import DamagedError, fill
-from everstep.trainer.checkpoint.restore import choose, open_checkpoint
+from everstep.trainer.checkpoint.restore import choose, open_checkpoint, pack_ref, unpack_ref
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.model_state import ModelState
 
@@ -34,7 +34,8 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
     tensors = {f"{PREFIX}{n}": value for n, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     wanted = _wanted(tensors, match)
     faults = []
-    for folder, found in mesh.decide(lambda: list(choose(url))):
+    for packed in mesh.decide(lambda: [{"folder": folder.url, **pack_ref(found)} for folder, found in choose(url)]):
+        folder, found = RunFolder(packed["folder"]), unpack_ref(packed)
         try:
             there = _take(url, folder, found, wanted, model, match, mesh)
         except DamagedError as error:

@@ -7,10 +7,11 @@ on a generation that no earlier start can have had.
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -24,6 +25,9 @@ from everstep.config import ParallelConfig, ParallelKind
 from everstep.errors import ConfigError, EverstepError, MachineError
 from everstep.fault import chain
 from everstep.rank_env import RankInfo
+from everstep.start_key import START_KEY, STORE
+from everstep.trainer.distributed import gloo_peers, messages
+from everstep.trainer.distributed.store_client import RunStore
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -45,6 +49,8 @@ class Mesh:
     grid: DeviceMesh | None = None
     store: Store | None = None
     """Store that only the processes of this start share."""
+    secret: bytes = field(default=b"", repr=False)
+    """Secret that only the processes of this start share."""
 
     @property
     def rank(self) -> int:
@@ -59,58 +65,54 @@ class Mesh:
         return self.place.rank == 0
 
     def decide(self, decision: Callable[[], T]) -> T:
-        """Return rank 0's decision on all ranks; an EverstepError of it is raised on all of them."""
+        """Return rank 0's decision, a JSON value, on all ranks; its EverstepError is raised on all."""
         if self.world == 1:
             return decision()
-        box: list[Any] = [None]
+        said: dict[str, Any] = {}
         if self.is_main:
             try:
-                box = [(True, decision())]
+                said = {"value": decision()}
             except EverstepError as error:
-                box = [(False, error)]
-        dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-        fine, value = box[0]
-        if not fine:
-            value.told = not self.is_main
-            raise value
-        decided: T = value
+                said = {"error": messages.pack_error(error)}
+        said = messages.broadcast(said, self.rank)
+        if "error" in said:
+            raise _raised(said["error"], told=not self.is_main)
+        decided: T = said["value"]
         return decided
 
     def exchange(self, value: T, answer: Callable[[list[T]], list[U]]) -> U:
-        """Send each rank's value to rank 0, and rank 0's answers back; its EverstepError is raised on all."""
+        """Send each rank's JSON value to rank 0 and its answers back; its EverstepError is raised on all."""
         if self.world == 1:
             return answer([value])[0]
-        values: list[Any] | None = [None] * self.world if self.is_main else None
-        dist.gather_object(value, values, dst=0)
-        answers: list[Any] = []
-        self.decide(lambda: answers.extend(answer(values or [])))
-        mine: list[Any] = [None]
-        dist.scatter_object_list(mine, answers if self.is_main else None, src=0)
-        given: U = mine[0]
+        values: list[T] = messages.gather_on_main(value, self.rank, self.world)
+        answers: list[U] = []
+        self.decide(lambda: answers.extend(answer(values)))
+        given: U = messages.scatter(answers, self.rank, self.world)
         return given
 
-    def together(self, work: Callable[[], T]) -> list[T]:
-        """Return each rank's result of `work` on all ranks; the first EverstepError is raised on all."""
-        if self.world == 1:
-            return [work()]
+    def together(self, work: Callable[[], object]) -> None:
+        """Do `work` on all ranks; the first EverstepError is raised on all."""
+        failed: EverstepError | None = None
         try:
-            mine: tuple[T | None, EverstepError | None] = (work(), None)
+            work()
         except EverstepError as error:
-            mine = (None, error)
-        found = self.gather(mine)
-        for rank, (_, failed) in enumerate(found):
-            if failed is not None:
-                failed.told = rank != self.rank
-                raise failed
-        return [value for value, _ in found]  # type: ignore[misc]
+            if self.world == 1:
+                raise
+            failed = error
+        for rank, each in enumerate(self.gather(None if failed is None else messages.pack_error(failed))):
+            if each is not None:
+                raise _raised(each, told=rank != self.rank)
 
     def gather(self, value: T) -> list[T]:
-        """Return each rank's value, on all ranks."""
-        if self.world == 1:
-            return [value]
-        values: list[Any] = [None] * self.world
-        dist.all_gather_object(values, value)
-        return values
+        """Return each rank's JSON value, on all ranks."""
+        return [value] if self.world == 1 else messages.gather(value, self.world)
+
+    def new_gloo_group(self) -> dist.ProcessGroup:
+        """Make another group of all ranks, for messages that overlap with those of training."""
+        with gloo_peers.closed_afterwards():
+            group: dist.ProcessGroup = dist.new_group(backend="gloo")
+        gloo_peers.prove(group, self.secret)
+        return group
 
     def all(self, fact: bool) -> bool:
         """True if `fact` is true on every rank."""
@@ -127,9 +129,20 @@ class Mesh:
         return tensor
 
 
+def _raised(packed: dict[str, Any], told: bool) -> EverstepError:
+    error = messages.unpack_error(packed)
+    error.told = told
+    return error
+
+
 def join(place: RankInfo, timeout_s: float) -> Store:
     """Return a store that only the processes of this start share."""
-    store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
+    address, key = os.environ.pop(STORE, ""), os.environ.pop(START_KEY, "")  # processes that we start need neither
+    store: Store
+    if address:
+        store = RunStore(address, bytes.fromhex(key), timeout_s)
+    else:  # torchrun was started by hand
+        store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=timeout_s)))
     return PrefixStore(f"everstep/{agree_on_generation(store, place, timeout_s)}", store)
 
 
@@ -219,12 +232,19 @@ def form(place: RankInfo, store: Store | None, parallel: ParallelConfig, timeout
     """Join the group and lay out the grid of devices as `parallel` configures."""
     parallel.check_world(place.world)
     device = _device(place)
-    if store is not None:
-        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if store is None:
+        return Mesh(place, device)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    with gloo_peers.closed_afterwards():
         dist.init_process_group(
             backend, store=store, rank=place.rank, world_size=place.world, timeout=timedelta(seconds=timeout_s)
         )
-    return Mesh(place, device, grid(parallel, place.world, device) if store is not None else None, store)
+        layout = grid(parallel, place.world, device)
+    groups = [*([] if layout is None else layout.get_all_groups()), dist.group.WORLD]
+    mesh = Mesh(place, device, layout, store, gloo_peers.shared_secret(store, place.rank))
+    for group in {id(group): group for group in groups if group is not None}.values():
+        gloo_peers.prove(group, mesh.secret)
+    return mesh
 
 
 def _device(place: RankInfo) -> torch.device:

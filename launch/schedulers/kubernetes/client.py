@@ -23,6 +23,7 @@ KINDS = {
     "Pod": ("", "v1", "pods"),
     "Service": ("", "v1", "services"),
     "ConfigMap": ("", "v1", "configmaps"),
+    "NetworkPolicy": ("networking.k8s.io", "v1", "networkpolicies"),
     "JobSet": ("jobset.x-k8s.io", "v1alpha2", "jobsets"),
     "TrainJob": ("trainer.kubeflow.org", "v1alpha1", "trainjobs"),
 }
@@ -142,13 +143,7 @@ class Client:
 
     def own(self, kind: str, name: str, owner: Plain) -> None:
         """Make `owner` the owner, with which the object is deleted."""
-        reference = {
-            "apiVersion": owner["apiVersion"],
-            "kind": owner["kind"],
-            "name": owner["metadata"]["name"],
-            "uid": owner["metadata"]["uid"],
-        }
-        patch = {"metadata": {"ownerReferences": [reference]}}
+        patch = {"metadata": {"ownerReferences": [owned_by(owner)]}}
         self._ask(lambda: self._kube.patch(_resource(kind), name, patch, namespace=self.namespace, patch_type=_merge()))
 
     def delete(self, kind: str, name: str) -> None:
@@ -192,6 +187,12 @@ class Client:
                     raise ConfigError(f"{where} has not answered for {self.retry_s:.0f} s: {error}") from error
             time.sleep(min(pause, max(0.0, deadline - time.monotonic())))
             pause = min(10.0, 2 * pause)
+
+
+def owned_by(owner: Plain) -> Plain:
+    """Return the reference with which an object is deleted together with `owner`."""
+    metadata = owner["metadata"]
+    return {"apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": metadata["name"], "uid": metadata["uid"]}
 
 
 def _said(response: Any) -> str:

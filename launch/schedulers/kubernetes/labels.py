@@ -30,6 +30,11 @@ def job_name(program: Program) -> str:
     return f"{slug(program.name)[:LONGEST_RUN].rstrip('-')}-{digest}"
 
 
+def token_secret(job: str) -> str:
+    """Return the name of the Secret with the token of a job."""
+    return f"{job}-token"
+
+
 def slug(text: str) -> str:
     """Return the text as a Kubernetes name: lower-case letters, digits and '-', a letter first."""
     plain = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")

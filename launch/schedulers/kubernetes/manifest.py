@@ -38,8 +38,10 @@ def objects(job: JobConfig, program: Program) -> list[Plain]:
     made = {"job": _job, "jobset": _jobset, "trainjob": _trainjob}[job.kind](job, program, name, _name(config))
     if job.k8s.overlay is not None:
         made = strategic_merge.merge(made, strategic_merge.read(job.k8s.overlay))
+    owner = (JOB_NAME if job.kind == "job" else JOBSET_NAME, name)
     # A JobSet creates its own service.
-    return [config, *([_service(job, program, name)] if job.kind == "job" else []), made]
+    services = [_service(job, program, name)] if job.kind == "job" else []
+    return [config, *services, _network_policy(job, program, owner), made]
 
 
 def manifest(made: list[Plain]) -> str:
@@ -101,6 +103,21 @@ def _service(job: JobConfig, program: Program, name: str) -> Plain:
             "selector": {JOB_NAME: name},
             "ports": [{"name": "rendezvous", "port": PORT, "protocol": "TCP"}],
         },
+    }
+
+
+def _network_policy(job: JobConfig, program: Program, owner: tuple[str, str]) -> Plain:
+    """Return the policy that lets only pods of the same job connect to the job's pods.
+
+    Args:
+        owner: label that all pods of this job have, and no others.
+    """
+    pods = {"matchLabels": {owner[0]: owner[1]}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(job, program, owner[1]),
+        "spec": {"podSelector": pods, "policyTypes": ["Ingress"], "ingress": [{"from": [{"podSelector": pods}]}]},
     }
 
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Program
-from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME, PORT, labels
+from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME, PORT, labels, token_secret
+from everstep.start_key import TOKEN
 
 GRACE_SLACK_S = 30
 """Seconds for a pod beyond job.grace_s: the supervisor kills its processes and writes a report."""
@@ -150,7 +151,17 @@ def _env(job: JobConfig, name: str) -> list[Plain]:
         {"name": "EVERSTEP_CACHE", "value": CACHE},
         *({"name": key, "value": value} for key, value in job.env.items()),
         *({"name": key, "valueFrom": {"secretKeyRef": {"name": job.k8s.secret, "key": key}}} for key in job.secrets),
+        *([_token(name)] if job.node_range[1] > 1 else []),
     ]
+
+
+def _token(name: str) -> Plain:
+    """Return the job's token, from a Secret that `submit` makes.
+
+    It is optional: without it the pods keep a token in the run folder, or refuse to start.
+    """
+    reference = {"name": token_secret(name), "key": TOKEN, "optional": True}
+    return {"name": TOKEN, "valueFrom": {"secretKeyRef": reference}}
 
 
 def resources(job: JobConfig) -> Plain:

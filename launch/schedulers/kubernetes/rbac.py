@@ -16,6 +16,9 @@ GRANTED = {
     ("trainer.kubeflow.org", "trainjobs"): WORKLOAD,
     ("", "services"): ("get", "list", "create", "patch"),
     ("", "configmaps"): ("get", "list", "create", "patch"),
+    ("networking.k8s.io", "networkpolicies"): ("get", "list", "create", "patch"),
+    # Not to read them: the token of a job on several nodes is made once and never asked for.
+    ("", "secrets"): ("create",),
     ("", "pods"): ("get", "list", "watch"),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,13 +16,15 @@ from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.schedulers.base import Ask, Program, Rendered
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
+from everstep.launch.schedulers.kubernetes import labels
 from everstep.launch.schedulers.kubernetes.capacity import lacking
-from everstep.launch.schedulers.kubernetes.client import RETRY_S, Client, Refused
+from everstep.launch.schedulers.kubernetes.client import RETRY_S, Client, Refused, owned_by
 from everstep.launch.schedulers.kubernetes.informer import Mirrors, Place
 from everstep.launch.schedulers.kubernetes.job_status import FAILED_CREATE, lacks_pods, queued, standing
-from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, TOKEN, token_label
+from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, token_label, token_secret
 from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.validate import mistakes
+from everstep.start_key import TOKEN, new_token
 
 MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
 WORKLOADS = ("Job", "JobSet", "TrainJob")
@@ -53,21 +56,43 @@ class Kubernetes:
         return [*mistakes(job, known, made), *lacking(job, made[-1], self._client, say)]
 
     def submit(self, rendered: Rendered) -> JobHandle:
-        """Apply settings and service before the job, so that no pod waits for them; the job then owns them."""
+        """Apply settings, service and policy before the job, which then owns them: no pod waits for one."""
         import yaml
 
         made = list(yaml.safe_load_all(rendered.manifest))
         *before, main = made
-        for thing in before:
-            self._client.apply(thing)
+        there = [self._client.apply(thing) for thing in before]
+        if TOKEN in rendered.manifest:
+            self._make_token(main["metadata"], {**before[0], "metadata": there[0]["metadata"]})
         job = self._client.apply(main)
         for thing in before:
             self._client.own(thing["kind"], thing["metadata"]["name"], {**main, "metadata": job["metadata"]})
         return self._handle(main["kind"], main["metadata"]["name"])
 
+    def _make_token(self, job: Mapping[str, Any], settings: dict[str, Any]) -> None:
+        """Make the Secret by which the pods of a job recognise each other; it goes with the job's settings.
+
+        It stands in no manifest. A repeated submission keeps the one that is there.
+        """
+        metadata = {"name": token_secret(job["name"]), "labels": job["labels"], "ownerReferences": [owned_by(settings)]}
+        thing = {
+            "apiVersion": "v1",
+            "kind": "Secret",
+            "metadata": metadata,
+            "immutable": True,
+            "data": {TOKEN: base64.b64encode(new_token().encode()).decode()},
+        }
+        try:
+            self._client.create(f"/api/v1/namespaces/{self._client.namespace}/secrets", thing)
+        except Refused as error:
+            if error.code == 403:
+                say("this account may not create secrets (k8s/rbac.yaml): the pods keep their token in the run folder")
+            elif error.code != 409:
+                raise
+
     def find(self, token: str) -> JobHandle | None:
         for kind in WORKLOADS:
-            for each in self._client.list(kind, {TOKEN: token_label(token)}):
+            for each in self._client.list(kind, {labels.TOKEN: token_label(token)}):
                 if not each["metadata"].get("ownerReferences"):  # the Job inside a JobSet has the same labels
                     return self._handle(kind, each["metadata"]["name"])
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -14,6 +15,7 @@ from everstep.launch.schedulers.base import Ask, Batch, Program, Rendered
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.launch.schedulers.slurm.commands import RETRY_S, Answer, ask
 from everstep.launch.schedulers.slurm.sbatch import array_command, job_command
+from everstep.start_key import TOKEN, check_token, new_token
 
 if TYPE_CHECKING:
     from everstep.launch.schedulers.slurm import jobs_json
@@ -51,7 +53,9 @@ class Slurm:
         return problems(job, lambda argv: self._ask(*argv))
 
     def submit(self, rendered: Rendered) -> JobHandle:
-        done = self._ask(*rendered.argv)
+        # sbatch keeps the environment with the job, over requeues, where other users cannot read it.
+        secret = check_token(os.environ[TOKEN]) if TOKEN in os.environ else new_token()
+        done = self._ask(*rendered.argv, **{TOKEN: secret})
         if done.code:
             raise ConfigError(f"sbatch refused the job: {done.last_line}")
         number, _, cluster = done.out.strip().partition(";")

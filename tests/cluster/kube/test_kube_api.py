@@ -19,7 +19,7 @@ from everstep.launch.config import job_config
 from everstep.launch.runs.lookup import find
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.job import JobState
-from everstep.launch.schedulers.kubernetes.client import Refused
+from everstep.launch.schedulers.kubernetes.client import KINDS, Refused
 from everstep.launch.schedulers.kubernetes.manifest import objects
 from everstep.launch.schedulers.kubernetes.scheduler import Kubernetes
 from support.kube.place import WAIT, Place, place
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.cluster
 PLANTED = "planted-value-of-a-secret"
 PROGRAM = Program("demo", "s3://runs/demo", ("-m", "everstep.trainer"), "everstep-1", "steps: 5\n")
 PATHS = {"Job": "/apis/batch/v1", "ConfigMap": "/api/v1", "Service": "/api/v1",
+         "NetworkPolicy": "/apis/networking.k8s.io/v1",
          "JobSet": "/apis/jobset.x-k8s.io/v1alpha2", "TrainJob": "/apis/trainer.kubeflow.org/v1alpha1"}  # fmt: skip
 FULL: dict[str, Any] = {
     "nodes": "2:4", "time": "1d", "mem": "512G", "cpus": 64, "exclude": ["n7"], "env": {"NCCL_DEBUG": "WARN"},
@@ -46,7 +47,8 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 
 def dry_run(there: Place, thing: dict[str, Any]) -> None:
     """What the server would say, and nothing is made."""
-    path = f"{PATHS[thing['kind']]}/namespaces/{there.namespace}/{thing['kind'].lower()}s"
+    plural = KINDS[thing["kind"]][2]
+    path = f"{PATHS[thing['kind']]}/namespaces/{there.namespace}/{plural}"
     there.client.create(f"{path}?dryRun=All&fieldValidation=Strict", thing)
 
 
@@ -222,11 +224,16 @@ def test_a_training_loses_a_pod_ends_by_itself_and_tells_no_secret(
     assert ["preempted" in each["outcome"] for each in facts()["decisions"]][:1] == [True]
     assert "step 400" in there.everstep(tmp_path, "logs", run, "--rank", "0", *root)
     everything = there.told()
+    secrets = there.client.items(f"/api/v1/namespaces/{there.namespace}/secrets")
+    (token,) = (each["data"]["EVERSTEP_RUN_TOKEN"] for each in secrets if each["metadata"]["name"].startswith(run))
+    assert token not in everything
+    assert base64.b64decode(token).decode() not in everything
     assert "secretKeyRef" in everything
     assert '"reason": "SuccessfulCreate"' in everything
     assert PLANTED not in everything
     if there.root is not None:
         files = [file for file in (there.root / run).rglob("*") if file.is_file()]
         assert [file for file in files if PLANTED.encode() in file.read_bytes()] == []
+        assert [file for file in files if base64.b64decode(token) in file.read_bytes()] == []
     assert PLANTED not in there.everstep(tmp_path, "status", run, "--json", *root)
     there.everstep(tmp_path, "cancel", run, *root)

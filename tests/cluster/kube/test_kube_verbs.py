@@ -29,7 +29,14 @@ def test_a_job_is_made_found_looked_at_and_removed_with_all_that_it_made(cluster
     status = scheduler.status([handle])[handle]
     assert (status.state, len(status.nodes)) == (JobState.running, 2)
     scheduler.cancel([handle, handle])
-    until(lambda: not any(cluster.store.list(kind) for kind in ("jobs", "pods", "services", "configmaps")))
+    until(
+        lambda: (
+            not any(
+                cluster.store.list(kind)
+                for kind in ("jobs", "pods", "services", "networkpolicies", "configmaps", "secrets")
+            )
+        )
+    )
     assert scheduler.status([handle])[handle].state is JobState.unknown
 
 

@@ -19,7 +19,7 @@ from support.kube.object_store import ApiError, Key, Plain, Store, set_condition
 from support.kube.query import KINDS, parse, selected
 from support.kube.wire import AGENT
 
-STATELESS = ("configmaps", "events", "leases", "secrets")
+STATELESS = ("configmaps", "events", "leases", "networkpolicies", "secrets")
 NODES = urllib.request.build_opener(
     urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
 )

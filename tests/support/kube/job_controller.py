@@ -108,10 +108,12 @@ class Jobs:
         self._end(job, pods)
         if self._pods(job):
             return
-        for plural in ("services", "configmaps"):
+        going = {job["metadata"]["uid"]}
+        for plural in ("services", "networkpolicies", "configmaps", "secrets"):  # a secret belongs to the settings
             for each in self.store.list(plural, job["metadata"]["namespace"]):
                 owners = each["metadata"].get("ownerReferences", [])
-                if any(owner["uid"] == job["metadata"]["uid"] for owner in owners):
+                if any(owner["uid"] in going for owner in owners):
+                    going.add(each["metadata"]["uid"])
                     self.store.remove((plural, job["metadata"]["namespace"], each["metadata"]["name"]))
         job["metadata"]["finalizers"] = []
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from support.kube.node_container import Container, Own
+from support.kube.wire import Refused
 
 Plain = dict[str, Any]
 Read = Callable[[str], Plain]
@@ -79,11 +80,21 @@ class Process:
             source = each.get("valueFrom", {})
             if "secretKeyRef" in source:
                 wanted = source["secretKeyRef"]
+                if wanted.get("optional") and not self._has_secret(wanted["name"]):
+                    continue
                 env[each["name"]] = base64.b64decode(self.read(f"secrets/{wanted['name']}")["data"][wanted["key"]]
                                                      ).decode()  # fmt: skip
             else:
                 env[each["name"]] = told[source["fieldRef"]["fieldPath"]] if source else each.get("value", "")
         return env
+
+    def _has_secret(self, name: str) -> bool:
+        try:
+            return bool(self.read(f"secrets/{name}"))
+        except Refused as error:
+            if error.code != 404:
+                raise
+            return False
 
     def _places(self, container: Plain) -> dict[str, Path]:
         """Where mounted folders are instead; those of claims are where they say, so that all nodes share them."""

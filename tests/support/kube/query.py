@@ -10,7 +10,7 @@ KINDS = {"pods": "Pod", "services": "Service", "configmaps": "ConfigMap", "jobs"
          "namespaces": "Namespace", "resourcequotas": "ResourceQuota",
          "persistentvolumeclaims": "PersistentVolumeClaim", "storageclasses": "StorageClass",
          "localqueues": "LocalQueue", "workloads": "Workload", "secrets": "Secret", "events": "Event",
-         "leases": "Lease", "persistentvolumes": "PersistentVolume"}  # fmt: skip
+         "leases": "Lease", "persistentvolumes": "PersistentVolume", "networkpolicies": "NetworkPolicy"}  # fmt: skip
 
 
 def parse(path: str) -> tuple[str, str, str, str]:
