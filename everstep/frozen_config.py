@@ -74,7 +74,8 @@ def digest(config: RunConfig) -> str:
 def fixed_digest(config: RunConfig) -> str:
     """Return a digest of what may not change on a resume.
 
-    It is of the keys that differ from their defaults, without the free ones. A key that a later version adds has its default in older runs, so it changes no digest.
+    It is of the keys that differ from their defaults, without the free ones. A key that a later version adds has its
+    default in older runs, so it changes no digest.
     """
     import hashlib
 
