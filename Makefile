@@ -6,7 +6,9 @@ PINS := pyproject.toml constraints.txt
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
 
-.PHONY: help demo test test-fast test-k8s check bench bench-peers bench-peers-data
+FUZZ_S ?= 3600
+
+.PHONY: help demo test test-fast test-k8s fuzz check bench bench-peers bench-peers-data
 .DEFAULT_GOAL := help
 
 help:  ## this page
@@ -27,6 +29,10 @@ test-k8s: $(VENV)/test.stamp  ## what any cluster can show: KUBECONFIG=… [IMAG
 	EVERSTEP_KUBECONFIG='$(KUBECONFIG)' EVERSTEP_IMAGE='$(IMAGE)' EVERSTEP_RUN_ROOT='$(RUN_ROOT)' \
 	EVERSTEP_NODES='$(NODES)' EVERSTEP_KILL_NODE='$(KILL_NODE)' EVERSTEP_FORGET='$(FORGET)' $(BIN)/python -m pytest -v -rs \
 		$(addprefix tests/cluster/kube/test_kube_,api.py outage.py faults.py sweep.py extensions.py) $(ARGS)
+
+fuzz: $(VENV)/test.stamp  ## hostile inputs, other ones every time, for FUZZ_S seconds (an hour); stops at the first fault
+	export EVERSTEP_FUZZ=2000; timeout $(FUZZ_S) sh -c 'while $(BIN)/python -m pytest --timeout=0 -n 2 \
+		--dist worksteal tests/security/fuzz_*.py $(ARGS); do :; done'; test $$? = 124
 
 check: $(VENV)/test.stamp  ## style, types and the direction of imports
 	$(BIN)/ruff check .

@@ -16,7 +16,9 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples every time, and no deadline: how long one takes says more of the machine than of the code.
 settings.register_profile("everstep", deadline=None, derandomize=True)
-settings.load_profile("everstep")
+# `make fuzz`: other examples every time.
+settings.register_profile("fuzz", deadline=None, database=None)
+settings.load_profile("fuzz" if "EVERSTEP_FUZZ" in os.environ else "everstep")
 
 from support.metadata_server import trap  # noqa: E402, F401  (fixtures)
 from support.ordering import (  # noqa: E402, F401  (hooks)

@@ -18,11 +18,12 @@ from everstep.dataset.index import Column
 from everstep.dataset.shards import numpy_name, padded
 from everstep.errors import DataError
 
-FAULTS = (pa.ArrowException, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError, OSError)
-"""Errors of PyArrow and NumPy about content that is not what it says.
-
-Arrow raises MemoryError for a length of 2^60.
-"""
+FAULTS = (
+    *(pa.ArrowException, ValueError, TypeError, KeyError, IndexError, OverflowError, OSError),
+    MemoryError,  # a length of 2^60
+    SystemError,  # a negative length
+)
+"""Errors of PyArrow and NumPy about content that is not what it says."""
 
 
 class RaggedArray(NamedTuple):

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import start
 
 from everstep.config import ParallelConfig
 from everstep.errors import MachineError
 from everstep.rank_env import RankInfo
 from everstep.trainer.distributed import gloo_peers
 from everstep.trainer.distributed.mesh import Mesh, form, join
+from support.ranks import start
 
 pytestmark = pytest.mark.dist
 

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from ranks import start, train
 
 from everstep.config import ParallelConfig
 from everstep.errors import ConfigError, EverstepError, ShortOfMemoryError
@@ -14,6 +13,7 @@ from everstep.rank_env import RankInfo
 from everstep.trainer.checkpoint.read import DamagedError
 from everstep.trainer.distributed.mesh import Mesh, form, join
 from everstep.trainer.distributed.messages import pack_error, unpack_error
+from support.ranks import start, train
 
 pytestmark = pytest.mark.dist
 

@@ -22,6 +22,7 @@ from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import TENSORS, Damaged, Manifest, candidates, parse_checkpoint
 from everstep.trainer.checkpoint.tensor_table import ITEM_BYTES, tiles
 from everstep.trainer.command import verb
+from support.mutations import check_one_line
 from support.saved_checkpoint import reseal, saved
 
 WEIGHT = "model.weight"
@@ -211,6 +212,33 @@ def test_the_size_of_every_type_is_torchs_own() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------- manifests
+
+VALUES = [
+    {"model": [1]},
+    {"optimizer": {"state": 5}},
+    {"attributes": "x"},
+    {"frozen": 5},
+    {"plugins": {"task": [[[]]]}},
+    {"buffers": None},
+]
+
+
+@pytest.mark.parametrize("values", VALUES, ids=lambda values: next(iter(values)))
+def test_values_that_do_not_fit_the_state_are_one_line_and_not_a_restart(
+    tmp_path: Path, values: dict[str, Any]
+) -> None:
+    run = RunFolder(str(tmp_path / "run"))
+    checkpoints, path = saved(run)
+    tree = json.loads(run.storage.read(f"{path}/{MANIFEST}"))
+    run.storage.write(f"{path}/{MANIFEST}", json.dumps({**tree, "values": {**tree["values"], **values}}).encode())
+    try:
+        restored = checkpoints.restore()
+    except CheckpointError as refused:
+        check_one_line(refused)
+    else:
+        assert restored is not None
+        assert restored.step == 4
+
 
 RECORD = {"bytes": 1, "blake3": ""}
 FIELDS: dict[str, dict[str, Any]] = {

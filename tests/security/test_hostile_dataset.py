@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
-from hostile_sets import edit_index, index_of, ragged_set
 
 from everstep.dataset.index import Column, ShardIndex
 from everstep.dataset.verify import verify
@@ -18,6 +16,7 @@ from everstep.storage import open_storage
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.columns import Ragged
+from support.hostile_sets import edit_index, index_of, ragged_set
 from support.shard_datasets import numbered, write_dataset
 
 FAR = 1 << 45
@@ -67,17 +66,19 @@ def test_offsets_of_a_shard_in_a_store_are_verified_too(tmp_path: Path) -> None:
         data.take(np.array([2]))
 
 
-def written(folder: Path, kind: pa.DataType, rows: int, buffers: list[bytes | None], column: Column) -> Path:
-    """Write a shard whose buffers are shorter than its rows need; PyArrow writes what it is given."""
-    folder.mkdir()
-    array = pa.Array.from_buffers(kind, rows, [None if b is None else pa.py_buffer(b) for b in buffers])
-    with (
-        pa.OSFile(str(folder / "shard-0.arrow"), "wb") as file,
-        pa.ipc.new_file(file, pa.schema([("text", kind)])) as writer,
-    ):
-        writer.write_batch(pa.RecordBatch.from_arrays([array], names=["text"]))
-    index_of(folder, {"text": column}, rows)
-    return folder
+@pytest.mark.parametrize("length", [-1, 10**6, 2**62])
+def test_values_of_the_wrong_count_are_refused_before_they_are_read(tmp_path: Path, length: int) -> None:
+    folder = ragged_set(tmp_path / "set", [0, 16, 32, 48], "int32")
+    content = (folder / "shard-0.arrow").read_bytes()
+    # The lengths of a column of lists and of its values, after that of the record batch, in the file's own header.
+    fields = b"".join(number.to_bytes(8, "little") for number in (3, 0, 48, 0))
+    assert content.count(fields) == 1
+    changed = fields.replace((48).to_bytes(8, "little"), length.to_bytes(8, "little", signed=True))
+    (folder / "shard-0.arrow").write_bytes(content.replace(fields, changed))
+    index_of(folder, {"text": Column("int32", (None,))}, 3)
+    with pytest.raises(DataError, match="is damaged"):
+        ArrowDataset(str(folder)).take(np.array([0]))
+    assert verify(str(folder))
 
 
 def test_offsets_of_the_wrong_count_are_refused_before_they_are_read(tmp_path: Path) -> None:

@@ -17,8 +17,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from process_helpers import until
-from strangers import as_another_user, needs_namespaces, needs_root, network, tcp
 
 from everstep.compose import compose
 from everstep.errors import MachineError
@@ -31,6 +29,8 @@ from everstep.trainer.distributed import agent_rendezvous, channel, store_server
 from everstep.trainer.distributed.agent_rendezvous import LOCK, SOCKET, private_folder
 from everstep.trainer.distributed.store_client import RunStore
 from everstep.trainer.distributed.store_server import StoreServer
+from support.processes import until
+from support.strangers import as_another_user, needs_namespaces, needs_root, network, tcp
 
 KEY = bytes(range(32))
 TOLD = "everstep/0123/told"

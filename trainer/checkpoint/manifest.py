@@ -82,7 +82,7 @@ class Manifest:
         return sum(record.bytes for record in self.files.values())
 
     def to_json(self) -> bytes:
-        """Return the JSON bytes, signed if there is a key."""
+        """Return the JSON bytes, signed if there is a key; `signature` is then the binding before."""
         bound = bound_part(self.signature) or str(UNBOUND)
         return _lines({**asdict(self), "signature": sign(self._signed(bound), bound)})
 

@@ -27,7 +27,7 @@ def _signed(bound: str, step: int, attempt: int) -> bytes:
 
 
 def head_fault(run: RunFolder, binding: Binding) -> str:
-    """Return the reason to doubt that no newer checkpoint was removed; empty without a key."""
+    """Return the reason to doubt that no newer checkpoint was saved; empty if there is none, or no key."""
     if not is_on():
         return ""
     there = {(step, attempt) for step, attempt, _ in folders(run)}

@@ -63,17 +63,16 @@ class RaggedColumn:
         self._name, self._shards = name, shards
         self._stored = torch_type("uint8" if column.type in (TEXT, BYTES) else column.type)
         self._kind = kind or self._stored
-        self._origins, self._values, self._lengths = (
-            of_column[name] for of_column in (shards.origins, shards.values, shards.lengths)
-        )
+        self._origins, self._extents = shards.origins[name], shards.extents[name]
 
     def places(self, ids: Ids, shards: Ids) -> NDArray[np.int64]:
         return np.stack([self._origins[shards] + ids, shards], axis=1)
 
     def gather(self, places: NDArray[np.int64]) -> Ragged:
         elements, shards = places[:, 0], places[:, 1]
+        extents = self._extents[shards]
         try:
-            found, bounds = gather_ragged(elements, self._values[shards], self._lengths[shards], self._stored)
+            found, bounds = gather_ragged(elements, extents[:, 0], extents[:, 1], self._stored)
         except OffsetsError as error:
             where = self._shards.location(self._name, int(shards[error.row]), int(elements[error.row]))
             raise DataError(

@@ -59,10 +59,11 @@ class OpenShards:
     def __init__(
         self, path: str, index: ShardIndex, columns: Mapping[str, Column], cache: Callable[[], ShardCache], verify: bool
     ) -> None:
-        self.values = {name: np.zeros(len(index.shards), np.int64) for name in columns}
-        """For each column the address of its values in each shard; valid while the shard is open."""
-        self.lengths = {name: np.zeros(len(index.shards), np.int64) for name in columns}
-        """For each column the number of its values in each shard: no offset may lead beyond it."""
+        self.extents = {name: np.zeros((len(index.shards), 2), np.int64) for name in columns}
+        """For each column the address and the number of its values in each shard, valid while it is open.
+
+        No offset may lead beyond them.
+        """
         self.origins = {name: np.zeros(len(index.shards), np.int64) for name in columns}
         """Address (`element_of`) that sample 0 of the dataset would have if the shard extended back to it.
 
@@ -117,7 +118,7 @@ class OpenShards:
             if column.ragged:
                 return np.arange(len(self._index.shards[number].parts))
             size = row_bytes(column)
-            starts = self.values[name][number] - shard.file_start + rows * size
+            starts = self.extents[name][number, 0] - shard.file_start + rows * size
             first, last = starts // PART_BYTES, (starts + size - 1) // PART_BYTES
             found += [first + step for step in range(int((last - first).max(initial=0)) + 1)]
         return np.unique(np.minimum(np.concatenate(found), len(self._index.shards[number].parts) - 1))
@@ -164,7 +165,7 @@ class OpenShards:
         opened = OpenShard(mapped.joined(), mapped.base, shard.bytes, cached)
         for name, array in opened.arrays.items():
             values, rows = array if isinstance(array, RaggedArray) else (array, array)
-            self.values[name][number], self.lengths[name][number] = address_of(values), len(values)
+            self.extents[name][number] = address_of(values), len(values)
             self.origins[name][number] = element_of(rows) - self._starts[number] * math.prod(rows.shape[1:])
         self._bytes += shard.bytes
         if cached is not None and not cached.complete:
