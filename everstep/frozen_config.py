@@ -72,17 +72,28 @@ def digest(config: RunConfig) -> str:
     return hashlib.sha256(freeze(config).encode()).hexdigest()[:16]
 
 
-def fixed_digest(config: RunConfig) -> str:
-    """Return a digest of what may not change on a resume.
+def start_digest(config: RunConfig) -> str:
+    """Return the digest that a start carries on its command line: of all keys that differ from their defaults.
 
-    It is of the keys that differ from their defaults, without the free ones. A key that a later version adds has its
-    default in older runs, so it changes no digest.
+    So a job that is queued while Everstep is upgraded starts all the same: a key of a later version has its default.
     """
-    import hashlib
+    return _digest_of(_chosen(config))
 
+
+def fixed_digest(config: RunConfig) -> str:
+    """Return a digest of what may not change on a resume: as `start_digest`, without the free keys."""
+    return _digest_of({key: value for key, value in _chosen(config).items() if not _is_free(key)})
+
+
+def _chosen(config: RunConfig) -> dict[str, Any]:
     usual = dict(_leaves(plain(RunConfig())))
-    fixed = {key: value for key, value in _leaves(plain(config)) if usual.get(key) != value and not _is_free(key)}
-    return hashlib.sha256(yaml.safe_dump(fixed).encode()).hexdigest()[:32]
+    return {key: value for key, value in _leaves(plain(config)) if usual.get(key) != value}
+
+
+def _digest_of(keys: dict[str, Any]) -> str:
+    import hashlib  # imported late, as it loads OpenSSL
+
+    return hashlib.sha256(yaml.safe_dump(keys).encode()).hexdigest()[:32]
 
 
 def _is_free(key: str, more: Sequence[str] = ()) -> bool:

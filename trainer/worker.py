@@ -160,7 +160,7 @@ def _checked(text: str, options: argparse.Namespace, sent: bool = False) -> RunC
             f"the run uses packages that were not named on the command line ({', '.join(refused)}); "
             f"if you trust them, add --plugins {','.join([*allowed, *refused])}"
         )
-    if options.config_digest not in (None, frozen_config.digest(run)):
+    if options.config_digest not in (None, frozen_config.start_digest(run)):
         raise ConfigError(
             f"{options.frozen}/{CONFIG} is not the config of this start: somebody has changed it; "
             "see who can write there, and start again"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import digest, freeze, settle, thaw
+from everstep.frozen_config import freeze, settle, start_digest, thaw
 from everstep.launch.cli.run import start
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many
 from everstep.launch.console import say
@@ -93,7 +93,7 @@ def _settle(config: RunConfig, folder: RunFolder) -> None:
 def program(config: RunConfig, folder: RunFolder) -> Program:
     """Return the program that nodes start: the trainer, with the frozen config of the run folder."""
     url = folder.storage.url
-    argv = tuple(trainer(url, config.plugins, digest(config)))
+    argv = tuple(trainer(url, config.plugins, start_digest(config)))
     plugins = tuple(config.plugins)
     return Program(str(config.run), url, argv, new_token(url), freeze(config), plugins, _code(folder))
 

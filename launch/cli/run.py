@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from everstep.compose import compose, with_name
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import digest, freeze, settle
+from everstep.frozen_config import freeze, settle, start_digest
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say
@@ -76,7 +76,7 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     sign(folder.storage, Runnable.of(job, config.plugins))
     folder.storage.write(JOB, job_yaml(job).encode())
     record(folder, config, ["everstep", *sys.argv[1:]])
-    argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins, digest(config))
+    argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins, start_digest(config))
     starter = uuid.uuid4().hex
     extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
     env = torchrun.environment(os.environ, share, extra)

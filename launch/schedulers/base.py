@@ -55,7 +55,9 @@ def spec_digest(job: JobConfig, argv: Sequence[str], code: str | None) -> str:
     """
     import hashlib  # imported late, as it loads OpenSSL
 
-    text = json.dumps([plain_job(job), list(argv), code], sort_keys=True)
+    usual, given = plain_job(JobConfig()), plain_job(job)
+    chosen = {key: given[key] for key in given if given[key] != usual[key]}  # a later version may have more keys
+    text = json.dumps([chosen, list(argv), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from everstep.errors import EverstepError
-from everstep.frozen_config import digest, settle
+from everstep.frozen_config import settle, start_digest
 from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.restart.supervisor import marker
@@ -174,4 +174,4 @@ class ClusterWorkers:
 
 
 def _argv(task: Task) -> tuple[str, ...]:
-    return tuple(trainer(task.folder.storage.url, task.config.plugins, digest(task.config)))
+    return tuple(trainer(task.folder.storage.url, task.config.plugins, start_digest(task.config)))

@@ -101,7 +101,8 @@ def test_a_url_opens_the_storage_that_it_names(url: str, kind: type, root: str) 
     assert join_url(url, "a", "b").endswith("runs/a/b")
 
 
-def test_a_protocol_that_nobody_knows_is_one_line() -> None:
+def test_a_protocol_that_nobody_knows_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVERSTEP_SCHEMES", "nosuch")
     with pytest.raises(StorageError, match="cannot open nosuch://bucket/runs: Protocol not known: nosuch"):
         open_storage("nosuch://bucket/runs").read("file")
 

@@ -37,7 +37,7 @@ WRONG = [
     (2, ["global_batch=0"], "global_batch=0: must be ≥ 1; change global_batch"),
     (2, ["stepz=3"], "no key 'stepz'; did you mean 'steps'?"),
     (2, ["optimizer=null"], "optimizer has keys (lr) but no _target_"),
-    (2, ["run_root=nosuch://bucket/runs"], "cannot open nosuch://bucket/runs/toy"),
+    (2, ["run_root=nosuch://bucket/runs"], "the scheme 'nosuch' is not one of"),
     (2, ["init_from=/nosuch/run"], "/nosuch/run has no checkpoint of Everstep; weights of another kind"),
     (2, ["log.wandb.enabled=true"], "log asks for W&B, which is not installed: pip install 'everstep[wandb]'"),
 ]

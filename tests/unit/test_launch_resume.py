@@ -14,7 +14,7 @@ import yaml
 
 from everstep.config import RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import digest, thaw
+from everstep.frozen_config import start_digest, thaw
 from everstep.launch import torchrun
 from everstep.launch.__main__ import main
 from everstep.launch.schedulers import registry
@@ -153,7 +153,7 @@ def test_a_job_is_submitted_again(stopped: Records, capsys: pytest.CaptureFixtur
     assert main(["resume", "demo", "--quick", "steps=60", "job.nproc=4"]) == 0
     ((*argv, option, value),) = submitted()
     assert argv == ["-m", "everstep.trainer", "--frozen", stopped.folder.storage.url]
-    assert (option, value) == ("--config-digest", digest(config(stopped)))
+    assert (option, value) == ("--config-digest", start_digest(config(stopped)))
     assert yaml.safe_load(stopped.folder.storage.read("job.yaml"))["nproc"] == 4
     intent = json.loads(stopped.folder.storage.read("submissions/0002.json"))
     assert intent["code"] == "the code of the first submission"

@@ -7,9 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from everstep import frozen_config
+from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import start_digest
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.restart.decide import main as decide
+from everstep.launch.schedulers import base
 from everstep.launch.schedulers.base import spec_digest
 from everstep.launch.submit.array import list_digest, run_of
 from everstep.launch.submit.job_spec import JobSpec
@@ -159,3 +163,13 @@ def test_a_list_of_runs_that_was_changed_is_refused(tmp_path: Path) -> None:
     (tmp_path / "list").write_bytes(text.replace(b"/runs/b", b"/evil/b"))
     with pytest.raises(ConfigError, match="is not the list that was submitted"):
         run_of(f"{tmp_path}/list", 1, list_digest(text))
+
+
+def test_a_later_version_with_more_keys_starts_what_was_queued_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, job = RunConfig(run="r", steps=7), job_config({"nproc": 2})
+    before = (start_digest(config), spec_digest(job, ["x.py"], None))
+    plain_run, plain_keys = frozen_config.plain, base.plain_job
+    monkeypatch.setattr(frozen_config, "plain", lambda config: {**plain_run(config), "later": {"key": 1}})
+    monkeypatch.setattr(base, "plain_job", lambda job: {**plain_keys(job), "later": 1})
+    assert (start_digest(config), spec_digest(job, ["x.py"], None)) == before
+    assert start_digest(RunConfig(run="r", steps=8)) != before[0]
