@@ -73,7 +73,7 @@ def digest(config: RunConfig) -> str:
 
 
 def start_digest(config: RunConfig) -> str:
-    """Return the digest that a start carries on its command line: of all keys that differ from their defaults.
+    """Return the digest that a start carries: of all keys that differ from their defaults.
 
     So a job that is queued while Everstep is upgraded starts all the same: a key of a later version has its default.
     """
