@@ -2,13 +2,20 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PINS := pyproject.toml constraints.txt
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PINS := pyproject.toml constraints.txt $(wildcard requirements/*.txt)
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# What comes from an index is held to the hashes of requirements/*.txt (`make lock`), all but torch: see there.
+LOCKED := $(INSTALL) --require-hashes --no-deps --no-build-isolation
+OURS := $(INSTALL) --no-deps --no-build-isolation -e .
+IMAGE_EXTRAS ?= s3,gcs,azure,fast,wandb,tensorboard,images,examples
+LOCK := .venv-lock/bin/uv pip compile --quiet --config-file requirements/uv.toml --universal --python-version 3.11 \
+	--generate-hashes --no-header --no-annotate --no-emit-package torch --constraints constraints.txt
+comma := ,
 DEMO ?= experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
 
 FUZZ_S ?= 3600
 
-.PHONY: help demo test test-fast test-k8s fuzz check bench bench-peers bench-peers-data
+.PHONY: help demo test test-fast test-k8s fuzz check lock bench bench-peers bench-peers-data
 .DEFAULT_GOAL := help
 
 help:  ## this page
@@ -40,6 +47,13 @@ check: $(VENV)/test.stamp  ## style, types and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+lock:  ## requirements/*.txt anew, after a change of pyproject.toml or constraints.txt; IMAGE_EXTRAS= is for the image
+	[ -x .venv-lock/bin/uv ] || { $(PYTHON) -m venv .venv-lock && .venv-lock/bin/python -m pip install --quiet uv==0.13.9; }
+	echo 'setuptools' | $(LOCK) - -o requirements/build.txt
+	$(LOCK) --extra examples pyproject.toml -o requirements/demo.txt
+	$(LOCK) --extra test pyproject.toml -o requirements/test.txt
+	$(LOCK) $(addprefix --extra ,$(subst $(comma), ,$(IMAGE_EXTRAS))) pyproject.toml -o requirements/image.txt
+
 bench: $(VENV)/test.stamp  ## measure; ARGS= goes to the benchmarks
 	$(BIN)/python -m benchmarks $(ARGS)
 
@@ -58,9 +72,15 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/demo.stamp: $(PINS) | $(BIN)/python
-	$(INSTALL) -e '.[examples]'
+	$(LOCKED) -r requirements/build.txt
+	$(LOCKED) -r requirements/demo.txt
+	$(INSTALL) -c constraints.txt torch
+	$(OURS)
 	@touch $@
 
 $(VENV)/test.stamp: $(PINS) | $(BIN)/python
-	$(INSTALL) -e '.[test]'
+	$(LOCKED) -r requirements/build.txt
+	$(LOCKED) -r requirements/test.txt
+	$(INSTALL) -c constraints.txt torch
+	$(OURS)
 	@touch $@ $(VENV)/demo.stamp

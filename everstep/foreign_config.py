@@ -98,7 +98,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 @contextlib.contextmanager
 def without_environment(why: Sequence[str]) -> Iterator[None]:
-    """Refuse ${oc.env:NAME} if there is a reason: a foreign config could send a secret away with it."""
+    """Refuse ${oc.env:NAME} meanwhile, if there is a reason: it could send a secret away."""
     if not why:
         yield
         return

@@ -35,7 +35,9 @@ def copied(instructions: str) -> set[str]:
 def test_every_folder_that_is_installed_is_copied() -> None:
     folders = {"everstep"} | {path.name for path in (ROOT / "everstep").iterdir() if path.is_symlink()}
     project = pyproject()["project"]
-    assert copied(stage("everstep")) == folders | {"pyproject.toml", project["readme"], *project["license-files"]}
+    assert copied(stage("everstep")) == folders | {
+        "pyproject.toml", "requirements", project["readme"], *project["license-files"],
+    }  # fmt: skip
 
 
 def test_dockerignore_lets_through_what_is_copied_and_nothing_else() -> None:
@@ -49,13 +51,19 @@ def test_dockerignore_lets_through_what_is_copied_and_nothing_else() -> None:
 def test_packages_are_installed_before_the_code_comes() -> None:
     """Else each change of the code would install torch again."""
     last = stage("")
-    torch, packages, code = (last.index(text) for text in ("^torch==", "-r requirements.txt", "--from=everstep"))
+    torch, packages, code = (last.index(text) for text in ("^torch==", "-r requirements/image.txt", "--from=everstep"))
     assert torch < packages < code
-    assert copied(last) == {"constraints.txt", "pyproject.toml"}
+    assert copied(last) == {"constraints.txt", "requirements"}
+
+
+def test_each_package_of_the_image_but_torch_is_held_to_a_hash() -> None:
+    installs = re.findall(r"pip install (.+?)(?= && |\n|$)", re.sub(r"\s*\\\n\s*", " ", DOCKERFILE.read_text()))
+    without = [words for words in installs if "--require-hashes" not in words]
+    assert [words.split()[0] for words in without] == ["--no-deps", "--index-url"]  # Everstep itself, and torch
 
 
 def test_the_extras_of_the_image_are_extras_of_everstep() -> None:
-    (extras,) = re.findall(r"(?m)^ARG EXTRAS=(.+)$", stage(""))
+    (extras,) = re.findall(r"(?m)^IMAGE_EXTRAS \?= (.+)$", (ROOT / "Makefile").read_text())
     assert set(extras.split(",")) <= set(pyproject()["project"]["optional-dependencies"])
     assert "examples" in extras.split(",")  # the data sets of conf/
 
