@@ -1,7 +1,7 @@
-"""Secrets by which the processes of one job start recognise each other; torch-free.
+"""Secrets by which the processes of one job start recognize each other; torch-free.
 
-A job has a token, which its scheduler hands to its nodes by a way that other users cannot read. Each start derives its
-own key from the token and the start's name, so a process of an earlier start cannot take part in a later one.
+A job has a token, which its scheduler passes to the nodes where other users cannot read it. The key of a start is
+derived from the token and the name of the start, so a process of an earlier start cannot take part in a later one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import secrets
 from everstep.errors import ConfigError
 
 TOKEN = "EVERSTEP_RUN_TOKEN"
-"""Environment variable: secret of a job, at least LEAST_LETTERS long."""
+"""Environment variable: secret of a job, of at least LEAST_LETTERS characters."""
 START_KEY = "EVERSTEP_START_KEY"
 """Environment variable: secret of one start, in hexadecimal digits."""
 STORE = "EVERSTEP_STORE"

@@ -1,7 +1,7 @@
-"""Token of a job on several nodes: the secret by which they recognise each other.
+"""Token of a job on several nodes: the secret by which they recognize each other.
 
-The scheduler brings it in the environment. For a job that was submitted by hand, the head node makes one for each start
-and leaves it in the run folder, if that is on a disk where a file can be this user's alone.
+The scheduler passes it in the environment. For a job that was submitted by hand, the head node makes one for each start
+and writes it into the run folder, which must be on a disk where a file can be private to this user.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from everstep.start_key import TOKEN, check_token, new_token
 
 FILE = "token"
 LONGEST = 4096
+"""Characters of the file that are read."""
 HINT = f"submit with everstep submit, or export {TOKEN}=$(openssl rand -hex 32) before sbatch"
 
 
@@ -31,7 +32,7 @@ def offer(start: Start, environment: Mapping[str, str]) -> str:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "w") as file:
         file.write(token)
-    _read(path)  # some file systems give every file to one user, or to all
+    _read(path)  # some file systems show every file as owned by one user, or open to all
     return token
 
 
@@ -39,7 +40,7 @@ def receive(start: Start, environment: Mapping[str, str]) -> str:
     """Return the token on another node, after the head has offered it.
 
     Raises:
-        ConfigError: there is none, or other users can read or write it.
+        ConfigError: this node has none, or other users can read or write it.
     """
     if TOKEN in environment:
         return check_token(environment[TOKEN])

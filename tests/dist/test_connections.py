@@ -43,7 +43,7 @@ def test_a_peer_that_does_not_know_the_secret_is_refused(tmp_path: Path) -> None
     def work(rank: int) -> int:
         made()
         assert dist.group.WORLD is not None
-        with pytest.raises(MachineError, match=r"the connection of rank . is not of this start"):
+        with pytest.raises(MachineError, match=r"the connection of rank . does not know the secret of this start"):
             gloo_peers.prove(dist.group.WORLD, bytes([rank]))
         return 0
 

@@ -26,7 +26,7 @@ from everstep.rank_env import WORLD
 from everstep.run_folder import RunFolder
 from everstep.start_key import START_KEY
 from everstep.trainer.distributed import agent_rendezvous, channel, store_server
-from everstep.trainer.distributed.agent_rendezvous import LOCK, SOCKET, private_folder
+from everstep.trainer.distributed.agent_rendezvous import LOCK, SOCKET, start_folder
 from everstep.trainer.distributed.store_client import RunStore
 from everstep.trainer.distributed.store_server import StoreServer
 from support.processes import until
@@ -133,7 +133,7 @@ def below(pid: int) -> set[int]:
 
 @needs_root
 def test_another_user_can_neither_see_nor_reach_the_store_of_a_machine() -> None:
-    folder = private_folder()
+    folder = start_folder()
     server = StoreServer(f"unix:{folder}/{SOCKET}", KEY)
 
     def attack() -> list[str]:
@@ -159,13 +159,13 @@ def test_a_start_that_was_killed_leaves_a_folder_that_the_next_one_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    living = private_folder()
+    living = start_folder()
     if (pid := os.fork()) == 0:
-        private_folder()
+        start_folder()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert len(list(tmp_path.iterdir())) == 2
-    newest = private_folder()
+    newest = start_folder()
     assert {str(each) for each in tmp_path.iterdir()} == {living, newest}
 
 
@@ -181,7 +181,7 @@ def test_a_folder_of_another_user_or_one_that_others_can_write_is_left_alone(
     planted.mkdir()
     planted.chmod(0o777)
     (planted / LOCK).write_text("")
-    private_folder()
+    start_folder()
     assert (precious / LOCK).exists()
     assert planted.exists()
 
@@ -369,7 +369,7 @@ def test_a_flood_of_connections_takes_neither_descriptors_nor_the_store_away(ser
         before = len(os.listdir("/proc/self/fd"))
         store.set("during", "flood")
         assert RunStore(server.address, KEY, 30).get("during") == b"flood"
-        until(lambda: len(os.listdir("/proc/self/fd")) < before + 2 * store_server.MOST_STRANGERS)
+        until(lambda: len(os.listdir("/proc/self/fd")) < before + 2 * store_server.MOST_UNPROVEN)
     finally:
         os.write(stop, b".")
         os.waitpid(pid, 0)

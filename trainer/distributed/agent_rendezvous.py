@@ -1,6 +1,6 @@
 """Rendezvous of the agents of one job start, whose nodes the launcher has fixed.
 
-torch's own rendezvous unpickles a state that everybody who reaches its port can write. Here the first node's agent
+torch's own rendezvous unpickles a state that any process that reaches its port can write. Here the first node's agent
 hosts the start's own store (`store_server`), for agents and ranks alike. On one machine that is a UNIX socket in a
 folder of this user; nothing listens on the network.
 """
@@ -41,7 +41,9 @@ HERE = "here"
 FOLDERS = "everstep-start-"
 SOCKET, LOCK = "store", "lock"
 UNLOCKED_S = 3600.0
+"""Age at which a folder without a lock is left over, not one that is being made."""
 JOIN_S = 600.0
+"""Seconds to wait for the store, unless `--rdzv-conf` has join_timeout."""
 LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
 
 
@@ -64,22 +66,22 @@ class FixedNodes(RendezvousHandler):
         self._torch_store: TCPStore | None = None
 
     def next_rendezvous(self) -> RendezvousInfo:
-        # The launcher gives the key that the nodes share; one node shares it with none.
+        # On several nodes the launcher has derived the key from the job's token; on one, no other process needs it.
         key = secrets.token_hex(32) if self.endpoint == HERE else os.environ[START_KEY]
         address = self._host(bytes.fromhex(key))
         store = PrefixStore("agents", RunStore(address, bytes.fromhex(key), self.join_s))
-        told = self._for_programs(store)
+        bootstrap = self._bootstrap(store)
         if self.for_script:
             os.environ.pop(START_KEY, None)
         else:
             os.environ |= {STORE: address, START_KEY: key}
-        return RendezvousInfo(store, self.rank, self.nodes, told)
+        return RendezvousInfo(store, self.rank, self.nodes, bootstrap)
 
     def _host(self, key: bytes) -> str:
         """Return the store's address; the first node's agent hosts it."""
         if self.endpoint == HERE:
             _stay_on_this_machine()
-            address = f"unix:{private_folder()}/{SOCKET}"
+            address = f"unix:{start_folder()}/{SOCKET}"
         else:
             address = f"tcp:{self.endpoint}"
         if self.rank == 0:
@@ -87,11 +89,11 @@ class FixedNodes(RendezvousHandler):
             atexit.register(self._server.close)
         return address
 
-    def _for_programs(self, store: Store) -> RendezvousStoreInfo:
+    def _bootstrap(self, store: Store) -> RendezvousStoreInfo:
         """Return MASTER_ADDR and MASTER_PORT for programs that are not our trainer.
 
-        They expect torch's own store, which anybody who reaches it can read and write. So it is on the nodes' own
-        address or the loopback, and there is none for our trainer.
+        They expect torch's own store, which any process that reaches it can read and write. So it listens on the
+        node's own address or the loopback, and our trainer has none.
         """
         host = "127.0.0.1" if self.endpoint == HERE else self.endpoint.rpartition(":")[0].strip("[]")
         if not self.for_script:
@@ -115,7 +117,7 @@ class FixedNodes(RendezvousHandler):
         return False
 
     def set_closed(self) -> None:
-        """Do nothing: no node is waited for after the start."""
+        """Do nothing: no node joins after the start."""
 
     def num_nodes_waiting(self) -> int:
         return 0
@@ -138,15 +140,15 @@ def _torch_store(host: str, timeout_s: float) -> TCPStore:
 
 
 def _stay_on_this_machine() -> None:
-    """Have the ranks' own connections use the loopback, unless the user has chosen an interface."""
+    """Set the interface of the ranks' own connections to the loopback, unless the user has chosen one."""
     for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
         os.environ.setdefault(name, LOOPBACK)
 
 
-def private_folder() -> str:
+def start_folder() -> str:
     """Make a folder that only this user can enter, and remove those of processes that were killed.
 
-    It is removed at the end. Its owner holds a lock on a file in it, which the kernel releases however the owner ends.
+    It is removed at exit. This process holds a lock on a file in it, which the kernel releases even after a kill.
     """
     for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
         _remove_if_left(left)
@@ -154,7 +156,7 @@ def private_folder() -> str:
     atexit.register(shutil.rmtree, folder, True)
     lock = os.open(f"{folder}/{LOCK}.new", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    os.rename(f"{folder}/{LOCK}.new", f"{folder}/{LOCK}")  # under this name it is always held by a living owner
+    os.rename(f"{folder}/{LOCK}.new", f"{folder}/{LOCK}")  # a file of this name is locked as long as its process lives
     return folder
 
 

@@ -1,8 +1,8 @@
 """Authenticated messages over a stream; torch-free, and nothing that arrives is unpickled.
 
-Both ends know a key. The first words prove it to each other (a challenge each way), and both derive from them a key for
-each direction. Every later message carries its number and a MAC, so a third party can neither join, nor insert, repeat
-or change one. Messages are not encrypted.
+Both ends know a key. A challenge each way proves it, and both ends derive a key for each direction from the challenges.
+Every later message has a MAC over its number and content, so a third party can neither join, nor insert, repeat or
+change one. Messages are not encrypted.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ NONCE_BYTES, PROOF_BYTES, TAG_BYTES = 32, 32, 16
 CHALLENGE_BYTES = len(HELLO) + NONCE_BYTES
 ANSWER_BYTES = NONCE_BYTES + PROOF_BYTES
 LARGEST_BYTES = 1 << 28
-"""Bytes of a message: only an authenticated end is asked for that much memory."""
+"""Limit of a message. Memory for it is allocated only after both ends have proved the key."""
 LONGEST_PATH = 100
+"""Bytes of a socket's path; the kernel takes 108 with its end."""
 HEAD = struct.Struct("<I16s")
 LENGTH = struct.Struct("<I")
 
@@ -31,7 +32,7 @@ Fields = list[bytes]
 
 
 class ChannelError(Exception):
-    """The other end does not know the key, or a message is not the one that it sent."""
+    """A peer that does not know the key, or a message that was changed on its way."""
 
 
 def _digest(key: bytes, *words: bytes) -> bytes:
@@ -39,15 +40,15 @@ def _digest(key: bytes, *words: bytes) -> bytes:
 
 
 def challenge() -> bytes:
-    """Return the server's first words."""
+    """Return the server's challenge, which begins a connection."""
     return HELLO + secrets.token_bytes(NONCE_BYTES)
 
 
 def answer(key: bytes, challenged: bytes) -> bytes:
-    """Return the client's first words.
+    """Return the client's answer: a nonce of its own, and the proof that it knows the key.
 
     Raises:
-        ChannelError: the challenge is not one.
+        ChannelError: the bytes are no challenge of this protocol.
     """
     if not challenged.startswith(HELLO) or len(challenged) != CHALLENGE_BYTES:
         raise ChannelError("no store of this version answers there")
@@ -56,7 +57,7 @@ def answer(key: bytes, challenged: bytes) -> bytes:
 
 
 def accept(key: bytes, challenged: bytes, answered: bytes) -> bytes:
-    """Return the server's proof for a client that has proved itself.
+    """Check the client's answer; return the server's proof that it knows the key.
 
     Raises:
         ChannelError: the client does not know the key.
@@ -89,7 +90,7 @@ class Direction:
         return HEAD.pack(len(body), self._tag(body)) + body
 
     def unpack(self, tag: bytes, body: bytes) -> Fields:
-        """Return the fields of a message; ChannelError if it is not the next one of the other end."""
+        """Return the fields of a message; ChannelError unless it is the next one that the other end sent."""
         if not hmac.compare_digest(tag, self._tag(body)):
             raise ChannelError("a message was changed on its way")
         fields, at = [], 0
@@ -119,7 +120,7 @@ def directions(key: bytes, challenged: bytes, answered: bytes) -> tuple[Directio
 
 @contextlib.contextmanager
 def short_path(path: str) -> Iterator[str]:
-    """Yield a path to a socket in any folder that fits into the 108 bytes of a socket's address."""
+    """Yield a path to the same socket that is short enough for a socket's address."""
     if len(path.encode()) < LONGEST_PATH:
         yield path
         return

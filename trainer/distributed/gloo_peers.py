@@ -1,9 +1,8 @@
-"""Connections of gloo, which by itself asks no peer for a proof.
+"""Proofs for the connections of gloo, which has no authentication of its own.
 
-Each gloo group listens on a port of its own for as long as it exists. The first connection that names the number of a
-peer is taken for that peer, and a rank whose descriptors are used up by connections ends. So a group is closed to
-further connections once its ranks are connected, and then each pair of ranks proves to each other, over the new
-connections, that it knows a secret of this start.
+Each gloo group listens on a port of its own for as long as it exists. gloo takes the first connection that names the
+number of a peer for that peer, and a rank that has no descriptors left ends. So the ports of a group are closed once
+its ranks are connected; then each pair of ranks proves over its connection that both know a secret of this start.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from torch._C._distributed_c10d import Store
 from everstep.errors import MachineError
 
 PROOF_S = 60.0
-"""Seconds to wait for a peer's proof; it is connected already."""
+"""Seconds to wait for the proof of a peer, which is connected already."""
 PROOF_BYTES = 32
 
 
 def shared_secret(store: Store, rank: int) -> bytes:
-    """Return a secret of this start's ranks: rank 0 makes it, and the store serves no others."""
+    """Return the secret that rank 0 has put into the store, which serves only the ranks of this start."""
     if rank == 0:
         store.set("peers", secrets.token_hex(PROOF_BYTES))
     return bytes.fromhex(store.get("peers").decode())
@@ -38,7 +37,7 @@ def shared_secret(store: Store, rank: int) -> bytes:
 
 @contextlib.contextmanager
 def closed_afterwards() -> Iterator[None]:
-    """Close the ports on which groups listen that are made in this block."""
+    """Close the ports of all gloo groups that this block makes."""
     before = _listening()
     yield
     for descriptor in _listening() - before:
@@ -57,9 +56,9 @@ def _listening() -> set[int]:
 
 
 def _close_port(descriptor: int) -> None:
-    """Put a listener that cannot be reached in place of the descriptor.
+    """Replace the listener of the descriptor by one that no process can reach.
 
-    gloo's thread may be about to accept from it, and would end the process for any answer but "try again later".
+    gloo's thread may be about to accept from it, and ends the process for any error but EAGAIN.
     """
     with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as unreachable:
         unreachable.bind(f"{folder}/s")
@@ -84,7 +83,7 @@ def prove(group: dist.ProcessGroup, secret: bytes) -> None:
             work.wait(timedelta(seconds=PROOF_S))
     for rank in others:
         if not hmac.compare_digest(bytes(arrived[rank].tolist()), bytes(_proof(secret, name, rank, me).tolist())):
-            raise MachineError(f"rank {me}: the connection of rank {rank} is not of this start")
+            raise MachineError(f"rank {me}: the connection of rank {rank} does not know the secret of this start")
 
 
 def _proof(secret: bytes, name: str, sender: int, receiver: int) -> torch.Tensor:

@@ -1,7 +1,7 @@
 """JSON between ranks, over the CPU part of their group; nothing that arrives is unpickled.
 
-Values are what JSON has: a value that it would change (a tuple, a key that is no text) is a programming error, and what
-it cannot hold raises TypeError.
+A value that JSON would change (a tuple, a key that is not a string) is a programming error; one that JSON cannot hold
+raises TypeError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from everstep.errors import EverstepError
 
 
 def broadcast(value: Any, rank: int) -> Any:
-    """Return rank 0's value on all ranks, also on rank 0 as it arrives on the others."""
+    """Return rank 0's value on all ranks; rank 0 too gets it back from JSON."""
     data = _tensor(value) if rank == 0 else torch.empty(0, dtype=torch.uint8)
     length = torch.tensor([len(data)])
     dist.broadcast(length, src=0)

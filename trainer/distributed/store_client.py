@@ -1,4 +1,4 @@
-"""Client of a start's store, in the form that torch.distributed takes a store in."""
+"""Client of a start's store, with the interface of `torch.distributed.Store`."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from everstep.trainer.distributed import channel
 from everstep.trainer.distributed.channel import ChannelError, Fields, short_path
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.5
-"""Seconds between two tries to reach a server that does not answer yet."""
+"""Seconds between two attempts to reach a server that does not answer yet."""
 SLACK_S = 30.0
-"""Seconds that an answer may come later than the time that the server waits for a key."""
+"""Seconds to wait for an answer, beyond the time for which the server waits for a key."""
 PROOF_S = 10.0
+"""Seconds that a server has to prove the key."""
 
 _kept: list[RunStore] = []
-"""All clients: torch holds only their C++ half, which needs the Python half to live."""
+"""All clients: torch keeps only their C++ half, which fails once the Python half is collected."""
 
 
 class RunStore(Store):
-    """One connection to the store; one thread at a time uses it, so `clone` opens another one."""
+    """One connection to the store; threads take turns on it, so `clone` opens another one."""
 
     def __init__(self, address: str, key: bytes, timeout_s: float) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class RunStore(Store):
                 length, tag = channel.head(_read(self._socket, channel.HEAD.size))
                 status, *values = self._receive.unpack(tag, _read(self._socket, length))
             except (OSError, ChannelError) as error:
-                self._socket.close()  # the two ends may no longer be at the same message
+                self._socket.close()  # the number of the next message may differ between the two ends
                 raise dist.DistNetworkError(f"the store of this start is gone: {error}") from error
         if status == b"late":
             raise dist.DistStoreError(f"no value after {wait_s:.0f} s for {_words(fields[2:])}")
@@ -114,10 +115,10 @@ def _words(fields: Sequence[bytes]) -> str:
 
 
 def _connect(address: str, key: bytes, timeout_s: float) -> tuple[socket.socket, channel.Direction, channel.Direction]:
-    """Connect and prove the key to each other; retry until a server answers.
+    """Connect, and let both ends prove the key; retry until a server answers.
 
     Raises:
-        MachineError: none has answered in time, or another program has.
+        MachineError: no server has answered in time, or none that knows the key.
     """
     deadline, pause_s = time.monotonic() + timeout_s, FIRST_PAUSE_S
     while True:

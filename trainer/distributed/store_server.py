@@ -1,8 +1,8 @@
 """Key-value store of one start, hosted by the first node's agent; torch-free.
 
-Only processes that know the start's key are served (`channel`). On one machine it listens on a UNIX socket in a folder
-of this user, on several nodes on the one address that the nodes use. Connections that have not proved the key are few
-and short-lived, so a flood of them costs neither descriptors nor memory.
+Only processes that know the start's key are served (`channel`). On one machine the server listens on a UNIX socket in a
+folder of this user, on several nodes on the one address that the nodes use. Connections without a proof of the key are
+limited in number and time, so a flood of them exhausts neither descriptors nor memory.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from collections.abc import Awaitable, Callable
 from everstep.trainer.distributed import channel
 from everstep.trainer.distributed.channel import ChannelError, Fields
 
-MOST_STRANGERS = 128
-"""Connections that may be without proof at a time; one more closes the oldest of them."""
+MOST_UNPROVEN = 128
+"""Connections without a proof at a time; one more closes the oldest of them."""
 PROOF_S = 10.0
-"""Seconds for the proof."""
+"""Seconds that a client has to prove the key."""
 BACKLOG, AT_A_TIME = 4096, 32
-"""Connections that the kernel keeps, and those that are accepted before others are served."""
+"""Connections that the kernel queues, and those that are accepted in a row before any is served."""
 
 
 class StoreServer:
@@ -32,7 +32,7 @@ class StoreServer:
         self.address = address
         self._key = key
         self._contents = Contents()
-        self._strangers: OrderedDict[asyncio.StreamWriter, None] = OrderedDict()
+        self._unproven: OrderedDict[asyncio.StreamWriter, None] = OrderedDict()
         self._loop = asyncio.new_event_loop()
         self._server = self._loop.run_until_complete(self._listen())
         self._thread = threading.Thread(target=self._loop.run_forever, name="everstep-store", daemon=True)
@@ -62,14 +62,14 @@ class StoreServer:
         self._loop.stop()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # Also of the cancellation, which asyncio's streams would report as an error.
+        # Including the cancellation by `close`, which asyncio's streams would log as an error.
         ended = (ChannelError, OSError, EOFError, asyncio.CancelledError, ValueError)
         with contextlib.suppress(*ended), contextlib.closing(writer):
             self._admit(writer)
             try:
                 receive, send = await asyncio.wait_for(self._prove(reader, writer), PROOF_S)
             finally:
-                self._strangers.pop(writer, None)
+                self._unproven.pop(writer, None)
             while True:
                 length, tag = channel.head(await reader.readexactly(channel.HEAD.size))
                 answer = await self._contents.answer(receive.unpack(tag, await reader.readexactly(length)))
@@ -77,9 +77,9 @@ class StoreServer:
                 await writer.drain()
 
     def _admit(self, writer: asyncio.StreamWriter) -> None:
-        self._strangers[writer] = None
-        if len(self._strangers) > MOST_STRANGERS:
-            oldest, _ = self._strangers.popitem(last=False)
+        self._unproven[writer] = None
+        if len(self._unproven) > MOST_UNPROVEN:
+            oldest, _ = self._unproven.popitem(last=False)
             oldest.transport.abort()
 
     async def _prove(
@@ -109,7 +109,7 @@ def _listener(address: str) -> tuple[socket.socket, str]:
 
 
 class Contents:
-    """Keys and values, and the requests on them."""
+    """Keys and values of the store, and the requests that read and change them."""
 
     def __init__(self) -> None:
         self._values: dict[bytes, bytes] = {}

@@ -70,9 +70,9 @@ class Kubernetes:
         return self._handle(main["kind"], main["metadata"]["name"])
 
     def _make_token(self, job: Mapping[str, Any], settings: dict[str, Any]) -> None:
-        """Make the Secret by which the pods of a job recognise each other; it goes with the job's settings.
+        """Make the Secret by which the pods of a job recognize each other.
 
-        It stands in no manifest. A repeated submission keeps the one that is there.
+        It is deleted with the job's ConfigMap, and no manifest contains it. A repeated submission keeps the existing one.
         """
         metadata = {"name": token_secret(job["name"]), "labels": job["labels"], "ownerReferences": [owned_by(settings)]}
         thing = {
