@@ -1,6 +1,6 @@
 """Mode of the top folder of a run on a local disk.
 
-What lies below is out of reach for other users, whatever the umask.
+Other users cannot reach anything below a private one, whatever the umask.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""JSON from elsewhere, typed to the last field: every number and text is checked before it is used.
+"""JSON from elsewhere: checks of the type and the range of every field before it is used.
 
-All functions raise ValueError in one line that names the place. In Python True is an int and 1.0 == 1, so types are
-compared and not asked for with isinstance.
+All functions raise ValueError in one line that names the place. Types are compared and not asked for with isinstance,
+because in Python True is an int and 1.0 == 1.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from typing import Any
 
 LONGEST_TEXT = 255
 MOST = (1 << 63) - 1
+LATEST = 4e9
+"""Limit of a time that can be shown, in seconds since the epoch."""
 LARGEST = sys.float_info.max
 SHOWN = 40
 """Characters of a wrong value that a message shows."""
@@ -48,7 +50,7 @@ def number(value: object, place: str, low: float = -LARGEST, high: float = LARGE
 
 
 def text(value: object, place: str, longest: int = LONGEST_TEXT) -> str:
-    """Return a text of at most so many characters, which can be encoded as UTF-8."""
+    """Return a text of at most `longest` characters, which can be encoded as UTF-8."""
     if type(value) is not str or len(value) > longest:
         raise ValueError(f"{place} is {shown(value)}, not a text of at most {longest} characters")
     try:
@@ -59,7 +61,7 @@ def text(value: object, place: str, longest: int = LONGEST_TEXT) -> str:
 
 
 def mapping(value: object, place: str, most: int = MOST) -> dict[str, Any]:
-    """Return an object of at most so many fields."""
+    """Return an object of at most `most` fields."""
     if type(value) is not dict or len(value) > most:
         raise ValueError(f"{place} is {shown(value)}, not an object" + (f" of at most {most}" if most < MOST else ""))
     return value
@@ -74,7 +76,7 @@ def record(value: object, place: str, *keys: str) -> list[Any]:
 
 
 def sequence(value: object, place: str, most: int = MOST) -> list[Any]:
-    """Return a list of at most so many items."""
+    """Return a list of at most `most` items."""
     if type(value) is not list or len(value) > most:
         raise ValueError(f"{place} is {shown(value)}, not a list" + (f" of at most {most}" if most < MOST else ""))
     return value

@@ -1,7 +1,7 @@
-"""Config folders (--config-dir) of another user run only what the command line says as well.
+"""Trust in config folders (--config-dir): those of other users run only what the command line names.
 
-A folder of configs is code like any Python package: it names packages to import and shell lines to run. One that is
-this user's alone counts as the user's own word.
+A folder of configs is code like any Python package: it names packages to import and shell lines to run. A folder that
+only this user can write is trusted like the command line.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ CODE_KEYS = (
     "env", "setup", "flags", "python", "image", "runtime", "mounts", "interface", "causes", "k8s", "secrets",
 )  # fmt: skip
 """Keys of a job that choose or change the programs that run; the others are counts, limits and names."""
-LONGEST = 60
+SHOWN = 60
 """Characters of a value that a refusal shows."""
 
 
 def not_own(folder: Path) -> str | None:
-    """Return why a folder of configs is not this user's alone; None if it is."""
+    """Return the reason why other users can change a folder of configs; None if only this user can."""
     for above, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         configs = [name for name in files if name.endswith((".yaml", ".yml"))]
@@ -69,15 +69,15 @@ def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> N
     """Raise ConfigError if a config makes something run that the command line by itself does not.
 
     Args:
-        why: reason why the folder of configs is not this user's.
+        why: result of `not_own`.
         used: the composed `plugins` and `job`.
-        said: those that the command line and this user's own configs give.
+        said: `plugins` and `job` as composed from the command line and this user's own configs.
     """
     named = [name for name in used.get("plugins") or () if name not in (said.get("plugins") or ())]
     ours = dict(leaves(said.get("job") or {}))
     found = [f"plugins=[{','.join(named)}]"] if named else []
     found += [
-        f"job.{key}={str(value)[:LONGEST]}"
+        f"job.{key}={str(value)[:SHOWN]}"
         for key, value in leaves(used.get("job") or {})
         if key.split(".")[0] in CODE_KEYS and ours.get(key) != value and value not in (None, [], {})
     ]
@@ -89,6 +89,7 @@ def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> N
 
 
 def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted keys with their values."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{key}.")
@@ -98,7 +99,7 @@ def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any
 
 @contextlib.contextmanager
 def without_environment(why: Sequence[str]) -> Iterator[None]:
-    """Refuse ${oc.env:NAME} meanwhile, if there is a reason: it could send a secret away."""
+    """Refuse ${oc.env:NAME} in this block if `why` has a reason: such a config could send a secret away."""
     if not why:
         yield
         return

@@ -6,7 +6,7 @@ import dataclasses
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
@@ -20,9 +20,6 @@ from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.run_id import made_run_id
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 
 
@@ -30,7 +27,7 @@ def freeze(config: RunConfig) -> str:
     """Return the resolved config as YAML text, equal to OmegaConf's in a third of the time.
 
     Raises:
-        ConfigError: it is larger than `thaw` would read.
+        ConfigError: the text is larger than `thaw` reads.
     """
     text: str = yaml.dump(plain(config), Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
     if len(text) > frozen_yaml.MOST_BYTES:
@@ -73,9 +70,9 @@ def digest(config: RunConfig) -> str:
 
 
 def start_digest(config: RunConfig) -> str:
-    """Return the digest that a start carries: of all keys that differ from their defaults.
+    """Return the digest that a start has among its arguments: of all keys that differ from their defaults.
 
-    So a job that is queued while Everstep is upgraded starts all the same: a key of a later version has its default.
+    A job that is queued while Everstep is upgraded can still start, since new keys have their defaults.
     """
     return _digest_of(_chosen(config))
 
@@ -142,8 +139,8 @@ def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
 def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     """Write the config into the run folder; return the changes since, or ConfigError for a forbidden one.
 
-    Every start calls this first: of two starters one creates the file, and the config of the other is checked against
-    it. A config under which no step was ever done does not bind.
+    Every start calls this first: of two launchers one creates the file, and the config of the other is checked against
+    it. As long as no step was done, the whole config may change.
     """
     text = freeze(config).encode()
     make_folder(folder.storage, config.access)

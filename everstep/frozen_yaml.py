@@ -1,7 +1,7 @@
-"""YAML of a run folder: written by `freeze` and its like, so without anchors, and small.
+"""YAML of a run folder, checked before it is built: everstep writes small files without anchors.
 
-Nine lines of anchors stand for a billion items, and thousands of brackets exceed Python's stack. A scan of the events,
-which builds nothing, finds both before anything is built.
+Nine lines of anchors expand to a billion items, and thousands of brackets exceed Python's stack. A scan of the parser's
+events finds both before any value is built.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def checked(data: Text, place: str, most: int = MOST_BYTES) -> str:
     """Return the text of a document that is safe to build.
 
     Raises:
-        ValueError: it is too large, nested too deeply, has anchors, aliases or tags, or is no YAML.
+        ValueError: it is too large, nested too deeply, is no YAML, or has anchors, aliases, tags or interpolations.
     """
     if len(data) > most:
         raise ValueError(f"{place} has {len(data)} bytes (limit {most})")
@@ -43,7 +43,7 @@ def _check(event: Any, place: str) -> None:
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
         raise ValueError(f"{place} has an anchor or alias (&{event.anchor}), which everstep writes into no file")
     if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
-        # OmegaConf would resolve it by the environment of the reader: ${oc.env:AWS_SECRET_ACCESS_KEY}.
+        # OmegaConf would resolve it from the reader's environment: ${oc.env:AWS_SECRET_ACCESS_KEY}.
         raise ValueError(
             f"{place} has an interpolation ({event.value[:60]!r}), and everstep writes resolved values only"
         )

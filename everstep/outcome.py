@@ -7,12 +7,10 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from everstep.checked_json import mapping, number, parse, text, whole
+from everstep.checked_json import LATEST, mapping, number, parse, text, whole
 
 LONGEST = 1 << 20
 """Characters of a reason."""
-LATEST = 4e9
-"""A time that can be shown, in seconds since the epoch."""
 
 
 class Outcome(enum.Enum):
@@ -83,7 +81,7 @@ class Ending:
 
     @staticmethod
     def from_json(data: bytes) -> Ending:
-        """Parse a record; ValueError, KeyError or TypeError for what `to_json` has not written."""
+        """Parse a record; ValueError, KeyError or TypeError unless `to_json` can have written it."""
         facts = mapping(parse(data), "it")
         fault = Fault(facts.get("fault", Fault.machine.value))
         for key in ("step", "rank", "micro_batch", "patience"):

@@ -11,7 +11,7 @@ from everstep.errors import ConfigError
 
 VARIABLES = ("HOME", "JOB_TMPDIR", "LOCAL_SCRATCH", "SCRATCH", "SLURM_JOB_ID", "SLURM_TMPDIR", "TMPDIR", "UID", "USER",
              "XDG_RUNTIME_DIR")  # fmt: skip
-"""Variables that a path may name. Others may be secrets, and a folder's name is for all to read."""
+"""Variables that a path may name. Others may be secrets, and all users can read the name of a folder."""
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 
 
@@ -28,7 +28,9 @@ def expand(path: str, key: str) -> str:
             raise ConfigError(f"{key}={path!r}: ${name} may not be part of a path; use one of {', '.join(VARIABLES)}")
         known = str(os.getuid()) if name == "UID" else os.environ.get(name)
         if not known:
-            raise ConfigError(f"{key}={path!r}: this node has no such variable (${name}) in its environment")
+            raise ConfigError(
+                f"{key}={path!r}: this node has no such variable (${name}) in its environment; set it or change the path"
+            )
         return known
 
     return os.path.expanduser(VARIABLE.sub(value, path))
@@ -44,7 +46,7 @@ def private_folder(path: str | Path) -> Path:
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot make this folder ({error.strerror or error})") from error
+        raise ConfigError(f"{folder}: cannot make this folder ({error.strerror or error}); choose another") from error
     seen = folder.lstat()
     if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
         raise ConfigError(

@@ -1,6 +1,6 @@
-"""Random id of a run, kept beside its config.
+"""Random id of a run, stored beside its config.
 
-Signatures are bound to it and not to the name, which can be given to any folder.
+Signatures are bound to it and not to the name of the run, which any folder can have.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def run_id(folder: RunFolder) -> str:
     except FileNotFoundError:
         return ""
     if not re.fullmatch("[0-9a-f]{32}", found):
-        raise CheckpointError(f"{folder.url}/{RUN_ID} is damaged: it is not 32 hex digits; put it back")
+        raise CheckpointError(f"{folder.url}/{RUN_ID} is damaged: it is not 32 hex digits; restore it from a copy")
     return found
 
 

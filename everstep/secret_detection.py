@@ -11,7 +11,7 @@ from typing import Any
 from everstep.errors import ConfigError
 
 WORDS = re.compile(r"KEY(?!BOARD)|TOKEN(?!IZ|S_PER)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
-"""Words anywhere in a name, but in TOKENIZERS_PARALLELISM and the like."""
+"""Words that count anywhere in a name, except in TOKENIZERS_PARALLELISM and the like."""
 PARTS = ("PASS", "PGPASS", "PWD", "AUTH", "PAT", "SAS", "DSN", "DATABASE_URL", "CONNECTION_STRING")
 """Words that count only as a whole part of a name: PAT is a secret, PATH is none."""
 VALUES = re.compile(
@@ -29,7 +29,7 @@ VALUES = re.compile(
 )
 """Forms of well-known secrets, and credentials in a URL."""
 ASSIGNED = re.compile(r"\b(\w+)=(?=[^\s$'\"]|'[^'$]+'|\"[^\"$]+\")")
-"""NAME=VALUE in a line of shell, with a value that is written out: $(…) and $NAME are none."""
+"""NAME=VALUE in a line of shell, with a literal value: $(…) and $NAME are none."""
 FILES = (
     ".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".git-credentials", ".htpasswd", ".vault-token",
     ".pgpass", ".my.cnf", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*",
@@ -51,7 +51,7 @@ def is_secret_name(name: str) -> bool:
 
 
 def has_secret(text: str) -> bool:
-    """True if a text holds a well-known form of secret, a URL with credentials, or NAME=VALUE of one."""
+    """True if a text holds a well-known form of secret, a URL with credentials, or NAME=VALUE of a secret."""
     return VALUES.search(text) is not None or any(is_secret_name(found[1]) for found in ASSIGNED.finditer(text))
 
 
@@ -61,7 +61,7 @@ def without_secrets(text: str) -> str:
 
 
 def is_secret_file(path: str) -> bool:
-    """True if the name of a file, or of a folder above it, says that it holds a secret."""
+    """True if a file with this name, or in a folder of this name, usually holds secrets."""
     *folders, name = PurePosixPath(path).parts
     lower = name.lower()
     if any(folder.lower() in FOLDERS for folder in folders):
@@ -77,7 +77,7 @@ def holds_secret(data: bytes) -> bool:
 
 
 def refuse_secrets(value: Any, key: str) -> None:
-    """Raise ConfigError, without the value, if a config holds a secret.
+    """Raise ConfigError if a config holds a secret; the message does not show the value.
 
     Args:
         value: a text, or lists and mappings of them.

@@ -47,7 +47,7 @@ __getattr__ = lazy(
 
 
 SCHEMES = ("file", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "memory")
-"""Schemes of a URL. fsspec knows many more: some query any host, some run what a file says."""
+"""Schemes of a URL. fsspec has many more: some query any host, some run code that a file names."""
 CREDENTIALS = re.compile(r"[^/]*://[^/]*:[^/]*@")
 MORE_SCHEMES = "EVERSTEP_SCHEMES"
 """Environment variable: further schemes of fsspec, such as hdfs,lakefs."""

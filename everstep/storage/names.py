@@ -1,4 +1,4 @@
-"""Names from elsewhere: files directly in one folder, and links that lead out of it."""
+"""Checks of file names from elsewhere: plain names, and links that lead out of their folder."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ LONGEST_NAME = 255
 
 
 def is_plain(name: object) -> bool:
-    """True if `name` can be a file in a folder, and cannot lead out of it."""
+    """True if `name` is the name of a file directly in a folder, without a path."""
     if not isinstance(name, str) or name in ("", ".", "..") or {"/", "\0"} & set(name):
         return False
     try:
         return len(name.encode()) <= LONGEST_NAME
-    except UnicodeEncodeError:  # half of a surrogate pair
+    except UnicodeEncodeError:  # a lone surrogate
         return False
 
 

@@ -9,29 +9,24 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from everstep.checked_json import mapping, number, sequence, text, whole
+from everstep.checked_json import LATEST, mapping, number, sequence, text, whole
 from everstep.errors import DataError, EverstepError, printable
 from everstep.run_folder import RunFolder
 
 Record = dict[str, Any]
 Check = Callable[[object, str], object]
-LATEST = 4e9
-"""A time that can be shown, in seconds since the epoch."""
 LONGEST = 10_000
-"""Characters of a reason or a program's argument."""
+"""Limit of a reason or a program's argument, in characters."""
 MOST = 1 << 16
-"""Hosts, arguments, metrics."""
+"""Limit of the number of hosts, arguments or metrics."""
 
 
 class RecordError(DataError):
-    """A record of a run folder that cannot be what everstep wrote."""
-
-
-def _time(value: object, place: str) -> object:
-    return number(value, place, 0, LATEST)
+    """A record of a run folder that everstep cannot have written."""
 
 
 def _seconds(value: object, place: str) -> object:
+    """Check a time since the epoch, a duration or a rate."""
     return number(value, place, 0, LATEST)
 
 
@@ -58,15 +53,14 @@ def _flag(value: object, place: str) -> object:
     return value
 
 
-CLAIM: dict[str, Check] = {"time": _time, "began": _time, "host": text, "pid": whole, "world": whole}
-SUBMITTED: dict[str, Check] = {"time": _time, "scheduler": text, "token": text, "argv": _texts, "code": text}
+CLAIM: dict[str, Check] = {"time": _seconds, "began": _seconds, "host": text, "pid": whole, "world": whole}
+SUBMITTED: dict[str, Check] = {"time": _seconds, "scheduler": text, "token": text, "argv": _texts, "code": text}
 SETTLED: dict[str, Check] = {"handle": text}
-START: dict[str, Check] = {"time": _time, "hosts": _texts}
-DECISION: dict[str, Check] = {"time": _time, "outcome": text, "go_on": _flag, "reason": _long}
+START: dict[str, Check] = {"time": _seconds, "hosts": _texts}
+DECISION: dict[str, Check] = {"time": _seconds, "outcome": text, "go_on": _flag, "reason": _long}
 PROGRESS: dict[str, Check] = {
     **dict.fromkeys(("step", "steps"), whole),
-    **dict.fromkeys(("time",), _time),
-    **dict.fromkeys(("eta_s", "next_s", "steps_per_s"), _seconds),
+    **dict.fromkeys(("time", "eta_s", "next_s", "steps_per_s"), _seconds),
     "loss": _measured,
     "metrics": _metrics,
     "metric": text,

@@ -1,8 +1,8 @@
-"""Trust in a run folder: what makes something run counts only if this user wrote it or says it again.
+"""Trust in a run folder: its code and commands run only if this user wrote them or names them again.
 
-Each launcher that writes job.yaml leaves AUTHOR in the same folder: keyed digests (HMAC-SHA-256) of all that the folder
-can make run. The key is in the state folder of the user. A folder that another user wrote, or has changed since, has
-no such digests: `everstep resume` then lists what it would run, and starts nothing without --trust.
+Each launcher that writes job.yaml writes AUTHOR into the same folder: keyed digests (HMAC-SHA-256) of everything that
+the folder can make run. The key is in the state folder of the user. A folder that another user wrote or changed lacks
+valid digests: `everstep resume` then lists what it would run, and starts nothing without --trust.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError
-from everstep.foreign_config import CODE_KEYS, leaves
+from everstep.foreign_config import CODE_KEYS, SHOWN, leaves
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import plain_job
 from everstep.storage import Storage
@@ -28,13 +28,11 @@ AUTHOR = "author.json"
 KEY_BYTES = 32
 KEPT = 8
 """Digests of each part that are kept, the newest last."""
-LONGEST = 60
-"""Characters of a value that a refusal shows."""
 
 
 @dataclass(frozen=True)
 class Runnable:
-    """Parts of a folder that make something run."""
+    """Parts of a run folder that name code or commands."""
 
     job: Mapping[str, Any] = field(default_factory=dict)
     """Keys of the job in CODE_KEYS that differ from their defaults, dotted: env.PATH, setup."""
@@ -53,7 +51,7 @@ class Runnable:
         )
 
     def beyond(self, said: Runnable) -> list[str]:
-        """Return a short text for each thing that would run and is not in `said`, the command line."""
+        """Return a short text for each part that is not in `said`, the parts that the command line names."""
         found = [f"job.{key}={_short(value)}" for key, value in self.job.items() if said.job.get(key) != value]
         found += [f"its own code ({self.code})"] if self.code not in (None, said.code) else []
         found += [f"its own program ({_short(self.argv)})"] if self.argv not in ((), said.argv) else []
@@ -61,7 +59,7 @@ class Runnable:
         return found + ([f"plugins=[{','.join(named)}]"] if named else [])
 
     def macs(self, key: bytes) -> dict[str, str]:
-        """Return a keyed digest of each part, so that a later start may renew one and leave the others."""
+        """Return a keyed digest of each part: a later start may renew one and keep the others."""
         import hashlib  # imported late, as it loads OpenSSL
         import hmac
 
@@ -71,12 +69,12 @@ class Runnable:
 
 
 def sign(storage: Storage, runnable: Runnable) -> None:
-    """Leave the user's keyed digests in the folder; none if the user has no state folder."""
+    """Write the user's keyed digests into the folder; nothing if the user has no state folder."""
     key = _key()
     if key is None or not (macs := runnable.macs(key)):
         return
     known = _read(storage)
-    # Earlier ones stay for a while: a launcher may be killed before it has written what it has signed here.
+    # Earlier ones are kept, as a launcher may be killed between this write and that of job.yaml.
     merged = known | {part: _with(known.get(part, []), mac) for part, mac in macs.items()}
     if merged != known:
         storage.write(AUTHOR, (json.dumps(merged) + "\n").encode())
@@ -87,7 +85,7 @@ def _with(known: list[str], mac: str) -> list[str]:
 
 
 def is_ours(storage: Storage, runnable: Runnable) -> bool:
-    """True if this user has written what the folder can make run."""
+    """True if this user has signed all parts."""
     key = _key()
     if key is None:
         return False
@@ -99,10 +97,10 @@ def refuse_foreign(storage: Storage, recorded: Runnable, used: Runnable, said: R
     """Raise ConfigError if a folder that another user wrote would make something run.
 
     Args:
-        recorded: what the folder says.
-        used: what would run after the changes of the command line.
-        said: what the command line by itself makes run.
-        trusted: the user has said --trust.
+        recorded: parts as the folder has them.
+        used: parts after the changes of the command line.
+        said: parts that the command line names.
+        trusted: True with --trust.
     """
     left = used.beyond(said)
     if trusted or not left or is_ours(storage, recorded):
@@ -162,4 +160,4 @@ def _make(file: Path) -> None:
 
 def _short(value: object) -> str:
     text = json.dumps(value, default=str)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}…"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

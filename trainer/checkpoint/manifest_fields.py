@@ -1,21 +1,19 @@
-"""Types of a manifest's fields, checked to the last one. This module imports no torch."""
+"""Check the type and range of every field of a manifest. This module imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from everstep.checked_json import mapping, number, sequence, shown, text, whole
+from everstep.checked_json import LATEST, mapping, number, sequence, shown, text, whole
 
 MEASURED, PASSED_OVER = ("metric", "best"), "passed_over"
 """Fields of the progress that are not whole numbers."""
 LONGEST_SIGNATURE = 512
-LATEST = 4e9
-"""A time that can be shown, in seconds since the epoch."""
 
 
 def check_types(fields: Mapping[str, Any]) -> None:
-    """Raise ValueError for a field of another type: what is not as it was written must not be restored."""
+    """Raise ValueError for a field of another type: only what a save can have written is restored."""
     for key in ("step", "attempt", "samples", "world"):
         whole(fields[key], f"its {key}")
     for key in ("parallel", "config_digest", "data_digest"):

@@ -1,4 +1,4 @@
-"""Signed head of a run: the newest checkpoint, so that an older one is not taken for it.
+"""Signed head of a run: a record of the newest checkpoint, which shows if that was removed.
 
 A run folder that was put back as a whole, with an older head, is not detected: only a record elsewhere could show it.
 """
@@ -10,7 +10,8 @@ import json
 from everstep.checked_json import mapping, parse, text, whole
 from everstep.run_folder import CHECKPOINTS, RunFolder
 from everstep.trainer.checkpoint.manifest import folders
-from everstep.trainer.checkpoint.signature import Binding, is_on, sign, signature_fault
+from everstep.trainer.checkpoint.manifest_fields import LONGEST_SIGNATURE
+from everstep.trainer.checkpoint.signature import Binding, bound_part, is_on, sign, signature_fault
 
 HEAD = f"{CHECKPOINTS}/head.json"
 
@@ -34,12 +35,12 @@ def head_fault(run: RunFolder, binding: Binding) -> str:
     try:
         head = mapping(parse(run.storage.read(HEAD)), "it")
         step, attempt = whole(head.get("step"), "step"), whole(head.get("attempt"), "attempt")
-        signature = text(head.get("signature"), "signature", 512)
+        signature = text(head.get("signature"), "signature", LONGEST_SIGNATURE)
     except FileNotFoundError:
         return f"{HEAD} is missing: newer ones may have been removed" if there else ""
     except ValueError as error:
         return f"{HEAD} is damaged: {error}"
-    bound = ":".join(signature.split(":")[:3])
+    bound = bound_part(signature)
     if bound.split(":")[1:2] != [binding.run] or signature_fault(_signed(bound, step, attempt), signature):
         return f"{HEAD} was changed, or signed for another run: newer ones may have been removed"
     if step and (step, attempt) not in there:

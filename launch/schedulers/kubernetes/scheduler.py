@@ -72,7 +72,7 @@ class Kubernetes:
     def _make_token(self, job: Mapping[str, Any], settings: dict[str, Any]) -> None:
         """Make the Secret by which the pods of a job recognize each other.
 
-        It is deleted with the job's ConfigMap, and no manifest contains it. A repeated submission keeps the existing one.
+        It is deleted with the job's ConfigMap, and is in no manifest. A repeated submission keeps the existing one.
         """
         metadata = {"name": token_secret(job["name"]), "labels": job["labels"], "ownerReferences": [owned_by(settings)]}
         thing = {
