@@ -29,7 +29,7 @@ def expand(path: str, key: str) -> str:
         known = str(os.getuid()) if name == "UID" else os.environ.get(name)
         if not known:
             raise ConfigError(
-                f"{key}={path!r}: this node has no such variable (${name}) in its environment; set it or change the path"
+                f"{key}={path!r}: this node has no such variable (${name}) in its environment; set it, or change it"
             )
         return known
 

@@ -77,7 +77,7 @@ CONTROL = re.compile(rb"\x1b\[[0-9;]*m|[\x00-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 
 def without_commands(data: bytes) -> bytes:
-    """Show bytes that would make a terminal do more than print in color: title, clipboard, cursor, keys."""
+    """Return the bytes with control sequences as text, except colors: they can set title and clipboard."""
     return CONTROL.sub(lambda found: found[0] if COLOR.fullmatch(found[0]) else b"\\x" + found[0].hex().encode(), data)
 
 

@@ -15,7 +15,7 @@ JOIN_NODES_S = 600
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Rendezvous of the agents of one job start; by default there is one, which needs no port."""
+    """Rendezvous of the agents of one job start; the default is for a single agent, which needs no port."""
 
     nodes: int = 1
     endpoint: str = "here"
@@ -29,8 +29,8 @@ class Rendezvous:
 def trainer(url: str, plugins: Sequence[str] = (), config_digest: str = "") -> list[str]:
     """Return the trainer's arguments for `url`/config.yaml.
 
-    The plug-in packages and the digest of the config are on the command line: write access to the folder is not enough
-    to run code or to change the config of a start.
+    The plug-in packages and the digest of the config are on the command line: a user who can only write the folder can
+    neither run code nor change the config of a start.
     """
     named = ["--plugins", ",".join(plugins)] if plugins else []
     digest = ["--config-digest", config_digest] if config_digest else []
@@ -53,7 +53,7 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous)
         "everstep.trainer.torchrun_agent",  # torchrun itself, less noisy when a worker fails
         f"--nnodes={meeting.nodes}",
         f"--nproc-per-node={nproc}",
-        "--rdzv-backend=everstep",  # our own, as torch's unpickles what others can write
+        "--rdzv-backend=everstep",  # our own: torch's unpickles data that other users can write
         f"--rdzv-endpoint={meeting.endpoint}",
         f"--rdzv-id={meeting.id}",
         f"--rdzv-conf={_settings(program, meeting)}",

@@ -139,19 +139,20 @@ def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
 
 
 def _checked(text: str, options: argparse.Namespace, sent: bool = False) -> RunConfig:
-    """Return the run; every rank checks what it was sent, as others may reach the store.
+    """Parse and check the config, also where rank 0 has sent it: other processes may write to the store.
 
     Args:
-        sent: rank 0 has composed it and this rank has received it.
+        sent: True if this rank has received it from rank 0.
 
     Raises:
-        ConfigError: the config names packages, or has changed in a way, that the command line does not say.
+        ConfigError: the config names packages that the command line does not, or has another digest.
     """
     run = frozen_config.thaw(text)
     if not options.frozen:
         if sent and run.plugins != compose.compose(options.overrides, options.config_dir).run.plugins:
             raise ConfigError(
-                f"plugins={run.plugins}: the config that rank 0 sent names other packages than this rank's"
+                f"plugins={run.plugins}: the config of rank 0 names other packages than this rank's; "
+                "give all ranks the same command line"
             )
         return run
     allowed = [name for name in options.plugins.split(",") if name]
@@ -162,7 +163,7 @@ def _checked(text: str, options: argparse.Namespace, sent: bool = False) -> RunC
         )
     if options.config_digest not in (None, frozen_config.start_digest(run)):
         raise ConfigError(
-            f"{options.frozen}/{CONFIG} is not the config of this start: somebody has changed it; "
+            f"{options.frozen}/{CONFIG} is not the config of this start: it was changed afterwards; "
             "see who can write there, and start again"
         )
     return run

@@ -1,8 +1,8 @@
-"""Arrow IPC shards as views of their memory map: nothing of a file is believed before it is checked.
+"""Arrow IPC shards as views of their memory map, checked before use.
 
-Arrow believes the lengths and offsets of a file, and a view made of them would show other memory of the process. So
-every buffer is compared with the length of its column here, in O(1) a column; offsets are checked where they are used
-(`gather_ragged`), and all of them by `check_offsets`.
+Arrow does not check the lengths and offsets in a file, and a view made of wrong ones shows other memory of the
+process. So every buffer is compared with the length of its column here, in O(1) a column; offsets are checked where
+they are used (`gather_ragged`), and all of them by `check_offsets`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ FAULTS = (
     MemoryError,  # a length of 2^60
     SystemError,  # a negative length
 )
-"""Errors of PyArrow and NumPy about content that is not what it says."""
+"""Errors that PyArrow and NumPy raise for a damaged file."""
 
 
 class RaggedArray(NamedTuple):
@@ -96,7 +96,7 @@ def map_shard(path: str, columns: Mapping[str, Column]) -> Mapped:
         raise DataError(f"shard {path} is missing; copy it back or prepare the dataset again") from None
     except FAULTS as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"shard {path} is damaged ({why}); `everstep data verify` tells which are") from error
+        raise DataError(f"shard {path} is damaged ({why}); `everstep data verify` names all that are") from error
     return Mapped(sum(batch.num_rows for batch in batches), views, whole.address)
 
 

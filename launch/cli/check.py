@@ -19,7 +19,7 @@ EXAMPLES = """examples:
   everstep check job=slurm job.nodes=16 job.time=24h experiment=mine --config-dir conf
   everstep check --quick job=slurm experiment=mine       what needs no torch, in under a second
 
-exit codes: 0 nothing stands against the run, 2 something does
+exit codes: 0 no problem found, 2 a problem found
 """
 
 
@@ -39,7 +39,7 @@ def run(arguments: Sequence[str]) -> int:
     if not options.quick:
         return max(code, rehearse(composed.run, job, brief=bool(found)))
     if not code:
-        say("nothing stands against the run as far as can be seen without torch")
+        say("no problem found without torch; leave out --quick to build the model too")
     return code
 
 

@@ -1,7 +1,7 @@
 """Shell completion: scripts for three shells, and the hidden verb they call (without Hydra: fast).
 
-By hand, as shtab writes static scripts while keys, options of groups and runs depend on the folders of the user, and
-argcomplete would import all parsers at each key press.
+No library does this: shtab writes static scripts, but keys, options and runs depend on the user's folders; argcomplete
+would import all parsers at each key press.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ OPTIONS = {
 }
 PLAIN = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
 MOST = 200
-"""Names that are offered at a time."""
+"""Limit of the names that are offered."""
 WITH_VALUE = (
     "--attempt",
     "--config-dir",
@@ -171,8 +171,8 @@ def _runs(words: Sequence[str]) -> list[str]:
     said += [word.removeprefix("--root=") for word in words if word.startswith("--root=")]
     said += [words[n + 1] for n, word in enumerate(words[:-1]) if word == "--root"]
     root = said[-1] if said else ROOT
-    # Listing a bucket takes too long for completion.
-    # A name is put on the command line as it is, so one that the shell would expand or run is not offered.
+    # Listing a bucket takes too long for completion. The shell inserts names unquoted, so one that it would expand or
+    # run is not offered.
     return [name for name in names(root) if PLAIN.fullmatch(name)][:MOST] if is_local(root) else []
 
 

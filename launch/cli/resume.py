@@ -35,7 +35,7 @@ EXAMPLES = """examples:
   everstep resume demo steps=2000           the run gets longer
   everstep resume demo job.nodes=2          on other machines
   everstep resume demo job=local            here, whatever it was started as
-  everstep resume /shared/demo --trust      what somebody else's folder says may run here
+  everstep resume /shared/demo --trust      run what the folder of another user names
 """
 
 
@@ -105,7 +105,7 @@ def _code(folder: RunFolder) -> str | None:
 
 
 def _changed(folder: RunFolder, options: argparse.Namespace) -> tuple[RunConfig, JobConfig]:
-    """Return the run and its job after the command line's changes; refuse what it alone would make run."""
+    """Return the run and its job after the command line's changes; refuse code that is not trusted."""
     try:
         config = thaw(folder.storage.read(CONFIG).decode())
     except FileNotFoundError as error:
@@ -148,7 +148,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_run(parser)
     add_overrides(parser, "what changes; see docs/resuming.md")
-    parser.add_argument("--trust", action="store_true", help="run what a folder says that somebody else wrote")
+    parser.add_argument("--trust", action="store_true", help="run what the folder of another user names")
     parser.add_argument("--failed", action="store_true", help="of a sweep: what has failed or was cancelled, too")
     parser.add_argument("--quick", action="store_true", help="do not build a changed model before it is submitted")
     return parser

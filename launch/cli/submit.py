@@ -52,7 +52,7 @@ class Plan:
     composed: Composed | None = None
     """None for a program other than the trainer."""
     access: Access = Access.private
-    """Users who may read the folder of a program other than the trainer; a config says it for the trainer."""
+    """Users who may read the folder, for a program other than the trainer; a config has its own `access`."""
 
     @property
     def config(self) -> RunConfig | None:
@@ -180,8 +180,8 @@ def _keep_code(plan: Plan) -> str | None:
     code = take(plan.folder, Path.cwd(), plugins, script, plan.job.code_mb, plan.job.code_keep)
     if code.secrets:
         say(
-            f"{', '.join(code.secrets)}: not in the code of the job, as it looks like a secret; "
-            "job.code_keep takes a file all the same"
+            f"{', '.join(code.secrets)}: looks like a secret, and is left out of the code of the job; "
+            "name it in job.code_keep to take it all the same"
         )
     for path in code.left_out:
         say(f"{path} is a link out of the checkout and does not go along")

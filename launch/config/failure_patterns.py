@@ -11,12 +11,12 @@ from typing import Any
 from everstep.config import require
 
 LONGEST_MATCH = 1000
-NESTED = "repeats what repeats, as (a+)+ does, so a line of 30 characters could take hours; write it without"
+NESTED = "has a repeat within a repeat, as in (a+)+, and could take hours on a line of 30 characters; use one repeat"
 _REPEATS = ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT")
 FEW = 8
-"""An inner repeat of at most so many times, as of digits in a date, cannot explode."""
+"""Highest maximum of an inner repeat, such as the digits of a date: it cannot take exponential time."""
 _ONCE = 2
-"""A repeat of fewer than so many times, as by `?`, is none."""
+"""A repeat with a lower maximum, such as `?`, is not counted as one."""
 
 
 def is_nested(pattern: str) -> bool:

@@ -45,7 +45,7 @@ class JobConfig:
     secrets: list[str] = field(default_factory=list)
     """Names of environment variables to pass to the processes; their values are stored nowhere."""
     code_keep: list[str] = field(default_factory=list)
-    """Patterns of files for the code snapshot although they look like secrets."""
+    """Patterns of files that the code snapshot takes although they look like secrets."""
     code_mb: int = 100
     """Limit in MB of the code snapshot before compression: the checkout without files that git ignores."""
     interface: str | None = None

@@ -1,7 +1,7 @@
 """Search of failure patterns in the last lines of output, in a process of its own with a time limit.
 
-A regular expression of a job may take time that grows with a high power of the line's length, and Python cannot
-interrupt a match. Nested repeats are refused in the config; the limit here is for the rest.
+The time of a job's regular expression may grow with a high power of the line's length, and Python cannot interrupt a
+match. The config refuses nested repeats; this limit is for all other slow patterns.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ def search_in_time(patterns: Patterns, lines: list[str]) -> tuple[str | None, st
         try:
             done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=SEARCH_S, check=False)
         except subprocess.TimeoutExpired:
-            print(f"everstep: job.causes.{name}.match={pattern!r}: over {SEARCH_S:.0f} s, ignored", file=sys.stderr)
+            slow = f"everstep: job.causes.{name}.match={pattern!r}: over {SEARCH_S:.0f} s, ignored; simplify it"
+            print(slow, file=sys.stderr)
             continue
         if done.returncode == 0 and (found := json.loads(done.stdout))[0] is not None:
             return found[0], found[1]

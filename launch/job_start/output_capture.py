@@ -49,7 +49,7 @@ class Output:
 def find_cause(causes: Mapping[str, CauseConfig], lines: list[str]) -> tuple[str | None, str]:
     """Return the first cause in order with its newest line; (None, "") if no cause matches.
 
-    Patterns of the job are searched under a time limit, and before the built-in ones.
+    The job's own patterns are searched first, and with a time limit.
     """
     usual = known_causes()
     own = {name: cause.match for name, cause in causes.items() if usual.get(name) != cause}

@@ -176,7 +176,7 @@ class Node:
         # The head needs at most as long as its slowest check.
         endpoint = self.start.await_head(self.local.wait, self.submitted.job.check_s + 60)
         if endpoint is None:
-            say(f"node {self.allocation.host}: heard nothing of the head node {hosts[0]}")
+            say(f"node {self.allocation.host}: the head node {hosts[0]} has published no address in time")
             return None
         if place != 0:
             secret = token.receive(self.start, os.environ)
@@ -185,7 +185,7 @@ class Node:
         return torchrun.Rendezvous(len(hosts), endpoint, place, name)
 
     def _address(self) -> str:
-        """Return the address of this node at which the others reach it."""
+        """Return the address at which the other nodes reach this one."""
         interface, told = self.submitted.job.interface, self.allocation.address
         return told if told and interface is None else address(interface)
 

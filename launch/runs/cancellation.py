@@ -71,7 +71,7 @@ def _processes(folder: RunFolder, here: RunSummary) -> str:
 
 
 def _trains(pid: int, folder: RunFolder) -> bool:
-    """True if a process trains this run folder: a claim may name any process of the user."""
+    """True if a process trains this run folder; a claim from elsewhere may name any process of the user."""
     words = command_line(pid)
     return "everstep.trainer" in words and folder.storage.url in words
 

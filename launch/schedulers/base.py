@@ -50,13 +50,13 @@ class Program:
 def spec_digest(job: JobConfig, argv: Sequence[str], code: str | None) -> str:
     """Return the digest of a job, its program and its code.
 
-    The scheduler keeps it among the arguments of the job, and the nodes compare it with the run folder: write access to
-    the folder is not enough to change what a queued job runs.
+    The scheduler keeps it among the arguments of the job, and the nodes compare it with the run folder: a user who can
+    only write the folder cannot change what a queued job runs.
     """
     import hashlib  # imported late, as it loads OpenSSL
 
     usual, given = plain_job(JobConfig()), plain_job(job)
-    chosen = {key: given[key] for key in given if given[key] != usual[key]}  # a later version may have more keys
+    chosen = {key: given[key] for key in given if given[key] != usual[key]}  # for queued jobs of an earlier version
     text = json.dumps([chosen, list(argv), code], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -35,7 +35,7 @@ class JobState(enum.Enum):
 
 
 def new_token(url: str) -> str:
-    """Return a unique id for a submission that also says which run folder, or sweep, it is for."""
+    """Return a unique id of a submission, which ends in a digest of the URL of its run folder or sweep."""
     return f"everstep-{uuid.uuid4().hex[:24]}-{_mark(url)}"
 
 
@@ -80,7 +80,7 @@ class JobHandle:
     def parse(text: str) -> JobHandle:
         scheduler, _, rest = text.partition("://")
         cluster, _, number = rest.partition("/")
-        # Parts of a command line to come: an id like --user=root would cancel all jobs of a user.
+        # The parts become arguments of commands: an id like --user=root would cancel all jobs of a user.
         if not all(PLAIN.fullmatch(part) for part in (scheduler, cluster, number)):
             raise ConfigError(f"{text!r} is not a job: it should look like slurm://cluster/1234")
         return JobHandle(scheduler, cluster, number)
@@ -109,10 +109,10 @@ class JobStatus:
 
 
 def refuse_other_job(handle: JobHandle, status: JobStatus | None, url: str) -> None:
-    """Raise ConfigError if a folder names a job of the user that was not submitted for it."""
+    """Raise ConfigError if the job that a folder names was not submitted for this folder."""
     if status is None or status.state is JobState.unknown or is_token_of(status.token, url):
         return
     raise ConfigError(
-        f"{handle} was not submitted for {url}, whatever the folder says (it was copied, moved or changed); "
-        "if you want this job to end, cancel it by the scheduler's own command"
+        f"{handle} was not submitted for {url}: this folder was copied, moved or changed; "
+        "to end the job all the same, cancel it with the scheduler's own command"
     )

@@ -49,7 +49,7 @@ def digest_of(members: Sequence[SnapshotFile]) -> str:
 
 
 def _head(member: SnapshotFile, size: int) -> bytes:
-    """Return what the digest of a member begins with; the lengths keep adjacent fields apart."""
+    """Return the bytes that the digest takes before a member's data; lengths keep adjacent fields apart."""
     return f"{len(member.path.encode())}:{member.path}:{member.mode:o}:{int(member.link)}:{size}:".encode()
 
 
@@ -85,7 +85,7 @@ def stays_inside(path: str, target: str) -> bool:
 
 
 class _Unpacked(gzip.GzipFile):
-    """The unpacked bytes of an archive: not more than a limit, and no large header at once."""
+    """Unpacked bytes of an archive, with a limit of their number and of the size of a header."""
 
     def __init__(self, packed: IO[bytes], where: str, limit: int) -> None:
         super().__init__(fileobj=packed, mode="rb")
@@ -104,7 +104,7 @@ class _Unpacked(gzip.GzipFile):
 
 def _check_room(position: int, limit: int, where: str) -> None:
     if position > limit:
-        raise SnapshotError(f"{where} unpacks to more than {limit / 1e6:.0f} MB; see who wrote it, or job.code_mb")
+        raise SnapshotError(f"{where} unpacks to more than {limit / 1e6:.0f} MB; see who wrote it or raise job.code_mb")
 
 
 def extract(packed: IO[bytes], folder: Path, where: str, limit_mb: float = UNPACKED_LIMIT_MB) -> str:
@@ -141,7 +141,7 @@ def _infos(tar: tarfile.TarFile, where: str, limit: int) -> Iterator[tarfile.Tar
     room, count, last = limit, 0, ""
     while (info := tar.next()) is not None:
         vars(tar)["members"].clear()
-        count, room = count + 1, room - info.size  # a sparse file takes more than its place in the archive
+        count, room = count + 1, room - info.size  # a sparse file unpacks to more than its bytes in the archive
         _check_room(limit - room, limit, where)
         if count > MOST_MEMBERS:
             raise SnapshotError(f"{where} has more than {MOST_MEMBERS} files; see who wrote it")

@@ -60,11 +60,11 @@ class JobSpec:
         """Read as `read` does, and check that the folder holds what was submitted.
 
         Args:
-            spec: digest among the arguments of the job; None for a script that a user starts by hand, who must have
-                written the folder.
+            spec: digest among the arguments of the job; None for a job that a user submits by hand: this user must
+                then have written the folder.
 
         Raises:
-            ConfigError: the folder was changed after the submission, or the user has not written it.
+            ConfigError: the folder was changed after the submission, or another user wrote it.
         """
         found = JobSpec.read(folder)
         if spec is not None and spec_digest(found.job, found.argv, found.code) != spec:
@@ -97,7 +97,7 @@ def read_job(folder: RunFolder) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ConfigError: it is damaged, or not what a launcher writes.
+        ConfigError: it is damaged, or no launcher can have written it.
     """
     try:
         return mapping(frozen_yaml.read(folder.storage.read(JOB), JOB) or {}, JOB)

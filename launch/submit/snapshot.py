@@ -159,10 +159,10 @@ def open_code(run: RunFolder, place: str, limit_mb: float = LIMIT_MB) -> Path:
     """
     digest, _, folder = place.partition("/")
     if not DIGEST.fullmatch(digest) or folder.startswith("/") or ".." in folder.split("/"):
-        raise SnapshotError(f"{run.url}: its code is at {place!r}, which is no digest with a folder below it")
+        raise SnapshotError(f"{run.url}: its code is at {place!r}, which is not DIGEST/FOLDER; submit again")
     code = unpack(run, digest, node_folder(), limit_mb)
     if not Path(os.path.realpath(code / folder)).is_relative_to(os.path.realpath(code)):
-        raise SnapshotError(f"{run.url}: its code is at {place!r}, which leads out of the snapshot")
+        raise SnapshotError(f"{run.url}: its code is at {place!r}, which leads out of the snapshot; submit again")
     return code / folder
 
 

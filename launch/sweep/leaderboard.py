@@ -173,7 +173,7 @@ def write_csv(plan: Plan, rows: Sequence[Row], names: Sequence[str], path: Path)
 
 
 def _cell(value: Any) -> Any:
-    """Return a value for a spreadsheet, which would take a text like =HYPERLINK(…) for a formula."""
+    """Return a value that a spreadsheet does not take for a formula, such as =HYPERLINK(…)."""
     if not isinstance(value, str):
         return value
     text = printable(value).replace("\n", " ")

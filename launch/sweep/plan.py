@@ -82,7 +82,7 @@ class Plan:
         if chosen not in self.bases:
             raise ConfigError(f"trial {name}: the constraint gives config groups that were not swept ({chosen})")
         for key in values:
-            if key.split(".")[0] == "plugins":  # a record of a sweep must not be able to name code
+            if key.split(".")[0] == "plugins":  # a trial's record could otherwise name code to import
                 raise ConfigError(f"trial {name}: {key} is not a key that a trial may change")
         made = self.bases[chosen].with_values({key: value for key, value in values.items() if key not in grouped})
         steps = self.steps(made)

@@ -132,7 +132,7 @@ def keep(sweep: SweepFolder, plugins: Sequence[str], job: JobConfig) -> Code | N
     if not sweep.storage.exists(KEPT):
         found = take(folder, Path.cwd(), plugins, limit_mb=job.code_mb, keep=job.code_keep)
         if found.secrets:
-            say(f"{', '.join(found.secrets)}: not in the code of the trials, as it looks like a secret")
+            say(f"{', '.join(found.secrets)}: looks like a secret, left out of the code; job.code_keep takes it")
         place = found.place if found.files else None
         sweep.storage.create(KEPT, (json.dumps({"place": place}) + "\n").encode())
     place = kept_place(sweep)

@@ -32,9 +32,9 @@ class RunFolderTarget:
     is_main: bool
     """True on rank 0."""
     binding: Binding = UNBOUND
-    """For the signed head."""
+    """Run and config that the signed head is bound to."""
     read_back: Callable[[], None] | None = None
-    """Reads the checkpoint back, as the self-test of a run's first one."""
+    """Self-test of a run's first checkpoint, which reads it back; None for later ones."""
 
     def write(self) -> Files:
         """Write this rank's file.

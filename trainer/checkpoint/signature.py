@@ -82,7 +82,7 @@ class Ed25519Key:
 
     def sign(self, text: bytes) -> str:
         if self._private is None:
-            raise ConfigError(f"{KEY} is a public key ({PUBLIC}…): it reads, and signs nothing; set the private one")
+            raise ConfigError(f"{KEY} is a public key ({PUBLIC}…): it verifies and cannot sign; set the private one")
         return str(self._private.sign(text).hex())
 
     def verifies(self, text: bytes, signature: str) -> bool:
@@ -96,7 +96,7 @@ class Ed25519Key:
 
 
 def is_on() -> bool:
-    """True if signatures are asked for."""
+    """True if a signing key is set, so that checkpoints must be signed."""
     return bool(os.environ.get(KEY))
 
 

@@ -165,7 +165,7 @@ def compile_module(model: nn.Module, parallel: ParallelConfig) -> None:
 
 
 def use_own_cache() -> None:
-    """Have torch keep compiled code in a folder of this user, unless the user has chosen one.
+    """Set torch's cache of compiled code to a folder of this user, unless the user has chosen one.
 
     The default is /tmp/torchinductor_USER, and torch loads its libraries and pickles even if another user made it.
     """

@@ -158,7 +158,7 @@ def _env(job: JobConfig, name: str) -> list[Plain]:
 def _token(name: str) -> Plain:
     """Return the job's token, from a Secret that `submit` makes.
 
-    It is optional: without it the pods keep a token in the run folder, or refuse to start.
+    It is optional: without it the head pod writes a token into the run folder, or refuses to start.
     """
     reference = {"name": token_secret(name), "key": TOKEN, "optional": True}
     return {"name": TOKEN, "valueFrom": {"secretKeyRef": reference}}

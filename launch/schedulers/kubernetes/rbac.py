@@ -17,7 +17,7 @@ GRANTED = {
     ("", "services"): ("get", "list", "create", "patch"),
     ("", "configmaps"): ("get", "list", "create", "patch"),
     ("networking.k8s.io", "networkpolicies"): ("get", "list", "create", "patch"),
-    # Not to read them: the token of a job on several nodes is made once and never asked for.
+    # Without the right to read: the launcher makes the token of a job once and never reads it back.
     ("", "secrets"): ("create",),
     ("", "pods"): ("get", "list", "watch"),
 }

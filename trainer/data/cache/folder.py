@@ -227,13 +227,13 @@ class CacheFolder:
             os.close(lock)
 
     def _claim_folder(self) -> None:
-        """Make the folder of the shards, or check that it is one of ours: files of others must not be evicted."""
+        """Make the folder of the shards, or check that it is a cache: eviction must remove no other files."""
         mark = os.path.join(self.folder, MARK)
         os.makedirs(self._shards, mode=0o700, exist_ok=True)
         if os.path.islink(self._shards):
             raise ConfigError(f"loader.cache={self.folder}: its folder shards is a link; choose another folder")
         if not os.path.exists(mark):
-            # One without a mark is empty, because it was just made, or of an earlier version.
+            # A cache without a mark was just made, or is of an earlier version.
             foreign = next((name for name in sorted(os.listdir(self._shards)) if not _OURS.fullmatch(name)), None)
             if foreign is not None:
                 raise ConfigError(
