@@ -18,8 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from everstep.config import OPEN_NODES, Access, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
+from everstep.config_trust import not_own, refuse_code, without_environment
 from everstep.errors import ConfigError, nearest
-from everstep.foreign_config import not_own, refuse_code, without_environment
 from everstep.frozen_config import keys, plain, to_object
 from everstep.secret_detection import refuse_secrets
 

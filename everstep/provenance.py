@@ -84,7 +84,8 @@ def code(folder: str = ".") -> dict[str, Any] | None:
     if commit is None:
         return None
     names = (_git(folder, "diff", "HEAD", "--name-only", "-z") or b"").decode(errors="replace").split("\0")
-    hidden = [f":(exclude,top,literal){name}" for name in names if name and _is_secret(folder, name)]
+    top = Path((_git(folder, "rev-parse", "--show-toplevel") or b".").decode(errors="replace").rstrip("\n"))
+    hidden = [f":(exclude,top,literal){name}" for name in names if name and _is_secret(top, name)]
     diff = _git(folder, "diff", "HEAD", "--no-color", "--no-ext-diff", "--", ":(top)", *hidden) or b""
     digest = hashlib.sha256(diff).hexdigest()
     facts = {"commit": commit.decode().strip(), "changed": any(names), "diff_sha256": digest}
@@ -98,12 +99,11 @@ def code(folder: str = ".") -> dict[str, Any] | None:
     }
 
 
-def _is_secret(folder: str, name: str) -> bool:
-    top = (_git(folder, "rev-parse", "--show-toplevel") or b".").decode(errors="replace").rstrip("\n")
+def _is_secret(top: Path, name: str) -> bool:
     if is_secret_file(name):
         return True
     try:
-        with Path(top, name).open("rb") as file:
+        with (top / name).open("rb") as file:
             return holds_secret(file.read(SCANNED_BYTES))
     except OSError:  # removed, or a folder: without_secrets covers what the diff shows of it
         return False

@@ -15,7 +15,7 @@ from everstep import __version__
 from everstep.errors import EverstepError, printable
 from everstep.launch.console import say
 from everstep.launch.parser import VERBS
-from everstep.process_tuning import open_closed
+from everstep.process_setup import open_closed
 
 ELSEWHERE = {
     "train": "run",

@@ -23,7 +23,7 @@ def main() -> int:
         from everstep.trainer.command import verb
 
         return verb(arguments)
-    from everstep.process_tuning import keep_freed_memory, keep_printing, quieten, raise_file_limit
+    from everstep.process_setup import keep_freed_memory, keep_printing, quieten, raise_file_limit
     from everstep.trainer.stop import Stop
 
     # Before any heavy import: a signal that arrives during the imports must not be lost.

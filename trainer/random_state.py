@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from everstep.trainer.data.ordering.permutation import GOLDEN, mix_int
-from everstep.trainer.data.own_generators import Generator
 from everstep.trainer.data.randomness import seed_generator
+from everstep.trainer.data.rng_discovery import Generator
 
 
 def microbatch_seed(seed: int, step: int, index: int) -> int:

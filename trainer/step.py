@@ -19,7 +19,7 @@ from torch import Tensor
 from everstep.config import ScheduleConfig
 from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Microbatch
-from everstep.trainer.data.own_generators import own_generators
+from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.distributed.parallel import ParallelModel, Replicated
 from everstep.trainer.optim import lr_factor, set_lr
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own

@@ -21,7 +21,7 @@ from torch.distributed.run import main as torchrun
 from everstep.errors import EverstepError
 from everstep.fault import OutOfMemoryCount, death_of
 from everstep.outcome import Ending, Outcome
-from everstep.process_tuning import keep_printing
+from everstep.process_setup import keep_printing
 from everstep.rank_env import AGENT_PID
 from everstep.run_folder import PROGRESS, STARTER, RunFolder
 from everstep.trainer.distributed import agent_rendezvous

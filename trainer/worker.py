@@ -15,7 +15,7 @@ from everstep import compose, frozen_config
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.outcome import Ending, Outcome
-from everstep.process_tuning import refuse_debugger, spare_what_lives
+from everstep.process_setup import refuse_debugger, spare_what_lives
 from everstep.provenance import record
 from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, RunFolder

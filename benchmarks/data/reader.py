@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.data.source import Source, load
-from everstep.process_tuning import keep_freed_memory, spare_what_lives
+from everstep.process_setup import keep_freed_memory, spare_what_lives
 
 STOP_AT = 0.4
 """Of the epoch, where it is left and entered again."""

@@ -98,7 +98,7 @@ def _once(case: str, local: Path, cache: Path, size_mb: int, step_ms: float) -> 
 
 def _write(url: str, shards: int) -> None:
     from everstep.dataset.index import INDEX, ShardIndex
-    from everstep.dataset.shards import columns_of, table_of, write_shard
+    from everstep.dataset.shard_format import columns_of, table_of, write_shard
     from everstep.storage import open_storage
 
     storage, written = open_storage(url), []

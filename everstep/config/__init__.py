@@ -20,7 +20,7 @@ from everstep.config.choices import (
     Worker,
     require,
 )
-from everstep.config.data_groups import ExcludeConfig, LoaderConfig, OrderConfig, first_steps_without
+from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig, first_steps_without
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,

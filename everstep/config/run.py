@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everstep.config.choices import Access, BadSample, Weights, require
-from everstep.config.data_groups import ExcludeConfig, LoaderConfig, OrderConfig
+from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,

@@ -15,7 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from everstep.dataset.index import Column
-from everstep.dataset.shards import numpy_name, padded
+from everstep.dataset.shard_format import numpy_name, padded
 from everstep.errors import DataError
 
 FAULTS = (

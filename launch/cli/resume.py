@@ -23,8 +23,8 @@ from everstep.launch.schedulers.job import new_token
 from everstep.launch.schedulers.registry import scheduler
 from everstep.launch.submit.job_spec import read_job
 from everstep.launch.submit.override_frozen import amend
-from everstep.launch.submit.records import submissions, submit
 from everstep.launch.submit.snapshot import open_code
+from everstep.launch.submit.submission import submissions, submit
 from everstep.launch.submit.trust import Runnable, refuse_foreign
 from everstep.launch.sweep.sweep_folder import sweep_at
 from everstep.launch.torchrun import trainer

@@ -25,8 +25,8 @@ from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.schedulers.base import Program, Scheduler
 from everstep.launch.schedulers.job import new_token, token_by_hand
 from everstep.launch.schedulers.registry import scheduler
-from everstep.launch.submit.records import Receipt, current
-from everstep.launch.submit.records import submit as submit_once
+from everstep.launch.submit.submission import Receipt, current
+from everstep.launch.submit.submission import submit as submit_once
 from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.secret_detection import refuse_secrets

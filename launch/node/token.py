@@ -11,8 +11,8 @@ import stat
 from collections.abc import Mapping
 
 from everstep.errors import ConfigError
+from everstep.job_secrets import TOKEN, check_token, new_secret
 from everstep.launch.job_start.start_record import Start
-from everstep.start_key import TOKEN, check_token, new_token
 
 FILE = "token"
 LONGEST = 4096
@@ -28,7 +28,7 @@ def offer(start: Start, environment: Mapping[str, str]) -> str:
     """
     if TOKEN in environment:
         return check_token(environment[TOKEN])
-    path, token = _path(start), new_token()
+    path, token = _path(start), new_secret()
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "w") as file:
         file.write(token)

@@ -14,7 +14,7 @@ from everstep.errors import ConfigError, EverstepError
 from everstep.frozen_config import changes_since, freeze
 from everstep.launch.config import JobConfig
 from everstep.launch.console import say
-from everstep.launch.preflight.data_paths import datasets, only_there
+from everstep.launch.preflight.dataset_paths import datasets, only_there
 from everstep.launch.preflight.model import worlds
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.registry import scheduler

@@ -14,7 +14,7 @@ from everstep.errors import ConfigError
 from everstep.frozen_config import freeze
 from everstep.launch.config import JobConfig, processes
 from everstep.launch.console import say
-from everstep.launch.preflight.data_paths import datasets, only_there
+from everstep.launch.preflight.dataset_paths import datasets, only_there
 
 SHARDED = (ParallelKind.fsdp, ParallelKind.hsdp)
 

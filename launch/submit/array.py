@@ -1,6 +1,6 @@
 """Submission of many runs as the elements of one job, exactly once.
 
-This is launch/submit/records.py for many runs at a time:
+This is launch/submit/submission.py for many runs at a time:
 
 FOLDER/batches/TOKEN.txt       run folder and spec digest of element N in line N, counted from 0
 
@@ -21,7 +21,7 @@ from everstep.errors import ConfigError, EverstepError
 from everstep.launch.config import JobConfig, job_yaml
 from everstep.launch.schedulers.base import Batch, Batching, Scheduler, spec_digest
 from everstep.launch.schedulers.job import JobHandle
-from everstep.launch.submit.records import (
+from everstep.launch.submit.submission import (
     ENDING_S,
     LOOK_S,
     Submission,

@@ -19,7 +19,7 @@ from everstep.errors import ConfigError
 from everstep.frozen_config import thaw
 from everstep.launch.config import JobConfig, job_config
 from everstep.launch.schedulers.base import spec_digest
-from everstep.launch.submit.records import submissions
+from everstep.launch.submit.submission import submissions
 from everstep.launch.submit.trust import Runnable, refuse_foreign
 from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, JOB, SUBMISSIONS, RunFolder

@@ -8,8 +8,8 @@ from typing import Any
 
 from everstep.compose import conf_dir, groups
 from everstep.config import OPEN_NODES, RunConfig, meant
+from everstep.config_trust import not_own, refuse_code, without_environment
 from everstep.errors import ConfigError, nearest
-from everstep.foreign_config import not_own, refuse_code, without_environment
 from everstep.frozen_config import freeze, keys, plain, thaw
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)

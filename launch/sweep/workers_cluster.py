@@ -16,7 +16,7 @@ from everstep.launch.restart.supervisor import marker
 from everstep.launch.schedulers.base import Batch, Batching, Program, Scheduler
 from everstep.launch.schedulers.job import JobHandle, JobState, new_token
 from everstep.launch.submit.array import ArrayMember, in_threads, recover, submit_batch
-from everstep.launch.submit.records import is_gone, submissions, submit
+from everstep.launch.submit.submission import is_gone, submissions, submit
 from everstep.launch.sweep.sweep_folder import Code, SweepFolder
 from everstep.launch.sweep.workers import EndedTrial, Refused, Task, one_by_one
 from everstep.launch.torchrun import trainer

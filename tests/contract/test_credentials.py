@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from everstep.dataset.readers.listing import list_files
+from everstep.dataset.readers.source_files import list_files
 from everstep.errors import StorageError
 from everstep.storage import FsspecStorage, ObstoreStorage, Storage, credentials, filesystem, gcs_credentials
 from support.metadata_server import Trap

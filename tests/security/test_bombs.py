@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from everstep.dataset.pixels import MAX_PIXELS
+from everstep.dataset.image_decode import MAX_PIXELS
 from everstep.dataset.readers import json_array, npy, tar, text, webdataset
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.columns import BadSamples, Ragged

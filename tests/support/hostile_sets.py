@@ -13,7 +13,7 @@ import pyarrow as pa
 from blake3 import blake3
 
 from everstep.dataset.index import Column, Shard, ShardIndex
-from everstep.dataset.shards import file_parts
+from everstep.dataset.shard_format import file_parts
 
 STRIDE = 16
 """Bytes of each row before its offsets are overwritten."""

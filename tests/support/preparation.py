@@ -13,7 +13,7 @@ from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.prepare.plan import plan
 from everstep.dataset.prepare.work_unit import cleaned
 from everstep.dataset.readers.base import Bad
-from everstep.dataset.readers.formats import open_source
+from everstep.dataset.readers.format_detection import open_source
 
 
 def lines(folder: Path, count: int = 400, files: int = 3) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from everstep.dataset.index import ShardIndex
-from everstep.dataset.shards import columns_of, stored, table_of, write_shard
+from everstep.dataset.shard_format import columns_of, stored, table_of, write_shard
 from everstep.storage import open_storage
 
 

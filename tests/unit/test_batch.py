@@ -14,7 +14,7 @@ from everstep.launch.schedulers.base import Batch, Batching, Rendered
 from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.submit.array import ArrayMember, recover, run_of, submit_batch
 from everstep.launch.submit.job_spec import JobSpec
-from everstep.launch.submit.records import submissions
+from everstep.launch.submit.submission import submissions
 from everstep.run_folder import RunFolder
 from support.file_scheduler import VARIABLE, FileArrays
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from everstep.dataset.index import ShardIndex
 from everstep.dataset.prepare import prepare, prepare_arrays
-from everstep.dataset.prepare.cleaning import first_ones, row_digests
 from everstep.dataset.prepare.options import PrepareOptions
+from everstep.dataset.prepare.schema_cast import first_ones, row_digests
 from everstep.errors import DataError
 from support.preparation import SMALL, contents, lines, read
 

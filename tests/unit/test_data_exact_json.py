@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from everstep.dataset.readers import json_array, jsonl
+from everstep.dataset.readers import json_array, json_files
 from everstep.dataset.readers import text as lines
 from everstep.errors import DataError
 from support.preparation import Outcome, outcome
@@ -73,7 +73,7 @@ def test_lines_come_out_as_python_reads_them_or_are_named(
     (folder / "a.jsonl").write_bytes(content)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(lines, "BLOCK", block)
-        patch.setattr(jsonl, "BLOCK", block)
+        patch.setattr(json_files, "BLOCK", block)
         found = outcome(folder / "a.jsonl", shard_mib=unit / 2**20)
     assert_exact(rows, found, content)
 
@@ -142,9 +142,9 @@ def test_a_late_column_is_a_column_and_rows_without_it_are_named(tmp_path: Path)
 
 
 def test_of_a_source_too_large_to_look_at_the_rest_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (jsonl, __import__("everstep.dataset.readers.base", fromlist=["source"])):
+    for module in (json_files, __import__("everstep.dataset.readers.base", fromlist=["source"])):
         monkeypatch.setattr(module, "LOOK_BYTES", 1000)
-    monkeypatch.setattr(jsonl, "BLOCK", 500)
+    monkeypatch.setattr(json_files, "BLOCK", 500)
     texts = [f'{{"x": {n}}}' for n in range(2000)]
     texts[777], texts[888], texts[999] = '{"x": 0.5}', '{"x": 9, "late": 1}', '{"x": "text"}'
     (tmp_path / "a.jsonl").write_text("\n".join(texts))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from everstep.dataset.index import ShardIndex
-from everstep.dataset.shards import columns_of, table_of, write_shard
+from everstep.dataset.shard_format import columns_of, table_of, write_shard
 from everstep.errors import ConfigError, DataError
 from everstep.storage import open_storage
 from everstep.trainer.data.arrow_reader import ArrowDataset

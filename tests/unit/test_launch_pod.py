@@ -17,7 +17,7 @@ from everstep.launch.node.pod import Leave, Pod
 from everstep.launch.node.pod_membership import PodMember, PodMembership
 from everstep.launch.restart.job_policy import Action, Evidence, judge
 from everstep.launch.submit.job_spec import JobSpec, settle
-from everstep.launch.submit.records import submissions
+from everstep.launch.submit.submission import submissions
 from everstep.outcome import Ending, Outcome
 from everstep.run_folder import CONFIG, JOB, STOP_MARKER, RunFolder
 

@@ -72,7 +72,7 @@ def test_memory_that_was_freed_comes_again_without_a_page_fault() -> None:
     script = """
         import resource
         import numpy as np
-        from everstep.process_tuning import keep_freed_memory
+        from everstep.process_setup import keep_freed_memory
         keep_freed_memory()
         for turn in range(400):
             if turn == 100:

@@ -29,8 +29,8 @@ from everstep.trainer.data.loader import Loader, evaluation_batches
 from everstep.trainer.data.ordering.mixture import Mixture
 from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
 from everstep.trainer.data.ordering.weighted import Weighted
-from everstep.trainer.data.own_generators import _log_limit, own_generators
 from everstep.trainer.data.randomness import draws, draws_nothing, seeded
+from everstep.trainer.data.rng_discovery import _log_limit, own_generators
 from everstep.trainer.data.sklearn_datasets import shifted
 from support.random_datasets import (
     SOURCES,

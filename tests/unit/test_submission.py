@@ -16,7 +16,7 @@ from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Ask, Program, Rendered
 from everstep.launch.schedulers.job import CANCELLED, JobHandle, JobState, JobStatus, new_token
-from everstep.launch.submit.records import Receipt, submissions, submit
+from everstep.launch.submit.submission import Receipt, submissions, submit
 from everstep.run_folder import RunFolder
 
 
@@ -217,7 +217,7 @@ def test_a_job_that_ends_is_waited_for_and_the_run_gets_another(
     folder: RunFolder, monkeypatch: pytest.MonkeyPatch, ending: bool
 ) -> None:
     """The scheduler says that it still clears its nodes, or only the run folder that somebody has cancelled it."""
-    monkeypatch.setattr("everstep.launch.submit.records.LOOK_S", 0.01)
+    monkeypatch.setattr("everstep.launch.submit.submission.LOOK_S", 0.01)
     cluster, looks = Cluster(), iter(range(3))
     submitted(folder, cluster)
     if not ending:
@@ -233,7 +233,7 @@ def test_a_job_that_ends_is_waited_for_and_the_run_gets_another(
 
 
 def test_a_job_that_never_ends_is_named(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everstep.launch.submit.records.ENDING_S", 0.0)
+    monkeypatch.setattr("everstep.launch.submit.submission.ENDING_S", 0.0)
     cluster = Cluster()
     submitted(folder, cluster)
     folder.record_restart({"outcome": CANCELLED, "go_on": False, "reason": "cancelled by me", "restarts": 0})

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from everstep.dataset.pixels import FORMATS, MAX_PIXELS, MOST_PIXELS, pillow, upright
+from everstep.dataset.image_decode import FORMATS, MAX_PIXELS, MOST_PIXELS, pillow, upright
 from everstep.errors import ConfigError, DataError
 from everstep.trainer.data.columns import BadSamples, Ragged
 from everstep.trainer.data.randomness import draws, draws_nothing

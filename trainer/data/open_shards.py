@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from everstep.dataset.index import PART_BYTES, Column, Shard, ShardIndex
 from everstep.dataset.mapped_shard import Mapped, RaggedArray, Stored, check_offsets, inflate, map_shard
-from everstep.dataset.shards import file_parts
+from everstep.dataset.shard_format import file_parts
 from everstep.errors import DataError
 from everstep.storage import join_url, open_storage
 from everstep.storage.names import leads_out

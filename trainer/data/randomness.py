@@ -21,7 +21,7 @@ from numpy.random import RandomState
 
 from everstep.errors import DataError
 from everstep.trainer.data.ordering.permutation import GOLDEN, Words, mix, mix_int
-from everstep.trainer.data.own_generators import Generator, own_generators
+from everstep.trainer.data.rng_discovery import Generator, own_generators
 
 Part = TypeVar("Part")
 GLOBAL: tuple[Generator, ...] = (torch.default_generator, np.random.mtrand._rand, random._inst)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from everstep.trainer.data.own_generators import own_generators
+from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.optim import has_modes
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.train_state import Progress, TrainState

@@ -9,7 +9,7 @@ from torch import nn
 
 from benchmarks.checkpoint.saver import State, serve
 from everstep.config import CheckpointConfig, RunConfig
-from everstep.process_tuning import keep_freed_memory
+from everstep.process_setup import keep_freed_memory
 from everstep.rank_env import RankInfo
 from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer

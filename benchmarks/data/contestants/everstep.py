@@ -14,7 +14,7 @@ from benchmarks.data.reader import Batch, Joined, serve
 from benchmarks.data.source import Source
 from everstep.config import LoaderConfig, OrderConfig
 from everstep.dataset.prepare import prepare_frame
-from everstep.dataset.shards import stored, table_of
+from everstep.dataset.shard_format import stored, table_of
 from everstep.rank_env import RankInfo
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.columns import Columns, Ragged

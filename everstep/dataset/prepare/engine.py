@@ -15,16 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everstep.dataset.index import TRAIN, VALIDATION, ShardIndex, part_digest
-from everstep.dataset.prepare.cleaning import Digests, first_ones
+from everstep.dataset.prepare.finalize import based, publish
 from everstep.dataset.prepare.ledger import Ledger
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.prepare.plan import Plan, plan, unit_digest
 from everstep.dataset.prepare.progress import Progress
-from everstep.dataset.prepare.publish import based, publish
+from everstep.dataset.prepare.schema_cast import Digests, first_ones
 from everstep.dataset.prepare.work_unit import Record, TooManyBadError, digest_unit, refuse_bad, write_unit
 from everstep.dataset.prepare.worker_pool import in_parallel
 from everstep.dataset.readers.base import File, Reader
-from everstep.dataset.readers.formats import open_source
+from everstep.dataset.readers.format_detection import open_source
 from everstep.dataset.readers.in_memory import Documents, Generator, Row, Table, in_memory
 from everstep.errors import ConfigError, DataError
 
@@ -58,7 +58,7 @@ def prepare_arrays(arrays: dict[str, NDArray[Any]], dst: str, **options: Any) ->
     """Prepare NumPy arrays [samples, …] from memory without a copy; keywords as in PrepareOptions."""
     import pyarrow as pa
 
-    from everstep.dataset.shards import table_of
+    from everstep.dataset.shard_format import table_of
 
     try:
         table = table_of(arrays)

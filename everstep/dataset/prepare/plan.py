@@ -11,12 +11,12 @@ from typing import Any
 import pyarrow as pa
 from blake3 import blake3
 
-from everstep.dataset.prepare.cleaning import select, stored_schema
 from everstep.dataset.prepare.options import PrepareOptions
+from everstep.dataset.prepare.schema_cast import select, stored_schema
 from everstep.dataset.prepare.tokenizers import BYTES, TOKENS, Tokenizer, open_tokenizer, token_type
 from everstep.dataset.prepare.work_unit import Job
 from everstep.dataset.readers.base import File, Piece, Reader, Unit, units
-from everstep.dataset.readers.listing import is_url
+from everstep.dataset.readers.source_files import is_url
 from everstep.errors import DataError
 
 LAYOUT = 2

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from everstep.dataset.index import Shard
 from everstep.dataset.prepare.options import PrepareOptions
-from everstep.dataset.shards import write_shard
+from everstep.dataset.shard_format import write_shard
 from everstep.storage import open_storage
 
 

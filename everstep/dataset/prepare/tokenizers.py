@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from everstep.dataset.prepare.cleaning import row_bytes
-from everstep.dataset.shards import table_of
+from everstep.dataset.prepare.schema_cast import row_bytes
+from everstep.dataset.shard_format import table_of
 from everstep.errors import ConfigError
 
 INSTALL = "pip install 'everstep[tokenizers]'"

@@ -15,8 +15,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from everstep.dataset.index import TRAIN, VALIDATION, Shard
-from everstep.dataset.prepare.cleaning import Digests, clean, held_out, row_digests
 from everstep.dataset.prepare.options import PrepareOptions
+from everstep.dataset.prepare.schema_cast import Digests, clean, held_out, row_digests
 from everstep.dataset.prepare.shard_writer import ShardWriter
 from everstep.dataset.prepare.tokenizers import TOKENS, Packer, open_tokenizer, ragged, token_type
 from everstep.dataset.readers.base import Bad, Chunk, Reader, Unit

@@ -19,7 +19,7 @@ from everstep.dataset.readers.base import (
     row_of,
     spread,
 )
-from everstep.dataset.readers.listing import is_url, open_file, read_file
+from everstep.dataset.readers.source_files import is_url, open_file, read_file
 from everstep.errors import DataError
 
 MAGIC = b"ARROW1"

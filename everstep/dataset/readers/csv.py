@@ -28,9 +28,9 @@ from everstep.dataset.readers.base import (
     refuse_others,
     refuse_twice,
 )
-from everstep.dataset.readers.column_types import in_all
 from everstep.dataset.readers.csv_cells import Cells, see, typed
 from everstep.dataset.readers.streams import CutShortError, open_text, suffix_of
+from everstep.dataset.readers.type_inference import in_all
 from everstep.errors import DataError
 
 BLOCK = 8 << 20

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from everstep.dataset.readers.column_types import EXACT, HIGHEST, HIGHEST_UNSIGNED, LOWEST
+from everstep.dataset.readers.type_inference import EXACT, HIGHEST, HIGHEST_UNSIGNED, LOWEST
 
 BLANKS = " \t"
 WHOLE = r"-?(?:0|[1-9][0-9]*)"

@@ -15,8 +15,8 @@ import pyarrow as pa
 
 from everstep.dataset.prepare.exact_casts import cast_exactly
 from everstep.dataset.readers.base import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles, refuse_twice, row_of
-from everstep.dataset.readers.column_types import HIGHEST
-from everstep.dataset.shards import table_of
+from everstep.dataset.readers.type_inference import HIGHEST
+from everstep.dataset.shard_format import table_of
 from everstep.errors import ConfigError, DataError
 
 T = TypeVar("T")

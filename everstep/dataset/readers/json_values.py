@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from everstep.dataset.readers.column_types import Values, as_float, fits, may_round
+from everstep.dataset.readers.type_inference import Values, as_float, fits, may_round
 
 
 class Twice(dict[str, Any]):

@@ -22,8 +22,8 @@ from everstep.dataset.readers.base import (
     row_of,
     spread,
 )
-from everstep.dataset.readers.listing import is_url, open_file, read_file
-from everstep.dataset.shards import table_of
+from everstep.dataset.readers.source_files import is_url, open_file, read_file
+from everstep.dataset.shard_format import table_of
 from everstep.errors import DataError
 
 LARGEST_ARCHIVE = 16 << 30

@@ -18,7 +18,7 @@ from everstep.dataset.readers.base import (
     row_of,
     spread,
 )
-from everstep.dataset.readers.listing import is_url, open_file
+from everstep.dataset.readers.source_files import is_url, open_file
 from everstep.errors import DataError
 
 

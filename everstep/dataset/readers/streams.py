@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from everstep.dataset.readers.base import File
-from everstep.dataset.readers.listing import open_file, read_file
+from everstep.dataset.readers.source_files import open_file, read_file
 from everstep.errors import DataError, StorageError
 
 CODECS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd", ".lz4": "lz4", ".xz": "xz"}

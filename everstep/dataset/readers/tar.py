@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from everstep.dataset.readers.base import LONGEST_BYTES, Bad, File
-from everstep.dataset.readers.listing import is_url, open_file
+from everstep.dataset.readers.source_files import is_url, open_file
 from everstep.dataset.readers.streams import CutShortError, codec_of, open_plain
 
 BLOCK = 1 << 20

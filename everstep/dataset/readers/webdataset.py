@@ -23,9 +23,9 @@ from everstep.dataset.readers.base import (
     ended_early,
     looked_at,
 )
-from everstep.dataset.readers.column_types import HIGHEST, LOWEST
 from everstep.dataset.readers.streams import CutShortError
 from everstep.dataset.readers.tar import Entry, entries
+from everstep.dataset.readers.type_inference import HIGHEST, LOWEST
 from everstep.errors import DataError
 
 Sample = dict[str, bytes]

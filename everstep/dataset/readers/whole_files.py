@@ -8,9 +8,9 @@ from typing import Any
 
 import pyarrow as pa
 
-from everstep.dataset.pixels import pillow, undecodable
+from everstep.dataset.image_decode import pillow, undecodable
 from everstep.dataset.readers.base import CHUNK_BYTES, Bad, Chunk, File, Piece, WholeFiles
-from everstep.dataset.readers.listing import read_files
+from everstep.dataset.readers.source_files import read_files
 from everstep.errors import DataError
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from everstep.errors import ConfigError
+from everstep.job_secrets import TOKEN, new_secret
 from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.schedulers.base import Ask, Program, Rendered
@@ -24,7 +25,6 @@ from everstep.launch.schedulers.kubernetes.job_status import FAILED_CREATE, lack
 from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, token_label, token_secret
 from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.validate import mistakes
-from everstep.start_key import TOKEN, new_token
 
 MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
 WORKLOADS = ("Job", "JobSet", "TrainJob")
@@ -80,7 +80,7 @@ class Kubernetes:
             "kind": "Secret",
             "metadata": metadata,
             "immutable": True,
-            "data": {TOKEN: base64.b64encode(new_token().encode()).decode()},
+            "data": {TOKEN: base64.b64encode(new_secret().encode()).decode()},
         }
         try:
             self._client.create(f"/api/v1/namespaces/{self._client.namespace}/secrets", thing)

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from everstep.errors import ConfigError
+from everstep.job_secrets import TOKEN, check_token, new_secret
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Ask, Batch, Program, Rendered
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.launch.schedulers.slurm.commands import RETRY_S, Answer, ask
 from everstep.launch.schedulers.slurm.sbatch import array_command, job_command
-from everstep.start_key import TOKEN, check_token, new_token
 
 if TYPE_CHECKING:
     from everstep.launch.schedulers.slurm import jobs_json
@@ -54,7 +54,7 @@ class Slurm:
 
     def submit(self, rendered: Rendered) -> JobHandle:
         # sbatch keeps the environment with the job, over requeues, where other users cannot read it.
-        secret = check_token(os.environ[TOKEN]) if TOKEN in os.environ else new_token()
+        secret = check_token(os.environ[TOKEN]) if TOKEN in os.environ else new_secret()
         done = self._ask(*rendered.argv, **{TOKEN: secret})
         if done.code:
             raise ConfigError(f"sbatch refused the job: {done.last_line}")

@@ -9,7 +9,7 @@ from everstep.dataset.index import INDEX
 from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.readers.base import File, Reader
 from everstep.dataset.readers.hive import Hive, parts_of
-from everstep.dataset.readers.listing import list_files
+from everstep.dataset.readers.source_files import list_files
 from everstep.dataset.readers.streams import suffix_of
 from everstep.dataset.readers.whole_files import IMAGES
 from everstep.errors import ConfigError, DataError
@@ -80,7 +80,7 @@ def format_of(files: Sequence[File]) -> str:
 
 def reader_of(name: str) -> Reader:
     """Return a reader of the format `name`, whose module is imported only now."""
-    from everstep.dataset.readers import arrow, csv, jsonl, npy, parquet, text, webdataset
+    from everstep.dataset.readers import arrow, csv, json_files, npy, parquet, text, webdataset
     from everstep.dataset.readers import whole_files as files
 
     readers: dict[str, type[Reader]] = {
@@ -88,8 +88,8 @@ def reader_of(name: str) -> Reader:
         "arrow": arrow.Arrow,
         "hf": arrow.HuggingFace,
         "csv": csv.Csv,
-        "jsonl": jsonl.JsonLines,
-        "json": jsonl.JsonLines,
+        "jsonl": json_files.JsonLines,
+        "json": json_files.JsonLines,
         "text": text.Text,
         "files": files.Files,
         "images": files.Images,

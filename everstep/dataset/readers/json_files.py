@@ -20,11 +20,11 @@ from everstep.dataset.readers.base import (
     ended_early,
     looked_at,
 )
-from everstep.dataset.readers.column_types import Values, in_all
 from everstep.dataset.readers.json_array import elements, is_array
 from everstep.dataset.readers.json_values import Guess, Rows, Seen, Wanted, read_lines, rows_of, see, see_lines
 from everstep.dataset.readers.streams import CutShortError
 from everstep.dataset.readers.text import BLOCK, cut_lines, line_at, line_blocks
+from everstep.dataset.readers.type_inference import Values, in_all
 from everstep.errors import DataError
 
 

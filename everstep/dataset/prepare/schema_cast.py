@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from everstep.dataset.prepare.exact_casts import cast_exactly
 from everstep.dataset.readers.base import Bad, Chunk
-from everstep.dataset.shards import stored
+from everstep.dataset.shard_format import stored
 from everstep.errors import DataError, nearest
 
 Digests = NDArray[np.uint64]

@@ -21,7 +21,7 @@ STORE = "EVERSTEP_STORE"
 LEAST_LETTERS = 32
 
 
-def new_token() -> str:
+def new_secret() -> str:
     return secrets.token_hex(32)
 
 

@@ -16,7 +16,7 @@ from everstep.dataset.prepare.progress import counted
 from everstep.dataset.prepare.shard_writer import ShardWriter
 from everstep.dataset.prepare.tokenizers import Packer
 from everstep.dataset.prepare.work_unit import Record
-from everstep.dataset.shards import columns_of
+from everstep.dataset.shard_format import columns_of
 from everstep.errors import DataError
 
 MUST_AGREE = ("tokenizer", "separator", "vocab", "pack", "classes")
