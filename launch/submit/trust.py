@@ -136,6 +136,10 @@ def _key() -> bytes | None:
     file = folder / "key"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+            raise ConfigError(
+                f"{folder} must be a folder that only you can write to (chmod 700); others could make your key"
+            )
         if not file.exists():
             _make(file)
         seen = file.lstat()

@@ -103,6 +103,13 @@ def test_the_key_is_the_users_alone_and_a_readable_one_is_refused(tmp_path: Path
         is_ours(storage, Runnable(code="digest"))
 
 
+def test_a_state_folder_that_others_can_write_to_is_refused(tmp_path: Path, state: Path) -> None:
+    state.mkdir(parents=True)
+    state.chmod(0o777)
+    with pytest.raises(ConfigError, match="only you can write to"):
+        sign(open_storage(str(tmp_path)), Runnable(code="digest"))
+
+
 def test_without_a_state_folder_a_run_starts_and_a_resume_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "file"))
