@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from everstep.config import OPEN_NODES, Access, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
-from everstep.config_trust import not_own, refuse_code, without_environment
+from everstep.config_trust import reason_for_distrust, refuse_code, without_environment
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import keys, plain, to_object
 from everstep.secret_detection import refuse_secrets
@@ -87,7 +87,7 @@ def compose_job(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Co
 
 def _trusted(overrides: Sequence[str], folders: list[Path]) -> tuple[Composition, str | None]:
     """Compose; ConfigError if a folder of another user makes something run beyond the command line."""
-    strange = {folder: why for folder in folders[1:] if (why := not_own(folder)) is not None}
+    strange = {folder: why for folder in folders[1:] if (why := reason_for_distrust(folder)) is not None}
     with without_environment(list(strange.values())):
         composition, experiment = _compose(overrides, folders)
         if strange:

@@ -25,7 +25,7 @@ SHOWN = 60
 """Characters of a value that a refusal shows."""
 
 
-def not_own(folder: Path) -> str | None:
+def reason_for_distrust(folder: Path) -> str | None:
     """Return the reason why other users can change a folder of configs; None if only this user can."""
     for above, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -69,7 +69,7 @@ def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> N
     """Raise ConfigError if a config makes something run that the command line by itself does not.
 
     Args:
-        why: result of `not_own`.
+        why: result of `reason_for_distrust`.
         used: the composed `plugins` and `job`.
         said: `plugins` and `job` as composed from the command line and this user's own configs.
     """

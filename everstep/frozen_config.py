@@ -18,7 +18,7 @@ from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
-from everstep.run_id import made_run_id
+from everstep.run_id import ensure_run_id
 
 T = TypeVar("T")
 
@@ -145,7 +145,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     text = freeze(config).encode()
     make_folder(folder.storage, config.access)
     if folder.storage.create(CONFIG, text):
-        made_run_id(folder)
+        ensure_run_id(folder)
         return []
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):

@@ -23,7 +23,7 @@ def run_id(folder: RunFolder) -> str:
     return found
 
 
-def made_run_id(folder: RunFolder) -> str:
+def ensure_run_id(folder: RunFolder) -> str:
     """Return the id, made now if the run has none."""
     if not (found := run_id(folder)):
         folder.storage.create(RUN_ID, f"{secrets.token_hex(16)}\n".encode())

@@ -10,11 +10,11 @@ from typing import Any
 
 from everstep.errors import ConfigError
 
-WORDS = re.compile(r"KEY(?!BOARD)|TOKEN(?!IZ|S_PER)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
+SECRET_WORDS = re.compile(r"KEY(?!BOARD)|TOKEN(?!IZ|S_PER)|SECRET|PASSWORD|PASSWD|CREDENTIAL")
 """Words that count anywhere in a name, except in TOKENIZERS_PARALLELISM and the like."""
-PARTS = ("PASS", "PGPASS", "PWD", "AUTH", "PAT", "SAS", "DSN", "DATABASE_URL", "CONNECTION_STRING")
+SECRET_PARTS = ("PASS", "PGPASS", "PWD", "AUTH", "PAT", "SAS", "DSN", "DATABASE_URL", "CONNECTION_STRING")
 """Words that count only as a whole part of a name: PAT is a secret, PATH is none."""
-VALUES = re.compile(
+SECRET_FORMS = re.compile(
     r"""(?x)
     -----BEGIN\ [A-Z ]*PRIVATE\ KEY-----(?:[\s\S]{0,20000}?-----END\ [A-Z ]*PRIVATE\ KEY-----)?
     | \b(?:AKIA|ASIA)[0-9A-Z]{16}\b | \bAIza[0-9A-Za-z_-]{35}\b
@@ -30,16 +30,16 @@ VALUES = re.compile(
 """Forms of well-known secrets, and credentials in a URL."""
 ASSIGNED = re.compile(r"\b(\w+)=(?=[^\s$'\"]|'[^'$]+'|\"[^\"$]+\")")
 """NAME=VALUE in a line of shell, with a literal value: $(…) and $NAME are none."""
-FILES = (
+SECRET_FILES = (
     ".env", ".env.*", "*.env", ".netrc", "_netrc", ".pypirc", ".npmrc", ".git-credentials", ".htpasswd", ".vault-token",
     ".pgpass", ".my.cnf", "*.pem", "*.key", "*.p12", "*.pfx", "*.jks", "*.keystore", "*.kdbx", "*.ppk", "id_rsa*",
     "id_dsa*", "id_ecdsa*", "id_ed25519*", "kubeconfig*", "*service-account*.json", "*service_account*.json",
     "*credentials", "*credentials.json", "*credentials.y*ml", "*credentials.ini", "*credentials.txt",
     "*credentials.csv", "*credentials.toml", "*gcp-key*.json", "secrets.y*ml", "secrets.json", "secrets.toml",
 )  # fmt: skip
-EXAMPLES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
+EXAMPLE_FILES = ("*.example", "*.sample", "*.template", "*.dist", "*.pub")
 """Files without real values."""
-FOLDERS = (".aws", ".ssh", ".kube", ".gnupg", ".azure", ".docker", "gcloud")
+SECRET_FOLDERS = (".aws", ".ssh", ".kube", ".gnupg", ".azure", ".docker", "gcloud")
 SCANNED_BYTES = 64 * 1024
 
 
@@ -47,33 +47,33 @@ def is_secret_name(name: str) -> bool:
     """True for the name of a variable that usually holds a secret."""
     upper = name.upper()
     parts = re.split(r"[^A-Z0-9]+", upper)
-    return WORDS.search(upper) is not None or any(part in PARTS for part in (*parts, upper))
+    return SECRET_WORDS.search(upper) is not None or any(part in SECRET_PARTS for part in (*parts, upper))
 
 
 def has_secret(text: str) -> bool:
     """True if a text holds a well-known form of secret, a URL with credentials, or NAME=VALUE of a secret."""
-    return VALUES.search(text) is not None or any(is_secret_name(found[1]) for found in ASSIGNED.finditer(text))
+    return SECRET_FORMS.search(text) is not None or any(is_secret_name(found[1]) for found in ASSIGNED.finditer(text))
 
 
 def without_secrets(text: str) -> str:
     """Return a text with secrets replaced, for a record that is kept."""
-    return VALUES.sub("(a secret was here)", text)
+    return SECRET_FORMS.sub("(a secret was here)", text)
 
 
 def is_secret_file(path: str) -> bool:
     """True if a file with this name, or in a folder of this name, usually holds secrets."""
     *folders, name = PurePosixPath(path).parts
     lower = name.lower()
-    if any(folder.lower() in FOLDERS for folder in folders):
+    if any(folder.lower() in SECRET_FOLDERS for folder in folders):
         return True
-    return any(fnmatch.fnmatchcase(lower, form) for form in FILES) and not any(
-        fnmatch.fnmatchcase(lower, form) for form in EXAMPLES
+    return any(fnmatch.fnmatchcase(lower, form) for form in SECRET_FILES) and not any(
+        fnmatch.fnmatchcase(lower, form) for form in EXAMPLE_FILES
     )
 
 
 def holds_secret(data: bytes) -> bool:
     """True if the beginning of a file holds a well-known form of secret."""
-    return VALUES.search(data[:SCANNED_BYTES].decode("utf-8", "replace")) is not None
+    return SECRET_FORMS.search(data[:SCANNED_BYTES].decode("utf-8", "replace")) is not None
 
 
 def refuse_secrets(value: Any, key: str) -> None:
@@ -83,7 +83,7 @@ def refuse_secrets(value: Any, key: str) -> None:
         value: a text, or lists and mappings of them.
         key: key of the value, for the message.
     """
-    if isinstance(value, str) and VALUES.search(value):
+    if isinstance(value, str) and SECRET_FORMS.search(value):
         raise ConfigError(
             f"{key}=…: the value holds a secret, which the run folder would show to all its readers; "
             "give it in the environment (for a job by its name in job.secrets)"

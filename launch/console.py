@@ -76,7 +76,7 @@ COLOR = re.compile(rb"\x1b\[[0-9;]*m|[\t\n\r]")
 CONTROL = re.compile(rb"\x1b\[[0-9;]*m|[\x00-\x1f\x7f]|\xc2[\x80-\x9f]")
 
 
-def without_commands(data: bytes) -> bytes:
+def escape_control_sequences(data: bytes) -> bytes:
     """Return the bytes with control sequences as text, except colors: they can set title and clipboard."""
     return CONTROL.sub(lambda found: found[0] if COLOR.fullmatch(found[0]) else b"\\x" + found[0].hex().encode(), data)
 

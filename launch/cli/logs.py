@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from everstep.errors import ConfigError
-from everstep.launch.console import say, without_commands
+from everstep.launch.console import escape_control_sequences, say
 from everstep.launch.parser import Arguments
 from everstep.launch.runs.history import attempt as read_attempt
 from everstep.launch.runs.history import is_here, read
@@ -146,7 +146,7 @@ def _last(data: bytes, lines: int | None) -> bytes:
 
 
 def _write(data: bytes) -> None:
-    sys.stdout.buffer.write(without_commands(data) if sys.stdout.isatty() else data)
+    sys.stdout.buffer.write(escape_control_sequences(data) if sys.stdout.isatty() else data)
     sys.stdout.flush()
 
 

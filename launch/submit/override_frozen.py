@@ -8,7 +8,7 @@ from typing import Any
 
 from everstep.compose import conf_dir, groups
 from everstep.config import OPEN_NODES, RunConfig, meant
-from everstep.config_trust import not_own, refuse_code, without_environment
+from everstep.config_trust import reason_for_distrust, refuse_code, without_environment
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import freeze, keys, plain, thaw
 
@@ -24,7 +24,7 @@ def amend(
     from omegaconf.errors import OmegaConfBaseException
 
     folders = [Path(name).expanduser().resolve() for name in config_dirs]
-    strange = [why for folder in folders if (why := not_own(folder)) is not None]
+    strange = [why for folder in folders if (why := reason_for_distrust(folder)) is not None]
     tree = OmegaConf.create({**plain(config), "job": job})
     options = groups(folders)
     for text in overrides:

@@ -9,7 +9,7 @@ import pytest
 
 from everstep.compose import compose, compose_job
 from everstep.config import RunConfig
-from everstep.config_trust import not_own
+from everstep.config_trust import reason_for_distrust
 from everstep.errors import ConfigError
 from everstep.launch.__main__ import main
 from everstep.launch.submit.override_frozen import amend
@@ -46,7 +46,7 @@ def give_away(folder: Path) -> None:
 
 
 def test_a_folder_of_this_user_counts_as_its_word(conf: Path) -> None:
-    assert not_own(conf) is None
+    assert reason_for_distrust(conf) is None
     assert compose(["experiment=nice"], [str(conf)]).run.plugins == ["posix"]
 
 
@@ -66,15 +66,15 @@ def test_the_group_that_a_system_makes_for_each_user_is_no_other_user(
 ) -> None:
     (conf / "experiment").chmod(0o775)
     if os.getuid() == 0:
-        assert not_own(conf) is None  # root, of the group root
+        assert reason_for_distrust(conf) is None  # root, of the group root
     monkeypatch.setattr("grp.getgrgid", lambda gid: type("Group", (), {"gr_name": "staff", "gr_mem": []}))
-    assert "can be written by its group" in str(not_own(conf))
+    assert "can be written by its group" in str(reason_for_distrust(conf))
 
 
 def test_a_link_to_a_folder_elsewhere_makes_it_a_strangers(conf: Path, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     (conf / "model").symlink_to(tmp_path / "other")
-    assert "is a link to another folder" in str(not_own(conf))
+    assert "is a link to another folder" in str(reason_for_distrust(conf))
 
 
 @needs_root

@@ -15,7 +15,7 @@ import pytest
 from everstep.errors import printable
 from everstep.launch.__main__ import main
 from everstep.launch.cli.completion import candidates
-from everstep.launch.console import print_table, say, without_commands
+from everstep.launch.console import escape_control_sequences, print_table, say
 from everstep.launch.submit.code_archive import SnapshotError
 from everstep.launch.submit.snapshot import open_code
 from everstep.launch.sweep.leaderboard import _cell
@@ -40,9 +40,9 @@ def test_what_a_terminal_would_obey_is_shown(text: str, capsys: pytest.CaptureFi
 
 def test_a_log_on_a_terminal_keeps_its_colors_and_sends_nothing_else() -> None:
     colored = b"\x1b[31mloss\x1b[0m 3\r\n\tnext"
-    assert without_commands(colored) == colored
+    assert escape_control_sequences(colored) == colored
     for text in (CLIPBOARD, TITLE, CLEAR, "\x1bc", "\x1bP1$r\x1b\\", C1):
-        shown = without_commands(text.encode())
+        shown = escape_control_sequences(text.encode())
         assert b"\x1b" not in shown
         assert b"\x07" not in shown
         assert b"\xc2\x9b" not in shown

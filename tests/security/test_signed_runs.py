@@ -13,7 +13,7 @@ from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError
 from everstep.frozen_config import fixed_digest, settle
 from everstep.run_folder import MANIFEST, RUN_ID, RunFolder
-from everstep.run_id import made_run_id, run_id
+from everstep.run_id import ensure_run_id, run_id
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import FORMAT
 from everstep.trainer.checkpoint.restore import locate
@@ -35,7 +35,7 @@ def key(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 def run_in(folder: Path, steps: tuple[int, ...] = (4, 8)) -> tuple[RunFolder, Checkpointer, list[str]]:
     """A run with signed checkpoints of these steps."""
     run = RunFolder(str(folder))
-    made_run_id(run)
+    ensure_run_id(run)
     checkpoints, path = saved(run)
     for step in steps[1:]:
         checkpoints.state.progress.step = step

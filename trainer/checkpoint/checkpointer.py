@@ -30,7 +30,7 @@ from dataclasses import replace
 from everstep.config import Busy, CheckpointConfig
 from everstep.errors import CheckpointError, SupersededError
 from everstep.run_folder import RunFolder
-from everstep.run_id import made_run_id
+from everstep.run_id import ensure_run_id
 from everstep.trainer.checkpoint.manifest import ManifestFacts
 from everstep.trainer.checkpoint.node_tier import NodeTier
 from everstep.trainer.checkpoint.node_tier_target import NodeTierTarget
@@ -73,7 +73,7 @@ class Checkpointer:
             self_test: makes the second copy that the first checkpoint is restored into; None skips this test.
         """
         if is_on():
-            facts = replace(facts, binding=replace(facts.binding, run=mesh.decide(lambda: made_run_id(folder))))
+            facts = replace(facts, binding=replace(facts.binding, run=mesh.decide(lambda: ensure_run_id(folder))))
         self.config = config
         self._binding = facts.binding
         self.attempt = facts.attempt

@@ -10,7 +10,7 @@ from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME
 from everstep.launch.schedulers.kubernetes.pod import GRACE_SLACK_S, Plain
-from everstep.secret_detection import VALUES, is_secret_name
+from everstep.secret_detection import SECRET_FORMS, is_secret_name
 from everstep.storage import open_storage
 
 MOST_BYTES = 1 << 20
@@ -73,7 +73,7 @@ def _settings(objects: list[Plain]) -> Iterator[str]:
         if size > MOST_BYTES:
             yield f"config.yaml and job.yaml have {size} bytes, a ConfigMap holds {MOST_BYTES}; make the config smaller"
         for key, value in each["data"].items():
-            if VALUES.search(value):
+            if SECRET_FORMS.search(value):
                 yield f"{key} holds what looks like a secret; name it in job.secrets and keep it in a Secret"
 
 
@@ -142,7 +142,7 @@ def _selectors(objects: list[Plain], main: Plain) -> Iterator[str]:
 def _literals(env: list[dict[str, Any]]) -> Iterator[str]:
     for each in env:
         value = str(each.get("value", ""))
-        if value and (is_secret_name(each["name"]) or VALUES.search(value)):
+        if value and (is_secret_name(each["name"]) or SECRET_FORMS.search(value)):
             yield f"env {each['name']}: its value would stand in the manifest; name it in job.secrets instead"
 
 
