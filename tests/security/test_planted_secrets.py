@@ -66,7 +66,7 @@ class Bench:
         return said
 
     def watch(self, pid: int, over: threading.Event) -> None:
-        while not over.wait(0.02):
+        while not over.wait(0.1):
             for process in (pid, *below(pid)):
                 try:
                     argv = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
