@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -126,3 +127,11 @@ def test_6_1_the_lock_of_the_tests_has_all_that_the_extras_name() -> None:
     wanted = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
     names = {re.split(r"[^A-Za-z0-9_.-]", each)[0].lower().replace("_", "-") for each in wanted}
     assert names - {"everstep", "torch"} <= {name.replace("_", "-") for name in locked}
+
+
+def test_6_5_each_package_of_the_azure_server_is_held_to_a_hash() -> None:
+    lock = json.loads((ROOT / "tests/support/azurite/package-lock.json").read_text())
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    assert packages["node_modules/azurite"]["version"] == "3.37.0"
+    assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
+    assert "npm ci" in (ROOT / ".ci/run").read_text()
