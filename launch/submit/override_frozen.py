@@ -11,6 +11,7 @@ from everstep.config import OPEN_NODES, RunConfig, meant
 from everstep.config_trust import reason_for_distrust, refuse_code, without_environment
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import freeze, keys, plain, thaw
+from everstep.secret_detection import refuse_secrets
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)
 """Groups that define the run: another choice would make it another run."""
@@ -43,6 +44,7 @@ def amend(
             raise ConfigError(f"cannot change {text!r}: {str(error).splitlines()[0]}") from error
     with without_environment(strange):
         plainly: dict[str, Any] = OmegaConf.to_container(tree, resolve=True)  # type: ignore[assignment]
+    refuse_secrets(plainly, "")
     changed_job = plainly.pop("job") or {}
     changed = thaw(OmegaConf.to_yaml(OmegaConf.create(plainly)))
     return thaw(freeze(changed)), changed_job

@@ -18,15 +18,17 @@ from everstep import frozen_yaml
 from everstep.access import make_folder
 from everstep.compose import Composed, compose, groups, sweep_files
 from everstep.config import Goal, RunConfig
-from everstep.errors import ConfigError, nearest
+from everstep.errors import ConfigError
 from everstep.frozen_config import changes, digest, freeze, thaw
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.sweep import config as keys
 from everstep.launch.sweep.asha import rungs
 from everstep.launch.sweep.base_config import Base, check_key
 from everstep.launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
+from everstep.launch.sweep.given import given_sweep, value_of
 from everstep.launch.sweep.search_space import Axis, axis, identity, is_sweep
 from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
+from everstep.secret_detection import refuse_secrets
 from everstep.storage import join_url
 
 LARGEST_SWEEP = 64 * frozen_yaml.MOST_BYTES
@@ -118,7 +120,7 @@ def plan(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
     """Compose a command line, once for each combination of the config groups that are swept."""
     folders = [Path(name).expanduser() for name in config_dirs]
     own = [word for word in words if word.split("=")[0] == "sweep" or word.startswith("sweep.")]
-    sweep = _sweep(own, sweep_files(folders))
+    sweep = given_sweep(own, sweep_files(folders))
     rest = [word for word in words if word not in own]
     swept = [word for word in rest if is_sweep(word)]
     given = {word.split("=")[0] for word in swept}
@@ -126,6 +128,8 @@ def plan(words: Sequence[str], config_dirs: Sequence[str] = ()) -> Plan:
     if not swept:
         raise ConfigError("nothing is swept; give a key several values, like optimizer.lr=1e-4,3e-4 or seed=range(0,3)")
     options = groups(folders)
+    refuse_secrets(swept, "the sweep")
+    refuse_secrets(keys.plain(sweep), "sweep")
     axes = tuple(axis(text, options, sweep.seed) for text in swept)
     for each in axes:
         _check_axis(each, options)
@@ -142,35 +146,6 @@ def _name(composed: Composed, base_digest: str, axes: Sequence[Axis]) -> str:
     """Return a name that depends on the swept keys but not their values, so the command resumes its sweep."""
     what = identity({axis.key: None for axis in axes}, base_digest)
     return f"{composed.experiment or 'run'}-sweep-{what[:6]}".replace("/", "-")
-
-
-def _sweep(words: Sequence[str], files: Mapping[str, Path]) -> SweepConfig:
-    node: dict[str, Any] = {}
-    for word in sorted(words, key=lambda word: not word.startswith("sweep=")):
-        key, _, _ = word.partition("=")
-        value = _value(word)
-        if key == "sweep":
-            if value not in files:
-                known = f"; there are {', '.join(sorted(files))}" if files else ""
-                raise ConfigError(f"sweep={value}: there is no such sweep{nearest(str(value), files) or known}")
-            node |= yaml.safe_load(files[str(value)].read_text()) or {}
-        else:
-            node[key.removeprefix("sweep.")] = value
-    return sweep_config(node)
-
-
-def _value(word: str) -> Any:
-    from hydra.core.override_parser.overrides_parser import OverridesParser
-    from hydra.core.override_parser.types import ChoiceSweep
-    from hydra.errors import HydraException
-
-    try:
-        override = OverridesParser.create().parse_override(word)
-        value = override.value()
-        # `sweep.metric=accuracy,size` names both metrics: keys of the sweep itself are not swept.
-        return list(value.list) if isinstance(value, ChoiceSweep) else value
-    except HydraException as error:
-        raise ConfigError(f"cannot read {word!r}: {str(error).splitlines()[0]}; write key=value") from error
 
 
 def _check_axis(each: Axis, options: Mapping[str, Sequence[str]]) -> None:
@@ -271,7 +246,7 @@ def amended(plan: Plan, words: Sequence[str]) -> Plan:
     """Return the plan with overrides applied: keys of the job, and keys of the sweep that may change."""
     sweep, job = keys.plain(plan.sweep), yaml.safe_load(job_yaml(plan.job))
     for word in words:
-        key, value = word.partition("=")[0], _value(word)
+        key, value = word.partition("=")[0], value_of(word)
         if key.startswith("sweep.") and key.removeprefix("sweep.") in FREE:
             sweep[key.removeprefix("sweep.")] = value
         elif key.startswith("job.") and key.count(".") == 1:
@@ -287,7 +262,7 @@ def amended(plan: Plan, words: Sequence[str]) -> Plan:
 
 def named_plugins(plan: Plan, words: Sequence[str]) -> list[str]:
     """Return the packages that the command line names; ConfigError if the sweep does not use one."""
-    named = [str(name) for word in words if word.startswith("plugins=") for name in _value(word)]
+    named = [str(name) for word in words if word.startswith("plugins=") for name in value_of(word)]
     if unknown := [name for name in named if name not in plan.plugins]:
         used = ", ".join(plan.plugins) or "none"
         raise ConfigError(f"plugins=[{','.join(unknown)}]: the sweep does not use this package (it uses {used})")

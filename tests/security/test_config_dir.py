@@ -122,6 +122,23 @@ def test_1_12_a_job_of_another_users_folder_is_refused_on_a_resume_and_for_a_scr
 
 
 @needs_root
+def test_1_12_the_sweep_of_another_user_reads_no_variable_and_names_no_package(
+    conf: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "PLANTED")
+    (conf / "sweep").mkdir()
+    (conf / "sweep" / "read.yaml").write_text('space: ["init_from=s3://x/${oc.env:AWS_SECRET_ACCESS_KEY},b"]\n')
+    (conf / "sweep" / "code.yaml").write_text('space: ["seed=0,1"]\nconstraint: posix.system\n')
+    give_away(conf)
+    for sweep, said in (("read", "may hold no ${…}"), ("code", "its package is not in plugins")):
+        words = ["sweep", "--dry-run", "--config-dir", str(conf), "experiment=digits", f"sweep={sweep}", "run=s"]
+        assert main(words) == 2
+        out, err = capsys.readouterr()
+        assert said in err
+        assert "PLANTED" not in out + err
+
+
+@needs_root
 @pytest.mark.parametrize("text", ["${oc.env:AWS_SECRET_ACCESS_KEY}", "${${word}.env:AWS_SECRET_ACCESS_KEY}"])
 def test_1_12_a_config_of_another_user_reads_no_variable(
     conf: Path, text: str, monkeypatch: pytest.MonkeyPatch

@@ -66,7 +66,7 @@ class Bench:
         return said
 
     def watch(self, pid: int, over: threading.Event) -> None:
-        while not over.wait(0.02):
+        while not over.wait(0.1):
             for process in (pid, *below(pid)):
                 try:
                     argv = Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace")
@@ -116,7 +116,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bench:
     return made
 
 
-def test_no_verb_shows_stores_or_passes_on_a_secret(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_5_6_and_5_7_no_verb_shows_stores_or_passes_on_a_secret(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     sinks = ["log.tensorboard=true", "log.wandb.enabled=true", "log.wandb.mode=offline"]
     bench.run("run", *DIGITS, *sinks, "run=a", "job.nproc=2", "parallel=ddp", "job.secrets=[WANDB_API_KEY,HF_TOKEN]")
     bench.run("resume", "a", "steps=6", "job.nproc=1")

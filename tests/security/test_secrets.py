@@ -11,7 +11,9 @@ import pytest
 
 from everstep import provenance
 from everstep.compose import compose, compose_job
+from everstep.config import RunConfig
 from everstep.errors import ConfigError
+from everstep.frozen_config import settle
 from everstep.launch.__main__ import main
 from everstep.launch.config import job_config
 from everstep.launch.submit.snapshot import archive, take
@@ -122,6 +124,23 @@ def test_5_4_and_5_5_a_secret_on_the_command_line_is_refused_and_not_shown(
     assert PLANTED not in out + err
     assert len(err.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_5_4_a_secret_is_refused_on_a_resume_and_among_swept_values(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    settle(RunConfig(run="r"), RunFolder("runs/r"))
+    for words in (
+        ["resume", "r", "log.wandb.project=glpat-PLANTEDPLANTEDPLANTED"],
+        ["resume", "r", "job.causes.x.match='https://a:PLANTED@b'"],
+        ["sweep", "experiment=breast_cancer", "init_from=https://a:PLANTED@b,c", "run=s"],
+        ["sweep", "experiment=breast_cancer", "seed=0,1", "sweep.constraint=ghp_PLANTEDPLANTEDPLANTED0123", "run=s"],
+    ):
+        assert main(words) == 2, words
+        out, err = capsys.readouterr()
+        assert PLANTED not in out + err, words
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["r"]
 
 
 def test_5_4_a_url_with_a_password_is_opened_by_no_verb_and_not_shown() -> None:

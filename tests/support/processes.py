@@ -26,16 +26,26 @@ def alive(pid: int) -> bool:
 
 
 def children(pid: int) -> list[int]:
-    found = []
+    return sorted(_families().get(pid, []))
+
+
+def below(pid: int) -> list[int]:
+    families = _families()
+
+    def each(of: int) -> list[int]:
+        return [p for child in sorted(families.get(of, [])) for p in (child, *each(child))]
+
+    return each(pid)
+
+
+def _families() -> dict[int, list[int]]:
+    """Parent → children that live."""
+    found: dict[int, list[int]] = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rsplit(")", 1)[1].split()
         except OSError:
             continue
-        if int(fields[1]) == pid and fields[0] != "Z":
-            found.append(int(stat.parent.name))
-    return sorted(found)
-
-
-def below(pid: int) -> list[int]:
-    return [p for child in children(pid) for p in (child, *below(child))]
+        if fields[0] != "Z":
+            found.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    return found

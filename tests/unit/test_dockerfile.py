@@ -56,7 +56,7 @@ def test_packages_are_installed_before_the_code_comes() -> None:
     assert copied(last) == {"constraints.txt", "requirements"}
 
 
-def test_each_package_of_the_image_but_torch_is_held_to_a_hash() -> None:
+def test_6_2_each_package_of_the_image_but_torch_is_held_to_a_hash() -> None:
     installs = re.findall(r"pip install (.+?)(?= && |\n|$)", re.sub(r"\s*\\\n\s*", " ", DOCKERFILE.read_text()))
     without = [words for words in installs if "--require-hashes" not in words]
     assert [words.split()[0] for words in without] == ["--no-deps", "--index-url"]  # Everstep itself, and torch
@@ -68,5 +68,5 @@ def test_the_extras_of_the_image_are_extras_of_everstep() -> None:
     assert "examples" in extras.split(",")  # the data sets of conf/
 
 
-def test_the_image_runs_as_the_user_of_a_pod() -> None:
+def test_6_2_the_image_runs_as_the_user_of_a_pod() -> None:
     assert re.findall(r"(?m)^USER (.+)$", DOCKERFILE.read_text()) == ["1000:1000"]

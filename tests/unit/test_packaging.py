@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -103,3 +104,34 @@ def test_constraints_pin_every_dependency_exactly_and_without_a_local_suffix() -
     ]
     names = {re.split(r"[^A-Za-z0-9_.-]", dependency)[0].lower() for dependency in wanted} - {"everstep"}
     assert names <= pinned
+
+
+@pytest.mark.parametrize("name", ["build", "demo", "image", "test"])
+def test_6_1_a_lock_has_a_hash_for_each_package_its_versions_are_the_constraints_and_torch_is_in_none(
+    name: str,
+) -> None:
+    entries = re.split(r"\n(?=\S)", (ROOT / "requirements" / f"{name}.txt").read_text().strip())
+    assert all(re.search(r"--hash=sha256:[0-9a-f]{64}", entry) for entry in entries)
+    locked = {found[1].lower(): found[2] for entry in entries if (found := re.match(r"(\S+?)==(\S+)", entry))}
+    assert len(locked) >= len(entries) - 1  # one package has two versions, by Python
+    constraints = (line for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    pinned = {key.lower(): version for key, _, version in (line.partition("==") for line in constraints)}
+    assert {key: locked[key] for key in locked.keys() & pinned.keys()}.items() <= pinned.items()
+    assert not [key for key in locked if key.startswith(("torch", "nvidia", "triton"))]
+
+
+def test_6_1_the_lock_of_the_tests_has_all_that_the_extras_name() -> None:
+    text = (ROOT / "requirements" / "test.txt").read_text()
+    locked = {line.split("==")[0].lower() for line in text.splitlines() if line[:1].isalnum()}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    wanted = project["dependencies"] + [each for extra in project["optional-dependencies"].values() for each in extra]
+    names = {re.split(r"[^A-Za-z0-9_.-]", each)[0].lower().replace("_", "-") for each in wanted}
+    assert names - {"everstep", "torch"} <= {name.replace("_", "-") for name in locked}
+
+
+def test_6_5_each_package_of_the_azure_server_is_held_to_a_hash() -> None:
+    lock = json.loads((ROOT / "tests/support/azurite/package-lock.json").read_text())
+    packages = {name: entry for name, entry in lock["packages"].items() if name}
+    assert packages["node_modules/azurite"]["version"] == "3.37.0"
+    assert all(entry["integrity"].startswith("sha512-") for entry in packages.values())
+    assert "npm ci" in (ROOT / ".ci/run").read_text()
