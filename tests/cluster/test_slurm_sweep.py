@@ -100,7 +100,7 @@ def test_12_trials_whose_driver_and_jobs_are_killed_twice_end_like_those_of_a_sw
         until(lambda: driver.poll() is not None or len(trainers(tmp_path)) >= PARALLEL // 2, PATIENCE_S)  # noqa: B023
         assert driver.poll() is None, driver.communicate()
         running = trainers(tmp_path)
-        for url in draws.sample(sorted(running), len(running) // 2):
+        for url in draws.sample(sorted(running), (len(running) + 1) // 2):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(running[url], signal.SIGKILL)
                 killed += 1

@@ -179,7 +179,7 @@ def test_what_the_disk_refuses_is_one_line(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(Path, "open", refuse)
-    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(os, "open", refuse)
     works: list[Callable[[], object]] = [
         lambda: store.read("file"), lambda: store.read_range("file", 0, 1), lambda: store.write("file", b"new"),
         lambda: store.create("new", b"x"), lambda: store.writer("file").__enter__(),
