@@ -95,8 +95,9 @@ def terminate(job: Job) -> None:
 
 
 def kill_controller(job: FakeJob) -> None:
-    job.submit("job.nodes=1", "steps=100", env={"FAKE_TRAINER_PAUSE_S": "0.2"})  # it runs when all others are over
-    job.until(lambda: job.step() >= 5, "step 5")
+    job.submit("job.nodes=1", "steps=120", env={"FAKE_TRAINER_PAUSE_S": "0.2"})  # it runs when all others are over
+    # Before its state is on the disk, the controller forgets the start of a job, and ends it when it is back.
+    job.until(lambda: job.step() >= 45, "step 45")
     job.cluster.kill_controller()
     reached = job.step()
     job.until(lambda: job.step() > reached + 20, "progress without a controller")
