@@ -1,4 +1,4 @@
-"""What all tests share: the numbers of every run are the same, and servers that they talk to."""
+"""Settings and servers of all tests: the random numbers of every run are the same."""
 
 import os
 import signal

@@ -75,7 +75,8 @@ class JobSpec:
         if spec is None:
             argv = () if found.is_trainer else found.argv
             recorded = Runnable.of(found.job, found.plugins, found.code, argv)
-            refuse_foreign(folder.storage, recorded, recorded, Runnable())
+            fix = f"start it with everstep resume {folder.url} --trust"
+            refuse_foreign(folder.storage, recorded, recorded, Runnable(), fix=fix)
         return found
 
     @property

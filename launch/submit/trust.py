@@ -93,7 +93,14 @@ def is_ours(storage: Storage, runnable: Runnable) -> bool:
     return all(mac in known.get(part, []) for part, mac in runnable.macs(key).items())
 
 
-def refuse_foreign(storage: Storage, recorded: Runnable, used: Runnable, said: Runnable, trusted: bool = False) -> None:
+def refuse_foreign(
+    storage: Storage,
+    recorded: Runnable,
+    used: Runnable,
+    said: Runnable,
+    trusted: bool = False,
+    fix: str = "add --trust, or name these keys yourself",
+) -> None:
     """Raise ConfigError if a folder that another user wrote would make something run.
 
     Args:
@@ -101,13 +108,15 @@ def refuse_foreign(storage: Storage, recorded: Runnable, used: Runnable, said: R
         used: parts after the changes of the command line.
         said: parts that the command line names.
         trusted: True with --trust.
+        fix: advice for a user who trusts the folder.
     """
     left = used.beyond(said)
     if trusted or not left or is_ours(storage, recorded):
         return
     raise ConfigError(
-        f"{storage.url} was not written by you, and it would run {'; '.join(left)}; if you trust those who can write "
-        "there, add --trust, or name these keys yourself"
+        f"{storage.url} would run {'; '.join(left)}, and nothing shows that you wrote this: {AUTHOR} is not by the key "
+        f"in {state_folder()} (another user, a later change, or another home); if you trust those who can write there, "
+        f"{fix}"
     )
 
 

@@ -88,7 +88,7 @@ def kill_worker(job: Job) -> None:
 
 
 def terminate(job: Job) -> None:
-    """What a preemption does where preempt_send_user_signal is not set: SIGTERM to the steps."""
+    """Send the steps SIGTERM, as a preemption does where preempt_send_user_signal is not set."""
     job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
     job.cluster.run("scancel", "--signal=TERM", job.id)
@@ -134,14 +134,14 @@ FAULTS: dict[Callable[[Job], None], list[str]] = {
     kill_worker: ["peer_lost", "done"],
     terminate: ["preempted", "done"],
 }
-"""What befalls a job → why each of its starts ended, as written down."""
+"""Fault of a job → recorded cause of the end of each of its starts."""
 OF_SLURM: dict[Callable[[FakeJob], None], list[str]] = {
     kill_controller: ["done"],
     requeue: ["lost", "done"],
     preempt: ["preempted", "done"],
     time_limit: ["preempted", "done"],
 }
-"""What only Slurm and the launcher have to do with: what is trained meanwhile costs no torch."""
+"""Faults that concern Slurm and the launcher only: the trainer is one without torch."""
 
 
 class Timeline:

@@ -38,7 +38,7 @@ GRID = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,3)", "steps=20", "job.max_p
 
 @pytest.fixture(scope="module")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the sweep `calm` of 9 trials has come to its end, left alone."""
+    """Folder of the sweep `calm` of 9 trials, which has ended undisturbed."""
     where = tmp_path_factory.mktemp("calm")
     ended(sweep(FAKE, where, *GRID, "run=calm"))
     return where

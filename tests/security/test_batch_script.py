@@ -15,7 +15,7 @@ PROGRAMS = {
     "srun": 'kill -USR1 $PPID; while [ ! -e "$NOTICED" ]; do :; done',
     "scancel": 'touch "$NOTICED"',
 }
-"""What the script calls, in place of Slurm: a notice comes while the step runs."""
+"""Programs that the script calls, in place of Slurm: a notice comes while the step runs."""
 
 
 def started(tmp_path: Path, run: Path, *more: str, **env: str) -> subprocess.CompletedProcess[str]:

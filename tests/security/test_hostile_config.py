@@ -111,7 +111,7 @@ def test_no_base_of_a_sweep_names_packages_by_itself(
         hooks=[{"_target_": "posix.system", "command": "touch MARK", "_partial_": True}],
     )
     assert main(["resume", str(sweep)]) == 2
-    assert "it would run plugins=[posix]" in capsys.readouterr().err
+    assert "would run plugins=[posix]" in capsys.readouterr().err
 
 
 def test_a_package_that_a_sweep_does_not_use_is_refused(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,7 +129,7 @@ def test_a_copy_of_a_sweep_asks_nothing_and_a_changed_job_is_named(
     tree["job"]["env"] = {"LD_PRELOAD": "/evil.so"}
     (copy / "sweep.yaml").write_text(yaml.safe_dump(tree))
     assert main(["resume", str(copy)]) == 2
-    assert 'it would run job.env.LD_PRELOAD="/evil.so"' in capsys.readouterr().err
+    assert 'would run job.env.LD_PRELOAD="/evil.so"' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def port_of(server: StoreServer) -> int:
 
 
 def said_to(port: int, *words: bytes, host: str = "127.0.0.1") -> str:
-    """What a server answers to these words after its challenge; the empty string if it hangs up."""
+    """Return the answer to these bytes after the challenge; empty if the server hangs up."""
     with tcp(host, port) as connection:
         connection.recv(channel.CHALLENGE_BYTES)
         for word in words:

@@ -45,7 +45,7 @@ class Bench:
     top: Path
     planted: set[Path] = field(default_factory=set)
     seen: set[str] = field(default_factory=set)
-    """What a look at the processes has found."""
+    """Findings in the arguments and environments of processes."""
 
     @property
     def checkout(self) -> Path:

@@ -1,4 +1,4 @@
-"""What tests share: toys that are trained, servers, clusters, ways to die, and records of runs. `support.kube` is a
+"""Helpers of tests: toys that are trained, servers, clusters, ways to die, and records of runs. `support.kube` is a
 simulated Kubernetes, `support.slurm` a real Slurm of many nodes on this machine."""
 
 from __future__ import annotations

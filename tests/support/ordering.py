@@ -1,4 +1,4 @@
-"""Which tests run on one worker, and in which order: what the longest takes is not to be waited for in the end.
+"""Distribution of tests over workers: those that share a server on one worker, the longest first.
 
 A file stays together, and so do all that share a server that takes long to start. Groups with forked ranks go first: a
 fork is safe only while no test has left threads or a mesh of its own in this process. Then the longest go first, as

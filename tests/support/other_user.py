@@ -26,7 +26,7 @@ def open_folder() -> Iterator[Path]:
 
 
 def as_another(act: Callable[[], object]) -> str:
-    """What `act` returns to another user, as text, or the name of its error."""
+    """Return the result of `act` for another user, as text, or the name of its error."""
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -122,7 +122,7 @@ def test_packages_in_a_folder_of_another_user_are_named_again(
     monkeypatch.chdir(tmp_path)
     Records(str(tmp_path / "runs" / "mine"), plugins=["mine"])
     assert main(["resume", "mine"]) == 2
-    assert "was not written by you, and it would run plugins=[mine]; if you trust" in capsys.readouterr().err
+    assert "would run plugins=[mine], and nothing shows that you wrote this" in capsys.readouterr().err
     assert started == []
     assert main(["resume", "mine", "plugins=[mine]", "job.nproc=1"]) == 0
     assert started == [(1, 60, ["mine"])]

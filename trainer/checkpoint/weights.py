@@ -11,9 +11,10 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.errors import CheckpointError, ConfigError
 from everstep.run_folder import RunFolder
+from everstep.trainer.checkpoint.load import open_checkpoint, pack_ref, unpack_ref
 from everstep.trainer.checkpoint.manifest import CheckpointRef
 from everstep.trainer.checkpoint.read import DamagedError, fill
-from everstep.trainer.checkpoint.restore import choose, open_checkpoint, pack_ref, unpack_ref
+from everstep.trainer.checkpoint.restore import choose
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.model_state import ModelState
 

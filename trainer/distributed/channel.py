@@ -21,6 +21,8 @@ HELLO = b"everstep-store-1"
 NONCE_BYTES, PROOF_BYTES, TAG_BYTES = 32, 32, 16
 CHALLENGE_BYTES = len(HELLO) + NONCE_BYTES
 ANSWER_BYTES = NONCE_BYTES + PROOF_BYTES
+PROOF_S = 10.0
+"""Seconds for the proof."""
 LARGEST_BYTES = 1 << 28
 """Limit of a message. Memory for it is allocated only after both ends have proved the key."""
 LONGEST_PATH = 100

@@ -21,8 +21,6 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 0.5
 """Seconds between two attempts to reach a server that does not answer yet."""
 SLACK_S = 30.0
 """Seconds to wait for an answer, beyond the time for which the server waits for a key."""
-PROOF_S = 10.0
-"""Seconds that a server has to prove the key."""
 
 _kept: list[RunStore] = []
 """All clients: torch keeps only their C++ half, which fails once the Python half is collected."""
@@ -125,7 +123,7 @@ def _connect(address: str, key: bytes, timeout_s: float) -> tuple[socket.socket,
         connection: socket.socket | None = None
         try:
             connection = _open(address)
-            connection.settimeout(PROOF_S)
+            connection.settimeout(channel.PROOF_S)
             return connection, *_prove(connection, key)
         except (OSError, ChannelError) as error:
             if connection is not None:
@@ -147,7 +145,7 @@ def _open(address: str) -> socket.socket:
             failed.pop_all()
         return connection
     host, _, port = place.rpartition(":")
-    connection = socket.create_connection((host.strip("[]"), int(port)), timeout=PROOF_S)
+    connection = socket.create_connection((host.strip("[]"), int(port)), timeout=channel.PROOF_S)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return connection
 

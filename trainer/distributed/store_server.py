@@ -19,8 +19,6 @@ from everstep.trainer.distributed.channel import ChannelError, Fields
 
 MOST_UNPROVEN = 128
 """Connections without a proof at a time; one more closes the oldest of them."""
-PROOF_S = 10.0
-"""Seconds that a client has to prove the key."""
 BACKLOG, AT_A_TIME = 4096, 32
 """Connections that the kernel queues, and those that are accepted in a row before any is served."""
 
@@ -67,7 +65,7 @@ class StoreServer:
         with contextlib.suppress(*ended), contextlib.closing(writer):
             self._admit(writer)
             try:
-                receive, send = await asyncio.wait_for(self._prove(reader, writer), PROOF_S)
+                receive, send = await asyncio.wait_for(self._prove(reader, writer), channel.PROOF_S)
             finally:
                 self._unproven.pop(writer, None)
             while True:
