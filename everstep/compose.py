@@ -18,10 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from everstep.config import OPEN_NODES, Access, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
-from everstep.config_trust import reason_for_distrust, refuse_code, without_environment
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import keys, plain, to_object
-from everstep.secret_detection import refuse_secrets
+from everstep.security.config_trust import reason_for_distrust, refuse_code, without_environment
+from everstep.security.secret_detection import refuse_secrets
 
 if TYPE_CHECKING:
     from everstep.hydra_schema import Composition

@@ -13,12 +13,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from everstep import frozen_yaml
-from everstep.access import change_access, make_folder
 from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.run_id import ensure_run_id
+from everstep.security.access import change_access, make_folder
 
 T = TypeVar("T")
 

@@ -18,7 +18,7 @@ from everstep import __version__
 from everstep.config import RunConfig
 from everstep.frozen_config import digest
 from everstep.run_folder import PROVENANCE, RunFolder
-from everstep.secret_detection import SCANNED_BYTES, holds_secret, is_secret_file, without_secrets
+from everstep.security.secret_detection import SCANNED_BYTES, holds_secret, is_secret_file, without_secrets
 
 LARGEST_DIFF = 256 * 1024
 """Largest uncommitted diff in bytes that is kept in full; of a larger one only size and hash are kept."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from everstep.errors import ConfigError
 from everstep.lazy_names import lazy
-from everstep.secret_detection import without_secrets
+from everstep.security.secret_detection import without_secrets
 from everstep.storage.base import STAGED, Buffer, Storage, probe
 from everstep.storage.local import LocalStorage
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from everstep.access import make_folder
 from everstep.compose import Composed, compose, compose_job, with_name
 from everstep.config import Access, RunConfig
 from everstep.errors import ConfigError
@@ -29,7 +28,8 @@ from everstep.launch.submit.submission import Receipt, current
 from everstep.launch.submit.submission import submit as submit_once
 from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, RunFolder
-from everstep.secret_detection import refuse_secrets
+from everstep.security.access import make_folder
+from everstep.security.secret_detection import refuse_secrets
 
 EXAMPLES = """examples:
   everstep submit job=slurm job.nodes=4 job.nproc=8 job.time=24h experiment=gpt_stdlib

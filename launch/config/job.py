@@ -14,7 +14,7 @@ from everstep.errors import ConfigError
 from everstep.launch.config.failure_patterns import CauseConfig, known_causes
 from everstep.launch.config.kubernetes import KubernetesConfig
 from everstep.launch.config.parsing import node_range, seconds
-from everstep.secret_detection import has_secret, is_secret_name
+from everstep.security.secret_detection import has_secret, is_secret_name
 
 SCHEDULERS = ("local", "slurm", "k8s")
 KINDS = ("job", "jobset", "trainjob")

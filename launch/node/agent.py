@@ -17,7 +17,6 @@ from functools import cached_property
 from pathlib import Path
 
 from everstep.errors import EverstepError, StorageError
-from everstep.job_secrets import START_KEY, TOKEN, start_key
 from everstep.launch import torchrun
 from everstep.launch.config import processes, threads
 from everstep.launch.console import say
@@ -32,6 +31,7 @@ from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.snapshot import open_code, search_path
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, STARTER, RunFolder
+from everstep.security.job_secrets import START_KEY, TOKEN, start_key
 
 START = "EVERSTEP_START"
 """Environment variable: number of this start in the run folder."""

@@ -11,8 +11,8 @@ import stat
 from collections.abc import Mapping
 
 from everstep.errors import ConfigError
-from everstep.job_secrets import TOKEN, check_token, new_secret
 from everstep.launch.job_start.start_record import Start
+from everstep.security.job_secrets import TOKEN, check_token, new_secret
 
 FILE = "token"
 LONGEST = 4096

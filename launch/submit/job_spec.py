@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from everstep import frozen_yaml
-from everstep.access import make_folder
 from everstep.checked_json import mapping
 from everstep.config import Access
 from everstep.errors import ConfigError
@@ -23,6 +22,7 @@ from everstep.launch.submit.submission import submissions
 from everstep.launch.submit.trust import Runnable, refuse_foreign
 from everstep.launch.torchrun import trainer
 from everstep.run_folder import CONFIG, JOB, SUBMISSIONS, RunFolder
+from everstep.security.access import make_folder
 
 
 @dataclass(frozen=True)

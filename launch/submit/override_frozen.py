@@ -8,10 +8,10 @@ from typing import Any
 
 from everstep.compose import conf_dir, groups
 from everstep.config import OPEN_NODES, RunConfig, meant
-from everstep.config_trust import reason_for_distrust, refuse_code, without_environment
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import freeze, keys, plain, thaw
-from everstep.secret_detection import refuse_secrets
+from everstep.security.config_trust import reason_for_distrust, refuse_code, without_environment
+from everstep.security.secret_detection import refuse_secrets
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)
 """Groups that define the run: another choice would make it another run."""

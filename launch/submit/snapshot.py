@@ -31,9 +31,9 @@ from everstep.launch.submit.code_archive import (
     pack,
     stays_inside,
 )
-from everstep.private_folder import private_folder
 from everstep.run_folder import CODE, RunFolder
-from everstep.secret_detection import holds_secret, is_secret_file
+from everstep.security.private_folder import private_folder
+from everstep.security.secret_detection import holds_secret, is_secret_file
 from everstep.storage import Storage
 
 LIMIT_MB = 100

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from everstep.config_trust import CODE_KEYS, SHOWN, leaves
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import plain_job
+from everstep.security.config_trust import CODE_KEYS, SHOWN, leaves
 from everstep.storage import Storage
 
 AUTHOR = "author.json"

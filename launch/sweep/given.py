@@ -8,9 +8,9 @@ from typing import Any
 
 import yaml
 
-from everstep.config_trust import reason_for_distrust
 from everstep.errors import ConfigError, nearest
 from everstep.launch.sweep.config import SweepConfig, sweep_config
+from everstep.security.config_trust import reason_for_distrust
 
 
 def given_sweep(words: Sequence[str], files: Mapping[str, Path]) -> SweepConfig:

@@ -15,7 +15,6 @@ from typing import Any
 import yaml
 
 from everstep import frozen_yaml
-from everstep.access import make_folder
 from everstep.compose import Composed, compose, groups, sweep_files
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError
@@ -28,7 +27,8 @@ from everstep.launch.sweep.config import FREE, RUNGED, SweepConfig, sweep_config
 from everstep.launch.sweep.given import given_sweep, value_of
 from everstep.launch.sweep.search_space import Axis, axis, identity, is_sweep
 from everstep.launch.sweep.sweep_folder import SWEEP, SweepFolder
-from everstep.secret_detection import refuse_secrets
+from everstep.security.access import make_folder
+from everstep.security.secret_detection import refuse_secrets
 from everstep.storage import join_url
 
 LARGEST_SWEEP = 64 * frozen_yaml.MOST_BYTES

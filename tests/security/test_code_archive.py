@@ -15,25 +15,12 @@ from everstep.launch.submit import code_archive, snapshot
 from everstep.launch.submit.code_archive import SnapshotError, SnapshotFile, digest_of, pack
 from everstep.launch.submit.snapshot import unpack
 from everstep.run_folder import RunFolder
+from support.tar_archives import info, tar
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> RunFolder:
     return RunFolder(str(tmp_path / "elsewhere" / "r"))
-
-
-def info(name: str, kind: bytes = tarfile.REGTYPE) -> tarfile.TarInfo:
-    made = tarfile.TarInfo(name)
-    made.type = kind
-    return made
-
-
-def tar(*members: tarfile.TarInfo) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for member in members:
-            archive.addfile(member, io.BytesIO(bytes(member.size)))
-    return packed.getvalue()
 
 
 def test_1_25_an_archive_that_unpacks_to_much_is_broken_off_without_the_memory(run: RunFolder, tmp_path: Path) -> None:

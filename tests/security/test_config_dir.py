@@ -9,10 +9,10 @@ import pytest
 
 from everstep.compose import compose, compose_job
 from everstep.config import RunConfig
-from everstep.config_trust import reason_for_distrust
 from everstep.errors import ConfigError
 from everstep.launch.__main__ import main
 from everstep.launch.submit.override_frozen import amend
+from everstep.security.config_trust import reason_for_distrust
 from support.other_user import UID, needs_root
 
 NICE = """# @package _global_
@@ -55,7 +55,7 @@ def test_a_folder_of_this_user_counts_as_its_word(conf: Path) -> None:
 def test_one_file_or_folder_that_others_may_write_makes_it_a_strangers(
     conf: Path, path: str, mode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everstep.config_trust._is_group_of_one", lambda gid: False)
+    monkeypatch.setattr("everstep.security.config_trust._is_group_of_one", lambda gid: False)
     (conf / path).chmod((conf / path).stat().st_mode | mode)
     with pytest.raises(ConfigError, match=r"can be written by .* and it would run plugins=\[posix\]; job\.setup="):
         compose(["experiment=nice"], [str(conf)])

@@ -21,10 +21,10 @@ import pytest
 from everstep.compose import compose
 from everstep.errors import MachineError
 from everstep.frozen_config import settle
-from everstep.job_secrets import START_KEY
 from everstep.launch import torchrun
 from everstep.rank_env import WORLD
 from everstep.run_folder import RunFolder
+from everstep.security.job_secrets import START_KEY
 from everstep.trainer.distributed import agent_rendezvous, channel, store_server
 from everstep.trainer.distributed.agent_rendezvous import LOCK, SOCKET, start_folder
 from everstep.trainer.distributed.store_client import RunStore
@@ -285,7 +285,7 @@ def test_a_server_that_does_not_know_the_key_is_not_believed() -> None:
 
 
 def test_a_process_of_another_start_is_not_let_in() -> None:
-    from everstep.job_secrets import start_key
+    from everstep.security.job_secrets import start_key
 
     old, new = (bytes.fromhex(start_key("t" * 32, f"12.0.{number}")) for number in (1, 2))
     server = StoreServer("tcp:127.0.0.1:0", new)

@@ -18,7 +18,7 @@ from everstep.launch.__main__ import main
 from everstep.launch.config import job_config
 from everstep.launch.submit.snapshot import archive, take
 from everstep.run_folder import RunFolder
-from everstep.secret_detection import has_secret, holds_secret, is_secret_file, is_secret_name, without_secrets
+from everstep.security.secret_detection import has_secret, holds_secret, is_secret_file, is_secret_name, without_secrets
 from everstep.storage import open_storage
 
 PLANTED = "PLANTED"

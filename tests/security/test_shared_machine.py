@@ -16,7 +16,7 @@ from everstep.dataset.prepare.ledger import Ledger
 from everstep.errors import ConfigError
 from everstep.launch.submit import snapshot
 from everstep.launch.submit.code_archive import SnapshotError
-from everstep.private_folder import expand, private_folder
+from everstep.security.private_folder import expand, private_folder
 from support.other_user import UID, as_another, needs_root
 from support.processes import until
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from everstep.access import change_access
 from everstep.config import Access, RunConfig
 from everstep.errors import ConfigError
 from everstep.frozen_config import settle
@@ -17,6 +16,7 @@ from everstep.launch.schedulers import registry
 from everstep.launch.sweep.plan import plan
 from everstep.launch.sweep.plan import settle as settle_sweep
 from everstep.run_folder import RunFolder
+from everstep.security.access import change_access
 from support.file_scheduler import VARIABLE
 from support.other_user import UID, as_another, needs_root
 

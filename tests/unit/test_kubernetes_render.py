@@ -12,12 +12,12 @@ import pytest
 import yaml
 
 from everstep.errors import ConfigError
-from everstep.job_secrets import TOKEN
 from everstep.launch.config import job_config
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes.labels import job_name, slug
 from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.strategic_merge import merge
+from everstep.security.job_secrets import TOKEN
 
 GOLDEN = Path(__file__).parent.parent / "golden/kubernetes"
 VERSIONS = ("1.31", "1.37")

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from everstep.errors import ConfigError, StorageError
-from everstep.job_secrets import start_key
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.output_capture import KEPT_LINES, Output
@@ -23,6 +22,7 @@ from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.snapshot import node_folder, take
 from everstep.launch.torchrun import Rendezvous, agent
 from everstep.run_folder import RunFolder
+from everstep.security.job_secrets import start_key
 
 SLURM = {"SLURM_JOB_ID": "12", "SLURM_RESTART_COUNT": "2", "SLURM_JOB_NODELIST": "n[1-3]", "SLURMD_NODENAME": "n2",
          "SLURM_NODEID": "1"}  # fmt: skip

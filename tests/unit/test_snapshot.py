@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gzip
-import io
 import os
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from everstep.launch.submit import snapshot
 from everstep.launch.submit.code_archive import SnapshotError, SnapshotFile, digest_of, pack
 from everstep.launch.submit.snapshot import take, unpack
 from everstep.run_folder import RunFolder
+from support.tar_archives import info, tar
 
 
 def git(folder: Path, *words: str) -> None:
@@ -209,20 +209,6 @@ def test_threads_that_unpack_at_once_get_one_folder(checkout: Path, run: RunFold
         thread.join()
     assert found == [tmp_path / "n" / kept.digest] * 8
     assert [path.name for path in (tmp_path / "n").iterdir()] == [kept.digest]
-
-
-def tar(*members: tarfile.TarInfo) -> bytes:
-    packed = io.BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz") as archive:
-        for member in members:
-            archive.addfile(member, io.BytesIO(bytes(member.size)))
-    return packed.getvalue()
-
-
-def info(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
-    made = tarfile.TarInfo(name)
-    made.type, made.linkname = kind, link
-    return made
 
 
 def link(path: str, target: bytes) -> SnapshotFile:

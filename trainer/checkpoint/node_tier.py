@@ -16,8 +16,8 @@ import torch.distributed as dist
 from blake3 import blake3
 
 from everstep.config import LocalTierConfig
-from everstep.private_folder import expand, private_folder
 from everstep.run_folder import MANIFEST, Lineage, RunFolder
+from everstep.security.private_folder import expand, private_folder
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name, signed_run
 from everstep.trainer.checkpoint.read import DamagedError

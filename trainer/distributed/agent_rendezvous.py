@@ -30,7 +30,7 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
-from everstep.job_secrets import START_KEY, STORE
+from everstep.security.job_secrets import START_KEY, STORE
 from everstep.trainer.distributed.store_client import RunStore
 from everstep.trainer.distributed.store_server import StoreServer
 

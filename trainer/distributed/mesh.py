@@ -24,8 +24,8 @@ from torch.distributed.rendezvous import rendezvous
 from everstep.config import ParallelConfig, ParallelKind
 from everstep.errors import ConfigError, EverstepError, MachineError
 from everstep.fault import chain
-from everstep.job_secrets import START_KEY, STORE
 from everstep.rank_env import RankInfo
+from everstep.security.job_secrets import START_KEY, STORE
 from everstep.trainer.distributed import gloo_peers, messages
 from everstep.trainer.distributed.store_client import RunStore
 

@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig
 from everstep.errors import ConfigError
-from everstep.private_folder import private_folder
+from everstep.security.private_folder import private_folder
 from everstep.trainer.distributed import sync_batchnorm
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.sharding import (

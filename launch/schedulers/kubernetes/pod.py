@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from everstep.job_secrets import TOKEN
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME, PORT, labels, token_secret
+from everstep.security.job_secrets import TOKEN
 
 GRACE_SLACK_S = 30
 """Seconds for a pod beyond job.grace_s: the supervisor kills its processes and writes a report."""

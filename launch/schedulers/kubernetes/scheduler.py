@@ -12,7 +12,6 @@ from typing import Any
 from urllib.parse import quote, unquote
 
 from everstep.errors import ConfigError
-from everstep.job_secrets import TOKEN, new_secret
 from everstep.launch.config import JobConfig
 from everstep.launch.console import say
 from everstep.launch.schedulers.base import Ask, Program, Rendered
@@ -25,6 +24,7 @@ from everstep.launch.schedulers.kubernetes.job_status import FAILED_CREATE, lack
 from everstep.launch.schedulers.kubernetes.labels import JOB_NAME, JOBSET_NAME, MANAGER, token_label, token_secret
 from everstep.launch.schedulers.kubernetes.manifest import manifest, objects
 from everstep.launch.schedulers.kubernetes.validate import mistakes
+from everstep.security.job_secrets import TOKEN, new_secret
 
 MANAGED = {"app.kubernetes.io/managed-by": MANAGER}
 WORKLOADS = ("Job", "JobSet", "TrainJob")

@@ -10,7 +10,7 @@ from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes.labels import CONTAINER, JOB_NAME
 from everstep.launch.schedulers.kubernetes.pod import GRACE_SLACK_S, Plain
-from everstep.secret_detection import SECRET_FORMS, is_secret_name
+from everstep.security.secret_detection import SECRET_FORMS, is_secret_name
 from everstep.storage import open_storage
 
 MOST_BYTES = 1 << 20

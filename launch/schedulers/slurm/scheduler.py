@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from everstep.errors import ConfigError
-from everstep.job_secrets import TOKEN, check_token, new_secret
 from everstep.launch.config import JobConfig
 from everstep.launch.schedulers.base import Ask, Batch, Program, Rendered
 from everstep.launch.schedulers.job import JobHandle, JobState, JobStatus
 from everstep.launch.schedulers.slurm.commands import RETRY_S, Answer, ask
 from everstep.launch.schedulers.slurm.sbatch import array_command, job_command
+from everstep.security.job_secrets import TOKEN, check_token, new_secret
 
 if TYPE_CHECKING:
     from everstep.launch.schedulers.slurm import jobs_json
