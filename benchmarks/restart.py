@@ -1,7 +1,8 @@
 """From kill -9 of one of two workers to the end of the next step, and how many steps are done a second time.
 
 `torchrun` is a hand-written loop under `torchrun --max-restarts`, as it comes; `torchrun, new store` has the variable
-set without which gloo may meet the addresses of the dead; `everstep` is `everstep run job.nproc=2`, as it comes.
+set without which gloo may meet the addresses of the dead; `everstep` is `everstep run job.nproc=2`, as it comes, and
+with torchrun in place of its fork server.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from benchmarks.table import machine, markdown, spread
 
 HEAD = ("contestant", "n", "kill to next step, s", "steps done again", "did not come back")
 DEADLINE_S = 90.0
-NAMES = ("torchrun", "torchrun, new store", "everstep")
+NAMES = ("torchrun", "torchrun, new store", "everstep", "everstep, job.warm=false")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -65,33 +66,36 @@ def _measure(name: str, save_every: int) -> tuple[float, int]:
     """Seconds from the kill to the end of the next step of the killed rank, and how many steps that repeats."""
     with tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as scratch:
         out = Path(scratch, "footprints")
-        with _started(name, out, scratch, save_every):
+        with _started(name, out, scratch, save_every) as child:
             # Half way between two checkpoints.
             far = 2 * save_every + save_every // 2
-            before = _await(out, lambda one: one.rank == 1 and one.step >= far, "the first steps")
+            before = _await(child, out, lambda one: one.rank == 1 and one.step >= far, "the first steps")
             killed = time.time()
             os.kill(before.pid, signal.SIGKILL)
-            after = _await(out, lambda one: one.rank == 1 and one.pid != before.pid, "the step after the kill")
+            after = _await(child, out, lambda one: one.rank == 1 and one.pid != before.pid, "the step after the kill")
             reached = max(one.step for one in footprints(out) if one.pid == before.pid)
         return after.time - killed, reached - after.step + 1
 
 
-def _await(out: Path, fits: Callable[[Footprint], bool], what: str) -> Footprint:
+def _await(child: subprocess.Popen[bytes], out: Path, fits: Callable[[Footprint], bool], what: str) -> Footprint:
     deadline = time.monotonic() + DEADLINE_S
     while time.monotonic() < deadline:
         for one in footprints(out):
             if fits(one):
                 return one
+        if child.poll() is not None:
+            raise FailedError(f"{what} did not come: ended with {child.returncode}")
         time.sleep(0.02)
     raise FailedError(f"{what} did not come within {DEADLINE_S:.0f} s")
 
 
 @contextlib.contextmanager
-def _started(name: str, out: Path, scratch: str, save_every: int) -> Iterator[None]:
+def _started(name: str, out: Path, scratch: str, save_every: int) -> Iterator[subprocess.Popen[bytes]]:
     settings = {"SAVE_EVERY": save_every, "STEPS": 100_000, "SAMPLES": 65536}
     env = environment(out, scratch, settings)
-    if name == "everstep":
+    if name.startswith("everstep"):
         run = ["experiment=overhead", "plugins=[benchmarks]", f"run_root={scratch}", "run=bench", "job.nproc=2"]
+        run += ["job.warm=false"] * name.endswith("false")
         rest = [f"checkpoint.every={save_every}", "steps=100000", "global_batch=64",
                 "hooks=[{_target_: benchmarks.task.Footprints}]"]  # fmt: skip
         argv = [sys.executable, "-m", "everstep.launch", "run", "--config-dir", "benchmarks/conf", *run, *rest]
@@ -103,11 +107,7 @@ def _started(name: str, out: Path, scratch: str, save_every: int) -> Iterator[No
     with Path(scratch, "log").open("w") as log:
         child = subprocess.Popen(argv, cwd=ROOT, env=env, stdout=log, stderr=log, start_new_session=True)
         try:
-            yield
-        except FailedError as error:
-            if child.poll() is not None:
-                raise FailedError(f"{error}: ended with {child.returncode}") from error
-            raise
+            yield child
         finally:
             _end(child, str(out))
 

@@ -141,7 +141,7 @@ def _expand(words: list[str]) -> tuple[float, dict[str, int]]:
 
 def _drive(words: list[str]) -> tuple[float, dict[str, int]]:
     """What `everstep sweep` does once it has looked at the cluster; CPU seconds of others, and counts."""
-    from everstep.launch.job_start.process import Signals
+    from everstep.launch.job_start.signals import Signals
     from everstep.launch.sweep.driver import Driver
     from everstep.launch.sweep.leaderboard import print_rows, ranked
     from everstep.launch.sweep.lease import take

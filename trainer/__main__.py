@@ -16,6 +16,10 @@ VERBS = ("check", "checkpoint", "data")
 
 
 def main() -> int:
+    if sys.argv[1:2] == ["--fork-server"]:
+        from everstep.trainer.fork_server import serve
+
+        sys.argv[1:] = serve(sys.argv[2:])  # returns in each rank that it forks
     if "TORCHELASTIC_RUN_ID" in os.environ or AGENT_PID in os.environ:
         die_with_parent()  # first of all: the imports take seconds on a busy node, and the agent may die meanwhile
     arguments = sys.argv[1:]

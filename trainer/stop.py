@@ -51,6 +51,7 @@ class Stop:
         """Install the signal handlers. A second SIGINT exits at once, without saving."""
         for number in SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # a fork server blocks them until here
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.reason == signal.Signals(number).name:

@@ -22,10 +22,10 @@ from everstep.errors import EverstepError
 from everstep.fault import OutOfMemoryCount, death_of
 from everstep.outcome import Ending, Outcome
 from everstep.process_setup import keep_printing
-from everstep.rank_env import AGENT_PID
+from everstep.rank_env import AGENT_PID, LOST_PEER
 from everstep.run_folder import PROGRESS, STARTER, RunFolder
 from everstep.trainer.distributed import agent_rendezvous
-from everstep.trainer.reporting.outcome import LOST_PEER, hand_over
+from everstep.trainer.reporting.outcome import hand_over
 
 TERMINATED = -15
 """Exit code of a worker that torchrun has terminated because another one failed."""

@@ -18,7 +18,9 @@ from everstep.frozen_config import freeze, settle, start_digest
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say
-from everstep.launch.job_start.process import Local, Signals
+from everstep.launch.job_start.process import Local
+from everstep.launch.job_start.rank_starter import RankStarter
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.parser import Arguments, add_overrides, refuse_script
 from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.launch.runs.lookup import ROOT
@@ -76,14 +78,16 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     sign(folder.storage, Runnable.of(job, config.plugins))
     folder.storage.write(JOB, job_yaml(job).encode())
     record(folder, config, ["everstep", *sys.argv[1:]])
-    argv = torchrun.command(folder.storage.url, nproc, job.grace_s, config.plugins, start_digest(config))
+    url, plugins, digest = folder.storage.url, config.plugins, start_digest(config)
+    argv = torchrun.command(url, nproc, job.grace_s, plugins, digest)
     starter = uuid.uuid4().hex
     extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
     env = torchrun.environment(os.environ, share, extra)
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
-        return Supervisor(folder, local, job.max_restarts, starter).run(lambda: local.run(argv, env))
+        with RankStarter(local, torchrun.trainer(url, plugins, digest), env, nproc, job.warm) as ranks:
+            return Supervisor(folder, local, job.max_restarts, starter).run(lambda: ranks.run(argv))
 
 
 def _winner(word: str) -> list[str]:

@@ -36,6 +36,8 @@ class JobConfig:
     """Restarts in a row without a new checkpoint after which the launcher gives up."""
     grace_s: int = 60
     """Grace period: seconds that processes have to save and end after a request to stop."""
+    warm: bool = True
+    """Fork the ranks of every start from one process that has imported torch; false: new processes."""
     threads: int | None = None
     """CPU threads of each process (OMP_NUM_THREADS); null shares the cores among the processes."""
     max_parallel: int | None = None

@@ -22,7 +22,8 @@ from everstep.launch.config import processes, threads
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.output_capture import Output
-from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local, Signals
+from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import token
 from everstep.launch.node.checks import BadNode, address, failures

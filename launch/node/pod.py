@@ -22,7 +22,7 @@ from typing import NoReturn
 from everstep.errors import EverstepError, StorageError
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import Decisions, Start
 from everstep.launch.node.agent import Node, spec_of
 from everstep.launch.node.pod_membership import PodMember, PodMembership

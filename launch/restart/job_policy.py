@@ -15,9 +15,7 @@ from everstep.launch.config import CauseConfig, Remedy
 from everstep.launch.job_start.start_record import NodeReport
 from everstep.launch.restart import local_policy
 from everstep.outcome import Ending, Outcome
-
-LOST_PEER = 69
-"""Exit code of ranks that ended only because another rank was lost."""
+from everstep.rank_env import LOST_PEER
 
 
 class Action(enum.Enum):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from everstep.errors import EverstepError
 from everstep.launch.console import say
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.sweep.asha import finalist, promotion, reason_to_stop
 from everstep.launch.sweep.config import PURE, RUNGED
 from everstep.launch.sweep.lease import Lease

@@ -6,7 +6,7 @@ from everstep.compose import Composed
 from everstep.frozen_config import freeze
 from everstep.launch.config import job_yaml
 from everstep.launch.console import say
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.preflight.checks import check, refuse
 from everstep.launch.preflight.model import rehearse
 from everstep.launch.schedulers.registry import scheduler

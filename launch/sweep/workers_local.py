@@ -16,7 +16,8 @@ from everstep.config import RunConfig
 from everstep.frozen_config import settle
 from everstep.launch.config import JobConfig, job_yaml, refuse_too_many
 from everstep.launch.config.devices import gpus
-from everstep.launch.job_start.process import SLACK_S, leash
+from everstep.launch.job_start.child import leash
+from everstep.launch.job_start.process import SLACK_S
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.submit.snapshot import search_path
 from everstep.launch.submit.trust import Runnable, sign

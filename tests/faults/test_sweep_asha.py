@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from everstep.frozen_config import settle as settle_run
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.sweep.driver import Driver
 from everstep.launch.sweep.leaderboard import Row, ranked
 from everstep.launch.sweep.lease import take

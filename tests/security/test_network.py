@@ -16,7 +16,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from everstep.compose import compose
@@ -24,12 +23,12 @@ from everstep.errors import MachineError
 from everstep.frozen_config import settle
 from everstep.launch import torchrun
 from everstep.rank_env import WORLD
+from everstep.rendezvous import channel, store_server
+from everstep.rendezvous.start_folder import FOLDERS, LOCK, SOCKET, StartFolder
+from everstep.rendezvous.store_server import StoreServer
 from everstep.run_folder import RunFolder
 from everstep.security.job_secrets import START_KEY
-from everstep.trainer.distributed import agent_rendezvous, channel, store_server
-from everstep.trainer.distributed.agent_rendezvous import LOCK, SOCKET, start_folder
 from everstep.trainer.distributed.store_client import RunStore
-from everstep.trainer.distributed.store_server import StoreServer
 from support.processes import until
 from support.strangers import as_another_user, needs_namespaces, needs_root, network, tcp
 
@@ -42,12 +41,6 @@ def server() -> Iterator[StoreServer]:
     made = StoreServer("tcp:127.0.0.1:0", KEY)
     yield made
     made.close()
-
-
-def listening() -> set[tuple[str, int]]:
-    """Return host and port of each TCP socket on which this process listens."""
-    found = psutil.Process().net_connections("tcp")
-    return {(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
 
 
 def port_of(server: StoreServer) -> int:
@@ -140,7 +133,7 @@ def below(pid: int) -> set[int]:
 
 @needs_root
 def test_another_user_can_neither_see_nor_reach_the_store_of_a_machine() -> None:
-    folder = start_folder()
+    folder = StartFolder().path
     server = StoreServer(f"unix:{folder}/{SOCKET}", KEY)
 
     def attack() -> list[str]:
@@ -166,13 +159,13 @@ def test_a_start_that_was_killed_leaves_a_folder_that_the_next_one_removes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    living = start_folder()
+    living = StartFolder().path
     if (pid := os.fork()) == 0:
-        start_folder()
+        StartFolder()
         os.kill(os.getpid(), signal.SIGKILL)
     os.waitpid(pid, 0)
     assert len(list(tmp_path.iterdir())) == 2
-    newest = start_folder()
+    newest = StartFolder().path
     assert {str(each) for each in tmp_path.iterdir()} == {living, newest}
 
 
@@ -183,12 +176,12 @@ def test_a_folder_of_another_user_or_one_that_others_can_write_is_left_alone(
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / LOCK).write_text("")
-    (tmp_path / f"{agent_rendezvous.FOLDERS}link").symlink_to(precious)
-    planted = tmp_path / f"{agent_rendezvous.FOLDERS}planted"
+    (tmp_path / f"{FOLDERS}link").symlink_to(precious)
+    planted = tmp_path / f"{FOLDERS}planted"
     planted.mkdir()
     planted.chmod(0o777)
     (planted / LOCK).write_text("")
-    start_folder()
+    StartFolder()
     assert (precious / LOCK).exists()
     assert planted.exists()
 
@@ -386,10 +379,10 @@ def test_a_flood_of_connections_takes_neither_descriptors_nor_the_store_away(ser
 def test_a_host_of_another_network_reaches_only_the_one_address_and_is_not_served_there() -> None:
     with network() as other:
         local = StoreServer("tcp:127.0.0.1:0", KEY)
-        before = listening()
+        before = listening(os.getpid())
         public = StoreServer(f"tcp:{other.here}:0", KEY)
         try:
-            assert listening() - before == {(other.here, port_of(public))}
+            assert listening(os.getpid()) - before == {f"{other.here}:{port_of(public)}"}
             assert "Error" in other.do(lambda: said_to(port_of(local), host=other.here))
             assert other.do(lambda: said_to(port_of(public), bytes(channel.ANSWER_BYTES), host=other.here)) == ""
             assert RunStore(public.address, KEY, 5).num_keys() == 0

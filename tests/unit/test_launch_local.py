@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.job_start.process import Local, Signals
+from everstep.launch.job_start.process import Local
+from everstep.launch.job_start.signals import Signals
 from support.processes import alive, until
 
 pytestmark = pytest.mark.process
@@ -23,7 +24,8 @@ pytestmark = pytest.mark.process
 DRIVER = """
 import sys
 from pathlib import Path
-from everstep.launch.job_start.process import LeftAtOnce, Local, Signals
+from everstep.launch.job_start.process import LeftAtOnce, Local
+from everstep.launch.job_start.signals import Signals
 folder = Path(sys.argv[1])
 with Signals() as signals:
     def leave(reason):
@@ -288,7 +290,8 @@ def test_a_process_that_is_alone_may_read_from_the_terminal() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         script = (
-            "import os, sys; from everstep.launch.job_start.process import Local, Signals\n"
+            "import os, sys; from everstep.launch.job_start.process import Local\n"
+            "from everstep.launch.job_start.signals import Signals\n"
             "with Signals() as signals:\n"
             "    sys.exit(Local(signals, print, 1).run(['bash', '-c', 'read word; echo heard $word'], os.environ))"
         )

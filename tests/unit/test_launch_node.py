@@ -13,7 +13,7 @@ from everstep.errors import ConfigError, StorageError
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.output_capture import KEPT_LINES, Output
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import checks, token
 from everstep.launch.node.agent import Node, free_port

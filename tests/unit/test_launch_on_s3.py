@@ -41,7 +41,7 @@ def project(tmp_path: Path) -> Path:
 
 
 def everstep(project: Path, s3_server: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
-    fixed = ["run", "--config-dir", "conf", "experiment=tiny", "run=r", "job.nproc=1"]
+    fixed = ["run", "--config-dir", "conf", "experiment=tiny", "run=r", "job.nproc=1", "job.warm=false"]
     return subprocess.run(
         [sys.executable, "-c", DRIVER, FAKE, *fixed, *words],
         env={

@@ -10,7 +10,7 @@ import pytest
 
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.allocation import Allocation
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import pod as module
 from everstep.launch.node.pod import Leave, Pod

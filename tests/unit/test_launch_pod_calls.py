@@ -9,7 +9,7 @@ import pytest
 
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.allocation import Allocation
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node.pod import POLL_REMOTE_S, POLL_S, Pod, Watch, poll_s
 from everstep.launch.submit.job_spec import JobSpec

@@ -9,8 +9,9 @@ import pytest
 from everstep.launch.config import JobConfig
 from everstep.launch.job_start.output_capture import find_cause
 from everstep.launch.job_start.start_record import NodeReport
-from everstep.launch.restart.job_policy import LOST_PEER, Action, Evidence, RestartDecision, judge
+from everstep.launch.restart.job_policy import Action, Evidence, RestartDecision, judge
 from everstep.outcome import Ending, Fault, Outcome
+from everstep.rank_env import LOST_PEER
 
 CAUSES = JobConfig().all_causes()
 HOSTS = ("n1", "n2")

@@ -38,7 +38,9 @@ def stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Records:
     """A run that was started here, and stopped."""
     monkeypatch.chdir(tmp_path)
     records = Records(str(tmp_path / "runs" / "demo"), steps=50)
-    records.folder.storage.write("job.yaml", yaml.safe_dump({"scheduler": "local", "nproc": 1, "threads": 1}).encode())
+    records.folder.storage.write(
+        "job.yaml", yaml.safe_dump({"scheduler": "local", "nproc": 1, "threads": 1, "warm": False}).encode()
+    )
     records.attempt(1, 0)
     records.end(1, 100, "preempted", 20)
     return records

@@ -81,7 +81,7 @@ class Bench:
 
     def words(self, *more: str) -> list[str]:
         fixed = ["--config-dir", str(self.folder / "conf"), "experiment=tiny", f"run_root={self.root}", "run=r"]
-        return ["run", *fixed, "job.nproc=1", *more]
+        return ["run", *fixed, "job.nproc=1", "job.warm=false", *more]
 
     def run(self, *more: str) -> int:
         return main(self.words(*more))

@@ -13,7 +13,7 @@ from everstep.config import RunConfig
 from everstep.errors import ConfigError
 from everstep.launch.__main__ import main
 from everstep.launch.config import JobConfig
-from everstep.launch.job_start.process import Signals
+from everstep.launch.job_start.signals import Signals
 from everstep.launch.schedulers import registry
 from everstep.launch.schedulers.job import JobHandle
 from everstep.launch.sweep import start

@@ -8,18 +8,10 @@ folder of this user; nothing listens on the network.
 from __future__ import annotations
 
 import atexit
-import contextlib
-import fcntl
 import os
 import secrets
-import shutil
 import socket
-import stat
-import sys
-import tempfile
-import time
 from datetime import timedelta
-from pathlib import Path
 
 from torch._C._distributed_c10d import PrefixStore, Store, TCPStore
 from torch.distributed.elastic.rendezvous import (
@@ -30,21 +22,18 @@ from torch.distributed.elastic.rendezvous import (
     rendezvous_handler_registry,
 )
 
+from everstep.rendezvous.interface import stay_on_this_machine
+from everstep.rendezvous.start_folder import StartFolder
+from everstep.rendezvous.store_server import StoreServer
 from everstep.security.job_secrets import START_KEY, STORE
 from everstep.trainer.distributed.store_client import RunStore
-from everstep.trainer.distributed.store_server import StoreServer
 
 BACKEND = "everstep"
 """Name of this rendezvous on torchrun's command line."""
 HERE = "here"
 """Endpoint of a start on one machine."""
-FOLDERS = "everstep-start-"
-SOCKET, LOCK = "store", "lock"
-UNLOCKED_S = 3600.0
-"""Age at which a folder without a lock is left over, not one that is being made."""
 JOIN_S = 600.0
 """Seconds to wait for the store, unless `--rdzv-conf` has join_timeout."""
-LOOPBACK = "lo" if sys.platform.startswith("linux") else "lo0"
 
 
 def register() -> None:
@@ -80,8 +69,9 @@ class FixedNodes(RendezvousHandler):
     def _host(self, key: bytes) -> str:
         """Return the store's address; the first node's agent hosts it."""
         if self.endpoint == HERE:
-            _stay_on_this_machine()
-            address = f"unix:{start_folder()}/{SOCKET}"
+            stay_on_this_machine(os.environ)
+            self._folder = StartFolder()
+            address = self._folder.store
         else:
             address = f"tcp:{self.endpoint}"
         if self.rank == 0:
@@ -137,42 +127,3 @@ def _torch_store(host: str, timeout_s: float) -> TCPStore:
         timeout=timedelta(seconds=timeout_s),
         master_listen_fd=listener.detach(),
     )
-
-
-def _stay_on_this_machine() -> None:
-    """Set the interface of the ranks' own connections to the loopback, unless the user has chosen one."""
-    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
-        os.environ.setdefault(name, LOOPBACK)
-
-
-def start_folder() -> str:
-    """Make a folder that only this user can enter, and remove those of processes that were killed.
-
-    It is removed at exit. This process holds a lock on a file in it, which the kernel releases even after a kill.
-    """
-    for left in Path(tempfile.gettempdir()).glob(f"{FOLDERS}*"):
-        _remove_if_left(left)
-    folder = tempfile.mkdtemp(prefix=FOLDERS)  # mode 0700
-    atexit.register(shutil.rmtree, folder, True)
-    lock = os.open(f"{folder}/{LOCK}.new", os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    os.rename(f"{folder}/{LOCK}.new", f"{folder}/{LOCK}")  # a file of this name is locked as long as its process lives
-    return folder
-
-
-def _remove_if_left(folder: Path) -> None:
-    """Remove a folder of this user that no process holds any more."""
-    with contextlib.suppress(OSError):
-        found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            return
-        if not (folder / LOCK).exists():
-            if time.time() - found.st_mtime > UNLOCKED_S:  # its owner was killed before it could lock it
-                shutil.rmtree(folder, ignore_errors=True)
-            return
-        lock = os.open(folder / LOCK, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(folder, ignore_errors=True)
-        finally:
-            os.close(lock)

@@ -22,15 +22,10 @@ from everstep.errors import (
 )
 from everstep.fault import LONGEST_REASON, fault_of, place_of, reason_of
 from everstep.outcome import Ending, Fault, Outcome
-from everstep.rank_env import AGENT_PID, RankInfo
+from everstep.rank_env import AGENT_PID, LOST_PEER, RankInfo
 from everstep.run_folder import ENDING_FILE, STOP_MARKER, RunFolder
 
 LOG = logging.getLogger("everstep")
-LOST_PEER = 69
-"""Exit code of a rank that lost another one.
-
-The agent then reports the other rank's error as the reason.
-"""
 LEFT = "the debugger was left, or found no terminal; it needs one process: job.nproc=1, or python -m everstep.trainer"
 LONGEST_ENDING = 1 << 16
 """Bytes of an ending."""

@@ -14,8 +14,8 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable
 
-from everstep.trainer.distributed import channel
-from everstep.trainer.distributed.channel import ChannelError, Fields
+from everstep.rendezvous import channel
+from everstep.rendezvous.channel import ChannelError, Fields
 
 MOST_UNPROVEN = 128
 """Connections without a proof at a time; one more closes the oldest of them."""
