@@ -54,7 +54,7 @@ def _word(dumper: yaml.Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _word)
 
 
-def thaw(text: str) -> RunConfig:
+def thaw(text: str | bytes) -> RunConfig:
     """Parse the text of `freeze`; ConfigError when it is invalid."""
     try:
         tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(frozen_yaml.checked(text, "it")))
@@ -117,7 +117,7 @@ def changes(old: RunConfig, new: RunConfig) -> list[Change]:
 
 def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
     """Return the changes against the run's config; ConfigError for a forbidden one once a step was done."""
-    old = thaw(folder.storage.read(CONFIG).decode())
+    old = thaw(folder.storage.read(CONFIG))
     found = changes(old, config)
     return found if not found or folder.never_trained() else refuse_changes(old, config)
 
@@ -149,7 +149,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
         return []
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):
-        _refuse_rewriting(thaw(folder.storage.read(CONFIG).decode()), config, folder.reached_step())
+        _refuse_rewriting(thaw(folder.storage.read(CONFIG)), config, folder.reached_step())
     if any(change.key == "access" for change in found):
         change_access(folder.storage, config.access)
     if found:

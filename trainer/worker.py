@@ -133,12 +133,12 @@ def _claim(options: argparse.Namespace, place: RankInfo, began: float) -> Assign
 def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
     folder = RunFolder(options.frozen)
     try:
-        return _checked(folder.storage.read(CONFIG).decode(), options), folder
+        return _checked(folder.storage.read(CONFIG), options), folder
     except FileNotFoundError as error:
         raise ConfigError(f"{options.frozen} is not a run folder: it has no {CONFIG}") from error
 
 
-def _checked(text: str, options: argparse.Namespace, sent: bool = False) -> RunConfig:
+def _checked(text: str | bytes, options: argparse.Namespace, sent: bool = False) -> RunConfig:
     """Parse and check the config, also where rank 0 has sent it: other processes may write to the store.
 
     Args:
