@@ -15,7 +15,7 @@ from everstep import compose, frozen_config
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.outcome import Ending, Outcome
-from everstep.process_setup import refuse_debugger, spare_what_lives
+from everstep.process_setup import refuse_debugger, spare_what_lives, use_own_cache
 from everstep.provenance import record
 from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, RunFolder
@@ -55,6 +55,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
     try:
         place.check_world()
         options = parse(arguments)
+        use_own_cache()
         store = _store(place, laps)
         assignment = _assignment(options, place, store, stop.began)
         run = _checked(assignment.config, options, sent=place.rank > 0)

@@ -7,15 +7,13 @@ only this user can write is trusted like the command line.
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError
+from everstep.security.ownership import other_writer
 
 CODE_KEYS = (
     "env", "setup", "flags", "python", "image", "runtime", "mounts", "interface", "causes", "k8s", "secrets",
@@ -34,35 +32,9 @@ def reason_for_distrust(folder: Path) -> str | None:
             with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
                 if path.is_symlink() and path.is_dir():
                     return f"{path} is a link to another folder"
-                if why := _shared(path.stat()):
+                if why := other_writer(path.stat(), owners=(0,)):
                     return f"{path} {why}"
     return None
-
-
-def _shared(seen: os.stat_result) -> str | None:
-    if seen.st_uid not in (0, os.getuid()):
-        return f"belongs to {_name_of(seen.st_uid)}"
-    if seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
-        return "can be written by every user"
-    if seen.st_mode & stat.S_IWOTH or (seen.st_mode & stat.S_IWGRP and not _is_group_of_one(seen.st_gid)):
-        return "can be written by its group"
-    return None
-
-
-def _is_group_of_one(gid: int) -> bool:
-    """True for the group of this user alone, which many systems make for each user (umask 002)."""
-    try:
-        me, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
-    except KeyError:
-        return False
-    return me.pw_gid == gid and group.gr_name == me.pw_name and set(group.gr_mem) <= {me.pw_name}
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> None:

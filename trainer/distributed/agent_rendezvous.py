@@ -31,6 +31,7 @@ from torch.distributed.elastic.rendezvous import (
 )
 
 from everstep.security.job_secrets import START_KEY, STORE
+from everstep.security.ownership import other_reader
 from everstep.trainer.distributed.store_client import RunStore
 from everstep.trainer.distributed.store_server import StoreServer
 
@@ -164,7 +165,7 @@ def _remove_if_left(folder: Path) -> None:
     """Remove a folder of this user that no process holds any more."""
     with contextlib.suppress(OSError):
         found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        if not stat.S_ISDIR(found.st_mode) or other_reader(found):
             return
         if not (folder / LOCK).exists():
             if time.time() - found.st_mtime > UNLOCKED_S:  # its owner was killed before it could lock it
