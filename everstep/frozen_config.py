@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from everstep import frozen_yaml
 from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
+from everstep.config.dotted import leaves
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
@@ -83,8 +84,8 @@ def fixed_digest(config: RunConfig) -> str:
 
 
 def _chosen(config: RunConfig) -> dict[str, Any]:
-    usual = dict(_leaves(plain(RunConfig())))
-    return {key: value for key, value in _leaves(plain(config)) if usual.get(key) != value}
+    usual = dict(leaves(plain(RunConfig())))
+    return {key: value for key, value in leaves(plain(config)) if usual.get(key) != value}
 
 
 def _digest_of(keys: dict[str, Any]) -> str:
@@ -110,7 +111,7 @@ class Change:
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[Change]:
-    before, after = dict(_leaves(plain(old))), dict(_leaves(plain(new)))
+    before, after = dict(leaves(plain(old))), dict(leaves(plain(new)))
     keys = sorted(before.keys() | after.keys())
     return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
@@ -196,14 +197,6 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return converted
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def keys() -> list[str]:
     """Return every key of RunConfig, dotted."""
-    return [key for key, _ in _leaves(plain(RunConfig()))]
+    return [key for key, _ in leaves(plain(RunConfig()))]

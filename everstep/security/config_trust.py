@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from everstep.config.dotted import leaves
 from everstep.errors import ConfigError
 from everstep.security.ownership import other_writer
 
@@ -58,15 +59,6 @@ def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> N
             f"--config-dir: {why}, and it would run {'; '.join(found)}; say these on the command line if you trust "
             "them, or use a copy of your own"
         )
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with their values."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @contextlib.contextmanager

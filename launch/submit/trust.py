@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from everstep.config.dotted import leaves
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import plain_job
-from everstep.security.config_trust import CODE_KEYS, SHOWN, leaves
+from everstep.security.config_trust import CODE_KEYS, SHOWN
 from everstep.security.ownership import create_private, other_reader, other_writer
 from everstep.storage import Storage
 
