@@ -55,13 +55,20 @@ def _word(dumper: yaml.Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _word)
 
 
+PLACE = f"{CONFIG} of the run folder"
+
+
 def thaw(text: str | bytes) -> RunConfig:
     """Parse the text of `freeze`; ConfigError when it is invalid."""
     try:
-        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(frozen_yaml.checked(text, "it")))
+        text = frozen_yaml.checked(text, PLACE)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
         return to_object(tree, RunConfig)
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
+        raise ConfigError(f"{PLACE}: {in_one_line(error, keys())}") from error
 
 
 def digest(config: RunConfig) -> str:

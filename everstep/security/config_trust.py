@@ -25,16 +25,16 @@ SHOWN = 60
 
 
 def reason_for_distrust(folder: Path) -> str | None:
-    """Return the reason why other users can change a folder of configs; None if only this user can."""
+    """Return `FOLDER: reason` if other users can change a folder of configs; None if only this user can."""
     for above, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         configs = [name for name in files if name.endswith((".yaml", ".yml"))]
         for path in (Path(above), *(Path(above, name) for name in (*folders, *configs))):
             with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
                 if path.is_symlink() and path.is_dir():
-                    return f"{path} is a link to another folder"
+                    return f"{folder}: {path} is a link to another folder"
                 if why := other_writer(path.stat(), owners=(0,)):
-                    return f"{path} {why}"
+                    return f"{folder}: {path} {why}"
     return None
 
 
@@ -56,7 +56,7 @@ def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> N
     ]
     if found:
         raise ConfigError(
-            f"--config-dir: {why}, and it would run {'; '.join(found)}; say these on the command line if you trust "
+            f"--config-dir={why}, and it would run {'; '.join(found)}; say these on the command line if you trust "
             "them, or use a copy of your own"
         )
 
@@ -71,7 +71,7 @@ def without_environment(why: Sequence[str]) -> Iterator[None]:
     from omegaconf.resolvers import oc
 
     def refuse(name: str, *_: Any) -> None:
-        raise ConfigError(f"--config-dir: {why[0]}, so no config may read ${name}; give its value on the command line")
+        raise ConfigError(f"--config-dir={why[0]}, so no config may read ${name}; give its value on the command line")
 
     OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
     try:

@@ -118,9 +118,9 @@ def refuse_foreign(
     if trusted or not left or is_ours(storage, recorded):
         return
     raise ConfigError(
-        f"{storage.url} would run {'; '.join(left)}, and nothing shows that you wrote this: {AUTHOR} is not by the key "
-        f"in {state_folder()} (another user, a later change, or another home); if you trust those who can write there, "
-        f"{fix}"
+        f"run={storage.url}: it would run {'; '.join(left)}, and nothing shows that you wrote this ({AUTHOR} is not by "
+        f"the key in {state_folder()}: another user, a later change, or another home); if you trust those who can "
+        f"write there, {fix}"
     )
 
 
