@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from everstep import frozen_yaml
 from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
+from everstep.config.dotted import leaves
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
@@ -54,13 +55,20 @@ def _word(dumper: yaml.Dumper, text: str) -> yaml.ScalarNode:
 _Dumper.add_representer(str, _word)
 
 
-def thaw(text: str) -> RunConfig:
+PLACE = f"{CONFIG} of the run folder"
+
+
+def thaw(text: str | bytes) -> RunConfig:
     """Parse the text of `freeze`; ConfigError when it is invalid."""
     try:
-        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(frozen_yaml.checked(text, "it")))
+        text = frozen_yaml.checked(text, PLACE)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        tree = OmegaConf.merge(OmegaConf.structured(RunConfig), OmegaConf.create(text))
         return to_object(tree, RunConfig)
     except (OmegaConfBaseException, ValueError, TypeError, OverflowError, RecursionError, yaml.YAMLError) as error:
-        raise ConfigError(f"config.yaml of the run folder: {in_one_line(error, keys())}") from error
+        raise ConfigError(f"{PLACE}: {in_one_line(error, keys())}") from error
 
 
 def digest(config: RunConfig) -> str:
@@ -83,8 +91,8 @@ def fixed_digest(config: RunConfig) -> str:
 
 
 def _chosen(config: RunConfig) -> dict[str, Any]:
-    usual = dict(_leaves(plain(RunConfig())))
-    return {key: value for key, value in _leaves(plain(config)) if usual.get(key) != value}
+    usual = dict(leaves(plain(RunConfig())))
+    return {key: value for key, value in leaves(plain(config)) if usual.get(key) != value}
 
 
 def _digest_of(keys: dict[str, Any]) -> str:
@@ -110,14 +118,14 @@ class Change:
 
 
 def changes(old: RunConfig, new: RunConfig) -> list[Change]:
-    before, after = dict(_leaves(plain(old))), dict(_leaves(plain(new)))
+    before, after = dict(leaves(plain(old))), dict(leaves(plain(new)))
     keys = sorted(before.keys() | after.keys())
     return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
 def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
     """Return the changes against the run's config; ConfigError for a forbidden one once a step was done."""
-    old = thaw(folder.storage.read(CONFIG).decode())
+    old = thaw(folder.storage.read(CONFIG))
     found = changes(old, config)
     return found if not found or folder.never_trained() else refuse_changes(old, config)
 
@@ -149,7 +157,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
         return []
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):
-        _refuse_rewriting(thaw(folder.storage.read(CONFIG).decode()), config, folder.reached_step())
+        _refuse_rewriting(thaw(folder.storage.read(CONFIG)), config, folder.reached_step())
     if any(change.key == "access" for change in found):
         change_access(folder.storage, config.access)
     if found:
@@ -196,14 +204,6 @@ def plain(config: RunConfig) -> dict[str, Any]:
     return converted
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
 def keys() -> list[str]:
     """Return every key of RunConfig, dotted."""
-    return [key for key, _ in _leaves(plain(RunConfig()))]
+    return [key for key, _ in leaves(plain(RunConfig()))]

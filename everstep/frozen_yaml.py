@@ -14,6 +14,7 @@ MOST_BYTES = 1 << 20
 DEEPEST = 64
 """Levels of nesting."""
 Text = bytes | str
+FIX = "restore the file from a copy, or start another run"
 
 
 def checked(data: Text, place: str, most: int = MOST_BYTES) -> str:
@@ -23,32 +24,35 @@ def checked(data: Text, place: str, most: int = MOST_BYTES) -> str:
         ValueError: it is too large, nested too deeply, is no YAML, or has anchors, aliases, tags or interpolations.
     """
     if len(data) > most:
-        raise ValueError(f"{place} has {len(data)} bytes (limit {most})")
-    text = data.decode() if isinstance(data, bytes) else data
+        raise ValueError(f"{place}: it has {len(data)} bytes (limit {most}); {FIX}")
+    try:
+        text = data.decode() if isinstance(data, bytes) else data
+    except UnicodeDecodeError:
+        raise ValueError(f"{place}: it is no text in UTF-8; {FIX}") from None
     depth = 0
     try:
         for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
             _check(event, place)
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if depth > DEEPEST:
-                raise ValueError(f"{place} is nested more than {DEEPEST} levels deep")
+                raise ValueError(f"{place}: it is nested too deeply (limit {DEEPEST} levels); {FIX}")
     except yaml.YAMLError as error:
-        raise ValueError(f"{place} is damaged: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{place}: it is damaged ({' '.join(str(error).split())}); {FIX}") from error
     except RecursionError:
-        raise ValueError(f"{place} is nested too deeply") from None
+        raise ValueError(f"{place}: it is nested too deeply (limit {DEEPEST} levels); {FIX}") from None
     return text
 
 
 def _check(event: Any, place: str) -> None:
     if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
-        raise ValueError(f"{place} has an anchor or alias (&{event.anchor}), which everstep writes into no file")
+        raise ValueError(f"{place}: it has an anchor or alias (&{event.anchor}), and everstep writes none; {FIX}")
     if isinstance(event, yaml.ScalarEvent) and "${" in event.value:
         # OmegaConf would resolve it from the reader's environment: ${oc.env:AWS_SECRET_ACCESS_KEY}.
         raise ValueError(
-            f"{place} has an interpolation ({event.value[:60]!r}), and everstep writes resolved values only"
+            f"{place}: it has an interpolation ({event.value[:60]!r}), and everstep writes resolved values only; {FIX}"
         )
     if getattr(event, "tag", None) is not None:
-        raise ValueError(f"{place} has a tag ({event.tag[:40]}), which everstep writes into no file")
+        raise ValueError(f"{place}: it has a tag ({event.tag[:40]}), and everstep writes none; {FIX}")
 
 
 def read(data: Text, place: str, most: int = MOST_BYTES) -> Any:
@@ -57,7 +61,7 @@ def read(data: Text, place: str, most: int = MOST_BYTES) -> Any:
     try:
         return yaml.safe_load(text)
     except (yaml.YAMLError, RecursionError, ValueError, OverflowError) as error:
-        raise ValueError(f"{place} is damaged: {' '.join(str(error).split())}") from error
+        raise ValueError(f"{place}: it is damaged ({' '.join(str(error).split())}); {FIX}") from error
 
 
 def dump(tree: Any) -> str:

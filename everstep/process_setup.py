@@ -10,12 +10,17 @@ import logging
 import os
 import resource
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from everstep.errors import ConfigError
+from everstep.security.private_folder import private_folder
 
 LOG = logging.getLogger("everstep")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
+"""Environment variable of torch: folder of compiled code, with that of Triton below."""
 _LARGEST_KEPT, _MOST_KEPT = 64 << 20, 512 << 20
 
 
@@ -92,6 +97,20 @@ def raise_file_limit() -> None:
 def quieten() -> None:
     """Limit torch's C++ log to errors: its warnings about a lost peer are pages of stack frames."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def use_own_cache() -> None:
+    """Set torch's cache of compiled code to a folder of this user, unless the user has chosen one.
+
+    The default is /tmp/torchinductor_USER. Torch makes it as soon as an optimizer is imported, which fails if another
+    user has put a file there, and loads its libraries and pickles if another user has made it. So this comes first.
+
+    Raises:
+        ConfigError: another user has made the folder of this user.
+    """
+    if not os.environ.get(INDUCTOR_CACHE):
+        cache = private_folder(Path(tempfile.gettempdir()) / f"everstep-compiled-{os.getuid()}", INDUCTOR_CACHE)
+        os.environ[INDUCTOR_CACHE] = str(cache)
 
 
 def spare_what_lives() -> None:

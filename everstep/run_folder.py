@@ -16,7 +16,7 @@ from everstep.checked_json import mapping, parse, whole
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError, SupersededError, printable
 from everstep.outcome import Ending, Fault, Outcome, to_json_line
-from everstep.storage import Storage, join_url, open_storage, probe
+from everstep.storage import Storage, join_url, lines, open_storage, probe, read_limited
 
 CONFIG = "config.yaml"
 RUN_ID = "run_id"
@@ -37,9 +37,12 @@ MEMBERS = "members"
 """JOB/INDEX-NNNN.json: successive pods of each index of a job on Kubernetes."""
 CODE = "code"
 """DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
+TENSORBOARD = "tensorboard"
+WANDB = "wandb"
 NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
 """Folders of a run folder; neither they nor an entry of them may be a link."""
-FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER)
+FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER, TENSORBOARD, WANDB)
+"""Other parts of a run folder, which may be no links either; W&B makes some in its own."""
 LARGEST_RECORD = 16 << 20
 """Bytes of a JSON record."""
 LOOKED_BACK = 8
@@ -172,16 +175,14 @@ class RunFolder:
             FileNotFoundError: there is none.
             ValueError: it is damaged, nested too deeply, or larger than any record.
         """
-        if self.storage.path() is not None and (size := self.storage.size(path)) > LARGEST_RECORD:
-            raise ValueError(f"{path} has {size} bytes (limit {LARGEST_RECORD})")
-        return parse(self.storage.read(path))
+        return parse(read_limited(self.storage, path, LARGEST_RECORD))
 
     def lines(self, attempt: int, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of one attempt's JSON lines, also in parts, without lines truncated by a kill."""
         stem, _, suffix = name.rpartition(".")
         for file in self.storage.names(self.attempt(attempt)):
             if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
-                for line in self.storage.read(self.attempt(attempt, file)).splitlines():
+                for line in lines(self.storage, self.attempt(attempt, file)):
                     try:
                         yield mapping(parse(line), name)
                     except ValueError:
@@ -246,7 +247,7 @@ class RunFolder:
     def ending(self, attempt: int) -> Ending | None:
         """Return the outcome of an attempt; None without a readable one: the attempt then counts as killed."""
         try:
-            return Ending.from_json(self.storage.read(self.attempt(attempt, "outcome.json")))
+            return Ending.from_json(read_limited(self.storage, self.attempt(attempt, "outcome.json"), LARGEST_RECORD))
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
 

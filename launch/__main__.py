@@ -77,7 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EverstepError as error:
         if os.environ.get("EVERSTEP_TRACEBACK") == "1":
             raise
-        print(printable(f"everstep: {error}"), file=sys.stderr)
+        from everstep.security.secret_detection import without_secrets
+
+        print(printable(without_secrets(f"everstep: {error}")), file=sys.stderr)
         return error.exit_code
     except Early as early:
         say(f"{early}: nothing has been started; the same command begins again")

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 from everstep.errors import EverstepError, misread, printable
+from everstep.security.secret_detection import without_secrets
 
 
 def verb(arguments: Sequence[str]) -> int:
@@ -22,7 +23,7 @@ def verb(arguments: Sequence[str]) -> int:
         code: int = options.run(options)
         return code
     except EverstepError as error:
-        print(printable(f"error: {error}"), file=sys.stderr)
+        print(printable(without_secrets(f"error: {error}")), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130

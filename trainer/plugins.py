@@ -144,14 +144,15 @@ def _check_name(target: object, key: str, plugins: Iterable[str]) -> None:
 def _resolve(target: str, key: str, plugins: Iterable[str]) -> Any:
     _check_name(target, key, plugins)
     found = _import(target, key)
-    if target in FUNCTIONS:
+    if target in FUNCTIONS or _is_public(target):
         return found
     home = f"{getattr(found, '__module__', '')}."
-    roots = (*(a for a in ALLOWED), *(f"{name}." for name in plugins))
-    if not callable(found) or not (_is_public(target) or home.startswith(roots)):
+    if callable(found) and home.startswith(tuple(f"{name}." for name in plugins)):
+        return found
+    if not callable(found) or not home.startswith(ALLOWED):
         raise ConfigError(f"{key}._target_={target!r} is not a class or function that its package defines")
-    of_a_plugin = target.startswith(tuple(f"{name}." for name in plugins))
-    if target.startswith("torch.") and not of_a_plugin and not _is_part(found):
+    if not (_is_part(found) or f"{home}{getattr(found, '__qualname__', '')}" in FUNCTIONS):
+        # Through a plugin too (`mine.nn.Module.compile`): a name that it imports is not its own code.
         raise ConfigError(
             f"{key}._target_={target!r} is no module, optimizer or scheduler of torch; "
             "name a class of torch.nn or torch.optim, or a function of your own package"

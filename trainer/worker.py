@@ -15,7 +15,7 @@ from everstep import compose, frozen_config
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.outcome import Ending, Outcome
-from everstep.process_setup import refuse_debugger, spare_what_lives
+from everstep.process_setup import refuse_debugger, spare_what_lives, use_own_cache
 from everstep.provenance import record
 from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, RunFolder
@@ -55,6 +55,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
     try:
         place.check_world()
         options = parse(arguments)
+        use_own_cache()
         store = _store(place, laps)
         assignment = _assignment(options, place, store, stop.began)
         run = _checked(assignment.config, options, sent=place.rank > 0)
@@ -133,12 +134,12 @@ def _claim(options: argparse.Namespace, place: RankInfo, began: float) -> Assign
 def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
     folder = RunFolder(options.frozen)
     try:
-        return _checked(folder.storage.read(CONFIG).decode(), options), folder
+        return _checked(folder.storage.read(CONFIG), options), folder
     except FileNotFoundError as error:
         raise ConfigError(f"{options.frozen} is not a run folder: it has no {CONFIG}") from error
 
 
-def _checked(text: str, options: argparse.Namespace, sent: bool = False) -> RunConfig:
+def _checked(text: str | bytes, options: argparse.Namespace, sent: bool = False) -> RunConfig:
     """Parse and check the config, also where rank 0 has sent it: other processes may write to the store.
 
     Args:

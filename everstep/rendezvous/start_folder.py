@@ -12,6 +12,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from everstep.security.ownership import other_reader
+
 FOLDERS = "everstep-start-"
 SOCKET, LOCK = "store", "lock"
 UNLOCKED_S = 3600.0
@@ -51,7 +53,7 @@ def _remove_if_left(folder: Path) -> None:
     """Remove a folder of this user that no process holds any more."""
     with contextlib.suppress(OSError):
         found = folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        if not stat.S_ISDIR(found.st_mode) or other_reader(found):
             return
         if not (folder / LOCK).exists():
             if time.time() - found.st_mtime > UNLOCKED_S:  # its owner was killed before it could lock it

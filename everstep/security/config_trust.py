@@ -7,15 +7,14 @@ only this user can write is trusted like the command line.
 from __future__ import annotations
 
 import contextlib
-import grp
 import os
-import pwd
-import stat
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from everstep.config.dotted import leaves
 from everstep.errors import ConfigError
+from everstep.security.ownership import other_writer
 
 CODE_KEYS = (
     "env", "setup", "flags", "python", "image", "runtime", "mounts", "interface", "causes", "k8s", "secrets",
@@ -26,43 +25,17 @@ SHOWN = 60
 
 
 def reason_for_distrust(folder: Path) -> str | None:
-    """Return the reason why other users can change a folder of configs; None if only this user can."""
+    """Return `FOLDER: reason` if other users can change a folder of configs; None if only this user can."""
     for above, folders, files in os.walk(folder, followlinks=False):
         folders[:] = [name for name in folders if not name.startswith(".")]
         configs = [name for name in files if name.endswith((".yaml", ".yml"))]
         for path in (Path(above), *(Path(above, name) for name in (*folders, *configs))):
             with contextlib.suppress(FileNotFoundError):  # a link that leads nowhere
                 if path.is_symlink() and path.is_dir():
-                    return f"{path} is a link to another folder"
-                if why := _shared(path.stat()):
-                    return f"{path} {why}"
+                    return f"{folder}: {path} is a link to another folder"
+                if why := other_writer(path.stat(), owners=(0,)):
+                    return f"{folder}: {path} {why}"
     return None
-
-
-def _shared(seen: os.stat_result) -> str | None:
-    if seen.st_uid not in (0, os.getuid()):
-        return f"belongs to {_name_of(seen.st_uid)}"
-    if seen.st_mode & stat.S_IWOTH and not seen.st_mode & stat.S_ISVTX:
-        return "can be written by every user"
-    if seen.st_mode & stat.S_IWOTH or (seen.st_mode & stat.S_IWGRP and not _is_group_of_one(seen.st_gid)):
-        return "can be written by its group"
-    return None
-
-
-def _is_group_of_one(gid: int) -> bool:
-    """True for the group of this user alone, which many systems make for each user (umask 002)."""
-    try:
-        me, group = pwd.getpwuid(os.getuid()), grp.getgrgid(gid)
-    except KeyError:
-        return False
-    return me.pw_gid == gid and group.gr_name == me.pw_name and set(group.gr_mem) <= {me.pw_name}
-
-
-def _name_of(uid: int) -> str:
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"user {uid}"
 
 
 def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> None:
@@ -83,18 +56,9 @@ def refuse_code(why: str, used: Mapping[str, Any], said: Mapping[str, Any]) -> N
     ]
     if found:
         raise ConfigError(
-            f"--config-dir: {why}, and it would run {'; '.join(found)}; say these on the command line if you trust "
+            f"--config-dir={why}, and it would run {'; '.join(found)}; say these on the command line if you trust "
             "them, or use a copy of your own"
         )
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield dotted keys with their values."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 @contextlib.contextmanager
@@ -107,7 +71,7 @@ def without_environment(why: Sequence[str]) -> Iterator[None]:
     from omegaconf.resolvers import oc
 
     def refuse(name: str, *_: Any) -> None:
-        raise ConfigError(f"--config-dir: {why[0]}, so no config may read ${name}; give its value on the command line")
+        raise ConfigError(f"--config-dir={why[0]}, so no config may read ${name}; give its value on the command line")
 
     OmegaConf.register_new_resolver("oc.env", refuse, replace=True)
     try:

@@ -8,6 +8,7 @@ import stat
 from pathlib import Path
 
 from everstep.errors import ConfigError
+from everstep.security.ownership import is_replaceable, other_writer
 
 VARIABLES = ("HOME", "JOB_TMPDIR", "LOCAL_SCRATCH", "SCRATCH", "SLURM_JOB_ID", "SLURM_TMPDIR", "TMPDIR", "UID", "USER",
              "XDG_RUNTIME_DIR")  # fmt: skip
@@ -36,31 +37,27 @@ def expand(path: str, key: str) -> str:
     return os.path.expanduser(VARIABLE.sub(value, path))
 
 
-def private_folder(path: str | Path) -> Path:
+def private_folder(path: str | Path, key: str, value: str | Path | None = None) -> Path:
     """Return the folder, made if it is missing, after checking that no other user can read or replace it.
+
+    Args:
+        key: name of the config key or variable that chooses the folder, for messages.
+        value: its value; the folder itself by default.
 
     Raises:
         ConfigError: another user owns it or may write to it, or to a folder above it.
     """
     folder = Path(os.path.abspath(path))
+    place, fix = f"{key}={value}: {folder}" if value else f"{key}={folder}: it", f"set {key} to another folder"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"{folder}: cannot make this folder ({error.strerror or error}); choose another") from error
+        raise ConfigError(f"{place} cannot be made ({error.strerror or error}); {fix}") from error
     seen = folder.lstat()
-    if not stat.S_ISDIR(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o022:
-        raise ConfigError(
-            f"{folder} is not yours alone (it must be a folder that you own and that only you can write to); "
-            "remove it, or choose another"
-        )
+    if why := other_writer(seen) if stat.S_ISDIR(seen.st_mode) else "is no folder":
+        raise ConfigError(f"{place} {why} (it must be yours alone); remove it, or {fix}")
     folder.chmod(0o700)
     for above in folder.parents:
-        if _is_replaceable(above.stat()):
-            raise ConfigError(f"{folder}: other users may replace it, since they can write to {above}; choose another")
+        if is_replaceable(above.stat()):
+            raise ConfigError(f"{place} can be replaced by other users, who can write to {above}; {fix}")
     return folder
-
-
-def _is_replaceable(above: os.stat_result) -> bool:
-    """True if another user may rename what is in a folder; groups are trusted."""
-    others_write = above.st_mode & 0o002 and not above.st_mode & stat.S_ISVTX
-    return bool(others_write) or above.st_uid not in (0, os.getuid())

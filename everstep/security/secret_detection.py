@@ -28,6 +28,10 @@ SECRET_FORMS = re.compile(
     re.IGNORECASE,
 )
 """Forms of well-known secrets, and credentials in a URL."""
+SECRET_KEYS = re.compile(
+    r"(?i)(?:^|_)(?:password|passwd|(?:api|secret|access)_?key|client_?secret|(?:auth|access|api|bearer|hf)_?token)$"
+)
+"""Keys of a config whose text is a secret. `token` and `key` alone are none: pad_token, the key of a split."""
 ASSIGNED = re.compile(r"\b(\w+)=(?=[^\s$'\"]|'[^'$]+'|\"[^\"$]+\")")
 """NAME=VALUE in a line of shell, with a literal value: $(…) and $NAME are none."""
 SECRET_FILES = (
@@ -83,7 +87,9 @@ def refuse_secrets(value: Any, key: str) -> None:
         value: a text, or lists and mappings of them.
         key: key of the value, for the message.
     """
-    if isinstance(value, str) and SECRET_FORMS.search(value):
+    if isinstance(value, str) and (
+        SECRET_FORMS.search(value) or (value and SECRET_KEYS.search(key.rpartition(".")[2]))
+    ):
         raise ConfigError(
             f"{key}=…: the value holds a secret, which the run folder would show to all its readers; "
             "give it in the environment (for a job by its name in job.secrets)"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from everstep.errors import ConfigError
 from everstep.lazy_names import lazy
 from everstep.security.secret_detection import without_secrets
-from everstep.storage.base import STAGED, Buffer, Storage, probe
+from everstep.storage.base import STAGED, Buffer, Storage, blocks, lines, probe, read_limited, start_of_last
 from everstep.storage.local import LocalStorage
 
 if TYPE_CHECKING:
@@ -27,11 +27,15 @@ __all__ = [
     "LocalStorage",
     "ObstoreStorage",
     "Storage",
+    "blocks",
     "filesystem",
     "join_url",
+    "lines",
     "open_storage",
     "probe",
+    "read_limited",
     "retry",
+    "start_of_last",
 ]
 
 __getattr__ = lazy(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Protocol
 
@@ -15,6 +16,11 @@ STAGED = ".staged"
 
 Buffer = bytes | memoryview
 """Read-only bytes."""
+LARGEST_READ = 1 << 30
+"""Bytes of a local file that is read whole. One with holes costs its author no disk, and its reader memory."""
+BLOCK_BYTES = 4 << 20
+LONGEST_LINE = 1 << 20
+"""Bytes of a record in a file of JSON lines; a longer one is left out."""
 
 
 class Storage(Protocol):
@@ -89,6 +95,52 @@ def probe(storage: Storage) -> None:
             f"{storage.url} lets a second writer overwrite what a first one has created (it ignores preconditions); "
             "two starts of a run could destroy each other's checkpoints there: use another store or a disk for run_root"
         )
+
+
+def read_limited(storage: Storage, path: str, most: int) -> bytes:
+    """Return the content of a file; ValueError, before it is read, if a local one has more than `most` bytes."""
+    if storage.path() is not None and (size := storage.size(path)) > most:
+        raise ValueError(f"{path} has {size} bytes (limit {most})")
+    return storage.read(path)
+
+
+def blocks(storage: Storage, path: str, start: int = 0) -> Iterator[Buffer]:
+    """Yield the content of a file from `start` to its present end, without holding all of it."""
+    end = storage.size(path)
+    while start < end and (block := storage.read_range(path, start, min(end, start + BLOCK_BYTES))):
+        yield block
+        start += len(block)
+
+
+def lines(storage: Storage, path: str) -> Iterator[bytes]:
+    """Yield the lines of a file, without those longer than LONGEST_LINE."""
+    rest, too_long = b"", False
+    for block in blocks(storage, path):
+        *whole, rest = (rest + bytes(block)).split(b"\n")
+        for line in whole:
+            if not too_long and len(line) <= LONGEST_LINE:
+                yield line
+            too_long = False
+        if too_long or len(rest) > LONGEST_LINE:
+            rest, too_long = b"", True
+    if rest and not too_long:
+        yield rest
+
+
+def start_of_last(storage: Storage, path: str, count: int) -> int:
+    """Return the offset of the last `count` lines of a file, which is read backwards from its end."""
+    end = start = storage.size(path)
+    if count < 1 or not end:
+        return end
+    left = count + (storage.read_range(path, end - 1, end) == b"\n")  # a line break at the end begins no line
+    while start > 0 and (block := bytes(storage.read_range(path, max(0, start - BLOCK_BYTES), start))):
+        at = len(block)
+        while left and (at := block.rfind(b"\n", 0, at)) >= 0:
+            left -= 1
+        if not left:
+            return start - len(block) + at + 1
+        start -= len(block)
+    return 0
 
 
 def is_kept(storage: Storage, path: str, data: bytes) -> bool:

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import IO
 
 from everstep.errors import StorageError
-from everstep.storage.base import STAGED
+from everstep.storage.base import LARGEST_READ, STAGED
 
-LASTING = (errno.EACCES, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
+LASTING = (errno.EACCES, errno.EFBIG, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 """Errors that the user must fix. Others, such as a full disk, may be gone at the next start."""
 COPIED = 16 << 20
 """Buffer size of a copy, in bytes."""
@@ -32,16 +32,20 @@ class LocalStorage:
         return self.root / path
 
     def read(self, path: str) -> bytes:
-        with clear_errors("read", self.path(path)), _regular(self.path(path)) as file:
+        with clear_errors("read", self.path(path)), self._open(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > LARGEST_READ:
+                raise OSError(errno.EFBIG, f"it has {size} bytes (limit {LARGEST_READ})")
             return file.read()
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:
-        with clear_errors("read", self.path(path)), _regular(self.path(path)) as file:
+        with clear_errors("read", self.path(path)), self._open(path) as file:
             file.seek(start)
             return file.read(stop - start)
 
     def size(self, path: str) -> int:
         with clear_errors("read", self.path(path)):
+            self._refuse_links_out(self.path(path))
             return self.path(path).stat().st_size
 
     def write(self, path: str, data: bytes) -> None:
@@ -96,6 +100,18 @@ class LocalStorage:
             else:
                 target.unlink(missing_ok=True)
 
+    def _open(self, path: str) -> IO[bytes]:
+        self._refuse_links_out(self.path(path))
+        return _regular(self.path(path))
+
+    def _refuse_links_out(self, target: Path) -> None:
+        """Raise if a link below the root leads out of it: a log or record from elsewhere may name any file."""
+        below = (at for at in (target, *target.parents) if at != self.root and at.is_relative_to(self.root))
+        if any(at.is_symlink() for at in below):
+            real = os.path.realpath(target)
+            if not Path(real).is_relative_to(os.path.realpath(self.root)):
+                raise OSError(errno.ELOOP, f"it is a link to {real}, outside of {self.root}")
+
     def _refuse_links(self, target: Path) -> None:
         """Raise if a folder between the root and `target` is a link: what is removed must be below the root."""
         for folder in target.parents:
@@ -109,7 +125,7 @@ class LocalStorage:
             for name in self.names(path):
                 self.copy(f"{path}/{name}", f"{to}/{name}")
             return
-        with clear_errors("read", self.path(path)), _regular(self.path(path)) as source, self.writer(to) as file:
+        with clear_errors("read", self.path(path)), self._open(path) as source, self.writer(to) as file:
             shutil.copyfileobj(source, file, COPIED)
 
     def move(self, path: str, to: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -17,6 +18,7 @@ from everstep.launch.runs.lookup import add_run, find
 from everstep.launch.runs.summary import summary
 from everstep.launch.schedulers.registry import Statuses, following
 from everstep.run_folder import RunFolder
+from everstep.storage import blocks, start_of_last
 
 POLL_S = 0.5
 """Seconds between polls of a log on a disk; stores, whose requests cost money, are polled less often."""
@@ -42,9 +44,11 @@ def logs(arguments: Sequence[str]) -> int:
     if not folder.storage.exists(found[-1].path):
         attempt = found[-1].attempt
         raise ConfigError(f"--rank {options.rank}: attempt {attempt} has the logs of {_listed(ranks(folder, attempt))}")
-    if written := Tail(folder, found[-1].path).read():
-        _write(_last(written, options.tail))
-    else:
+    tail = Tail(folder, found[-1].path)
+    if options.tail is not None:
+        tail.skip_to_last(options.tail)
+    tail.print()
+    if not tail.read_to:
         say(f"{found[-1].path} is empty; --job shows what all processes have printed")
     return 0
 
@@ -75,15 +79,20 @@ class Tail:
     path: str
     read_to: int = 0
 
-    def read(self) -> bytes:
-        """Return the bytes added since the last call."""
-        try:
-            size = self.folder.storage.size(self.path)
-            found = self.folder.storage.read_range(self.path, self.read_to, size) if size > self.read_to else b""
-        except FileNotFoundError:
-            return b""
-        self.read_to += len(found)
-        return bytes(found)
+    def skip_to_last(self, lines: int) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.read_to = start_of_last(self.folder.storage, self.path, lines)
+
+    def added(self) -> Iterator[bytes]:
+        """Yield what was added since the last call, in blocks."""
+        with contextlib.suppress(FileNotFoundError):
+            for block in blocks(self.folder.storage, self.path, self.read_to):
+                self.read_to += len(block)
+                yield bytes(block)
+
+    def print(self) -> None:
+        for block in self.added():
+            _write(block)
 
 
 def ranks(folder: RunFolder, attempt: int) -> list[int]:
@@ -98,17 +107,19 @@ def _follow(folder: RunFolder, ask: Statuses, options: argparse.Namespace) -> in
     seen = _paths(folder, options)
     tail = Tail(folder, seen[-1].path) if seen else None
     if tail is not None:
-        _write(_last(tail.read(), options.tail))
+        if options.tail is not None:
+            tail.skip_to_last(options.tail)
+        tail.print()
     for over in _looks(folder, ask, poll_s):
         if tail is not None:
-            _write(tail.read())
+            tail.print()
         for source in _paths(folder, options)[len(seen) :]:
             if tail is not None:
-                _write(tail.read())  # written between the read above and its end
+                tail.print()  # written between the read above and its end
             seen.append(source)
             tail = Tail(folder, source.path)
             _announce(folder, source)
-            _write(tail.read())
+            tail.print()
         if over:
             return 0
     return 0
@@ -139,10 +150,6 @@ def _announce(folder: RunFolder, source: LogSource) -> None:
     decisions = [each for each in read(folder, newest_only=True).decisions if each.get("go_on")]
     why = f": {decisions[-1].get('reason', '')}" if decisions and source.attempt > 1 else ""
     _write(f"--- attempt {source.attempt}{where}{why} ---\n".encode())
-
-
-def _last(data: bytes, lines: int | None) -> bytes:
-    return data if lines is None else b"".join(data.splitlines(keepends=True)[max(0, len(data.splitlines()) - lines) :])
 
 
 def _write(data: bytes) -> None:

@@ -107,7 +107,7 @@ def _code(folder: RunFolder) -> str | None:
 def _changed(folder: RunFolder, options: argparse.Namespace) -> tuple[RunConfig, JobConfig]:
     """Return the run and its job after the command line's changes; refuse code that is not trusted."""
     try:
-        config = thaw(folder.storage.read(CONFIG).decode())
+        config = thaw(folder.storage.read(CONFIG))
     except FileNotFoundError as error:
         raise ConfigError(f"{folder.url} has no {CONFIG}: there is nothing that could go on") from error
     try:

@@ -25,6 +25,8 @@ from everstep.run_folder import RunFolder
 
 REFRESH_S = 2.0
 LAST_LINES = 8
+LAST_BYTES = 64 << 10
+"""End of a log in which they are looked for."""
 VALUE_COLUMNS = 67
 """Columns left beside the names on a terminal of 80."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -110,7 +112,9 @@ def _last_words(folder: RunFolder, here: RunSummary) -> list[str]:
         return []
     rank = last.ending.rank if last.ending else 0
     try:
-        log = folder.storage.read(folder.attempt(last.number, f"rank-{rank:04d}.log"))
+        path = folder.attempt(last.number, f"rank-{rank:04d}.log")
+        end = folder.storage.size(path)
+        log = bytes(folder.storage.read_range(path, max(0, end - LAST_BYTES), end))
     except FileNotFoundError:
         return []
     return log.decode(errors="replace").splitlines()[-LAST_LINES:]

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from everstep.errors import ConfigError
 from everstep.launch.job_start.start_record import Start
 from everstep.security.job_secrets import TOKEN, check_token, new_secret
+from everstep.security.ownership import create_private, other_reader
 
 FILE = "token"
 LONGEST = 4096
@@ -30,8 +31,7 @@ def offer(start: Start, environment: Mapping[str, str]) -> str:
         return check_token(environment[TOKEN])
     path, token = _path(start), new_secret()
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "w") as file:
-        file.write(token)
+    create_private(path, token.encode())
     _read(path)  # some file systems show every file as owned by one user, or open to all
     return token
 
@@ -63,9 +63,6 @@ def _read(path: str) -> str:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     with open(descriptor) as file:
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise ConfigError(
-                f"{path} is not yours alone (uid {found.st_uid}, mode {stat.S_IMODE(found.st_mode):o}), and the nodes "
-                f"would trust others; {HINT}"
-            )
+        if why := other_reader(found) if stat.S_ISREG(found.st_mode) else "is no file":
+            raise ConfigError(f"{TOKEN}: {path} {why}, so the nodes cannot trust it; {HINT}")
         return file.read(LONGEST)

@@ -110,9 +110,10 @@ def node_folder() -> Path:
         SnapshotError: another user has made the folder or may write to it.
     """
     try:
-        return private_folder(Path(tempfile.gettempdir()) / f"everstep-code-{os.getuid()}")
+        place = Path(tempfile.gettempdir())
+        return private_folder(place / f"everstep-code-{os.getuid()}", "TMPDIR", place)
     except ConfigError as error:
-        raise SnapshotError(f"{error} (TMPDIR)") from error
+        raise SnapshotError(str(error)) from error
 
 
 def unpack(run: RunFolder, digest: str, into: Path, limit_mb: float = LIMIT_MB) -> Path:

@@ -17,15 +17,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from everstep.config.dotted import leaves
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import plain_job
-from everstep.security.config_trust import CODE_KEYS, SHOWN, leaves
+from everstep.security.config_trust import CODE_KEYS, SHOWN
+from everstep.security.ownership import create_private, other_reader, other_writer
 from everstep.storage import Storage
 
 AUTHOR = "author.json"
 """File in a run folder, or in that of a sweep."""
 KEY_BYTES = 32
+STATE = "XDG_STATE_HOME"
+"""Environment variable: folder of the states of all programs of a user."""
 KEPT = 8
 """Digests of each part that are kept, the newest last."""
 
@@ -114,9 +118,9 @@ def refuse_foreign(
     if trusted or not left or is_ours(storage, recorded):
         return
     raise ConfigError(
-        f"{storage.url} would run {'; '.join(left)}, and nothing shows that you wrote this: {AUTHOR} is not by the key "
-        f"in {state_folder()} (another user, a later change, or another home); if you trust those who can write there, "
-        f"{fix}"
+        f"run={storage.url}: it would run {'; '.join(left)}, and nothing shows that you wrote this ({AUTHOR} is not by "
+        f"the key in {state_folder()}: another user, a later change, or another home); if you trust those who can "
+        f"write there, {fix}"
     )
 
 
@@ -131,7 +135,7 @@ def _read(storage: Storage) -> dict[str, list[str]]:
 
 def state_folder() -> Path:
     """Return the user's folder for Everstep's own state."""
-    home = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    home = os.environ.get(STATE) or "~/.local/state"
     return Path(home).expanduser() / "everstep"
 
 
@@ -145,15 +149,15 @@ def _key() -> bytes | None:
     file = folder / "key"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        if why := other_writer(folder.stat()):
             raise ConfigError(
-                f"{folder} must be a folder that only you can write to (chmod 700); others could make your key"
+                f"{STATE}={folder.parent}: {folder} {why}, so others could make your key; chmod 700 it, or set {STATE}"
             )
         if not file.exists():
             _make(file)
         seen = file.lstat()
-        if not stat.S_ISREG(seen.st_mode) or seen.st_uid != os.getuid() or seen.st_mode & 0o077:
-            raise ConfigError(f"{file} must be a file that you alone can read (chmod 600); remove it to get a new one")
+        if why := other_reader(seen) if stat.S_ISREG(seen.st_mode) else "is no file":
+            raise ConfigError(f"{STATE}={folder.parent}: {file} {why}; remove it to get a new key")
         return file.read_bytes()
     except OSError:
         return None
@@ -163,8 +167,7 @@ def _make(file: Path) -> None:
     """Create the key whole or not at all: other launchers may start at the same moment."""
     staged = file.with_name(f".key-{secrets.token_hex(8)}")
     try:
-        with os.fdopen(os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as opened:
-            opened.write(secrets.token_bytes(KEY_BYTES))
+        create_private(staged, secrets.token_bytes(KEY_BYTES))
         with contextlib.suppress(FileExistsError):
             os.link(staged, file)
     finally:

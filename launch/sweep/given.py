@@ -33,7 +33,7 @@ def _sweep_of(file: Path) -> dict[str, Any]:
     """Return the keys of a file in conf/sweep; its values are composed later, trial by trial."""
     text = file.read_text()
     if "${" in text and (why := reason_for_distrust(file.parent.parent)) is not None:
-        raise ConfigError(f"--config-dir: {why}, so {file} may hold no ${{…}}; use a copy of your own")
+        raise ConfigError(f"--config-dir={why}, so {file} may hold no ${{…}}; use a copy of your own")
     found: dict[str, Any] = yaml.safe_load(text) or {}
     return found
 

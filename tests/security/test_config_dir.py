@@ -55,7 +55,7 @@ def test_a_folder_of_this_user_counts_as_its_word(conf: Path) -> None:
 def test_one_file_or_folder_that_others_may_write_makes_it_a_strangers(
     conf: Path, path: str, mode: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("everstep.security.config_trust._is_group_of_one", lambda gid: False)
+    monkeypatch.setattr("everstep.security.ownership._is_group_of_one", lambda gid: False)
     (conf / path).chmod((conf / path).stat().st_mode | mode)
     with pytest.raises(ConfigError, match=r"can be written by .* and it would run plugins=\[posix\]; job\.setup="):
         compose(["experiment=nice"], [str(conf)])

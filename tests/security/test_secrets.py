@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import io
 import subprocess
 import tarfile
+import threading
+from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -12,14 +17,23 @@ import pytest
 from everstep import provenance
 from everstep.compose import compose, compose_job
 from everstep.config import RunConfig
+from everstep.dataset.readers.source_files import list_files
 from everstep.errors import ConfigError
 from everstep.frozen_config import settle
 from everstep.launch.__main__ import main
 from everstep.launch.config import job_config
 from everstep.launch.submit.snapshot import archive, take
 from everstep.run_folder import RunFolder
-from everstep.security.secret_detection import has_secret, holds_secret, is_secret_file, is_secret_name, without_secrets
+from everstep.security.secret_detection import (
+    has_secret,
+    holds_secret,
+    is_secret_file,
+    is_secret_name,
+    refuse_secrets,
+    without_secrets,
+)
 from everstep.storage import open_storage
+from everstep.trainer.command import verb
 
 PLANTED = "PLANTED"
 BY_NAME = (".env", ".env.local", ".netrc", ".aws/credentials", "server.pem", "gcp-key.json", "deploy/id_ed25519",
@@ -32,6 +46,24 @@ BY_CONTENT = {
     "db.py": "URL = 'postgresql://ada:PLANTED@db/x'\n",
 }
 CODE = {"mine.py": "x = 1\n", ".env.example": "WANDB_API_KEY=\n", "id_rsa.pub": "ssh-ed25519 AAAA\n", "token.py": "\n"}
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Print nothing: its lines would hold the URLs that are asked for."""
+
+
+@contextlib.contextmanager
+def serve(folder: Path) -> Iterator[int]:
+    """Serve the files of a folder on this machine; yield the port."""
+    handler = functools.partial(Quiet, directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def git(folder: Path, *words: str) -> None:
@@ -95,6 +127,9 @@ REFUSED = [
     "init_from='https://b/x?X-Amz-Signature=PLANTED'",
     "+data.token=hf_PLANTEDPLANTEDPLANTED0123",
     "+task.key=AKIAPLANTEDPLANTED01",
+    "+data.password=PLANTED",
+    "+model.hub.api_key=PLANTED",
+    "+log.hparams.hf_token=PLANTED",
     "job.env.PGPASS=PLANTED",
     "job.env.DATABASE_URL=PLANTED",
     "job.env.GH_PAT=PLANTED",
@@ -150,6 +185,30 @@ def test_5_4_a_url_with_a_password_is_opened_by_no_verb_and_not_shown() -> None:
         assert PLANTED not in str(refused.value)
 
 
+@pytest.mark.parametrize("source", ["http://ada:PLANTED@host/x.jsonl", "s3://KEY:PLANTED@bucket/x.jsonl"])
+def test_a_source_of_a_preparation_with_a_password_is_refused_and_not_shown(tmp_path: Path, source: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        list_files([source])
+    assert PLANTED not in str(refused.value)
+
+
+def test_the_signature_of_a_source_is_in_no_record_of_bad_rows_and_in_no_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "web").mkdir()
+    (tmp_path / "web" / "x.jsonl").write_text('{"a": 1}\n{"a": \n')
+    with serve(tmp_path / "web") as port:
+        source = f"src=http://127.0.0.1:{port}/x.jsonl?sig=PLANTED"
+        words = ["prepare", source, f"dst={tmp_path / 'set'}", "format=jsonl"]
+        assert verb(["data", *words]) == 2
+        assert verb(["data", *words, "max_bad=1"]) == 0
+        assert verb(["data", "prepare", f"src=http://127.0.0.1:{port}/none?sig=PLANTED", "dst=none"]) == 2
+    assert "line 2" in (tmp_path / "set" / "bad.jsonl").read_text()
+    for file in (tmp_path / "set").rglob("*"):
+        assert not file.is_file() or PLANTED.encode() not in file.read_bytes(), file
+    assert PLANTED not in "".join(capsys.readouterr())
+
+
 def test_the_program_of_a_submission_has_no_secret_among_its_arguments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -166,6 +225,7 @@ def test_honest_values_are_no_secrets() -> None:
     assert job.env["PATH"] == "/a:/b"
     compose_job(["job=slurm", "job.setup=['module load cuda/12.4', 'export A=$SCRATCH/a:b']"])
     compose(["experiment=breast_cancer", "init_from=s3://bucket/a:b@c", "run_root=gs://bucket/runs"])
+    refuse_secrets({"pad_token": "<pad>", "key": "user", "cast": {"tokens": "int64"}, "password": None}, "data")
     assert not any(map(is_secret_name, ("PATH", "COMPASS", "AUTHOR", "PATTERN", "NCCL_DEBUG", "SASL_HOME")))
     assert not any(map(is_secret_file, ("tokenizer.json", "keyboard.py", ".env.example", "environment.yml")))
     assert not has_secret("loss=0.3 tokens/s=4k http://host:8080/x a@b")

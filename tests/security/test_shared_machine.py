@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,42 +21,63 @@ from everstep.security.private_folder import expand, private_folder
 from support.other_user import UID, as_another, needs_root
 from support.processes import until
 
+KEY = "checkpoint.local.path"
+
 
 def test_a_private_folder_is_made_for_this_user_alone(tmp_path: Path) -> None:
-    folder = private_folder(tmp_path / "a" / "b")
+    folder = private_folder(tmp_path / "a" / "b", KEY)
     assert folder.stat().st_mode & 0o7777 == 0o700
-    assert private_folder(folder) == folder
+    assert private_folder(folder, KEY) == folder
 
 
 def test_a_private_folder_that_others_could_only_read_is_closed(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir(mode=0o755)
-    assert private_folder(tmp_path / "a").stat().st_mode & 0o7777 == 0o700
+    assert private_folder(tmp_path / "a", KEY).stat().st_mode & 0o7777 == 0o700
 
 
-@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702, 0o1777])
+@pytest.mark.parametrize("mode", [0o777, 0o702, 0o1777])
 def test_a_folder_that_a_group_or_others_may_write_to_is_refused(tmp_path: Path, mode: int) -> None:
     (tmp_path / "a").mkdir()
     (tmp_path / "a").chmod(mode)
-    with pytest.raises(ConfigError, match="is not yours alone"):
-        private_folder(tmp_path / "a")
+    with pytest.raises(ConfigError, match="must be yours alone"):
+        private_folder(tmp_path / "a", KEY)
+
+
+@pytest.mark.parametrize("members", [[], ["me"], ["me", "other"]])
+def test_a_group_may_write_only_if_this_user_is_alone_in_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, members: list[str]
+) -> None:
+    """The rule for --config-dir: umask 002 and a group for each user give such folders."""
+    me = SimpleNamespace(pw_name="me", pw_gid=os.getgid())
+    monkeypatch.setattr("everstep.security.ownership.pwd.getpwuid", lambda uid: me)
+    monkeypatch.setattr(
+        "everstep.security.ownership.grp.getgrgid", lambda gid: SimpleNamespace(gr_name="me", gr_mem=members)
+    )
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a").chmod(0o775)
+    if "other" not in members:
+        assert private_folder(tmp_path / "a", KEY).stat().st_mode & 0o7777 == 0o700
+        return
+    with pytest.raises(ConfigError, match=f"{KEY}=.*can be written by its group .*; remove it, or set {KEY} to"):
+        private_folder(tmp_path / "a", KEY)
 
 
 def test_a_link_and_a_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir(mode=0o700)
     (tmp_path / "link").symlink_to("real")
-    with pytest.raises(ConfigError, match="is not yours alone"):
-        private_folder(tmp_path / "link")
+    with pytest.raises(ConfigError, match="must be yours alone"):
+        private_folder(tmp_path / "link", KEY)
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="cannot make this folder"):
-        private_folder(tmp_path / "file")
+    with pytest.raises(ConfigError, match="cannot be made "):
+        private_folder(tmp_path / "file", KEY)
 
 
 @needs_root
 def test_a_folder_of_another_user_is_refused(open_folder: Path) -> None:
     (open_folder / "a").mkdir(mode=0o700)
     os.chown(open_folder / "a", UID, UID)
-    with pytest.raises(ConfigError, match="is not yours alone"):
-        private_folder(open_folder / "a")
+    with pytest.raises(ConfigError, match="must be yours alone"):
+        private_folder(open_folder / "a", KEY)
 
 
 @needs_root
@@ -65,14 +87,14 @@ def test_a_folder_below_one_that_another_user_could_replace_is_refused(open_fold
     above.mkdir()
     above.chmod(0o755 if owner == UID else 0o777)
     os.chown(above, owner, owner)
-    with pytest.raises(ConfigError, match="other users may replace it"):
-        private_folder(above / "a")
+    with pytest.raises(ConfigError, match="can be replaced by other users"):
+        private_folder(above / "a", KEY)
 
 
 @needs_root
 def test_a_folder_like_tmp_is_fine_and_what_is_in_it_stays_there(open_folder: Path) -> None:
     open_folder.chmod(0o1777)
-    folder = private_folder(open_folder / "a")
+    folder = private_folder(open_folder / "a", KEY)
     (folder / "weights").write_text("secret")
     assert as_another(lambda: os.listdir(folder)) == "PermissionError"
     assert as_another(lambda: (folder / "weights").read_text()) == "PermissionError"
@@ -98,7 +120,7 @@ def test_5_9_the_folder_of_unpacked_code_is_refused_when_another_user_made_it(
             place.mkdir(mode=0o777 if made == "open folder" else 0o700)
 
     assert as_another(make) == "None"
-    with pytest.raises(SnapshotError, match=r"is not yours alone.*TMPDIR"):
+    with pytest.raises(SnapshotError, match=r"TMPDIR=.*must be yours alone"):
         snapshot.node_folder()
 
 
@@ -137,7 +159,7 @@ def test_5_1_a_node_tier_that_another_user_made_first_ends_the_run_before_a_step
     assert as_another(make) == "None"
     ended = train(1, root, "checkpoint.local.every=2", f"checkpoint.local.path={tier}", "parallel=single")
     assert ended.codes == [2], ended.printed
-    assert "is not yours alone" in ended.printed
+    assert "it must be yours alone" in ended.printed
     assert list(tier.iterdir()) == []
 
 
@@ -163,7 +185,7 @@ def test_5_1_a_node_tier_is_neither_read_nor_swapped_by_another_user(open_folder
 
 
 def test_5_10_compiled_code_is_kept_in_a_folder_of_this_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from everstep.trainer.distributed.model_factory import INDUCTOR_CACHE, use_own_cache
+    from everstep.process_setup import INDUCTOR_CACHE, use_own_cache
 
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv(INDUCTOR_CACHE, "/chosen/by/the/user")
@@ -177,7 +199,9 @@ def test_5_10_compiled_code_is_kept_in_a_folder_of_this_user(tmp_path: Path, mon
     assert (cache_dir(), made.stat().st_mode & 0o7777) == (str(made), 0o700)
     monkeypatch.delenv(INDUCTOR_CACHE)
     made.chmod(0o777)
-    with pytest.raises(ConfigError, match=r"is not yours alone.*TORCHINDUCTOR_CACHE_DIR"):
+    with pytest.raises(
+        ConfigError, match=r"TORCHINDUCTOR_CACHE_DIR=.*written by every user \(it must be yours alone\)"
+    ):
         use_own_cache()
 
 
@@ -194,7 +218,21 @@ def test_5_10_a_cache_that_another_user_made_first_ends_the_run_before_it_compil
     with environment(TMPDIR=str(open_folder)):
         ended = train(1, root, "parallel=single", "parallel.compile=eager", before=_forget_tempdir)
     assert ended.codes == [2], ended.printed
-    assert "is not yours alone" in ended.printed
+    assert "it must be yours alone" in ended.printed
+
+
+@needs_root
+@pytest.mark.dist
+def test_a_file_in_place_of_torchs_own_cache_keeps_no_run_from_starting(open_folder: Path) -> None:
+    from support.ranks import environment, train
+
+    open_folder.chmod(0o1777)
+    root = open_folder / "runs"
+    root.mkdir(mode=0o700)
+    assert as_another((open_folder / "torchinductor_root").touch) == "None"
+    with environment(TMPDIR=str(open_folder), USER="root", LOGNAME="root"):
+        ended = train(1, root, "parallel=single", "steps=1", before=_forget_tempdir)
+    assert ended.codes == [0], ended.printed
 
 
 def _forget_tempdir(rank: int) -> None:

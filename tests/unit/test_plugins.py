@@ -21,6 +21,7 @@ from everstep.trainer.plugins import check_allowed, instantiate
 
 SHOP = """
 from pathlib import Path
+from torch import nn
 Path(__file__).with_name("imported").touch()
 
 class Thing:
@@ -29,6 +30,9 @@ class Thing:
             raise ValueError("width must\\nbe positive")
         assert depth < 9, "depth is too large"
         self.width, self.depth, self.inner = width, depth, inner
+
+class Net(nn.Module):
+    pass
 
 class Anything:
     def __init__(self, **options):
@@ -245,6 +249,16 @@ def test_of_torch_only_the_parts_of_a_model_and_of_its_training_may_be_named(tar
 
 def test_the_users_own_choice_of_torch_allows_all_of_it() -> None:
     assert instantiate({"_target_": "torch.nn.Module.compile", "_partial_": True}, "hooks[0]", ["torch"])
+
+
+@pytest.mark.parametrize("target", ["shop.nn.Module.compile", "shop.nn.Module.apply", "shop.Net.compile"])
+def test_a_package_that_imports_torch_opens_no_more_of_it(shop: Path, target: str) -> None:
+    assert "is no module, optimizer or scheduler" in refused({"_target_": target, "_partial_": True}, ("shop",))
+
+
+def test_the_parts_of_torch_may_be_named_through_a_package_too(shop: Path) -> None:
+    assert instantiate({"_target_": "shop.nn.ReLU"}, "model", ["shop"])
+    assert instantiate({"_target_": "shop.nn.functional.relu", "_partial_": True}, "model.activation", ["shop"])
 
 
 def test_activations_of_torch_may_be_named() -> None:

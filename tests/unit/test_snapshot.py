@@ -286,12 +286,12 @@ def test_a_node_runs_only_code_that_nobody_else_could_have_put_there(
     assert folder.stat().st_mode & 0o777 == 0o700
     assert snapshot.node_folder() == folder
     folder.chmod(0o777)
-    with pytest.raises(SnapshotError, match="is not yours alone"):
+    with pytest.raises(SnapshotError, match="must be yours alone"):
         snapshot.node_folder()
     folder.rmdir()
     (tmp_path / "others").mkdir()
     folder.symlink_to(tmp_path / "others")
-    with pytest.raises(SnapshotError, match="is not yours alone"):
+    with pytest.raises(SnapshotError, match="must be yours alone"):
         snapshot.node_folder()
 
 

@@ -99,14 +99,14 @@ def test_the_key_is_the_users_alone_and_a_readable_one_is_refused(tmp_path: Path
     assert ((state / "key").stat().st_mode & 0o777, state.stat().st_mode & 0o777) == (0o600, 0o700)
     assert list(state.iterdir()) == [state / "key"]
     (state / "key").chmod(0o644)
-    with pytest.raises(ConfigError, match="you alone can read"):
+    with pytest.raises(ConfigError, match="has mode 644, which is open to others; remove it"):
         is_ours(storage, Runnable(code="digest"))
 
 
 def test_a_state_folder_that_others_can_write_to_is_refused(tmp_path: Path, state: Path) -> None:
     state.mkdir(parents=True)
     state.chmod(0o777)
-    with pytest.raises(ConfigError, match="only you can write to"):
+    with pytest.raises(ConfigError, match="can be written by every user, so others could make your key"):
         sign(open_storage(str(tmp_path)), Runnable(code="digest"))
 
 

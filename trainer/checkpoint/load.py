@@ -13,7 +13,7 @@ from torch import Tensor
 
 from everstep.errors import CheckpointError, DataError
 from everstep.run_folder import MANIFEST
-from everstep.storage import Storage
+from everstep.storage import Storage, read_limited
 from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import TENSORS, CheckpointRef, Committed, Damaged, FileRecord, Manifest
 from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, fill
@@ -52,7 +52,10 @@ def open_with_table(storage: Storage, path: str, table: bytes, manifest: Manifes
 def read_table(storage: Storage, path: str, manifest: Manifest) -> bytes:
     if (size := manifest.files[TENSORS].bytes) > MOST_BYTES:
         raise DamagedError(f"{TENSORS} has {size} bytes (limit {MOST_BYTES})")
-    table = storage.read(f"{path}/{TENSORS}")
+    try:
+        table = read_limited(storage, f"{path}/{TENSORS}", size)
+    except ValueError as error:
+        raise DamagedError(str(error)) from error
     if blake3(table).hexdigest() != manifest.files[TENSORS].blake3:
         raise DamagedError(f"{TENSORS} does not match its BLAKE3")
     return table

@@ -18,7 +18,7 @@ from everstep.checked_json import mapping, parse, record, shown, text, whole
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.run_id import run_id
-from everstep.storage import Storage
+from everstep.storage import Storage, read_limited
 from everstep.storage.names import is_plain, leads_out
 from everstep.trainer.checkpoint.manifest_fields import check_types
 from everstep.trainer.checkpoint.signature import (
@@ -34,6 +34,8 @@ from everstep.trainer.checkpoint.signature import (
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
 MOST_FILES = 1 << 20
+LARGEST_MANIFEST = 256 << 20
+"""Bytes: room for MOST_FILES."""
 FORMAT = 3
 """Format 1 had SHA-256, which took as long as the disk write; 2 had only numbers of the optimizer."""
 READ_BYTES = 16 * 2**20
@@ -220,12 +222,17 @@ def signed_run(run: RunFolder) -> str | None:
 
 
 def read_manifest(storage: Storage, path: str) -> bytes:
-    """Return a manifest's bytes; none if it is a link out of its folder.
+    """Return a manifest's bytes; none if it is a link out of its folder, or larger than any manifest.
 
     Raises:
         FileNotFoundError: there is no manifest.
     """
-    return b"" if leads_out(storage, path, MANIFEST) else storage.read(f"{path}/{MANIFEST}")
+    if leads_out(storage, path, MANIFEST):
+        return b""
+    try:
+        return read_limited(storage, f"{path}/{MANIFEST}", LARGEST_MANIFEST)
+    except ValueError:
+        return b""
 
 
 def parse_checkpoint(path: str, step: int, attempt: int, data: bytes, expected: str | None) -> CheckpointRef:
@@ -236,7 +243,7 @@ def parse_checkpoint(path: str, step: int, attempt: int, data: bytes, expected: 
     """
     try:
         if not data:
-            raise ValueError("it is empty, or a link out of its folder")
+            raise ValueError(f"it is empty, a link out of its folder, or larger than {LARGEST_MANIFEST} bytes")
         manifest = Manifest.from_json(data)
         if (manifest.step, manifest.attempt) != (step, attempt):
             raise ValueError(f"it speaks of step {manifest.step}, attempt {manifest.attempt}")

@@ -81,13 +81,16 @@ def pair_up(nodes: list[int]) -> list[ReplicaPair]:
     return pairs
 
 
+KEY = "checkpoint.local.path"
+
+
 def node_folder(path: str) -> str:
     """Return the folder on this node.
 
     Raises:
         ConfigError: other users may read or replace it, or it names a variable that is not set or not allowed.
     """
-    return str(private_folder(expand(path, "checkpoint.local.path")))
+    return str(private_folder(expand(path, KEY), KEY))
 
 
 Inventory = dict[str, list[Any]]

@@ -15,10 +15,10 @@ from torch.distributed.checkpoint import metadata as dcp
 
 from everstep.errors import CheckpointError
 from everstep.run_folder import MANIFEST
-from everstep.storage import Buffer, Storage
+from everstep.storage import Buffer, Storage, read_limited
 from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import TENSORS, Files, Manifest, read_manifest
-from everstep.trainer.checkpoint.tensor_table import TableEntry, parse_table
+from everstep.trainer.checkpoint.tensor_table import MOST_BYTES, TableEntry, parse_table
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def read_metadata(storage: Storage, folder: str) -> dcp.Metadata:
     """
     try:
         _check_links(storage, folder, {TENSORS})
-        data = storage.read(f"{folder}/{TENSORS}")
+        data = read_limited(storage, f"{folder}/{TENSORS}", MOST_BYTES)
         manifest = Manifest.from_json(read_manifest(storage, folder))
     except FileNotFoundError as error:
         raise CheckpointError(f"{folder}/{TENSORS} is missing, or its {MANIFEST}") from error

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
-import tempfile
 from collections.abc import Callable, Iterable
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -15,7 +12,6 @@ from torch.utils.checkpoint import checkpoint
 
 from everstep.config import Dtype, ParallelConfig, ParallelKind, PrecisionConfig
 from everstep.errors import ConfigError
-from everstep.security.private_folder import private_folder
 from everstep.trainer.distributed import sync_batchnorm
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.sharding import (
@@ -35,8 +31,6 @@ from everstep.trainer.random_state import generators_preserved, seed_generators
 
 COMPUTE = {Dtype.bf16: torch.bfloat16, Dtype.fp16: torch.float16, Dtype.fp32: None, Dtype.fp64: None}
 """Type that a precision computes in; None is the type of the weights."""
-INDUCTOR_CACHE = "TORCHINDUCTOR_CACHE_DIR"
-"""Environment variable of torch: folder of compiled code, with that of Triton below."""
 
 
 def batch_dtype(precision: PrecisionConfig) -> torch.dtype | None:
@@ -160,18 +154,4 @@ def compile_module(model: nn.Module, parallel: ParallelConfig) -> None:
         known = [*torch.compiler.list_backends(), "eager", "aot_eager"]
         if parallel.compile not in known:
             raise ConfigError(f"parallel.compile={parallel.compile!r}: there is no such backend ({', '.join(known)})")
-        use_own_cache()
         model.compile(backend=parallel.compile)
-
-
-def use_own_cache() -> None:
-    """Set torch's cache of compiled code to a folder of this user, unless the user has chosen one.
-
-    The default is /tmp/torchinductor_USER, and torch loads its libraries and pickles even if another user made it.
-    """
-    if not os.environ.get(INDUCTOR_CACHE):
-        try:
-            cache = private_folder(Path(tempfile.gettempdir()) / f"everstep-compiled-{os.getuid()}")
-        except ConfigError as error:
-            raise ConfigError(f"{error} ({INDUCTOR_CACHE}, or TMPDIR)") from error
-        os.environ[INDUCTOR_CACHE] = str(cache)

@@ -17,6 +17,7 @@ from everstep.compose import compose
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.frozen_config import thaw
+from everstep.process_setup import use_own_cache
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def check(options: argparse.Namespace) -> int:
     """Check everything, then print the problems, a line each; exit code 2 if there are any."""
     run = _config(options)
+    use_own_cache()
     found = examine(run, *(options.world or [1]), data=not options.no_data)
     if not (options.brief and found.problems):
         for fact in found.facts(run, options.brief):

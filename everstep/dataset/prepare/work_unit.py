@@ -21,6 +21,7 @@ from everstep.dataset.prepare.shard_writer import ShardWriter
 from everstep.dataset.prepare.tokenizers import TOKENS, Packer, open_tokenizer, ragged, token_type
 from everstep.dataset.readers.base import Bad, Chunk, Reader, Unit
 from everstep.errors import DataError
+from everstep.security.secret_detection import without_secrets
 from everstep.storage import join_url
 
 Say = Callable[[int, int], None]
@@ -122,7 +123,7 @@ def cleaned(job: Job, unit: Unit, bad: list[Bad], say: Say) -> Iterator[pa.Table
     most, said = job.options.max_bad, 0
     for read in job.reader.read(unit.pieces, job.source):
         chunk: Chunk = clean(read, job.source, job.target, most)
-        bad += chunk.bad
+        bad += [Bad(*map(without_secrets, one)) for one in chunk.bad]  # its place may be a URL that is signed
         refuse_bad(bad, most, job.options.dst)
         yield chunk.rows
         size = min(read.rows.nbytes, unit.size - said)

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any, cast
 
 from everstep.dataset.readers.base import File
-from everstep.errors import DataError, StorageError
-from everstep.storage import filesystem, retry
+from everstep.errors import ConfigError, DataError, StorageError
+from everstep.storage import CREDENTIALS, filesystem, retry
 
 STAMPS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "created")
 """Stores' names of the time or tag that changes with a file's content; the first one present is used."""
@@ -25,6 +25,11 @@ def list_files(sources: Sequence[str]) -> list[File]:
     """
     found: dict[str, File] = {}
     for source in sources:
+        if CREDENTIALS.match(source):
+            raise ConfigError(
+                "src=…: the URL holds a password, which records would show; leave it out, and name it in the "
+                "environment as for other stores"
+            )
         local = not is_url(source)
         files = sorted(_local(_path(source)) if local else _remote(source), key=lambda file: file.url)
         if not files:

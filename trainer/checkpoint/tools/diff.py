@@ -59,7 +59,7 @@ def _apart(name: str, one: Tensor, other: Tensor) -> Difference:
 def config_changes(first: RunFolder, second: RunFolder) -> list[str]:
     """Return the config keys with different values in two runs; none if a folder has no config."""
     try:
-        one, other = (thaw(run.storage.read(CONFIG).decode()) for run in (first, second))
+        one, other = (thaw(run.storage.read(CONFIG)) for run in (first, second))
     except FileNotFoundError:
         return []
     return [str(change) for change in changes(one, other)]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from everstep.errors import CheckpointError, ConfigError, StorageError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder, meant
-from everstep.storage import Storage
+from everstep.storage import Storage, read_limited
 from everstep.storage.names import leads_out
 from everstep.trainer.checkpoint.manifest import (
     SET_ASIDE,
@@ -174,7 +174,8 @@ def _index_fault(storage: Storage, found: Committed) -> str:
     if leads_out(storage, found.path, TENSORS):
         return ""  # said by the check of the file itself
     try:
-        parse_table(storage.read(f"{found.path}/{TENSORS}"), found.manifest.files)
+        table = read_limited(storage, f"{found.path}/{TENSORS}", found.manifest.files[TENSORS].bytes)
+        parse_table(table, found.manifest.files)
     except ValueError as error:
         return f"{TENSORS} is damaged: {error}"
     except (FileNotFoundError, StorageError):

@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from everstep.checked_json import mapping, parse, sequence, text, whole
 from everstep.config import RunConfig, first_steps_without
 from everstep.errors import ConfigError, DataError
 from everstep.frozen_config import thaw
 from everstep.run_folder import CONFIG, DATA, RunFolder, meant
+from everstep.storage.base import LARGEST_READ
 from everstep.trainer.checkpoint.manifest import Committed, candidates
 from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
+
+LONGEST_PLACE = 1 << 16
+"""Characters of a path, URL or name of a shard."""
+FLOAT_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -45,12 +51,29 @@ def read_record(folder: RunFolder) -> list[DataRecord]:
         DataError: the run has not recorded them, or the record is damaged.
     """
     try:
-        document = json.loads(folder.storage.read(DATA))
-        return [DataRecord(**source) for source in document["sources"]]
+        document = mapping(parse(folder.storage.read(DATA)), "it")
+        return [_data_record(source) for source in sequence(document["sources"], "sources")]
     except FileNotFoundError:
         raise DataError(f"{folder.url} has no {DATA}: it is no run folder, or its run never began to train") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, ArithmeticError, zlib.error) as error:
         raise DataError(f"{folder.url}/{DATA} is damaged ({error!r}); start the run again to write it anew") from error
+
+
+def _data_record(source: object) -> DataRecord:
+    """Return a source; ValueError or TypeError unless `write_record` can have written it."""
+    found = DataRecord(**mapping(source, "a source"))
+    for name in ("place", "digest"):
+        text(getattr(found, name), name, LONGEST_PLACE)
+    if not Fraction(text(found.share, "share")) > 0:
+        raise ValueError(f"share is {found.share}, not above 0")
+    rows = sum(whole(count, "rows") for count in sequence(found.rows, "rows"))
+    for file in sequence(found.files, "files"):
+        text(file, "files", LONGEST_PLACE)
+    if found.files and len(found.files) != len(found.rows):
+        raise ValueError(f"{len(found.files)} files have {len(found.rows)} numbers of rows")
+    if found.weights is not None and len(_inflated(found.weights, rows)) != rows * FLOAT_BYTES:
+        raise ValueError(f"the weights are not those of {rows} samples")
+    return found
 
 
 def write_record(folder: RunFolder, sources: Sequence[DataRecord]) -> None:
@@ -71,6 +94,11 @@ def packed(weights: NDArray[np.float64] | None) -> str | None:
 
 def unpacked(text: str | None) -> NDArray[np.float64] | None:
     return None if text is None else np.frombuffer(zlib.decompress(base64.b64decode(text)))
+
+
+def _inflated(packed: str, rows: int) -> bytes:
+    """Return the bytes of packed weights, at most one more than `rows` weights have."""
+    return zlib.decompressobj().decompress(base64.b64decode(packed), min(rows * FLOAT_BYTES, LARGEST_READ) + 1)
 
 
 class Places:
@@ -142,7 +170,7 @@ class Trace:
 
     def __init__(self, folder: RunFolder) -> None:
         try:
-            run: RunConfig = thaw(folder.storage.read(CONFIG).decode())
+            run: RunConfig = thaw(folder.storage.read(CONFIG))
         except FileNotFoundError:
             raise ConfigError(f"{folder.url} is not a run folder: it has no {CONFIG}{meant(folder.url)}") from None
         records = read_record(folder)
