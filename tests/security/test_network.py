@@ -44,7 +44,7 @@ def server() -> Iterator[StoreServer]:
     made.close()
 
 
-def listening() -> set[tuple[str, int]]:
+def listening_here() -> set[tuple[str, int]]:
     """Return host and port of each TCP socket on which this process listens."""
     found = psutil.Process().net_connections("tcp")
     return {(one.laddr.ip, one.laddr.port) for one in found if one.status == psutil.CONN_LISTEN}
@@ -386,10 +386,10 @@ def test_a_flood_of_connections_takes_neither_descriptors_nor_the_store_away(ser
 def test_a_host_of_another_network_reaches_only_the_one_address_and_is_not_served_there() -> None:
     with network() as other:
         local = StoreServer("tcp:127.0.0.1:0", KEY)
-        before = listening()
+        before = listening_here()
         public = StoreServer(f"tcp:{other.here}:0", KEY)
         try:
-            assert listening() - before == {(other.here, port_of(public))}
+            assert listening_here() - before == {(other.here, port_of(public))}
             assert "Error" in other.do(lambda: said_to(port_of(local), host=other.here))
             assert other.do(lambda: said_to(port_of(public), bytes(channel.ANSWER_BYTES), host=other.here)) == ""
             assert RunStore(public.address, KEY, 5).num_keys() == 0
