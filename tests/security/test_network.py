@@ -70,6 +70,7 @@ def said_to(port: int, *words: bytes, host: str = "127.0.0.1") -> str:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_on_one_machine_listens_only_on_the_loopback_and_only_while_it_starts(
     tmp_path: Path, parallel: str
@@ -343,6 +344,7 @@ def test_the_agents_of_two_nodes_meet_and_listen_on_the_one_address_of_the_store
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 def test_a_node_with_another_key_is_left_outside_with_a_line(tmp_path: Path) -> None:
     agents, port, log = two_nodes(tmp_path, ("ab" * 32, "cd" * 32))
     try:
