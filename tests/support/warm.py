@@ -51,8 +51,8 @@ class Server:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
-        words = [sys.executable, "-m", "support.warm_process", str(theirs.fileno())]
+        env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "ROOM": "x" * 65536}
+        words = [sys.executable, "-m", "support.warm_process", str(theirs.fileno()), "x" * 16384]
         with theirs:
             self.process = subprocess.Popen(words, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
         self._socket, self._lock = ours, threading.Lock()
@@ -74,6 +74,15 @@ def _adopting() -> Iterator[None]:
         yield
     finally:
         prctl(SET_SUBREAPER, before.value)
+
+
+class Popen(subprocess.Popen[Any]):
+    """For what is started without the fixture."""
+
+    if not os.environ.get("EVERSTEP_TESTS_COLD"):
+
+        def _execute_child(self, *given: Any) -> None:
+            _ask(self, *given)
 
 
 _servers: list[Server] = []

@@ -23,7 +23,10 @@ import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.util import _exit_function  # type: ignore[attr-defined]
+from pathlib import Path
 from typing import Any, NoReturn
+
+from support.kube.forked_container import enter, split
 
 Plain = dict[str, Any]
 EXEC = subprocess.Popen._execute_child  # type: ignore[attr-defined]
@@ -45,6 +48,8 @@ class Command:
     environment: dict[str, str]
     session: bool
     group: int
+    container: list[str]
+    """What a container of its own is given; empty for none."""
 
     @staticmethod
     def of(words: Plain) -> Command | None:
@@ -52,7 +57,7 @@ class Command:
         args = words["args"]
         if isinstance(args, str | bytes | os.PathLike) or any(words[name] != PLAIN[name] for name in PLAIN):
             return None
-        program, *rest = map(os.fsdecode, args)
+        container, (program, *rest) = split([os.fsdecode(word) for word in args])
         unbuffered = rest[:1] == ["-u"]
         rest = rest[1:] if unbuffered else rest
         if program != sys.executable or rest[:1] != ["-m"] or not _is_forked(rest[1]):
@@ -61,7 +66,7 @@ class Command:
         plain = {os.fsdecode(name): os.fsdecode(value) for name, value in env.items()}
         folder = None if words["cwd"] is None else os.fsdecode(words["cwd"])
         return Command(rest[1], rest[2:], unbuffered or bool(plain.get("PYTHONUNBUFFERED")), folder, plain,
-                       words["start_new_session"], words["process_group"])  # fmt: skip
+                       words["start_new_session"], words["process_group"], container)  # fmt: skip
 
 
 def _is_forked(module: str) -> bool:
@@ -153,6 +158,9 @@ def _become(command: Command, streams: list[int], before: Callable[[], None] | N
             before()
         os.environ.clear()
         os.environ.update(command.environment)
+        _show(command)
+        if command.container:
+            enter(command.container)
         _open_streams(command.unbuffered)
         _set_path()
         code = _run(command)
@@ -190,6 +198,17 @@ def _is_users(name: str, module: types.ModuleType) -> bool:
     """True for what lies in a folder of the user's: it may be another one in this process."""
     file = getattr(module, "__file__", None) or ""
     return name.split(".")[0] != "everstep" and file != "" and not file.startswith(tuple(INSTALLED_PATH))
+
+
+def _show(command: Command) -> None:
+    """Put arguments and environment where /proc has them from: over those with which this program was executed."""
+    fields = Path("/proc/self/stat").read_text().rsplit(")", 1)[1].split()
+    words = [sys.executable, "-m", command.module, *command.arguments]
+    pairs = [f"{name}={value}" for name, value in command.environment.items()]
+    for texts, place in ((words, fields[45:47]), (pairs, fields[47:49])):
+        start, end = map(int, place)
+        data = b"".join(os.fsencode(text) + b"\0" for text in texts)[: end - start]
+        ctypes.memmove(start, data.ljust(end - start, b"\0"), end - start)
 
 
 def _open_streams(unbuffered: bool) -> None:

@@ -20,10 +20,15 @@ pytestmark = [pytest.mark.process, pytest.mark.usefixtures("warm"),
 FACTS = [sys.executable, "-m", "support.process_facts"]
 
 
+def environment(folder: Path) -> dict[str, str]:
+    return {"PYTHONPATH": PATHS, "TMPDIR": str(folder), "PATH": os.environ["PATH"], "ONLY": "this"}
+
+
 def ask(how: str, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    env = {"PYTHONPATH": PATHS, "TMPDIR": str(folder), "PATH": os.environ["PATH"], "ONLY": "this"}
-    return subprocess.run([*FACTS, how], cwd=folder, env=env, text=True, capture_output=True, timeout=60,
-                          check=False, **options)  # fmt: skip
+    words, env = [*FACTS, how], environment(folder)
+    return subprocess.run(
+        words, cwd=folder, env=env, text=True, capture_output=True, timeout=60, check=False, **options
+    )
 
 
 def test_it_has_the_parent_the_place_and_the_streams_that_popen_was_given(tmp_path: Path) -> None:
@@ -32,9 +37,11 @@ def test_it_has_the_parent_the_place_and_the_streams_that_popen_was_given(tmp_pa
     assert facts["torch"], "it was not forked"
     assert (facts["parent"], facts["session"], facts["group"]) == (os.getpid(), facts["pid"], facts["pid"])
     assert (facts["folder"], facts["temporary"], facts["read"]) == (str(tmp_path), str(tmp_path), "words")
-    assert facts["environment"].keys() - {"LC_CTYPE"} == {"PYTHONPATH", "TMPDIR", "PATH", "ONLY"}
+    given = environment(tmp_path)
+    assert facts["environment"] == given
     assert facts["first"] == [str(tmp_path), PATHS.split(os.pathsep)[0]]
     assert (facts["argv"], facts["open"], facts["term"]) == (["0"], ["0", "1", "2", "3"], True)
+    assert facts["shown"] == [[*FACTS, "0"], [f"{name}={value}" for name, value in given.items()]]
     assert (ended.returncode, ended.stderr) == (0, "at exit\n")
 
 

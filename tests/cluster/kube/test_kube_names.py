@@ -18,6 +18,7 @@ pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(400)
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    """Its pods are executed, not forked: how Python begins decides where imports come from."""
     with place(tmp_path_factory.mktemp("names"), 1) as made:
         if made.root is None:
             pytest.skip("RUN_ROOT is no folder: these tests need one that pods and this machine both see")

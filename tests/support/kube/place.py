@@ -199,8 +199,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
-    """A namespace that is removed afterwards; on one without kubelets, as the simulated, with nodes of our own."""
+def place(folder: Path, nodes: int = 3, popen: type[subprocess.Popen[str]] = subprocess.Popen) -> Iterator[Place]:
+    """A namespace that is removed afterwards; on one without kubelets, as the simulated, with nodes of our own.
+
+    `popen`: of these nodes and their pods.
+    """
     with contextlib.ExitStack() as stack:
         if kubeconfig := os.environ.get("EVERSTEP_KUBECONFIG"):
             simulated = False
@@ -213,7 +216,7 @@ def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
         made = Place(kubeconfig, image, root or "", scale, simulated)
         if nodes:
             names = [f"{made.namespace}-{number}" for number in range(nodes)]
-            made.agents = Agents(kubeconfig, folder / "nodes", names, max(HEARTBEAT_S * scale, 0.5))
+            made.agents = Agents(kubeconfig, folder / "nodes", names, max(HEARTBEAT_S * scale, 0.5), popen=popen)
             for name in names:  # or the next pods go to nodes that nobody has missed yet
                 stack.callback(made.client.remove, f"/api/v1/nodes/{name}")
             stack.callback(made.agents.stop)
