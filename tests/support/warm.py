@@ -85,6 +85,18 @@ class Popen(subprocess.Popen[Any]):
             _ask(self, *given)
 
 
+def run(words: list[str], timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
+    """As subprocess.run, with the output as text."""
+    pipes: Plain = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with Popen(words, **pipes, **options) as child:
+        try:
+            printed, said = child.communicate(timeout=timeout)
+        except BaseException:
+            child.kill()
+            raise
+    return subprocess.CompletedProcess(words, child.returncode, printed, said)
+
+
 _servers: list[Server] = []
 
 

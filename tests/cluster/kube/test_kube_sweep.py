@@ -15,7 +15,7 @@ from support.kube.place import PATHS, PATIENCE_S, Place, place
 from support.processes import until
 from support.sweep_processes import REAL, TESTS, ended, ends, kill, results, sweep, told
 
-pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("warm")]
 GRID = ["optimizer.lr=0.01,0.1", "seed=0,1", "steps=12"]
 PARALLEL = 2
 
