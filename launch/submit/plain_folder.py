@@ -31,9 +31,9 @@ def code_of(where: Path, plugins: Sequence[str], scripts: Sequence[str]) -> list
 
 
 def _files(where: Path, module: Path, every: bool) -> Iterator[str]:
-    """Yield the files of a module; of a folder without __init__.py that is only imported, those of Python.
+    """Yield the files of a module.
 
-    Such a folder, `data` say, may hold far more than code.
+    Of a folder without __init__.py that is only imported, yield Python files alone: `data`, say, may hold far more.
     """
     if (where / f"{module}.py").is_file():
         yield f"{module}.py"
@@ -67,7 +67,10 @@ def _imported(file: Path) -> set[str]:
 
 
 def _is_here(folder: Path, name: str) -> bool:
-    """True if Python imports the name from this folder: one without __init__.py gives way to any package elsewhere."""
+    """True if Python imports the name from this folder.
+
+    A package without __init__.py gives way to any package elsewhere.
+    """
     if (folder / f"{name}.py").is_file() or (folder / name / "__init__.py").is_file():
         return True
     if not (folder / name).is_dir():
