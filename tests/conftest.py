@@ -29,3 +29,4 @@ from support.ordering import (  # noqa: E402, F401  (hooks)
 )
 from support.other_user import open_folder  # noqa: E402, F401
 from support.store_servers import azure, azure_server, gcs, gcs_server, s3, s3_server  # noqa: E402, F401
+from support.warm import warm  # noqa: E402, F401

@@ -31,6 +31,7 @@ from everstep.launch.submit.code_archive import (
     pack,
     stays_inside,
 )
+from everstep.launch.submit.plain_folder import code_of
 from everstep.run_folder import CODE, RunFolder
 from everstep.security.private_folder import private_folder
 from everstep.security.secret_detection import holds_secret, is_secret_file
@@ -43,8 +44,6 @@ READ_AHEAD = 8 << 20
 DIGEST = re.compile(r"[0-9a-f]{32}")
 NAMED = 5
 """Number of the largest files that the error for too large a snapshot names."""
-SKIPPED = {"__pycache__", ".git", ".venv", "venv", "node_modules", ".ipynb_checkpoints"}
-"""Folders to leave out where there is no git checkout that tells which files are code."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ def take(
     """Store the code below `where` in the run folder; content that is there already is not written again.
 
     Args:
-        plugins: packages of the user; outside a git checkout only these are taken.
+        plugins: packages of the user; outside a git checkout these are taken, with what they import from `where`.
         scripts: files to take as well.
         keep: patterns of files to take although they look like secrets.
 
@@ -86,7 +85,7 @@ def take(
     """
     top = _checkout(where)
     root = top or where.resolve()
-    paths = _tracked(top) if top is not None else _packages(where, plugins, scripts)
+    paths = _tracked(top) if top is not None else code_of(where, plugins, scripts)
     paths = _without_runs(root, paths, run)
     _check_size(root, paths, limit_mb)
     members, left_out = _members(root, paths)
@@ -218,22 +217,6 @@ def _tracked(top: Path) -> list[str]:
             found.append(name)
         elif path.is_dir() and (path / ".git").exists():
             found += [f"{name.rstrip('/')}/{inner}" for inner in _tracked(path)]
-    return found
-
-
-def _packages(where: Path, plugins: Sequence[str], scripts: Sequence[str]) -> list[str]:
-    """Return the code where there is no git: the named packages in this folder, and the scripts.
-
-    Installed packages are not taken.
-    """
-    found = [name for name in scripts if not Path(name).is_absolute() and (where / name).is_file()]
-    for name in plugins:
-        package = name.split(".")[0]
-        if (where / f"{package}.py").is_file():
-            found.append(f"{package}.py")
-        for folder, below, files in os.walk(where / package):
-            below[:] = [each for each in below if each not in SKIPPED and not each.startswith(".")]
-            found += [Path(folder, file).relative_to(where).as_posix() for file in files if not file.endswith(".pyc")]
     return found
 
 

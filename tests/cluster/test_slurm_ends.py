@@ -47,7 +47,7 @@ def agent_that_hangs(job: Job) -> None:
 
 
 def cancelled_and_resumed(job: Job) -> None:
-    job.submit(*LONG)
+    job.submit(*LONG, "job.nodes=1")
     job.wait_for_step(5)
     first = job.id
     job.everstep("cancel", job.name, "--root", str(job.root))

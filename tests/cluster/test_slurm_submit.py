@@ -44,9 +44,9 @@ def by_hand(job: Job) -> None:
 
 
 def inside_of_salloc(job: Job) -> None:
-    job.submit(*SHORT, "job.flags=[--hold]")
+    job.submit("job.nodes=1", "steps=30", "job.flags=[--hold]")
     job.cluster.run("scancel", job.id)
-    command = ["salloc", "--nodes=2", "--exclusive", "bash", str(script()), job.folder.url, "--python", sys.executable]
+    command = ["salloc", "--nodes=1", "--exclusive", "bash", str(script()), job.folder.url, "--python", sys.executable]
     done = subprocess.run(command, env={**job.cluster.env, "PYTHONPATH": PATHS}, capture_output=True, text=True,
                           timeout=200, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ from support.slurm.cluster import PATH, Cluster
 from support.slurm.jobs import PATIENCE_S
 from support.sweep_processes import FAKE, ended, ends, kill, order, results, story, sweep, told
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400), pytest.mark.usefixtures("warm")]
 GRID = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,4)", "steps=20"]
 PARALLEL = 6
 

@@ -46,15 +46,14 @@ def test_a_run_that_changes_its_world_at_each_resume_is_the_uninterrupted_run(al
     assert losses(tmp_path) == pytest.approx(losses(alone), rel=1e-9)
 
 
-@pytest.mark.parametrize(("world", "kind"), KINDS)
-def test_a_checkpoint_of_one_parallelism_restores_under_every_other(
-    alone: Path, tmp_path: Path, world: int, kind: str
-) -> None:
-    assert train(world, tmp_path, f"parallel={kind}", "steps=4").codes == [0] * world
-    for steps, (other_world, other) in zip((5, 6, 7, 8, 9, 10), KINDS, strict=True):
-        ended = train(other_world, tmp_path, f"parallel={other}", f"steps={steps}")
-        assert ended.codes == [0] * other_world, ended.printed
-    assert losses(tmp_path) == pytest.approx(losses(alone)[:10], rel=1e-9)
+def test_a_checkpoint_of_one_parallelism_restores_under_every_other(tmp_path: Path) -> None:
+    """One run, whose every step is made by the next of them."""
+    way = [*(kind for other in KINDS[1:] for kind in (other, KINDS[0])), *KINDS[1:]]
+    assert train(1, tmp_path / "alone", f"steps={len(way)}").codes == [0]
+    for step, (world, kind) in enumerate(way, start=1):
+        ended = train(world, tmp_path, f"parallel={kind}", f"steps={step}")
+        assert ended.codes == [0] * world, ended.printed
+    assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-9)
 
 
 @pytest.mark.parametrize("changed", ["parallel.checkpoint_blocks=1", "parallel.compile=aot_eager"])

@@ -51,6 +51,7 @@ def everstep(tmp_path: Path) -> Iterator[object]:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 def test_a_mistake_of_the_user_is_one_line_with_its_place_and_is_not_tried_again(everstep, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     process = everstep("plugins=[support.toy,mistakes]", "task._target_=mistakes.Mistaken", "job.nproc=2")
     _, said = process.communicate(timeout=120)
@@ -65,6 +66,7 @@ def test_a_mistake_of_the_user_is_one_line_with_its_place_and_is_not_tried_again
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 def test_the_rank_that_was_killed_and_its_signal_are_the_reason_and_nothing_else_is_shown(  # type: ignore[no-untyped-def]
     everstep, tmp_path: Path
 ) -> None:
@@ -83,6 +85,7 @@ def test_the_rank_that_was_killed_and_its_signal_are_the_reason_and_nothing_else
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 def test_a_reader_that_goes_away_does_not_end_training(everstep, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     process = everstep("job.nproc=1", "steps=400", "log.progress=lines", "log.line_every_s=0", "evaluate.every=null")
     process.stdout.readline()
@@ -157,6 +160,7 @@ def test_what_a_rank_lost_gives_way_to_what_the_other_died_of(tmp_path: Path) ->
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 def test_a_breakpoint_of_several_processes_is_refused_in_a_line(everstep, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "mistakes.py").write_text(MISTAKES.replace("return model", "breakpoint(); return model"))
     process = everstep("plugins=[support.toy,mistakes]", "task._target_=mistakes.Mistaken", "job.nproc=2")

@@ -12,55 +12,15 @@ import pytest
 from everstep.outcome import Outcome
 from support import TESTS
 from support.ranks import folder
+from support.users_project import OWN, lay_out
 
 pytestmark = pytest.mark.process
-FILES = ("trainer.py", "launch/__init__.py", "data/__init__.py", "datasets/__init__.py", "tests/__init__.py",
-         "utils.py", "config.py", "conf/__init__.py", "everstep.yaml", "everstep/notes.txt",
-         "slurm/run.sbatch")  # fmt: skip
-PLUGIN = """
-from trainer import width
-from everstep import ArrayDataset, Loss, Splits
-import numpy as np
-from torch import nn
-
-
-class Task:
-    def model(self):
-        return nn.Linear(width, 1)
-
-    def loss(self, model, batch):
-        return Loss((model(batch["x"])[:, 0] - batch["y"]).square().sum(), len(batch["y"]))
-
-    evaluate = loss
-
-
-def data():
-    x = np.random.default_rng(0).normal(size=(32, width)).astype("float32")
-    return Splits(ArrayDataset({"x": x, "y": x.sum(1)}))
-"""
-EXPERIMENT = """# @package _global_
-task: {_target_: mine.Task}
-data: {_target_: mine.data}
-steps: 4
-global_batch: 8
-micro_batch: 4
-optimizer: {lr: 0.05}
-evaluate: {every: null}
-"""
-WORDS = ("--config-dir", "conf", "experiment=mine", "plugins=[mine]", "run=demo")
+WORDS = (*OWN, "run=demo")
 
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    for name in FILES:
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text("raise SystemExit('a file of the user was run')\n" if name.endswith(".py") else "")
-    (tmp_path / "trainer.py").write_text("width = 3\n")
-    (tmp_path / "mine.py").write_text(PLUGIN)
-    (tmp_path / "conf/experiment").mkdir()
-    (tmp_path / "conf/experiment/mine.yaml").write_text(EXPERIMENT)
-    return tmp_path
+    return lay_out(tmp_path)
 
 
 def run(project: Path, *words: str) -> str:

@@ -62,6 +62,7 @@ def test_a_local_disk_is_not_probed(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("warm")
 def test_a_trainer_does_not_start_in_a_store_that_is_refused(proxy: Proxy, way: Way, tmp_path: Path) -> None:
     proxy.strip = way.condition
     words = [

@@ -30,8 +30,9 @@ from support.sweep_processes import (
     sweep,
     told,
 )
+from support.warm import forked
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("warm")]
 GRID = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,3)", "steps=20", "job.max_parallel=4",
         "sweep.poll_s=0.05"]  # fmt: skip
 
@@ -40,7 +41,8 @@ GRID = ["optimizer.lr=0.001,0.01,0.1", "seed=range(0,3)", "steps=20", "job.max_p
 def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of the sweep `calm` of 9 trials, which has ended undisturbed."""
     where = tmp_path_factory.mktemp("calm")
-    ended(sweep(FAKE, where, *GRID, "run=calm"))
+    with forked():
+        ended(sweep(FAKE, where, *GRID, "run=calm"))
     return where
 
 
@@ -201,7 +203,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a sweep `s` of real trainings has come to its end."""
     where = tmp_path_factory.mktemp("trained")
     words = ["optimizer.lr=0.01,0.02,0.04", "sweep.metric=mae", "sweep.pruner=asha", "job.max_parallel=2", "run=s"]
-    ended(sweep(REAL, where, *REAL_WORDS[1:], *words, "sweep.poll_s=0.1"), seconds=250)
+    with forked():
+        ended(sweep(REAL, where, *REAL_WORDS[1:], *words, "sweep.poll_s=0.1"), seconds=250)
     return where
 
 

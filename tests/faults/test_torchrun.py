@@ -22,7 +22,7 @@ from support import TESTS
 from support.processes import below, children
 from support.ranks import folder
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("warm")]
 TOY = ["--config-dir", str(TESTS / "conf"), "experiment=toy", "run=toy"]
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 Start = Callable[..., subprocess.Popen[bytes]]
@@ -101,14 +101,14 @@ def test_a_killed_agent_takes_its_workers_along(start: Start, tmp_path: Path) ->
 def test_a_run_goes_on_to_the_same_bits_after_the_agent_and_then_everything_is_killed(
     start: Start, tmp_path: Path
 ) -> None:
-    everstep = [sys.executable, "-m", "everstep.launch", "run", *TOY, "job.nproc=2", "steps=400", "checkpoint.every=60"]
+    everstep = [sys.executable, "-m", "everstep.launch", "run", *TOY, "job.nproc=2", "steps=200", "checkpoint.every=30"]
     whole = start(*everstep, root=tmp_path / "whole")
     assert whole.wait(60) == 0
     process = start(*everstep)
-    until(lambda: step_of(tmp_path, 1) > 100)
+    until(lambda: step_of(tmp_path, 1) > 50)
     (agent,) = children(process.pid)
     os.kill(agent, signal.SIGKILL)
-    until(lambda: step_of(tmp_path, 2) > 200)
+    until(lambda: step_of(tmp_path, 2) > 100)
     for pid in [process.pid, *below(process.pid)]:
         os.kill(pid, signal.SIGKILL)
     process.wait()

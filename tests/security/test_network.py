@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,6 +64,7 @@ def said_to(port: int, *words: bytes, host: str = "127.0.0.1") -> str:
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 def test_a_run_on_one_machine_listens_only_on_the_loopback_and_only_while_it_starts(
     tmp_path: Path, parallel: str
@@ -75,6 +77,7 @@ def test_a_run_on_one_machine_listens_only_on_the_loopback_and_only_while_it_sta
     seen: set[str] = set()
 
     def stepped() -> bool:
+        time.sleep(0.1)  # or asking costs more than the run
         seen.update(listening(run.pid))
         assert run.poll() is None, log.read_text()
         return re.search(r"step \d+/", log.read_text()) is not None
@@ -315,6 +318,7 @@ def two_nodes(tmp_path: Path, keys: tuple[str, str]) -> tuple[list[subprocess.Po
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 def test_the_agents_of_two_nodes_meet_and_listen_on_the_one_address_of_the_store(tmp_path: Path) -> None:
     agents, port, log = two_nodes(tmp_path, ("ab" * 32, "ab" * 32))
     try:
@@ -336,6 +340,7 @@ def test_the_agents_of_two_nodes_meet_and_listen_on_the_one_address_of_the_store
 
 
 @pytest.mark.process
+@pytest.mark.usefixtures("warm")
 def test_a_node_with_another_key_is_left_outside_with_a_line(tmp_path: Path) -> None:
     agents, port, log = two_nodes(tmp_path, ("ab" * 32, "cd" * 32))
     try:

@@ -18,7 +18,7 @@ from everstep.launch.schedulers import registry
 from support.file_scheduler import VARIABLE
 from support.processes import below
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(600), pytest.mark.usefixtures("warm")]
 VARIABLES = {
     "WANDB_API_KEY": "PLANTED01" * 5,
     "AWS_SECRET_ACCESS_KEY": "PLANTED02aws",

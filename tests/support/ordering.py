@@ -21,7 +21,7 @@ BRIEF_S = 3.0
 """Files that take less are not in the table."""
 SHARED = {
     "slurm": ("cluster/test_slurm_submit", "cluster/test_slurm_sweep", "cluster/test_slurm_faults",
-              "cluster/test_slurm_ends"),
+              "cluster/test_slurm_ends", "cluster/test_slurm_names"),
     "stores": ("contract/test_google_xml_server", "contract/test_credentials", "contract/test_storage",
                "faults/test_store_faults", "faults/test_fault_proxy", "faults/test_shared_cache"),
 }  # fmt: skip

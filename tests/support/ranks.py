@@ -23,6 +23,7 @@ import torch.distributed.checkpoint
 import torch.distributed.fsdp
 
 import everstep.trainer.assemble  # noqa: F401
+from everstep import provenance
 from everstep.compose import compose
 from everstep.rank_env import die_with_parent
 from everstep.run_folder import RunFolder
@@ -33,8 +34,10 @@ from support import TESTS
 
 torch.set_num_threads(1)
 TIMEOUT_S = 150.0
-# What every rank would do by itself after the fork: fill the parser's tables, and look at all that was imported.
+# What every rank would do by itself after the fork: fill the parser's tables, read the metadata of all packages, and
+# look at all that was imported.
 compose(["experiment=toy"], [str(TESTS / "conf")])
+PACKAGES = provenance.packages()
 gc.collect()
 gc.freeze()
 
@@ -126,6 +129,7 @@ def _fork(rank: int, world: int, port: int, work: Callable[[int], int], log: Pat
         os.dup2(stream, 1)
         os.dup2(stream, 2)
         faulthandler.enable(stream)
+        provenance.packages = lambda: PACKAGES
         sys.stdout, sys.stderr = (open(fd, "w", buffering=1, closefd=False) for fd in (1, 2))  # noqa: SIM115
         code = work(rank)
     except SystemExit as leaving:

@@ -18,6 +18,8 @@ from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.schedulers import registry
 from support.file_scheduler import VARIABLE, FileScheduler
 
+pytestmark = pytest.mark.usefixtures("warm")
+
 
 @pytest.fixture(autouse=True)
 def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,31 @@ def test_outside_of_git_the_named_packages_and_scripts_are_taken(tmp_path: Path,
     ]  # fmt: skip
 
 
+def test_outside_of_git_what_the_named_ones_import_from_the_folder_is_taken_too(tmp_path: Path, run: RunFolder) -> None:
+    folder = tmp_path / "plain"
+    texts = {
+        "mine/task.py": "import trainer\nfrom lib.layers import Layer\nfrom . import inner\n",
+        "mine/inner.py": "def late():\n    import json, data.load as load\n",
+        "trainer.py": "from mine import task\nimport numpy, absent\n", "lib/__init__.py": "", "lib/layers.py": "",
+        "lib/table.csv": "1", "data/load.py": "", "data/pictures.bin": "0", "other.py": "", "numpy/notes.py": "",
+        "tools/train.py": "import helper, other2\n", "tools/helper.py": "", "other2.py": "this is { no Python",
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    kept = take(run, folder, plugins=["mine"])
+    assert files(unpack(run, kept.digest, tmp_path / "node")).keys() == {
+        "mine/task.py", "mine/inner.py", "trainer.py", "lib/__init__.py", "lib/layers.py", "lib/table.csv",
+        "data/load.py",
+    }  # fmt: skip
+    kept = take(run, folder, scripts=["tools/train.py"])
+    assert files(unpack(run, kept.digest, tmp_path / "node")).keys() == {
+        "tools/train.py",
+        "tools/helper.py",
+        "other2.py",
+    }
+
+
 def test_a_store_keeps_it_as_a_disk_does(checkout: Path, tmp_path: Path) -> None:
     run = RunFolder(f"memory://snapshot/{tmp_path.name}")
     kept = take(run, checkout)

@@ -16,7 +16,7 @@ from everstep.launch.job_start.start_record import Start
 from everstep.launch.schedulers.kubernetes.job_status import IGNORED
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
-from support import ledger_toy
+from support import ledger_toy, warm
 from support.kube.place import Place, place
 from support.kube.proxy import Between
 from support.kube.runs import Run
@@ -29,7 +29,7 @@ DEATH = "a node that dies without a word"
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
-    with place(tmp_path_factory.mktemp("faults"), NODES) as made:
+    with place(tmp_path_factory.mktemp("faults"), NODES, warm.Popen) as made:
         if made.root is None:
             pytest.skip("RUN_ROOT is no folder: these tests read what pods have noted in one that both see")
         made.root.mkdir(exist_ok=True)

@@ -10,18 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from support import warm
 from support.kube.place import PATHS, PATIENCE_S, Place, place
 from support.processes import until
 from support.sweep_processes import REAL, TESTS, ended, ends, kill, results, sweep, told
 
-pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.process, pytest.mark.cluster, pytest.mark.timeout(900), pytest.mark.usefixtures("warm")]
 GRID = ["optimizer.lr=0.01,0.1", "seed=0,1", "steps=12"]
 PARALLEL = 2
 
 
 @pytest.fixture
 def there(tmp_path: Path) -> Iterator[Place]:
-    with place(tmp_path) as made:
+    with place(tmp_path, popen=warm.Popen) as made:
         if made.root is None:
             pytest.skip("RUN_ROOT is no folder: this test reads what trials have left in one that both see")
         made.root.mkdir(parents=True, exist_ok=True)

@@ -20,16 +20,18 @@ AGENT = [sys.executable, "-m", "support.kube.node_agent"]
 
 
 class Agents:
-    """`under`: a command that starts each agent, and takes something from it."""
+    """`under`: a command that starts each agent, and takes something from it. `popen`: of agents and pods; the one of
+    `support.warm` forks them."""
 
     def __init__(
-        self, kubeconfig: str, folder: Path, names: list[str], heartbeat_s: float, under: Sequence[str] = ()
-    ) -> None:
+        self, kubeconfig: str, folder: Path, names: list[str], heartbeat_s: float, under: Sequence[str] = (),
+        popen: type[subprocess.Popen[str]] = subprocess.Popen,
+    ) -> None:  # fmt: skip
         words = ["--kubeconfig", kubeconfig, "--folder", str(folder), "--heartbeat", str(heartbeat_s)]
         if Wire(Path(kubeconfig)).tls is not None:
             # A server that speaks TLS asks for logs in the same way; whose certificate it is it does not look at.
             words += ["--certificate", *certificate(folder)]
-        self._running = {name: _start(name, [*under, *AGENT, *words]) for name in names}
+        self._running = {name: _start(name, [*under, *AGENT, *words], popen) for name in names}
         for child in self._running.values():
             assert child.stdout is not None
             assert child.stdout.readline(), "an agent has not come up"
@@ -58,7 +60,5 @@ def certificate(folder: Path) -> tuple[str, str]:
     return str(folder / "cert.pem"), str(folder / "key.pem")
 
 
-def _start(name: str, words: list[str]) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*words, "--node", name], env={**os.environ, "PYTHONPATH": PATHS}, text=True, stdout=subprocess.PIPE
-    )
+def _start(name: str, words: list[str], popen: type[subprocess.Popen[str]]) -> subprocess.Popen[str]:
+    return popen([*words, "--node", name], env={**os.environ, "PYTHONPATH": PATHS}, text=True, stdout=subprocess.PIPE)

@@ -55,17 +55,17 @@ class Container:
     isolated: bool
 
     @staticmethod
-    def start(words: list[str], env: dict[str, str], log: Path, own: Own) -> Container:
-        """NotStarted when the program is not found."""
+    def start(words: list[str], env: dict[str, str], log: Path, own: Own, where: str | None = None) -> Container:
+        """In the folder `where`. NotStarted when the program is not found."""
         if shutil.which(words[0], path=env["PATH"]) is None:
             raise NotStarted(f'exec: "{words[0]}": executable file not found in $PATH')
         if why_plain() is not None:
-            child = _popen(words, env, log, subprocess.DEVNULL)
+            child = _popen(words, env, log, subprocess.DEVNULL, where)
             return Container(child, child.pid, isolated=False)
         read, write = os.pipe()
         with os.fdopen(read) as ear:
             with os.fdopen(write, "w"):
-                child = _popen([*own.words, *words], env, log, write)
+                child = _popen([*own.words, *words], env, log, write, where)
             told = ear.readline()
         if not told:
             child.wait()
@@ -82,9 +82,9 @@ class Container:
         return kept + sum(map(_pages, _family(self.pid))) * PAGE
 
 
-def _popen(words: list[str], env: dict[str, str], log: Path, stdin: int) -> subprocess.Popen[bytes]:
+def _popen(words: list[str], env: dict[str, str], log: Path, stdin: int, where: str | None) -> subprocess.Popen[bytes]:
     with log.open("ab") as out:
-        return subprocess.Popen(words, env=env, stdin=stdin, stdout=out, stderr=out, start_new_session=True)
+        return subprocess.Popen(words, env=env, cwd=where, stdin=stdin, stdout=out, stderr=out, start_new_session=True)
 
 
 def _family(pid: int) -> list[int]:

@@ -55,7 +55,7 @@ class Process:
         env, places = self._env(container), self._places(container)
         words = [_expand(word, env) for word in (*container.get("command", []), *container.get("args", []))]
         env = {key: str(places.get(value, value)) for key, value in env.items()} | {MARK: self.mark}
-        self.container = Container.start(words, env, self.log, self._own())
+        self.container = Container.start(words, env, self.log, self._own(), container.get("workingDir"))
 
     def _own(self) -> Own:
         """As the kubelet sets it up."""

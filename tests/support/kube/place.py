@@ -47,6 +47,8 @@ class Place:
     simulated: bool = False
     agents: Agents | None = None
     """Nodes of our own, if it has any."""
+    popen: type[subprocess.Popen[str]] = subprocess.Popen
+    """Of launchers."""
 
     def __post_init__(self) -> None:
         self.namespace = f"everstep-test-{uuid.uuid4().hex[:8]}"
@@ -188,8 +190,8 @@ class Place:
 
     def start(self, folder: Path, *words: str, kubeconfig: str | None = None) -> subprocess.Popen[str]:
         env = {**os.environ, "PYTHONPATH": PATHS, "KUBECONFIG": kubeconfig or self.kubeconfig}
-        return subprocess.Popen([sys.executable, "-m", "everstep.launch", *words], cwd=folder, env=env, text=True,
-                                stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
+        return self.popen([sys.executable, "-m", "everstep.launch", *words], cwd=folder, env=env, text=True,
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)  # fmt: skip
 
     def everstep(self, folder: Path, *words: str) -> str:
         child = self.start(folder, *words)
@@ -199,8 +201,11 @@ class Place:
 
 
 @contextlib.contextmanager
-def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
-    """A namespace that is removed afterwards; on one without kubelets, as the simulated, with nodes of our own."""
+def place(folder: Path, nodes: int = 3, popen: type[subprocess.Popen[str]] = subprocess.Popen) -> Iterator[Place]:
+    """A namespace that is removed afterwards; on one without kubelets, as the simulated, with nodes of our own.
+
+    `popen`: of launchers, of these nodes and of their pods.
+    """
     with contextlib.ExitStack() as stack:
         if kubeconfig := os.environ.get("EVERSTEP_KUBECONFIG"):
             simulated = False
@@ -210,10 +215,10 @@ def place(folder: Path, nodes: int = 3) -> Iterator[Place]:
             kubeconfig, simulated = stack.enter_context(_simulated(folder)), True
             image, root, scale = "any", str(folder / "runs"), SCALE
         stack.enter_context(_environment("KUBECONFIG", kubeconfig))
-        made = Place(kubeconfig, image, root or "", scale, simulated)
+        made = Place(kubeconfig, image, root or "", scale, simulated, popen=popen)
         if nodes:
             names = [f"{made.namespace}-{number}" for number in range(nodes)]
-            made.agents = Agents(kubeconfig, folder / "nodes", names, max(HEARTBEAT_S * scale, 0.5))
+            made.agents = Agents(kubeconfig, folder / "nodes", names, max(HEARTBEAT_S * scale, 0.5), popen=popen)
             for name in names:  # or the next pods go to nodes that nobody has missed yet
                 stack.callback(made.client.remove, f"/api/v1/nodes/{name}")
             stack.callback(made.agents.stop)

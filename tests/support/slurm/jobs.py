@@ -11,15 +11,20 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from everstep.launch.job_start.allocation import expand
 from everstep.run_folder import RunFolder
-from support import PATHS, TESTS, ledger_toy
+from support import PATHS, TESTS, ledger_toy, warm
 from support.fake_trainer import HELD_AT
 from support.slurm.cluster import Cluster
 
 PATIENCE_S = 280.0
 """For a machine that has much else to do; an idle one needs a fifth of it."""
+
+
+def executed(words: list[str], timeout: float, **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(words, timeout=timeout, capture_output=True, text=True, check=False, **options)
 
 
 class Looks:
@@ -75,8 +80,8 @@ class Job:
     def everstep(self, *words: str, env: dict[str, str] | None = None, where: Path | None = None) -> str:
         environment = {**self.cluster.env, "PYTHONPATH": PATHS, **(env or {})}
         argv = [sys.executable, "-m", "everstep.launch", *words]
-        done = subprocess.run(argv, cwd=where or self.root, env=environment,
-                              capture_output=True, text=True, timeout=120, check=False)  # fmt: skip
+        run = warm.run if environment["PYTHONPATH"] == PATHS else executed  # another path may bring a sitecustomize
+        done = run(argv, 120, cwd=where or self.root, env=environment)
         if done.returncode:
             raise RuntimeError(f"exit code {done.returncode}: {done.stderr}")
         return done.stdout
