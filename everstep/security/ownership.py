@@ -1,4 +1,4 @@
-"""Checks that no other user of the machine can write, read or replace a file or folder, and files made so."""
+"""Checks that no other user of the machine can write, read or replace a file; files made so."""
 
 from __future__ import annotations
 

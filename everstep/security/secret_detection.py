@@ -31,7 +31,10 @@ SECRET_FORMS = re.compile(
 SECRET_KEYS = re.compile(
     r"(?i)(?:^|_)(?:password|passwd|(?:api|secret|access)_?key|client_?secret|(?:auth|access|api|bearer|hf)_?token)$"
 )
-"""Keys of a config whose text is a secret. `token` and `key` alone are none: pad_token, the key of a split."""
+"""Keys of a config whose text is a secret.
+
+`token` and `key` alone are none: pad_token, the key of a split.
+"""
 ASSIGNED = re.compile(r"\b(\w+)=(?=[^\s$'\"]|'[^'$]+'|\"[^\"$]+\")")
 """NAME=VALUE in a line of shell, with a literal value: $(…) and $NAME are none."""
 SECRET_FILES = (

@@ -17,7 +17,10 @@ STAGED = ".staged"
 Buffer = bytes | memoryview
 """Read-only bytes."""
 LARGEST_READ = 1 << 30
-"""Bytes of a local file that is read whole. One with holes costs its author no disk, and its reader memory."""
+"""Bytes of a local file that is read whole.
+
+One with holes costs its author no disk, and its reader memory.
+"""
 BLOCK_BYTES = 4 << 20
 LONGEST_LINE = 1 << 20
 """Bytes of a record in a file of JSON lines; a longer one is left out."""

@@ -83,7 +83,7 @@ class Command:
             preexec_fn=leash(os.getpid(), hangs_up=not self.reads),
         )
         self.pid = self._process.pid
-        self._hung = HungAgent(self.pid, idle_s if agent else float("inf"))
+        self._hung = HungAgent(lambda: children(self.pid), idle_s if agent else float("inf"))
 
     def poll(self) -> int | None:
         code = self._process.poll()

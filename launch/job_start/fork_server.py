@@ -39,6 +39,7 @@ class ForkServer:
                 preexec_fn=leash(os.getpid(), hangs_up=not reads),
             )
         self.pid = self._process.pid
+        self.env = dict(env)
         self._gone = False
 
     @property
@@ -74,6 +75,11 @@ class ForkServer:
         code = self.close()
         if self.unfit is None:
             self.unfit = f"its process ended with {code} before it was ready"
+
+    def kill(self) -> None:
+        """End the server and its ranks at once."""
+        self._process.kill()
+        self.close()
 
     def close(self) -> int:
         """End the server and with it all ranks; return its exit code."""

@@ -13,14 +13,17 @@ from typing import Any
 from everstep.fault import death_of
 from everstep.launch.job_start.child import has_terminal
 from everstep.launch.job_start.fork_server import ForkServer
-from everstep.launch.job_start.hung_agent import HungAgent
+from everstep.launch.job_start.other_nodes import OtherNodes
 from everstep.outcome import Ending, Outcome
+from everstep.processes import created_at
 from everstep.rank_env import LOST_PEER
 
 LAST_WORDS_S = 0.5
 """Seconds that ranks have to say what they lost after a signal has killed another one."""
 KILL_S = 10.0
 """Seconds in which killed processes end."""
+CHECK_S = 1.0
+"""Seconds between two checks that ranks run."""
 
 
 class RankGroup:
@@ -32,14 +35,16 @@ class RankGroup:
     Args:
         environments: environment of each rank, as changes to that of the fork server.
         output: a file descriptor for their output; None is this process's own.
+        others: the other nodes of the start.
     """
 
     def __init__(
         self,
         server: ForkServer,
-        environments: Sequence[Mapping[str, str]],
+        environments: Sequence[Mapping[str, str | None]],
         output: int | None,
         grace_s: float,
+        others: OtherNodes | None = None,
     ) -> None:
         self.server = server
         self.pid = server.pid
@@ -47,6 +52,7 @@ class RankGroup:
         self.name = "rank 0" if self.alone else "the fork server"
         self.reads = self.alone and has_terminal()
         self.grace_s = grace_s
+        self._others = others
         self._environments = environments
         self._output = output
         self._pids: list[int] = []
@@ -56,7 +62,9 @@ class RankGroup:
         """Processes that were killed here."""
         self._asked = self._stopping = False
         self._kill_at = float("inf")
-        self._hung: HungAgent | None = None
+        self._unreported = float("inf")
+        """Time at which all ranks had ended, as the kernel says, while the fork server had not reported it."""
+        self._checked = 0.0
 
     def poll(self) -> int | None:
         for message in self.server.messages():
@@ -71,13 +79,18 @@ class RankGroup:
             self._ask()
         if len(self._codes) == len(self._environments):
             return self._code()
+        if self._others is not None and self._others.wait_s is not None:
+            self._kill_in(self._others.wait_s)
         if time.monotonic() > self._kill_at:
             self._kill_living()
         return None
 
+    def _kill_in(self, seconds: float) -> None:
+        """Kill the ranks of this node in so many seconds, unless that comes sooner already."""
+        self._kill_at = min(self._kill_at, time.monotonic() + seconds)
+
     def _ask(self) -> None:
         self._asked = True
-        self._hung = HungAgent(self.server.pid, self.grace_s)
         for environment in self._environments:
             self.server.fork(environment, self._output)
 
@@ -90,10 +103,13 @@ class RankGroup:
             self._codes[message["ended"]] = code = message["code"]
             if code:
                 wait_s = LAST_WORDS_S if code < 0 or code == LOST_PEER else self.grace_s
-                self._kill_at = min(self._kill_at, time.monotonic() + wait_s)
+                if self._others is not None and self._kill_at == float("inf"):
+                    self._others.announce(wait_s)
+                self._kill_in(wait_s)
 
     def descriptors(self) -> list[int]:
-        return self.server.descriptors()
+        waiting = self._others is not None and self._others.wait_s is None
+        return self.server.descriptors() + ([self._others.descriptor] if self._others is not None and waiting else [])
 
     def savers(self) -> list[int]:
         return [pid for pid in self._pids if pid not in self._codes]
@@ -104,16 +120,24 @@ class RankGroup:
             self._signal(pid, signal.SIGTERM)
 
     def is_hung(self) -> bool:
-        return self._hung is not None and self._hung.is_hung()
+        """True if all ranks have ended for longer than the grace period and the fork server has not reported it."""
+        now = time.monotonic()
+        if len(self._pids) == len(self._environments) and now - self._checked > CHECK_S:
+            self._checked = now
+            ended = not any(created_at(pid) for pid in self.savers())
+            self._unreported = min(self._unreported, now) if ended else float("inf")
+        return now - self._unreported > self.grace_s
 
     def kill(self) -> None:
+        if self.is_hung():
+            self.server.kill()
         deadline = time.monotonic() + KILL_S
         while self._asked and not self.server.gone and len(self._codes) < len(self._environments):
             for message in self.server.messages():
                 self._note(message)
             self._kill_living()
             if time.monotonic() > deadline:
-                self.server.close()
+                self.server.kill()
             time.sleep(0.001)
 
     def _kill_living(self) -> None:
@@ -130,8 +154,10 @@ class RankGroup:
         """Return rank and exit code of the process that failed first, not merely because of another; else 0."""
         failed = [(pid, code) for pid, code in self._codes.items() if code]
         own = [(pid, code) for pid, code in failed if code != LOST_PEER and pid not in self._killed]
-        pid, code = (own or failed or [(self._pids[0], 0)])[0]
-        return int(self._environments[self._pids.index(pid)].get("RANK", "0")), code
+        if self.alone:
+            own = failed
+        pid, code = own[0] if own else (self._pids[0], LOST_PEER if failed else 0)
+        return int(self._environments[self._pids.index(pid)].get("RANK") or 0), code
 
     def _code(self) -> int:
         _, code = self._first()

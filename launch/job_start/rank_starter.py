@@ -11,9 +11,14 @@ from dataclasses import dataclass, field
 from everstep.launch.console import say
 from everstep.launch.job_start.child import has_terminal
 from everstep.launch.job_start.fork_server import ForkServer
+from everstep.launch.job_start.other_nodes import OtherNodes
 from everstep.launch.job_start.process import Local
 from everstep.launch.job_start.rank_group import RankGroup, rank_environments
+from everstep.launch.torchrun import JOIN_NODES_S, Rendezvous
 from everstep.security.job_secrets import START_KEY, STORE
+
+Shared = tuple[dict[str, str], OtherNodes | None]
+ALONE = Rendezvous()
 
 
 @dataclass
@@ -30,7 +35,8 @@ class RankStarter:
     nproc: int
     warm: bool
     """False: no fork server."""
-    _server: ForkServer | None = field(default=None, repr=False)
+    server: ForkServer | None = field(default=None, repr=False)
+    """Kept from earlier starts, and for later ones."""
 
     def __post_init__(self) -> None:
         self.warm = self.warm and sys.platform == "linux"
@@ -39,22 +45,26 @@ class RankStarter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._server is not None:
-            self._server.close()
+        if self.server is not None:
+            self.server.close()
 
-    def run(self, cold: Sequence[str], output: int | None = None) -> int:
-        """Run one start on this machine alone; return its exit code.
+    def run(
+        self, cold: Sequence[str], output: int | None = None, meeting: Rendezvous = ALONE, key: str | None = None
+    ) -> int:
+        """Run this machine's part of one start; return its exit code.
 
         Args:
             cold: argv with which the ranks are started without a fork server.
             output: a file descriptor for all output; None is the caller's own.
+            meeting: the nodes of the start.
+            key: of the start, in hexadecimal digits, where it has several nodes.
 
         Raises:
             LeftAtOnce: the user has asked a second time to stop.
         """
         if self.warm:
             server = self._ready_server()
-            code = self._run_forked(server, output)
+            code = self._run_forked(server, output, meeting, key)
             if not server.unfit or self.local.stopped is not None:
                 return code
             say(f"ranks are started as new processes, not forked: {server.unfit}")
@@ -62,22 +72,29 @@ class RankStarter:
         return self.local.run(cold, self.env, output)
 
     def _ready_server(self) -> ForkServer:
-        if self._server is None or self._server.gone:
-            self._server = ForkServer(self.program, self.env, reads=self.nproc == 1 and has_terminal())
-        return self._server
+        if self.server is None or self.server.gone:
+            # The key of a start is good for its ranks only, and these get it one by one.
+            env = {name: value for name, value in self.env.items() if name != START_KEY}
+            self.server = ForkServer(self.program, env, reads=self.nproc == 1 and has_terminal())
+        return self.server
 
-    def _run_forked(self, server: ForkServer, output: int | None) -> int:
-        if self.nproc == 1:
-            return self.local.run_child(lambda more: RankGroup(server, [more], output, self.local.grace_s))
-        with _store_here(self.env) as shared:
-            ranks = [{**rank, **shared} for rank in rank_environments(self.nproc)]
+    def _run_forked(self, server: ForkServer, output: int | None, meeting: Rendezvous, key: str | None) -> int:
+        changed = _difference(server.env, self.env)
+        if meeting.nodes == 1 and self.nproc == 1:
             return self.local.run_child(
-                lambda more: RankGroup(server, [{**rank, **more} for rank in ranks], output, self.local.grace_s)
+                lambda more: RankGroup(server, [{**changed, **more}], output, self.local.grace_s)
+            )
+        shared = _store_here(self.env) if meeting.nodes == 1 else _store_of_nodes(meeting, str(key))
+        with shared as (added, others):
+            places = rank_environments(self.nproc, meeting.rank, meeting.nodes)
+            ranks = [{**changed, **place, **added} for place in places]
+            return self.local.run_child(
+                lambda more: RankGroup(server, [{**rank, **more} for rank in ranks], output, self.local.grace_s, others)
             )
 
 
 @contextlib.contextmanager
-def _store_here(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
+def _store_here(env: Mapping[str, str]) -> Iterator[Shared]:
     """Host the store of a start on this machine; yield the variables by which its ranks find it."""
     # Imported here: asyncio takes its time, in which the fork server is importing as well.
     from everstep.rendezvous.interface import stay_on_this_machine
@@ -91,7 +108,34 @@ def _store_here(env: Mapping[str, str]) -> Iterator[dict[str, str]]:
     stay_on_this_machine(interfaces)
     added = {name: value for name, value in interfaces.items() if name not in env}
     try:
-        yield {**added, STORE: server.address, START_KEY: key, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+        yield {**added, **_variables(server.address, key, "127.0.0.1")}, None
     finally:
         server.close()
         folder.close()
+
+
+@contextlib.contextmanager
+def _store_of_nodes(meeting: Rendezvous, key: str) -> Iterator[Shared]:
+    """Host the store of a start on the first of its nodes; yield the variables to find it, and the other nodes."""
+    from everstep.rendezvous.store_server import StoreServer
+
+    address, secret = f"tcp:{meeting.endpoint}", bytes.fromhex(key)
+    server = StoreServer(address, secret) if meeting.rank == 0 else None
+    others = OtherNodes(address, secret, meeting.rank, meeting.nodes, JOIN_NODES_S)
+    try:
+        yield _variables(address, key, meeting.endpoint.rpartition(":")[0].strip("[]")), others
+    finally:
+        others.leave()
+        if server is not None:
+            server.close()
+
+
+def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str | None]:
+    """Return the environment variables of this start that differ from those of the fork server; None: not set."""
+    removed: dict[str, str | None] = dict.fromkeys(before.keys() - now.keys())
+    return removed | {name: value for name, value in now.items() if before.get(name) != value and name != START_KEY}
+
+
+def _variables(address: str, key: str, host: str) -> dict[str, str]:
+    """Return the variables by which ranks find the store; there is no store of torch's own."""
+    return {STORE: address, START_KEY: key, "MASTER_ADDR": host, "MASTER_PORT": "0"}

@@ -127,9 +127,14 @@ class Start:
             self._last_words[name] = report
         return report
 
-    def announce(self, endpoint: str) -> None:
-        """Publish the rendezvous endpoint and the clock of the head node."""
-        facts = {"endpoint": endpoint, "time": time.time(), "ahead_of_folder_s": self.ahead_of_folder_s()}
+    def announce(self, endpoint: str, nproc: int) -> None:
+        """Publish the rendezvous endpoint, the processes and the clock of the head node."""
+        facts = {
+            "endpoint": endpoint,
+            "nproc": nproc,
+            "time": time.time(),
+            "ahead_of_folder_s": self.ahead_of_folder_s(),
+        }
         self.folder.storage.write(self.path("head.json"), _json(facts))
 
     def await_head(self, wait: Callable[[float], bool], deadline_s: float) -> str | None:
@@ -146,6 +151,11 @@ class Start:
                 if not wait(pause_s):
                     return None
         return None
+
+    def processes_of_head(self) -> int | None:
+        """Return the number of processes that the head node starts; None if it has not said."""
+        found = self.folder.facts(self.path("head.json")).get("nproc")
+        return found if isinstance(found, int) else None
 
     def ahead_of_head_s(self) -> float:
         """Return the least number of seconds by which this clock is ahead of the head's; negative if behind.

@@ -21,8 +21,10 @@ from everstep.launch import torchrun
 from everstep.launch.config import processes, threads
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.fork_server import ForkServer
 from everstep.launch.job_start.output_capture import Output
 from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local
+from everstep.launch.job_start.rank_starter import RankStarter
 from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import token
@@ -50,7 +52,12 @@ def main(arguments: Sequence[str]) -> int:
     folder, spec = RunFolder(arguments[0]), spec_of(arguments[1:])
     with Signals() as signals:  # before anything slow, so that no signal is lost
         try:
-            return Node(folder, Allocation.of(os.environ), JobSpec.submitted(folder, spec), signals).run()
+            node = Node(folder, Allocation.of(os.environ), JobSpec.submitted(folder, spec), signals)
+            try:
+                return node.run()
+            finally:
+                if node.fork_server is not None:
+                    node.fork_server.close()
         except EverstepError as error:
             say(str(error))
             return error.exit_code
@@ -71,6 +78,8 @@ class Node:
     signals: Signals
     number: int | None = None
     """Number of the start; None reads it from the environment."""
+    fork_server: ForkServer | None = field(default=None, repr=False)
+    """Kept from the last start on this node, and for the next one; the caller closes it."""
     _key: str | None = field(default=None, repr=False)
     """Key of the start, which the nodes share; None on one node, whose agent makes one."""
 
@@ -129,10 +138,14 @@ class Node:
         argv = [sys.executable, *program] if alone else torchrun.agent(program, nproc, job.grace_s, meeting)
         self.local.agent = not alone
         self.local.idle_s = job.grace_s + SLACK_S if self.submitted.is_trainer else SCRIPT_IDLE_S
+        env, warm = self.environment(threads(job, nproc)), job.warm and self.submitted.is_trainer
+        starter = RankStarter(self.local, program, env, nproc, warm, self.fork_server)
         try:
-            return self.local.run(argv, self.environment(threads(job, nproc)), output)
+            return starter.run(argv, output, meeting, self._key)
         except LeftAtOnce:
             return 130
+        finally:
+            self.fork_server = starter.server
 
     def program(self) -> list[str]:
         """Return the program that torchrun starts; a script in the snapshot is taken from there."""
@@ -173,7 +186,7 @@ class Node:
         if place == 0:
             secret = token.offer(self.start, os.environ)
             mine = self._address()
-            self.start.announce(f"{mine}:{free_port(self.allocation.job, mine)}")
+            self.start.announce(f"{mine}:{free_port(self.allocation.job, mine)}", processes(self.submitted.job))
         # The head needs at most as long as its slowest check.
         endpoint = self.start.await_head(self.local.wait, self.submitted.job.check_s + 60)
         if endpoint is None:
@@ -182,6 +195,7 @@ class Node:
         if place != 0:
             secret = token.receive(self.start, os.environ)
             self._compare_clocks(hosts[0])
+            self._compare_processes(hosts[0])
         self._key = start_key(secret, name)
         return torchrun.Rendezvous(len(hosts), endpoint, place, name)
 
@@ -189,6 +203,12 @@ class Node:
         """Return the address at which the other nodes reach this one."""
         interface, told = self.submitted.job.interface, self.allocation.address
         return told if told and interface is None else address(interface)
+
+    def _compare_processes(self, head: str) -> None:
+        """Raise BadNode if the head starts another number of processes: ranks are numbered by it."""
+        here, there = processes(self.submitted.job), self.start.processes_of_head()
+        if self.submitted.is_trainer and there is not None and there != here:
+            raise BadNode(f"job.nproc=auto: {here} processes here, {there} on {head}; set job.nproc, or leave it out")
 
     def _compare_clocks(self, head: str) -> None:
         """Report a clock that differs from the head's; BadNode if by more than MOST_SKEW_S."""

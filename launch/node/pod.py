@@ -22,6 +22,7 @@ from typing import NoReturn
 from everstep.errors import EverstepError, StorageError
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
+from everstep.launch.job_start.fork_server import ForkServer
 from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import Decisions, Start
 from everstep.launch.node.agent import Node, spec_of
@@ -95,6 +96,8 @@ class Pod:
     """Time at which the last start ended: the wait for other pods began then."""
     _known: Start | None = None
     """The newest start; its facts do not change, so they are read once."""
+    _fork_server: ForkServer | None = field(default=None, repr=False)
+    """Kept over the starts; it ends with this process."""
 
     def __post_init__(self) -> None:
         self.job = self.allocation.job
@@ -198,10 +201,11 @@ class Pod:
             hosts.index(self.me.host),
             self.allocation.address,
         )
-        node = Node(self.folder, allocation, self.submitted, self.signals, start.number)
+        node = Node(self.folder, allocation, self.submitted, self.signals, start.number, self._fork_server)
         with Watch(self, start) as watch:
             node.local.abandon = watch.changed.is_set
             code = node.run()
+        self._fork_server = node.fork_server
         if node.local.stopped is not None:
             raise Leave(PREEMPTED, f"{node.local.stopped}: stopped, and goes on in another pod")
         if any(report.host == self.me.host and report.failed for report in start.reports()):

@@ -146,7 +146,7 @@ def test_the_processes_get_the_key_of_their_start_and_not_the_token(
     job = JobSpec(JobConfig(interface="lo", nproc=2), ("-m", "everstep.trainer"), None)
     with Signals() as signals:
         start = Start.claim(folder, Allocation.of(SLURM), None)
-        start.announce("10.0.0.1:20012")
+        start.announce("10.0.0.1:20012", 1)
         node = Node(folder, Allocation.of(SLURM), job, signals)
         meeting = node._meet()
     assert meeting == Rendezvous(3, "10.0.0.1:20012", 1, "12.2.1")
@@ -197,7 +197,7 @@ def test_starts_are_numbered_and_know_how_their_nodes_fared(folder: RunFolder) -
 def test_nobody_waits_for_a_head_that_says_nothing(folder: RunFolder) -> None:
     start = Start.claim(folder, Allocation.of(SLURM), None)
     assert start.await_head(lambda _: False, 60) is None
-    start.announce("10.0.0.1:20012")
+    start.announce("10.0.0.1:20012", 1)
     assert start.await_head(lambda _: True, 60) == "10.0.0.1:20012"
 
 
@@ -231,7 +231,7 @@ def test_a_folder_that_is_no_runs_is_one_line(folder: RunFolder) -> None:
 def test_clocks_that_agree_are_not_told_of(folder: RunFolder) -> None:
     start = Start.claim(folder, Allocation.of(SLURM), None)
     start.await_head(lambda _: False, 60)
-    start.announce("10.0.0.1:20012")
+    start.announce("10.0.0.1:20012", 1)
     start.await_head(lambda _: True, 60)
     assert start.ahead_of_head_s() == 0
 
@@ -248,7 +248,7 @@ def test_a_clock_that_differs_from_the_heads_is_measured(
     with monkeypatch.context() as patched:
         patched.setattr(time, "time", lambda: true() + skew_s)
         start.await_head(lambda _: False, 60)
-    start.announce("10.0.0.1:20012")
+    start.announce("10.0.0.1:20012", 1)
     monkeypatch.setattr(time, "time", lambda: true() + skew_s)
     assert start.await_head(lambda _: True, 60) == "10.0.0.1:20012"
     assert start.ahead_of_head_s() == pytest.approx(skew_s, abs=1)

@@ -126,7 +126,7 @@ def test_packages_in_a_folder_of_another_user_are_named_again(
     assert main(["resume", "mine"]) == 2
     assert "would run plugins=[mine], and nothing shows that you wrote this" in capsys.readouterr().err
     assert started == []
-    assert main(["resume", "mine", "plugins=[mine]", "job.nproc=1"]) == 0
+    assert main(["resume", "mine", "plugins=[mine]", "job.nproc=1", "job.warm=false"]) == 0
     assert started == [(1, 60, ["mine"])]
 
 
@@ -213,7 +213,7 @@ def test_a_launcher_that_died_between_intent_and_job_leaves_the_question_to_subm
 def test_a_job_may_go_on_here(stopped: Records, started: list[tuple[Any, ...]]) -> None:
     as_job(stopped)
     FileScheduler().set("0", state="failed")
-    assert main(["resume", "demo", "job=local", "job.nproc=1"]) == 0
+    assert main(["resume", "demo", "job=local", "job.nproc=1", "job.warm=false"]) == 0
     assert (submitted(), started) == ([], [(1, 60, [])])
 
 
