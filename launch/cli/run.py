@@ -36,7 +36,7 @@ EXAMPLES = """examples:
   everstep run --cfg experiment=digits                        show the resolved config and start nothing
 
 Ctrl-C once saves and stops; twice leaves at once.
-exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another start, 75 stopped and saved, 1 crashed, stalled
+exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another start, 75 stopped and saved, 1 crashed
 """
 
 

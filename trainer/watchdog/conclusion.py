@@ -8,6 +8,7 @@ the agent would wait for its grace period, and a stopped process ignores all sig
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -153,7 +154,11 @@ def kill(process: Process, own: Process, number: int) -> None:
     if process.pid == own.pid or process_facts(process.pid).get("parent") != own.parent:
         return
     with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.kill(process.pid, number)
+        if number == WATCHDOG_SIGNAL and sys.platform == "linux":
+            # To the main thread: another one might dump the stacks of a stopped process after this one has gone on.
+            ctypes.CDLL(None).tgkill(process.pid, process.pid, number)
+        else:
+            os.kill(process.pid, number)
 
 
 def leave() -> NoReturn:

@@ -1,0 +1,67 @@
+"""Ways to hang in the middle of a step: each is what a rank of the toy does in one of its passes."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch.distributed as dist
+
+from support import toy
+
+
+def stop() -> None:
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def loop() -> None:
+    while True:
+        pass
+
+
+def sleep() -> None:
+    time.sleep(10**6)
+
+
+def hold_lock_busy() -> None:
+    sum(range(10**13))
+
+
+def hold_lock_blocked() -> None:
+    while True:  # a signal ends a sleep
+        ctypes.PyDLL(None).sleep(10**6)
+
+
+def join_alone() -> None:
+    """Enter a collective that no other rank enters."""
+    dist.barrier()
+
+
+def now_and_then(seconds: float) -> Callable[[], None]:
+    return lambda: time.sleep(seconds)
+
+
+def in_pass(number: int, act: Callable[[], None], ranks: Collection[int] = (1,), method: str = "loss"
+            ) -> Callable[[int], None]:  # fmt: skip
+    """A trap: `act` as the task's `number`-th pass begins on each of these ranks, 1 being the rehearsal's."""
+
+    def lay(rank: int) -> None:
+        if rank in ranks:
+            before(toy.ToyTask, method, number, act)
+
+    return lay
+
+
+def before(owner: Any, method: str, number: int, act: Callable[[], None]) -> None:
+    original, calls = getattr(owner, method), iter(range(1, 10**9))
+
+    def trapped(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) == number:
+            act()
+        return original(*args, **kwargs)
+
+    setattr(owner, method, trapped)
