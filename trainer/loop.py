@@ -82,6 +82,7 @@ def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -
     """Account for finished steps; True if one of them was not finite."""
     progress, bad = parts.state.progress, False
     parts.journal.record_saves(parts.checkpoints.finished_saves)
+    parts.journal.record_stragglers(parts.step.activity.stragglers)
     for info in infos:
         progress.items += info.items
         parts.journal.step(info, parts.loader.wait_s)

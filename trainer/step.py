@@ -31,6 +31,7 @@ from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import TaskMetrics, checked, float64_advice, inputs, sparse_advice
 from everstep.trainer.update import Applied, Update
 from everstep.trainer.watchdog.activity import CompiledShapes, Phase
+from everstep.trainer.watchdog.device_time import ForwardTime
 
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
@@ -142,6 +143,10 @@ class Stepper:
         self.update = Update(state, parallel, config.clip, config.global_batch)
         self.metrics = TaskMetrics(parallel.mesh)
         self.activity = parallel.mesh.activity
+        if not parallel.waits_forward:
+            # On a GPU the host may wait in a forward pass for the device, and that for other ranks.
+            self.activity.measure((Phase.data,) if on_cuda else (Phase.data, Phase.forward))
+        self.forward_time = ForwardTime(self.activity, self.device)
         self.shapes = CompiledShapes(parallel.compiles)
         dtype = parallel.cast or torch.float32
         self.weight = torch.full((), 1.0 / config.global_batch, dtype=dtype, device=self.device)
@@ -219,7 +224,9 @@ class Stepper:
             self._seed(step, microbatch.index)
             with self.parallel.gradient_sync(last):
                 self.activity.at(Phase.forward, step, number, self.shapes.is_new(microbatch.batch))
+                self.forward_time.start()
                 loss = self._loss(microbatch.batch)
+                self.forward_time.stop()
                 self.activity.at(Phase.backward, step, number)
                 self.metrics.add(loss, microbatch.real)
                 if microbatch.real:

@@ -66,6 +66,12 @@ class ParallelModel:
     compiles: bool = False
     """True if torch.compile compiles the model, for each new shape of its inputs."""
 
+    @property
+    def waits_forward(self) -> bool:
+        """True if a forward pass may wait for other ranks, so that its time says nothing about this one."""
+        syncs = any("SyncBatchNorm" in type(inner).__name__ for inner in self.model.modules())
+        return syncs or not isinstance(self.module, DistributedDataParallel)
+
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context of one microbatch: gradients are reduced with the step's last one.
 

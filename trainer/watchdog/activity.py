@@ -8,8 +8,9 @@ import os
 import struct
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 
 class Phase(enum.IntEnum):
@@ -48,6 +49,9 @@ class Mark(NamedTuple):
     """True if the phase is passed for the first time: compilers, tuners and caches are at work."""
 
 
+if TYPE_CHECKING:
+    from everstep.trainer.watchdog.straggler import Straggler
+
 PAGE = struct.Struct("<iqqd")
 """Phase, step, turn and time of a mark, as other processes of the node read it."""
 
@@ -63,9 +67,13 @@ class Activity:
         self._seen: set[object] = set()
         self._page: mmap.mmap | None = None
         self.mark = Mark(Phase.build, 0, 0, time.monotonic(), True)
-        self.forward_s = 0.0
-        """Seconds in forward passes so far: nobody waits there for another rank, unless the model does so itself."""
-        self.forwards = 0
+        self.own_s = 0.0
+        """Seconds so far in which this rank fetched data and passed forward, and waited for no other."""
+        self.passes = 0
+        """Forward passes so far; 0 where they wait for other ranks, so that their times tell nothing."""
+        self._own: tuple[Phase, ...] = ()
+        self.stragglers: deque[Straggler | None] = deque(maxlen=8)
+        """News of stragglers, which the training loop reports: the one found, or None when it is gone."""
 
     def at(self, phase: Phase, step: int, turn: int = 0, fresh: bool = False) -> None:
         """Mark the place that the main thread comes to.
@@ -74,15 +82,20 @@ class Activity:
             fresh: this pass does something for the first time, such as compiling for a new shape.
         """
         now, last = time.monotonic(), self.mark
-        if last[0] is Phase.forward:
-            self.forward_s += now - last[3]
-            self.forwards += 1
+        if self._own:
+            if last[0] in self._own:
+                self.own_s += now - last[3]
+            self.passes += last[0] is Phase.forward
         if phase not in self._seen:
             self._seen.add(phase)
             fresh = True
         self.mark = Mark(phase, step, turn, now, fresh)
         if self._page is not None:
             PAGE.pack_into(self._page, 0, phase, step, turn, now)
+
+    def measure(self, own: tuple[Phase, ...]) -> None:
+        """Add up the time in these phases from now on: nobody waits there for another rank."""
+        self._own = own
 
     def share(self) -> int:
         """Copy each mark to memory that other processes of this node can read; return its descriptor, or -1.

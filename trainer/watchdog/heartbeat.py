@@ -53,8 +53,8 @@ class Heartbeat:
     process: Process
     has_left: bool = False
     """True if the rank has ended its part and is not watched any more."""
-    forward_s: float = 0.0
-    forwards: int = 0
+    own_s: float = 0.0
+    passes: int = 0
 
     @property
     def place(self) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from everstep.trainer.watchdog.evidence import is_debugged
 from everstep.trainer.watchdog.exchange import REQUEST_S, Exchange
 from everstep.trainer.watchdog.heartbeat import Heartbeat, Process, limit_of
 from everstep.trainer.watchdog.judge import Judge, Verdict
+from everstep.trainer.watchdog.straggler import StragglerSearch
 
 LOG = logging.getLogger("everstep")
 LONGEST_BEAT_S = 1.0
@@ -39,6 +40,7 @@ class Watchdog:
         self._process = Process.own(_open(log), activity.share())
         self._switch = DeadManSwitch(self._process.stacks)
         self._judge = Judge(exchange.rank, world, stall_s, min(max(4 * self.beat_s, 2.0), stall_s / 2))
+        self._stragglers = StragglerSearch()
         self._beat = 0
         self._resumed = time.monotonic()
         """Time at which this process was last seen to resume; no activity is older."""
@@ -65,6 +67,7 @@ class Watchdog:
             if now - last > max(self.stall_s / 2, 2 * self.beat_s) or is_debugged():
                 self._resumed = now
                 self._judge.resume(now)
+                self._stragglers.restart()
             last = now
             if (verdict := self._look(now)) is not None:
                 self._concluding.set()
@@ -79,6 +82,8 @@ class Watchdog:
             self._exchange.send(self._heartbeat(now))
             said, beats = self._exchange.read(self._judge.wanted(now))
             proposed = self._judge.see(beats, now) if said is None else None
+            if len(beats) == self._exchange.world and self._stragglers.see(beats, now):
+                self._activity.stragglers.append(self._stragglers.found)
             if proposed is not None:
                 said = self._exchange.decide(proposed.to_json())
             self._is_behind = False
@@ -101,8 +106,8 @@ class Watchdog:
             limit_of(mark, self.stall_s),
             self._process,
             self._closed.is_set(),
-            activity.forward_s,
-            activity.forwards,
+            activity.own_s,
+            activity.passes,
         )
 
     def _reconnect(self, error: Exception) -> None:
