@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Collection
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -65,3 +66,20 @@ def before(owner: Any, method: str, number: int, act: Callable[[], None]) -> Non
         return original(*args, **kwargs)
 
     setattr(owner, method, trapped)
+
+
+class HangingTask(toy.ToyTask):
+    """The toy, of which one rank stops in a pass, the first time only."""
+
+    def __init__(self, rank: int, number: int, once: str, **options: Any) -> None:
+        super().__init__(**options)
+        self.trap = (os.environ.get("RANK", "0") == str(rank), number, once)
+        self.passes = 0
+
+    def loss(self, model: Any, batch: Any) -> Any:
+        self.passes += 1
+        mine, number, once = self.trap
+        if mine and self.passes == number and not os.path.exists(once):
+            Path(once).touch()
+            stop()
+        return super().loss(model, batch)

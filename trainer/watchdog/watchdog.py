@@ -47,6 +47,7 @@ class Watchdog:
         self._closed = threading.Event()
         self._concluding = threading.Event()
         self._is_behind = False
+        self._switch.arm(LATER_S + stall_s)  # now: before the first heartbeat Python's lock may be lost already
         exchange.send(self._heartbeat(self._resumed))
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._thread.start()
