@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from everstep.outcome import Ending, Outcome
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
+from everstep.trainer.watchdog import watchdog
 from everstep.trainer.watchdog.evidence import process_facts
+from everstep.trainer.watchdog.straggler import StragglerSearch
 from everstep.trainer.watchdog.watchdog import LATER_S
 from support import hangs, toy
 from support.processes import alive, until
@@ -260,3 +263,21 @@ def test_the_watchdog_can_be_switched_off(tmp_path: Path) -> None:
         assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
     assert train(2, tmp_path, "stop.stall_s=null", before=hangs.in_pass(PASS, look)).codes == [0, 0]
+
+
+def test_a_slow_rank_is_named_in_an_event_and_in_the_status_and_nothing_else_happens(tmp_path: Path) -> None:
+    def lay(rank: int) -> None:
+        watchdog.StragglerSearch = partial(StragglerSearch, window_steps=5, window_s=0.3)  # type: ignore[misc, assignment]
+        original = toy.ToyTask.loss
+
+        def slow(*args: Any) -> Any:
+            time.sleep(0.03 if rank == 1 else 0.0)
+            return original(*args)
+
+        toy.ToyTask.loss = slow  # type: ignore[method-assign]
+
+    ended = train(3, tmp_path, "steps=60", "evaluate.every=null", f"stop.stall_s={STALL_S}", before=lay)
+    assert ended.codes == [0, 0, 0], ended.printed
+    found = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "straggler"]
+    assert [event["rank"] for event in found] == [1]
+    assert "rank 1 on " in folder(tmp_path).facts("progress.json")["straggler"]

@@ -90,6 +90,7 @@ def test_on_two_nodes_of_a_network_the_rank_beside_the_stopped_one_ends_it(begin
         trainer = ["-m", "everstep.trainer"]
         here = begin(*torchrun, "--rdzv-conf=is_host=1", f"--local-addr={other.here}", "--nproc-per-node=1", *trainer,
                      env={"GLOO_SOCKET_IFNAME": f"{other.name}a"})  # fmt: skip
-        there = begin("ip", "netns", "exec", other.name, *torchrun, "--rdzv-conf=is_host=0", f"--local-addr={other.there}",
-                      "--nproc-per-node=2", *trainer, env={"GLOO_SOCKET_IFNAME": f"{other.name}b"})  # fmt: skip
+        there = begin("ip", "netns", "exec", other.name, *torchrun, "--rdzv-conf=is_host=0",
+                      f"--local-addr={other.there}", "--nproc-per-node=2", *trainer,
+                      env={"GLOO_SOCKET_IFNAME": f"{other.name}b"})  # fmt: skip
         assert_killed_and_gone_on(tmp_path, [here, there])

@@ -8,6 +8,7 @@ row and costs a good part of each step: noise changes its place, a throttled dev
 from __future__ import annotations
 
 import statistics
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -61,8 +62,8 @@ class StragglerSearch:
         self.found: Straggler | None = None
         """Straggler of the last windows."""
         self._since: _Since | None = None
-        self._row: list[Straggler] = []
-        """Slowest ranks of the last windows, as long as it is the same one."""
+        self._last: deque[Straggler | None] = deque(maxlen=WINDOWS)
+        """The slow rank of each of the last windows."""
 
     def see(self, beats: Mapping[int, Heartbeat], now: float) -> bool:
         """Take note of all ranks' heartbeats; True if `found` has changed."""
@@ -74,19 +75,23 @@ class StragglerSearch:
             return False
         if here.step - self._since.step < self.window_steps or now - self._since.at < self.window_s:
             return False
-        slowest, self._since = _slowest(self._since, here), here
-        if slowest is None or (self._row and self._row[-1].rank != slowest.rank):
-            self._row.clear()
-        if slowest is not None:
-            self._row = [*self._row[1 - WINDOWS :], slowest]
-        named = self._row[-1] if len(self._row) == WINDOWS else None
-        before, self.found = self.found, named
-        return (before and before.rank) != (named and named.rank)
+        self._last.append(_slowest(self._since, here))
+        self._since = here
+        before, self.found = self.found, self._named()
+        return (before and before.rank) != (self.found and self.found.rank)
+
+    def _named(self) -> Straggler | None:
+        """Return the rank that was slow in all of the last windows; the one before, until it was slow in none."""
+        ranks = [each.rank if each is not None else None for each in self._last]
+        newest = self._last[-1]
+        if newest is not None and ranks == [newest.rank] * WINDOWS:
+            return newest
+        return self.found if self.found is not None and self.found.rank in ranks else None
 
     def restart(self) -> None:
         """Begin a new window: this process was suspended."""
         self._since = None
-        self._row.clear()
+        self._last.clear()
 
 
 def _slowest(since: _Since, until: _Since) -> Straggler | None:
