@@ -281,3 +281,11 @@ def test_a_slow_rank_is_named_in_an_event_and_in_the_status_and_nothing_else_hap
     found = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "straggler"]
     assert [event["rank"] for event in found] == [1]
     assert "rank 1 on " in folder(tmp_path).facts("progress.json")["straggler"]
+
+
+def test_a_rank_that_hangs_in_its_own_output_is_reported_all_the_same(tmp_path: Path) -> None:
+    ended, seconds = hang(tmp_path, hangs.in_pass(PASS, hangs.print_without_reader, ranks=[0]))
+    ending = ending_of(tmp_path)
+    assert (ending.outcome, ending.rank) == (Outcome.stalled, 0), ended.printed
+    assert seconds < BOUND_S + 2.0
+    assert "in print_without_reader" in ending.reason

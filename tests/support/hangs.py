@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -83,3 +84,12 @@ class HangingTask(toy.ToyTask):
             Path(once).touch()
             stop()
         return super().loss(model, batch)
+
+
+def print_without_reader() -> None:
+    """Print into a pipe that is full and that nobody reads: the lock of the stream is held from then on."""
+    reading, writing = os.pipe()
+    os.dup2(writing, 2)
+    os.dup2(reading, 0)  # else it would be closed, and the print would fail
+    while True:
+        print("x" * 4096, file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from everstep.outcome import Ending, Outcome
 from everstep.run_folder import EVENTS, RunFolder
 from everstep.trainer.reporting.outcome import hand_over
 from everstep.trainer.watchdog.activity import Phase
-from everstep.trainer.watchdog.conclusion import REPORT_S, bounded
+from everstep.trainer.watchdog.conclusion import FLUSH_S, REPORT_S, bounded
 from everstep.trainer.watchdog.stall import Stall
 
 LOG = logging.getLogger("everstep")
@@ -41,12 +41,16 @@ class StallReport:
 
     def end(self, stall: Stall) -> None:
         """Show the stall, and record it as event and outcome of the attempt, within REPORT_S."""
-        where = self.folder.attempt(self.attempt, f"stall-{stall.step:08d}")
-        LOG.error("%s", stall.reason)
-        print(printable(f"error: {stall.reason}; stacks in {self.folder.url}/{where}"), file=sys.stderr, flush=True)
+        # In threads: the main thread may hang in this very log, output or store, and hold its lock.
+        bounded(lambda: self._show(stall), FLUSH_S)
         ending = ending_of(stall, self.rank)
         if not bounded(lambda: self._write(stall, ending), REPORT_S):
             hand_over(ending)
+
+    def _show(self, stall: Stall) -> None:
+        where = self.folder.attempt(self.attempt, f"stall-{stall.step:08d}")
+        print(printable(f"error: {stall.reason}; stacks in {self.folder.url}/{where}"), file=sys.stderr, flush=True)
+        LOG.error("%s", stall.reason)
 
     def _write(self, stall: Stall, ending: Ending) -> None:
         event = {

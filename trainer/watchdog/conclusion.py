@@ -34,6 +34,8 @@ REPORT_S = 5.0
 """Seconds that a run folder may take to accept a report."""
 DUMP_S = 0.5
 """Seconds that another process may take to dump its stacks."""
+FLUSH_S = 1.0
+"""Seconds that a log or a reader of the output may take."""
 POLL_S, DUMP_POLL_S = 0.02, 0.005
 STOPPED = "T"
 
@@ -68,8 +70,9 @@ class Conclusion:
             else:
                 self._await_report()
             keeping.join(1.0)
-        except Exception:
-            LOG.exception("the watchdog could not report all")
+        except Exception as error:
+            said = f"the watchdog could not report all: {error}"
+            bounded(lambda: LOG.error("%s", said), FLUSH_S)
         finally:
             for suspect in self._charges:
                 kill(suspect.process, self.process, signal.SIGKILL)
@@ -162,12 +165,16 @@ def kill(process: Process, own: Process, number: int) -> None:
 
 
 def leave() -> NoReturn:
-    """End this process without a collective; whatever its main thread does."""
+    """End this process without a collective, whatever its main thread does: it may hold the locks of all outputs."""
+    bounded(_flush, FLUSH_S)
+    os._exit(1)
+
+
+def _flush() -> None:
     logging.shutdown()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(Exception):
             stream.flush()
-    os._exit(1)
 
 
 def bounded(work: Callable[[], object], seconds: float) -> bool:
