@@ -29,14 +29,16 @@ def begin(tmp_path: Path) -> Iterator[object]:
     """Starts a program with the words of a toy that hangs once; nothing of it is left afterwards."""
     begun: list[subprocess.Popen[bytes]] = []
     toy = ["--config-dir", str(TESTS / "conf"), "experiment=toy", "run=toy", f"run_root={tmp_path}",
-           "task._target_=support.hangs.HangingTask", "+task.rank=1", "+task.number=20", f"+task.once={tmp_path}/once",
+           "task._target_=support.hangs.HangingTask", "+task.number=20", f"+task.once={tmp_path}/once",
            "plugins=[support.toy,support.hangs]", f"stop.stall_s={STALL_S}"]  # fmt: skip
 
-    def start(*command: str, env: dict[str, str] | None = None) -> subprocess.Popen[bytes]:
+    def start(*command: str, env: dict[str, str] | None = None, rank: int = 1, how: str = "stop"
+              ) -> subprocess.Popen[bytes]:  # fmt: skip
         path = os.pathsep.join(map(str, (TESTS.parent, TESTS)))
         given = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **(env or {})}
         with (tmp_path / "printed").open("ab") as printed:
-            begun.append(subprocess.Popen([*command, *toy], env=given, cwd=tmp_path, stdout=printed, stderr=printed))
+            words = [*command, *toy, f"+task.rank={rank}", f"+task.how={how}"]
+            begun.append(subprocess.Popen(words, env=given, cwd=tmp_path, stdout=printed, stderr=printed))
         return begun[-1]
 
     yield start
@@ -58,7 +60,7 @@ def assert_killed_and_gone_on(root: Path, processes: list[subprocess.Popen[bytes
     ending = folder(root).ending(1)
     assert ending is not None
     assert ending.outcome is Outcome.stalled
-    assert [process.wait(120) for process in processes] == [0] * len(processes), (root / "printed").read_text()
+    assert [process.wait(200) for process in processes] == [0] * len(processes), (root / "printed").read_text()
     last = folder(root).last_ending()
     assert last is not None
     assert (last.outcome, folder(root).attempts()) == (Outcome.done, [1, 2])
@@ -77,6 +79,17 @@ def test_everstep_run_kills_a_stopped_rank_after_the_report_and_starts_again(beg
     shown = subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout
     assert '"outcome": "stalled"' in shown
     assert '"stalled": 0.0' not in shown
+
+
+def test_one_process_that_its_own_timer_has_ended_has_stalled_and_starts_again(begin, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    process = begin(sys.executable, "-m", "everstep.launch", "run", "job.nproc=1", rank=0,
+                    how="hold_lock_busy")  # fmt: skip
+    assert process.wait(200) == 0, (tmp_path / "printed").read_text()
+    ending = folder(tmp_path).ending(1)
+    assert ending is not None
+    assert ending.outcome is Outcome.stalled
+    assert "rank 0 was ended by its watchdog: no Python ran in it" in ending.reason
+    assert "in hold_lock_busy" in (tmp_path / "toy/attempts/0001/rank-0000.log").read_text()
 
 
 @needs_namespaces

@@ -70,10 +70,11 @@ def before(owner: Any, method: str, number: int, act: Callable[[], None]) -> Non
 
 
 class HangingTask(toy.ToyTask):
-    """The toy, of which one rank stops in a pass, the first time only."""
+    """The toy, of which one rank hangs in a pass, the first time only; `how` is the name of a function here."""
 
-    def __init__(self, rank: int, number: int, once: str, **options: Any) -> None:
+    def __init__(self, rank: int, number: int, once: str, how: str = "stop", **options: Any) -> None:
         super().__init__(**options)
+        self.how = how
         self.trap = (os.environ.get("RANK", "0") == str(rank), number, once)
         self.passes = 0
 
@@ -82,7 +83,7 @@ class HangingTask(toy.ToyTask):
         mine, number, once = self.trap
         if mine and self.passes == number and not os.path.exists(once):
             Path(once).touch()
-            stop()
+            globals()[self.how]()
         return super().loss(model, batch)
 
 
