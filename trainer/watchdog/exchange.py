@@ -30,7 +30,8 @@ class Exchange:
         self.world = world
         self._origin = store
         self._store: Store = HashStore() if store is None else store.clone()  # type: ignore[attr-defined]
-        self._complete = False
+        self._known: set[int] = set()
+        """Ranks that have sent their first heartbeat: reads of a missing key would wait."""
         self._store.compare_set(_key("verdict"), "", NONE)
 
     @property
@@ -48,10 +49,10 @@ class Exchange:
     def read(self, ranks: Sequence[int]) -> tuple[str | None, dict[int, Heartbeat]]:
         """Return the verdict, if there is one, and the heartbeats of `ranks`; none until all have sent their first."""
         keys = [_key("verdict"), *map(_key, ranks)]
-        if not self._complete and not self._store.check(keys):
+        if self._known.issuperset(ranks) or self._store.check(keys):
+            self._known.update(ranks)
+        else:
             keys = keys[:1]
-        elif len(ranks) == self.world:
-            self._complete = True
         verdict, *beats = self._store.multi_get(keys)
         found = dict(zip(ranks, map(Heartbeat.from_json, beats), strict=False))
         return (None if verdict == NONE.encode() else verdict.decode()), found
