@@ -21,7 +21,7 @@ from everstep.outcome import Ending, Outcome
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.reporting.sinks import read_lines
-from everstep.trainer.watchdog import watchdog
+from everstep.trainer.watchdog import evidence, watchdog
 from everstep.trainer.watchdog.evidence import process_facts
 from everstep.trainer.watchdog.straggler import StragglerSearch
 from everstep.trainer.watchdog.watchdog import LATER_S
@@ -289,3 +289,16 @@ def test_a_rank_that_hangs_in_its_own_output_is_reported_all_the_same(tmp_path: 
     assert (ending.outcome, ending.rank) == (Outcome.stalled, 0), ended.printed
     assert seconds < BOUND_S + 2.0
     assert "in print_without_reader" in ending.reason
+
+
+def test_evidence_that_cannot_be_had_does_not_keep_the_stall_from_being_reported(tmp_path: Path) -> None:
+    def lay(rank: int) -> None:
+        def fail() -> str:
+            raise OSError("no memory for a file")
+
+        evidence.dump_stacks = fail
+        hangs.in_pass(PASS, hangs.stop)(rank)
+
+    ended, seconds = hang(tmp_path, lay)
+    ending = ending_of(tmp_path)
+    assert (ending.outcome, ending.rank, seconds < BOUND_S) == (Outcome.stalled, 1, True), ended.printed

@@ -34,6 +34,8 @@ REPORT_S = 5.0
 """Seconds that a run folder may take to accept a report."""
 DUMP_S = 0.5
 """Seconds that another process may take to dump its stacks."""
+KEEP_S = 1.0
+"""Seconds beyond the report that a run folder may take to accept the evidence."""
 FLUSH_S = 1.0
 """Seconds that a log or a reader of the output may take."""
 POLL_S, DUMP_POLL_S = 0.02, 0.005
@@ -58,25 +60,21 @@ class Conclusion:
     report: Report
 
     def run(self) -> NoReturn:
-        """Do this rank's part; it ends with the process."""
-        try:
-            if self._is_frozen:  # it was, when the verdict was given
-                self._await_report()
-                leave()
-            kept = [self._own(), *map(self._examine, self._charges)]
-            keeping = _start(lambda: self._keep(kept))
-            if self.exchange.rank == self.verdict.judge:
-                self._report()
-            else:
-                self._await_report()
-            keeping.join(1.0)
-        except Exception as error:
-            said = f"the watchdog could not report all: {error}"
-            bounded(lambda: LOG.error("%s", said), FLUSH_S)
-        finally:
-            for suspect in self._charges:
-                kill(suspect.process, self.process, signal.SIGKILL)
-            leave()
+        """Do this rank's part; it ends with the process. What fails must not keep the rest from being done."""
+        keeping: list[threading.Thread] = []
+        if not self._is_frozen:  # it was, when the verdict was given
+            _try(lambda: keeping.append(self._testify()))
+        _try(self._report if self.exchange.rank == self.verdict.judge else self._await_report)
+        for thread in keeping:
+            thread.join(KEEP_S)
+        for suspect in self._charges:
+            kill(suspect.process, self.process, signal.SIGKILL)
+        leave()
+
+    def _testify(self) -> threading.Thread:
+        """Give evidence about this rank and its charges to the judge; return the thread that writes it down."""
+        kept = [self._own(), *map(self._examine, self._charges)]
+        return _start(lambda: self._keep(kept))
 
     @property
     def _charges(self) -> list[Suspect]:
@@ -108,20 +106,31 @@ class Conclusion:
             self.report.keep(self.verdict.step, rank, text, flight)
 
     def _report(self) -> None:
+        evidence: dict[int, Evidence] = {}
+        _try(lambda: evidence.update(self._gather()))
+        self.report.end(stall_of(self.verdict, evidence, self.exchange.world))
+        self.exchange.release()
+
+    def _gather(self) -> dict[int, Evidence]:
         suspects = self.verdict.suspects
         mute = [each for each in suspects if self.verdict.kind is Kind.frozen and each.witness is None]
         # Of all ranks, not only those named: when this one leaves, the others lose their connections and end.
         _poll(lambda: self.exchange.given >= self.exchange.world - len(mute), EVIDENCE_S)
-        ranks = [each.rank for each in suspects]
-        evidence = {rank: Evidence.unpack(each) for rank, each in self.exchange.evidence(ranks).items()}
-        stall = stall_of(self.verdict, evidence, self.exchange.world)
-        self.report.end(stall)
-        self.exchange.release()
+        given = self.exchange.evidence([each.rank for each in suspects])
+        return {rank: Evidence.unpack(each) for rank, each in given.items()}
 
     def _await_report(self) -> None:
         """Wait until the judge has reported; report in its place, with less evidence, if it does not."""
         if not _poll(self.exchange.is_released, EVIDENCE_S + REPORT_S + 1.0):
             self.report.end(stall_of(self.verdict, {}, self.exchange.world))
+
+
+def _try(work: Callable[[], object]) -> None:
+    try:
+        work()
+    except Exception as error:
+        said = f"the watchdog could not do all: {error}"
+        bounded(lambda: LOG.error("%s", said), FLUSH_S)
 
 
 def _text(facts: dict[str, object], stacks: str) -> str:
