@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everstep import compose, frozen_config
@@ -27,7 +28,10 @@ from everstep.trainer.stop import Stop
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+    from everstep.trainer.distributed.mesh import Mesh
     from everstep.trainer.loop import Parts
+    from everstep.trainer.reporting.stall_report import StallReport
+    from everstep.trainer.watchdog.watchdog import Watchdog
 
 LAST_SAVE_S = 60.0
 """Seconds that a failed rank waits for the pending save, so that its steps need not be repeated."""
@@ -199,8 +203,6 @@ def _run(
     from everstep.trainer.reporting.stall_report import StallReport
     from everstep.trainer.watchdog.activity import Phase
     from everstep.trainer.watchdog.evidence import record_flights
-    from everstep.trainer.watchdog.exchange import Exchange
-    from everstep.trainer.watchdog.watchdog import Watchdog
 
     laps.end("import")
     parts, watchdog = None, None
@@ -210,10 +212,8 @@ def _run(
             record_flights()
         mesh = form(place, store, run.parallel, run.group_timeout_s)
         laps.end("rendezvous")
-        if run.stop.stall_s is not None:
-            report = StallReport(folder, assignment.attempt, place.rank)
-            exchange = Exchange(mesh.store, mesh.rank, mesh.world)
-            watchdog = Watchdog(mesh.activity, exchange, run.stop.stall_s, report, log.file)
+        report = StallReport(folder, assignment.attempt, place.rank)
+        watchdog = _watchdog(mesh, run.stop.stall_s, report, log.file)
         start = Start(folder, assignment.attempt, laps, assignment.micro_batch)
         built = build(run, start, mesh)
         mesh.activity.at(Phase.restore, 0)
@@ -239,6 +239,15 @@ def _run(
         if watchdog is not None:
             watchdog.close()
     return ending, None
+
+
+def _watchdog(mesh: Mesh, stall_s: float | None, report: StallReport, log: Path) -> Watchdog | None:
+    from everstep.trainer.watchdog.exchange import Exchange
+    from everstep.trainer.watchdog.watchdog import Watchdog
+
+    if stall_s is None:
+        return None
+    return Watchdog(mesh.activity, Exchange(mesh.store, mesh.rank, mesh.world), stall_s, report, log)
 
 
 def _close(parts: Parts, ending: Ending) -> None:
