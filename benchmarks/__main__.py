@@ -7,7 +7,7 @@ import sys
 
 NAMES = (
     "overhead", "startup", "order", "windows", "restart", "render", "data", "checkpoint", "resume", "upload", "sweep",
-    "asha",
+    "asha", "watchdog",
 )  # fmt: skip
 
 

@@ -20,6 +20,8 @@ from everstep.outcome import Fault
 
 LONGEST_REASON = 400
 """Largest number of characters of an error's message."""
+WATCHDOG_SIGNAL = getattr(signal, "SIGRTMIN", 34) + 5
+"""Signal by which the trainer's watchdog dumps the stacks of a process, and at the second time ends it."""
 _NAMES = """
     EIO ENOSPC EDQUOT EROFS ESTALE ENXIO ENODEV ENOMEM EMFILE ENFILE EAGAIN EBUSY EPERM EREMOTEIO ENOLINK ECONNREFUSED
     ECONNRESET ECONNABORTED EPIPE ENOTCONN ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN
@@ -102,14 +104,22 @@ def place_of(error: BaseException, plugins: Sequence[str] = ()) -> str:
         frames = [(frame, line) for frame, line in traceback.walk_tb(each.__traceback__) if _is_users(frame, roots)]
         if frames:
             frame, line = frames[-1]
-            return f"{_shown(frame.f_code.co_filename)}:{line}, in {frame.f_code.co_name}"
+            return line_of(frame.f_code.co_filename, line, frame.f_code.co_name)
     return ""
+
+
+def line_of(file: str, line: int, function: str) -> str:
+    return f"{_shown(file)}:{line}, in {function}"
 
 
 def _is_users(frame: FrameType, roots: set[str]) -> bool:
     if str(frame.f_globals.get("__name__", "")).split(".")[0] in roots:
         return True
-    file = frame.f_code.co_filename
+    return is_users_file(frame.f_code.co_filename)
+
+
+def is_users_file(file: str) -> bool:
+    """True for a file that belongs neither to Everstep, nor to Python, nor to an installed package."""
     if file.startswith("<") or {"site-packages", "dist-packages"} & set(Path(file).parts):
         return False
     return not os.path.abspath(file).startswith(_OTHERS)
@@ -181,6 +191,8 @@ def death_of(who: str, number: int, killed_for_memory: int) -> str:
         number: of the signal.
         killed_for_memory: kills counted by the control group since the process was started.
     """
+    if number == WATCHDOG_SIGNAL:
+        return f"{who} was ended by its watchdog: no Python ran in it (the end of its log has the stacks)"
     try:
         name = signal.Signals(number).name
     except ValueError:

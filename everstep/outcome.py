@@ -22,6 +22,8 @@ class Outcome(enum.Enum):
     diverged = "diverged"
     config_error = "config_error"
     superseded = "superseded"
+    stalled = "stalled"
+    """The watchdog has ended it: it got no further."""
     crashed = "crashed"
 
     @property
@@ -62,6 +64,8 @@ class Ending:
     """True if recorded by a rank that lost another one; the outcome of the lost rank replaces it."""
     patience: int | None = None
     """The `evaluate.patience` that ended the run before its last step."""
+    node: str = ""
+    """After stalled: host of the rank that kept the others waiting; empty if none was behind."""
 
     def repeats(self, earlier: Ending) -> bool:
         """True if both are the same error of the user's code at the same step."""
@@ -87,7 +91,7 @@ class Ending:
         for key in ("step", "rank", "micro_batch", "patience"):
             if facts.get(key) is not None:
                 whole(facts[key], key)
-        for key in ("reason", "error", "place"):
+        for key in ("reason", "error", "place", "node"):
             text(facts.get(key, ""), key, LONGEST)
         if facts.get("time") is not None:
             number(facts["time"], "time", 0, LATEST)

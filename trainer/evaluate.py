@@ -23,6 +23,7 @@ from everstep.trainer.state.train_state import Progress, TrainState
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, inputs
+from everstep.trainer.watchdog.activity import CompiledShapes
 
 ASK_EVERY = 16
 """Microbatches between two checks whether a rank was asked to stop."""
@@ -59,6 +60,7 @@ class Evaluator:
         self.data = {name: gather for name, gather in data.items() if name != TEST}
         self.test = data.get(TEST)
         self.stop = stop
+        self.shapes = CompiledShapes(parallel.compiles)
 
     def due(self, step: int, *, last: bool) -> bool:
         """True if this step must be evaluated; also after a restart if its evaluation was interrupted."""
@@ -121,6 +123,7 @@ class Evaluator:
         for number, microbatch in enumerate(batches):
             if number % ASK_EVERY == 0 and mesh.sum(torch.tensor(float(self.stop.asked), device=mesh.device)).item():
                 return None
+            mesh.activity.tick(self.shapes.is_new(microbatch.batch))
             seed_generators(microbatch_seed(data.seed, 0, number * mesh.world + mesh.rank), mesh.device)
             with self.parallel.autocast():
                 loss = checked(self.task.evaluate(self.parallel.module, inputs(microbatch.batch, cast)), "evaluate")

@@ -18,6 +18,7 @@ from everstep.trainer.evaluate import Evaluator, keep_score
 from everstep.trainer.reporting.reporter import Hook, Reporter
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.step import StepInfo, Stepper
+from everstep.trainer.watchdog.activity import Phase
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,12 @@ def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -
     """Account for finished steps; True if one of them was not finite."""
     progress, bad = parts.state.progress, False
     parts.journal.record_saves(parts.checkpoints.finished_saves)
+    parts.journal.record_stragglers(parts.step.activity.stragglers)
     for info in infos:
         progress.items += info.items
         parts.journal.step(info, parts.loader.wait_s)
-        for hook in parts.hooks:
+        for number, hook in enumerate(parts.hooks):
+            parts.step.activity.at(Phase.hook, progress.step, number)
             hook(info)
         _note_harmless(parts, info)
         if info.finite and not info.overflow and not info.empty:
@@ -124,6 +127,7 @@ def _step(steps: int, parts: Parts, batches: Iterator[list[Microbatch]]) -> list
 
     All results are returned if the weights are needed next, for an evaluation, a checkpoint or the end.
     """
+    parts.step.activity.at(Phase.data, parts.state.progress.step + 1)
     parts.step(next(batches))
     at = parts.state.progress.step
     saving = parts.checkpoints.due(at) or parts.checkpoints.due_on_nodes(at)
@@ -137,6 +141,7 @@ def _step(steps: int, parts: Parts, batches: Iterator[list[Microbatch]]) -> list
 def _evaluate(config: EvaluateConfig, parts: Parts) -> tuple[bool, bool]:
     """Evaluate; return (True if a stop was agreed meanwhile, True if the metric is the best so far)."""
     start = time.perf_counter()
+    parts.step.activity.at(Phase.evaluate, parts.state.progress.step)
     try:
         metrics = parts.evaluate()
     except torch.OutOfMemoryError as error:
@@ -157,6 +162,7 @@ def _save(parts: Parts, last: bool, local: bool) -> None:
     """
     checkpoints, step, done = parts.checkpoints, parts.state.progress.step, False
     start = time.perf_counter()
+    parts.step.activity.at(Phase.save, step)
     while not done:
         if checkpoints.saved_step != step and not checkpoints.save(local, last):
             parts.journal.event("save_skipped", step=step)
@@ -164,6 +170,7 @@ def _save(parts: Parts, last: bool, local: bool) -> None:
         parts.journal.record_saves(checkpoints.finished_saves)
         if not done and not local:
             time.sleep(checkpoints.retry_s)
+            parts.step.activity.tick()
         local = False
     parts.journal.pause(time.perf_counter() - start)
 
@@ -194,6 +201,7 @@ def _roll_back(parts: Parts) -> None:
     """Restore the last checkpoint and continue with the next batch; the steps in between are left out."""
     reached = parts.state.progress.step
     nonfinite, over = parts.state.progress.nonfinite, parts.state.progress.passed_over
+    parts.step.activity.at(Phase.rollback, reached)
     step = parts.checkpoints.reload()
     parts.step.forget()
     progress = parts.state.progress

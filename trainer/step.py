@@ -30,6 +30,8 @@ from everstep.trainer.stop import Stop
 from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import TaskMetrics, checked, float64_advice, inputs, sparse_advice
 from everstep.trainer.update import Applied, Update
+from everstep.trainer.watchdog.activity import CompiledShapes, Phase
+from everstep.trainer.watchdog.device_time import ForwardTime
 
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
@@ -140,6 +142,12 @@ class Stepper:
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
         self.update = Update(state, parallel, config.clip, config.global_batch)
         self.metrics = TaskMetrics(parallel.mesh)
+        self.activity = parallel.mesh.activity
+        if not parallel.waits_forward:
+            # On a GPU the host may wait in a forward pass for the device, and that for other ranks.
+            self.activity.measure((Phase.data,) if on_cuda else (Phase.data, Phase.forward))
+        self.forward_time = ForwardTime(self.activity, self.device)
+        self.shapes = CompiledShapes(parallel.compiles)
         dtype = parallel.cast or torch.float32
         self.weight = torch.full((), 1.0 / config.global_batch, dtype=dtype, device=self.device)
         """Gradient of each loss sum: it keeps gradients small until the items of the whole batch are counted."""
@@ -156,6 +164,7 @@ class Stepper:
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
         sums = self._backward(step, batches)
+        self.activity.at(Phase.update, step)
         applied = self._apply(sums[:4])
         if buffers is not None:
             buffers.after_step(before, applied.skipped)
@@ -214,7 +223,11 @@ class Stepper:
             last = number == len(batches) - 1
             self._seed(step, microbatch.index)
             with self.parallel.gradient_sync(last):
+                self.activity.at(Phase.forward, step, number, self.shapes.is_new(microbatch.batch))
+                self.forward_time.start()
                 loss = self._loss(microbatch.batch)
+                self.forward_time.stop()
+                self.activity.at(Phase.backward, step, number)
                 self.metrics.add(loss, microbatch.real)
                 if microbatch.real:
                     loss_sum += loss.sum.detach()

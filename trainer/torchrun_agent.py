@@ -7,6 +7,7 @@ signal, and records them as the outcome.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import os
@@ -19,7 +20,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import main as torchrun
 
 from everstep.errors import EverstepError
-from everstep.fault import OutOfMemoryCount, death_of
+from everstep.fault import WATCHDOG_SIGNAL, OutOfMemoryCount, death_of
 from everstep.outcome import Ending, Outcome
 from everstep.process_setup import keep_printing
 from everstep.rank_env import AGENT_PID, LOST_PEER
@@ -44,7 +45,8 @@ def main() -> int:
         rank, first = first_failure(failed.failures)
         if first.exitcode < 0:
             died = death_of(f"rank {rank}{_where(sys.argv)}", -first.exitcode, memory.since())
-            tell(sys.argv[1:], Ending(Outcome.crashed, 0, died, rank=rank))
+            outcome = Outcome.stalled if first.exitcode == -WATCHDOG_SIGNAL else Outcome.crashed
+            tell(sys.argv[1:], Ending(outcome, 0, died, rank=rank))
         return first.exitcode if first.exitcode > 0 else 1
     except SignalException as stopped:
         return 128 + stopped.sigval
@@ -72,13 +74,18 @@ def tell(arguments: Sequence[str], ending: Ending) -> None:
     Args:
         arguments: the agent's own; they name the run folder if the program is our trainer.
     """
-    print(f"error: {ending.reason}", file=sys.stderr)
     if "--frozen" not in arguments:
+        print(f"error: {ending.reason}", file=sys.stderr)
         return
     folder = RunFolder(arguments[arguments.index("--frozen") + 1])
+    with contextlib.suppress(EverstepError, OSError):
+        ours = _ours(folder)
+        said = folder.ending(ours[-1]) if ours else None
+        if said is not None and said.outcome is Outcome.stalled:
+            return  # the watchdog has reported, and then killed this worker
+    print(f"error: {ending.reason}", file=sys.stderr)
     try:
-        starter = os.environ.get(STARTER)
-        ours = [number for number in folder.attempts()[-2:] if starter and folder.starter(number) == starter]
+        ours = _ours(folder)
         if ours:
             said = folder.ending(ours[-1])
             step = said.step if said is not None else folder.facts(PROGRESS).get("step", 0)
@@ -87,6 +94,12 @@ def tell(arguments: Sequence[str], ending: Ending) -> None:
     except (EverstepError, OSError) as error:
         print(f"the reason is kept by the launcher: {error}", file=sys.stderr)
     hand_over(ending)
+
+
+def _ours(folder: RunFolder) -> list[int]:
+    """Return those of the last attempts that our launcher has started."""
+    starter = os.environ.get(STARTER)
+    return [number for number in folder.attempts()[-2:] if starter and folder.starter(number) == starter]
 
 
 def _where(arguments: Sequence[str]) -> str:

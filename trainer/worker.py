@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everstep import compose, frozen_config
@@ -27,7 +28,10 @@ from everstep.trainer.stop import Stop
 if TYPE_CHECKING:
     from torch._C._distributed_c10d import Store
 
+    from everstep.trainer.distributed.mesh import Mesh
     from everstep.trainer.loop import Parts
+    from everstep.trainer.reporting.stall_report import StallReport
+    from everstep.trainer.watchdog.watchdog import Watchdog
 
 LAST_SAVE_S = 60.0
 """Seconds that a failed rank waits for the pending save, so that its steps need not be repeated."""
@@ -70,7 +74,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         return 0
     folder = RunFolder(assignment.url)
     with RankLog(folder, assignment.attempt, place.rank) as log:
-        ending, failure = _run(run, folder, assignment, place, store, stop, laps)
+        ending, failure = _run(run, folder, assignment, place, store, stop, laps, log)
         report = OutcomeReport(folder, assignment.attempt, place, log.shown)
         if failure is not None:
             report.fail(failure, ending)
@@ -190,26 +194,37 @@ def _run(
     store: Store | None,
     stop: Stop,
     laps: StartupTimer,
+    log: RankLog,
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; return the ending, and the error that caused it."""
     from everstep.trainer.assemble import assemble
     from everstep.trainer.build import Start, build
     from everstep.trainer.distributed.mesh import form, lost_peer, part
     from everstep.trainer.loop import train
+    from everstep.trainer.reporting.stall_report import StallReport
+    from everstep.trainer.watchdog.activity import Phase
+    from everstep.trainer.watchdog.evidence import record_flights
 
     laps.end("import")
-    parts = None
+    parts, watchdog = None, None
     try:
         stop.watch(run.stop, folder if place.rank == 0 else None)
+        if run.stop.stall_s is not None:
+            record_flights()
         mesh = form(place, store, run.parallel, run.group_timeout_s)
         laps.end("rendezvous")
+        report = StallReport(folder, assignment.attempt, place.rank)
+        watchdog = _watchdog(mesh, run.stop.stall_s, report, log.file)
         start = Start(folder, assignment.attempt, laps, assignment.micro_batch)
         built = build(run, start, mesh)
+        mesh.activity.at(Phase.restore, 0)
         restored = built.checkpoints.restore()
         laps.end("load")
+        mesh.activity.at(Phase.rehearse, 0)
         parts = assemble(run, start, built, restored, stop)
         spare_what_lives()
         ending = train(run, parts)
+        mesh.activity.at(Phase.end, ending.step)
         _close(parts, ending)
         part()
     except BaseException as error:
@@ -222,7 +237,18 @@ def _run(
         if parts is not None:
             parts.loader.close()
             parts.journal.close()
+        if watchdog is not None:
+            watchdog.close()
     return ending, None
+
+
+def _watchdog(mesh: Mesh, stall_s: float | None, report: StallReport, log: Path) -> Watchdog | None:
+    from everstep.trainer.watchdog.exchange import Exchange
+    from everstep.trainer.watchdog.watchdog import Watchdog
+
+    if stall_s is None:
+        return None
+    return Watchdog(mesh.activity, Exchange(mesh.store, mesh.rank, mesh.world), stall_s, report, log)
 
 
 def _close(parts: Parts, ending: Ending) -> None:

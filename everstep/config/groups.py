@@ -211,11 +211,17 @@ class StopConfig:
     """Seconds between polls of the stop marker in the run folder."""
     grace_s: float | None = None
     """Grace period: seconds from the stop signal to the kill; null uses the launcher's EVERSTEP_GRACE_S."""
+    stall_s: float | None = 600.0
+    """Seconds without progress after which the watchdog names the rank that is behind and ends the attempt; null: off.
+
+    What is done for the first time may take 30 times as long: compilers, tuners and caches are at work.
+    """
 
     def __post_init__(self) -> None:
         require(self.wall_time_s is None or self.wall_time_s > 0, "stop.wall_time_s", self.wall_time_s, "must be > 0")
         require(self.poll_s > 0, "stop.poll_s", self.poll_s, "must be > 0")
         require(self.grace_s is None or self.grace_s >= 0, "stop.grace_s", self.grace_s, "must be ≥ 0 or null")
+        require(self.stall_s is None or self.stall_s > 0, "stop.stall_s", self.stall_s, "must be > 0 or null")
 
 
 @dataclass(kw_only=True)

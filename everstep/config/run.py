@@ -46,7 +46,7 @@ class RunConfig:
     """URL of a checkpoint or of a run, whose weights a new run starts from."""
     init_match: list[str] = field(default_factory=lambda: ["*"])
     """Patterns (`encoder.*`) of the weights to take from there; the others are initialized as usual."""
-    group_timeout_s: float = 600.0
+    group_timeout_s: float = 900.0
     """Seconds that a collective may wait for another process before the run counts it as lost."""
     task: Node | None = None
     model: Node | None = None

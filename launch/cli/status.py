@@ -143,6 +143,7 @@ def rows(report: StatusReport) -> list[tuple[str, str]]:
         ("attempt", _attempt(report.line)),
         ("nodes", " ".join(facts["nodes"])),
         ("step", steps),
+        ("straggler", str(history.progress.get("straggler") or "") if going else ""),
         ("metric", f"{facts['metric']} {text_tables.number(facts['value'])}" if facts["value"] is not None else ""),
         ("checkpoint", f"step {report.checkpoint_step}" if report.checkpoint_step is not None else ""),
     ]

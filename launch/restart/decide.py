@@ -14,6 +14,7 @@ import dataclasses
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -138,10 +139,19 @@ def decide(start: Start, submitted: JobSpec, known: Evidence) -> RestartDecision
         spent=earlier[-1].get("restarts", 0) if earlier else 0,
         stepped=not failed or folder.has_stepped(),
         repeated=failed and ending is not None and folder.is_repeated(ours[-1] if ours else 0, ending),
+        stalls=_stalls(folder, ending),
     )
     verdict = judge(evidence, job.all_causes(), job.max_restarts)
     # The scheduler replaces its exclude list as a whole, so it must hold the nodes of earlier decisions too.
     return dataclasses.replace(verdict, exclude=tuple(sorted({*excluded, *verdict.exclude})) if verdict.exclude else ())
+
+
+def _stalls(folder: RunFolder, ending: Ending | None) -> dict[str, int]:
+    """Return host → attempts that have stalled because of it, if the last one has stalled."""
+    if ending is None or ending.outcome is not Outcome.stalled:
+        return {}
+    before = [each for number in folder.attempts() if (each := folder.ending(number)) is not None]
+    return dict(Counter(each.node for each in before if each.outcome is Outcome.stalled and each.node))
 
 
 def _shrank(folder: RunFolder, ending: Ending | None, ours: list[int]) -> bool:

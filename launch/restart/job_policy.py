@@ -17,6 +17,9 @@ from everstep.launch.restart import local_policy
 from everstep.outcome import Ending, Outcome
 from everstep.rank_env import LOST_PEER
 
+LEAST_STALLS = 2
+"""Stalls because of one node after which the job goes on without it."""
+
 
 class Action(enum.Enum):
     """Next action of the batch script."""
@@ -62,6 +65,8 @@ class Evidence:
     """A step of the run has succeeded, in this start or before."""
     repeated: bool = False
     """The same error of the user's code has ended an attempt at the same step before."""
+    stalls: Mapping[str, int] = field(default_factory=dict)
+    """Host → attempts of this run, the last included, that the watchdog has ended because of a rank there."""
 
 
 @dataclass(frozen=True)
@@ -203,7 +208,7 @@ def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, 
             return _exit(str(report.cause), f"{what}; another start would fail alike", spent, 1)
     suspects = _suspects(evidence, causes)
     action = Action.requeue if suspects else Action.again
-    name = str(report.cause) if report is not None else "crashed"
+    name = str(report.cause) if report is not None else _name(evidence)
     return _limited(RestartDecision(action, what, name, exclude=suspects, exit_code=1), spent, max_restarts)
 
 
@@ -223,7 +228,7 @@ def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeR
 
 
 def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[str, ...]:
-    """Return nodes that reported a defect, and nodes without a report when others have ended.
+    """Return nodes that reported a defect or stalled again, and nodes without a report when others have ended.
 
     A node that has begun and not ended was killed with the others and is not a suspect.
     """
@@ -231,9 +236,22 @@ def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[st
     broken = {report.host for report in evidence.reports if report.cause in excluding}
     any_ended = any(report.code is not None for report in evidence.reports)
     silent = set(evidence.hosts) - {report.host for report in evidence.reports} if any_ended else set()
-    suspects = broken | silent
+    suspects = broken | silent | _stalled_again(evidence)
     # A failure of every node is no sign of a bad node.
     return tuple(sorted(suspects)) if suspects < set(evidence.hosts) else ()
+
+
+def _stalled_again(evidence: Evidence) -> set[str]:
+    """Return the node of a stall if it is not its first: one stall may have any cause, and its victims look alike."""
+    ending = evidence.ending
+    if ending is None or ending.outcome is not Outcome.stalled or evidence.stalls.get(ending.node, 0) < LEAST_STALLS:
+        return set()
+    return {host for host in evidence.hosts if host.split(".")[0] == ending.node.split(".")[0]}
+
+
+def _name(evidence: Evidence) -> str:
+    stalled = evidence.ending is not None and evidence.ending.outcome is Outcome.stalled
+    return str((Outcome.stalled if stalled else Outcome.crashed).value)
 
 
 def _limited(verdict: RestartDecision, spent: int, max_restarts: int) -> RestartDecision:

@@ -105,6 +105,8 @@ def what_of(ending: Ending | None) -> str:
         return f"out of memory at step {ending.step}"
     if ending.outcome is Outcome.config_error:
         return f"{last_words(ending)} (step {ending.step}: {ending.reason})"
+    if ending.outcome is Outcome.stalled:
+        return f"stalled at step {ending.step}: {ending.reason}"
     place = f" ({ending.place})" if ending.place else ""
     return f"crashed at step {ending.step}: {ending.reason or 'unknown'}{place}"
 

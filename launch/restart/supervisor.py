@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from everstep.errors import StorageError
+from everstep.fault import WATCHDOG_SIGNAL
 from everstep.launch.console import say
 from everstep.launch.job_start.process import LeftAtOnce, Local
 from everstep.launch.restart.local_policy import Decision, back_off_s, decide
@@ -21,6 +22,8 @@ AGAIN_S = 5.0
 """Seconds between two tries to read or write the run folder."""
 PATIENCE_S = 600.0
 """Seconds after which these tries end."""
+WATCHDOG_CODE = 128 + WATCHDOG_SIGNAL
+"""Exit code of a process that its own watchdog has ended."""
 LAST_TRIES, LAST_PAUSE_S = 3, 1.0
 """Tries to write the last decision, and seconds between them; after these it is only printed."""
 
@@ -112,6 +115,8 @@ class Supervisor:
         if not ours:
             return told or _by_code(code)
         ending = self.folder.ending(ours[-1])
+        if told is not None and code == WATCHDOG_CODE:
+            told = dataclasses.replace(told, outcome=Outcome.stalled)
         if told is not None and (ending is None or ending.lost_peer):
             step = told.step or (ending.step if ending else int(self.folder.facts(PROGRESS).get("step", 0)))
             said = ending = dataclasses.replace(told, step=step, time=time.time())

@@ -13,7 +13,7 @@ from everstep.launch.schedulers.job import JobStatus
 from everstep.run_folder import EVENTS, METRICS, RunFolder
 
 PRODUCTIVE, QUEUE, START, REPLAYED = "productive", "queue", "start", "replayed"
-CHECKPOINT, EVALUATION, DATA_WAIT, DOWN = "checkpoint", "evaluation", "data wait", "down"
+CHECKPOINT, EVALUATION, DATA_WAIT, STALLED, DOWN = "checkpoint", "evaluation", "data wait", "stalled", "down"
 PARTS = {
     PRODUCTIVE: "steps that count",
     QUEUE: "from the submission, or the decision to start again, to the start of the job",
@@ -22,6 +22,7 @@ PARTS = {
     CHECKPOINT: "training stood still for a save",
     EVALUATION: "on held-out data",
     DATA_WAIT: "the step waited for its samples",
+    STALLED: "nothing got further, until the watchdog ended the attempt",
     DOWN: "nothing ran, and nothing was asked to run",
 }
 
@@ -240,7 +241,7 @@ def _caught_up(account: Account, first: float | None, passed: int, ended: float)
 
 
 def _pauses(account: Account) -> list[Pause]:
-    kinds = {"saved": CHECKPOINT, "saved_locally": CHECKPOINT, "evaluated": EVALUATION}
+    kinds = {"saved": CHECKPOINT, "saved_locally": CHECKPOINT, "evaluated": EVALUATION, "stalled": STALLED}
     pauses = [
         Pause(kinds[event["event"]], float(event["time"]), float(event.get("seconds") or 0.0))
         for event in account.events

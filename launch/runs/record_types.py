@@ -64,6 +64,7 @@ PROGRESS: dict[str, Check] = {
     "loss": _measured,
     "metrics": _metrics,
     "metric": text,
+    "straggler": _long,
 }
 
 

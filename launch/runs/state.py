@@ -55,6 +55,7 @@ OF_OUTCOME = {
     Outcome.diverged: RunState.failed,
     Outcome.config_error: RunState.failed,
     Outcome.superseded: RunState.failed,
+    Outcome.stalled: RunState.failed,
     Outcome.crashed: RunState.failed,
 }
 OF_JOB = {

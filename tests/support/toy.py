@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import time
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from everstep import ArrayDataset, Batch, Loss, Splits, uniform
+from everstep import ArrayDataset, Batch, Loss, Splits, StepInfo, uniform
 
 WIDTH = 6
 
@@ -91,3 +95,13 @@ def plain_data(samples: int = 41, seed: int = 0) -> Splits:
     """Without augmentation."""
     splits = toy_data(samples, seed)
     return Splits(splits.train, splits.validation)
+
+
+def slow_hook(seconds: float, step: int) -> Callable[[StepInfo], None]:
+    """A hook that takes its time on rank 0 alone, from a step on."""
+
+    def hook(info: StepInfo) -> None:
+        if info.step >= step and os.environ.get("RANK", "0") == "0":
+            time.sleep(seconds)
+
+    return hook

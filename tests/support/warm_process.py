@@ -74,7 +74,6 @@ def _is_forked(module: str) -> bool:
 
 
 def main(descriptor: int) -> None:
-    ctypes.CDLL(None).prctl(DEATH_SIGNAL, signal.SIGKILL)
     _import()
     subprocess.Popen._execute_child = _fork  # type: ignore[attr-defined]
     gc.collect()

@@ -84,3 +84,8 @@ def test_a_job_that_has_its_nodes_and_no_attempt_yet_is_starting() -> None:
 
 def test_nothing_at_all_is_no_error() -> None:
     assert goodput(Timeline(5, 5)).fraction == 0
+
+
+def test_a_hang_is_not_productive() -> None:
+    attempt = Stretch(0, 100, first_step=10, pauses=[Pause("stalled", 100, 60)])
+    assert parts(Timeline(0, 100, [attempt])) == {"start": 10, "stalled": 60, "productive": 30}

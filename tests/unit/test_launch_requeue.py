@@ -202,3 +202,21 @@ def test_a_rank_that_was_killed_for_memory_is_started_again() -> None:
 def test_the_code_of_a_rank_that_lost_another_says_nothing_of_why() -> None:
     both = reports(NodeReport("n1", code=LOST_PEER), NodeReport("n2", code=2))
     assert verdict(reports=both, code=143).cause == "user_error"
+
+
+def stalled(node: str = "n2.cluster", **known: object) -> RestartDecision:
+    ending = Ending(Outcome.stalled, 12, "frozen: rank 5 on n2 …", rank=5, node=node)
+    return verdict(ending=ending, **known)  # type: ignore[arg-type]
+
+
+def test_a_stall_is_a_crash_that_may_be_tried_again() -> None:
+    found = stalled()
+    assert (found.action, found.cause, found.restarts, found.exclude) == (Action.again, "stalled", 1, ())
+    assert found.reason.startswith("stalled at step 12: frozen: rank 5 on n2 …; starting again")
+
+
+def test_a_node_is_excluded_for_its_second_stall_and_never_for_the_first() -> None:
+    assert stalled(stalls={"n2.cluster": 1, "n1": 3}).exclude == ()
+    again = stalled(stalls={"n2.cluster": 2})
+    assert (again.action, again.exclude) == (Action.requeue, ("n2",))
+    assert stalled(node="", stalls={"n2.cluster": 2}).exclude == ()

@@ -119,3 +119,11 @@ def test_the_same_error_is_known_by_its_step_type_and_line_and_not_by_its_words(
     assert dataclasses.replace(first, reason="KeyError: <object at 0x2>").repeats(first)
     for other in ({"step": 6}, {"error": "KeyError"}, {"place": "mine.py:4, in loss"}, {"fault": Fault.machine}):
         assert not dataclasses.replace(first, **other).repeats(first)  # type: ignore[arg-type]
+
+
+def test_a_stall_is_tried_again_as_often_as_a_crash() -> None:
+    stalled = Ending(Outcome.stalled, step=12, reason="frozen: rank 1 on n1 …")
+    decision = decide(stalled, restarts=0, max_restarts=2, progressed=False)
+    assert decision.go_on
+    assert decision.reason.startswith("stalled at step 12: frozen: rank 1 on n1 …; starting again (1 of 2")
+    assert not decide(stalled, restarts=2, max_restarts=2, progressed=False).go_on

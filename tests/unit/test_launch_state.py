@@ -46,7 +46,8 @@ def ended(outcome: str) -> Ending:
 @pytest.mark.parametrize(
     ("outcome", "expected"),
     [("done", "done"), ("preempted", "stopped"), ("crashed", "failed"), ("diverged", "failed"),
-     ("config_error", "failed"), ("out_of_memory", "failed"), ("superseded", "failed")],
+     ("config_error", "failed"), ("out_of_memory", "failed"), ("superseded", "failed"),
+     ("stalled", "failed")],
 )  # fmt: skip
 def test_the_word_of_the_last_attempt_counts(outcome: str, expected: str) -> None:
     assert state(history(attempt(ending=ended(outcome)))).value == expected

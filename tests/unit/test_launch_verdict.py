@@ -115,6 +115,19 @@ def test_nodes_to_avoid_are_named_together_with_those_of_before(
     assert told == ["requeue", "n1,n2,n9"]
 
 
+def test_a_node_that_stalls_twice_is_left_out_of_the_third_start(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = []
+    for number, node in ((1, "n2"), (2, "n2")):
+        begin(folder)
+        for host in ("n1", "n2"):
+            Start(folder, number).report(NodeReport(host, code=1))
+        attempt(folder, number, monkeypatch, Ending(Outcome.stalled, number, "frozen: rank 3 …", node=node))
+        told.append(end(folder, number, "--code=1", capsys=capsys))
+    assert told == [["again"], ["requeue", "n2,n9"]]
+
+
 def test_what_was_left_behind_waits_and_decides_nothing(folder: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     begin(folder)
     begin(folder)

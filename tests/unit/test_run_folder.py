@@ -103,7 +103,7 @@ def test_the_last_ending_is_the_newest_attempts_even_when_it_has_none(folder: Ru
 @pytest.mark.parametrize(
     ("outcome", "code"),
     [("done", 0), ("preempted", 75), ("config_error", 2), ("diverged", 3), ("superseded", 4), ("crashed", 1),
-     ("out_of_memory", 1)],
+     ("out_of_memory", 1), ("stalled", 1)],
 )  # fmt: skip
 def test_every_outcome_has_its_exit_code_and_reads_back(outcome: str, code: int) -> None:
     ending = Ending(Outcome(outcome), 5, "why", 2)

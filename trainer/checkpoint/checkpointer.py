@@ -143,6 +143,7 @@ class Checkpointer:
         # One collective per check: it fails at once when a rank has died, where a plain wait would never end.
         while not self.mesh.all(self._pending is None or self._pending.wait(pause_s)):
             pause_s = min(2 * pause_s, LONGEST_POLL_S)
+            self.mesh.activity.tick()
         if self._pending is not None:
             self._finish_save(self._pending)
         self._first.check()

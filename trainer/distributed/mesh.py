@@ -28,6 +28,7 @@ from everstep.rank_env import RankInfo
 from everstep.security.job_secrets import START_KEY, STORE
 from everstep.trainer.distributed import gloo_peers, messages
 from everstep.trainer.distributed.store_client import RunStore
+from everstep.trainer.watchdog.activity import Activity
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -51,6 +52,8 @@ class Mesh:
     """Store that only the processes of this start share."""
     secret: bytes = field(default=b"", repr=False)
     """Secret that only the processes of this start share."""
+    activity: Activity = field(default_factory=Activity, repr=False, compare=False)
+    """Place in the run that this rank marks for the watchdog."""
 
     @property
     def rank(self) -> int:

@@ -63,6 +63,14 @@ class ParallelModel:
     """Line for the user: the units of FSDP or activation checkpointing."""
     cast: torch.dtype | None = None
     """Type that the floats of a batch are cast to; None leaves them as they are."""
+    compiles: bool = False
+    """True if torch.compile compiles the model, for each new shape of its inputs."""
+
+    @property
+    def waits_forward(self) -> bool:
+        """True if a forward pass may wait for other ranks, so that its time says nothing about this one."""
+        syncs = any("SyncBatchNorm" in type(inner).__name__ for inner in self.model.modules())
+        return syncs or not isinstance(self.module, DistributedDataParallel)
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context of one microbatch: gradients are reduced with the step's last one.
@@ -165,7 +173,8 @@ def parallelize(
         compile_module(model, parallel)
         module = _replicate(model, mesh, parallel)
         shown = units if parallel.checkpoint_blocks else ""
-        return ParallelModel(model, module, mesh, autocast, mesh.world, units=shown, cast=cast)
+        compiles = parallel.compile is not None
+        return ParallelModel(model, module, mesh, autocast, mesh.world, units=shown, cast=cast, compiles=compiles)
     model, units = sharded_on_meta(build, mesh, parallel, precision, seed)
     materialise(model, mesh.device)
     if fresh:
@@ -173,7 +182,8 @@ def parallelize(
     # A model that ends in a view (`…[:, 0]`) is common, and the loss is not an in-place operation.
     warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # Autocast as well, for operations on tensors that are not sharded (buffers, inputs): all kinds compute alike.
-    return ParallelModel(model, model, mesh, autocast, mesh.world, whole_parameters(model), units, cast)
+    whole = whole_parameters(model)
+    return ParallelModel(model, model, mesh, autocast, mesh.world, whole, units, cast, parallel.compile is not None)
 
 
 def _send_weights(build: Callable[[], nn.Module], model: nn.Module, mesh: Mesh, parallel: ParallelConfig) -> None:

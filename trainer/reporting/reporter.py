@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from everstep.trainer.reporting.flops import peak_flops
 from everstep.trainer.reporting.sinks import Sink
 from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.step import StepInfo
+from everstep.trainer.watchdog.straggler import Straggler
 
 LOG = logging.getLogger("everstep")
 PROGRESS_EVERY_S = 2.0
@@ -154,6 +156,15 @@ class Reporter:
             self.event("saved", step=save.step, seconds=round(save.stall_s, 4), durable_s=round(save.seconds, 4))
             self._progress_at = float("-inf")
             self._write_progress({"step": max(save.step, self._step)})
+
+    def record_stragglers(self, news: deque[Straggler | None]) -> None:
+        """Record the slow ranks that were found, and that there is none any more; the run goes on with them."""
+        while news:
+            found = news.popleft()
+            self._shown["straggler"] = None if found is None else found.line
+            if found is not None:
+                facts = {"rank": found.rank, "node": found.host, "ratio": found.ratio, "cost": found.cost}
+                self.event("straggler", found.line, step=found.step, **facts)
 
     def close(self) -> None:
         self.display.close()
