@@ -17,6 +17,8 @@ AGENT_PID = "EVERSTEP_AGENT_PID"
 """Environment variable: PID of the agent of this node's ranks. A rank without its agent ends at once."""
 LOST_PEER = 69
 """Exit code of a rank that lost another one; the other's end is then reported as the reason."""
+STALLED = 70
+"""Exit code of a rank whose watchdog has reported a stall; the rank that is behind is killed afterwards."""
 WORLD = "EVERSTEP_WORLD"
 """Environment variable: world size requested by the launcher; a start with a different one is refused."""
 

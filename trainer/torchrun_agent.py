@@ -7,7 +7,6 @@ signal, and records them as the outcome.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import os
@@ -23,7 +22,7 @@ from everstep.errors import EverstepError
 from everstep.fault import WATCHDOG_SIGNAL, OutOfMemoryCount, death_of
 from everstep.outcome import Ending, Outcome
 from everstep.process_setup import keep_printing
-from everstep.rank_env import AGENT_PID, LOST_PEER
+from everstep.rank_env import AGENT_PID, LOST_PEER, STALLED
 from everstep.run_folder import PROGRESS, STARTER, RunFolder
 from everstep.trainer.distributed import agent_rendezvous
 from everstep.trainer.reporting.outcome import hand_over
@@ -43,6 +42,8 @@ def main() -> int:
         torchrun(sys.argv[1:])
     except ChildFailedError as failed:
         rank, first = first_failure(failed.failures)
+        if any(failure.exitcode == STALLED for failure in failed.failures.values()):
+            return 1
         if first.exitcode < 0:
             died = death_of(f"rank {rank}{_where(sys.argv)}", -first.exitcode, memory.since())
             outcome = Outcome.stalled if first.exitcode == -WATCHDOG_SIGNAL else Outcome.crashed
@@ -74,18 +75,13 @@ def tell(arguments: Sequence[str], ending: Ending) -> None:
     Args:
         arguments: the agent's own; they name the run folder if the program is our trainer.
     """
+    print(f"error: {ending.reason}", file=sys.stderr)
     if "--frozen" not in arguments:
-        print(f"error: {ending.reason}", file=sys.stderr)
         return
     folder = RunFolder(arguments[arguments.index("--frozen") + 1])
-    with contextlib.suppress(EverstepError, OSError):
-        ours = _ours(folder)
-        said = folder.ending(ours[-1]) if ours else None
-        if said is not None and said.outcome is Outcome.stalled:
-            return  # the watchdog has reported, and then killed this worker
-    print(f"error: {ending.reason}", file=sys.stderr)
     try:
-        ours = _ours(folder)
+        starter = os.environ.get(STARTER)
+        ours = [number for number in folder.attempts()[-2:] if starter and folder.starter(number) == starter]
         if ours:
             said = folder.ending(ours[-1])
             step = said.step if said is not None else folder.facts(PROGRESS).get("step", 0)
@@ -94,12 +90,6 @@ def tell(arguments: Sequence[str], ending: Ending) -> None:
     except (EverstepError, OSError) as error:
         print(f"the reason is kept by the launcher: {error}", file=sys.stderr)
     hand_over(ending)
-
-
-def _ours(folder: RunFolder) -> list[int]:
-    """Return those of the last attempts that our launcher has started."""
-    starter = os.environ.get(STARTER)
-    return [number for number in folder.attempts()[-2:] if starter and folder.starter(number) == starter]
 
 
 def _where(arguments: Sequence[str]) -> str:

@@ -10,16 +10,18 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from everstep.fault import death_of
+from everstep.fault import WATCHDOG_SIGNAL, death_of
 from everstep.launch.job_start.child import has_terminal
 from everstep.launch.job_start.fork_server import ForkServer
 from everstep.launch.job_start.other_nodes import OtherNodes
 from everstep.outcome import Ending, Outcome
 from everstep.processes import created_at
-from everstep.rank_env import LOST_PEER
+from everstep.rank_env import LOST_PEER, STALLED
 
 LAST_WORDS_S = 0.5
 """Seconds that ranks have to say what they lost after a signal has killed another one."""
+REPORT_S = 10.0
+"""Seconds that ranks have to report a stall, which one of them has left already."""
 KILL_S = 10.0
 """Seconds in which killed processes end."""
 CHECK_S = 1.0
@@ -102,7 +104,9 @@ class RankGroup:
         elif message["ended"] in self._pids:
             self._codes[message["ended"]] = code = message["code"]
             if code:
-                wait_s = LAST_WORDS_S if code < 0 or code == LOST_PEER else self.grace_s
+                wait_s = (
+                    REPORT_S if code == STALLED else LAST_WORDS_S if code < 0 or code == LOST_PEER else self.grace_s
+                )
                 if self._others is not None and self._kill_at == float("inf"):
                     self._others.announce(wait_s)
                 self._kill_in(wait_s)
@@ -153,6 +157,8 @@ class RankGroup:
     def _first(self) -> tuple[int, int]:
         """Return rank and exit code of the process that failed first, not merely because of another; else 0."""
         failed = [(pid, code) for pid, code in self._codes.items() if code]
+        if reported := [(pid, 1) for pid, code in failed if code == STALLED]:
+            failed = reported  # what else has ended was killed for the stall
         own = [(pid, code) for pid, code in failed if code != LOST_PEER and pid not in self._killed]
         if self.alone:
             own = failed
@@ -175,7 +181,7 @@ class RankGroup:
         several = self._environments[0].get("GROUP_WORLD_SIZE", "1") != "1"
         reason = death_of(f"rank {rank}{f' on {socket.gethostname()}' if several else ''}", -code, killed_for_memory)
         self._print(f"error: {reason}\n")
-        return Ending(Outcome.crashed, 0, reason, rank=rank)
+        return Ending(Outcome.stalled if -code == WATCHDOG_SIGNAL else Outcome.crashed, 0, reason, rank=rank)
 
     def _print(self, line: str) -> None:
         with contextlib.suppress(OSError):

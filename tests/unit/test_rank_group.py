@@ -10,7 +10,7 @@ import pytest
 
 from everstep.launch.job_start.other_nodes import OtherNodes
 from everstep.launch.job_start.rank_group import LAST_WORDS_S, RankGroup, rank_environments
-from everstep.rank_env import LOST_PEER
+from everstep.rank_env import LOST_PEER, STALLED
 from everstep.rendezvous.store_server import StoreServer
 from support.processes import until
 
@@ -64,6 +64,7 @@ def end(server: Server, **codes: int) -> None:
     ({"r0": LOST_PEER, "r1": 3}, 3, None),
     ({"r0": 75, "r1": 75}, 0, None),
     ({"r0": LOST_PEER, "r1": LOST_PEER}, LOST_PEER, None),
+    ({"r0": STALLED, "r1": -9}, 1, None),
 ])  # fmt: skip
 def test_the_rank_that_failed_by_itself_gives_the_code_and_the_reason(
     codes: dict[str, int], code: int, named: str | None, killed: list[tuple[int, int]]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import NoReturn, Protocol
 
 from everstep.fault import WATCHDOG_SIGNAL
+from everstep.rank_env import AGENT_PID, STALLED
 from everstep.trainer.watchdog import evidence as found
 from everstep.trainer.watchdog.evidence import Evidence, main_frames, process_facts
 from everstep.trainer.watchdog.exchange import Exchange
@@ -176,7 +177,7 @@ def kill(process: Process, own: Process, number: int) -> None:
 def leave() -> NoReturn:
     """End this process without a collective, whatever its main thread does: it may hold the locks of all outputs."""
     bounded(_flush, FLUSH_S)
-    os._exit(1)
+    os._exit(STALLED if AGENT_PID in os.environ else 1)
 
 
 def _flush() -> None:
