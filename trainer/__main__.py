@@ -16,7 +16,7 @@ VERBS = ("check", "checkpoint", "data")
 
 
 def main() -> int:
-    if sys.argv[1:2] == ["--fork-server"]:
+    if sys.argv[1:2] == ["--fork-server"]:  # by the launcher alone
         from everstep.trainer.fork_server import serve
 
         sys.argv[1:] = serve(sys.argv[2:])  # returns in each rank that it forks

@@ -16,6 +16,7 @@ import os
 import select
 import signal
 import socket
+import sys
 from collections.abc import Sequence
 
 from everstep.fork_requests import Message, receive, send
@@ -28,9 +29,9 @@ OPTION = "--fork-server"
 
 def serve(arguments: Sequence[str]) -> list[str]:
     """Fork a process for each request; return in the forked process, with the arguments of a rank."""
+    control = _control(arguments)
     die_with_parent()
     inherited = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
-    control = socket.socket(fileno=int(arguments[0]))
     _import_ranks_modules()
     send(control, {"ready": unfit()})
     request, output = _until_forked(control)
@@ -38,6 +39,14 @@ def serve(arguments: Sequence[str]) -> list[str]:
         signal.signal(number, handler)
     _become_rank(request, output)
     return list(arguments[1:])
+
+
+def _control(arguments: Sequence[str]) -> socket.socket:
+    try:
+        return socket.socket(fileno=int(arguments[0]))
+    except (IndexError, ValueError, OSError):
+        print(f"error: {OPTION} FD: the launcher gives it a socket; start a run with everstep run", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _import_ranks_modules() -> None:

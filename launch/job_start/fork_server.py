@@ -71,18 +71,23 @@ class ForkServer:
         return said
 
     def _lose(self) -> None:
-        self._gone = True
-        code = self.close()
+        code = self._end()
         if self.unfit is None:
             self.unfit = f"its process ended with {code} before it was ready"
 
     def kill(self) -> None:
         """End the server and its ranks at once."""
         self._process.kill()
-        self.close()
+        self._end()
 
-    def close(self) -> int:
-        """End the server and with it all ranks; return its exit code."""
+    def close(self) -> None:
+        """End the server and with it all ranks."""
+        if self.unfit is None:
+            self._process.kill()  # it would see only after its imports that nobody listens
+        self._end()
+
+    def _end(self) -> int:
+        """Close the socket, at which the server ends, and return its exit code."""
         self._gone = True
         self._control.close()
         try:

@@ -36,7 +36,7 @@ def clock_far_ahead(job: Job) -> None:
 def agent_that_hangs(job: Job) -> None:
     job.submit(*LONG)
     job.wait_for_step(5)
-    found = job.cluster.enter(job.nodes[1], "pgrep", "-f", f"everstep.trainer.torchrun_agent.*{job.folder.url}")
+    found = job.cluster.enter(job.nodes[1], "pgrep", "-f", "-o", f"everstep.trainer --fork-server .*{job.folder.url}")
     for pid in found.split():
         job.cluster.enter(job.nodes[1], "kill", "-STOP", pid)
     job.folder.storage.write("stop", b"enough")
@@ -65,7 +65,7 @@ def full_folder(job: Job) -> None:
     places = [job.root / job.name / name for name in ("starts/0001", "attempts/0001", "restarts", "checkpoints", "")]
     try:
         job.cluster.run("chattr", "+i", *map(str, places))
-        found = job.cluster.enter(job.nodes[1], "pgrep", "-f", "-o", f"trainer --frozen {job.folder.url}")
+        found = job.cluster.enter(job.nodes[1], "pgrep", "-f", "-n", f"everstep.trainer .*--frozen {job.folder.url}")
         job.cluster.enter(job.nodes[1], "kill", "-KILL", found.split()[0])
         job.until(lambda: job.facts().get("Reason", "").startswith(HELD), "hold")
         (job.root / "shown").write_text(job.everstep("status", job.name, "--root", str(job.root)))

@@ -38,7 +38,7 @@ def start(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.
 def of_fakes(cluster: Cluster, root: Path, *words: str, **more: str) -> subprocess.Popen[str]:
     """The driver of trials that import no torch, and cannot be looked at before, with jobs that are real."""
     path = f"job.env.PYTHONPATH={TESTS / 'support/fake_trainer_first'}{os.pathsep}{PATHS}"
-    return start(cluster, root, "--quick", path, *words, **more)
+    return start(cluster, root, "--quick", "job.warm=false", path, *words, **more)
 
 
 def torn(cluster: Cluster, root: Path) -> subprocess.Popen[str]:

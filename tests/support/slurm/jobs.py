@@ -147,7 +147,7 @@ class FakeJob(Job):
     def submit_held(self, *words: str) -> None:
         """The fault may come when it is in its middle; the next start goes on from there, and does not wait again."""
         self.hold.touch()
-        self.submit("job.nodes=1", *words, env={"FAKE_TRAINER_HOLD": str(self.hold)})
+        self.submit("job.nodes=1", "job.warm=false", *words, env={"FAKE_TRAINER_HOLD": str(self.hold)})
         self.until(lambda: self.step() >= HELD_AT, f"step {HELD_AT}")
 
     def steps(self) -> list[list[int]]:
