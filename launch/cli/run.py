@@ -75,9 +75,6 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
 
     share = threads(job, nproc)
     job = dataclasses.replace(job, nproc=nproc, threads=share)
-    sign(folder.storage, Runnable.of(job, config.plugins))
-    folder.storage.write(JOB, job_yaml(job).encode())
-    record(folder, config, ["everstep", *sys.argv[1:]])
     url, plugins, digest = folder.storage.url, config.plugins, start_digest(config)
     argv = torchrun.command(url, nproc, job.grace_s, plugins, digest)
     starter = uuid.uuid4().hex
@@ -87,6 +84,10 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
         with RankStarter(local, torchrun.trainer(url, plugins, digest), env, nproc, job.warm) as ranks:
+            ranks.prepare()  # it imports torch while the records are written
+            sign(folder.storage, Runnable.of(job, config.plugins))
+            folder.storage.write(JOB, job_yaml(job).encode())
+            record(folder, config, ["everstep", *sys.argv[1:]])
             return Supervisor(folder, local, job.max_restarts, starter).run(lambda: ranks.run(argv))
 
 

@@ -48,6 +48,11 @@ class RankStarter:
         if self.server is not None:
             self.server.close()
 
+    def prepare(self) -> None:
+        """Start the fork server before it is needed."""
+        if self.warm:
+            self._running_server()
+
     def run(
         self, cold: Sequence[str], output: int | None = None, meeting: Rendezvous = ALONE, key: str | None = None
     ) -> int:
@@ -63,7 +68,7 @@ class RankStarter:
             LeftAtOnce: the user has asked a second time to stop.
         """
         if self.warm:
-            server = self._ready_server()
+            server = self._running_server()
             code = self._run_forked(server, output, meeting, key)
             if not server.unfit or self.local.stopped is not None:
                 return code
@@ -71,7 +76,7 @@ class RankStarter:
             self.warm = False
         return self.local.run(cold, self.env, output)
 
-    def _ready_server(self) -> ForkServer:
+    def _running_server(self) -> ForkServer:
         if self.server is None or self.server.gone:
             # The key of a start is good for its ranks only, and these get it one by one.
             env = {name: value for name, value in self.env.items() if name != START_KEY}
