@@ -170,9 +170,7 @@ class Timeline:
 
 def worker(job: Job, node: str) -> int | None:
     """The process id, inside of the node, of a trainer there."""
-    found = job.cluster.enter(
-        node, "pgrep", "-f", "-n", f"everstep.trainer .*--frozen {job.folder.url}"
-    )
+    found = job.cluster.enter(node, "pgrep", "-f", "-n", f"everstep.trainer .*--frozen {job.folder.url}")
     return int(found.split()[0]) if found.split() else None
 
 
