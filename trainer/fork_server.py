@@ -33,6 +33,7 @@ def serve(arguments: Sequence[str]) -> list[str]:
     die_with_parent()
     inherited = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
     _import_ranks_modules()
+    os.environ[AGENT_PID] = str(os.getpid())  # of the ranks: whether it has died meanwhile they see by its number
     send(control, {"ready": unfit()})
     request, output = _until_forked(control)
     for number, handler in inherited.items():
@@ -120,7 +121,6 @@ def _become_rank(request: Message, output: int | None) -> None:
     """Take the environment and the output of a rank, and seeds that no other process has."""
     import numpy as np
 
-    os.environ[AGENT_PID] = str(os.getppid())
     for name, value in request["environment"].items():
         if value is None:
             os.environ.pop(name, None)

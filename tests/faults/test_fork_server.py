@@ -193,3 +193,16 @@ def test_ranks_draw_different_numbers_from_the_global_generators_before_the_firs
     assert len(drawn) == 2
     assert drawn[0]["random"] != drawn[1]["random"]
     assert drawn[0]["numpy"] != drawn[1]["numpy"]
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.02, 0.1, 0.4])
+def test_a_launcher_that_is_killed_as_its_ranks_begin_leaves_none_of_them(
+    run: Callable[..., Run], after_s: float
+) -> None:
+    started = run(*ENDLESS)
+    until(lambda: bool(children(started.process.pid)) and bool(started.ranks), 60)
+    time.sleep(after_s)  # the moment of the fault
+    left = below(started.process.pid)
+    started.process.kill()
+    started.process.wait()
+    until(lambda: not any(map(alive, left)), 5)
