@@ -50,7 +50,7 @@ def agent(program: Sequence[str], nproc: int, grace_s: int, meeting: Rendezvous)
     return [
         sys.executable,
         "-m",
-        "everstep.trainer.torchrun_agent",  # torchrun itself, less noisy when a worker fails
+        "everstep.trainer.run_torchrun",  # torchrun itself, less noisy when a worker fails
         f"--nnodes={meeting.nodes}",
         f"--nproc-per-node={nproc}",
         "--rdzv-backend=everstep",  # our own: torch's unpickles data that other users can write

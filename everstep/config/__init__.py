@@ -4,7 +4,6 @@ YAML in conf/ holds only differences from these defaults and the choice of plug-
 optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 """
 
-from everstep.config.aliases import meant
 from everstep.config.choices import (
     Access,
     BadSample,
@@ -34,6 +33,7 @@ from everstep.config.groups import (
     StopConfig,
     WandbConfig,
 )
+from everstep.config.other_trainers_keys import meant
 from everstep.config.run import (
     FREE_ON_RESUME,
     OPEN_NODES,

@@ -18,7 +18,7 @@ from everstep.frozen_config import freeze, settle, start_digest
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say
-from everstep.launch.job_start.process import Local
+from everstep.launch.job_start.local_start import Local
 from everstep.launch.job_start.rank_starter import RankStarter
 from everstep.launch.job_start.signals import Signals
 from everstep.launch.parser import Arguments, add_overrides, refuse_script

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from everstep.launch.console import say
 from everstep.launch.job_start.child import has_terminal
 from everstep.launch.job_start.fork_server import ForkServer
+from everstep.launch.job_start.local_start import Local
 from everstep.launch.job_start.other_nodes import OtherNodes
-from everstep.launch.job_start.process import Local
 from everstep.launch.job_start.rank_group import RankGroup, rank_environments
 from everstep.launch.torchrun import JOIN_NODES_S, Rendezvous
 from everstep.security.job_secrets import START_KEY, STORE

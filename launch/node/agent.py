@@ -22,8 +22,8 @@ from everstep.launch.config import processes, threads
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.fork_server import ForkServer
+from everstep.launch.job_start.local_start import SLACK_S, LeftAtOnce, Local
 from everstep.launch.job_start.output_capture import Output
-from everstep.launch.job_start.process import SLACK_S, LeftAtOnce, Local
 from everstep.launch.job_start.rank_starter import RankStarter
 from everstep.launch.job_start.signals import Signals
 from everstep.launch.job_start.start_record import NodeReport, Start

@@ -12,7 +12,7 @@ from typing import TypeVar
 from everstep.errors import StorageError
 from everstep.fault import WATCHDOG_SIGNAL
 from everstep.launch.console import say
-from everstep.launch.job_start.process import LeftAtOnce, Local
+from everstep.launch.job_start.local_start import LeftAtOnce, Local
 from everstep.launch.restart.local_policy import Decision, back_off_s, decide
 from everstep.outcome import Ending, Outcome
 from everstep.run_folder import PROGRESS, STOP_MARKER, RunFolder

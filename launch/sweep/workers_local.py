@@ -17,7 +17,7 @@ from everstep.frozen_config import settle
 from everstep.launch.config import JobConfig, job_yaml, refuse_too_many
 from everstep.launch.config.devices import gpus
 from everstep.launch.job_start.child import leash
-from everstep.launch.job_start.process import SLACK_S
+from everstep.launch.job_start.local_start import SLACK_S
 from everstep.launch.restart.supervisor import marker
 from everstep.launch.submit.snapshot import search_path
 from everstep.launch.submit.trust import Runnable, sign

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from everstep.launch.job_start.process import Local
+from everstep.launch.job_start.local_start import Local
 from everstep.launch.job_start.signals import Signals
 from support.processes import alive, until
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.process
 DRIVER = """
 import sys
 from pathlib import Path
-from everstep.launch.job_start.process import LeftAtOnce, Local
+from everstep.launch.job_start.local_start import LeftAtOnce, Local
 from everstep.launch.job_start.signals import Signals
 folder = Path(sys.argv[1])
 with Signals() as signals:
@@ -205,7 +205,7 @@ def test_what_the_child_leaves_in_its_group_is_gone_when_it_has_ended(tmp_path: 
 
 
 def test_a_store_that_hangs_holds_up_neither_the_stop_nor_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("everstep.launch.job_start.process.MARKER_S", 0.05)
+    monkeypatch.setattr("everstep.launch.job_start.local_start.MARKER_S", 0.05)
     with Signals() as signals:
         local = Local(signals, lambda _: time.sleep(60), 60)
         os.kill(os.getpid(), signal.SIGTERM)
@@ -290,7 +290,7 @@ def test_a_process_that_is_alone_may_read_from_the_terminal() -> None:
     pid, terminal = pty.fork()
     if pid == 0:
         script = (
-            "import os, sys; from everstep.launch.job_start.process import Local\n"
+            "import os, sys; from everstep.launch.job_start.local_start import Local\n"
             "from everstep.launch.job_start.signals import Signals\n"
             "with Signals() as signals:\n"
             "    sys.exit(Local(signals, print, 1).run(['bash', '-c', 'read word; echo heard $word'], os.environ))"

@@ -19,7 +19,7 @@ def test_one_process_needs_no_torchrun() -> None:
 
 def test_many_processes_go_through_torchrun_with_a_rendezvous_that_needs_no_port() -> None:
     argv = command("s3://bucket/runs/demo", nproc=4, grace_s=90)
-    assert argv[1:3] == ["-m", "everstep.trainer.torchrun_agent"]
+    assert argv[1:3] == ["-m", "everstep.trainer.run_torchrun"]
     assert argv[-4:] == ["-m", "everstep.trainer", "--frozen", "s3://bucket/runs/demo"]
     assert {
         "--nproc-per-node=4",

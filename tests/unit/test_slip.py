@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from everstep.compose import compose, groups
-from everstep.config.aliases import KEYS, meant
+from everstep.config.other_trainers_keys import KEYS, meant
 from everstep.config_errors import PACKAGE
 from everstep.errors import ConfigError
 from everstep.frozen_config import keys

@@ -26,7 +26,7 @@ from everstep.errors import ConfigError, EverstepError, MachineError
 from everstep.fault import chain
 from everstep.rank_env import RankInfo
 from everstep.security.job_secrets import START_KEY, STORE
-from everstep.trainer.distributed import gloo_peers, messages
+from everstep.trainer.distributed import gloo_peers, json_collectives
 from everstep.trainer.distributed.store_client import RunStore
 from everstep.trainer.watchdog.activity import Activity
 
@@ -76,8 +76,8 @@ class Mesh:
             try:
                 said = {"value": decision()}
             except EverstepError as error:
-                said = {"error": messages.pack_error(error)}
-        said = messages.broadcast(said, self.rank)
+                said = {"error": json_collectives.pack_error(error)}
+        said = json_collectives.broadcast(said, self.rank)
         if "error" in said:
             raise _raised(said["error"], told=not self.is_main)
         decided: T = said["value"]
@@ -87,10 +87,10 @@ class Mesh:
         """Send each rank's JSON value to rank 0 and its answers back; its EverstepError is raised on all."""
         if self.world == 1:
             return answer([value])[0]
-        values: list[T] = messages.gather_on_main(value, self.rank, self.world)
+        values: list[T] = json_collectives.gather_on_main(value, self.rank, self.world)
         answers: list[U] = []
         self.decide(lambda: answers.extend(answer(values)))
-        given: U = messages.scatter(answers, self.rank, self.world)
+        given: U = json_collectives.scatter(answers, self.rank, self.world)
         return given
 
     def together(self, work: Callable[[], object]) -> None:
@@ -102,13 +102,13 @@ class Mesh:
             if self.world == 1:
                 raise
             failed = error
-        for rank, each in enumerate(self.gather(None if failed is None else messages.pack_error(failed))):
+        for rank, each in enumerate(self.gather(None if failed is None else json_collectives.pack_error(failed))):
             if each is not None:
                 raise _raised(each, told=rank != self.rank)
 
     def gather(self, value: T) -> list[T]:
         """Return each rank's JSON value, on all ranks."""
-        return [value] if self.world == 1 else messages.gather(value, self.world)
+        return [value] if self.world == 1 else json_collectives.gather(value, self.world)
 
     def new_gloo_group(self) -> dist.ProcessGroup:
         """Make another group of all ranks, for messages that overlap with those of training."""
@@ -133,7 +133,7 @@ class Mesh:
 
 
 def _raised(packed: dict[str, Any], told: bool) -> EverstepError:
-    error = messages.unpack_error(packed)
+    error = json_collectives.unpack_error(packed)
     error.told = told
     return error
 

@@ -278,7 +278,7 @@ def test_what_is_kept_in_shared_memory_is_charged_to_the_pod(secure: Cluster, ag
 
 SUPERVISE = """
     import os, sys
-    from everstep.launch.job_start.process import Local
+    from everstep.launch.job_start.local_start import Local
     from everstep.launch.job_start.signals import Signals
     with Signals() as signals:
         sys.exit(Local(signals, lambda reason: None, 10).run(sys.argv[1:], os.environ))

@@ -11,8 +11,8 @@ from everstep.config import ParallelConfig
 from everstep.errors import ConfigError, EverstepError, ShortOfMemoryError
 from everstep.rank_env import RankInfo
 from everstep.trainer.checkpoint.read import DamagedError
+from everstep.trainer.distributed.json_collectives import pack_error, unpack_error
 from everstep.trainer.distributed.mesh import Mesh, form, join
-from everstep.trainer.distributed.messages import pack_error, unpack_error
 from support.ranks import start, train
 
 pytestmark = pytest.mark.dist
