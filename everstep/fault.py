@@ -21,7 +21,7 @@ from everstep.outcome import Fault
 LONGEST_REASON = 400
 """Largest number of characters of an error's message."""
 WATCHDOG_SIGNAL = getattr(signal, "SIGRTMIN", 34) + 5
-"""Signal by which the trainer's watchdog dumps the stacks of a process, and at the second time ends it."""
+"""Signal of the watchdog: the first dumps the stacks of a process, the second ends it."""
 _NAMES = """
     EIO ENOSPC EDQUOT EROFS ESTALE ENXIO ENODEV ENOMEM EMFILE ENFILE EAGAIN EBUSY EPERM EREMOTEIO ENOLINK ECONNREFUSED
     ECONNRESET ECONNABORTED EPIPE ENOTCONN ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN

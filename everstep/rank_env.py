@@ -18,7 +18,7 @@ AGENT_PID = "EVERSTEP_AGENT_PID"
 LOST_PEER = 69
 """Exit code of a rank that lost another one; the other's end is then reported as the reason."""
 STALLED = 70
-"""Exit code of a rank whose watchdog has reported a stall; the rank that is behind is killed afterwards."""
+"""Exit code of a rank whose watchdog has reported a stall; the rank that is behind is then killed."""
 WORLD = "EVERSTEP_WORLD"
 """Environment variable: world size requested by the launcher; a start with a different one is refused."""
 

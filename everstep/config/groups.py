@@ -212,7 +212,10 @@ class StopConfig:
     grace_s: float | None = None
     """Grace period: seconds from the stop signal to the kill; null uses the launcher's EVERSTEP_GRACE_S."""
     stall_s: float | None = 600.0
-    """Seconds without progress after which the watchdog names the rank that is behind and ends the attempt; null: off.
+    """Seconds without progress until the watchdog names the rank that is behind and ends the attempt.
+
+    null: off.
+    
 
     What is done for the first time may take 30 times as long: compilers, tuners and caches are at work.
     """

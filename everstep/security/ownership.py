@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def other_writer(seen: os.stat_result, owners: tuple[int, ...] = ()) -> str | None:
-    """Return the reason why another user can change a file or the entries of a folder; None if only this user can.
+    """Return why another user can change a file or the entries of a folder; None if only this user can.
 
     Args:
         owners: user ids that may own it beside this user.

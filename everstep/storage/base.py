@@ -101,7 +101,7 @@ def probe(storage: Storage) -> None:
 
 
 def read_limited(storage: Storage, path: str, most: int) -> bytes:
-    """Return the content of a file; ValueError, before it is read, if a local one has more than `most` bytes."""
+    """Return the content of a file; ValueError if a local one has more than `most` bytes."""
     if storage.path() is not None and (size := storage.size(path)) > most:
         raise ValueError(f"{path} has {size} bytes (limit {most})")
     return storage.read(path)

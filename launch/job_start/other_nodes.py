@@ -13,7 +13,7 @@ FAILED, DONE = b"nodes/failed", "nodes/done/{}"
 WAIT_S = 60.0
 """Seconds of one request that waits for a failure."""
 LOST_S = 5.0
-"""Seconds that ranks have to end by themselves once the store is gone, and that the head waits for the other nodes."""
+"""Seconds for ranks to end once the store is gone, and for the head to wait for the other nodes."""
 
 
 class OtherNodes:

@@ -124,7 +124,7 @@ class RankGroup:
             self._signal(pid, signal.SIGTERM)
 
     def is_hung(self) -> bool:
-        """True if all ranks have ended for longer than the grace period and the fork server has not reported it."""
+        """True if all ranks ended longer ago than the grace period, and the fork server has not said so."""
         now = time.monotonic()
         if len(self._pids) == len(self._environments) and now - self._checked > CHECK_S:
             self._checked = now

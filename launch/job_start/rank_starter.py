@@ -121,7 +121,7 @@ def _store_here(env: Mapping[str, str]) -> Iterator[Shared]:
 
 @contextlib.contextmanager
 def _store_of_nodes(meeting: Rendezvous, key: str) -> Iterator[Shared]:
-    """Host the store of a start on the first of its nodes; yield the variables to find it, and the other nodes."""
+    """Host the store on the first node of a start; yield the variables to find it, and the other nodes."""
     from everstep.rendezvous.store_server import StoreServer
 
     address, secret = f"tcp:{meeting.endpoint}", bytes.fromhex(key)

@@ -228,7 +228,7 @@ def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeR
 
 
 def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[str, ...]:
-    """Return nodes that reported a defect or stalled again, and nodes without a report when others have ended.
+    """Return nodes that reported a defect or stalled again, and those without a report after the end.
 
     A node that has begun and not ended was killed with the others and is not a suspect.
     """

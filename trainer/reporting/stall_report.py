@@ -1,4 +1,4 @@
-"""Report of a stalled attempt: a line to the user, outcome and event in the run folder, and the evidence beside."""
+"""Report of a stalled attempt: a line to the user, outcome, event and evidence in the run folder."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Watchdog: notice that a run gets no further, name the rank that keeps the others waiting, and end the attempt."""
+"""Watchdog: notice that a run makes no progress, name the rank that is behind, end the attempt."""

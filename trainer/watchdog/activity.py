@@ -1,4 +1,4 @@
-"""Activity of a rank: the place in its run that the main thread marks as it passes, and the watchdog reads."""
+"""Activity of a rank: the place in its run, written by the main thread and read by the watchdog."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Conclusion of a stalled attempt on one rank: keep the evidence, report, end what cannot end itself, and leave.
+"""Conclusion of a stalled attempt on one rank: keep evidence, report, kill, and leave.
 
 The order matters. The judge reports first, since the survivors' connections break as soon as a rank has died, and they
 would then end with a reason that names a victim. Processes that cannot leave are killed by a rank beside them, at once:

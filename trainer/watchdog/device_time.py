@@ -10,7 +10,7 @@ from everstep.trainer.watchdog.activity import Activity
 
 
 class ForwardTime:
-    """Adds the time of forward passes on a device to the activity; on a CPU the activity measures it itself."""
+    """Time of forward passes on a device, for the activity; on a CPU the activity measures it itself."""
 
     def __init__(self, activity: Activity, device: torch.device) -> None:
         self.activity = activity

@@ -73,7 +73,7 @@ class Evidence:
 
 
 def main_frames(dump: str, main_thread: int) -> list[Frame]:
-    """Return the frames of the main thread in the last dump of faulthandler's within a text, innermost first."""
+    """Return the main thread's frames in the last dump by faulthandler in a text, innermost first."""
     found: list[Frame] = []
     inside = False
     for line in dump.splitlines():

@@ -47,7 +47,7 @@ class Exchange:
         self._store.set(_key(self.rank), heartbeat.to_json())
 
     def read(self, ranks: Sequence[int]) -> tuple[str | None, dict[int, Heartbeat]]:
-        """Return the verdict, if there is one, and the heartbeats of `ranks`; none until all have sent their first."""
+        """Return the verdict, if any, and the heartbeats of `ranks`; none until all have sent their first."""
         keys = [_key("verdict"), *map(_key, ranks)]
         if self._known.issuperset(ranks) or self._store.check(keys):
             self._known.update(ranks)

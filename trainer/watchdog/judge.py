@@ -1,4 +1,4 @@
-"""Judge: from heartbeats to the verdict that a run is stalled, and the ranks that keep it so. Pure but for its memory.
+"""Judge: decide from heartbeats that a run is stalled, and because of which ranks.
 
 The lowest living rank judges. A rank reads the heartbeat of rank 0; while that one is silent, also the next rank's, and
 so on. A rank below which all are silent reads all ranks and judges.

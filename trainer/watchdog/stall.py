@@ -114,7 +114,7 @@ def _culprit(suspect: Suspect, evidence: Evidence) -> Culprit:
 
 
 def _narrowed(suspects: Sequence[Suspect], evidence: Mapping[int, Evidence]) -> tuple[Suspect, ...]:
-    """Return those of equally late ranks that do not wait in a collective as the others do; empty if all do."""
+    """Return those of equally late ranks that do not wait in a collective; empty if all do."""
     known = [each for each in suspects if each.rank in evidence and evidence[each.rank].frames]
     acting = tuple(each for each in known if not evidence[each.rank].waits)
     if 0 < len(acting) < len(known):

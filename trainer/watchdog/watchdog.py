@@ -1,4 +1,4 @@
-"""Watchdog of a rank: the thread that sends heartbeats, judges if it is its turn, and ends a stalled attempt."""
+"""Watchdog of a rank: a thread that sends heartbeats, judges in its turn, and ends a stalled attempt."""
 
 from __future__ import annotations
 
