@@ -214,10 +214,7 @@ class StopConfig:
     stall_s: float | None = 600.0
     """Seconds without progress until the watchdog names the rank that is behind and ends the attempt.
 
-    null: off.
-    
-
-    What is done for the first time may take 30 times as long: compilers, tuners and caches are at work.
+    null: off. What is done for the first time may take 30 times as long: compilers, tuners and caches are at work.
     """
 
     def __post_init__(self) -> None:

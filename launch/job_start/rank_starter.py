@@ -136,7 +136,7 @@ def _store_of_nodes(meeting: Rendezvous, key: str) -> Iterator[Shared]:
 
 
 def _difference(before: Mapping[str, str], now: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the environment variables of this start that differ from those of the fork server; None: not set."""
+    """Return the variables of this start that differ from those of the fork server; None: not set."""
     removed: dict[str, str | None] = dict.fromkeys(before.keys() - now.keys())
     return removed | {name: value for name, value in now.items() if before.get(name) != value and name != START_KEY}
 

@@ -242,7 +242,7 @@ def _suspects(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[st
 
 
 def _stalled_again(evidence: Evidence) -> set[str]:
-    """Return the node of a stall if it is not its first: one stall may have any cause, and its victims look alike."""
+    """Return the node of a stall if it is not its first: one stall may have any cause."""
     ending = evidence.ending
     if ending is None or ending.outcome is not Outcome.stalled or evidence.stalls.get(ending.node, 0) < LEAST_STALLS:
         return set()

@@ -33,7 +33,7 @@ class Phase(enum.IntEnum):
 
 
 PATIENT = frozenset({Phase.build, Phase.restore, Phase.rehearse, Phase.rollback, Phase.end})
-"""Phases that may always take long: they move the whole state, and their requests to a store have own deadlines."""
+"""Phases that may always take long: they move the whole state, with deadlines of their own."""
 
 
 class Mark(NamedTuple):

@@ -30,7 +30,7 @@ from everstep.trainer.watchdog.stall import Stall, stall_of
 
 LOG = logging.getLogger("everstep")
 EVIDENCE_S = 2.0
-"""Seconds that the judge waits for the evidence about all ranks; they learn of a verdict with their next heartbeat."""
+"""Seconds that the judge waits for evidence; ranks learn of a verdict with their next heartbeat."""
 REPORT_S = 5.0
 """Seconds that a run folder may take to accept a report."""
 DUMP_S = 0.5

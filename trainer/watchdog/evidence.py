@@ -131,7 +131,7 @@ def mark_of(process: Process) -> tuple[int, int, int, float] | None:
 
 
 def record_flights() -> None:
-    """Have torch record the last collectives of the groups that are made from now on, unless the user decides."""
+    """Have torch record the last collectives of groups made from now on, unless the user decides."""
     os.environ.setdefault(FLIGHT_RECORDER, FLIGHTS)
 
 

@@ -18,7 +18,7 @@ class Kind(enum.Enum):
     frozen = "frozen"
     """The process runs no Python: it is stopped, or a C function holds Python's lock."""
     stalled = "stalled"
-    """The process lives and its main thread gets no further, while others have come further and wait for it."""
+    """The process lives, its main thread makes no progress, and others that are ahead wait for it."""
     waiting = "waiting"
     """All ranks have come equally far and wait."""
 

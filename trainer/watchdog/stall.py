@@ -125,7 +125,7 @@ def _narrowed(suspects: Sequence[Suspect], evidence: Mapping[int, Evidence]) -> 
 
 
 def _odd(entered: Mapping[int, tuple[int, str]]) -> set[int]:
-    """Return the ranks that have not joined the collective that the others wait in, or that are alone in another."""
+    """Return ranks that have not joined the collective of the others, or that are alone in another."""
     counts = {rank: count for rank, (count, _) in entered.items()}
     if len(set(counts.values())) > 1:
         return {rank for rank, count in counts.items() if count == min(counts.values())}

@@ -22,7 +22,7 @@ LONGEST_BEAT_S = 1.0
 RANKS_A_SECOND = 500
 """Heartbeats that the host of the store is to serve in a second; a larger world sends them less often."""
 LATER_S = 4.0
-"""Seconds after which a process in which no Python runs ends itself, beyond those after which others end it."""
+"""Seconds until a process in which no Python runs ends itself, beyond those until others end it."""
 CLOSE_S = 2.0
 
 
