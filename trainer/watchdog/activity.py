@@ -94,7 +94,7 @@ class Activity:
             PAGE.pack_into(self._page, 0, phase, step, turn, now)
 
     def measure(self, own: tuple[Phase, ...]) -> None:
-        """Add up the time in these phases from now on: nobody waits there for another rank."""
+        """Add up the time in these phases from now on: no rank waits there for another one."""
         self._own = own
 
     def share(self) -> int:

@@ -175,7 +175,7 @@ def kill(process: Process, own: Process, number: int) -> None:
 
 
 def leave() -> NoReturn:
-    """End this process without a collective, whatever its main thread does: it may hold the locks of all outputs."""
+    """End this process without a collective, whatever its main thread does: it may hold all locks."""
     bounded(_flush, FLUSH_S)
     os._exit(STALLED if AGENT_PID in os.environ else 1)
 
