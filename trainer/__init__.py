@@ -1,1 +1,1 @@
-"""The program that torchrun starts: trains, saves checkpoints, and resumes from the newest one."""
+"""The program of every rank: trains, saves checkpoints, and resumes from the newest one."""

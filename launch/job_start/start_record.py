@@ -28,7 +28,7 @@ class NodeReport:
     failed: tuple[str, ...] = ()
     """Checks that failed, one line each."""
     code: int | None = None
-    """Exit code of the node's torchrun; None while it runs, and for good if the node is lost."""
+    """Exit code of the node's ranks; None while it runs, and for good if the node is lost."""
     stopped: str | None = None
     """The signal that stopped the node."""
     cause: str | None = None

@@ -2,7 +2,7 @@
 
 Started as `python -m everstep.launch.node.agent RUN_FOLDER [--spec DIGEST]`. It does not depend on the scheduler:
 `Allocation` has read the environment. It makes no decision: it reports the state of the node and exits with the code of
-its torchrun.
+its ranks.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class Node:
         self.local = Local(self.signals, leave, self.submitted.job.grace_s, relay=self.allocation.scheduler != "slurm")
 
     def run(self) -> int:
-        """Return the exit code of this node's torchrun, or BAD_NODE."""
+        """Return the exit code of this node's ranks, or BAD_NODE."""
         job, host = self.submitted.job, self.allocation.host
         # If the scheduler has given the address, the check of addresses is not needed.
         fellows = 1 if self.allocation.address else len(self.allocation.hosts)
@@ -148,7 +148,7 @@ class Node:
             self.fork_server = starter.server
 
     def program(self) -> list[str]:
-        """Return the program that torchrun starts; a script in the snapshot is taken from there."""
+        """Return the program of the ranks; a script in the snapshot is taken from there."""
         script, *rest = self.submitted.argv
         kept = self.code / script if self.code is not None else Path(script)
         return [str(kept), *rest] if self.code is not None and kept.is_file() else [script, *rest]

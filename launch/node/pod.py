@@ -190,7 +190,7 @@ class Pod:
         )
 
     def _take_part(self, start: Start) -> int:
-        """Run one start on this node; return the exit code of its torchrun. Leave if this pod was stopped."""
+        """Run one start on this node; return the exit code of its ranks. Leave if this pod was stopped."""
         hosts = tuple(start.facts["hosts"])
         allocation = Allocation(
             "k8s",

@@ -21,14 +21,14 @@ Ask = Callable[[Sequence[JobHandle]], dict[JobHandle, JobStatus]]
 
 @dataclass(frozen=True)
 class Program:
-    """Program that torchrun starts on each node, and the run folder that it belongs to."""
+    """Program that runs on each node, and the run folder that it belongs to."""
 
     name: str
     """Name of the run and of the job."""
     folder: str
     """URL of the run folder."""
     argv: tuple[str, ...]
-    """Arguments after torchrun's flags: `-m everstep.trainer --frozen URL`, or a script with its flags."""
+    """Arguments of Python: `-m everstep.trainer --frozen URL`, or a script with its flags."""
     token: str
     """Unique id of this submission; the scheduler stores it with the job, which can be found by it."""
     config: str = ""

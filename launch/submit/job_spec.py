@@ -27,7 +27,7 @@ from everstep.security.access import make_folder
 
 @dataclass(frozen=True)
 class JobSpec:
-    """The job and the program that torchrun starts for it on every node."""
+    """The job and the program that it runs on every node."""
 
     job: JobConfig
     argv: tuple[str, ...]
