@@ -1,7 +1,8 @@
 """From the start of a command to the end of its first optimizer step.
 
 `everstep` trains what the run folder says, as `everstep run` and the cluster scripts start it; `everstep_run` is the
-whole command, which composes the config and starts that as a child.
+whole command, which composes the config and forks that from a process that has imported torch, or starts it as a child.
+With two processes `plain` is under torchrun.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from benchmarks.table import figures, machine, markdown, ratios, spread
 SETTINGS = {"STEPS": 3, "WARMUP": 0, "SAMPLES": 1024}
 HEAD = ("contestant", "n", "first step after, s", "whole command, s", "first step / plain", "first step − plain, s")
 OVERRIDES = ("--config-dir", "benchmarks/conf", "experiment=overhead", "plugins=[benchmarks]", "steps=4")
-COMMANDS = ("import torch", "everstep", "everstep_run")
+COMMANDS = ("import torch", "everstep", "everstep_run", "everstep_run, job.warm=false")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -28,23 +29,25 @@ def main(arguments: Sequence[str]) -> int:
     peers = chosen(options.only, [c.name for c in CONTESTANTS if c.name not in ("plain_fused", "floor", "everstep")])
     rounds: dict[str, list[dict[str, float]]] = {"first": [], "wall": []}
     absent: dict[str, str] = {}
-    names = [*COMMANDS, *(peer.name for peer in peers)]
+    commands = [name for name in COMMANDS if options.processes == 1 or name.startswith("everstep_run")]
+    names = [*commands, *(peer.name for peer in peers)]
     for _ in range(options.rounds):
         for figure in rounds.values():
             figure.append({})
-        everybody: list[Contestant | str] = [*COMMANDS, *peers]
+        everybody: list[Contestant | str] = [*commands, *peers]
         for contestant in everybody:
             name = contestant if isinstance(contestant, str) else contestant.name
             if name in absent:
                 continue
             try:
-                first, wall = _measure(contestant)
+                first, wall = _measure(contestant, options.processes)
             except (MissingError, FailedError) as error:
                 absent[name] = str(error)
                 continue
             rounds["first"][-1][name], rounds["wall"][-1][name] = first, wall
         print("  ".join(f"{name} {seconds:.2f}" for name, seconds in rounds["first"][-1].items()), flush=True)
-    print(f"\n1 process, python files compiled, disk cache warm; {machine()}\n")
+    processes = "1 process" if options.processes == 1 else f"{options.processes} processes"
+    print(f"\n{processes}, python files compiled, disk cache warm; {machine()}\n")
     print(markdown(HEAD, [_row(name, rounds, absent) for name in names]))
     return 0
 
@@ -52,20 +55,23 @@ def main(arguments: Sequence[str]) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m benchmarks startup", description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--only", default="", metavar="A,B", help="contestants beside Everstep, plain among them")
     return parser
 
 
-def _measure(contestant: Contestant | str) -> tuple[float, float]:
+def _measure(contestant: Contestant | str, processes: int) -> tuple[float, float]:
     """Seconds to the end of the first step, and to the end of the command."""
     if isinstance(contestant, Contestant):
         contestant.check()
-        seen = run(contestant.argv(1), SETTINGS)
+        seen = run(contestant.argv(processes), SETTINGS)
     elif contestant == "import torch":
         seen = run([sys.executable, "-c", JUST_TORCH], SETTINGS)
     else:
         with tempfile.TemporaryDirectory(prefix="bench-run-") as root:
-            argv = ["-m", "everstep.launch", "run", *OVERRIDES, f"run_root={root}", "run=bench", "parallel=single"]
+            kind = ["parallel=single"] if processes == 1 else ["parallel=ddp", "global_batch=64"]
+            argv = ["-m", "everstep.launch", "run", *OVERRIDES, f"run_root={root}", "run=bench", *kind]
+            argv += [f"job.nproc={processes}", f"job.warm={str(not contestant.endswith('false')).lower()}"]
             if contestant == "everstep":
                 _settle(root)
                 argv = ["-m", "everstep.trainer", "--frozen", f"{root}/bench", "--plugins", "benchmarks"]

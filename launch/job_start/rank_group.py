@@ -18,7 +18,7 @@ from everstep.outcome import Ending, Outcome
 from everstep.processes import created_at
 from everstep.rank_env import LOST_PEER, STALLED
 
-LAST_WORDS_S = 0.5
+LAST_WORDS_S = 0.25
 """Seconds that ranks have to say what they lost after a signal has killed another one."""
 REPORT_S = 10.0
 """Seconds that ranks have to report a stall, which one of them has left already."""
