@@ -12,6 +12,8 @@ from everstep.rendezvous.store_connection import StoreConnection, StoreGoneError
 FAILED, DONE = b"nodes/failed", "nodes/done/{}"
 WAIT_S = 60.0
 """Seconds of one request that waits for a failure."""
+AWAY_S = 300.0
+"""Seconds for which the store may be away; then the first node is lost."""
 LOST_S = 5.0
 """Seconds for ranks to end once the store is gone, and for the head to wait for the other nodes."""
 
@@ -39,17 +41,22 @@ class OtherNodes:
     def _watch(self, join_s: float) -> None:
         try:
             found = self._await_failure(join_s)
-        except (StoreGoneError, MachineError, ValueError):
+        except (MachineError, ValueError):
             found = LOST_S
         if not self._is_over.is_set():
             self.wait_s = found
             os.write(self._writing, b".")
 
     def _await_failure(self, join_s: float) -> float:
-        with contextlib.closing(StoreConnection(self._address, self._key, join_s)) as store:
-            while True:
-                with contextlib.suppress(TimeoutError):
-                    return float(store.ask(b"get", str(WAIT_S).encode(), FAILED, wait_s=WAIT_S)[0])
+        """Return the seconds that an announced failure leaves; MachineError if the store stays away."""
+        while True:
+            # A lost connection alone is no failure: the ranks may outlast a network that is away for a while.
+            with (
+                contextlib.suppress(TimeoutError, StoreGoneError),
+                contextlib.closing(StoreConnection(self._address, self._key, join_s)) as store,
+            ):
+                return float(store.ask(b"get", str(WAIT_S).encode(), FAILED, wait_s=WAIT_S)[0])
+            join_s = AWAY_S
 
     def announce(self, wait_s: float) -> None:
         """Tell the other nodes that a rank here has failed, and how long theirs have to end."""

@@ -10,8 +10,10 @@ import pytest
 
 from everstep.launch.job_start.other_nodes import OtherNodes
 from everstep.launch.job_start.rank_group import LAST_WORDS_S, RankGroup, rank_environments
+from everstep.launch.node.agent import free_port
 from everstep.rank_env import LOST_PEER, STALLED
 from everstep.rendezvous.store_server import StoreServer
+from everstep.trainer.distributed.store_client import RunStore
 from support.processes import until
 
 KEY = bytes(32)
@@ -135,3 +137,22 @@ def test_a_failure_on_one_node_ends_the_ranks_of_the_other_and_is_not_blamed_on_
         nodes[0].leave()
         assert time.monotonic() - began < 4, "the head has waited although all had left"
         store.close()
+
+
+def test_a_store_that_was_away_for_a_moment_is_no_failure_and_is_asked_again() -> None:
+    # Not one of the ports of clients: a client that tries a closed one of these may connect to itself.
+    store = StoreServer(f"tcp:127.0.0.1:{free_port(str(os.getpid()), '127.0.0.1')}", KEY)
+    node = OtherNodes(store.address, KEY, 1, 2, 10)
+    again = None
+    try:
+        assert RunStore(store.address, KEY, 10).num_keys() == 0
+        store.close()
+        again = StoreServer(store.address, KEY)
+        assert node.wait_s is None
+        RunStore(again.address, KEY, 10).set("nodes/failed", "7")
+        assert os.read(node.descriptor, 1) == b"."
+        assert node.wait_s == 7
+    finally:
+        node.leave()
+        if again is not None:
+            again.close()
