@@ -19,9 +19,11 @@ from everstep.process_setup import refuse_debugger, spare_what_lives, use_own_ca
 from everstep.provenance import record
 from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, RunFolder
+from everstep.trainer.reporting.node_recorder import NodeRecorder
 from everstep.trainer.reporting.outcome import OutcomeReport, ending_of, exit_code, lose, refuse
 from everstep.trainer.reporting.rank_log import RankLog
 from everstep.trainer.reporting.startup_timing import StartupTimer
+from everstep.trainer.start import Start
 from everstep.trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -69,9 +71,11 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
             print(f"run {run.run} is done: step {assignment.done_at} of {run.steps} in {assignment.url}")
         return 0
     folder = RunFolder(assignment.url)
-    with RankLog(folder, assignment.attempt, place.rank) as log:
-        ending, failure = _run(run, folder, assignment, place, store, stop, laps)
-        report = OutcomeReport(folder, assignment.attempt, place, log.shown)
+    number = assignment.attempt
+    with RankLog(folder, number, place.rank) as log, NodeRecorder(run, folder, number, place) as recorder:
+        start = Start(folder, number, laps, assignment.micro_batch, recorder)
+        ending, failure = _run(run, start, place, store, stop)
+        report = OutcomeReport(folder, number, place, log.shown)
         if failure is not None:
             report.fail(failure, ending)
         elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
@@ -184,29 +188,26 @@ def _composed(options: argparse.Namespace, place: RankInfo) -> tuple[RunConfig, 
 
 def _run(
     run: RunConfig,
-    folder: RunFolder,
-    assignment: Assignment,
+    start: Start,
     place: RankInfo,
     store: Store | None,
     stop: Stop,
-    laps: StartupTimer,
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; return the ending, and the error that caused it."""
     from everstep.trainer.assemble import assemble
-    from everstep.trainer.build import Start, build
+    from everstep.trainer.build import build
     from everstep.trainer.distributed.mesh import form, lost_peer, part
     from everstep.trainer.loop import train
 
-    laps.end("import")
+    start.laps.end("import")
     parts = None
     try:
-        stop.watch(run.stop, folder if place.rank == 0 else None)
+        stop.watch(run.stop, start.folder if place.rank == 0 else None)
         mesh = form(place, store, run.parallel, run.group_timeout_s)
-        laps.end("rendezvous")
-        start = Start(folder, assignment.attempt, laps, assignment.micro_batch)
+        start.laps.end("rendezvous")
         built = build(run, start, mesh)
         restored = built.checkpoints.restore()
-        laps.end("load")
+        start.laps.end("load")
         parts = assemble(run, start, built, restored, stop)
         spare_what_lives()
         ending = train(run, parts)

@@ -242,12 +242,16 @@ class LogConfig:
     """Seconds between plain lines."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    node_every_s: float | None = 5.0
+    """Seconds between samples of a node's CPU, memory, disks, network and GPUs; null takes none."""
     hparams: dict[str, Any] = field(default_factory=dict)
     """Key → value of a sweep's trial, for TensorBoard's table of trials; set by the sweep."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", self.every, "must be ≥ 1")
         require(self.line_every_s >= 0, "log.line_every_s", self.line_every_s, "must be ≥ 0")
+        every_s = self.node_every_s
+        require(every_s is None or every_s >= 0.1, "log.node_every_s", every_s, "must be ≥ 0.1 or null")
 
 
 @dataclass(kw_only=True)

@@ -60,6 +60,10 @@ class Outputs:
     display: Display
     sinks: Sequence[Sink] = ()
     events: Sink | None = None
+    trackers: Sequence[Sink] = ()
+    """Sinks beside the run's own file: W&B and TensorBoard, which get the figures of the first node too."""
+    figures: Callable[[], Mapping[str, float]] = dict
+    """Return the node's figures since the last call; empty if there are none."""
 
 
 class Reporter:
@@ -77,6 +81,7 @@ class Reporter:
         """`checkpoint_step` is the step of the checkpoint that this attempt resumes from."""
         self.facts = facts
         self.display, self.sinks, self.events = outputs.display, outputs.sinks, outputs.events
+        self.trackers, self.figures = outputs.trackers, outputs.figures
         self.laps = laps
         self.world, self.device = mesh.world, mesh.device
         self.peak = peak_flops(mesh.device) if mesh.is_main else None
@@ -123,8 +128,15 @@ class Reporter:
             record = self._record(info, waited_s)
             for sink in self.sinks:
                 sink.log(record)
+            self._log_figures()
             self.display.update(info.step, record)
             self._write_progress(record)
+
+    def _log_figures(self) -> None:
+        """Log the samples since the last call as one record of the last step: W&B has one row a step."""
+        if self.trackers and (figures := self.figures()):
+            for tracker in self.trackers:
+                tracker.log({**figures, "kind": "node", "step": self._step, "time": time.time()})
 
     def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float = 0.0) -> None:
         self._shown |= {"metrics": dict(metrics), "metric": self.facts.metric}
@@ -157,6 +169,8 @@ class Reporter:
 
     def close(self) -> None:
         self.display.close()
+        if self._begun:
+            self._log_figures()
         self._outbox.close()
         for sink in self.sinks:
             sink.close()
