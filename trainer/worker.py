@@ -227,8 +227,9 @@ def _run(
 
 
 def _close(parts: Parts, ending: Ending) -> None:
-    if ending.outcome is Outcome.done:
+    if parts.checkpoints.saved_step == ending.step:
         parts.checkpoints.close()
+    if ending.outcome is Outcome.done:
         _preview(parts)
     parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
 

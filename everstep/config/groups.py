@@ -113,15 +113,26 @@ class ScheduleConfig:
         )
 
 
+AUTO = "auto"
+
+
 @dataclass(kw_only=True)
 class LocalTierConfig:
-    every: int | None = None
-    """Steps between checkpoints on the node tier, besides those in the run folder; null makes none."""
+    every: int | str | None = AUTO
+    """Steps between checkpoints on the node tier, besides those in the run folder; null makes none.
+
+    auto: copies on the node that wrote them, as often as 1 % of the time allows, while there is room.
+    """
     path: str = "/dev/shm/everstep-$UID"
     """Folder of the node tier, local to each node: a RAM disk or NVMe; $NAMES are expanded on the node."""
 
+    @property
+    def is_automatic(self) -> bool:
+        return self.every == AUTO
+
     def __post_init__(self) -> None:
-        require(self.every is None or self.every >= 1, "checkpoint.local.every", self.every, "must be ≥ 1 or null")
+        known = self.every >= 1 if isinstance(self.every, int) else self.every in (AUTO, None)
+        require(known, "checkpoint.local.every", self.every, "must be ≥ 1, auto or null")
         require(
             self.path.startswith(("/", "$", "~")),
             "checkpoint.local.path",

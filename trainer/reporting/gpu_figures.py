@@ -18,7 +18,7 @@ THROTTLED = {
     0x40: "hw_thermal",
     0x80: "power_brake",
 }
-"""Bits of NVML for reasons that lower the clocks below those of a GPU at work; the others are idle and settings."""
+"""Bits of NVML for reasons to lower the clocks; the others are that a GPU is idle, or set so."""
 
 
 class GpuMeter:
@@ -79,7 +79,7 @@ def _memory(found: Any) -> Figures:
 
 
 def _throttled(bits: int) -> Figures:
-    """Return 100 if a reason lowers the clocks, else 0, so that a mean is the share of the time; and the reasons."""
+    """Return 100 if a reason lowers the clocks, else 0, so that a mean is a share of the time; and why."""
     reasons = [name for bit, name in THROTTLED.items() if bits & bit]
     return {"throttled_percent": 100.0 if reasons else 0.0} | ({"throttled_by": " ".join(reasons)} if reasons else {})
 

@@ -31,7 +31,7 @@ SHORTEST_S = 0.5
 RECORDS_PER_AGE, LONGEST_RECORD_S = 720, 60.0
 """An attempt of t seconds makes a record every t / 720 s, but at least one a minute."""
 PARTS_PER_AGE, FIRST_PART_S, LONGEST_PART_S = 10, 30.0, 1800.0
-"""The same for parts on a store: one every t / 10 s, after 30 s at the earliest and half an hour at the latest."""
+"""The same for parts on a store: one every t / 10 s, at least 30 s and at most half an hour."""
 WAITING = 100
 """Samples that wait for a training record; older ones are left out."""
 

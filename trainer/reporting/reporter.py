@@ -24,6 +24,7 @@ from everstep.trainer.step import StepInfo
 
 LOG = logging.getLogger("everstep")
 PROGRESS_EVERY_S = 2.0
+COPIES_EVERY_S = 60.0
 
 Hook = Callable[[StepInfo], None]
 """Callback for steps; called on every rank, in the order of steps."""
@@ -93,6 +94,10 @@ class Reporter:
         self._progress_at = float("-inf")
         self._checkpoint_step = checkpoint_step
         self._begun = False
+        self._copies: list[SaveRecord] = []
+        """Copies to the node tier that are not recorded yet."""
+        self._copied_at = float("-inf")
+        self._copy_failed = False
         self._shown: dict[str, Any] = {}
 
     @property
@@ -156,19 +161,39 @@ class Reporter:
         while saves:
             save = saves.pop(0)
             where = " on the nodes" if save.local else ""
+            if save.error and save.automatic:
+                if not self._copy_failed:
+                    LOG.info("a copy on the nodes failed, the next is tried as usual: %s", save.error)
+                self._copy_failed = True
+                continue
             if save.error:
                 self.event("save_failed", f"the save of step {save.step}{where} failed: {save.error}", step=save.step)
                 continue
             if save.local:
-                self.event("saved_locally", step=save.step, seconds=round(save.stall_s, 4))
+                self._record_copy(save)
                 continue
             self._checkpoint_step = save.step
             self.event("saved", step=save.step, seconds=round(save.stall_s, 4), durable_s=round(save.seconds, 4))
             self._progress_at = float("-inf")
             self._write_progress({"step": max(save.step, self._step)})
 
+    def _record_copy(self, save: SaveRecord) -> None:
+        """Record a save to the node tier; automatic copies, of which there may be one a second, together."""
+        self._copies.append(save)
+        now = time.monotonic()
+        if not save.automatic or now - self._copied_at >= COPIES_EVERY_S:
+            self._write_copies()
+            self._copied_at = now
+
+    def _write_copies(self) -> None:
+        if self._copies:
+            seconds = round(sum(copy.stall_s for copy in self._copies), 4)
+            self.event("saved_locally", step=self._copies[-1].step, seconds=seconds, copies=len(self._copies))
+            self._copies.clear()
+
     def close(self) -> None:
         self.display.close()
+        self._write_copies()
         if self._begun:
             self._log_figures()
         self._outbox.close()
