@@ -200,7 +200,8 @@ class Checkpointer:
 
     @property
     def has_node_tier(self) -> bool:
-        return self._tier is not None
+        """True if the last save may go to the node tier: not if that may end with the job, as memory does."""
+        return self._tier is not None and self._copies is None
 
     def close(self) -> None:
         """Delete the node tier's checkpoints: the run is complete and needs them no more."""

@@ -18,7 +18,7 @@ FIRST_STEPS = 10
 """Steps of an attempt whose time is measured before the first copy is planned."""
 RECENT_STEPS = 31
 LARGEST_EXCESS = 2.0
-"""Limit of what one step may add to the cost of a copy, in usual steps: beyond it is an evaluation, or a disk."""
+"""Limit of what one step may add to the cost of a copy, in usual steps: more is an evaluation."""
 WEIGHT = 0.5
 """Weight of the newest copy in the mean cost."""
 

@@ -20,7 +20,7 @@ LOG = logging.getLogger("everstep")
 
 
 class NodeCopies:
-    """When copies are made, and whether the nodes have room for them."""
+    """Decisions about copies: the steps at which they are made, and the room that the nodes have for them."""
 
     def __init__(self, tier: NodeTier, every: int) -> None:
         """`every` is the number of steps between checkpoints in the run folder."""

@@ -19,7 +19,7 @@ PARTS = 4
 MARK = ".automatic"
 """Ending of the empty file beside a run's folder that says that its copies are automatic."""
 STALE_S = 86400.0
-"""Seconds after which the copies of a run that did not come back are removed, by the next run on the node."""
+"""Seconds after which another run removes the copies of a run that did not come back."""
 IN_MEMORY = ("tmpfs", "ramfs")
 
 

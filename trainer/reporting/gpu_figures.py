@@ -104,7 +104,7 @@ def _handles(nvml: Any, environment: Mapping[str, str]) -> list[Any]:
 
 
 def _visible(nvml: Any, everything: list[Any], visible: str) -> list[Any]:
-    """Return the GPUs that CUDA_VISIBLE_DEVICES names; as in CUDA, they end at the first that there is not."""
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names; an unknown one ends the list, as in CUDA."""
     found: list[Any] = []
     for word in (word.strip() for word in visible.split(",")):
         if word.isdigit():
