@@ -24,7 +24,7 @@ IN_MEMORY = ("tmpfs", "ramfs")
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the bytes that may be written to a folder: of its disk, and of the memory that a RAM disk takes."""
+    """Return the bytes that a folder has room for: on its disk, and in the memory that a RAM disk takes."""
     disk = os.statvfs(folder)
     free = disk.f_bavail * disk.f_frsize
     if not in_memory(folder):
