@@ -7,7 +7,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # What comes from an index is held to the hashes of requirements/*.txt (`make lock`), all but torch: see there.
 LOCKED := $(INSTALL) --require-hashes --no-deps --no-build-isolation
 OURS := $(INSTALL) --no-deps --no-build-isolation -e .
-IMAGE_EXTRAS ?= s3,gcs,azure,fast,wandb,tensorboard,images,examples
+IMAGE_EXTRAS ?= s3,gcs,azure,fast,gpu,wandb,tensorboard,images,examples
 LOCK := .venv-lock/bin/uv pip compile --quiet --config-file requirements/uv.toml --universal --python-version 3.11 \
 	--generate-hashes --no-header --no-annotate --no-emit-package torch --constraints constraints.txt
 comma := ,

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 
+from everstep.control_group import memory_groups
 from everstep.errors import EverstepError, ShortOfMemoryError
 from everstep.outcome import Fault
 
@@ -141,9 +142,6 @@ def _shown(file: str) -> str:
     return file if near.startswith(os.pardir) else near
 
 
-CGROUPS = Path("/sys/fs/cgroup")
-
-
 class OutOfMemoryCount:
     """Count of out-of-memory kills in this control group since the object was made."""
 
@@ -168,20 +166,8 @@ def _killed() -> int | None:
 
 
 def _counters() -> list[tuple[Path, str]]:
-    """Return files (of control groups v2 and v1) that may hold the count, this process's group first."""
-    found: list[tuple[Path, str]] = []
-    try:
-        lines = Path("/proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            found.append((CGROUPS / path.lstrip("/") / "memory.events", "oom_kill"))
-        elif "memory" in controllers.split(","):
-            found.append((CGROUPS / "memory" / path.lstrip("/") / "memory.oom_control", "oom_kill"))
-    # In a container the path is often that of the host, and the group is at the root.
-    return [*found, (CGROUPS / "memory.events", "oom_kill"), (CGROUPS / "memory/memory.oom_control", "oom_kill")]
+    """Return files that may hold the count, this process's group first."""
+    return [(group.file("memory.events", "memory.oom_control"), "oom_kill") for group in memory_groups()]
 
 
 def death_of(who: str, number: int, killed_for_memory: int) -> str:

@@ -49,6 +49,8 @@ LOOKED_BACK = 8
 """Earlier attempts that are searched for the same error of the user's code."""
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+NODES = "nodes"
+"""Folder of an attempt: NNNN.jsonl has the figures of one node."""
 GRACE = "EVERSTEP_GRACE_S"
 """Environment variable of the launcher: grace period in seconds, from the stop signal to the kill."""
 STARTER = "EVERSTEP_STARTER"
@@ -179,14 +181,19 @@ class RunFolder:
 
     def lines(self, attempt: int, name: str) -> Iterator[dict[str, Any]]:
         """Yield the records of one attempt's JSON lines, also in parts, without lines truncated by a kill."""
-        stem, _, suffix = name.rpartition(".")
-        for file in self.storage.names(self.attempt(attempt)):
-            if file == name or (file.startswith(f"{stem}-") and file.endswith(suffix)):
-                for line in lines(self.storage, self.attempt(attempt, file)):
-                    try:
-                        yield mapping(parse(line), name)
-                    except ValueError:
-                        continue
+        for file in self.parts(attempt, name):
+            for line in lines(self.storage, file):
+                try:
+                    yield mapping(parse(line), name)
+                except ValueError:
+                    continue
+
+    def parts(self, attempt: int, name: str) -> list[str]:
+        """Return the paths of one attempt's JSON lines, in the order of writing: a file, or parts on a store."""
+        folder, _, file = self.attempt(attempt, name).rpartition("/")
+        stem, _, suffix = file.rpartition(".")
+        found = [each for each in self.storage.names(folder) if each.startswith(stem) and each.endswith(suffix)]
+        return [f"{folder}/{each}" for each in found if each == file or each.startswith(f"{stem}-")]
 
     def check_newest(self, attempt: int) -> None:
         """Raise SupersededError if a later attempt has claimed the run: an older one must not commit."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from everstep.config import RunConfig
 from everstep.frozen_config import plain
 from everstep.run_folder import EVENTS
-from everstep.trainer.build import Built, Start, fetchers, trainable
+from everstep.trainer.build import Built, fetchers, trainable
 from everstep.trainer.checkpoint.restore import Restored
 from everstep.trainer.checkpoint.resume_trial import LAST, try_resume
 from everstep.trainer.data.dataset import Prefetchable, mean_sample_bytes
@@ -29,6 +29,7 @@ from everstep.trainer.reporting.flops import count_flops
 from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.trackers import open_sinks
+from everstep.trainer.start import Start
 from everstep.trainer.step import StepConfig, Stepper
 from everstep.trainer.stop import Stop
 
@@ -74,7 +75,8 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     mesh.decide(lambda: sinks.extend(open_sinks(run.log, run.run, start.folder, start.attempt, plain(run), step)))
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
     events = Guarded(EVENTS, file) if file is not None else None
-    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events)
+    figures = start.recorder.take if start.recorder is not None else dict
+    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events, sinks[1:], figures)
     unit = getattr(built.task, "unit", "items")
     facts = RunFacts(run.steps, run.global_batch, run.log.every, run.evaluate.metric, unit)
     return Reporter(facts, start.folder, outputs, start.laps, mesh, restored.step if restored else 0)

@@ -16,7 +16,6 @@ from torch import nn
 from everstep import frozen_config
 from everstep.config import Dtype, Goal, Node, RunConfig
 from everstep.errors import CheckpointError, ConfigError, DataError
-from everstep.run_folder import RunFolder
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
 from everstep.trainer.checkpoint.self_test import SelfTest
@@ -33,7 +32,7 @@ from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
 from everstep.trainer.plugins import check_allowed, instantiate
 from everstep.trainer.reporting.reporter import Hook
-from everstep.trainer.reporting.startup_timing import StartupTimer
+from everstep.trainer.start import Start
 from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state
 from everstep.trainer.state.plugin_state import hook_keys
@@ -43,17 +42,6 @@ from everstep.trainer.task import Task
 
 LOG = logging.getLogger("everstep")
 PLUGINS = ("task", "model", "data", "optimizer", "hooks")
-
-
-@dataclass(frozen=True)
-class Start:
-    """Facts of this attempt that are known before anything is built."""
-
-    folder: RunFolder
-    attempt: int
-    laps: StartupTimer
-    micro_batch: int | None = None
-    """The microbatch that the previous attempt asked for when it ran out of memory."""
 
 
 @dataclass(frozen=True)

@@ -20,9 +20,11 @@ from everstep.process_setup import refuse_debugger, spare_what_lives, use_own_ca
 from everstep.provenance import record
 from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, RunFolder
+from everstep.trainer.reporting.node_recorder import NodeRecorder
 from everstep.trainer.reporting.outcome import OutcomeReport, ending_of, exit_code, lose, refuse
 from everstep.trainer.reporting.rank_log import RankLog
 from everstep.trainer.reporting.startup_timing import StartupTimer
+from everstep.trainer.start import Start
 from everstep.trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -73,9 +75,11 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
             print(f"run {run.run} is done: step {assignment.done_at} of {run.steps} in {assignment.url}")
         return 0
     folder = RunFolder(assignment.url)
-    with RankLog(folder, assignment.attempt, place.rank) as log:
-        ending, failure = _run(run, folder, assignment, place, store, stop, laps, log)
-        report = OutcomeReport(folder, assignment.attempt, place, log.shown)
+    number = assignment.attempt
+    with RankLog(folder, number, place.rank) as log, NodeRecorder(run, folder, number, place) as recorder:
+        start = Start(folder, number, laps, assignment.micro_batch, recorder)
+        ending, failure = _run(run, start, place, store, stop, log)
+        report = OutcomeReport(folder, number, place, log.shown)
         if failure is not None:
             report.fail(failure, ending)
         elif place.rank == 0 or ending.outcome not in (Outcome.done, Outcome.preempted):
@@ -188,38 +192,35 @@ def _composed(options: argparse.Namespace, place: RankInfo) -> tuple[RunConfig, 
 
 def _run(
     run: RunConfig,
-    folder: RunFolder,
-    assignment: Assignment,
+    start: Start,
     place: RankInfo,
     store: Store | None,
     stop: Stop,
-    laps: StartupTimer,
     log: RankLog,
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; return the ending, and the error that caused it."""
     from everstep.trainer.assemble import assemble
-    from everstep.trainer.build import Start, build
+    from everstep.trainer.build import build
     from everstep.trainer.distributed.mesh import form, lost_peer, part
     from everstep.trainer.loop import train
     from everstep.trainer.reporting.stall_report import StallReport
     from everstep.trainer.watchdog.activity import Phase
     from everstep.trainer.watchdog.evidence import record_flights
 
-    laps.end("import")
+    start.laps.end("import")
     parts, watchdog = None, None
     try:
-        stop.watch(run.stop, folder if place.rank == 0 else None)
+        stop.watch(run.stop, start.folder if place.rank == 0 else None)
         if run.stop.stall_s is not None:
             record_flights()
         mesh = form(place, store, run.parallel, run.group_timeout_s)
-        laps.end("rendezvous")
-        report = StallReport(folder, assignment.attempt, place.rank)
+        start.laps.end("rendezvous")
+        report = StallReport(start.folder, start.attempt, place.rank)
         watchdog = _watchdog(mesh, run.stop.stall_s, report, log.file)
-        start = Start(folder, assignment.attempt, laps, assignment.micro_batch)
         built = build(run, start, mesh)
         mesh.activity.at(Phase.restore, 0)
         restored = built.checkpoints.restore()
-        laps.end("load")
+        start.laps.end("load")
         mesh.activity.at(Phase.rehearse, 0)
         parts = assemble(run, start, built, restored, stop)
         spare_what_lives()
@@ -252,8 +253,9 @@ def _watchdog(mesh: Mesh, stall_s: float | None, report: StallReport, log: Path)
 
 
 def _close(parts: Parts, ending: Ending) -> None:
-    if ending.outcome is Outcome.done:
+    if parts.checkpoints.saved_step == ending.step:
         parts.checkpoints.close()
+    if ending.outcome is Outcome.done:
         _preview(parts)
     parts.journal.event("ended", f"{ending.outcome.value} at step {ending.step}", outcome=ending.outcome.value)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -70,6 +71,11 @@ class LoaderConfig:
         require(self.workers >= 0, "loader.workers", self.workers, "must be ≥ 0")
         require(self.ahead_mb >= 0, "loader.ahead_mb", self.ahead_mb, "must be ≥ 0")
         require(self.cache_gb is None or self.cache_gb > 0, "loader.cache_gb", self.cache_gb, "must be > 0 or null")
+
+    def cache_folder(self) -> str:
+        """Return the folder of the cache on this node."""
+        default = os.environ.get("EVERSTEP_CACHE", os.path.join("~", ".cache", "everstep"))
+        return os.path.abspath(os.path.expanduser(self.cache or default))
 
 
 def first_steps_without(excludes: Iterable[ExcludeConfig]) -> dict[int, int]:

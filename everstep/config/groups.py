@@ -113,15 +113,26 @@ class ScheduleConfig:
         )
 
 
+AUTO = "auto"
+
+
 @dataclass(kw_only=True)
 class LocalTierConfig:
-    every: int | None = None
-    """Steps between checkpoints on the node tier, besides those in the run folder; null makes none."""
+    every: int | str | None = AUTO
+    """Steps between checkpoints on the node tier, besides those in the run folder; null makes none.
+
+    auto: copies on the node that wrote them, as often as 1 % of the time allows, while there is room.
+    """
     path: str = "/dev/shm/everstep-$UID"
     """Folder of the node tier, local to each node: a RAM disk or NVMe; $NAMES are expanded on the node."""
 
+    @property
+    def is_automatic(self) -> bool:
+        return self.every == AUTO
+
     def __post_init__(self) -> None:
-        require(self.every is None or self.every >= 1, "checkpoint.local.every", self.every, "must be ≥ 1 or null")
+        known = self.every >= 1 if isinstance(self.every, int) else self.every in (AUTO, None)
+        require(known, "checkpoint.local.every", self.every, "must be ≥ 1, auto or null")
         require(
             self.path.startswith(("/", "$", "~")),
             "checkpoint.local.path",
@@ -248,12 +259,16 @@ class LogConfig:
     """Seconds between plain lines."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    node_every_s: float | None = 5.0
+    """Seconds between samples of a node's CPU, memory, disks, network and GPUs; null takes none."""
     hparams: dict[str, Any] = field(default_factory=dict)
     """Key → value of a sweep's trial, for TensorBoard's table of trials; set by the sweep."""
 
     def __post_init__(self) -> None:
         require(self.every >= 1, "log.every", self.every, "must be ≥ 1")
         require(self.line_every_s >= 0, "log.line_every_s", self.line_every_s, "must be ≥ 0")
+        every_s = self.node_every_s
+        require(every_s is None or every_s >= 0.1, "log.node_every_s", every_s, "must be ≥ 0.1 or null")
 
 
 @dataclass(kw_only=True)

@@ -14,6 +14,7 @@ from typing import Any
 from everstep.errors import printable
 from everstep.launch import console as text_tables
 from everstep.launch.parser import Arguments
+from everstep.launch.runs.energy import energy_kwh
 from everstep.launch.runs.goodput import PARTS, Goodput, goodput, timeline
 from everstep.launch.runs.history import read
 from everstep.launch.runs.lookup import add_run, find
@@ -42,6 +43,8 @@ class StatusReport:
     checkpoint_step: int | None
     error: Sequence[str]
     """Last lines of the log of the rank that failed."""
+    energy_kwh: float | None = None
+    """Energy of the run's GPUs; None where it is unknown."""
 
     def facts(self) -> dict[str, Any]:
         history = self.line.history
@@ -64,6 +67,7 @@ class StatusReport:
             ],
             "decisions": list(history.decisions),
             "error": list(self.error),
+            "energy_kwh": None if self.energy_kwh is None else round(self.energy_kwh, 6),
             "goodput": {
                 "fraction": round(self.goodput.fraction, 4),
                 "wall_s": round(self.goodput.wall_s, 2),
@@ -103,7 +107,8 @@ def report(folder: RunFolder, ask: Statuses = statuses) -> StatusReport:
     until = None if here.standing.state.is_over else time.time()
     spent = goodput(timeline(folder, history, here.job, until))
     failed = here.standing.state in FAILED
-    return StatusReport(here, spent, folder.newest_step(), _last_words(folder, here) if failed else ())
+    words = _last_words(folder, here) if failed else ()
+    return StatusReport(here, spent, folder.newest_step(), words, energy_kwh(folder, history))
 
 
 def _last_words(folder: RunFolder, here: RunSummary) -> list[str]:
@@ -146,6 +151,7 @@ def rows(report: StatusReport) -> list[tuple[str, str]]:
         ("straggler", str(history.progress.get("straggler") or "") if going else ""),
         ("metric", f"{facts['metric']} {text_tables.number(facts['value'])}" if facts["value"] is not None else ""),
         ("checkpoint", f"step {report.checkpoint_step}" if report.checkpoint_step is not None else ""),
+        ("energy", f"{report.energy_kwh:.3g} kWh of GPUs" if report.energy_kwh is not None else ""),
     ]
     shown = [(name, value) for name, value in shown if value]
     return shown + _restarts(report) + _goodput(report.goodput) + [("", row) for row in _indented(report.error)]

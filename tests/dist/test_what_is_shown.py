@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from everstep.outcome import Outcome
+from everstep.trainer.update import Update
 from support import kill_points
+from support.processes import until
 from support.ranks import folder, train
 
 pytestmark = pytest.mark.dist
@@ -80,3 +83,32 @@ def test_tensorboard_has_each_step_of_a_killed_run_once(tmp_path: Path) -> None:
     assert [event.step for event in events.Scalars("train/loss")] == list(range(1, 13))
     assert [event.step for event in events.Scalars("evaluate/mae")] == [6, 12]
     assert not {"train/time", "train/unit", "evaluate/time"} & set(events.Tags()["scalars"])
+
+
+def test_figures_of_a_node_survive_a_kill_and_the_next_attempt_has_its_own(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run, figures = folder(tmp_path), "nodes/0000.jsonl"
+
+    def in_step_7(attempt: int, dies: bool) -> Callable[[int], None]:
+        """Wait there for a record of the node; the training record of a later step then has its figures."""
+
+        def sprung(update: Update, *_: object) -> bool:
+            if update.state.progress.step + 1 != 7:
+                return False
+            until(lambda: any(run.lines(attempt, figures)))
+            return dies
+
+        return lambda rank: kill_points.before(Update, "__call__", sprung)
+
+    asked = ("log.node_every_s=0.1", "log.tensorboard=true")
+    assert train(1, tmp_path, *asked, before=in_step_7(1, dies=True)).codes == [-9]
+    assert train(2, tmp_path, *asked, before=in_step_7(2, dies=False)).codes == [0, 0]
+    for attempt in (1, 2):
+        assert all(0 <= record["cpu_percent"] <= 100 for record in run.lines(attempt, figures))
+        assert run.storage.names(f"attempts/{attempt:04d}/nodes") == ["0000.jsonl"]  # one process of each node writes
+    events = EventAccumulator(str(tmp_path / "toy" / "tensorboard")).Reload()
+    steps = [event.step for event in events.Scalars("node/cpu_percent")]
+    assert steps[:-1] == sorted(set(steps[:-1]))  # a sample may come between the last record and the end
+    assert steps[-1] >= 7

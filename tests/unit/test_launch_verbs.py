@@ -162,6 +162,19 @@ def test_status_says_where_it_stands_and_where_the_time_went(root: Path, capsys:
     assert shown["goodput"] == "90.9% of 1 min 50 s; the rest: start 10 s (9.1%)"
 
 
+def test_status_has_the_energy_of_a_run_whose_gpus_told_their_power(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = done(root, "a")
+    assert main(["status", "a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["energy_kwh"] is None
+    records.write("attempts/0001/nodes/0000.jsonl", {"energy_j": 1.8e6})
+    assert main(["status", "a", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["energy_kwh"] == 0.5
+    assert main(["status", "a"]) == 0
+    assert "energy       0.5 kWh of GPUs\n" in capsys.readouterr().out
+
+
 def test_where_the_time_went_fits_a_terminal_of_80_columns() -> None:
     spent = {"productive": 50.0, "evaluation": 9.0, "start": 5.0, "down": 1.0, "queue": 300.0, "checkpoint": 7.0}
     shown = [f"{name:<12} {value}" if name else value for name, value in status._goodput(Goodput(spent))]

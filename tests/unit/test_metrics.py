@@ -13,12 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from everstep.config import LogConfig, WandbConfig
 from everstep.errors import ConfigError, StorageError
+from everstep.rank_env import RankInfo
 from everstep.run_folder import RunFolder
+from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.reporting.console import Quiet
+from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, read_lines, read_metrics
+from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.reporting.trackers import TensorBoardSink, WandbSink, last_steps, open_sinks, rows
+from everstep.trainer.step import StepInfo
 from support.processes import until
 
 
@@ -200,6 +207,24 @@ def test_tensorboard_shows_each_step_once_and_as_it_was_last(local: RunFolder) -
     assert [event.step for event in events.Scalars("evaluate/loss")] == [2]
 
 
+def test_a_tracker_gets_each_sample_of_the_node_once_and_the_runs_own_file_none(local: RunFolder) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    samples = [{"cpu_percent": 10.0}, {}, {"cpu_percent": 30.0}, {"cpu_percent": 50.0}]
+    own, tracker = JsonLines(local.storage, local.attempt(1, "metrics.jsonl")), TensorBoardSink(local)
+    outputs = Outputs(Quiet(), [own, tracker], own, [tracker], lambda: samples.pop(0))
+    facts = RunFacts(9, 4, 1, "loss", "samples")
+    reporter = Reporter(facts, local, outputs, StartupTimer(0.0), Mesh(RankInfo(), torch.device("cpu")))
+    for step in (1, 2, 3):
+        reporter.step(StepInfo(step, 0.5, 4, 1.0, 0.1, True, False), 0.0)
+    reporter.close()
+    events = EventAccumulator(str(local.storage.path("tensorboard"))).Reload()
+    shown = [(event.step, event.value) for event in events.Scalars("node/cpu_percent")]
+    assert shown == [(1, 10.0), (3, 30.0), (3, 50.0)]  # the last one came after the last step
+    assert read_metrics(local, "node") == {}
+
+
 def test_tensorboard_has_a_table_of_what_trials_have_tried_and_reached(tmp_path: Path) -> None:
     """Asked as its HParams page asks."""
     pytest.importorskip("tensorboard")
@@ -244,11 +269,12 @@ def test_starts_of_a_run_are_one_run_of_wandb_with_each_step_once(
         monkeypatch.delenv(name, raising=False)
     options = WandbConfig(enabled=True, mode="offline", project="tests")
     evaluated = {"kind": "evaluate", "step": 20, "mae": 3.0}
+    node = {"kind": "node", "step": 30, "time": 1.8e9, "gpu0_power_w": 250.0}
     starts = [
         ([train(10, 1.0), train(20, 0.5)], [{"step": 10, "train/loss": 1.0}, {"step": 20, "train/loss": 0.5}]),
-        ([train(20, 0.5), evaluated, {**train(30, 0.25), "unit": "tokens", "time": 1.8e9}],
-         [{"step": 20, "evaluate/mae": 3.0}, {"step": 30, "train/loss": 0.25}]),
-        ([train(20, 0.5), evaluated, train(30, 0.25), train(40, 0.125)], [{"step": 40, "train/loss": 0.125}]),
+        ([train(20, 0.5), evaluated, {**train(30, 0.25), "unit": "tokens", "time": 1.8e9}, node],
+         [{"step": 20, "evaluate/mae": 3.0}, {"step": 30, "train/loss": 0.25, "node/gpu0_power_w": 250.0}]),
+        ([train(20, 0.5), evaluated, train(30, 0.25), node, train(40, 0.125)], [{"step": 40, "train/loss": 0.125}]),
     ]  # fmt: skip
     known: set[Path] = set()
     for records, wanted in starts:

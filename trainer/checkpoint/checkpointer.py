@@ -32,7 +32,7 @@ from everstep.errors import CheckpointError, SupersededError
 from everstep.run_folder import RunFolder
 from everstep.run_id import ensure_run_id
 from everstep.trainer.checkpoint.manifest import ManifestFacts
-from everstep.trainer.checkpoint.node_tier import NodeTier
+from everstep.trainer.checkpoint.node_copies import NodeCopies, open_tier
 from everstep.trainer.checkpoint.node_tier_target import NodeTierTarget
 from everstep.trainer.checkpoint.pending_save import PendingSave, SaveCoordinator, SaveRecord, SaveTarget
 from everstep.trainer.checkpoint.restore import Restored, Restorer
@@ -85,7 +85,8 @@ class Checkpointer:
         """Step of the newest checkpoint that this attempt has restored, written or is writing."""
         self.finished_saves: list[SaveRecord] = []
         """Saves that have ended; the training loop passes them to the journal."""
-        self._tier = NodeTier(config.local, folder.url, mesh) if config.local.every is not None else None
+        self._tier = open_tier(config, folder, mesh)
+        self._copies = NodeCopies(self._tier, config.every) if self._tier and config.local.is_automatic else None
         self._restorer = Restorer(folder, facts.attempt, mesh, state, facts.data_digest, self._tier, facts.binding)
         self._stager = StateStager(state, mesh, facts, config.self_test)
         self._coordinator = SaveCoordinator(mesh.store, mesh.rank, mesh.world)
@@ -105,7 +106,8 @@ class Checkpointer:
 
     def due_on_nodes(self, step: int) -> bool:
         """True if the node tier needs a save at this step; False if the run folder already has it."""
-        return self._tier is not None and self._tier.due(step) and step not in (self.saved_step, self._node_step)
+        due = self._copies.schedule.due(step) if self._copies else self._tier is not None and self._tier.due(step)
+        return due and step not in (self.saved_step, self._node_step)
 
     def preallocate(self) -> bool:
         """Prepare the first save, before it is due; True the first time."""
@@ -118,19 +120,40 @@ class Checkpointer:
             local: save to the node tier, not to the run folder.
             last: the run ends with this save, so it is never skipped.
         """
-        start = time.perf_counter()
+        if local and not last and self._copies is not None:
+            self._copy(self._copies)
+            return True
         # Ranks learn of a commit at different times, so rank 0 decides even where this rank has no pending save.
         if not last and self.config.busy is Busy.skip and self.mesh.decide(self._is_busy):
             return False
+        self._start(local, last)
+        if self._copies is not None:
+            self._copies.schedule.saved(self.state.progress.step)
+        return True
+
+    def _start(self, local: bool, last: bool, automatic: bool = False) -> None:
+        start = time.perf_counter()
+        if self._copies is not None:
+            self._copies.skip_step()
         self.finish()
-        staged, step = self._stager.stage(last), self.state.progress.step
-        record = SaveRecord(step, staged.layout.bytes, time.perf_counter() - start, local)
+        staged, step = self._stager.stage(last, prepare=not automatic), self.state.progress.step
+        record = SaveRecord(step, staged.layout.bytes, time.perf_counter() - start, local, automatic)
         self._pending = PendingSave(record, self._target(staged, local), self._coordinator, self.config.timeout_s)
         if local:
             self._node_step = step
         else:
             self.saved_step = step
-        return True
+
+    def _copy(self, copies: NodeCopies) -> None:
+        """Start an automatic copy if nothing is in its way, and plan the next.
+
+        It leaves the state as it is, since the time decides on which steps copies are made.
+        """
+        buffers = self.state.buffers
+        if copies.may_copy(self._is_blocked(), self._stager.sizes) and (buffers is None or buffers.is_even()):
+            self._start(local=True, last=False, automatic=True)
+        copies.skip_step()
+        copies.plan(self.state.progress.step)
 
     def finish(self) -> bool:
         """Wait for the pending save, if there is one; True if the newest save succeeded.
@@ -151,6 +174,9 @@ class Checkpointer:
 
     def poll(self) -> bool:
         """Check the pending save without waiting; True if it has failed and its retry is due."""
+        if self._copies is not None:
+            pending = self._pending
+            self._copies.polled(pending.record if pending is not None else None)
         if self._pending is None or not self._pending.has_ended:
             return False
         self._first.check()
@@ -175,7 +201,8 @@ class Checkpointer:
 
     @property
     def has_node_tier(self) -> bool:
-        return self._tier is not None
+        """True if the last save may go to the node tier: not if that may end with the job, as memory does."""
+        return self._tier is not None and self._copies is None
 
     def close(self) -> None:
         """Delete the node tier's checkpoints: the run is complete and needs them no more."""
@@ -203,12 +230,19 @@ class Checkpointer:
     def _is_busy(self) -> bool:
         return self._pending is not None and not self._pending.has_ended
 
+    def _is_blocked(self) -> bool:
+        """True while a save goes on, or waits for its retry: a copy takes neither its place nor its time."""
+        pending = self._pending
+        return pending is not None and not (pending.has_ended and (pending.record.local or pending.error() is None))
+
     def _finish_save(self, ended: PendingSave) -> None:
         """Take account of a save that has ended; raise if it has failed for good."""
         record, error = ended.record, ended.error()
         self._pending, self._retry_at, self._last_save_ok = None, None, error is None
         self.finished_saves.append(record)
         if record.local:
+            if self._copies is not None:
+                self._copies.schedule.copied(record.stall_s)
             return
         if error is None:
             self._failures, self._save_s = 0, record.seconds

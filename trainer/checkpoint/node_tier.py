@@ -7,7 +7,7 @@ A file is stored on the node that wrote it and on the next one, so the loss of a
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from everstep.config import LocalTierConfig
 from everstep.run_folder import MANIFEST, Lineage, RunFolder
 from everstep.security.private_folder import expand, private_folder
 from everstep.storage import LocalStorage
+from everstep.trainer.checkpoint import node_room
 from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name, signed_run
 from everstep.trainer.checkpoint.read import DamagedError
 from everstep.trainer.distributed.mesh import Mesh
@@ -42,20 +43,30 @@ class ReplicaPair:
 class NodeTier:
     """This rank's view of the node tier; all ranks construct it together."""
 
-    def __init__(self, config: LocalTierConfig, run_url: str, mesh: Mesh) -> None:
+    def __init__(self, config: LocalTierConfig, run_url: str, mesh: Mesh, identity: str = "") -> None:
+        """Open the tier; automatic copies have no replicas.
+
+        Args:
+            identity: id of the run, so that another run in a folder of the same name does not resume from it.
+        """
         self.config = config
         self.mesh = mesh
-        self.storage = LocalStorage(f"{node_folder(config.path)}/{blake3(run_url.encode()).hexdigest(16)}")
+        name = blake3(f"{run_url}\n{identity}".encode()).hexdigest(16)
+        self.storage = LocalStorage(f"{node_folder(config.path)}/{name}")
         self.nodes: list[int] = mesh.gather(mesh.place.node)
         """Node of each rank, by rank."""
         self.leads = self.nodes.index(mesh.place.node) == mesh.rank
         """True if this rank acts for its node."""
-        self.pairs = pair_up(self.nodes)
+        self.pairs = [] if config.is_automatic else pair_up(self.nodes)
         # A group of its own, since its messages overlap with those of training.
         self.group = mesh.new_gloo_group() if self.pairs else None
 
     def due(self, step: int) -> bool:
-        return self.config.every is not None and step > 0 and step % self.config.every == 0
+        return isinstance(self.config.every, int) and step > 0 and step % self.config.every == 0
+
+    def bytes_here(self, sizes: Sequence[int]) -> int:
+        """Return the bytes of a checkpoint on this node, without replicas."""
+        return sum(size for size, node in zip(sizes, self.nodes, strict=True) if node == self.mesh.place.node)
 
     def keep_newest(self, count: int) -> None:
         """Remove on each node all but the newest committed checkpoints, and those never committed."""
@@ -66,6 +77,8 @@ class NodeTier:
         for name in set(names) - set(sealed[:count]):
             self.storage.delete(f"{name}/{MANIFEST}")
             self.storage.delete(name)
+        if not count:
+            node_room.forget(self.storage)
 
 
 def pair_up(nodes: list[int]) -> list[ReplicaPair]:

@@ -60,6 +60,8 @@ class SaveRecord:
     stall_s: float
     local: bool = False
     """True if the save is to the node tier."""
+    automatic: bool = False
+    """True if it is one of the copies that are made as often as the time allows."""
     seconds: float = 0.0
     error: str = ""
     """Set, like `seconds`, when the save has ended; empty if it was committed."""

@@ -98,18 +98,24 @@ class Restorer:
 
     def reload(self) -> CheckpointRef:
         """Load the newest checkpoint that verifies, during a run; return it."""
-        loaded, _, bad = self.load_newest()
+        # The time decides on which steps automatic copies are made, and must not decide what a run computes.
+        loaded, _, bad = self.load_newest(copies=False)
         if loaded is None:
             faults = "; ".join(f"{each.path}: {each.why}" for each in bad) or "none was written"
             raise CheckpointError(f"{self.folder.url} has no checkpoint that can be read ({faults})")
         self.mesh.decide(lambda: self._set_aside(bad))
         return loaded
 
-    def load_newest(self) -> tuple[CheckpointRef | None, list[CheckpointRef], list[Damaged]]:
-        """Return (the loaded one, the run folder's remaining ones, the skipped ones with the reason)."""
+    def load_newest(self, copies: bool = True) -> tuple[CheckpointRef | None, list[CheckpointRef], list[Damaged]]:
+        """Return (the loaded one, the run folder's remaining ones, the skipped ones with the reason).
+
+        Args:
+            copies: False leaves out automatic copies on the node tier.
+        """
         sent = self.mesh.decide(lambda: [pack_ref(found) for found in candidates(self.folder)])
         listed = [unpack_ref(found) for found in sent]
-        on_nodes = find_on_nodes(self.tier, self.folder) if self.tier is not None else []
+        wanted = self.tier is not None and (copies or not self.tier.config.is_automatic)
+        on_nodes = find_on_nodes(self.tier, self.folder) if self.tier is not None and wanted else []
         bad: list[Damaged] = []
         for found in _newest_first([*on_nodes, *listed]):
             try:

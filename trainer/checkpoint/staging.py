@@ -59,13 +59,19 @@ class StateStager:
         self._buffer.make_room(self._layout.bytes)
         return True
 
-    def stage(self, last: bool) -> StagedState:
+    @property
+    def sizes(self) -> list[int] | None:
+        """Return the bytes of each rank's file; None before they are planned."""
+        return None if self._layout is None else self._layout.sizes
+
+    def stage(self, last: bool, prepare: bool = True) -> StagedState:
         """Copy the current state; the copy is valid until the next one.
 
         Args:
             last: the run ends with this save, so the ranks are compared.
+            prepare: compare the ranks, and make buffers that differ equal; False leaves the state as it is.
         """
-        packed = self._pack(last)
+        packed = self._pack(last) if prepare else self.state.pack()
         layout = self._plan(packed.tensors)
         self._buffer.fill(layout, packed.tensors)
         return StagedState(layout, self._buffer, self._manifest(packed.values))

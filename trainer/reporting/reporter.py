@@ -26,6 +26,7 @@ from everstep.trainer.watchdog.straggler import Straggler
 
 LOG = logging.getLogger("everstep")
 PROGRESS_EVERY_S = 2.0
+COPIES_EVERY_S = 60.0
 
 Hook = Callable[[StepInfo], None]
 """Callback for steps; called on every rank, in the order of steps."""
@@ -62,6 +63,10 @@ class Outputs:
     display: Display
     sinks: Sequence[Sink] = ()
     events: Sink | None = None
+    trackers: Sequence[Sink] = ()
+    """Sinks beside the run's own file: W&B and TensorBoard, which get the figures of the first node too."""
+    figures: Callable[[], Mapping[str, float]] = dict
+    """Return the node's figures since the last call; empty if there are none."""
 
 
 class Reporter:
@@ -79,6 +84,7 @@ class Reporter:
         """`checkpoint_step` is the step of the checkpoint that this attempt resumes from."""
         self.facts = facts
         self.display, self.sinks, self.events = outputs.display, outputs.sinks, outputs.events
+        self.trackers, self.figures = outputs.trackers, outputs.figures
         self.laps = laps
         self.world, self.device = mesh.world, mesh.device
         self.peak = peak_flops(mesh.device) if mesh.is_main else None
@@ -90,6 +96,10 @@ class Reporter:
         self._progress_at = float("-inf")
         self._checkpoint_step = checkpoint_step
         self._begun = False
+        self._copies: list[SaveRecord] = []
+        """Copies to the node tier that are not recorded yet."""
+        self._copied_at = float("-inf")
+        self._copy_failed = False
         self._shown: dict[str, Any] = {}
 
     @property
@@ -125,8 +135,15 @@ class Reporter:
             record = self._record(info, waited_s)
             for sink in self.sinks:
                 sink.log(record)
+            self._log_figures()
             self.display.update(info.step, record)
             self._write_progress(record)
+
+    def _log_figures(self) -> None:
+        """Log the samples since the last call as one record of the last step: W&B has one row a step."""
+        if self.trackers and (figures := self.figures()):
+            for tracker in self.trackers:
+                tracker.log({**figures, "kind": "node", "step": self._step, "time": time.time()})
 
     def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float = 0.0) -> None:
         self._shown |= {"metrics": dict(metrics), "metric": self.facts.metric}
@@ -146,11 +163,16 @@ class Reporter:
         while saves:
             save = saves.pop(0)
             where = " on the nodes" if save.local else ""
+            if save.error and save.automatic:
+                if not self._copy_failed:
+                    LOG.info("a copy on the nodes failed, the next is tried as usual: %s", save.error)
+                self._copy_failed = True
+                continue
             if save.error:
                 self.event("save_failed", f"the save of step {save.step}{where} failed: {save.error}", step=save.step)
                 continue
             if save.local:
-                self.event("saved_locally", step=save.step, seconds=round(save.stall_s, 4))
+                self._record_copy(save)
                 continue
             self._checkpoint_step = save.step
             self.event("saved", step=save.step, seconds=round(save.stall_s, 4), durable_s=round(save.seconds, 4))
@@ -166,8 +188,25 @@ class Reporter:
                 facts = {"rank": found.rank, "node": found.host, "ratio": found.ratio, "cost": found.cost}
                 self.event("straggler", found.line, step=found.step, **facts)
 
+    def _record_copy(self, save: SaveRecord) -> None:
+        """Record a save to the node tier; automatic copies, of which there may be one a second, together."""
+        self._copies.append(save)
+        now = time.monotonic()
+        if not save.automatic or now - self._copied_at >= COPIES_EVERY_S:
+            self._write_copies()
+            self._copied_at = now
+
+    def _write_copies(self) -> None:
+        if self._copies:
+            seconds = round(sum(copy.stall_s for copy in self._copies), 4)
+            self.event("saved_locally", step=self._copies[-1].step, seconds=seconds, copies=len(self._copies))
+            self._copies.clear()
+
     def close(self) -> None:
         self.display.close()
+        self._write_copies()
+        if self._begun:
+            self._log_figures()
         self._outbox.close()
         for sink in self.sinks:
             sink.close()

@@ -48,6 +48,8 @@ class JsonLines:
     def __init__(self, storage: Storage, path: str) -> None:
         self.storage = storage
         self.path = path
+        self.part_every_s = PART_EVERY_S
+        """Seconds between parts on a store."""
         self._parts = 0
         self._written = time.monotonic()
         self._outbox = BackgroundWriter(storage)
@@ -64,7 +66,7 @@ class JsonLines:
             self._shorten()
         if self._local is not None:
             self._append()
-        elif time.monotonic() - self._written > PART_EVERY_S:
+        elif time.monotonic() - self._written > self.part_every_s:
             self.flush()
 
     def flush(self) -> None:

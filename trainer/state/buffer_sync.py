@@ -90,6 +90,14 @@ class BufferSync:
             self._add(found)
             self.sync()
 
+    def is_even(self) -> bool:
+        """True if a checkpoint is valid for all ranks as the buffers are."""
+        if self.mesh.world == 1 or self.policy is Buffers.local:
+            return True
+        buffers = dict(self.model.named_buffers())
+        mine = {name: f"{list(buffer.shape)} of {buffer.dtype}" for name, buffer in buffers.items()}
+        return agree(mine, self.mesh) and not differing(buffers, self.mesh)
+
     def _observe(self, before: dict[str, Tensor]) -> None:
         """Record, on all ranks, the buffers that an attempt's first step has changed on one of them."""
         self._observed = True

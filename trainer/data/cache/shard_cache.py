@@ -246,8 +246,7 @@ def node_cache(loader: LoaderConfig | None = None) -> ShardCache:
     Nothing is written before the cache is used.
     """
     loader = loader or LoaderConfig()
-    default = os.environ.get("EVERSTEP_CACHE", os.path.join("~", ".cache", "everstep"))
-    folder = os.path.abspath(os.path.expanduser(loader.cache or default))
+    folder = loader.cache_folder()
     limit = int(loader.cache_gb * 1e9) if loader.cache_gb is not None else int(_disk(folder) * SHARE_OF_DISK)
     return ShardCache(folder, limit)
 
