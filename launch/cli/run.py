@@ -15,6 +15,7 @@ from everstep.compose import compose, with_name
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
 from everstep.frozen_config import freeze, settle, start_digest
+from everstep.import_path import safe_environment
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say
@@ -78,7 +79,7 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     url, plugins, digest = folder.storage.url, config.plugins, start_digest(config)
     argv = torchrun.command(url, nproc, job.grace_s, plugins, digest)
     starter = uuid.uuid4().hex
-    extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
+    extra = {**safe_environment(), GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
     env = torchrun.environment(os.environ, share, extra)
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
