@@ -1,4 +1,4 @@
-"""The current folder as a place of Python modules: for code that the user names, and for no other import.
+"""The current folder as a place of Python modules: only for code that the user names.
 
 `python -m` puts it before the standard library. A verb that is called in a run folder or dataset from elsewhere would
 then run a `json.py` in it.
