@@ -30,6 +30,6 @@ def safe_environment() -> Mapping[str, str]:
 
 
 def import_from_here() -> None:
-    """Look for modules in the current folder from now on: the user has named a package or function of their own."""
+    """Look for modules in the current folder from now on, as the user has named one of their own."""
     if not imports_from_here():
         sys.path.insert(0, os.getcwd())

@@ -28,6 +28,7 @@ from everstep.launch.runs.lookup import ROOT
 from everstep.launch.submit.trust import Runnable, sign
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
+from everstep.security.job_secrets import START_KEY, TOKEN
 
 EXAMPLES = """examples:
   everstep run experiment=gpt_stdlib                          on all GPUs of this machine, or on its CPU
@@ -80,7 +81,9 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     argv = torchrun.command(url, nproc, job.grace_s, plugins, digest)
     starter = uuid.uuid4().hex
     extra = {**safe_environment(), GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
-    env = torchrun.environment(os.environ, share, extra)
+    # A token is for the jobs that this shell submits; the ranks here get the key of their start.
+    base = {name: value for name, value in os.environ.items() if name not in (TOKEN, START_KEY)}
+    env = torchrun.environment(base, share, extra)
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
