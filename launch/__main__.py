@@ -110,8 +110,10 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _become_trainer(arguments: list[str]) -> None:
+    from everstep.import_path import safe_flags
+
     sys.stdout.flush()
-    os.execv(sys.executable, [sys.executable, "-m", "everstep.trainer", *arguments])
+    os.execv(sys.executable, [sys.executable, *safe_flags(), "-m", "everstep.trainer", *arguments])
 
 
 def _unknown(verb: str) -> int:

@@ -44,7 +44,9 @@ def serve(arguments: Sequence[str]) -> list[str]:
 
 def _control(arguments: Sequence[str]) -> socket.socket:
     try:
-        return socket.socket(fileno=int(arguments[0]))
+        control = socket.socket(fileno=int(arguments[0]))
+        control.set_inheritable(False)  # a program that an import or a rank starts could ask for ranks on it
+        return control
     except (IndexError, ValueError, OSError):
         print(f"error: {OPTION} FD: the launcher gives it a socket; start a run with everstep run", file=sys.stderr)
         raise SystemExit(2) from None
@@ -99,6 +101,7 @@ def _until_forked(control: socket.socket) -> tuple[Message, int | None]:
                 return request, output
             if output is not None:
                 os.close(output)
+            request = output = None  # with the key of the start, which later ranks need not inherit
             send(control, {"forked": pid})
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from everstep.config import meant
 from everstep.errors import ConfigError, EverstepError, nearest
+from everstep.import_path import import_from_here
 
 PUBLIC = ("everstep.tasks", "everstep.models", "everstep.data")
 """Modules of everstep whose public names (`__all__`) a config may name."""
@@ -143,6 +144,8 @@ def _check_name(target: object, key: str, plugins: Iterable[str]) -> None:
 
 def _resolve(target: str, key: str, plugins: Iterable[str]) -> Any:
     _check_name(target, key, plugins)
+    if target.startswith(tuple(f"{name}." for name in plugins)):
+        import_from_here()
     found = _import(target, key)
     if target in FUNCTIONS or _is_public(target):
         return found

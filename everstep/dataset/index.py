@@ -124,6 +124,10 @@ class ShardIndex:
         }
         open_storage(folder).write(INDEX, json.dumps(document, indent=1).encode())
 
+    @property
+    def is_compressed(self) -> bool:
+        return bool(self.attributes.get("compression", "none") != "none")
+
     @classmethod
     def read(cls, folder: str) -> ShardIndex:
         """Read the index of a folder, or of any fsspec URL.

@@ -15,6 +15,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from everstep.dataset.index import Column
+from everstep.dataset.inflated_size import inflated_bytes
 from everstep.dataset.shard_format import numpy_name, padded
 from everstep.errors import DataError
 
@@ -24,6 +25,8 @@ FAULTS = (
     SystemError,  # a negative length
 )
 """Errors that PyArrow and NumPy raise for a damaged file."""
+LARGEST_INFLATED = 2 << 30
+"""Bytes of a shard after decompression."""
 
 
 class RaggedArray(NamedTuple):
@@ -71,17 +74,29 @@ def _join(pieces: list[Stored]) -> Stored:
 
 
 def inflate(path: str, to: str) -> None:
-    """Write a compressed shard as one that can be mapped."""
+    """Write a compressed shard as one that can be mapped.
+
+    Raises:
+        DataError: its buffers declare more than LARGEST_INFLATED bytes, or it is damaged.
+    """
     with pa.memory_map(path) as source, pa.OSFile(to, "wb") as target:
-        reader = pa.ipc.open_file(source)
+        whole = source.read_buffer(source.size())
+        try:
+            _check_inflated(whole, True)
+        except ValueError as error:
+            raise _damaged(path, error) from error
+        reader = pa.ipc.open_file(whole)
         numbers = range(reader.num_record_batches)
         with pa.ipc.new_file(target, padded(reader.get_batch(0)) if numbers else reader.schema) as writer:
             for number in numbers:
                 writer.write_batch(reader.get_batch(number))
 
 
-def map_shard(path: str, columns: Mapping[str, Column]) -> Mapped:
+def map_shard(path: str, columns: Mapping[str, Column], compressed: bool = False) -> Mapped:
     """Open a shard without reading its rows.
+
+    Args:
+        compressed: it may be compressed, and is then decompressed to memory.
 
     Raises:
         DataError: it is missing or damaged; the message is one line.
@@ -89,15 +104,29 @@ def map_shard(path: str, columns: Mapping[str, Column]) -> Mapped:
     try:
         with pa.memory_map(path) as source:
             whole = source.read_buffer(source.size())
+        _check_inflated(whole, compressed)
         reader = pa.ipc.open_file(whole)
         batches = [reader.get_batch(number) for number in range(reader.num_record_batches)]
         views = [{name: _view(path, name, batch, column) for name, column in columns.items()} for batch in batches]
     except FileNotFoundError:
         raise DataError(f"shard {path} is missing; copy it back or prepare the dataset again") from None
     except FAULTS as error:
-        why = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"shard {path} is damaged ({why}); `everstep data verify` names all that are") from error
+        raise _damaged(path, error) from error
     return Mapped(sum(batch.num_rows for batch in batches), views, whole.address)
+
+
+def _check_inflated(whole: pa.Buffer, compressed: bool) -> None:
+    """Raise ValueError if Arrow would decompress more than it may, before it does."""
+    size = inflated_bytes(memoryview(whole))
+    if size and not compressed:
+        raise ValueError("it is compressed, and the index says that it is not")
+    if size > LARGEST_INFLATED:
+        raise ValueError(f"it would be {size} bytes decompressed (limit {LARGEST_INFLATED})")
+
+
+def _damaged(path: str, error: BaseException) -> DataError:
+    why = " ".join(str(error).split()) or type(error).__name__
+    return DataError(f"shard {path} is damaged ({why}); `everstep data verify` names all that are")
 
 
 def check_offsets(path: str, mapped: Mapped) -> None:

@@ -59,12 +59,11 @@ def verify(dst: str, done: Callable[[int], None] = lambda size: None) -> list[Da
 
     def check(one: tuple[str, Shard]) -> Damage | None:
         folder, shard = one
-        what = _what(open_storage(folder), shard, columns[folder])
+        what = _what(open_storage(folder), shard, indexes[folder].columns, indexes[folder].is_compressed)
         done(shard.bytes)
         return Damage(folder, shard, what) if what else None
 
     indexes = {folder: ShardIndex.read(folder) for folder in datasets(dst)}
-    columns = {folder: index.columns for folder, index in indexes.items()}
     shards = [(folder, shard) for folder, index in indexes.items() for shard in index.shards]
     with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
         return [damage for damage in pool.map(check, shards) if damage is not None]
@@ -105,7 +104,7 @@ def _copy(source: Storage, there: Shard, storage: Storage, shard: Shard) -> None
         raise _NotGoodError("is missing too") from None
 
 
-def _what(storage: Storage, shard: Shard, columns: Mapping[str, Column]) -> str:
+def _what(storage: Storage, shard: Shard, columns: Mapping[str, Column], compressed: bool) -> str:
     """Return the fault of a shard; empty if it has none."""
     if leads_out(storage, "", shard.file):
         return "is a link out of its dataset's folder"
@@ -121,7 +120,7 @@ def _what(storage: Storage, shard: Shard, columns: Mapping[str, Column]) -> str:
                 if copy is not None and not bad:
                     copy.write(part)
             if not bad:
-                return _misfit(path, shard, columns)
+                return _misfit(path, shard, columns, compressed)
     except FileNotFoundError:
         return "is missing"
     named = ", ".join(map(str, bad[:NAMED])) + (" …" if len(bad) > NAMED else "")
@@ -138,10 +137,10 @@ def _copy_of(storage: Storage, shard: Shard) -> Iterator[tuple[str, IO[bytes] | 
         yield copy.name, cast(IO[bytes], copy)
 
 
-def _misfit(path: str, shard: Shard, columns: Mapping[str, Column]) -> str:
+def _misfit(path: str, shard: Shard, columns: Mapping[str, Column], compressed: bool) -> str:
     """Return the reason why a reader cannot use the content of a shard, though its digests are right."""
     try:
-        mapped = map_shard(path, columns)
+        mapped = map_shard(path, columns, compressed)
         check_offsets(path, mapped)
     except DataError as error:
         return f"does not hold what the index promises: {str(error).replace(path, shard.file)}"

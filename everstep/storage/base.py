@@ -17,9 +17,9 @@ STAGED = ".staged"
 Buffer = bytes | memoryview
 """Read-only bytes."""
 LARGEST_READ = 1 << 30
-"""Bytes of a local file that is read whole.
+"""Bytes of a file that is read whole.
 
-One with holes costs its author no disk, and its reader memory.
+A local one with holes costs its author no disk, and its reader memory; one in a store may belong to another user.
 """
 BLOCK_BYTES = 4 << 20
 LONGEST_LINE = 1 << 20
@@ -35,7 +35,10 @@ class Storage(Protocol):
 
     url: str
 
-    def read(self, path: str) -> bytes: ...
+    def read(self, path: str) -> bytes:
+        """Return the whole content; StorageError if it has more than LARGEST_READ bytes."""
+        ...
+
     def read_range(self, path: str, start: int, stop: int) -> Buffer:
         """Return bytes [start, stop), fewer at the end of the file."""
         ...
@@ -101,10 +104,22 @@ def probe(storage: Storage) -> None:
 
 
 def read_limited(storage: Storage, path: str, most: int) -> bytes:
-    """Return the content of a file; ValueError if a local one has more than `most` bytes."""
-    if storage.path() is not None and (size := storage.size(path)) > most:
+    """Return the content of a file; ValueError if it has more than `most` bytes."""
+    if storage.path() is None:  # one request instead of two
+        data = bytes(storage.read_range(path, 0, most + 1))
+        if len(data) > most:
+            raise ValueError(f"{path} has more than {most} bytes (limit)")
+        return data
+    if (size := storage.size(path)) > most:
         raise ValueError(f"{path} has {size} bytes (limit {most})")
     return storage.read(path)
+
+
+def too_large(url: str, path: str, size: str) -> StorageError:
+    """Return the error for a file that is too large to be read whole."""
+    refused = StorageError(f"cannot read {url}/{path}: it has {size} bytes (limit {LARGEST_READ}); see who wrote it")
+    refused.passing = False
+    return refused
 
 
 def blocks(storage: Storage, path: str, start: int = 0) -> Iterator[Buffer]:

@@ -12,7 +12,7 @@ from typing import IO, Any, TypeVar
 
 from everstep.errors import StorageError
 from everstep.storage import credentials, gcs_credentials
-from everstep.storage.base import STAGED
+from everstep.storage.base import LARGEST_READ, STAGED, too_large
 from everstep.storage.retries import (
     CONNECT_S,
     PARALLEL_PARTS,
@@ -86,7 +86,9 @@ class FsspecStorage:
             raise StorageError(f"cannot write {self.url}: there is no such bucket ({error})") from error
 
     def read(self, path: str) -> bytes:
-        data: bytes = self._ask("cat_file", self._at(path))
+        data = self.read_range(path, 0, LARGEST_READ + 1)
+        if len(data) > LARGEST_READ:
+            raise too_large(self.url, path, f"more than {LARGEST_READ}")
         return data
 
     def read_range(self, path: str, start: int, stop: int) -> bytes:

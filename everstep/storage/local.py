@@ -8,8 +8,9 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from everstep.errors import StorageError
@@ -17,6 +18,14 @@ from everstep.storage.base import LARGEST_READ, STAGED
 
 LASTING = (errno.EACCES, errno.EFBIG, errno.ENAMETOOLONG, errno.EINVAL, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 """Errors that the user must fix. Others, such as a full disk, may be gone at the next start."""
+WAYS_OUT = {
+    errno.EACCES: "ask its owner for access (chmod, or access=group for a run), or use a copy of your own",
+    errno.EFBIG: "see who wrote it",
+    errno.ELOOP: "put a copy of the file in its place",
+    errno.EINVAL: "remove it",
+    errno.EISDIR: "name a file in it",
+}
+"""Remedies for a file that cannot be read, by error number."""
 COPIED = 16 << 20
 """Buffer size of a copy, in bytes."""
 
@@ -102,7 +111,7 @@ class LocalStorage:
 
     def _open(self, path: str) -> IO[bytes]:
         self._refuse_links_out(self.path(path))
-        return _regular(self.path(path))
+        return open_regular(self.path(path))
 
     def _refuse_links_out(self, target: Path) -> None:
         """Raise if a link below the root leads out of it: a log or record from elsewhere may name any file."""
@@ -134,7 +143,7 @@ class LocalStorage:
             self.path(path).rename(self.path(to))
 
 
-def _regular(path: Path) -> IO[bytes]:
+def open_regular(path: Path) -> IO[bytes]:
     """Open a file for reading; a FIFO or device in its place is an error and not an endless wait."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
@@ -155,7 +164,7 @@ def clear_errors(verb: str, where: str | Path) -> Iterator[None]:
     except OSError as error:
         if verb == "read" and isinstance(error, NotADirectoryError):
             raise FileNotFoundError(str(where)) from error
-        raise _refusal(f"cannot {verb} {where}", error) from error
+        raise _refusal(f"cannot {verb} {where}", error, WAYS_OUT if verb == "read" else {}) from error
 
 
 def _make_folder(folder: Path) -> None:
@@ -167,8 +176,9 @@ def _make_folder(folder: Path) -> None:
         raise _refusal(f"cannot write below {folder}", error) from error
 
 
-def _refusal(what: str, error: OSError) -> StorageError:
-    refused = StorageError(f"{what}: {error.strerror or error}")
+def _refusal(what: str, error: OSError, ways_out: Mapping[int, str] = MappingProxyType({})) -> StorageError:
+    way_out = ways_out.get(error.errno or 0)
+    refused = StorageError(f"{what}: {error.strerror or error}" + (f"; {way_out}" if way_out else ""))
     refused.passing = error.errno not in LASTING
     return refused
 

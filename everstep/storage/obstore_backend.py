@@ -17,7 +17,7 @@ from everstep.errors import StorageError
 from everstep.storage import credentials, gcs_credentials
 from everstep.storage import obstore_library as obstore_clients
 from everstep.storage import obstore_library as obstore_fork
-from everstep.storage.base import STAGED, Buffer
+from everstep.storage.base import LARGEST_READ, STAGED, Buffer, too_large
 from everstep.storage.obstore_library import Clients
 from everstep.storage.retries import PARALLEL_PARTS, PART_BYTES, has_won, is_beyond_the_end, one_line, retry
 from everstep.storage.upload_stream import Part, uploading
@@ -87,7 +87,13 @@ class ObstoreStorage:
             raise StorageError(f"cannot write {self.url}: there is no such bucket") from error
 
     def read(self, path: str) -> bytes:
-        return self._try(lambda to: bytes(to.lib.get(to.reading, path).bytes()))
+        def once(to: Clients) -> bytes:
+            found = to.lib.get(to.reading, path)
+            if (size := int(found.meta["size"])) > LARGEST_READ:
+                raise too_large(self.url, path, str(size))
+            return bytes(found.bytes())
+
+        return self._try(once)
 
     def read_range(self, path: str, start: int, stop: int) -> Buffer:
         if start >= stop:  # HTTP has no empty range

@@ -23,12 +23,13 @@ SPARE = ("attempt", "age", "rate", "last metric", "left")
 def ls(arguments: Sequence[str]) -> int:
     """Run the verb."""
     options = _parser().parse_args(arguments)
-    facts = [each.facts(time.time()) for each in lines(options.root)]
+    found, unreadable = lines(options.root)
+    facts = [each.facts(time.time()) for each in found]
     if options.json:
         print(json.dumps(facts, indent=1))
-    elif not facts:
+    elif not facts and not unreadable:
         raise ConfigError(f"{options.root} holds no run; 'everstep ls ROOT' looks elsewhere")
-    else:
+    elif facts:
         text_tables.print_table(COLUMNS, [_row(each) for each in facts], SPARE)
     return 0
 

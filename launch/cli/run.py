@@ -15,6 +15,7 @@ from everstep.compose import compose, with_name
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
 from everstep.frozen_config import freeze, settle, start_digest
+from everstep.import_path import safe_environment
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
 from everstep.launch.console import say
@@ -27,6 +28,7 @@ from everstep.launch.runs.lookup import ROOT
 from everstep.launch.submit.trust import Runnable, sign
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
+from everstep.security.job_secrets import START_KEY, TOKEN
 
 EXAMPLES = """examples:
   everstep run experiment=gpt_stdlib                          on all GPUs of this machine, or on its CPU
@@ -78,8 +80,10 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     url, plugins, digest = folder.storage.url, config.plugins, start_digest(config)
     argv = torchrun.command(url, nproc, job.grace_s, plugins, digest)
     starter = uuid.uuid4().hex
-    extra = {GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
-    env = torchrun.environment(os.environ, share, extra)
+    extra = {**safe_environment(), GRACE: str(job.grace_s), **job.env, STARTER: starter, WORLD: str(nproc)}
+    # A token is for the jobs that this shell submits; the ranks here get the key of their start.
+    base = {name: value for name, value in os.environ.items() if name not in (TOKEN, START_KEY)}
+    env = torchrun.environment(base, share, extra)
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)

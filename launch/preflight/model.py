@@ -12,6 +12,7 @@ from pathlib import Path
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
 from everstep.frozen_config import freeze
+from everstep.import_path import safe_flags
 from everstep.launch.config import JobConfig, processes
 from everstep.launch.console import say
 from everstep.launch.preflight.dataset_paths import datasets, only_there
@@ -39,7 +40,7 @@ def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | N
     if away:
         say(f"{', '.join(away)}: only pods can see the data, so it was not looked at here")
     flags = [*(["--brief"] if brief else []), *(["--no-data"] if away else [])]
-    argv = [sys.executable, "-m", "everstep.trainer", "check", "--frozen", *words, *flags]
+    argv = [sys.executable, *safe_flags(), "-m", "everstep.trainer", "check", "--frozen", *words, *flags]
     # The paths of an image need not exist on this machine.
     env = {**os.environ, **(job.env if job.image is None else {})}
     if code is not None:

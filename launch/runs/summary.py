@@ -46,17 +46,19 @@ class RunSummary:
         }
 
 
-def lines(root: str) -> list[RunSummary]:
-    """Every run below `root`, the one that was asked for last at the end: one query for all jobs."""
+def lines(root: str) -> tuple[list[RunSummary], int]:
+    """Return the runs below `root`, the newest at the end, and the number of unreadable ones.
+
+    Each of these gets a line on stderr. There is one query for all jobs.
+    """
     store = open_storage(root)
     folders = [RunFolder(join_url(store.url, name)) for name in names(root)]
-    histories: list[History] = []
-    for found in read_all(folders):
-        if isinstance(found, History):
-            histories.append(found)
-        elif not isinstance(found, NotARun):
-            say(f"left out: {found}")
-    return summaries(sorted(histories, key=lambda each: each.started_at or 0.0))
+    found = read_all(folders)
+    histories = [each for each in found if isinstance(each, History)]
+    unreadable = [each for each in found if not isinstance(each, History | NotARun)]
+    for error in unreadable:
+        say(f"left out: {error}")
+    return summaries(sorted(histories, key=lambda each: each.started_at or 0.0)), len(unreadable)
 
 
 def summaries(histories: Sequence[History], ask: Statuses = statuses) -> list[RunSummary]:

@@ -36,6 +36,7 @@ from everstep.run_folder import CODE, RunFolder
 from everstep.security.private_folder import private_folder
 from everstep.security.secret_detection import holds_secret, is_secret_file
 from everstep.storage import Storage
+from everstep.storage.local import clear_errors, open_regular
 
 LIMIT_MB = 100
 """Limit of a snapshot's size, before compression."""
@@ -169,7 +170,10 @@ def open_code(run: RunFolder, place: str, limit_mb: float = LIMIT_MB) -> Path:
 def _opened(storage: Storage, path: str) -> IO[bytes]:
     """Open a file of any storage; FileNotFoundError if it is missing."""
     local = storage.path(path)
-    return local.open("rb") if local is not None else io.BufferedReader(_Ranges(storage, path), READ_AHEAD)
+    if local is None:
+        return io.BufferedReader(_Ranges(storage, path), READ_AHEAD)
+    with clear_errors("read", local):
+        return open_regular(local)
 
 
 class _Ranges(io.RawIOBase):

@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import itertools
 import json
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from everstep.compose import Composed, compose, groups, sweep_files
 from everstep.config import Goal, RunConfig
 from everstep.errors import ConfigError
 from everstep.frozen_config import changes, digest, freeze, thaw
+from everstep.import_path import import_from_here
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.sweep import config as keys
 from everstep.launch.sweep.asha import rungs
@@ -107,8 +107,7 @@ class Plan:
         module, _, function = where.rpartition(".")
         if module.split(".")[0] not in [name.split(".")[0] for name in self.any_config.plugins]:
             raise ConfigError(f"sweep.constraint={where}: its package is not in plugins; add plugins=[{module}]")
-        if "" not in sys.path:
-            sys.path.insert(0, "")
+        import_from_here()
         try:
             found: Constraint = getattr(importlib.import_module(module), function)
         except (ImportError, AttributeError, ValueError) as error:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from everstep.config import RunConfig
 from everstep.frozen_config import settle
+from everstep.import_path import safe_flags
 from everstep.launch.config import JobConfig, job_yaml, refuse_too_many
 from everstep.launch.config.devices import gpus
 from everstep.launch.job_start.child import leash
@@ -138,7 +139,7 @@ class LocalWorkers:
 def resume_command(task: Task) -> list[str]:
     """Return `everstep resume` of the trial's folder, which composes nothing and refuses a run under way."""
     plugins = [f"plugins=[{','.join(task.config.plugins)}]"] if task.config.plugins else []
-    return [sys.executable, "-m", "everstep.launch", "resume", task.folder.storage.url, *plugins]
+    return [sys.executable, *safe_flags(), "-m", "everstep.launch", "resume", task.folder.storage.url, *plugins]
 
 
 def _devices() -> list[str]:

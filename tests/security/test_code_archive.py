@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import subprocess
 import sys
 import tarfile
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from everstep.errors import StorageError
 from everstep.launch.submit import code_archive, snapshot
 from everstep.launch.submit.code_archive import SnapshotError, SnapshotFile, digest_of, pack
 from everstep.launch.submit.snapshot import unpack
@@ -93,3 +95,11 @@ def test_a_member_that_comes_twice_or_out_of_order_is_refused(run: RunFolder, tm
         run.storage.write(snapshot.archive("d"), tar(*map(info, names)))
         with pytest.raises(SnapshotError, match="out of order"):
             unpack(run, "d", tmp_path / "node")
+
+
+def test_a_fifo_in_place_of_an_archive_is_refused_and_not_waited_for(run: RunFolder, tmp_path: Path) -> None:
+    place = Path(run.url) / snapshot.archive("d")
+    place.parent.mkdir(parents=True)
+    os.mkfifo(place)
+    with pytest.raises(StorageError, match=r"cannot read .*: it is no regular file; remove it$"):
+        unpack(run, "d", tmp_path / "node")

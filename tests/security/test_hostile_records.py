@@ -78,6 +78,17 @@ def test_one_odd_run_is_its_own_line_of_ls_and_the_others_are_listed(
     assert len(said) <= 1
 
 
+def test_a_folder_of_runs_with_a_damaged_run_alone_holds_a_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_in(tmp_path, "odd") / "attempts/0001/claim.json").write_text(json.dumps({**CLAIM, "time": "x"}))
+    assert ls([str(tmp_path)]) == 0
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith(f"everstep: left out: {tmp_path}/odd: ")
+    assert said.err.count("\n") == 1
+
+
 def test_brackets_without_end_a_fifo_a_link_and_a_huge_record_are_lines_too(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

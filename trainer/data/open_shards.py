@@ -76,7 +76,7 @@ class OpenShards:
         self._index = index
         self._columns = columns
         self._verify = verify
-        self._compressed = index.attributes.get("compression", "none") != "none"
+        self._compressed = index.is_compressed
         self.cache = cache() if self._compressed or self._storage.path() is None else None
         """The node cache, if the shards must be read through one."""
         self.room_bytes = self.cache.limit_bytes // 2 if self.cache is not None else index.bytes

@@ -24,6 +24,8 @@ FORMATS = (
     "generator",
 )
 COMPRESSIONS = ("none", "lz4", "zstd")
+MOST_COMPRESSED_MIB = 1024
+"""MiB of a compressed shard; readers refuse shards that are far larger once decompressed."""
 FREE_ON_RESUME = ("dst", "processes", "max_bad", "append")
 """Keys that change nothing in the output of a unit of work, so that a restart may change them."""
 
@@ -79,6 +81,11 @@ class PrepareOptions:
             value = getattr(self, name)
             if value is not None and value < limit:
                 raise ConfigError(f"{name}={value} must be at least {limit:g}")
+        if self.compression != "none" and self.shard_mib > MOST_COMPRESSED_MIB:
+            raise ConfigError(
+                f"shard_mib={self.shard_mib:g} with compression={self.compression}: at most {MOST_COMPRESSED_MIB}, as "
+                "readers decompress a shard as a whole"
+            )
         if self.columns is not None and len(set(self.columns)) < len(self.columns):
             raise ConfigError(f"columns=[{','.join(self.columns)}] names a column twice")
         if self.validation >= 1:

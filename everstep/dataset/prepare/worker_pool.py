@@ -19,6 +19,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, cast
 
 from everstep.errors import DataError, EverstepError
+from everstep.import_path import safe_flags
 
 Say = Callable[[int, int], None]
 Call = tuple[Any, ...]
@@ -83,6 +84,7 @@ class _Worker:
         self._process = subprocess.Popen(
             [
                 sys.executable,
+                *safe_flags(),
                 "-c",
                 "from everstep.dataset.prepare.worker_pool import work; work()",
                 str(theirs.fileno()),

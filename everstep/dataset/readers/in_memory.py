@@ -18,6 +18,7 @@ from everstep.dataset.readers.base import CHUNK_BYTES, Bad, Chunk, File, Piece, 
 from everstep.dataset.readers.type_inference import HIGHEST
 from everstep.dataset.shard_format import table_of
 from everstep.errors import ConfigError, DataError
+from everstep.import_path import import_from_here
 
 T = TypeVar("T")
 Row = Mapping[str, Any]
@@ -142,6 +143,7 @@ def imported(name: str) -> Callable[[], Iterable[Row]]:
     module, colon, attribute = name.partition(":")
     if not colon:
         raise ConfigError(f"src={name}: with format=generator write package.module:function")
+    import_from_here()
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
