@@ -12,6 +12,8 @@ from collections.abc import Mapping
 
 SAFE_PATH = "PYTHONSAFEPATH"
 """Environment variable of Python: do not put the current folder before all others."""
+OURS = "everstep"
+"""Its value where the launcher has set it; any text counts for Python."""
 
 
 def imports_from_here() -> bool:
@@ -26,7 +28,13 @@ def safe_flags() -> list[str]:
 
 def safe_environment() -> Mapping[str, str]:
     """Return variables to the same end, where another program starts Python."""
-    return {} if imports_from_here() else {SAFE_PATH: "1"}
+    return {} if imports_from_here() else {SAFE_PATH: OURS}
+
+
+def forget_safe_environment() -> None:
+    """Take these variables away from the programs that this process starts: they are the user's."""
+    if os.environ.get(SAFE_PATH) == OURS:
+        del os.environ[SAFE_PATH]
 
 
 def import_from_here() -> None:

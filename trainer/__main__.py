@@ -10,12 +10,14 @@ from __future__ import annotations
 import os
 import sys
 
+from everstep.import_path import forget_safe_environment
 from everstep.rank_env import AGENT_PID, die_with_parent
 
 VERBS = ("check", "checkpoint", "data")
 
 
 def main() -> int:
+    forget_safe_environment()
     if sys.argv[1:2] == ["--fork-server"]:  # by the launcher alone
         from everstep.trainer.fork_server import serve
 

@@ -70,3 +70,17 @@ def test_a_generator_that_the_user_names_is_found_in_the_current_folder(tmp_path
     done = everstep(tmp_path, "data", "prepare", "format=generator", "src=mine:rows", "dst=out")
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out/index.json").read_bytes())["shards"]
+
+
+@pytest.mark.parametrize("warm", ["true", "false"])
+def test_a_script_that_a_plug_in_starts_finds_the_modules_beside_it(tmp_path: Path, warm: str) -> None:
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools/beside.py").write_text("")
+    (tmp_path / "tools/tool.py").write_text("import beside\n")
+    (tmp_path / "mine.py").write_text(
+        "import subprocess, sys\nsubprocess.run([sys.executable, 'tools/tool.py'], check=True)\n"
+        "def hook(): return lambda info: None\n"
+    )
+    words = ("plugins=[mine]", "hooks=[{_target_: mine.hook}]", "job.nproc=1", f"job.warm={warm}")
+    done = everstep(tmp_path, "run", *SMALL, *words)
+    assert done.returncode == 0, done.stderr

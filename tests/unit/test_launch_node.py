@@ -146,7 +146,7 @@ def test_the_processes_get_the_key_of_their_start_and_not_the_token(
     job = JobSpec(JobConfig(interface="lo", nproc=2), ("-m", "everstep.trainer"), None)
     with Signals() as signals:
         start = Start.claim(folder, Allocation.of(SLURM), None)
-        start.announce("10.0.0.1:20012", 1)
+        start.announce("10.0.0.1:20012", 2)
         node = Node(folder, Allocation.of(SLURM), job, signals)
         meeting = node._meet()
     assert meeting == Rendezvous(3, "10.0.0.1:20012", 1, "12.2.1")
