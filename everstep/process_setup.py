@@ -11,6 +11,7 @@ import os
 import resource
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,6 +112,16 @@ def use_own_cache() -> None:
     if not os.environ.get(INDUCTOR_CACHE):
         cache = private_folder(Path(tempfile.gettempdir()) / f"everstep-compiled-{os.getuid()}", INDUCTOR_CACHE)
         os.environ[INDUCTOR_CACHE] = str(cache)
+
+
+@contextlib.contextmanager
+def without_collections() -> Iterator[None]:
+    """Import without garbage collections: modules stay, and searching them took a quarter of the imports."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def spare_what_lives() -> None:

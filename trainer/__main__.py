@@ -29,7 +29,13 @@ def main() -> int:
         from everstep.trainer.command import verb
 
         return verb(arguments)
-    from everstep.process_setup import keep_freed_memory, keep_printing, quieten, raise_file_limit
+    from everstep.process_setup import (
+        keep_freed_memory,
+        keep_printing,
+        quieten,
+        raise_file_limit,
+        without_collections,
+    )
     from everstep.trainer.stop import Stop
 
     # Before any heavy import: a signal that arrives during the imports must not be lost.
@@ -39,7 +45,8 @@ def main() -> int:
     keep_freed_memory()
     raise_file_limit()
     quieten()
-    from everstep.trainer.worker import attempt
+    with without_collections():
+        from everstep.trainer.worker import attempt
 
     return attempt(arguments, stop)
 

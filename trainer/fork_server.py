@@ -20,6 +20,7 @@ import sys
 from collections.abc import Sequence
 
 from everstep.fork_requests import Message, receive, send
+from everstep.process_setup import without_collections
 from everstep.rank_env import AGENT_PID, die_with_parent
 from everstep.trainer.stop import SIGNALS
 
@@ -54,14 +55,14 @@ def _control(arguments: Sequence[str]) -> socket.socket:
 
 def _import_ranks_modules() -> None:
     """Import all that a rank of any run needs, and keep these objects out of garbage collections."""
-    import everstep.trainer.assemble
-    import everstep.trainer.distributed.mesh
-    import everstep.trainer.worker  # noqa: F401
-    from everstep import config, frozen_config
+    with without_collections():
+        import everstep.trainer.assemble
+        import everstep.trainer.distributed.mesh
+        import everstep.trainer.worker  # noqa: F401
+        from everstep import config, frozen_config
 
-    frozen_config.thaw(frozen_config.freeze(config.RunConfig()))  # fills the tables of the parser
-    gc.collect()
-    gc.freeze()
+        frozen_config.thaw(frozen_config.freeze(config.RunConfig()))  # fills the tables of the parser
+        gc.freeze()
 
 
 def unfit() -> str:

@@ -16,7 +16,7 @@ from everstep import compose, frozen_config
 from everstep.config import RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.outcome import Ending, Outcome
-from everstep.process_setup import refuse_debugger, spare_what_lives, use_own_cache
+from everstep.process_setup import refuse_debugger, spare_what_lives, use_own_cache, without_collections
 from everstep.provenance import record
 from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, RunFolder
@@ -199,13 +199,14 @@ def _run(
     log: RankLog,
 ) -> tuple[Ending, BaseException | None]:
     """Build and train; return the ending, and the error that caused it."""
-    from everstep.trainer.assemble import assemble
-    from everstep.trainer.build import build
-    from everstep.trainer.distributed.mesh import form, lost_peer, part
-    from everstep.trainer.loop import train
-    from everstep.trainer.reporting.stall_report import StallReport
-    from everstep.trainer.watchdog.activity import Phase
-    from everstep.trainer.watchdog.evidence import record_flights
+    with without_collections():
+        from everstep.trainer.assemble import assemble
+        from everstep.trainer.build import build
+        from everstep.trainer.distributed.mesh import form, lost_peer, part
+        from everstep.trainer.loop import train
+        from everstep.trainer.reporting.stall_report import StallReport
+        from everstep.trainer.watchdog.activity import Phase
+        from everstep.trainer.watchdog.evidence import record_flights
 
     start.laps.end("import")
     parts, watchdog = None, None
