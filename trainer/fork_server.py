@@ -19,8 +19,9 @@ import socket
 import sys
 from collections.abc import Sequence
 
+from everstep.errors import ConfigError
 from everstep.fork_requests import Message, receive, send
-from everstep.process_setup import without_collections
+from everstep.process_setup import use_own_cache, without_collections
 from everstep.rank_env import AGENT_PID, die_with_parent
 from everstep.trainer.stop import SIGNALS
 
@@ -33,6 +34,11 @@ def serve(arguments: Sequence[str]) -> list[str]:
     control = _control(arguments)
     die_with_parent()
     inherited = {number: signal.signal(number, signal.SIG_IGN) for number in IGNORED}
+    try:
+        use_own_cache()  # before torch makes its own
+    except ConfigError as refused:
+        send(control, {"ready": str(refused)})
+        raise SystemExit(refused.exit_code) from None
     _import_ranks_modules()
     os.environ[AGENT_PID] = str(os.getpid())  # of the ranks: whether it has died meanwhile they see by its number
     send(control, {"ready": unfit()})
