@@ -175,11 +175,12 @@ def _index_fault(storage: Storage, found: Committed) -> str:
         return ""  # said by the check of the file itself
     try:
         table = read_limited(storage, f"{found.path}/{TENSORS}", found.manifest.files[TENSORS].bytes)
+    except (FileNotFoundError, StorageError, ValueError):
+        return ""  # missing, unreadable or larger than it was: also said there
+    try:
         parse_table(table, found.manifest.files)
     except ValueError as error:
         return f"{TENSORS} is damaged: {error}"
-    except (FileNotFoundError, StorageError):
-        return ""
     return ""
 
 
