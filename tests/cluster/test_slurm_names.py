@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from everstep.outcome import Outcome
+from support import TESTS
 from support.slurm.cluster import Cluster
 from support.slurm.jobs import Job
 from support.users_project import BUILT_IN, OWN, TRAP, lay_out
@@ -24,7 +25,9 @@ def jobs(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     made = {"own": OWN, "built_in": BUILT_IN}
     jobs = {name: Job(cluster, project / "runs", name) for name in made}
     for name, words in made.items():
-        jobs[name].everstep("submit", *WORDS, *words, f"run={name}", where=project, env={"PYTHONPATH": ""})
+        # On the path: an editable install comes after a folder `everstep` of the user's, a real one before it.
+        path = {"PYTHONPATH": str(TESTS.parent)}
+        jobs[name].everstep("submit", *WORDS, *words, f"run={name}", where=project, env=path)
     for name in ("trainer.py", "mine.py"):
         (project / name).write_text(TRAP)
     for job in jobs.values():
