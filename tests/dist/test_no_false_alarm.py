@@ -1,4 +1,4 @@
-"""What takes long and is no hang: the watchdog gives no alarm. And a rank that is only slow is named, no more."""
+"""Long waits that are no hangs: the watchdog gives no alarm. A rank that is only slow is named, no more."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Run:
         assert self.process.poll() is None, self.printed.read_text()
 
     def ended(self, seconds: float = 90) -> str:
-        """What it has printed, once it is done."""
+        """Wait until it is done; return all that it has printed."""
         assert self.process.wait(seconds) == 0, self.printed.read_text()
         return self.printed.read_text()
 

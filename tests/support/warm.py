@@ -66,7 +66,7 @@ class Server:
 
 @contextlib.contextmanager
 def _adopting() -> Iterator[None]:
-    """What is left by a parent that ends becomes a child of this process."""
+    """Make orphans children of this process."""
     prctl, before = ctypes.CDLL(None).prctl, ctypes.c_int()
     prctl(GET_SUBREAPER, ctypes.byref(before))
     prctl(SET_SUBREAPER, 1)

@@ -34,7 +34,6 @@ SIGNATURE = inspect.signature(EXEC)
 PLAIN = {"shell": False, "executable": None, "close_fds": True, "pass_fds": (), "restore_signals": True, "gid": None,
          "gids": None, "uid": None, "umask": -1}  # fmt: skip
 """A command with other options than these is not forked."""
-DEATH_SIGNAL = 1
 INSTALLED_PATH = [path for path in sys.path[1:] if path not in os.environ.get("PYTHONPATH", "").split(os.pathsep)]
 """sys.path without what the environment has added."""
 
@@ -49,7 +48,7 @@ class Command:
     session: bool
     group: int
     container: list[str]
-    """What a container of its own is given; empty for none."""
+    """Options of a container of its own; empty for none."""
 
     @staticmethod
     def of(words: Plain) -> Command | None:
@@ -176,7 +175,7 @@ def _take_streams(streams: list[int]) -> None:
 
 
 def _forget() -> None:
-    """What belongs to the process that was forked."""
+    """Drop all that belongs to the process that was forked."""
     signal.set_wakeup_fd(-1)
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)):

@@ -20,7 +20,7 @@ DEATH_SIGNAL = 1
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """What a container is given, and the program in it; nothing and all words if they make no container."""
+    """Return the options of a container, and the program in it; no options if the words make no container."""
     if tuple(words[: len(UNSHARE)]) != UNSHARE:
         return [], list(words)
     at = len(UNSHARE) + 3
