@@ -4,7 +4,8 @@ Each is a JSON object in one packet of a UNIX socket (SOCK_SEQPACKET):
 
     {"environment": {NAME: VALUE or null}}   launcher: fork a rank with these changes; its output may be attached
     {"ready": WHY}                           server: ready; a text says why no process must be forked from it
-    {"forked": PID}                          server: a process has been forked for the oldest open request
+    {"forked": PID}                          server: a process has been forked for the oldest open request; its pidfd
+                                             is attached where the kernel has them
     {"ended": PID, "code": CODE}             server: it has ended; a negative code is the signal that killed it
 """
 
@@ -23,14 +24,14 @@ def connected_pair() -> tuple[socket.socket, socket.socket]:
     return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
 
-def send(control: socket.socket, message: Message, output: int | None = None) -> None:
-    """Send a message, with a file descriptor attached if `output` is given.
+def send(control: socket.socket, message: Message, attached: int | None = None) -> None:
+    """Send a message, with the file descriptor `attached` if there is one.
 
     Raises:
         OSError: the other end is gone.
     """
     packed = json.dumps(message).encode()
-    socket.send_fds(control, [packed], [] if output is None else [output])
+    socket.send_fds(control, [packed], [] if attached is None else [attached])
 
 
 def receive(control: socket.socket) -> tuple[Message | None, int | None]:

@@ -22,6 +22,10 @@ STALLED = 70
 WORLD = "EVERSTEP_WORLD"
 """Environment variable: world size requested by the launcher; a start with a different one is refused."""
 
+HASH_SEED = "PYTHONHASHSEED"
+"""Environment variable of Python: seed of the order in which sets of strings are iterated."""
+FIXED_HASH_SEED = "0"
+
 
 @dataclass(frozen=True)
 class RankInfo:
@@ -65,6 +69,16 @@ class RankInfo:
         if self.under_torchrun and agent.exists():
             return datetime.datetime.fromtimestamp(agent.stat().st_ctime)
         return datetime.datetime.now()
+
+
+def fix_hash_seed() -> None:
+    """Execute this interpreter again with a fixed hash seed, unless the environment names one.
+
+    A model or vocabulary that is built from a set of strings would differ from rank to rank and from start to start.
+    """
+    if not os.environ.get(HASH_SEED):
+        os.environ[HASH_SEED] = FIXED_HASH_SEED
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def die_with_parent() -> None:

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from everstep.rank_env import FIXED_HASH_SEED, HASH_SEED
+
 JOIN_S = 60
 """Seconds to wait for all nodes of a start."""
 JOIN_NODES_S = 600
@@ -80,6 +82,8 @@ def environment(base: Mapping[str, str], threads: int, extra: Mapping[str, str])
         # Always set: otherwise torchrun sets 1 and prints a paragraph.
         "OMP_NUM_THREADS": str(threads),
         "PYTHONUNBUFFERED": "1",
+        # All ranks and starts iterate over a set of strings, a vocabulary say, in one order.
+        HASH_SEED: base.get(HASH_SEED) or FIXED_HASH_SEED,
         # Its warnings about a lost peer are pages of stack frames; errors are still shown.
         "TORCH_CPP_LOG_LEVEL": base.get("TORCH_CPP_LOG_LEVEL", "ERROR"),
         **extra,

@@ -11,7 +11,7 @@ import os
 import sys
 
 from everstep.import_path import forget_safe_environment
-from everstep.rank_env import AGENT_PID, die_with_parent
+from everstep.rank_env import AGENT_PID, die_with_parent, fix_hash_seed
 
 VERBS = ("check", "checkpoint", "data")
 
@@ -29,6 +29,7 @@ def main() -> int:
         from everstep.trainer.command import verb
 
         return verb(arguments)
+    fix_hash_seed()  # the launcher has set it; torchrun by hand has not
     from everstep.process_setup import (
         keep_freed_memory,
         keep_printing,

@@ -109,7 +109,7 @@ def _until_forked(control: socket.socket) -> tuple[Message, int | None]:
             if output is not None:
                 os.close(output)
             request = output = None  # with the key of the start, which later ranks need not inherit
-            send(control, {"forked": pid})
+            _report_forked(control, pid)
 
 
 def _fork() -> int:
@@ -119,6 +119,17 @@ def _fork() -> int:
     if pid != 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return pid
+
+
+def _report_forked(control: socket.socket, pid: int) -> None:
+    """Send the PID with a pidfd: once a process is reaped, its number may pass to another one."""
+    try:
+        descriptor = os.pidfd_open(pid)
+    except OSError:  # a sandbox or kernel without them
+        send(control, {"forked": pid})
+        return
+    send(control, {"forked": pid}, descriptor)
+    os.close(descriptor)
 
 
 def _report_ended(control: socket.socket) -> None:

@@ -58,14 +58,19 @@ class ForkServer:
             self._lose()
 
     def messages(self) -> list[Message]:
-        """Return what the server has said about its processes since the last call."""
+        """Return what the server has said about its processes since the last call.
+
+        A message of a forked process has its pidfd, the caller's to close, as `pidfd`; None where there are none.
+        """
         said: list[Message] = []
         while not self._gone and select.select([self._control], [], [], 0)[0]:
-            message, _ = receive(self._control)
+            message, attached = receive(self._control)
             if message is None:
                 self._lose()
             elif "ready" in message:
                 self.unfit = str(message["ready"])
+            elif "forked" in message:
+                said.append({**message, "pidfd": attached})
             else:
                 said.append(message)
         return said

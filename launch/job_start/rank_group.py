@@ -58,6 +58,8 @@ class RankGroup:
         self._environments = environments
         self._output = output
         self._pids: list[int] = []
+        self._pidfds: dict[int, int] = {}
+        """Descriptors of processes that run, by PID: a number alone may have passed to another process."""
         self._codes: dict[int, int] = {}
         """Exit codes by PID, in the order in which the processes ended; negative for a signal."""
         self._killed: set[int] = set()
@@ -99,10 +101,13 @@ class RankGroup:
     def _note(self, message: Mapping[str, Any]) -> None:
         if "forked" in message:
             self._pids.append(message["forked"])
+            if message["pidfd"] is not None:
+                self._pidfds[message["forked"]] = message["pidfd"]
             if self._stopping:
                 self._signal(message["forked"], signal.SIGTERM)
         elif message["ended"] in self._pids:
             self._codes[message["ended"]] = code = message["code"]
+            self._forget(message["ended"])
             if code:
                 wait_s = (
                     REPORT_S if code == STALLED else LAST_WORDS_S if code < 0 or code == LOST_PEER else self.grace_s
@@ -143,16 +148,24 @@ class RankGroup:
             if time.monotonic() > deadline:
                 self.server.kill()
             time.sleep(0.001)
+        for pid in self._pids:
+            self._forget(pid)
 
     def _kill_living(self) -> None:
         for pid in self.savers():
             self._killed.add(pid)
             self._signal(pid, signal.SIGKILL)
 
-    @staticmethod
-    def _signal(pid: int, number: int) -> None:
+    def _forget(self, pid: int) -> None:
+        if (descriptor := self._pidfds.pop(pid, None)) is not None:
+            os.close(descriptor)
+
+    def _signal(self, pid: int, number: int) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.kill(pid, number)
+            if (descriptor := self._pidfds.get(pid)) is not None:
+                signal.pidfd_send_signal(descriptor, number)
+            else:
+                os.kill(pid, number)
 
     def _first(self) -> tuple[int, int]:
         """Return rank and exit code of the process that failed first, not merely because of another; else 0."""

@@ -3,7 +3,7 @@
 Under the fixture `warm` such commands are forked, with all that they start by the same words, from a process that has
 imported torch and Everstep. Each is a process of its own as before: child of the one that started it, with the pid,
 session, signals, folder, environment and streams it was given. What a fork cannot show are the imports themselves,
-what Python does at its end, and an order of strings that differs from process to process; tests of these, and one of
+and what Python does at its end; tests of these, and one of
 each kind of start, do without. With EVERSTEP_TESTS_COLD=1 all do.
 """
 
@@ -51,7 +51,7 @@ class Server:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "ROOM": "x" * 65536}
+        env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", "ROOM": "x" * 65536}
         words = [sys.executable, "-m", "support.warm_process", str(theirs.fileno()), "x" * 16384]
         with theirs:
             self.process = subprocess.Popen(words, env=env, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)

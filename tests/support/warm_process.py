@@ -156,6 +156,7 @@ def _become(command: Command, streams: list[int], before: Callable[[], None] | N
             before()
         os.environ.clear()
         os.environ.update(command.environment)
+        os.environ.setdefault("PYTHONHASHSEED", "0")  # as it is; else the trainer would execute Python again
         _show(command)
         if command.container:
             enter(command.container)

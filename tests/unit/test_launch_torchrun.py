@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 
 from everstep.launch.torchrun import command, environment
@@ -39,6 +41,18 @@ def test_plugins_stand_on_the_command_line() -> None:
 
 def test_each_restart_of_torchrun_gets_a_store_of_its_own() -> None:
     assert environment({}, threads=1, extra={})["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] == "1"
+
+
+def test_all_starts_have_one_order_of_strings_in_sets_unless_the_user_sets_another() -> None:
+    assert environment({}, threads=1, extra={})["PYTHONHASHSEED"] == "0"
+    assert environment({"PYTHONHASHSEED": "7"}, threads=1, extra={})["PYTHONHASHSEED"] == "7"
+
+
+def test_a_trainer_that_is_started_by_hand_has_that_order_too() -> None:
+    program = "from everstep.rank_env import fix_hash_seed; fix_hash_seed(); print(list({*map(str, range(50))}))"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONHASHSEED"}
+    printed = {subprocess.check_output([sys.executable, "-c", program], env=env) for _ in range(3)}
+    assert len(printed) == 1
 
 
 def test_the_job_may_add_to_the_environment_and_has_the_last_word() -> None:

@@ -30,7 +30,7 @@ class Server:
 
     def fork(self, changes: dict[str, str], output: int | None) -> None:
         self.forked.append(changes)
-        self.said.append({"forked": 100 + len(self.forked) - 1})
+        self.said.append({"forked": 100 + len(self.forked) - 1, "pidfd": None})
 
     def messages(self) -> list[dict[str, Any]]:
         said, self.said = self.said, []
@@ -44,7 +44,7 @@ class Server:
 def killed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
     """Signals that were sent: rank and number."""
     sent: list[tuple[int, int]] = []
-    monkeypatch.setattr(RankGroup, "_signal", staticmethod(lambda pid, number: sent.append((pid - 100, number))))
+    monkeypatch.setattr(RankGroup, "_signal", lambda group, pid, number: sent.append((pid - 100, number)))
     return sent
 
 
