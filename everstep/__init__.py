@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 from everstep.lazy_names import lazy
 
 if TYPE_CHECKING:
+    from everstep.api.run import Run, TrainingError
+    from everstep.api.train import train
     from everstep.dataset.prepare import prepare_arrays, prepare_blocks, prepare_frame, prepare_rows
     from everstep.errors import ConfigError, EverstepError
     from everstep.trainer.data.dataset import ArrayDataset, Dataset, Splits, Subset
@@ -28,10 +30,12 @@ __all__ = [
     "EverstepError",
     "Loss",
     "MapDataset",
+    "Run",
     "Splits",
     "StepInfo",
     "Subset",
     "Task",
+    "TrainingError",
     "Weighted",
     "balanced",
     "draws_nothing",
@@ -39,10 +43,13 @@ __all__ = [
     "prepare_blocks",
     "prepare_frame",
     "prepare_rows",
+    "train",
     "uniform",
 ]
 
 _HOMES = {
+    "everstep.api.run": "Run TrainingError",
+    "everstep.api.train": "train",
     "everstep.dataset.prepare": "prepare_arrays prepare_blocks prepare_frame prepare_rows",
     "everstep.errors": "ConfigError EverstepError",
     "everstep.trainer.data.dataset": "ArrayDataset Dataset Splits Subset",

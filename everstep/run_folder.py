@@ -39,7 +39,9 @@ CODE = "code"
 """DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
-NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
+PROJECT = "project"
+"""Module, data and config of a run that Python code started with `everstep.train`."""
+NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE, PROJECT)
 """Folders of a run folder; neither they nor an entry of them may be a link."""
 FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER, TENSORBOARD, WANDB)
 """Other parts of a run folder, which may be no links either; W&B makes some in its own."""

@@ -7,13 +7,15 @@ from everstep.lazy_names import lazy
 if TYPE_CHECKING:
     from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
     from everstep.trainer.tasks.language import LanguageModel
+    from everstep.trainer.tasks.supervised import Supervised
 
-__all__ = ["ImageClassifier", "LanguageModel", "TabularClassifier"]
+__all__ = ["ImageClassifier", "LanguageModel", "Supervised", "TabularClassifier"]
 __getattr__ = lazy(
     __name__,
     {
         "ImageClassifier": "everstep.trainer.tasks.classification",
         "LanguageModel": "everstep.trainer.tasks.language",
+        "Supervised": "everstep.trainer.tasks.supervised",
         "TabularClassifier": "everstep.trainer.tasks.classification",
     },
 )

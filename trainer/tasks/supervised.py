@@ -1,0 +1,81 @@
+"""Supervised training of any module with a loss function: what `everstep.train(model=…, loss=…)` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from everstep.errors import ConfigError, nearest
+from everstep.trainer.task import Batch, Loss
+
+Measure = Callable[[Any, Tensor], Tensor]
+
+
+class Supervised:
+    """A module that gets some columns of a batch, and a loss of its output and another column.
+
+    Args:
+        build: returns the model.
+        loss: of (output, target); a mean over the samples, as torch's losses give, or one value per sample.
+        inputs: columns that the model is called with, in this order.
+        target: column of the targets.
+        metrics: functions of (output, target), with a mean or one value per sample, by name.
+    """
+
+    unit = "samples"
+
+    def __init__(
+        self,
+        build: Callable[[], nn.Module],
+        loss: Measure,
+        inputs: Sequence[str] = ("features",),
+        target: str = "target",
+        metrics: Mapping[str, Measure] | None = None,
+    ) -> None:
+        self._build = build
+        self._loss = loss
+        self._inputs = list(inputs)
+        self._target = target
+        self._metrics = dict(metrics or {})
+
+    def model(self) -> nn.Module:
+        """Return the network, newly initialised."""
+        return self._build()
+
+    def loss(self, model: nn.Module, batch: Batch) -> Loss:
+        """Return the loss summed over the samples."""
+        return self._measured(model, batch, {})
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        """Return the loss, and `accuracy` where the output has a column for each class of an integer target."""
+        return self._measured(model, batch, self._metrics)
+
+    def _measured(self, model: nn.Module, batch: Batch, metrics: Mapping[str, Measure]) -> Loss:
+        for name in (*self._inputs, self._target):
+            if name not in batch:
+                raise ConfigError(f"{name}: the data has no such column, but {', '.join(batch)}{nearest(name, batch)}")
+        output, target = model(*(batch[name] for name in self._inputs)), batch[self._target]
+        count = len(target)
+        found = {name: _total(measure(output, target), count, name) for name, measure in metrics.items()}
+        if metrics is self._metrics and _are_classes(output, target):
+            found.setdefault("accuracy", (output.argmax(dim=1) == target).sum().to(output.dtype))
+        return Loss(_total(self._loss(output, target), count, "loss"), count, found)
+
+
+def _total(value: Tensor, count: int, name: str) -> Tensor:
+    """Return the sum over the samples of a mean, or of one value per sample."""
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{name} returned a {type(value).__name__}: return a tensor, a mean or one value per sample")
+    if value.numel() == 1:
+        return value.reshape(()) * count
+    if value.ndim == 1 and len(value) == count:
+        return value.sum()
+    raise ConfigError(
+        f"{name} returned the shape {list(value.shape)}: return a mean, or one value per sample [{count}]"
+    )
+
+
+def _are_classes(output: object, target: Tensor) -> bool:
+    return isinstance(output, Tensor) and output.ndim == 2 and target.ndim == 1 and not target.is_floating_point()
