@@ -72,7 +72,8 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     """Return the reporter of this rank; that of rank 0 alone has sinks and events to write to."""
     mesh, step = built.model.mesh, built.state.progress.step
     sinks: list[Sink] = []
-    mesh.decide(lambda: sinks.extend(open_sinks(run.log, run.run, start.folder, start.attempt, plain(run), step)))
+    asked = (run.log, run.run, start.folder, start.attempt, plain(run), step, run.plugins)
+    mesh.decide(lambda: sinks.extend(open_sinks(*asked)))
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
     events = Guarded(EVENTS, file) if file is not None else None
     figures = start.recorder.take if start.recorder is not None else dict
