@@ -39,9 +39,10 @@ CODE = "code"
 """DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
+MLFLOW = "mlflow"
 NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
 """Folders of a run folder; neither they nor an entry of them may be a link."""
-FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER, TENSORBOARD, WANDB)
+FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER, TENSORBOARD, WANDB, MLFLOW)
 """Other parts of a run folder, which may be no links either; W&B makes some in its own."""
 LARGEST_RECORD = 16 << 20
 """Bytes of a JSON record."""

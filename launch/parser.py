@@ -67,6 +67,8 @@ VERBS = {
     "logs": ("everstep.launch.cli.logs", "logs", "what a rank wrote; -f follows across restarts"),
     "cancel": ("everstep.launch.cli.cancel", "cancel", "stop runs for good"),
     "resume": ("everstep.launch.cli.resume", "resume", "go on with a run as it was started, or with changes"),
+    "compare": ("everstep.launch.cli.compare", "compare", "what differs between two runs, and what each has reached"),
+    "sync": ("everstep.launch.cli.sync", "sync", "write a run's metrics into W&B, TensorBoard, MLflow or trackio"),
     "checkpoint": ("", "", "ls, verify, diff, export, rm: what is saved, whether it is whole or the same"),
     "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
     "check": ("everstep.launch.cli.check", "run", "all that can be known before a run starts"),

@@ -25,6 +25,7 @@ from everstep.launch.job_start.signals import Signals
 from everstep.launch.parser import Arguments, add_overrides, refuse_script
 from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.launch.runs.lookup import ROOT
+from everstep.launch.runs.notifier import Notifier
 from everstep.launch.submit.trust import Runnable, sign
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
@@ -92,7 +93,8 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
             sign(folder.storage, Runnable.of(job, config.plugins))
             folder.storage.write(JOB, job_yaml(job).encode())
             record(folder, config, ["everstep", *sys.argv[1:]])
-            return Supervisor(folder, local, job.max_restarts, starter).run(lambda: ranks.run(argv))
+            with Notifier(folder, str(config.run), job.notify):
+                return Supervisor(folder, local, job.max_restarts, starter).run(lambda: ranks.run(argv))
 
 
 def _winner(word: str) -> list[str]:

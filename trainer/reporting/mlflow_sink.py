@@ -10,11 +10,9 @@ from typing import Any
 
 from everstep.config.dotted import leaves
 from everstep.errors import ConfigError
-from everstep.run_folder import RunFolder
+from everstep.run_folder import MLFLOW, RunFolder
 from everstep.trainer.reporting.sinks import NO_METRICS, Record
 
-STORE = "mlflow"
-"""Folder of the store in a run folder."""
 LONGEST_VALUE = 500
 """Characters of a parameter that every store of MLflow accepts."""
 MOST_PARAMETERS = 100
@@ -92,7 +90,7 @@ class MLflow:
 
 
 def _store_in(folder: RunFolder) -> str:
-    local = folder.storage.path(STORE)
+    local = folder.storage.path(MLFLOW)
     if local is None:
         raise ConfigError(
             f"MLflow keeps no store in {folder.url}: it is no disk; set MLFLOW_TRACKING_URI to a server or a path"

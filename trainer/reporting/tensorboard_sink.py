@@ -60,5 +60,8 @@ def _steps(place: str, last: int) -> dict[str, set[int]]:
     """Return the steps up to `last` of every tag in the event files of a folder."""
     reader: Any = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     events = reader.EventAccumulator(place, size_guidance={reader.SCALARS: 0})
-    events.Reload()
+    try:
+        events.Reload()
+    except reader.directory_watcher.DirectoryDeletedError:  # there is none yet
+        return {}
     return {tag: {e.step for e in events.Scalars(tag) if e.step <= last} for tag in events.Tags()["scalars"]}
