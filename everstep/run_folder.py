@@ -61,6 +61,11 @@ ENDING_FILE = "EVERSTEP_ENDING_FILE"
 """Environment variable: file in the launcher's memory for an outcome that the run folder refused."""
 
 
+def profile_request(folder: RunFolder, attempt: int, rank: int) -> str:
+    """Return the name of the file that asks a rank of an attempt for a profile."""
+    return folder.attempt(attempt, f"profile-rank-{rank:04d}.request.json")
+
+
 @dataclass(frozen=True)
 class Lineage:
     """The checkpoints that the attempts of a run have restored: they say which other checkpoints count."""

@@ -23,7 +23,7 @@ class NotifyConfig:
 
     def __post_init__(self) -> None:
         named = self.webhook is None or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.webhook) is not None
-        require(named, "job.notify.webhook", "…", "takes the name of an environment variable, never the URL itself")
+        require(named, "job.notify.webhook", "…", "holds the name of an environment variable, never the URL")
         unknown = [kind for kind in self.on if kind not in KINDS]
         require(not unknown, "job.notify.on", self.on, f"must be of {', '.join(KINDS)}")
         require(self.no_progress_s > 0, "job.notify.no_progress_s", self.no_progress_s, "must be > 0")

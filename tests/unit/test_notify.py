@@ -113,7 +113,7 @@ def test_a_webhook_gets_an_object_and_its_address_is_shown_to_nobody(
 
 
 def test_an_address_in_the_config_is_refused_without_showing_it() -> None:
-    with pytest.raises(ValueError, match=r"job.notify.webhook=….*name of an environment variable") as refused:
+    with pytest.raises(ValueError, match=r"job.notify.webhook='…'.*name of an environment variable") as refused:
         NotifyConfig(webhook="https://hooks.example.com/T0/SECRET")
     assert "SECRET" not in str(refused.value)
 
