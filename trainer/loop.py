@@ -114,7 +114,7 @@ def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -
 
 def _where(parts: Parts) -> str:
     found = parts.step.update.nonfinite
-    return f"; first in the gradient of {found}" if found else "; debug=anomaly names the layer"
+    return f", not finite in the gradient of {found}" if found else "; debug=anomaly names the layer"
 
 
 def _note_harmless(parts: Parts, info: StepInfo) -> None:

@@ -40,7 +40,7 @@ class LayerCheck:
                         f"not finite; its inputs are {given}"
                     )
                 if tensor.requires_grad:
-                    tensor.register_hook(self._gradient_checker(name, type(module).__name__))
+                    tensor.register_hook(self._gradient_checker(name, type(module).__name__))  # type: ignore[no-untyped-call]
 
         return check
 
@@ -68,16 +68,16 @@ def anomalies_named(model: nn.Module) -> Iterator[None]:
             raise
         place = f"before the output of layer {check.passed}" if check.passed else "in the loss"
         said = " ".join(str(error).split())
-        raise DivergedError(f"debug.anomaly: {said} The gradient turns NaN {place}; the log has the line") from error
+        raise DivergedError(f"debug.anomaly: {said} The gradient turns NaN {place}; torch printed the line of the forward pass") from error
     finally:
         check.remove()
 
 
-def nonfinite_gradients(model: nn.Module, most: int = 3) -> str:
-    """Return the names of the parameters whose gradients are not finite, the first few."""
+def nonfinite_gradients(model: nn.Module) -> str:
+    """Return the last parameter whose gradient is not finite, which the backward pass met first; empty without one."""
     names = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    more = f" and of {len(names) - 1} parameters before it" if len(names) > 1 else ""
+    return names[-1] + more if names else ""
 
 
 def _finite(value: Tensor) -> bool:
