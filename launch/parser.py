@@ -20,6 +20,17 @@ def refuse_script(words: Sequence[str], verb: str) -> None:
         )
 
 
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the arguments at `--` into those of the verb and another program with its arguments."""
+    words = list(arguments)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    if at + 1 == len(words):
+        raise ConfigError("nothing stands after --: give a script with its arguments, or leave out the --")
+    return words[:at], words[at + 1 :]
+
+
 class Arguments(argparse.ArgumentParser):
     """An argparse parser that raises ConfigError instead of printing its usage."""
 

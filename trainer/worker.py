@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from everstep.trainer.reporting.stall_report import StallReport
     from everstep.trainer.watchdog.watchdog import Watchdog
 
+LONG_S = 1e6
+"""Seconds that ranks wait for one that is in a debugger."""
 LAST_SAVE_S = 60.0
 """Seconds that a failed rank waits for the pending save, so that its steps need not be repeated."""
 
@@ -211,16 +213,17 @@ def _run(
         from everstep.trainer.watchdog.evidence import record_flights
 
     start.laps.end("import")
+    debugged = run.debug.rank is not None
     mesh, parts, watchdog = None, None, None
     try:
         give_terminal(run.debug, place.rank, place.world)
         stop.watch(run.stop, start.folder if place.rank == 0 else None)
         if run.stop.stall_s is not None:
             record_flights()
-        mesh = form(place, store, run.parallel, run.group_timeout_s)
+        mesh = form(place, store, run.parallel, LONG_S if debugged else run.group_timeout_s)
         start.laps.end("rendezvous")
         report = StallReport(start.folder, start.attempt, place.rank)
-        watchdog = _watchdog(mesh, run.stop.stall_s, report, log.file)
+        watchdog = _watchdog(mesh, None if debugged else run.stop.stall_s, report, log.file)
         built = build(run, start, mesh)
         mesh.activity.at(Phase.restore, 0)
         restored = built.checkpoints.restore()

@@ -41,7 +41,7 @@ def attach(arguments: Sequence[str]) -> int:
         return subprocess.run([spy, "dump", "--pid", str(pid)], check=False).returncode
     if sys.version_info >= REMOTE_PDB:
         os.execv(sys.executable, [sys.executable, "-m", "pdb", "-p", str(pid)])
-    print(escape_control_sequences(_stacks(folder, log, pid)), end="")
+    print(escape_control_sequences(_stacks(folder, log, pid)).decode(errors="replace"), end="")
     say("pip install py-spy shows local frames of C too; from Python 3.14 on this verb opens pdb in the rank")
     return 0
 
@@ -70,7 +70,7 @@ def _catches(pid: int) -> bool:
     return bool(caught >> (STACKS_SIGNAL - 1) & 1)
 
 
-def _stacks(folder: RunFolder, log: str, pid: int) -> str:
+def _stacks(folder: RunFolder, log: str, pid: int) -> bytes:
     """Return the stacks that the process writes at the end of its log."""
     if not _catches(pid):
         raise EverstepError(f"process {pid} is no rank that writes its stacks; has it just ended?")
@@ -84,7 +84,7 @@ def _stacks(folder: RunFolder, log: str, pid: int) -> str:
         time.sleep(POLL_S)
         now = folder.storage.size(log)
         if now > before and now == size:
-            return bytes(folder.storage.read_range(log, before, now)).decode(errors="replace")
+            return bytes(folder.storage.read_range(log, before, now))
         size = now
     raise EverstepError(f"process {pid} has written no stacks within {STACKS_S:.0f} s")
 

@@ -22,7 +22,7 @@ from everstep.launch.console import say
 from everstep.launch.job_start.local_start import Local
 from everstep.launch.job_start.rank_starter import RankStarter
 from everstep.launch.job_start.signals import Signals
-from everstep.launch.parser import Arguments, add_overrides, refuse_script
+from everstep.launch.parser import Arguments, add_overrides, split
 from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.launch.runs.lookup import ROOT
 from everstep.launch.runs.notifier import Notifier
@@ -41,6 +41,7 @@ EXAMPLES = """examples:
   everstep run --config-dir conf experiment=mine plugins=[my_package]
   everstep run experiment=digits --from my_sweep/best         with the values of a sweep's winner, as a new run
   everstep run --pdb experiment=mine                          pdb where an error is raised; debug=overfit and others
+  everstep run job.nproc=2 -- train_my_way.py --any --flags   a script for torchrun, started again after a crash
   everstep run --cfg experiment=digits                        show the resolved config and start nothing
 
 Ctrl-C once saves and stops; twice leaves at once.
@@ -50,8 +51,12 @@ exit codes: 0 done, 2 the config cannot run, 3 diverged, 4 taken over by another
 
 def run(arguments: Sequence[str]) -> int:
     """Run the verb; the exit code is that of the run's outcome."""
-    refuse_script(arguments, "run")
+    arguments, script = split(arguments)
     options = _parser().parse_intermixed_args(arguments)
+    if script:
+        from everstep.launch.cli.run_script import run_script  # imported for a script only
+
+        return run_script(options.overrides, options.config_dir, script)
     words = [*(_winner(options.winner) if options.winner else []), *(PDB if options.pdb else []), *options.overrides]
     composed = compose(words, options.config_dir)
     job = job_config(composed.job)

@@ -70,7 +70,7 @@ class RankLog:
         logger.setLevel(logging.INFO)
         logger.addHandler(self._handler)
         logger.info("rank %d is process %d on %s", self.rank, os.getpid(), socket.gethostname())
-        if isinstance(self._handler, LogFile):
+        if isinstance(self._handler, LogFile) and self._handler.stream is not None:
             faulthandler.register(STACKS_SIGNAL, self._handler.stream)
         if self._spool is not None:
             self._uploading.start()
