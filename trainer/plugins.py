@@ -103,7 +103,7 @@ def instantiate(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> 
 
 
 def prepare(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> Callable[[], Any]:
-    """Return a function that makes the object of a node; all that can be checked before is checked (`instantiate`)."""
+    """Return a function that makes the object of a node, whose target and arguments are checked."""
     if not is_node(node):
         raise ConfigError(f"{key} has no {TARGET}: it must name a class or function")
     target = _resolve(node[TARGET], key, plugins)

@@ -10,7 +10,7 @@ from everstep.config.choices import require
 @dataclass(kw_only=True)
 class DebugConfig:
     overfit: int | None = None
-    """Train on the first n global batches again and again; a loss that does not fall ends the run as diverged."""
+    """Train on the first n global batches only; a loss that does not fall ends the run as diverged."""
     anomaly: bool = False
     """End at the first output or gradient that is not finite, with the name of its layer. Slow."""
     profile: int | None = None
@@ -20,7 +20,7 @@ class DebugConfig:
     post_mortem: bool = False
     """Open pdb where an error was raised; with several processes only that of `rank`."""
     rank: int | None = None
-    """With several processes: the one whose pdb gets the terminal. `breakpoint()` of the others does nothing."""
+    """With several processes: the one with the terminal for pdb; it switches the time-outs off."""
 
     def __post_init__(self) -> None:
         for key in ("overfit", "profile"):

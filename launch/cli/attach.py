@@ -47,7 +47,7 @@ def attach(arguments: Sequence[str]) -> int:
 
 
 def _process(folder: RunFolder, log: str, rank: int) -> int:
-    """Return the process of a rank; ConfigError if it is not on this machine, or not this user's to look into."""
+    """Return the process of a rank; ConfigError if it is not on this machine."""
     try:
         found = PROCESS.search(folder.storage.read(log))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""`everstep profile RUN`: ask a rank of a run that is going for a profile of its next steps, and print it."""
+"""`everstep profile RUN`: profile the next steps of a rank of a run that is going."""
 
 from __future__ import annotations
 

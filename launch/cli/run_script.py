@@ -1,4 +1,4 @@
-"""`everstep run … -- SCRIPT`: any script for torchrun on this machine, started again as a submitted one would be."""
+"""`everstep run … -- SCRIPT`: any script for torchrun on this machine, with restarts."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from everstep.security.secret_detection import refuse_secrets
 
 
 def run_script(overrides: Sequence[str], config_dirs: Sequence[str], words: Sequence[str]) -> int:
-    """Run a script on all devices of this machine until it has ended well, or another start would not help."""
+    """Run a script here until it has ended well, or another start would not help."""
     composed = compose_job(overrides, config_dirs)
     job = job_config(composed.job)
     if job.scheduler != "local":

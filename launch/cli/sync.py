@@ -1,4 +1,4 @@
-"""`everstep sync RUN --to TRACKER`: write what a run folder has into W&B, TensorBoard, MLflow or trackio."""
+"""`everstep sync RUN --to TRACKER`: write a run's metrics into a tracker."""
 
 from __future__ import annotations
 

@@ -59,7 +59,7 @@ class JobConfig:
     """Failure causes by name, checked before the built-in ones; null disables a built-in one."""
 
     notify: NotifyConfig = field(default_factory=NotifyConfig)
-    """Command or webhook that is told of the end, failures, stalls, standstill and new bests of a run."""
+    """Command or webhook for the end, failures, stalls, standstill and new bests of a run."""
 
     partition: str | None = None
     account: str | None = None

@@ -17,9 +17,9 @@ class NotifyConfig:
     webhook: str | None = None
     """Name of the environment variable that holds the URL to which a JSON object is posted."""
     on: list[str] = field(default_factory=lambda: list(KINDS))
-    """Events that are told: end, failure, stall, no_progress, best."""
+    """Events to notify of: end, failure, stall, no_progress, best."""
     no_progress_s: float = 3600.0
-    """Seconds without a new step after which `no_progress` is told, once until the next step."""
+    """Seconds without a new step after which `no_progress` is due, once until the next step."""
 
     def __post_init__(self) -> None:
         named = self.webhook is None or re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", self.webhook) is not None

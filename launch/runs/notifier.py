@@ -11,7 +11,6 @@ import os
 import subprocess
 import threading
 import time
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -31,7 +30,7 @@ CLOSE_S = 2 * TELL_S
 
 @dataclass(frozen=True)
 class Notice:
-    """One event that is told."""
+    """One event to notify of."""
 
     kind: str
     run: str
@@ -50,7 +49,7 @@ class Notice:
 
 @dataclass
 class Watch:
-    """What has happened in a run folder since the last look."""
+    """Reader of a run folder that yields the events since the last look."""
 
     folder: RunFolder
     name: str
@@ -171,6 +170,8 @@ def _post(variable: str, notice: Notice) -> None:
     if not url.startswith(("http://", "https://")):
         say(f"job.notify.webhook={variable}: the variable holds no http(s) URL; {notice.kind} was not told")
         return
+    import urllib.request  # imported late: it takes its time
+
     try:
         request = urllib.request.Request(url, notice.body(), {"Content-Type": "application/json"})
         with urllib.request.urlopen(request, timeout=TELL_S):

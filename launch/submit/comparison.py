@@ -25,7 +25,7 @@ MISSING = "(none)"
 
 @dataclass(frozen=True)
 class Facts:
-    """What one run folder says of a run."""
+    """Contents of one run folder, as far as they are compared."""
 
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -57,7 +57,7 @@ def compare(a: Facts, b: Facts) -> dict[str, Any]:
 
 
 def different(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """Return the keys whose values differ; False, 0 and null are values, and a key that is absent is MISSING."""
+    """Return the keys whose values differ; a key that is absent has the value MISSING."""
     keys = sorted({*a, *b})
     return {
         key: [a.get(key, MISSING), b.get(key, MISSING)]

@@ -1,4 +1,4 @@
-"""Search for the layer in which the first NaN or Inf appears: hooks on all layers, and autograd's own checks."""
+"""Search for the layer of the first NaN or Inf: hooks on all layers, and autograd's own checks."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def anomalies_named(model: nn.Module) -> Iterator[None]:
 
 
 def nonfinite_gradients(model: nn.Module) -> str:
-    """Return the last parameter whose gradient is not finite, which the backward pass met first; empty without one."""
+    """Return the last parameter whose gradient is not finite, the first that a backward pass meets."""
     names = [name for name, p in model.named_parameters() if p.grad is not None and not _finite(p.grad)]
     more = f" and of {len(names) - 1} parameters before it" if len(names) > 1 else ""
     return names[-1] + more if names else ""

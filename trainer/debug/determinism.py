@@ -1,4 +1,4 @@
-"""Two steps, twice from the same state: equal to the last bit, or the place where the difference begins."""
+"""Two steps, twice from the same state: equal, or the place where the difference begins."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Trace:
 
 
 def check(parts: Parts) -> None:
-    """Save, take two steps, restore, take them again, and compare; the state is then that after the second time.
+    """Save, take two steps, restore, take them again, and compare; leave the later state.
 
     Raises:
         DivergedError: the two differ, on this rank or another.

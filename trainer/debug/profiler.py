@@ -1,4 +1,4 @@
-"""Profile of some steps: a trace for Perfetto and a table, from the start or of a run that is going already."""
+"""Profile of some steps: a trace for Perfetto and a table, also of a run that is going already."""
 
 from __future__ import annotations
 

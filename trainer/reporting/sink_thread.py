@@ -1,4 +1,4 @@
-"""Sinks on threads of their own, so that training waits neither for a tracker's network nor for its start."""
+"""Sinks on threads of their own, so that training never waits for a tracker."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`everstep sync RUN --to TRACKER`: write what a run folder has into a tracker; twice gives the same as once."""
+"""`everstep sync RUN --to TRACKER`: write a run's metrics into a tracker; twice is the same as once."""
 
 from __future__ import annotations
 

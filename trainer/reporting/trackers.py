@@ -37,7 +37,7 @@ def open_sinks(
     step: int = 0,
     plugins: Iterable[str] = (),
 ) -> list[Sink]:
-    """Open the run's own metrics file and the sinks that `log` configures, each of these on its own thread.
+    """Open the run's own metrics file, and the configured sinks, each on its own thread.
 
     Args:
         run: the run's name.
