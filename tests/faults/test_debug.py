@@ -57,7 +57,7 @@ class Task:
 
 def data():
     x = np.random.default_rng(0).normal(size=(64, 3)).astype("float32")
-    return Splits(ArrayDataset({"x": x, "y": x.sum(1)}))
+    return Splits(ArrayDataset({"x": x, "y": x.sum(1)}), ArrayDataset({"x": x[:9], "y": x[:9].sum(1)}))
 """
 EXPERIMENT = """# @package _global_
 task: {_target_: mine.Task}
@@ -116,7 +116,7 @@ def test_a_loss_that_does_not_fall_on_two_batches_ends_as_diverged(project: Path
 @pytest.mark.parametrize(
     ("fault", "said"),
     [("bad", "the output of layer 1 (Bad) is the first that is not finite; its inputs are finite"),
-     ("root", "Function 'SqrtBackward0' returned nan values in its 0th output. The gradient turns NaN before the "
+     ("root", "Function 'MulBackward0' returned nan values in its 0th output. The gradient turns NaN before the "
               "output of layer 1")],
 )  # fmt: skip
 def test_an_anomaly_names_the_layer(project: Path, fault: str, said: str) -> None:
@@ -225,8 +225,8 @@ def test_trackers_have_each_step_once_after_kills(project: Path) -> None:
     pytest.importorskip("mlflow")
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
-    words = [*EVERSTEP, "run", *WORDS, "job.nproc=1", "task.fault=slow", "steps=120", "checkpoint.every=10", "log=mlflow",
-             "log.every=1", "log.tensorboard=true", "log.wandb.enabled=true", "log.wandb.mode=offline"]  # fmt: skip
+    words = [*EVERSTEP, "run", *WORDS, "job.nproc=1", "task.fault=slow", "steps=120", "checkpoint.every=10",
+             "log=mlflow", "log.every=1", "log.tensorboard=true", "log.wandb.enabled=true", "log.wandb.mode=offline"]  # fmt: skip
     going = subprocess.Popen(words, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     folder = RunFolder(str(project / "runs/a"))
     for attempt, step in ((1, 25), (2, 55), (3, 80)):
@@ -270,7 +270,12 @@ def tensorboard_steps(run_folder: Path) -> list[int]:
 def wandb_steps(run_folder: Path) -> list[int]:
     from everstep.trainer.reporting.wandb_sink import rows
 
-    return [row["step"] for file in run_folder.glob("wandb/*/*.wandb") for row in rows(file) if "train/loss" in row]
+    return [
+        row["step"]
+        for file in run_folder.glob("wandb/offline-run-*/*.wandb")
+        for row in rows(file)
+        if "train/loss" in row
+    ]
 
 
 SCRIPT = """
