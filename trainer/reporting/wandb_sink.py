@@ -66,6 +66,8 @@ class WandbSink:
     an earlier attempt is kept.
     """
 
+    once = True
+
     def __init__(self, options: WandbConfig, run: str | None, folder: RunFolder, config: Record) -> None:
         import wandb
 
