@@ -226,7 +226,8 @@ def test_trackers_have_each_step_once_after_kills(project: Path) -> None:
     pytest.importorskip("wandb")
     pytest.importorskip("tensorboard")
     words = [*EVERSTEP, "run", *WORDS, "job.nproc=1", "task.fault=slow", "steps=120", "checkpoint.every=10",
-             "log=mlflow", "log.every=1", "log.tensorboard=true", "log.wandb.enabled=true", "log.wandb.mode=offline"]  # fmt: skip
+             "log=mlflow", "log.every=1", "log.tensorboard=true", "log.wandb.enabled=true",
+             "log.wandb.mode=offline"]  # fmt: skip
     going = subprocess.Popen(words, cwd=project, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     folder = RunFolder(str(project / "runs/a"))
     for attempt, step in ((1, 25), (2, 55), (3, 80)):
