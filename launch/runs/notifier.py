@@ -113,7 +113,7 @@ def tell_decision(folder: RunFolder, config: NotifyConfig, outcome: str, reason:
 
 
 class Notifier:
-    """Context in which the events of a run are told; without a command or webhook it does nothing."""
+    """Context that notifies of the events of a run; without a command or webhook it does nothing."""
 
     def __init__(self, folder: RunFolder, name: str, config: NotifyConfig) -> None:
         self.config = config
