@@ -67,7 +67,7 @@ def refuse_debugger(processes: int) -> None:
 
         def refuse(*_: object, **__: object) -> None:
             raise ConfigError(
-                f"breakpoint(): {processes} processes cannot share a terminal; use job.nproc=1, "
+                f"breakpoint(): {processes} processes cannot share a terminal; use job.nproc=1, debug.rank=0, "
                 "or python -m everstep.trainer"
             )
 

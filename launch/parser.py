@@ -20,6 +20,17 @@ def refuse_script(words: Sequence[str], verb: str) -> None:
         )
 
 
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split the arguments at `--` into those of the verb and another program with its arguments."""
+    words = list(arguments)
+    if "--" not in words:
+        return words, []
+    at = words.index("--")
+    if at + 1 == len(words):
+        raise ConfigError("nothing stands after --: give a script with its arguments, or leave out the --")
+    return words[:at], words[at + 1 :]
+
+
 class Arguments(argparse.ArgumentParser):
     """An argparse parser that raises ConfigError instead of printing its usage."""
 
@@ -67,6 +78,10 @@ VERBS = {
     "logs": ("everstep.launch.cli.logs", "logs", "what a rank wrote; -f follows across restarts"),
     "cancel": ("everstep.launch.cli.cancel", "cancel", "stop runs for good"),
     "resume": ("everstep.launch.cli.resume", "resume", "go on with a run as it was started, or with changes"),
+    "attach": ("everstep.launch.cli.attach", "attach", "look into a rank that is running: stacks, or a debugger"),
+    "profile": ("everstep.launch.cli.profile", "profile", "profile the next steps of a run that is going"),
+    "compare": ("everstep.launch.cli.compare", "compare", "what differs between two runs, and what each has reached"),
+    "sync": ("everstep.launch.cli.sync", "sync", "write a run's metrics into W&B, TensorBoard, MLflow or trackio"),
     "checkpoint": ("", "", "ls, verify, diff, export, rm: what is saved, whether it is whole or the same"),
     "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
     "check": ("everstep.launch.cli.check", "run", "all that can be known before a run starts"),

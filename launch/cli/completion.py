@@ -48,10 +48,10 @@ SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
 SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
 KEYED = ("run", "submit", "sweep", "check", "doctor", "resume")
 """Verbs with key=value arguments."""
-OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard")
+OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard", "attach", "profile", "compare", "sync")
 """Verbs whose first argument is a run or a sweep."""
 OPTIONS = {
-    "run": ["--cfg", "--config-dir", "--from"],
+    "run": ["--cfg", "--config-dir", "--from", "--pdb"],
     "sweep": ["--config-dir", "--dry-run", "--quick"],
     "leaderboard": ["--csv", "--goal", "--json", "--metric", "--root"],
     "submit": ["--config-dir", "--dry-run", "--quick"],
@@ -61,6 +61,10 @@ OPTIONS = {
     "status": ["--follow", "--json", "--root"],
     "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
     "cancel": ["--root"],
+    "attach": ["--rank", "--root"],
+    "profile": ["--rank", "--root", "--steps"],
+    "compare": ["--json", "--root"],
+    "sync": ["--root", "--to"],
     "resume": ["--config-dir", "--failed", "--quick", "--root", "--trust"],
 }
 PLAIN = re.compile(r"[A-Za-z0-9._][A-Za-z0-9._-]*")
@@ -76,7 +80,9 @@ WITH_VALUE = (
     "--out-of-service",
     "--rank",
     "--root",
+    "--steps",
     "--tail",
+    "--to",
 )
 
 
@@ -110,7 +116,7 @@ def candidates(words: Sequence[str]) -> list[str]:
         return _starting(word, SCRIPTS)
     if verb in SUBVERBS and len(words) == 2:
         return _starting(word, SUBVERBS[verb])
-    if verb in OF_A_RUN and not word.startswith("-") and (verb == "cancel" or not _plain(words[1:-1])):
+    if verb in OF_A_RUN and not word.startswith("-") and (verb in ("cancel", "compare") or not _plain(words[1:-1])):
         return _starting(word, _runs(words))
     if word.startswith("-"):
         return _starting(word, [*OPTIONS.get(verb, []), "--help"] if verb in VERBS else [])

@@ -18,7 +18,7 @@ from everstep.errors import ConfigError
 from everstep.frozen_config import changes_since, freeze, settle, start_digest
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.console import say
-from everstep.launch.parser import Arguments, add_overrides
+from everstep.launch.parser import Arguments, add_overrides, split
 from everstep.launch.preflight.checks import check, program_problems, refuse
 from everstep.launch.preflight.model import rehearse, worlds
 from everstep.launch.schedulers.base import Program, Scheduler
@@ -61,7 +61,7 @@ class Plan:
 
 def submit(arguments: Sequence[str]) -> int:
     """Run the verb; 0 when there is a job."""
-    own, other = _split(arguments)
+    own, other = split(arguments)
     options = _parser().parse_intermixed_args(own)
     now = datetime.datetime.now()
     plan = _other(options, other, now) if other else _training(options, now)
@@ -78,17 +78,6 @@ def submit(arguments: Sequence[str]) -> int:
     program = dataclasses.replace(plan.program, code=_keep_code(plan))
     _tell(plan, submit_once(plan.folder, plan.job, program, cluster))
     return 0
-
-
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Split the arguments at `--` into those of the verb and another program with its arguments."""
-    words = list(arguments)
-    if "--" not in words:
-        return words, []
-    at = words.index("--")
-    if at + 1 == len(words):
-        raise ConfigError("nothing stands after --: give a script with its arguments, or leave out the --")
-    return words[:at], words[at + 1 :]
 
 
 def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:

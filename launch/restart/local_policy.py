@@ -82,6 +82,8 @@ def is_last(ending: Ending) -> bool:
 def last_words(ending: Ending) -> str:
     if ending.outcome is Outcome.config_error:
         return CANNOT.get(ending.error, LAST_WORDS[ending.outcome])
+    if ending.outcome is Outcome.preempted and ending.fault is Fault.left:
+        return "stopped in the debugger; the same command goes on from the last checkpoint"
     return LAST_WORDS[ending.outcome]
 
 

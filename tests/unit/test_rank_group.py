@@ -22,7 +22,7 @@ KEY = bytes(32)
 class Server:
     """A fork server that says what a test makes it say."""
 
-    pid, unfit, gone = 1, "", False
+    pid, unfit, gone, reads = 1, "", False, False
 
     def __init__(self) -> None:
         self.said: list[dict[str, Any]] = []

@@ -26,7 +26,7 @@ from everstep.rank_env import AGENT_PID, LOST_PEER, RankInfo
 from everstep.run_folder import ENDING_FILE, STOP_MARKER, RunFolder
 
 LOG = logging.getLogger("everstep")
-LEFT = "the debugger was left, or found no terminal; it needs one process: job.nproc=1, or python -m everstep.trainer"
+LEFT = "the debugger was left, or found no terminal; it needs a terminal and one process: job.nproc=1, debug.rank=0, or python -m everstep.trainer"
 LONGEST_ENDING = 1 << 16
 """Bytes of an ending."""
 TRIES, PAUSE_S = 3, 1.0
@@ -49,8 +49,11 @@ def ending_of(error: BaseException, step: int, place: RankInfo, plugins: list[st
     elif lost_peer(error):
         reason = f"rank {place.rank} lost another rank ({_of_peer(error)})"
         return Ending(outcome, step, reason, rank=place.rank, error=type(error).__name__, lost_peer=True)
+    elif fault_of(error) is Fault.left:
+        stopped = sys.stdin is not None and sys.stdin.isatty()
+        outcome, reason = (Outcome.preempted, "pdb was left") if stopped else (Outcome.crashed, LEFT)
     else:
-        reason = LEFT if fault_of(error) is Fault.left else reason_of(error)
+        reason = reason_of(error)
     line = "" if isinstance(error, EverstepError) else place_of(error, plugins)
     return Ending(outcome, step, reason, micro_batch, place.rank, None, fault_of(error), type(error).__name__, line)
 
@@ -173,6 +176,9 @@ def show(error: BaseException, ending: Ending, log: str = "") -> None:
     EVERSTEP_TRACEBACK=1 always prints the traceback.
     """
     asked = os.environ.get("EVERSTEP_TRACEBACK") == "1"
+    if ending.outcome is Outcome.preempted:
+        print(f"{ending.reason}; what came after the last checkpoint is not saved", file=sys.stderr)
+        return
     if isinstance(error, EverstepError) and not asked:
         # A config is the same on all ranks; other faults may affect one rank only.
         where = "" if ending.rank == 0 or isinstance(error, ConfigError) else f" (rank {ending.rank})"
