@@ -23,6 +23,8 @@ LONGEST_REASON = 400
 """Largest number of characters of an error's message."""
 WATCHDOG_SIGNAL = getattr(signal, "SIGRTMIN", 34) + 5
 """Signal of the watchdog: the first dumps the stacks of a process, the second ends it."""
+STACKS_SIGNAL = getattr(signal, "SIGRTMIN", 34) + 6
+"""Signal at which a rank writes the stacks of its threads into its log, and goes on."""
 _NAMES = """
     EIO ENOSPC EDQUOT EROFS ESTALE ENXIO ENODEV ENOMEM EMFILE ENFILE EAGAIN EBUSY EPERM EREMOTEIO ENOLINK ECONNREFUSED
     ECONNRESET ECONNABORTED EPIPE ENOTCONN ETIMEDOUT EHOSTUNREACH EHOSTDOWN ENETUNREACH ENETDOWN

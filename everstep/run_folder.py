@@ -39,9 +39,10 @@ CODE = "code"
 """DIGEST.tar.gz: snapshot of the user's checkout at a submission."""
 TENSORBOARD = "tensorboard"
 WANDB = "wandb"
+MLFLOW = "mlflow"
 NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE)
 """Folders of a run folder; neither they nor an entry of them may be a link."""
-FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER, TENSORBOARD, WANDB)
+FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER, TENSORBOARD, WANDB, MLFLOW)
 """Other parts of a run folder, which may be no links either; W&B makes some in its own."""
 LARGEST_RECORD = 16 << 20
 """Bytes of a JSON record."""
@@ -58,6 +59,11 @@ STARTER = "EVERSTEP_STARTER"
 
 ENDING_FILE = "EVERSTEP_ENDING_FILE"
 """Environment variable: file in the launcher's memory for an outcome that the run folder refused."""
+
+
+def profile_request(folder: RunFolder, attempt: int, rank: int) -> str:
+    """Return the name of the file that asks a rank of an attempt for a profile."""
+    return folder.attempt(attempt, f"profile-rank-{rank:04d}.request.json")
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import sys
 from everstep.import_path import forget_safe_environment
 from everstep.rank_env import AGENT_PID, die_with_parent
 
-VERBS = ("check", "checkpoint", "data")
+VERBS = ("check", "checkpoint", "data", "sync")
 
 
 def main() -> int:

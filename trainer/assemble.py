@@ -21,6 +21,8 @@ from everstep.trainer.data.loader import Loader
 from everstep.trainer.data.ordering.mixture import records_of
 from everstep.trainer.data.ordering.order import SampleOrder, microbatches
 from everstep.trainer.data.ordering.trace import order_sources, write_record
+from everstep.trainer.debug.overfit import RepeatingLoader
+from everstep.trainer.debug.profiler import StepProfiler
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
@@ -48,7 +50,8 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     sources = order_sources(records)
     order = SampleOrder.of_config(run.order, sources, run.global_batch, run.micro_batch, run.seed)
     mesh.decide(lambda: write_record(start.folder, records))
-    loader = Loader(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
+    made = partial(RepeatingLoader, run.debug.overfit) if run.debug.overfit else Loader
+    loader = made(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
     steps = run.schedule.over_steps or run.steps
     config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule)
     step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll)
@@ -56,7 +59,8 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
         run.evaluate, state, built.model, built.task, held_out, stop, steps=run.steps, ahead_mb=run.loader.ahead_mb
     )
     reporter = _reporter(run, start, built, restored)
-    parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, built.hooks)
+    profiler = StepProfiler(run.debug, run.stop, start.folder, start.attempt, mesh.rank)
+    parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, built.hooks, profiler)
     tried = built.self_test is not None and restored is None
     batches = [_batch(run, parts, number) for number in range(LAST if tried else 1)]
     flops_per_item = _warm_up(run, parts, batches[0])
@@ -72,7 +76,8 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     """Return the reporter of this rank; that of rank 0 alone has sinks and events to write to."""
     mesh, step = built.model.mesh, built.state.progress.step
     sinks: list[Sink] = []
-    mesh.decide(lambda: sinks.extend(open_sinks(run.log, run.run, start.folder, start.attempt, plain(run), step)))
+    asked = (run.log, run.run, start.folder, start.attempt, plain(run), step, run.plugins)
+    mesh.decide(lambda: sinks.extend(open_sinks(*asked)))
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
     events = Guarded(EVENTS, file) if file is not None else None
     figures = start.recorder.take if start.recorder is not None else dict

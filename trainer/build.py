@@ -83,6 +83,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
 def check_plugins(run: RunConfig) -> None:
     for key in PLUGINS:
         check_allowed(getattr(run, key), key, run.plugins)
+    check_allowed(run.log.sinks, "log.sinks", run.plugins)
 
 
 def load_data(run: RunConfig, mesh: Mesh) -> Splits:

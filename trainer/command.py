@@ -20,7 +20,7 @@ def verb(arguments: Sequence[str]) -> int:
 
             return check(_check_parser().parse_intermixed_args(arguments[1:]))
         options = _parser().parse_args(arguments)
-        code: int = options.run(options)
+        code: int = getattr(options, "run_verb", options.run)(options)
         return code
     except EverstepError as error:
         print(printable(without_secrets(f"error: {error}")), file=sys.stderr)
@@ -60,10 +60,12 @@ def _check_parser() -> argparse.ArgumentParser:
 def _parser() -> argparse.ArgumentParser:
     from everstep.trainer.checkpoint.tools import cli as checkpoint
     from everstep.trainer.data import cli as data
+    from everstep.trainer.reporting import sync
 
     parser: argparse.ArgumentParser = _Arguments(prog="everstep")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     checkpoint.add_parser(verbs)
     data.add_parser(verbs)
+    sync.add_parser(verbs)
     parser.set_defaults(run=data.run)
     return parser

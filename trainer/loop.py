@@ -14,6 +14,8 @@ from everstep.outcome import Ending, Outcome
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.loader import Loader
+from everstep.trainer.debug.memory_report import report
+from everstep.trainer.debug.profiler import StepProfiler
 from everstep.trainer.evaluate import Evaluator, keep_score
 from everstep.trainer.reporting.reporter import Hook, Reporter
 from everstep.trainer.state.train_state import TrainState
@@ -32,6 +34,7 @@ class Parts:
     checkpoints: Checkpointer
     journal: Reporter
     hooks: Sequence[Hook]
+    profiler: StepProfiler
 
 
 def train(run: RunConfig, parts: Parts) -> Ending:
@@ -97,7 +100,8 @@ def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -
             progress.nonfinite += 1
             parts.journal.event(
                 "nonfinite",
-                f"step {info.step} gave NaN or Inf (loss {info.loss}, gradient norm {info.norm}); it changed nothing",
+                f"step {info.step} gave NaN or Inf (loss {info.loss}, gradient norm {info.norm}"
+                f"{_where(parts)}); it changed nothing",
                 step=info.step,
             )
             if progress.nonfinite >= nonfinite.limit:
@@ -106,6 +110,11 @@ def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -
                     f"(learning rate {info.lr:.3g}); nonfinite.limit={nonfinite.limit}"
                 )
     return bad
+
+
+def _where(parts: Parts) -> str:
+    found = parts.step.update.nonfinite
+    return f", not finite in the gradient of {found}" if found else "; debug=anomaly names the layer"
 
 
 def _note_harmless(parts: Parts, info: StepInfo) -> None:
@@ -128,6 +137,8 @@ def _step(steps: int, parts: Parts, batches: Iterator[list[Microbatch]]) -> list
     All results are returned if the weights are needed next, for an evaluation, a checkpoint or the end.
     """
     parts.step.activity.at(Phase.data, parts.state.progress.step + 1)
+    if parts.profiler.active:
+        parts.profiler.before_step(parts.state.progress.step + 1)
     parts.step(next(batches))
     at = parts.state.progress.step
     saving = parts.checkpoints.due(at) or parts.checkpoints.due_on_nodes(at)
@@ -227,5 +238,5 @@ def _halve(parts: Parts, error: torch.OutOfMemoryError) -> None:
 def short_of_memory(parts: Parts) -> ShortOfMemoryError:
     """Return the error that ends an attempt whose microbatch does not fit; the next attempt halves it."""
     size = parts.loader.micro_batch
-    message = f"rank {parts.step.parallel.mesh.rank} ran out of memory with micro_batch={size}"
+    message = f"rank {parts.step.parallel.mesh.rank} ran out of memory with micro_batch={size}; {report(parts)}"
     return ShortOfMemoryError(message, size // 2 or None)

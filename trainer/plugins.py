@@ -9,14 +9,14 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from everstep.config import meant
 from everstep.errors import ConfigError, EverstepError, nearest
 from everstep.import_path import import_from_here
 
-PUBLIC = ("everstep.tasks", "everstep.models", "everstep.data")
+PUBLIC = ("everstep.tasks", "everstep.models", "everstep.data", "everstep.sinks")
 """Modules of everstep whose public names (`__all__`) a config may name."""
 ALLOWED = (*(f"{module}." for module in PUBLIC), "torch.nn.", "torch.optim.")
 """Prefixes of allowed targets.
@@ -99,6 +99,11 @@ def instantiate(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> 
     Raises:
         ConfigError: the target is not allowed, does not exist, or does not accept the arguments.
     """
+    return prepare(node, key, plugins, **runtime)()
+
+
+def prepare(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> Callable[[], Any]:
+    """Return a function that makes the object of a node; all that can be checked before is checked (`instantiate`)."""
     if not is_node(node):
         raise ConfigError(f"{key} has no {TARGET}: it must name a class or function")
     target = _resolve(node[TARGET], key, plugins)
@@ -108,14 +113,18 @@ def instantiate(node: Any, key: str, plugins: Iterable[str], **runtime: Any) -> 
     arguments |= _fitting(target, runtime)
     partial = bool(node.get(PARTIAL))
     _check_arguments(target, node[TARGET], key, arguments, partial)
-    if partial:
-        return functools.partial(target, **arguments)
-    try:
-        return target(**arguments)
-    except EverstepError:
-        raise
-    except (TypeError, ValueError, AssertionError, FileNotFoundError) as error:
-        raise ConfigError(f"{key} ({node[TARGET]}): {' '.join(str(error).split())}") from error
+
+    def make() -> Any:
+        if partial:
+            return functools.partial(target, **arguments)
+        try:
+            return target(**arguments)
+        except EverstepError:
+            raise
+        except (TypeError, ValueError, AssertionError, FileNotFoundError) as error:
+            raise ConfigError(f"{key} ({node[TARGET]}): {' '.join(str(error).split())}") from error
+
+    return make
 
 
 def _value(value: Any, key: str, plugins: Iterable[str]) -> Any:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from everstep.trainer.debug.anomaly import nonfinite_gradients
 from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.optim import by_dtype
 from everstep.trainer.state.train_state import TrainState
@@ -43,6 +44,8 @@ class Update:
         self.on_host = parallel.mesh.device.type != "cuda"
         self.masks = not self.on_host and any(group.get("fused") for group in state.optimizer.param_groups)
         """True if the optimizer's kernels skip an update after NaN or Inf; else the host has to read the flag."""
+        self.nonfinite = ""
+        """Parameters whose gradients were not finite in the last step that was bad; unknown on a GPU."""
 
     @torch.no_grad()
     def __call__(self, sums: Tensor) -> Applied:
@@ -66,6 +69,8 @@ class Update:
         norm = norm_of_sums.item() * inverse
         bad = items != 0 and not math.isfinite(norm + loss_sum)
         skipped = bad or items == 0
+        if bad:
+            self.nonfinite = nonfinite_gradients(self.parallel.model)
         if not skipped:
             if self.clip is not None:
                 inverse *= min(self.clip / (norm + 1e-6), 1.0)

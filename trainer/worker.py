@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from everstep import compose, frozen_config
-from everstep.config import RunConfig
+from everstep.config import DebugConfig, RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.outcome import Ending, Outcome
 from everstep.process_setup import refuse_debugger, spare_what_lives, use_own_cache, without_collections
@@ -202,6 +202,8 @@ def _run(
     with without_collections():
         from everstep.trainer.assemble import assemble
         from everstep.trainer.build import build
+        from everstep.trainer.debug.session import train_debugged
+        from everstep.trainer.debug.terminal import give_terminal, post_mortem
         from everstep.trainer.distributed.mesh import form, lost_peer, part
         from everstep.trainer.loop import train
         from everstep.trainer.reporting.stall_report import StallReport
@@ -209,8 +211,9 @@ def _run(
         from everstep.trainer.watchdog.evidence import record_flights
 
     start.laps.end("import")
-    parts, watchdog = None, None
+    mesh, parts, watchdog = None, None, None
     try:
+        give_terminal(run.debug, place.rank, place.world)
         stop.watch(run.stop, start.folder if place.rank == 0 else None)
         if run.stop.stall_s is not None:
             record_flights()
@@ -225,11 +228,12 @@ def _run(
         mesh.activity.at(Phase.rehearse, 0)
         parts = assemble(run, start, built, restored, stop)
         spare_what_lives()
-        ending = train(run, parts)
+        ending = train_debugged(run, parts, train) if run.debug != DebugConfig() else train(run, parts)
         mesh.activity.at(Phase.end, ending.step)
         _close(parts, ending)
         part()
     except BaseException as error:
+        post_mortem(run.debug, error, mesh, place.rank, place.world)
         if parts is not None and not lost_peer(error):
             parts.checkpoints.drain(LAST_SAVE_S)
         step = parts.state.progress.step if parts is not None else 0
@@ -237,6 +241,7 @@ def _run(
     finally:
         stop.close()
         if parts is not None:
+            parts.profiler.close(parts.state.progress.step)
             parts.loader.close()
             parts.journal.close()
         if watchdog is not None:

@@ -20,6 +20,7 @@ from everstep.config.choices import (
     require,
 )
 from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig, first_steps_without
+from everstep.config.debug import DebugConfig
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,
@@ -49,6 +50,7 @@ __all__ = [
     "Buffers",
     "Busy",
     "CheckpointConfig",
+    "DebugConfig",
     "Dtype",
     "EvaluateConfig",
     "ExcludeConfig",

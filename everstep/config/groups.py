@@ -259,6 +259,8 @@ class LogConfig:
     """Seconds between plain lines."""
     wandb: WandbConfig = field(default_factory=WandbConfig)
     tensorboard: bool = False
+    sinks: list[dict[str, Any]] = field(default_factory=list)
+    """Further sinks, each a node with `_target_`: an object with `log(record)` and `close()`."""
     node_every_s: float | None = 5.0
     """Seconds between samples of a node's CPU, memory, disks, network and GPUs; null takes none."""
     hparams: dict[str, Any] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import Any
 
 from everstep.config.choices import Access, BadSample, Weights, require
 from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig
+from everstep.config.debug import DebugConfig
 from everstep.config.groups import (
     CheckpointConfig,
     EvaluateConfig,
@@ -70,6 +71,7 @@ class RunConfig:
     stop: StopConfig = field(default_factory=StopConfig)
     log: LogConfig = field(default_factory=LogConfig)
     resume: ResumeConfig = field(default_factory=ResumeConfig)
+    debug: DebugConfig = field(default_factory=DebugConfig)
 
     def __post_init__(self) -> None:
         require(self.steps >= 1, "steps", self.steps, "must be ≥ 1")
@@ -138,6 +140,7 @@ FREE_ON_RESUME = (
     "log",
     "loader",
     "resume",
+    "debug",
     "group_timeout_s",
     "hooks",
     "plugins",

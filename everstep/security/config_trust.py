@@ -18,6 +18,7 @@ from everstep.security.ownership import other_writer
 
 CODE_KEYS = (
     "env", "setup", "flags", "python", "image", "runtime", "mounts", "interface", "causes", "k8s", "secrets",
+    "notify",
 )  # fmt: skip
 """Keys of a job that choose or change the programs that run; the others are counts, limits and names."""
 SHOWN = 60

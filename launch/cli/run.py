@@ -25,11 +25,14 @@ from everstep.launch.job_start.signals import Signals
 from everstep.launch.parser import Arguments, add_overrides, refuse_script
 from everstep.launch.restart.supervisor import Supervisor, marker
 from everstep.launch.runs.lookup import ROOT
+from everstep.launch.runs.notifier import Notifier
 from everstep.launch.submit.trust import Runnable, sign
 from everstep.rank_env import WORLD
 from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
 from everstep.security.job_secrets import START_KEY, TOKEN
 
+PDB = ("debug=pdb",)
+"""Words that --pdb stands for."""
 EXAMPLES = """examples:
   everstep run experiment=gpt_stdlib                          on all GPUs of this machine, or on its CPU
   everstep run experiment=gpt_stdlib parallel=fsdp job.nproc=2 run=demo
@@ -37,6 +40,7 @@ EXAMPLES = """examples:
   everstep run experiment=digits run_root=s3://bucket/runs    the run folder in an object store
   everstep run --config-dir conf experiment=mine plugins=[my_package]
   everstep run experiment=digits --from my_sweep/best         with the values of a sweep's winner, as a new run
+  everstep run --pdb experiment=mine                          pdb where an error is raised; debug=overfit and others
   everstep run --cfg experiment=digits                        show the resolved config and start nothing
 
 Ctrl-C once saves and stops; twice leaves at once.
@@ -48,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the verb; the exit code is that of the run's outcome."""
     refuse_script(arguments, "run")
     options = _parser().parse_intermixed_args(arguments)
-    words = [*(_winner(options.winner) if options.winner else []), *options.overrides]
+    words = [*(_winner(options.winner) if options.winner else []), *(PDB if options.pdb else []), *options.overrides]
     composed = compose(words, options.config_dir)
     job = job_config(composed.job)
     _check_here(job)
@@ -57,6 +61,7 @@ def run(arguments: Sequence[str]) -> int:
         return 0
     nproc = _processes(composed.run, job)
     refuse_too_many(nproc)
+    _check_debugger(composed.run, job, nproc)
     if nproc > 1:
         _check_loopback()
     composed.run.parallel.check_world(nproc)
@@ -87,18 +92,29 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
     say(f"run {config.run} in {folder.url}: {nproc} {'process' if nproc == 1 else 'processes'}")
     with Signals() as signals:
         local = Local(signals, marker(folder), job.grace_s, agent=nproc > 1)
-        with RankStarter(local, torchrun.trainer(url, plugins, digest), env, nproc, job.warm) as ranks:
+        reads = nproc == 1 or config.debug.rank is not None
+        with RankStarter(local, torchrun.trainer(url, plugins, digest), env, nproc, job.warm, reads=reads) as ranks:
             ranks.prepare()  # it imports torch while the records are written
             sign(folder.storage, Runnable.of(job, config.plugins))
             folder.storage.write(JOB, job_yaml(job).encode())
             record(folder, config, ["everstep", *sys.argv[1:]])
-            return Supervisor(folder, local, job.max_restarts, starter).run(lambda: ranks.run(argv))
+            with Notifier(folder, str(config.run), job.notify):
+                return Supervisor(folder, local, job.max_restarts, starter).run(lambda: ranks.run(argv))
 
 
 def _winner(word: str) -> list[str]:
     from everstep.launch.sweep import status  # imported for a sweep only, to keep start-up fast
 
     return status.winner(word, ROOT)
+
+
+def _check_debugger(config: RunConfig, job: JobConfig, nproc: int) -> None:
+    """Raise ConfigError if pdb would have no terminal."""
+    rank = config.debug.rank
+    if config.debug.post_mortem and nproc > 1 and rank is None:
+        raise ConfigError(f"debug.post_mortem=true on {nproc} processes: which of them gets pdb? debug.rank=N, or job.nproc=1")
+    if rank is not None and nproc > 1 and not job.warm:
+        raise ConfigError("job.warm=false: torchrun gives no rank the terminal; leave it out together with debug.rank")
 
 
 def _check_here(job: JobConfig) -> None:
@@ -134,5 +150,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_overrides(parser)
     parser.add_argument("--from", dest="winner", metavar="SWEEP/best", help="with the values of a sweep's best trial")
+    parser.add_argument("--pdb", action="store_true", help="open pdb where an error is raised (debug=pdb)")
     parser.add_argument("--cfg", action="store_true", help="print the resolved config and start nothing")
     return parser

@@ -28,6 +28,8 @@ REFRESH_S = 2.0
 LAST_LINES = 8
 LAST_BYTES = 64 << 10
 """End of a log in which they are looked for."""
+SHORTEST_S = 300.0
+"""Seconds of a run from which on its goodput says something; before, the start is most of it."""
 VALUE_COLUMNS = 67
 """Columns left beside the names on a terminal of 80."""
 NO_BREAK = "\N{NO-BREAK SPACE}"
@@ -175,7 +177,7 @@ def _restarts(report: StatusReport) -> list[tuple[str, str]]:
 
 
 def _goodput(spent: Goodput) -> list[tuple[str, str]]:
-    if spent.wall_s <= 0:
+    if spent.wall_s < SHORTEST_S:
         return []
     replayed = f" ({spent.replayed_steps} steps)" if spent.replayed_steps else ""
     lost = [

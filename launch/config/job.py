@@ -13,6 +13,7 @@ from everstep.config import meant, require
 from everstep.errors import ConfigError
 from everstep.launch.config.failure_patterns import CauseConfig, known_causes
 from everstep.launch.config.kubernetes import KubernetesConfig
+from everstep.launch.config.notify import NotifyConfig
 from everstep.launch.config.parsing import node_range, seconds
 from everstep.security.secret_detection import has_secret, is_secret_name
 
@@ -56,6 +57,9 @@ class JobConfig:
     """Seconds that the checks of a node may take before training; a slower node counts as bad."""
     causes: dict[str, CauseConfig | None] = field(default_factory=dict)
     """Failure causes by name, checked before the built-in ones; null disables a built-in one."""
+
+    notify: NotifyConfig = field(default_factory=NotifyConfig)
+    """Command or webhook that is told of the end, failures, stalls, standstill and new bests of a run."""
 
     partition: str | None = None
     account: str | None = None
@@ -129,6 +133,10 @@ class JobConfig:
         for name in self.secrets:
             is_name = re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) is not None
             require(is_name, "job.secrets", "…", "takes names of environment variables, never their values")
+
+        webhook = self.notify.webhook
+        named = self.scheduler == "local" or webhook is None or webhook in self.secrets
+        require(named, "job.notify.webhook", webhook, "is no variable of the nodes; name it in job.secrets too")
 
     @property
     def time_s(self) -> int | None:

@@ -21,12 +21,13 @@ class ForkServer:
     Args:
         program: -m, a module and the ranks' arguments.
         env: environment of the server; a rank's differs by what `fork` is given.
-        reads: True if its one rank may read from the terminal, and so stays in this process group.
+        reads: True if one of its ranks may read from the terminal, and so stays in this process group.
     """
 
     def __init__(self, program: Sequence[str], env: Mapping[str, str], reads: bool) -> None:
         self.unfit: str | None = None
         """Reason why no process can be forked from it; empty if one can, None until that is known."""
+        self.reads = reads
         self._control, theirs = connected_pair()
         argv = [sys.executable, *program[:2], "--fork-server", str(theirs.fileno()), *program[2:]]
         with theirs:

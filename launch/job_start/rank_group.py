@@ -52,7 +52,7 @@ class RankGroup:
         self.pid = server.pid
         self.alone = environments[0].get("WORLD_SIZE", "1") == "1"
         self.name = "rank 0" if self.alone else "the fork server"
-        self.reads = self.alone and has_terminal()
+        self.reads = server.reads
         self.grace_s = grace_s
         self._others = others
         self._environments = environments

@@ -38,6 +38,9 @@ class RankStarter:
     server: ForkServer | None = field(default=None, repr=False)
     """Kept from earlier starts, and for later ones."""
 
+    reads: bool = False
+    """True if one of the ranks may read from the terminal."""
+
     def __post_init__(self) -> None:
         self.warm = self.warm and sys.platform == "linux"
 
@@ -80,7 +83,7 @@ class RankStarter:
         if self.server is None or self.server.gone:
             # The key of a start is good for its ranks only, and these get it one by one.
             env = {name: value for name, value in self.env.items() if name != START_KEY}
-            self.server = ForkServer(self.program, env, reads=self.nproc == 1 and has_terminal())
+            self.server = ForkServer(self.program, env, reads=self.reads and has_terminal())
         return self.server
 
     def _run_forked(self, server: ForkServer, output: int | None, meeting: Rendezvous, key: str | None) -> int:

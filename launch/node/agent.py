@@ -19,6 +19,7 @@ from pathlib import Path
 from everstep.errors import EverstepError, StorageError
 from everstep.launch import torchrun
 from everstep.launch.config import processes, threads
+from everstep.launch.config.notify import NotifyConfig
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.fork_server import ForkServer
@@ -30,6 +31,7 @@ from everstep.launch.job_start.start_record import NodeReport, Start
 from everstep.launch.node import token
 from everstep.launch.node.checks import BadNode, address, failures
 from everstep.launch.restart.supervisor import marker
+from everstep.launch.runs.notifier import Notifier
 from everstep.launch.submit.job_spec import JobSpec
 from everstep.launch.submit.snapshot import open_code, search_path
 from everstep.rank_env import WORLD
@@ -106,7 +108,8 @@ class Node:
             self._report(NodeReport(host, code=1, stopped=self.local.stopped))
             return 1
         output = Output(job.all_causes())
-        with output:
+        head = self.allocation.rank == 0 and self.submitted.is_trainer
+        with output, Notifier(self.folder, self.name, job.notify if head else NotifyConfig()):
             code = self._train(meeting, output.descriptor)
         name, line = output.cause() if code else (None, "")
         told = None if self.local.handed_over is None else json.loads(self.local.handed_over.to_json())
@@ -116,6 +119,10 @@ class Node:
             say(f"node {host}: the job has started again elsewhere")
             return 0
         return code
+
+    @property
+    def name(self) -> str:
+        return self.folder.url.rstrip("/").rpartition("/")[2]
 
     def _refuse(self, failed: Sequence[str]) -> int:
         self._report(NodeReport(self.allocation.host, tuple(failed)))

@@ -218,7 +218,7 @@ class Pod:
         reports = start.reports()
         taken = bool(silent) or any(report.stopped for report in reports) or replaced(start, self.members.current())
         evidence = Evidence(code=code or 0, lost=code is None, noticed=taken, disrupted=taken)
-        decided = decide.keep(start, decide.decide(start, self.submitted, evidence))
+        decided = decide.keep(start, decide.decide(start, self.submitted, evidence), self.submitted.job.notify)
         if decided.action is not Action.exit:
             self.signals.wait(back_off_s(decided.restarts))
 

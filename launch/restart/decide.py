@@ -22,6 +22,8 @@ from everstep.errors import EverstepError, StorageError
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.start_record import Start, decisions
+from everstep.launch.config.notify import NotifyConfig
+from everstep.launch.runs.notifier import tell_decision
 from everstep.launch.restart.job_policy import Action, Evidence, RestartDecision, judge
 from everstep.launch.submit.array import run_of
 from everstep.launch.submit.job_spec import JobSpec
@@ -85,7 +87,7 @@ def begin(folder: RunFolder, allocation: Allocation, spec: str | None = None) ->
     submitted = JobSpec.submitted(folder, spec)
     before = Start.newest(folder)
     if before is not None and before.facts["job"] == allocation.job and decision(before) is None:
-        verdict = keep(before, decide(before, submitted, Evidence(lost=True)))
+        verdict = keep(before, decide(before, submitted, Evidence(lost=True)), submitted.job.notify)
         if verdict.action is Action.exit:
             return verdict.exit_code or ALREADY_OVER
     folder.storage.delete(STOP_MARKER)  # the marker of an earlier stop would end this start too
@@ -97,12 +99,13 @@ def begin(folder: RunFolder, allocation: Allocation, spec: str | None = None) ->
 
 def end(start: Start, code: int, noticed: bool, spec: str | None = None) -> int:
     """Decide, record the decision, and print it for the batch script."""
-    verdict = decide(start, JobSpec.submitted(start.folder, spec), Evidence(code=code, noticed=noticed))
+    submitted = JobSpec.submitted(start.folder, spec)
+    verdict = decide(start, submitted, Evidence(code=code, noticed=noticed))
     if verdict.action is Action.wait:
         say(verdict.reason)  # not a decision about the run, so it is not recorded there
     else:
         try:
-            patiently(lambda: keep(start, verdict))
+            patiently(lambda: keep(start, verdict, submitted.job.notify))
         except Unusable as unusable:
             say(verdict.reason)
             if verdict.action is not Action.exit:
@@ -167,8 +170,8 @@ def decision(start: Start) -> dict[str, object] | None:
     return next((found for found in decisions(start.folder) if found.get("start") == start.number), None)
 
 
-def keep(start: Start, verdict: RestartDecision) -> RestartDecision:
-    """Record and print the decision; return it."""
+def keep(start: Start, verdict: RestartDecision, notify: NotifyConfig) -> RestartDecision:
+    """Record, print and tell the decision; return it."""
     start.folder.record_restart(
         {
             **dataclasses.asdict(verdict),
@@ -180,6 +183,7 @@ def keep(start: Start, verdict: RestartDecision) -> RestartDecision:
         }
     )
     say(verdict.reason)
+    tell_decision(start.folder, notify, verdict.cause, verdict.reason)
     return verdict
 
 

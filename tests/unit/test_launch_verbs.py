@@ -159,7 +159,14 @@ def test_status_says_where_it_stands_and_where_the_time_went(root: Path, capsys:
     assert shown["step"] == "50 of 50"
     assert shown["checkpoint"] == "step 50"
     assert shown["attempt"].startswith("1, 2 processes")
-    assert shown["goodput"] == "90.9% of 1 min 50 s; the rest: start 10 s (9.1%)"
+    assert "goodput" not in shown  # two minutes say nothing about it yet
+
+
+def test_status_shows_the_goodput_from_five_minutes_on() -> None:
+    spent = {"productive": 200.0, "start": 99.0}
+    assert status._goodput(Goodput(spent)) == []
+    spent["start"] = 100.0
+    assert status._goodput(Goodput(spent)) == [("goodput", "66.7% of 5 min; the rest: start 1 min 40 s (33.3%)")]
 
 
 def test_status_has_the_energy_of_a_run_whose_gpus_told_their_power(

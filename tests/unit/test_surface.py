@@ -18,7 +18,7 @@ from everstep.launch.parser import VERBS
 from everstep.launch.sweep.config import SweepConfig
 
 GOLDEN = Path(__file__).parent.parent / "golden/surface.txt"
-PUBLIC = ("everstep", "everstep.tasks", "everstep.models", "everstep.data")
+PUBLIC = ("everstep", "everstep.tasks", "everstep.models", "everstep.data", "everstep.sinks")
 
 
 def fields(config: Any, prefix: str) -> list[str]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
+import os
+import socket
 import sys
 import tempfile
 import threading
@@ -11,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 
 from everstep.errors import StorageError
+from everstep.fault import STACKS_SIGNAL
 from everstep.run_folder import RunFolder
 
 FORMAT = "%(asctime)s %(levelname)s %(message)s"
@@ -46,6 +50,7 @@ class RankLog:
 
     def __init__(self, folder: RunFolder, attempt: int, rank: int) -> None:
         self.folder = folder
+        self.rank = rank
         self.name = folder.attempt(attempt, f"rank-{rank:04d}.log")
         local = folder.storage.path(self.name)
         self._spool = None if local is not None else tempfile.TemporaryDirectory()
@@ -64,6 +69,9 @@ class RankLog:
         logger = logging.getLogger("everstep")
         logger.setLevel(logging.INFO)
         logger.addHandler(self._handler)
+        logger.info("rank %d is process %d on %s", self.rank, os.getpid(), socket.gethostname())
+        if isinstance(self._handler, LogFile):
+            faulthandler.register(STACKS_SIGNAL, self._handler.stream)
         if self._spool is not None:
             self._uploading.start()
         return self
@@ -79,6 +87,7 @@ class RankLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        faulthandler.unregister(STACKS_SIGNAL)
         logging.getLogger("everstep").removeHandler(self._handler)
         self._handler.close()
         if self._spool is not None:

@@ -152,7 +152,7 @@ class Reporter:
                 sink.log({"kind": "evaluate", "step": step, "time": time.time(), **metrics})
             shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
             line = f"held-out at step {step}: {shown}{'  (best so far)' if best else ''}"
-            self.event("evaluated", line, step=step, seconds=round(seconds, 4))
+            self.event("evaluated", line, step=step, seconds=round(seconds, 4), best=best)
 
     def pause(self, seconds: float) -> None:
         """Exclude time that was not spent on training from the rates."""

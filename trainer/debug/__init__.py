@@ -1,0 +1,1 @@
+"""Tools for finding a fault in a run."""
