@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from everstep.trainer.data.ordering.order import uniform
     from everstep.trainer.data.ordering.weighted import Weighted, balanced
     from everstep.trainer.data.randomness import draws_nothing
+    from everstep.trainer.reporting.media import log_histogram, log_image, log_table, log_text
     from everstep.trainer.step import StepInfo
     from everstep.trainer.task import Batch, Loss, Task
 
@@ -35,6 +36,10 @@ __all__ = [
     "Weighted",
     "balanced",
     "draws_nothing",
+    "log_histogram",
+    "log_image",
+    "log_table",
+    "log_text",
     "prepare_arrays",
     "prepare_blocks",
     "prepare_frame",
@@ -50,6 +55,7 @@ _HOMES = {
     "everstep.trainer.data.ordering.order": "uniform",
     "everstep.trainer.data.randomness": "draws_nothing",
     "everstep.trainer.data.ordering.weighted": "Weighted balanced",
+    "everstep.trainer.reporting.media": "log_histogram log_image log_table log_text",
     "everstep.trainer.step": "StepInfo",
     "everstep.trainer.task": "Batch Loss Task",
 }

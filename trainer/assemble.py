@@ -28,8 +28,10 @@ from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
+from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
+from everstep.trainer.reporting.sink_thread import SinkThread
 from everstep.trainer.reporting.trackers import open_sinks
 from everstep.trainer.start import Start
 from everstep.trainer.step import StepConfig, Stepper
@@ -81,7 +83,9 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
     events = Guarded(EVENTS, file) if file is not None else None
     figures = start.recorder.take if start.recorder is not None else dict
-    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events, sinks[1:], figures)
+    trackers = [sink for sink in sinks if isinstance(sink, SinkThread)]
+    media = MediaLog(start.folder, start.attempt, trackers, lambda: mesh.activity.mark.step) if mesh.is_main else None
+    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events, trackers, media, figures)
     unit = getattr(built.task, "unit", "items")
     facts = RunFacts(run.steps, run.global_batch, run.log.every, run.evaluate.metric, unit)
     return Reporter(facts, start.folder, outputs, start.laps, mesh, restored.step if restored else 0)

@@ -44,6 +44,8 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     (evaluation, checkpoint, the end) happen there, and also when a restart resumes at that step.
     """
     state, checkpoints = parts.state, parts.checkpoints
+    if parts.journal.media is not None:
+        parts.journal.media.open()
     batches = parts.loader.steps(state.progress.step)
     stopping = save_failed = False
     while True:
