@@ -30,8 +30,8 @@ from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
 from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
-from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.sink_thread import SinkThread
+from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.trackers import open_sinks
 from everstep.trainer.start import Start
 from everstep.trainer.step import StepConfig, Stepper
@@ -56,7 +56,11 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     loader = made(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
     steps = run.schedule.over_steps or run.steps
     config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule)
-    step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll)
+
+    def recorded(step: int) -> bool:
+        return step % run.log.every == 0 or step == run.steps
+
+    step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll, recorded)
     evaluate = Evaluator(
         run.evaluate, state, built.model, built.task, held_out, stop, steps=run.steps, ahead_mb=run.loader.ahead_mb
     )

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 import torch.distributed as dist
@@ -21,6 +22,7 @@ from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.distributed.parallel import ParallelModel, Replicated
+from everstep.trainer.metric_states import drop
 from everstep.trainer.optim import lr_factor, set_lr
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.preserve import preserved
@@ -53,7 +55,7 @@ class StepInfo:
         empty: True if no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
         stop: True if any rank was asked to stop.
         save_failed: True if a save has failed and its retry is due (see checkpointer.py).
-        metrics: mean over the items of each metric that `task.loss` returned.
+        metrics: mean over the items of each metric that `task.loss` returned; of objects, at the steps of `log.every`.
     """
 
     step: int
@@ -129,7 +131,9 @@ class Stepper:
         task: Task,
         stop: Stop,
         save_failed: Callable[[], bool] = lambda: False,
+        recorded: Callable[[int], bool] = lambda step: True,
     ) -> None:
+        """`recorded` returns True for a step whose metrics are recorded."""
         self.config = config
         self.state = state
         self.parallel = parallel
@@ -141,7 +145,7 @@ class Stepper:
         self.lag = 2 if on_cuda else 0
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
         self.update = Update(state, parallel, config.clip, config.global_batch)
-        self.metrics = TaskMetrics(parallel.mesh)
+        self.metrics = TaskMetrics(parallel.mesh, recorded)
         self.activity = parallel.mesh.activity
         if not parallel.waits_forward:
             # On a GPU the host may wait in a forward pass for the device, and that for other ranks.
@@ -185,6 +189,7 @@ class Stepper:
         with preserved(self.parallel.model, self.task), self.parallel.gradient_sync(True):
             self._seed(0, 0)
             loss = self._loss(batch)
+            drop(loss.metrics)
             loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
         self._check_all_used()
         self.parallel.drop_gradients()
@@ -218,7 +223,7 @@ class Stepper:
             save_failed.fill_(1.0)
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
-        self.metrics.begin()
+        self.metrics.begin(step)
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
             self._seed(step, microbatch.index)
@@ -228,7 +233,7 @@ class Stepper:
                 loss = self._loss(microbatch.batch)
                 self.forward_time.stop()
                 self.activity.at(Phase.backward, step, number)
-                self.metrics.add(loss, microbatch.real)
+                self.metrics.add(loss, microbatch.index, microbatch.real)
                 if microbatch.real:
                     loss_sum += loss.sum.detach()
                     items += loss.count
@@ -267,7 +272,7 @@ class Stepper:
             raise ConfigError(UNUSED.format(f"{missing[0]}{more}"))
 
     def _pend(self, step: int, lr: float, facts: Tensor | list[float], metrics: Tensor) -> PendingStep:
-        means = self.metrics.means
+        means = partial(self.metrics.values, self.metrics.states)
         if isinstance(facts, list):
             return PendingStep(step, lr, [*facts, *metrics.tolist()], None, means)
         host = torch.cat([facts, metrics]).to("cpu", non_blocking=True)

@@ -7,6 +7,7 @@ import html
 import importlib.util
 import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 Record = Mapping[str, Any]
@@ -59,7 +60,7 @@ def _add_picture(writer: Any, tag: str, record: Record, step: int, at: float) ->
 
 def _add_histogram(writer: Any, tag: str, record: Record, step: int, at: float) -> None:
     edges, counts = record["edges"], record["counts"]
-    middles = [(low + high) / 2 for low, high in zip(edges, edges[1:], strict=False)]
+    middles = [(low + high) / 2 for low, high in pairwise(edges)]
     writer.add_histogram_raw(
         tag,
         min=edges[0],
