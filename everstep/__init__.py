@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from everstep.trainer.data.randomness import draws_nothing
     from everstep.trainer.reporting.media import log_histogram, log_image, log_table, log_text
     from everstep.trainer.step import StepInfo
+    from everstep.trainer.step_view import every
     from everstep.trainer.task import Batch, Loss, Task
 
 __version__ = "0.1.0"
@@ -36,6 +37,7 @@ __all__ = [
     "Weighted",
     "balanced",
     "draws_nothing",
+    "every",
     "log_histogram",
     "log_image",
     "log_table",
@@ -57,6 +59,7 @@ _HOMES = {
     "everstep.trainer.data.ordering.weighted": "Weighted balanced",
     "everstep.trainer.reporting.media": "log_histogram log_image log_table log_text",
     "everstep.trainer.step": "StepInfo",
+    "everstep.trainer.step_view": "every",
     "everstep.trainer.task": "Batch Loss Task",
 }
 __getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names.split()})

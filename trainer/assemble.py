@@ -24,6 +24,7 @@ from everstep.trainer.data.ordering.trace import order_sources, write_record
 from everstep.trainer.debug.overfit import RepeatingLoader
 from everstep.trainer.debug.profiler import StepProfiler
 from everstep.trainer.evaluate import Evaluator
+from everstep.trainer.hooks import Hooks
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
 from everstep.trainer.reporting.console import open_display, short
@@ -64,9 +65,11 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     evaluate = Evaluator(
         run.evaluate, state, built.model, built.task, held_out, stop, steps=run.steps, ahead_mb=run.loader.ahead_mb
     )
+    hooks = Hooks(built.hooks, run.hooks, run.hooks_on_error, mesh.rank)
+    step.asks = hooks.asks
     reporter = _reporter(run, start, built, restored)
     profiler = StepProfiler(run.debug, run.stop, start.folder, start.attempt, mesh.rank)
-    parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, built.hooks, profiler)
+    parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, hooks, profiler)
     tried = built.self_test is not None and restored is None
     batches = [_batch(run, parts, number) for number in range(LAST if tried else 1)]
     flops_per_item = _warm_up(run, parts, batches[0])

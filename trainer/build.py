@@ -29,10 +29,10 @@ from everstep.trainer.data.randomness import seeded
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import apart, batch_dtype, second_copy, seeded_model
 from everstep.trainer.distributed.parallel import ParallelModel, parallelize
+from everstep.trainer.hooks import Hook
 from everstep.trainer.metric_states import place_objects
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
 from everstep.trainer.plugins import check_allowed, instantiate
-from everstep.trainer.reporting.reporter import Hook
 from everstep.trainer.start import Start
 from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state

@@ -110,7 +110,8 @@ class MetricStates:
         mesh = self.mesh
         names = mesh.gather(sorted(self.metrics))
         if any(other != names[0] for other in names):
-            lacking = sorted(set().union(*names) - set.intersection(*map(set, names)))
+            every: set[str] = {name for found in names for name in found}
+            lacking = sorted(name for name in every if not all(name in found for found in names))
             raise ConfigError(f"metric {lacking[0]!r} was returned on some processes only: return it in each pass")
         self._sum_up()
         parts = {state: self._gathered(state, reduction) for state, reduction in self._others()}
@@ -139,11 +140,12 @@ class MetricStates:
         shapes = self.mesh.gather([list(self._sums[s].shape) if s in self._sums else None for s in states])
         device = self.mesh.device
         for number, state in enumerate(states):
-            shape = next((each[number] for each in shapes if each[number] is not None), [])
+            known = [shape for shape in (each[number] for each in shapes) if shape is not None]
+            shape = known[0] if known else []
             self._sums.setdefault(state, torch.zeros(shape, dtype=torch.float64, device=device))
         if states:
             whole = self.mesh.sum(torch.cat([self._sums[s].to(device).reshape(-1) for s in states]))
-            pieces = whole.split([self._sums[s].numel() for s in states])
+            pieces = torch.split(whole, [self._sums[s].numel() for s in states])
             for state, piece in zip(states, pieces, strict=True):
                 self._sums[state] = piece.reshape(self._sums[state].shape)
 

@@ -29,9 +29,6 @@ LOG = logging.getLogger("everstep")
 PROGRESS_EVERY_S = 2.0
 COPIES_EVERY_S = 60.0
 
-Hook = Callable[[StepInfo], None]
-"""Callback for steps; called on every rank, in the order of steps."""
-
 
 @dataclass
 class Speed:
