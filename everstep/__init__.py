@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from everstep.trainer.data.ordering.order import uniform
     from everstep.trainer.data.ordering.weighted import Weighted, balanced
     from everstep.trainer.data.randomness import draws_nothing
+    from everstep.trainer.reporting.media import log_histogram, log_image, log_table, log_text
     from everstep.trainer.step import StepInfo
+    from everstep.trainer.step_view import every
     from everstep.trainer.task import Batch, Loss, Task
 
 __version__ = "0.1.0"
@@ -39,6 +41,11 @@ __all__ = [
     "Weighted",
     "balanced",
     "draws_nothing",
+    "every",
+    "log_histogram",
+    "log_image",
+    "log_table",
+    "log_text",
     "prepare_arrays",
     "prepare_blocks",
     "prepare_frame",
@@ -57,7 +64,9 @@ _HOMES = {
     "everstep.trainer.data.ordering.order": "uniform",
     "everstep.trainer.data.randomness": "draws_nothing",
     "everstep.trainer.data.ordering.weighted": "Weighted balanced",
+    "everstep.trainer.reporting.media": "log_histogram log_image log_table log_text",
     "everstep.trainer.step": "StepInfo",
+    "everstep.trainer.step_view": "every",
     "everstep.trainer.task": "Batch Loss Task",
 }
 __getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names.split()})

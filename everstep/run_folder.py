@@ -51,6 +51,9 @@ LARGEST_RECORD = 16 << 20
 LOOKED_BACK = 8
 """Earlier attempts that are searched for the same error of the user's code."""
 METRICS = "metrics.jsonl"
+MEDIA = "media.jsonl"
+PICTURES = "media"
+"""Folder of an attempt: PNG files, which its media.jsonl names."""
 EVENTS = "events.jsonl"
 NODES = "nodes"
 """Folder of an attempt: NNNN.jsonl has the figures of one node."""

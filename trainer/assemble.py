@@ -24,11 +24,14 @@ from everstep.trainer.data.ordering.trace import order_sources, write_record
 from everstep.trainer.debug.overfit import RepeatingLoader
 from everstep.trainer.debug.profiler import StepProfiler
 from everstep.trainer.evaluate import Evaluator
+from everstep.trainer.hooks import Hooks
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
+from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
+from everstep.trainer.reporting.sink_thread import SinkThread
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.trackers import open_sinks
 from everstep.trainer.start import Start
@@ -54,13 +57,19 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     loader = made(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
     steps = run.schedule.over_steps or run.steps
     config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule)
-    step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll)
+
+    def recorded(step: int) -> bool:
+        return step % run.log.every == 0 or step == run.steps
+
+    step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll, recorded)
     evaluate = Evaluator(
         run.evaluate, state, built.model, built.task, held_out, stop, steps=run.steps, ahead_mb=run.loader.ahead_mb
     )
+    hooks = Hooks(built.hooks, run.hooks, run.hooks_on_error, mesh.rank)
+    step.asks = hooks.asks
     reporter = _reporter(run, start, built, restored)
     profiler = StepProfiler(run.debug, run.stop, start.folder, start.attempt, mesh.rank)
-    parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, built.hooks, profiler)
+    parts = Parts(state, loader, step, evaluate, built.checkpoints, reporter, hooks, profiler)
     tried = built.self_test is not None and restored is None
     batches = [_batch(run, parts, number) for number in range(LAST if tried else 1)]
     flops_per_item = _warm_up(run, parts, batches[0])
@@ -81,7 +90,9 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     file = JsonLines(start.folder.storage, start.folder.attempt(start.attempt, EVENTS)) if mesh.is_main else None
     events = Guarded(EVENTS, file) if file is not None else None
     figures = start.recorder.take if start.recorder is not None else dict
-    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events, sinks[1:], figures)
+    trackers = [sink for sink in sinks if isinstance(sink, SinkThread)]
+    media = MediaLog(start.folder, start.attempt, trackers, lambda: mesh.activity.mark.step) if mesh.is_main else None
+    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events, trackers, media, figures)
     unit = getattr(built.task, "unit", "items")
     facts = RunFacts(run.steps, run.global_batch, run.log.every, run.evaluate.metric, unit)
     return Reporter(facts, start.folder, outputs, start.laps, mesh, restored.step if restored else 0)

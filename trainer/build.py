@@ -29,9 +29,10 @@ from everstep.trainer.data.randomness import seeded
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import apart, batch_dtype, second_copy, seeded_model
 from everstep.trainer.distributed.parallel import ParallelModel, parallelize
+from everstep.trainer.hooks import Hook
+from everstep.trainer.metric_states import place_objects
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
 from everstep.trainer.plugins import check_allowed, instantiate
-from everstep.trainer.reporting.reporter import Hook
 from everstep.trainer.start import Start
 from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state
@@ -67,6 +68,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     check_plugins(run)
     splits = load_data(run, mesh)
     task = build_task(run)
+    place_objects(task, mesh.device)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
     model = parallelize(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
@@ -217,6 +219,7 @@ def trainable(
 ) -> Trainable:
     """Return a copy of the run's task, model and optimizer that shares no memory with the models `others`."""
     task, node = build_task(run), _needed(run.optimizer, "optimizer")
+    place_objects(task, device)
     model = apart(seeded_model(task.model, run.seed, run.precision, run.parallel), others).to(device)
     check_model(model)
     optimizer = build_optimizer(node, model, run.plugins)

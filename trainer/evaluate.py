@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from everstep.trainer.data.dataset import TEST
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import evaluation_batches
 from everstep.trainer.distributed.parallel import ParallelModel
+from everstep.trainer.metric_states import MetricStates, objects_of
 from everstep.trainer.optim import has_modes
 from everstep.trainer.random_state import microbatch_seed, seed_generators
 from everstep.trainer.state.preserve import preserved
@@ -80,7 +81,7 @@ class Evaluator:
             if metrics is None or self.test is None or not self._is_last(metrics):
                 return metrics
             tested = self._measure(self.test)
-            return None if tested is None else metrics | means(tested, f"{TEST}/")
+            return None if tested is None else metrics | tested.values(f"{TEST}/")
 
     def rehearse(self) -> None:
         """Evaluate one microbatch and discard it, so that a missing metric is an error before the first step."""
@@ -103,21 +104,20 @@ class Evaluator:
     def _measure_all(self, limit: int | None = None) -> dict[str, float] | None:
         """Return the metrics of all validation sets together, and of each by its name."""
         metrics: dict[str, float] = {}
-        together: dict[str, tuple[float, float]] = {}
-        for name, data in self.data.items():
-            sums = self._measure(data, limit)
-            if sums is None:
+        together = Measured({}, MetricStates(self.parallel.mesh))
+        for number, (name, data) in enumerate(self.data.items()):
+            found = self._measure(data, limit)
+            if found is None:
                 return None
+            together.merge(found, number)
             if name:
-                metrics |= means(sums, f"{name}/")
-            for metric, (total, count) in sums.items():
-                before = together.get(metric, (0.0, 0.0))
-                together[metric] = before[0] + total, before[1] + count
-        return means(together) | metrics
+                metrics |= found.values(f"{name}/")
+        return together.values() | metrics
 
-    def _measure(self, data: Fetcher, limit: int | None = None) -> dict[str, tuple[float, float]] | None:
-        """Return sum and count of each metric; None if a rank was asked to stop meanwhile."""
+    def _measure(self, data: Fetcher, limit: int | None = None) -> Measured | None:
+        """Return what a set measures; None if a rank was asked to stop meanwhile."""
         mesh, names, sums = self.parallel.mesh, ["loss"], torch.zeros(0)
+        states = MetricStates(mesh)
         samples, cast = limit if limit is not None else self.config.limit, self.parallel.cast
         batches = evaluation_batches(data, self._batch(), mesh.place, mesh.device, samples, self.ahead_mb)
         for number, microbatch in enumerate(batches):
@@ -127,16 +127,21 @@ class Evaluator:
             seed_generators(microbatch_seed(data.seed, 0, number * mesh.world + mesh.rank), mesh.device)
             with self.parallel.autocast():
                 loss = checked(self.task.evaluate(self.parallel.module, inputs(microbatch.batch, cast)), "evaluate")
+            objects = objects_of(loss.metrics)
+            if objects:
+                states.add(objects, microbatch.index, microbatch.real)
+            summed = {name: value for name, value in loss.metrics.items() if name not in objects}
             if number == 0:
-                names = ["loss", *loss.metrics]
+                names = ["loss", *summed]
                 sums = torch.zeros(1 + len(names), dtype=torch.float64, device=mesh.device)
             if microbatch.real:
-                values = [
-                    torch.as_tensor(v, device=mesh.device) for v in (loss.count, loss.sum, *loss.metrics.values())
-                ]
+                values = [torch.as_tensor(v, device=mesh.device) for v in (loss.count, loss.sum, *summed.values())]
                 sums += torch.stack([value.detach().double() for value in values])
-        count, *totals = mesh.sum(sums).tolist()
-        return {name: (total, count) for name, total in zip(names, totals, strict=True)}
+        flag = sums.new_tensor([float(bool(states.metrics))])
+        count, *totals, objects_somewhere = mesh.sum(torch.cat([sums, flag])).tolist()
+        return Measured(
+            {name: (total, count) for name, total in zip(names, totals, strict=True)}, states, objects_somewhere > 0
+        )
 
     @contextlib.contextmanager
     def _weights(self) -> Iterator[None]:
@@ -179,6 +184,31 @@ def evaluating(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[
             with torch.no_grad():
                 for parameter, value in weights:
                     parameter.copy_(value)
+
+
+@dataclass
+class Measured:
+    """Sum and count of each metric of a set, and the states of metric objects."""
+
+    sums: dict[str, tuple[float, float]]
+    states: MetricStates
+    has_objects: bool = False
+    """True if some rank has such objects."""
+
+    def merge(self, other: Measured, number: int) -> None:
+        """Add what another set measures, the n-th."""
+        for metric, (total, count) in other.sums.items():
+            before = self.sums.get(metric, (0.0, 0.0))
+            self.sums[metric] = before[0] + total, before[1] + count
+        self.states.merge(other.states, number)
+        self.has_objects |= other.has_objects
+
+    def values(self, prefix: str = "") -> dict[str, float]:
+        """Return all metrics as numbers; all ranks call it."""
+        objects = self.states.values() if self.has_objects else {}
+        if taken := sorted(self.sums.keys() & objects.keys()):
+            raise ConfigError(f"task.evaluate returned a metric {taken[0]!r}: a record has that already; rename it")
+        return means(self.sums, prefix) | {f"{prefix}{name}": value for name, value in objects.items()}
 
 
 def means(sums: Mapping[str, tuple[float, float]], prefix: str = "") -> dict[str, float]:

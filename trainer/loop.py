@@ -17,7 +17,8 @@ from everstep.trainer.data.loader import Loader
 from everstep.trainer.debug.memory_report import report
 from everstep.trainer.debug.profiler import StepProfiler
 from everstep.trainer.evaluate import Evaluator, keep_score
-from everstep.trainer.reporting.reporter import Hook, Reporter
+from everstep.trainer.hooks import Hooks
+from everstep.trainer.reporting.reporter import Reporter
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.step import StepInfo, Stepper
 from everstep.trainer.watchdog.activity import Phase
@@ -33,7 +34,7 @@ class Parts:
     evaluate: Evaluator
     checkpoints: Checkpointer
     journal: Reporter
-    hooks: Sequence[Hook]
+    hooks: Hooks
     profiler: StepProfiler
 
 
@@ -44,6 +45,8 @@ def train(run: RunConfig, parts: Parts) -> Ending:
     (evaluation, checkpoint, the end) happen there, and also when a restart resumes at that step.
     """
     state, checkpoints = parts.state, parts.checkpoints
+    if parts.journal.media is not None:
+        parts.journal.media.open()
     batches = parts.loader.steps(state.progress.step)
     stopping = save_failed = False
     while True:
@@ -89,9 +92,7 @@ def _note(nonfinite: NonfiniteConfig, parts: Parts, infos: Sequence[StepInfo]) -
     for info in infos:
         progress.items += info.items
         parts.journal.step(info, parts.loader.wait_s)
-        for number, hook in enumerate(parts.hooks):
-            parts.step.activity.at(Phase.hook, progress.step, number)
-            hook(info)
+        parts.hooks(info, parts.step.activity, progress.step, parts.journal.media)
         _note_harmless(parts, info)
         if info.finite and not info.overflow and not info.empty:
             progress.nonfinite = 0
@@ -142,7 +143,7 @@ def _step(steps: int, parts: Parts, batches: Iterator[list[Microbatch]]) -> list
     parts.step(next(batches))
     at = parts.state.progress.step
     saving = parts.checkpoints.due(at) or parts.checkpoints.due_on_nodes(at)
-    pausing = at >= steps or saving or parts.evaluate.due(at, last=False)
+    pausing = at >= steps or saving or parts.evaluate.due(at, last=False) or parts.hooks.due(at)
     infos = parts.step.results(all_of_them=pausing)
     if any(info.stop for info in infos):
         infos += parts.step.results(all_of_them=True)

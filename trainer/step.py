@@ -11,21 +11,25 @@ import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from everstep.config import ScheduleConfig
 from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.distributed.parallel import ParallelModel, Replicated
+from everstep.trainer.metric_states import drop
 from everstep.trainer.optim import lr_factor, set_lr
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.preserve import preserved
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.state.trainable import MOST_OBJECTS
+from everstep.trainer.step_view import Ask, StepView, view_of
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import TaskMetrics, checked, float64_advice, inputs, sparse_advice
@@ -53,7 +57,11 @@ class StepInfo:
         empty: True if no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
         stop: True if any rank was asked to stop.
         save_failed: True if a save has failed and its retry is due (see checkpointer.py).
-        metrics: mean over the items of each metric that `task.loss` returned.
+        model: the model, as after this step; for hooks that ask, as all below (`every`).
+        batch: the first microbatch of this process.
+        outputs: what the model returned for it.
+        gradients: norm of each parameter's gradient by name.
+        metrics: mean over the items of each metric that `task.loss` returned; of objects, at the steps of `log.every`.
     """
 
     step: int
@@ -67,6 +75,10 @@ class StepInfo:
     overflow: bool = False
     empty: bool = False
     metrics: Mapping[str, float] = field(default_factory=dict)
+    model: nn.Module | None = field(default=None, repr=False, compare=False)
+    batch: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    outputs: Any = field(default=None, repr=False, compare=False)
+    gradients: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
 
 @dataclass(frozen=True)
@@ -82,6 +94,7 @@ class PendingStep:
     facts: Tensor | list[float]
     ready: torch.cuda.Event | None
     means: Callable[[Sequence[float]], dict[str, float]]
+    view: StepView | None = None
 
     def read(self) -> StepInfo:
         """Return the results; on CUDA, wait until the device has finished this step."""
@@ -91,6 +104,17 @@ class PendingStep:
             self.facts if isinstance(self.facts, list) else self.facts.tolist()
         )
         overflow = bool(bad) and scale > 1 and math.isfinite(loss)
+        view = self.view
+        seen: dict[str, Any] = (
+            {}
+            if view is None
+            else {
+                "model": view.model,
+                "batch": view.batch,
+                "outputs": view.outputs,
+                "gradients": view.gradients(items, scale),
+            }
+        )
         return StepInfo(
             self.step,
             loss / items if items else float("nan"),
@@ -103,6 +127,7 @@ class PendingStep:
             overflow=overflow,
             empty=not items,
             metrics=self.means(metrics),
+            **seen,
         )
 
 
@@ -129,7 +154,9 @@ class Stepper:
         task: Task,
         stop: Stop,
         save_failed: Callable[[], bool] = lambda: False,
+        recorded: Callable[[int], bool] = lambda step: True,
     ) -> None:
+        """`recorded` returns True for a step whose metrics are recorded."""
         self.config = config
         self.state = state
         self.parallel = parallel
@@ -141,7 +168,7 @@ class Stepper:
         self.lag = 2 if on_cuda else 0
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
         self.update = Update(state, parallel, config.clip, config.global_batch)
-        self.metrics = TaskMetrics(parallel.mesh)
+        self.metrics = TaskMetrics(parallel.mesh, recorded)
         self.activity = parallel.mesh.activity
         if not parallel.waits_forward:
             # On a GPU the host may wait in a forward pass for the device, and that for other ranks.
@@ -156,6 +183,9 @@ class Stepper:
         module = parallel.module
         self.searches = not isinstance(module, Replicated) or module.find_unused_parameters
         """True if a parameter may have no gradient, since no reduction waits for it."""
+        self.asks: Sequence[Ask] = ()
+        """What the hooks ask to see."""
+        self._view: StepView | None = None
         self._pending: deque[PendingStep] = deque()
 
     def __call__(self, batches: Sequence[Microbatch]) -> None:
@@ -163,6 +193,8 @@ class Stepper:
         set_lr(self.state.optimizer, lr_factor(step, self.config.steps, self.config.schedule))
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
+        if self.asks:
+            self._view = view_of(step, self.asks, self.parallel, self.update.share)
         sums = self._backward(step, batches)
         self.activity.at(Phase.update, step)
         applied = self._apply(sums[:4])
@@ -185,6 +217,7 @@ class Stepper:
         with preserved(self.parallel.model, self.task), self.parallel.gradient_sync(True):
             self._seed(0, 0)
             loss = self._loss(batch)
+            drop(loss.metrics)
             loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
         self._check_all_used()
         self.parallel.drop_gradients()
@@ -196,7 +229,7 @@ class Stepper:
 
     def _apply(self, sums: Tensor) -> Applied:
         try:
-            return self.update(sums)
+            return self.update(sums, self._view)
         except RuntimeError as error:
             if advice := sparse_advice(self.parallel.model, error):
                 said = f"optimizer ({type(self.state.optimizer).__name__}) fails: {' '.join(str(error).split())[:300]}"
@@ -218,7 +251,7 @@ class Stepper:
             save_failed.fill_(1.0)
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
-        self.metrics.begin()
+        self.metrics.begin(step)
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
             self._seed(step, microbatch.index)
@@ -227,8 +260,10 @@ class Stepper:
                 self.forward_time.start()
                 loss = self._loss(microbatch.batch)
                 self.forward_time.stop()
+                if self._view is not None:
+                    self._view.see(microbatch.batch)
                 self.activity.at(Phase.backward, step, number)
-                self.metrics.add(loss, microbatch.real)
+                self.metrics.add(loss, microbatch.index, microbatch.real)
                 if microbatch.real:
                     loss_sum += loss.sum.detach()
                     items += loss.count
@@ -267,10 +302,10 @@ class Stepper:
             raise ConfigError(UNUSED.format(f"{missing[0]}{more}"))
 
     def _pend(self, step: int, lr: float, facts: Tensor | list[float], metrics: Tensor) -> PendingStep:
-        means = self.metrics.means
+        means = partial(self.metrics.values, self.metrics.states)
         if isinstance(facts, list):
-            return PendingStep(step, lr, [*facts, *metrics.tolist()], None, means)
+            return PendingStep(step, lr, [*facts, *metrics.tolist()], None, means, self._view)
         host = torch.cat([facts, metrics]).to("cpu", non_blocking=True)
         ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
         ready.record()
-        return PendingStep(step, lr, host, ready, means)
+        return PendingStep(step, lr, host, ready, means, self._view)

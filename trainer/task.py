@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -24,10 +24,10 @@ class Loss:
     """Scalar, differentiable: the loss summed over the items."""
     count: Tensor | int
     """Number of items in the sums."""
-    metrics: Mapping[str, Tensor] = field(default_factory=dict)
-    """Scalars summed over the same items, reported as sum / count.
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    """Scalars summed over the same items, reported as sum / count; or objects of torchmetrics, updated in this pass.
 
-    In training they are reported at each record (`log.every`).
+    In training they are reported at each record (`log.every`), and measure the step of the record, as the loss does.
     """
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from everstep.errors import ConfigError, nearest
 from everstep.trainer.distributed.mesh import Mesh
+from everstep.trainer.metric_states import MetricStates, drop, objects_of
 from everstep.trainer.task import Loss
 
 
@@ -49,6 +51,11 @@ def checked(loss: object, method: str) -> Loss:
                 f"task.{method} returned a metric {name!r} of shape {list(value.shape)}: a metric is one number, "
                 "summed over the items; give each cell a name of its own, or make one number of them"
             )
+        if isinstance(value, nn.Module) and not objects_of({name: value}):
+            raise ConfigError(
+                f"task.{method} returned a {type(value).__name__} as metric {name!r}: return its metrics one by one, "
+                "{**MetricCollection(…, compute_groups=False)}"
+            )
     return loss
 
 
@@ -76,6 +83,8 @@ def sparse_advice(model: nn.Module, error: Exception) -> str:
     )
 
 
+FLAGS = 2
+"""Numbers before the metrics of a step: 1 for new names, and 1 for objects."""
 _NAMES = "kind step time loss lr norm items samples unit items_per_s steps_per_s data_wait memory_mb mfu"
 TAKEN = frozenset(_NAMES.split())
 """Names of a training record's own entries."""
@@ -84,56 +93,79 @@ TAKEN = frozenset(_NAMES.split())
 class TaskMetrics:
     """Sums and counts of the metrics of a step. All ranks hold the same names in the same order.
 
-    Names are agreed on at the first microbatch. A name that appears later is counted from the next step on.
+    Names are agreed on at the first microbatch. A name that appears later is counted from the next step on. Objects of
+    torchmetrics measure the steps that are recorded.
     """
 
-    def __init__(self, mesh: Mesh) -> None:
+    def __init__(self, mesh: Mesh, recorded: Callable[[int], bool] = lambda step: True) -> None:
         self.mesh = mesh
+        self.recorded = recorded
+        self.states: MetricStates | None = None
+        """States of the objects in the present step; None if it is not recorded."""
         self.places: dict[str, int] = {}
         self._new: set[str] = set()
         self._agreed = False
         self._sums = torch.zeros(0)
 
-    def begin(self) -> None:
+    def begin(self, step: int) -> None:
         """Set the sums to zero, at the beginning of a step."""
-        self._sums = torch.zeros(1 + 2 * len(self.places), dtype=torch.float64, device=self.mesh.device)
+        self.states = MetricStates(self.mesh) if self.recorded(step) else None
+        self._zero()
 
-    def add(self, loss: Loss, real: bool) -> None:
-        """Add the metrics of a microbatch; padding (`real` is False) counts for nothing."""
-        self._new |= loss.metrics.keys() - self.places.keys()
+    def _zero(self) -> None:
+        self._sums = torch.zeros(FLAGS + 2 * len(self.places), dtype=torch.float64, device=self.mesh.device)
+
+    def add(self, loss: Loss, index: int, real: bool) -> None:
+        """Add the metrics of a microbatch, the n-th of the batch; padding (`real` is False) counts for nothing."""
+        objects = objects_of(loss.metrics)
+        self._new |= loss.metrics.keys() - self.places.keys() - objects.keys()
         if not self._agreed:
             self._agreed = True
             self._agree()
-            self.begin()
+            self._zero()
+        if objects:
+            self._add_objects(objects, index, real)
         for name, value in loss.metrics.items():
             place = self.places.get(name)
-            if real and place is not None:
+            if real and place is not None and name not in objects:
                 self._sums[place] += torch.as_tensor(value, device=self.mesh.device).detach().sum()
                 self._sums[place + 1] += loss.count
 
+    def _add_objects(self, objects: Mapping[str, Any], index: int, real: bool) -> None:
+        if taken := sorted(objects.keys() & TAKEN):
+            raise ConfigError(f"task.loss returned a metric {taken[0]!r}: a record has that already; rename it")
+        if self.states is None:
+            drop(objects)
+        else:
+            self.states.add(objects, index, real)
+
     def joined(self, sums: Tensor) -> Tensor:
-        """Append a flag for new names, and the metrics, to the sums of a step, for one common reduction."""
+        """Append flags for new names and for objects, and the metrics, to the sums, for one common reduction."""
         if self._new:
             self._sums[0] = 1.0
+        if self.states is not None and self.states.metrics:
+            self._sums[1] = 1.0
         return torch.cat([sums, self._sums])
 
-    def means(self, values: Sequence[float]) -> dict[str, float]:
-        """Return the mean of each metric that some item had.
+    def values(self, states: MetricStates | None, values: Sequence[float]) -> dict[str, float]:
+        """Return the mean of each metric that some item had, and the values of objects.
 
         All ranks call it for the same steps, since they agree on new names in it.
 
         Args:
+            states: those of the step.
             values: values that `joined` appended, reduced; fewer than the names if some were new after it.
         """
         found = [(name, values[at : at + 2]) for name, at in self.places.items() if at < len(values)]
         if values[0]:
             self._agree()
-        return {name: total / count for name, (total, count) in found if count}
+        means = {name: total / count for name, (total, count) in found if count}
+        return means | states.values() if states is not None and values[1] else means
 
     def _agree(self) -> None:
         new = {name for found in self.mesh.gather(sorted(self._new)) for name in found} - self.places.keys()
         if taken := sorted(new & TAKEN):
             raise ConfigError(f"task.loss returned a metric {taken[0]!r}: a record has that already; rename it")
         for name in sorted(new):
-            self.places[name] = 1 + 2 * len(self.places)
+            self.places[name] = FLAGS + 2 * len(self.places)
         self._new.clear()

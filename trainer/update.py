@@ -17,6 +17,7 @@ from everstep.trainer.debug.anomaly import nonfinite_gradients
 from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.optim import by_dtype
 from everstep.trainer.state.train_state import TrainState
+from everstep.trainer.step_view import StepView
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,16 @@ class Update:
         """Parameters whose gradients were not finite in the last step that was bad; unknown on a GPU."""
 
     @torch.no_grad()
-    def __call__(self, sums: Tensor) -> Applied:
+    def __call__(self, sums: Tensor, view: StepView | None = None) -> Applied:
         """Apply the gradients of the step.
 
         Args:
             sums: [4] float64: loss sum, items, asked, save_failed, summed over all ranks.
+            view: what hooks are to see of the gradients.
         """
         self.parallel.reduce_whole()
+        if view is not None:
+            view.measure()
         gradients = self.parallel.gradients()
         norm = self.parallel.norm(gradients)
         applied = self._on_host(sums, gradients, norm) if self.on_host else self._on_device(sums, gradients, norm)

@@ -31,6 +31,13 @@ class Dtype(enum.Enum):
     fp64 = "fp64"
 
 
+class OnHookError(enum.Enum):
+    """Consequence of a hook that fails."""
+
+    stop = "stop"
+    disable = "disable"
+
+
 class Goal(enum.Enum):
     """Direction in which the metric improves."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from everstep.config.choices import Access, BadSample, Weights, require
+from everstep.config.choices import Access, BadSample, OnHookError, Weights, require
 from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig
 from everstep.config.debug import DebugConfig
 from everstep.config.groups import (
@@ -54,6 +54,8 @@ class RunConfig:
     data: Node | None = None
     optimizer: Node | None = None
     hooks: list[Node] = field(default_factory=list)
+    hooks_on_error: OnHookError = OnHookError.stop
+    """stop: a hook that fails ends the run. disable: it is off on that process until the next start."""
     plugins: list[str] = field(default_factory=list)
     """Packages of yours whose classes and functions `_target_` may name."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -143,6 +145,7 @@ FREE_ON_RESUME = (
     "debug",
     "group_timeout_s",
     "hooks",
+    "hooks_on_error",
     "plugins",
     "exclude",
 )

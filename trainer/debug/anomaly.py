@@ -68,7 +68,9 @@ def anomalies_named(model: nn.Module) -> Iterator[None]:
             raise
         place = f"before the output of layer {check.passed}" if check.passed else "in the loss"
         said = " ".join(str(error).split())
-        raise DivergedError(f"debug.anomaly: {said} The gradient turns NaN {place}; torch printed the line of the forward pass") from error
+        raise DivergedError(
+            f"debug.anomaly: {said} The gradient turns NaN {place}; torch printed the line of the forward pass"
+        ) from error
     finally:
         check.remove()
 

@@ -22,7 +22,7 @@ def train_debugged(run: RunConfig, parts: Parts, train: Callable[[RunConfig, Par
     config = run.debug
     falling = FallingLoss(config.overfit) if config.overfit is not None else None
     if falling is not None:
-        parts = dataclasses.replace(parts, hooks=[*parts.hooks, falling])
+        parts = dataclasses.replace(parts, hooks=parts.hooks.plus("debug.overfit", falling))
     named = anomalies_named(parts.step.parallel.model) if config.anomaly else contextlib.nullcontext()
     with named:
         if config.determinism and parts.state.progress.step < run.steps:

@@ -129,6 +129,19 @@ class ParallelModel:
         dist.all_reduce(square, group=self.mesh.grid.get_group("shard"))
         return (square + _norm(whole, self.mesh.device).square()).sqrt()
 
+    def norms(self) -> Tensor:
+        """Return the 2-norm of each parameter's whole gradient, in the order of the parameters; 0 without one."""
+        none = torch.zeros(1, device=self.mesh.device)
+        gradients = [none if p.grad is None else _dense(p) for p in self._parameters]
+        squares = torch.stack([norm.double() for norm in torch._foreach_norm(gradients)]).square()
+        if self.mesh.grid is not None:
+            known = {id(p) for p in self.whole}
+            whole = torch.tensor([id(p) in known for p in self._parameters], device=self.mesh.device)
+            shards = torch.where(whole, 0.0, squares)
+            dist.all_reduce(shards, group=self.mesh.grid.get_group("shard"))
+            squares = torch.where(whole, squares, shards)
+        return squares.sqrt()
+
 
 def _dense(parameter: nn.Parameter) -> Tensor:
     gradient = parameter.grad

@@ -25,6 +25,7 @@ from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import batch_dtype
 from everstep.trainer.distributed.sharding import parameters_on_meta
 from everstep.trainer.evaluate import check_metric
+from everstep.trainer.metric_states import MetricStates, objects_of
 from everstep.trainer.step import UNUSED
 from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
@@ -93,7 +94,11 @@ def _try_evaluation(run: RunConfig, task: Task, model: nn.Module, batch: Mapping
     model.eval()
     with torch.no_grad(), _explained(model, batch, "task.evaluate"):
         loss = checked(task.evaluate(model, batch), "evaluate")
-    check_metric(run.evaluate, {"loss": 0.0, **dict.fromkeys(loss.metrics, 0.0)})
+    objects = objects_of(loss.metrics)
+    states = MetricStates(Mesh(RankInfo(), torch.device("cpu")))
+    states.add(objects, 0, real=True)
+    summed = dict.fromkeys(loss.metrics.keys() - objects.keys(), 0.0)
+    check_metric(run.evaluate, {"loss": 0.0, **summed, **states.values()})
 
 
 @contextlib.contextmanager

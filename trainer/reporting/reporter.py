@@ -19,6 +19,7 @@ from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.reporting.background_writer import BackgroundWriter
 from everstep.trainer.reporting.console import Display
 from everstep.trainer.reporting.flops import peak_flops
+from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.sinks import Sink
 from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.step import StepInfo
@@ -27,9 +28,6 @@ from everstep.trainer.watchdog.straggler import Straggler
 LOG = logging.getLogger("everstep")
 PROGRESS_EVERY_S = 2.0
 COPIES_EVERY_S = 60.0
-
-Hook = Callable[[StepInfo], None]
-"""Callback for steps; called on every rank, in the order of steps."""
 
 
 @dataclass
@@ -65,6 +63,7 @@ class Outputs:
     events: Sink | None = None
     trackers: Sequence[Sink] = ()
     """Sinks beside the run's own file: W&B and TensorBoard, which get the figures of the first node too."""
+    media: MediaLog | None = None
     figures: Callable[[], Mapping[str, float]] = dict
     """Return the node's figures since the last call; empty if there are none."""
 
@@ -84,7 +83,7 @@ class Reporter:
         """`checkpoint_step` is the step of the checkpoint that this attempt resumes from."""
         self.facts = facts
         self.display, self.sinks, self.events = outputs.display, outputs.sinks, outputs.events
-        self.trackers, self.figures = outputs.trackers, outputs.figures
+        self.trackers, self.figures, self.media = outputs.trackers, outputs.figures, outputs.media
         self.laps = laps
         self.world, self.device = mesh.world, mesh.device
         self.peak = peak_flops(mesh.device) if mesh.is_main else None
@@ -131,6 +130,8 @@ class Reporter:
             self.event("first_step", step=info.step, laps_s=self.laps.seconds)
         self._speed.items += info.items
         self._step = info.step
+        if self.media is not None:
+            self.media.release(info.step)
         if self.writes and (info.step % self.facts.log_every == 0 or info.step == self.facts.steps):
             record = self._record(info, waited_s)
             for sink in self.sinks:
@@ -147,6 +148,8 @@ class Reporter:
 
     def evaluated(self, step: int, metrics: Mapping[str, float], best: bool, seconds: float = 0.0) -> None:
         self._shown |= {"metrics": dict(metrics), "metric": self.facts.metric}
+        if self.media is not None:
+            self.media.release(step)
         if self.writes:
             for sink in self.sinks:
                 sink.log({"kind": "evaluate", "step": step, "time": time.time(), **metrics})
@@ -205,6 +208,8 @@ class Reporter:
     def close(self) -> None:
         self.display.close()
         self._write_copies()
+        if self.media is not None:
+            self.media.close()
         if self._begun:
             self._log_figures()
         self._outbox.close()

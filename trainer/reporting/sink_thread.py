@@ -7,11 +7,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from everstep.trainer.reporting.media_record import Media
 from everstep.trainer.reporting.sinks import Guarded, Record, Sink, warn
 
 LOG = logging.getLogger("everstep")
 MOST_WAITING = 10_000
 """Records that wait for a tracker; what comes beyond is left out, and counted."""
+LARGEST_MEDIA = 64 << 20
+"""Bytes of pictures and texts that wait for a tracker."""
 CLOSE_S = 40.0
 """Seconds that the end of a run waits for a tracker: W&B itself takes up to 30."""
 
@@ -25,13 +28,12 @@ class SinkThread:
             have left some of them unwritten.
     """
 
-    def __init__(
-        self, name: str, opener: Callable[[], Sink], earlier: Callable[[], Iterable[Record]] = tuple
-    ) -> None:
+    def __init__(self, name: str, opener: Callable[[], Sink], earlier: Callable[[], Iterable[Record]] = tuple) -> None:
         self.name = name
         self._opener = opener
         self._earlier = earlier
-        self._waiting: deque[Record] = deque()
+        self._waiting: deque[Record | Media] = deque()
+        self._media_bytes = 0
         self._changed = threading.Condition()
         self._closed = self._off = False
         self._left_out = 0
@@ -39,18 +41,27 @@ class SinkThread:
         self._thread.start()
 
     def log(self, record: Record) -> None:
+        self._put(record, 0)
+
+    def media(self, media: Media) -> None:
+        """Pass on a text, picture, table or histogram, if the sink shows such."""
+        self._put(media, media.size)
+
+    def _put(self, record: Record | Media, media_bytes: int) -> None:
         with self._changed:
             if self._off:
                 return
-            if len(self._waiting) >= MOST_WAITING:
+            if len(self._waiting) >= MOST_WAITING or self._media_bytes + media_bytes > LARGEST_MEDIA:
                 self._left_out += 1
                 first = self._left_out == 1
             else:
                 self._waiting.append(record)
+                self._media_bytes += media_bytes
                 self._changed.notify()
                 return
         if first:
-            warn(f"{self.name} is {MOST_WAITING} records behind; training goes on, and what follows is left out there")
+            behind = len(self._waiting)
+            warn(f"{self.name} is {behind} records behind; training goes on, and what follows is left out there")
 
     def close(self) -> None:
         """Wait up to CLOSE_S for what is left; a tracker that hangs does not hold up the end of the run."""
@@ -72,7 +83,10 @@ class SinkThread:
         if sink is None:
             return
         while (record := self._next()) is not None:
-            sink.log(record)
+            if isinstance(record, Media):
+                sink.media(record.shown())
+            else:
+                sink.log(record)
         sink.close()
 
     def _open(self) -> Guarded | None:
@@ -90,9 +104,11 @@ class SinkThread:
                 sink.log(record)
         return sink
 
-    def _next(self) -> Record | None:
+    def _next(self) -> Record | Media | None:
         with self._changed:
             while not self._waiting and not self._closed:
                 self._changed.wait()
-            return self._waiting.popleft() if self._waiting else None
-
+            record = self._waiting.popleft() if self._waiting else None
+            if isinstance(record, Media):
+                self._media_bytes -= record.size
+            return record

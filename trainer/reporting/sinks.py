@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from everstep.run_folder import METRICS, RunFolder
 from everstep.storage import Storage
 from everstep.trainer.reporting.background_writer import BackgroundWriter
+from everstep.trainer.reporting.media_record import MediaSink
 
 LOG = logging.getLogger("everstep")
 PART_EVERY_S = 30.0
@@ -159,6 +160,12 @@ class Guarded:
     def log(self, record: Record) -> None:
         if self._off_until is None or time.monotonic() >= self._off_until:
             self._try(lambda: self.sink.log(record))
+
+    def media(self, record: Record) -> None:
+        """Pass on a text, picture, table or histogram, if the sink shows such."""
+        sink = self.sink
+        if isinstance(sink, MediaSink) and (self._off_until is None or time.monotonic() >= self._off_until):
+            self._try(lambda: sink.media(record))
 
     def close(self) -> None:
         if self._off_until is None:

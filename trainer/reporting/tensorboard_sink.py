@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from everstep.run_folder import RunFolder
+from everstep.trainer.reporting.media_views import add_media
 from everstep.trainer.reporting.sinks import NO_METRICS, Record
+
 
 class TensorBoardSink:
     """TensorBoard's event files in the run folder.
@@ -50,6 +52,10 @@ class TensorBoardSink:
             tag, step = f"{record['kind']}/{key}", record["step"]
             if key not in NO_METRICS and isinstance(value, int | float) and step not in self._known.get(tag, ()):
                 self._writer.add_scalar(tag, value, step, walltime=record.get("time"))
+        self._writer.flush()
+
+    def media(self, record: Record) -> None:
+        add_media(self._writer, record)
         self._writer.flush()
 
     def close(self) -> None:

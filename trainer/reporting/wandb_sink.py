@@ -12,6 +12,7 @@ from typing import Any
 
 from everstep.config import WandbConfig
 from everstep.run_folder import RunFolder
+from everstep.trainer.reporting.media_views import media_value
 from everstep.trainer.reporting.sinks import NO_METRICS, Record
 
 BLOCK = 32768
@@ -99,6 +100,11 @@ class WandbSink:
             return
         values = {f"{kind}/{k}": v for k, v in record.items() if k not in NO_METRICS}
         self._run.log({**values, "step": step}, step=step)
+
+    def media(self, record: Record) -> None:
+        if record["step"] < self._first or record["step"] <= self._written.get("media", 0):
+            return
+        self._run.log({f"media/{record['name']}": media_value(record), "step": record["step"]}, step=record["step"])
 
     def close(self) -> None:
         self._run.finish()

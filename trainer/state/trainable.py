@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from everstep.trainer.data.rng_discovery import own_generators
+from everstep.trainer.metric_states import drop
 from everstep.trainer.optim import has_modes
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.train_state import Progress, TrainState
@@ -51,7 +52,9 @@ class Trainable:
         seed_generators(seed, self.device)
         seed_own(self._generators, seed)
         with self.autocast():
-            return checked(self.task.loss(self.model, self.inputs(batch)), "loss")
+            found = checked(self.task.loss(self.model, self.inputs(batch)), "loss")
+        drop(found.metrics)
+        return found
 
     def train(self, batches: Sequence[Mapping[str, Tensor]], first: int, last: int) -> None:
         """Take the steps from `first` to `last`, step n with the n-th microbatch."""
