@@ -73,8 +73,8 @@ class CellSource:
             self._texts[used] = f"{used} = {value!r}"
         else:
             raise ConfigError(
-                f"{name}: {user.__name__} uses {used}, a {type(value).__name__} of this notebook or script, which cannot "
-                "be written to the run; pass it as data, or make it inside the class or function"
+                f"{name}: {user.__name__} uses {used}, a {type(value).__name__} of this notebook or script, which "
+                "cannot be written to the run; pass it as data, or make it inside the class or function"
             )
 
 

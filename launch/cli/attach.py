@@ -53,7 +53,9 @@ def _process(folder: RunFolder, log: str, rank: int) -> int:
     except FileNotFoundError:
         found = None
     if found is None:
-        raise ConfigError(f"--rank {rank}: {folder.url}/{log} names no process; everstep status shows which ranks there are")
+        raise ConfigError(
+            f"--rank {rank}: {folder.url}/{log} names no process; everstep status shows which ranks there are"
+        )
     pid, host = int(found[1]), found[2].decode()
     if host != socket.gethostname():
         raise ConfigError(f"--rank {rank} is process {pid} on {host}: run the same command there")

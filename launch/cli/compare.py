@@ -10,9 +10,9 @@ from typing import Any
 from everstep.errors import printable
 from everstep.launch.console import number
 from everstep.launch.parser import Arguments
+from everstep.launch.runs.lookup import add_root, find
 from everstep.launch.submit.comparison import compare as compare_facts
 from everstep.launch.submit.comparison import readable
-from everstep.launch.runs.lookup import add_root, find
 
 LONGEST = 60
 """Characters of a value that are shown."""

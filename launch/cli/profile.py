@@ -29,7 +29,7 @@ def profile(arguments: Sequence[str]) -> int:
     known = set(_profiles(folder, number, options.rank))
     request = profile_request(folder, number, options.rank)
     folder.storage.write(request, json.dumps({"steps": options.steps}).encode())
-    say(f"rank {options.rank} is asked for {options.steps} steps; Ctrl-C leaves, and the profile is written all the same")
+    say(f"rank {options.rank} is asked for {options.steps} steps; after Ctrl-C the profile is written all the same")
     name = _await(folder, number, options.rank, known)
     print(folder.storage.read(name).decode(errors="replace").rstrip())
     print(f"trace for https://ui.perfetto.dev: {folder.url}/{name.removesuffix('.txt')}.trace.json.gz")

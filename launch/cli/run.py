@@ -117,7 +117,9 @@ def _check_debugger(config: RunConfig, job: JobConfig, nproc: int) -> None:
     """Raise ConfigError if pdb would have no terminal."""
     rank = config.debug.rank
     if config.debug.post_mortem and nproc > 1 and rank is None:
-        raise ConfigError(f"debug.post_mortem=true on {nproc} processes: which of them gets pdb? debug.rank=N, or job.nproc=1")
+        raise ConfigError(
+            f"debug.post_mortem=true on {nproc} processes: which of them gets pdb? debug.rank=N, or job.nproc=1"
+        )
     if rank is not None and nproc > 1 and not job.warm:
         raise ConfigError("job.warm=false: torchrun gives no rank the terminal; leave it out together with debug.rank")
 

@@ -48,7 +48,9 @@ def run_script(overrides: Sequence[str], config_dirs: Sequence[str], words: Sequ
     make_folder(folder.storage, composed.access)
     sign(folder.storage, Runnable.of(job, argv=words))
     folder.storage.write(JOB, job_yaml(job).encode())
-    say(f"{script} as {name}: {nproc} {'process' if nproc == 1 else 'processes'}; restarts are recorded in {folder.url}")
+    say(
+        f"{script} as {name}: {nproc} {'process' if nproc == 1 else 'processes'}; restarts are recorded in {folder.url}"
+    )
     return _until_done(folder, job, nproc, words)
 
 
@@ -68,7 +70,12 @@ def _until_done(folder: RunFolder, job: JobConfig, nproc: int, words: Sequence[s
                 return 130
             again = decision.action is not Action.exit and local.stopped is None
             say(decision.reason if again or local.stopped is None else f"stopped by {local.stopped}")
-            facts = {"outcome": decision.cause, "go_on": again, "reason": decision.reason, "restarts": decision.restarts}
+            facts = {
+                "outcome": decision.cause,
+                "go_on": again,
+                "reason": decision.reason,
+                "restarts": decision.restarts,
+            }
             folder.record_restart(facts)
             if not again or not local.wait(back_off_s(decision.restarts)):
                 return decision.exit_code if local.stopped is None else Outcome.preempted.exit_code

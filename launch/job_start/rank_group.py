@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from everstep.fault import WATCHDOG_SIGNAL, death_of
-from everstep.launch.job_start.child import has_terminal
 from everstep.launch.job_start.fork_server import ForkServer
 from everstep.launch.job_start.other_nodes import OtherNodes
 from everstep.outcome import Ending, Outcome

@@ -19,12 +19,12 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from everstep.errors import EverstepError, StorageError
+from everstep.launch.config.notify import NotifyConfig
 from everstep.launch.console import say
 from everstep.launch.job_start.allocation import Allocation
 from everstep.launch.job_start.start_record import Start, decisions
-from everstep.launch.config.notify import NotifyConfig
-from everstep.launch.runs.notifier import tell_decision
 from everstep.launch.restart.job_policy import Action, Evidence, RestartDecision, judge
+from everstep.launch.runs.notifier import tell_decision
 from everstep.launch.submit.array import run_of
 from everstep.launch.submit.job_spec import JobSpec
 from everstep.outcome import Ending, Outcome

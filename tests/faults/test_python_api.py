@@ -134,7 +134,9 @@ def test_the_same_call_again_goes_on_and_one_with_other_code_or_data_is_refused(
     assert [("differs" in str(each), "another run=" in str(each)) for each in found["refused"]] == [(True, True)] * 2  # type: ignore[attr-defined]
 
 
-def test_a_module_with_a_loss_function_starts_from_its_own_weights_and_a_frame_gives_the_columns(tmp_path: Path) -> None:
+def test_a_module_with_a_loss_function_starts_from_its_own_weights_and_a_frame_gives_the_columns(
+    tmp_path: Path,
+) -> None:
     found = printed(
         tmp_path,
         """
@@ -166,8 +168,9 @@ def test_datasets_of_torch_and_sparse_matrices_train(tmp_path: Path) -> None:
             def __getitem__(self, n):
                 return torch.tensor(X[n], dtype=torch.float32), int(y[n])
 
+        kinds = {"dense": (X, y), "sparse": (scipy.sparse.csr_matrix(X), y), "torch": Pairs()}
         losses = [float(everstep.train(Task(), data=data, steps=10, run=name, **KEYS).metrics["loss"].iloc[-1])
-                  for name, data in [("dense", (X, y)), ("sparse", (scipy.sparse.csr_matrix(X), y)), ("torch", Pairs())]]
+                  for name, data in kinds.items()]
         print(json.dumps({"losses": losses}))
         """,
     )
@@ -211,10 +214,8 @@ MISTAKES = {
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_that_says_what_to_write(tmp_path: Path, name: str) -> None:
     text, expected = MISTAKES[name]
-    ended = script(
-        tmp_path,
-        f"try:\n{textwrap.indent(text, '    ')}\nexcept everstep.EverstepError as error:\n    print('REFUSED', error)\n",
-    )
+    body = textwrap.indent(text, "    ")
+    ended = script(tmp_path, f"try:\n{body}\nexcept everstep.EverstepError as error:\n    print('REFUSED', error)\n")
     assert ended.returncode == 0, ended.stderr
     refused = ended.stdout.rpartition("REFUSED ")[2].strip()
     assert expected in refused, ended.stdout

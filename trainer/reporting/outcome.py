@@ -26,7 +26,10 @@ from everstep.rank_env import AGENT_PID, LOST_PEER, RankInfo
 from everstep.run_folder import ENDING_FILE, STOP_MARKER, RunFolder
 
 LOG = logging.getLogger("everstep")
-LEFT = "the debugger was left, or found no terminal; it needs a terminal and one process: job.nproc=1, debug.rank=0, or python -m everstep.trainer"
+LEFT = (
+    "the debugger was left, or found no terminal; it needs a terminal and one process: job.nproc=1, debug.rank=0, or "
+    "python -m everstep.trainer"
+)
 LONGEST_ENDING = 1 << 16
 """Bytes of an ending."""
 TRIES, PAUSE_S = 3, 1.0
