@@ -22,6 +22,15 @@ from support.strangers import needs_namespaces, network
 pytestmark = [pytest.mark.process, pytest.mark.timeout(300)]
 
 STALL_S = 3.0
+KINDS = {
+    "stop": "frozen",
+    "loop": "stalled",
+    "sleep": "stalled",
+    "hold_lock_busy": "frozen",
+    "hold_lock_blocked": "frozen",
+    "join_alone": "stalled",
+}
+"""How a rank hangs, and the kind of stall."""
 
 
 @pytest.fixture
@@ -47,7 +56,7 @@ def begin(tmp_path: Path) -> Iterator[object]:
         process.wait()
 
 
-def assert_killed_and_gone_on(root: Path, processes: list[subprocess.Popen[bytes]]) -> None:
+def assert_killed_and_gone_on(root: Path, processes: list[subprocess.Popen[bytes]], how: str = "stop") -> None:
     outcome = root / "toy/attempts/0001/outcome.json"
     until(outcome.exists, 60)
     reported = time.monotonic()
@@ -55,8 +64,9 @@ def assert_killed_and_gone_on(root: Path, processes: list[subprocess.Popen[bytes
     (culprit,) = event["culprits"]
     until(lambda: not alive(culprit["pid"]), 5.0)
     assert time.monotonic() - reported < 5.0
-    assert (culprit["rank"], culprit["state"], culprit["phase"]) == (1, "T", "forward")
-    assert "in stop" in culprit["line"]
+    assert (culprit["rank"], culprit["phase"], event["kind"]) == (1, "forward", KINDS[how])
+    assert (culprit["state"] == "T") == (how == "stop")
+    assert f"in {how}" in culprit["line"]
     ending = folder(root).ending(1)
     assert ending is not None
     assert ending.outcome is Outcome.stalled
@@ -93,7 +103,8 @@ def test_one_process_that_its_own_timer_has_ended_has_stalled_and_starts_again(b
 
 
 @needs_namespaces
-def test_on_two_nodes_of_a_network_the_rank_beside_the_stopped_one_ends_it(begin, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("how", KINDS)
+def test_on_two_nodes_of_a_network_the_rank_beside_the_hung_one_ends_it(begin, tmp_path: Path, how: str) -> None:  # type: ignore[no-untyped-def]
     with network() as other:
         with socket.create_server((other.here, 0)) as free:
             port = free.getsockname()[1]
@@ -102,8 +113,8 @@ def test_on_two_nodes_of_a_network_the_rank_beside_the_stopped_one_ends_it(begin
                     "--monitor-interval=0.1"]  # fmt: skip
         trainer = ["-m", "everstep.trainer"]
         here = begin(*torchrun, "--rdzv-conf=is_host=1", f"--local-addr={other.here}", "--nproc-per-node=1", *trainer,
-                     env={"GLOO_SOCKET_IFNAME": f"{other.name}a"})  # fmt: skip
+                     env={"GLOO_SOCKET_IFNAME": f"{other.name}a"}, how=how)  # fmt: skip
         there = begin("ip", "netns", "exec", other.name, *torchrun, "--rdzv-conf=is_host=0",
                       f"--local-addr={other.there}", "--nproc-per-node=2", *trainer,
-                      env={"GLOO_SOCKET_IFNAME": f"{other.name}b"})  # fmt: skip
-        assert_killed_and_gone_on(tmp_path, [here, there])
+                      env={"GLOO_SOCKET_IFNAME": f"{other.name}b"}, how=how)  # fmt: skip
+        assert_killed_and_gone_on(tmp_path, [here, there], how)
