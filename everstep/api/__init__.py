@@ -1,1 +1,1 @@
-"""Training from Python: a script or a notebook writes a run's code, data and config, and starts the launcher."""
+"""Training from Python: scripts and notebooks write code, data and config of a run, and start it."""

@@ -1,4 +1,4 @@
-"""Source text of classes and functions of a notebook or script, with all that they use, as a module of its own."""
+"""Source text of what a notebook or script defines, with all that it uses, as a module."""
 
 from __future__ import annotations
 

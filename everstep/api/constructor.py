@@ -22,7 +22,7 @@ def is_plain(value: object) -> bool:
 
 
 def arguments_of(thing: object, name: str, defaults_count: bool = False) -> dict[str, Any]:
-    """Return the arguments of the constructor by name: the attributes of the same names, or with `_` before them.
+    """Return the arguments of the constructor: the attributes of the same names, also with `_` before.
 
     Args:
         name: the object in messages.

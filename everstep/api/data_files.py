@@ -1,4 +1,4 @@
-"""Data in memory as columns of a dataset: arrays, frames, sparse matrices, torch and Hugging Face datasets."""
+"""Data in memory as a dataset: arrays, frames, sparse matrices, torch and Hugging Face datasets."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def _rows(data: Any) -> Iterator[dict[str, Any]]:
 
 
 def _refuse_draws(data: Any) -> None:
-    """Raise ConfigError for a dataset whose samples are random: written once, all epochs would have one draw."""
+    """Raise ConfigError if samples are random: all epochs would get the one draw that is written."""
     for number in range(min(PROBED, len(data))):
         first, second = _row(data[number]), _row(data[number])
         if any(not np.array_equal(np.asarray(first[name]), np.asarray(second[name])) for name in first):

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 
 MOST_LINES = 10_000
-"""Lines that are kept while nobody reads them; older ones are in the run's logs."""
+"""Lines that are kept until they are read; older ones are in the run's logs."""
 
 
 class Launcher:

@@ -29,7 +29,7 @@ WEIGHTS = "weights.pt"
 
 @dataclass(frozen=True)
 class Code:
-    """How a run makes its task: a config node, the package to trust, and the text of the module if it is ours."""
+    """Definition of a task: its config node, the package to trust, and the text of our module."""
 
     node: dict[str, Any]
     plugin: str
@@ -110,7 +110,7 @@ def _function(source: CellSource, thing: Any, name: str) -> str:
 
 
 class Project:
-    """The folder of a run that holds what Python code has given: `run_task.py`, data, weights and a config."""
+    """Folder of a run for what Python code has given: `run_task.py`, data, weights and a config."""
 
     def __init__(self, folder: RunFolder) -> None:
         root = folder.storage.path()

@@ -72,7 +72,7 @@ class Run:
 
     @property
     def metrics(self) -> pd.DataFrame:
-        """Return the records by step, also while it trains: of training as they are, of evaluations as `evaluate/…`.
+        """Return the records by step, also while it trains; those of evaluations as `evaluate/…`.
 
         A step that was replayed after a restart is there once, with its last record.
         """
