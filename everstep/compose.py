@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from everstep.config import OPEN_NODES, Access, Node, RunConfig, meant
+from everstep.config import OPEN_KEYS, OPEN_NODES, Access, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import keys, plain, to_object
@@ -183,7 +183,7 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
             _check_option(key, value, known_groups[key], "" if folders[1:] else OWN_FOLDER)
             text = f"~{key}" if value is None else text
             experiment = str(value) if key == "experiment" and value else experiment
-        elif key.split(".")[0] in (*OPEN_NODES, "job"):
+        elif any(key == free or key.startswith(f"{free}.") for free in (*OPEN_KEYS, "job")):
             text = text if text[0] in "+~" else f"++{text}"
         elif key not in known_keys and not any(k.startswith(f"{key}.") for k in known_keys):
             raise ConfigError(f"no key {key!r}{meant(key, [*known_keys, *known_groups])}")

@@ -29,6 +29,7 @@ from everstep.trainer.reporting.flops import count_flops
 from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.trackers import open_sinks
+from everstep.trainer.schedule import curve_of
 from everstep.trainer.start import Start
 from everstep.trainer.step import StepConfig, Stepper
 from everstep.trainer.stop import Stop
@@ -50,7 +51,8 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     mesh.decide(lambda: write_record(start.folder, records))
     loader = Loader(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
     steps = run.schedule.over_steps or run.steps
-    config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule)
+    curve = curve_of(run.schedule, run.plugins)
+    config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule, curve)
     step = Stepper(config, state, built.model, built.task, stop, built.checkpoints.poll)
     evaluate = Evaluator(
         run.evaluate, state, built.model, built.task, held_out, stop, steps=run.steps, ahead_mb=run.loader.ahead_mb

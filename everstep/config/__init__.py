@@ -36,6 +36,7 @@ from everstep.config.groups import (
 from everstep.config.other_trainers_keys import meant
 from everstep.config.run import (
     FREE_ON_RESUME,
+    OPEN_KEYS,
     OPEN_NODES,
     Node,
     RunConfig,
@@ -43,6 +44,7 @@ from everstep.config.run import (
 
 __all__ = [
     "FREE_ON_RESUME",
+    "OPEN_KEYS",
     "OPEN_NODES",
     "Access",
     "BadSample",

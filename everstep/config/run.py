@@ -115,6 +115,9 @@ def _is_name(name: str) -> bool:
 OPEN_NODES = ("task", "model", "data", "optimizer")
 """Keys whose children belong to a plug-in: its constructor defines them, not this file."""
 
+OPEN_KEYS = (*OPEN_NODES, "schedule.args")
+"""Keys that take any key below them."""
+
 FREE_ON_RESUME = (
     "steps",
     "run_root",

@@ -101,13 +101,14 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
     """Build the parts of a run, the model at each number of processes; `data` reads a first batch too."""
-    from everstep.trainer.build import PLUGINS
+    from everstep.trainer.build import plugin_nodes
     from everstep.trainer.plugins import check_allowed
+    from everstep.trainer.schedule import curve_of
 
     found = Findings()
-    for key in PLUGINS:
+    for key, node in plugin_nodes(run).items():
         with found.of(key):
-            check_allowed(getattr(run, key), key, run.plugins)
+            check_allowed(node, key, run.plugins)
     if found.problems:  # nothing of it may be imported
         return found
     with found.of("parallel"):
@@ -115,6 +116,8 @@ def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
             run.parallel.check_world(world)
     if not found.problems:
         _look_at_model(run, worlds, found)
+    with found.of("schedule"):
+        curve_of(run.schedule, run.plugins)
     with found.of("hooks"):
         _build_hooks(run)
     if data:
@@ -125,7 +128,7 @@ def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
 
 
 def _look_at_model(run: RunConfig, worlds: Sequence[int], found: Findings) -> None:
-    from everstep.trainer.build import build_task
+    from everstep.trainer.build import build_task, model_of
     from everstep.trainer.preflight.memory_estimate import footprint, pretended
 
     with found.of("task"):
@@ -134,7 +137,7 @@ def _look_at_model(run: RunConfig, worlds: Sequence[int], found: Findings) -> No
             raise ConfigError("optimizer=null: give optimizer=NAME")
         for world in worlds:
             with found.of("model"), pretended(run.parallel, world) as mesh:
-                found.memory[world] = footprint(run, task.model, mesh)
+                found.memory[world] = footprint(run, model_of(run, task), mesh)
 
 
 def _build_hooks(run: RunConfig) -> None:
