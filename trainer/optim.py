@@ -1,4 +1,4 @@
-"""Optimization: the optimizer and its parameter groups, the learning rate of a step, the moving average."""
+"""Optimization: the optimizer and its groups, the learning rate of a step, the moving average."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
     fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE)) and _fits_fused(model, trained)
     own = {key: value for key, value in node.items() if key != GROUPS}
     groups = named.param_groups(trained)
-    optimizer = instantiate({**({"fused": True} if fusable else {}), **own}, "optimizer", plugins, params=groups)
+    optimizer = instantiate(
+        {**({"fused": True} if fusable else {}), **own}, "optimizer", plugins, params=groups, model=model
+    )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
     named.scale(optimizer)

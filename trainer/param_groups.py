@@ -1,4 +1,4 @@
-"""Parameter groups by name: `optimizer.groups`, patterns with a learning rate, a decay or a freeze of their own."""
+"""Parameter groups by name, `optimizer.groups`: a rate, a decay or a freeze for what matches."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ class ScheduleConfig:
     over_steps: int | None = None
     """Steps that the schedule spans; null is `steps`. Set it when `steps` will grow later."""
     _target_: str | None = None
-    """A function of yours in place of `shape`: from progress after the warm-up, 0 to 1, to the rate's factor."""
+    """A function of yours in place of `shape`: the rate's factor at a progress of 0 to 1."""
     args: dict[str, Any] = field(default_factory=dict)
     """Further arguments of that function, by name."""
 

@@ -13,19 +13,20 @@ pytestmark = pytest.mark.dist
 
 SCHEDULE = ("schedule._target_=zoo.schedules.power", "schedule.args={exponent: 2}", "schedule=constant",
             "schedule.warmup_steps=2")  # fmt: skip
+MUON = ("optimizer=muon_adamw", "model._target_=zoo.models.Hidden")
 GROUPS = (
     'optimizer.groups=[{match: "net.0.*", frozen: true}, {match: "net.2.weight", lr_scale: 10, weight_decay: 0}]',
 )
 
 
 @pytest.mark.parametrize(("world", "kind"), PLACES)
-@pytest.mark.parametrize("given", [SCHEDULE, GROUPS], ids=["schedule", "groups"])
+@pytest.mark.parametrize("given", [SCHEDULE, GROUPS, MUON], ids=["schedule", "groups", "muon"])
 def test_a_choice_of_ones_own_resumes_to_the_bit(tmp_path: Path, world: int, kind: str, given: tuple[str, ...]) -> None:
     assert_resumes(world, tmp_path, kind, *given)
 
 
 @pytest.mark.parametrize(("world", "kind"), PLACES[1:])
-@pytest.mark.parametrize("given", [SCHEDULE, GROUPS], ids=["schedule", "groups"])
+@pytest.mark.parametrize("given", [SCHEDULE, GROUPS, MUON], ids=["schedule", "groups", "muon"])
 def test_a_choice_of_ones_own_gives_the_same_figures_on_another_world(
     tmp_path: Path, world: int, kind: str, given: tuple[str, ...]
 ) -> None:
