@@ -39,11 +39,8 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
     named = NamedGroups.of_node(node, model)
     sharded = any(isinstance(p, DTensor) for p in trained)
     fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE)) and _fits_fused(model, trained)
-    own = {key: value for key, value in node.items() if key != GROUPS}
-    groups = named.param_groups(trained)
-    optimizer = instantiate(
-        {**({"fused": True} if fusable else {}), **own}, "optimizer", plugins, params=groups, model=model
-    )
+    own = {**({"fused": True} if fusable else {}), **{key: value for key, value in node.items() if key != GROUPS}}
+    optimizer = instantiate(own, "optimizer", plugins, params=named.param_groups(trained), model=model)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
     named.scale(optimizer)

@@ -1,4 +1,4 @@
-"""Muon for the matrices of hidden layers, AdamW for embeddings, the head and vectors, as one optimizer."""
+"""Muon for the matrices of hidden layers, AdamW for embeddings, head and vectors, in one optimizer."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ EPS = 1e-7
 class MuonAdamW(torch.optim.Optimizer):
     """Splits each group of parameters; both halves keep their state under their parameters.
 
-    Muon's step is that of `torch.optim.Muon` with `match_rms_adamw`, so that both halves can share a learning rate and a
-    decay. A matrix that is sharded is gathered for its orthogonalization, since the result belongs to the whole matrix.
+    Muon's step is that of `torch.optim.Muon` with `match_rms_adamw`, so that both halves can share a learning rate and
+    a decay. A matrix that is sharded is gathered for its orthogonalization, which is one of the whole matrix.
 
     Args:
         model: the model, whose modules say which matrices are embeddings.
