@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from everstep import frozen_config
-from everstep.config import Dtype, Goal, Node, RunConfig
+from everstep.config import UNRESOLVED, Dtype, Goal, Node, RunConfig
 from everstep.errors import CheckpointError, ConfigError, DataError
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
@@ -49,6 +49,8 @@ LOG = logging.getLogger("everstep")
 class Built:
     """Parts of a run that do not depend on its position; the state is that before the first step."""
 
+    run: RunConfig
+    """The config, with epochs as a number of steps."""
     task: Task
     splits: Splits
     hooks: list[Hook]
@@ -67,6 +69,9 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     """
     check_plugins(run)
     splits = load_data(run, mesh)
+    if run.steps == UNRESOLVED:
+        steps = mesh.decide(lambda: frozen_config.resolve_steps(run, start.folder, len(splits.train)))
+        run = replace(run, steps=steps)
     task = build_task(run)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
@@ -78,7 +83,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     checkpoints = Checkpointer(run.checkpoint, facts, start.folder, mesh, state, maximise=maximise, self_test=copy)
     _check_comes_back(state, copy)
     start.laps.end("build")
-    return Built(task, splits, hooks, model, state, checkpoints, copy)
+    return Built(run, task, splits, hooks, model, state, checkpoints, copy)
 
 
 def plugin_nodes(run: RunConfig) -> dict[str, object]:

@@ -41,11 +41,13 @@ from everstep.config.run import (
     Node,
     RunConfig,
 )
+from everstep.config.run_length import UNRESOLVED, steps_of
 
 __all__ = [
     "FREE_ON_RESUME",
     "OPEN_KEYS",
     "OPEN_NODES",
+    "UNRESOLVED",
     "Access",
     "BadSample",
     "Buffers",
@@ -77,4 +79,5 @@ __all__ = [
     "first_steps_without",
     "meant",
     "require",
+    "steps_of",
 ]

@@ -18,6 +18,7 @@ from everstep.config.groups import (
     ScheduleConfig,
     StopConfig,
 )
+from everstep.config.run_length import split_length
 
 Node = dict[str, Any]
 """A plug-in: `_target_` names a class or function, the other keys are its arguments."""
@@ -31,8 +32,10 @@ class RunConfig:
     """Folder of runs: a path or any fsspec URL (s3://bucket/runs)."""
     access: Access = Access.private
     """Users of this machine who may read the folder on its disk: private (its user), group, everyone."""
-    steps: int = 1000
-    """Optimizer steps in total."""
+    steps: Any = 1000
+    """Optimizer steps in total, or epochs as `3ep`, which become a number at the first start."""
+    steps_given: str | None = None
+    """The epochs that `steps` was given as; set by itself."""
     global_batch: int = 32
     """Samples per optimizer step, over all processes."""
     micro_batch: int = 32
@@ -72,6 +75,7 @@ class RunConfig:
     resume: ResumeConfig = field(default_factory=ResumeConfig)
 
     def __post_init__(self) -> None:
+        self.steps, self.steps_given = split_length(self.steps, self.steps_given)
         require(self.steps >= 1, "steps", self.steps, "must be ≥ 1")
         require(self.global_batch >= 1, "global_batch", self.global_batch, "must be ≥ 1")
         require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "must be ≥ 1")
@@ -120,6 +124,7 @@ OPEN_KEYS = (*OPEN_NODES, "schedule.args")
 
 FREE_ON_RESUME = (
     "steps",
+    "steps_given",
     "run_root",
     "access",
     *(

@@ -79,3 +79,22 @@ def test_another_schedule_or_group_on_a_resume_is_refused(tmp_path: Path) -> Non
         ended = zoo(1, tmp_path, "single", *SCHEDULE, *given, side="resumed")
         assert ended.codes == [2]
         assert "was started with another config" in ended.printed
+
+
+@pytest.mark.parametrize(("world", "kind"), PLACES)
+def test_epochs_become_a_number_at_the_first_start_and_a_resume_keeps_it(tmp_path: Path, world: int, kind: str) -> None:
+    straight = zoo(1, tmp_path, "single", "steps=1 epoch", "precision=fp64")
+    assert straight.codes == [0], straight.printed
+    config = (tmp_path / "straight/zoo/config.yaml").read_text()
+    steps = int(config.split("\nsteps: ")[1].split("\n")[0])
+    assert steps == 6
+    cut_off(tmp_path)
+    again = zoo(world, tmp_path, kind, "steps=1ep", "precision=fp64", side="resumed")
+    assert again.codes == [0] * world, again.printed
+    assert training_records(tmp_path, "resumed")[-1]["step"] == steps
+    done = zoo(world, tmp_path, kind, "steps=1ep", "precision=fp64", side="resumed")
+    assert done.codes == [0] * world, done.printed
+    assert f"is done: step {steps} of {steps}" in done.printed
+    longer = zoo(world, tmp_path, kind, "steps=1.5ep", "precision=fp64", side="resumed")
+    assert longer.codes == [0] * world, longer.printed
+    assert training_records(tmp_path, "resumed")[-1]["step"] > steps

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from everstep.compose import compose
-from everstep.config import ParallelKind, RunConfig
+from everstep.config import ParallelKind, RunConfig, steps_of
 from everstep.errors import ConfigError, EverstepError
 from everstep.frozen_config import thaw
 from everstep.process_setup import use_own_cache
@@ -35,6 +35,8 @@ class Findings:
     memory: dict[int, Footprint] = field(default_factory=dict)
     """Number of processes → memory of each of them."""
     data: str = ""
+    length: str = ""
+    """Epochs, with their number of steps if the data was read."""
     notes: list[str] = field(default_factory=list)
 
     def facts(self, run: RunConfig, brief: bool) -> Iterator[str]:
@@ -42,7 +44,7 @@ class Findings:
         kind = run.parallel.kind.value
         counts = {seen.parameters for seen in self.memory.values()}
         if counts and not brief and not self.problems:
-            yield f"fine: {max(counts):,} parameters, {run.steps} steps of {run.global_batch}"
+            yield f"fine: {max(counts):,} parameters, {self.length or run.steps} steps of {run.global_batch}"
         for world, seen in self.memory.items():
             yield from [seen.line(world, kind)] if brief else seen.table(world, kind)
         if self.data and not brief:
@@ -105,7 +107,7 @@ def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
     from everstep.trainer.plugins import check_allowed
     from everstep.trainer.schedule import curve_of
 
-    found = Findings()
+    found = Findings(length=run.steps_given or "")
     for key, node in plugin_nodes(run).items():
         with found.of(key):
             check_allowed(node, key, run.plugins)
@@ -150,6 +152,8 @@ def _build_hooks(run: RunConfig) -> None:
 def _look_at_data(run: RunConfig, found: Findings, world: int) -> None:
     with found.of("data"):
         batches, samples, held_out = _first_batches(run)
+        if run.steps_given is not None:
+            found.length = f"{run.steps_given} = {steps_of(run.steps_given, samples, run.global_batch)}"
         batch = batches[0]
         shapes = ", ".join(f"{name} {list(value.shape)} {str(value.dtype)[6:]}" for name, value in batch.items())
         found.data = f"data: {samples:,} samples; the first microbatch is {shapes}"
