@@ -190,7 +190,7 @@ def _state(run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugin
     check_model(model.model)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
     if fresh and run.init_from is not None:
-        LOG.info("weights from %s", load_weights(run.init_from, model.model, mesh, run.init_match))
+        LOG.info("weights from %s", load_weights(run.init_from, model.model, mesh, run.init_match, run.init_map))
     precision, buffers = run.precision, BufferSync(model.model, mesh, run.parallel.buffers)
     if fresh:
         buffers.make_equal()

@@ -46,9 +46,14 @@ class RunConfig:
     ema: float | None = None
     """Decay per step of the moving average of the weights; null keeps none."""
     init_from: str | None = None
-    """URL of a checkpoint or of a run, whose weights a new run starts from."""
+    """Weights that a new run starts from: URL of a checkpoint or run, or the path of other weights.
+
+    Other weights are a .safetensors or torch.save file, or a folder of Hugging Face or DCP.
+    """
     init_match: list[str] = field(default_factory=lambda: ["*"])
     """Patterns (`encoder.*`) of the weights to take from there; the others are initialized as usual."""
+    init_map: Any = None
+    """Old → new patterns of weight names (`bert.*: encoder.*`) for other weights, or a YAML file of them."""
     group_timeout_s: float = 900.0
     """Seconds that a collective may wait for another process before the run counts it as lost."""
     task: Node | None = None
@@ -89,6 +94,12 @@ class RunConfig:
             self.init_match,
             "there is nothing to take while init_from is null",
         )
+        require(
+            self.init_from is not None or self.init_map is None,
+            "init_map",
+            self.init_map,
+            "there is nothing to rename while init_from is null",
+        )
         require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")
         require(
             self.evaluate.weights is Weights.model or self.ema is not None,
@@ -119,7 +130,7 @@ def _is_name(name: str) -> bool:
 OPEN_NODES = ("task", "model", "data", "optimizer")
 """Keys whose children belong to a plug-in: its constructor defines them, not this file."""
 
-OPEN_KEYS = (*OPEN_NODES, "schedule.args")
+OPEN_KEYS = (*OPEN_NODES, "schedule.args", "init_map")
 """Keys that take any key below them."""
 
 FREE_ON_RESUME = (

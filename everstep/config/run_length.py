@@ -28,7 +28,8 @@ def split_length(steps: object, given: str | None) -> tuple[int, str | None]:
         tokens = isinstance(steps, str) and _TOKENS.fullmatch(steps.strip()) is not None
         why = "only the task knows how many tokens a sample has; divide by those of a global batch, and "
         raise ValueError(
-            f"steps={'null' if steps is None else repr(steps)}: {why if tokens else ''}write a whole number of steps, or epochs as 3ep"
+            f"steps={'null' if steps is None else repr(steps)}: {why if tokens else ''}write a whole number of steps, "
+            "or epochs as 3ep"
         )
     return steps, given
 

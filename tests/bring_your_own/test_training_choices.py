@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from support.resume_checks import PLACES, assert_resumes, cut_off, state, training_records, zoo
+from zoo.models import Plain
 
 pytestmark = pytest.mark.dist
 
@@ -98,3 +100,44 @@ def test_epochs_become_a_number_at_the_first_start_and_a_resume_keeps_it(tmp_pat
     longer = zoo(world, tmp_path, kind, "steps=1.5ep", "precision=fp64", side="resumed")
     assert longer.codes == [0] * world, longer.printed
     assert training_records(tmp_path, "resumed")[-1]["step"] > steps
+
+
+@pytest.mark.parametrize(("world", "kind"), PLACES)
+def test_other_peoples_weights_give_the_same_figures_on_each_world_and_resume_on_another(
+    tmp_path: Path, world: int, kind: str
+) -> None:
+    torch.manual_seed(5)
+    given = {f"old.{name}": value.bfloat16() for name, value in Plain().state_dict().items()}
+    save_file(given, tmp_path / "old.safetensors")
+    (tmp_path / "map.yaml").write_text('"old.*": "*"\n')
+    words = (f"init_from={tmp_path}/old.safetensors", f"init_map={tmp_path}/map.yaml", "precision=fp64")
+    first = zoo(world, tmp_path, kind, *words, "steps=1", "optimizer.lr=0", side="first")
+    assert first.codes == [0] * world, first.printed
+    start = state(tmp_path, "first")
+    assert all(torch.equal(start[f"model.{n[4:]}"], value.double()) for n, value in given.items())
+    straight = zoo(world, tmp_path, kind, *words)
+    assert straight.codes == [0] * world, straight.printed
+    cut_off(tmp_path)
+    (tmp_path / "old.safetensors").unlink()  # a resume does not need it
+    again = zoo(1 if world > 1 else 2, tmp_path, "single" if world > 1 else "ddp", *words, side="resumed")
+    assert set(again.codes) == {0}, again.printed
+    one, other = state(tmp_path, "straight"), state(tmp_path, "resumed")
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("world", "kind"), PLACES)
+def test_weights_of_another_shape_end_the_first_start_in_one_line(tmp_path: Path, world: int, kind: str) -> None:
+    torch.save({**Plain().state_dict(), "net.2.weight": torch.ones(1, 9)}, tmp_path / "w.pt")
+    ended = zoo(world, tmp_path, kind, f"init_from={tmp_path}/w.pt")
+    assert ended.codes == [2] * world
+    assert (
+        "net.2.weight is [1, 9] there, [1, 8] in the model; name the weights to take with init_match" in ended.printed
+    )
+    assert "Traceback" not in ended.printed
+
+
+def test_a_map_may_be_written_on_the_command_line(tmp_path: Path) -> None:
+    torch.save({f"old.{name}": value for name, value in Plain().state_dict().items()}, tmp_path / "w.pt")
+    ended = zoo(1, tmp_path, "single", f"init_from={tmp_path}/w.pt", "init_map={old.*: '*'}")
+    assert ended.codes == [0], ended.printed
