@@ -11,6 +11,7 @@ from everstep.lazy_names import lazy
 if TYPE_CHECKING:
     from everstep.dataset.prepare import prepare_arrays, prepare_blocks, prepare_frame, prepare_rows
     from everstep.errors import ConfigError, EverstepError
+    from everstep.trainer.checkpoint.storage_reader import CheckpointReader
     from everstep.trainer.data.dataset import ArrayDataset, Dataset, Splits, Subset
     from everstep.trainer.data.map_style import MapDataset
     from everstep.trainer.data.ordering.order import uniform
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArrayDataset",
     "Batch",
+    "CheckpointReader",
     "ConfigError",
     "Dataset",
     "EverstepError",
@@ -45,6 +47,7 @@ __all__ = [
 _HOMES = {
     "everstep.dataset.prepare": "prepare_arrays prepare_blocks prepare_frame prepare_rows",
     "everstep.errors": "ConfigError EverstepError",
+    "everstep.trainer.checkpoint.storage_reader": "CheckpointReader",
     "everstep.trainer.data.dataset": "ArrayDataset Dataset Splits Subset",
     "everstep.trainer.data.map_style": "MapDataset",
     "everstep.trainer.data.ordering.order": "uniform",
