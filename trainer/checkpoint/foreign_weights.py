@@ -20,6 +20,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 
 from everstep.checked_json import mapping, parse, shown
 from everstep.errors import CheckpointError
+from everstep.run_folder import CONFIG, MANIFEST
 from everstep.storage.names import is_plain
 from everstep.trainer.checkpoint.safetensors_file import read_header
 
@@ -73,6 +74,8 @@ def open_foreign(url: str) -> ForeignWeights | None:
     try:
         if path.is_file():
             return _safetensors([path], "safetensors") if path.suffix == ".safetensors" else _torch_file(path)
+        if any((path / own).exists() for own in (MANIFEST, CONFIG)):
+            return None  # Everstep's own: whatever lies beside it is not opened
         if (path / INDEX).is_file():
             return _indexed(path)
         if (path / SINGLE).is_file():

@@ -105,7 +105,7 @@ def export(run: RunFolder, path: str, weights: str, to: str, only_trained: bool 
 
 
 def _trained(names: list[str], prefix: str, entries: Iterable[str], url: str) -> list[str]:
-    """Return the names of parameters that the optimizer has state for; all others were frozen, or are buffers."""
+    """Return the names of parameters that the optimizer has state for; others were frozen."""
     state = {entry.removeprefix("optimizer.").rpartition(".")[0] for entry in entries if entry.startswith("optimizer.")}
     found = [name for name in names if name.removeprefix(prefix) in state]
     if not found:
