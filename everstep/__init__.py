@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from everstep.api.train import train
     from everstep.dataset.prepare import prepare_arrays, prepare_blocks, prepare_frame, prepare_rows
     from everstep.errors import ConfigError, EverstepError
+    from everstep.trainer.checkpoint.storage_reader import CheckpointReader
     from everstep.trainer.data.dataset import ArrayDataset, Dataset, Splits, Subset
     from everstep.trainer.data.map_style import MapDataset
     from everstep.trainer.data.ordering.order import uniform
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArrayDataset",
     "Batch",
+    "CheckpointReader",
     "ConfigError",
     "Dataset",
     "EverstepError",
@@ -59,6 +61,7 @@ _HOMES = {
     "everstep.api.train": "train",
     "everstep.dataset.prepare": "prepare_arrays prepare_blocks prepare_frame prepare_rows",
     "everstep.errors": "ConfigError EverstepError",
+    "everstep.trainer.checkpoint.storage_reader": "CheckpointReader",
     "everstep.trainer.data.dataset": "ArrayDataset Dataset Splits Subset",
     "everstep.trainer.data.map_style": "MapDataset",
     "everstep.trainer.data.ordering.order": "uniform",

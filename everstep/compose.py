@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import yaml
 from omegaconf.errors import OmegaConfBaseException
 
-from everstep.config import OPEN_NODES, Access, Node, RunConfig, meant
+from everstep.config import OPEN_KEYS, OPEN_NODES, UNRESOLVED, Access, Node, RunConfig, meant
 from everstep.config_errors import in_one_line, of_a_word
 from everstep.errors import ConfigError, nearest
 from everstep.frozen_config import keys, plain, to_object
@@ -61,6 +61,8 @@ def compose(overrides: Sequence[str], config_dirs: Sequence[str] = ()) -> Compos
     folders = _folders(config_dirs)
     composition, experiment = _trusted(overrides, folders)
     run = RunConfig(**{f.name: getattr(composition, f.name) for f in dataclasses.fields(RunConfig)})
+    if run.steps_given is not None and run.steps != UNRESOLVED:
+        raise ConfigError(f"steps_given={run.steps_given} is set by itself; write steps={run.steps_given}")
     refuse_secrets(plain(run), "")
     refuse_secrets(composition.job or {}, "job")
     if run.task is None or run.data is None:
@@ -183,7 +185,7 @@ def _checked(overrides: Sequence[str], folders: list[Path]) -> tuple[str | None,
             _check_option(key, value, known_groups[key], "" if folders[1:] else OWN_FOLDER)
             text = f"~{key}" if value is None else text
             experiment = str(value) if key == "experiment" and value else experiment
-        elif key.split(".")[0] in (*OPEN_NODES, "job"):
+        elif any(key == free or key.startswith(f"{free}.") for free in (*OPEN_KEYS, "job")):
             text = text if text[0] in "+~" else f"++{text}"
         elif key not in known_keys and not any(k.startswith(f"{key}.") for k in known_keys):
             raise ConfigError(f"no key {key!r}{meant(key, [*known_keys, *known_groups])}")

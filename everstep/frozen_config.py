@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from everstep import frozen_yaml
-from everstep.config import FREE_ON_RESUME, RunConfig, first_steps_without
+from everstep.config import FREE_ON_RESUME, UNRESOLVED, RunConfig, first_steps_without, steps_of
 from everstep.config.dotted import leaves
 from everstep.config_errors import in_one_line
 from everstep.errors import ConfigError
@@ -92,7 +92,10 @@ def fixed_digest(config: RunConfig) -> str:
 
 def _chosen(config: RunConfig) -> dict[str, Any]:
     usual = dict(leaves(plain(RunConfig())))
-    return {key: value for key, value in leaves(plain(config)) if usual.get(key) != value}
+    chosen = {key: value for key, value in leaves(plain(config)) if usual.get(key) != value}
+    if config.steps_given is not None:  # their number is known only once the data is
+        chosen.pop("steps", None)
+    return chosen
 
 
 def _digest_of(keys: dict[str, Any]) -> str:
@@ -117,9 +120,29 @@ class Change:
         return f"{self.key}: {self.old} → {self.new}"
 
 
+def with_steps_of(old: RunConfig, new: RunConfig) -> RunConfig:
+    """Return the new config with the number of steps that the same epochs once became."""
+    if new.steps != UNRESOLVED or new.steps_given != old.steps_given:
+        return new
+    return dataclasses.replace(new, steps=old.steps)
+
+
+def resolve_steps(config: RunConfig, folder: RunFolder, samples: int) -> int:
+    """Return the number of steps; the first start that knows it freezes it in the run folder."""
+    stored = thaw(folder.storage.read(CONFIG))
+    found = with_steps_of(stored, config).steps
+    if found != UNRESOLVED:
+        return int(found)
+    steps = steps_of(str(config.steps_given), samples, config.global_batch)
+    if stored.steps_given == config.steps_given:
+        folder.storage.write(CONFIG, freeze(dataclasses.replace(stored, steps=steps)).encode())
+    return steps
+
+
 def changes(old: RunConfig, new: RunConfig) -> list[Change]:
+    new = with_steps_of(old, new)
     before, after = dict(leaves(plain(old))), dict(leaves(plain(new)))
-    keys = sorted(before.keys() | after.keys())
+    keys = sorted((before.keys() | after.keys()) - {"steps_given"})
     return [Change(k, before.get(k), after.get(k)) for k in keys if before.get(k) != after.get(k)]
 
 
@@ -160,8 +183,9 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
         _refuse_rewriting(thaw(folder.storage.read(CONFIG)), config, folder.reached_step())
     if any(change.key == "access" for change in found):
         change_access(folder.storage, config.access)
-    if found:
-        folder.storage.write(CONFIG, text)
+    old = thaw(folder.storage.read(CONFIG))
+    if found or old.steps_given != config.steps_given:
+        folder.storage.write(CONFIG, freeze(with_steps_of(old, config)).encode())
     return found
 
 
@@ -201,6 +225,8 @@ def plain(config: RunConfig) -> dict[str, Any]:
         return [convert(item) for item in value] if isinstance(value, list | tuple) else value
 
     converted: dict[str, Any] = convert(dataclasses.asdict(config))
+    if config.steps == UNRESOLVED:
+        converted["steps"] = config.steps_given
     return converted
 
 

@@ -27,6 +27,7 @@ from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.hooks import Hooks
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
+from everstep.trainer.optimizers.muon_adamw import muon_fact
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
 from everstep.trainer.reporting.media import MediaLog
@@ -34,6 +35,7 @@ from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sink_thread import SinkThread
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
 from everstep.trainer.reporting.trackers import open_sinks
+from everstep.trainer.schedule import curve_of
 from everstep.trainer.start import Start
 from everstep.trainer.step import StepConfig, Stepper
 from everstep.trainer.stop import Stop
@@ -56,7 +58,8 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     made = partial(RepeatingLoader, run.debug.overfit) if run.debug.overfit else Loader
     loader = made(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
     steps = run.schedule.over_steps or run.steps
-    config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule)
+    curve = curve_of(run.schedule, run.plugins)
+    config = StepConfig(run.seed, run.global_batch, run.clip, steps, run.schedule, curve)
 
     def recorded(step: int) -> bool:
         return step % run.log.every == 0 or step == run.steps
@@ -153,6 +156,7 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None, flops_per
         "batch": f"{run.global_batch} samples = {slots} × {loader.micro_batch} on each process",
         "data": f"{short(loader.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
         **group_facts(parts.state.optimizer, parts.state.model),
+        **muon_fact(parts.state.optimizer, parts.state.model),
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from everstep import frozen_config
-from everstep.config import Dtype, Goal, Node, RunConfig
+from everstep.config import UNRESOLVED, Dtype, Goal, Node, RunConfig
 from everstep.errors import CheckpointError, ConfigError, DataError
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
@@ -32,7 +32,9 @@ from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.hooks import Hook
 from everstep.trainer.metric_states import place_objects
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
+from everstep.trainer.param_groups import frozen_model
 from everstep.trainer.plugins import check_allowed, instantiate
+from everstep.trainer.schedule import curve_of
 from everstep.trainer.start import Start
 from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state
@@ -42,13 +44,14 @@ from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.task import Task
 
 LOG = logging.getLogger("everstep")
-PLUGINS = ("task", "model", "data", "optimizer", "hooks")
 
 
 @dataclass(frozen=True)
 class Built:
     """Parts of a run that do not depend on its position; the state is that before the first step."""
 
+    run: RunConfig
+    """The config, with epochs as a number of steps."""
     task: Task
     splits: Splits
     hooks: list[Hook]
@@ -67,11 +70,14 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     """
     check_plugins(run)
     splits = load_data(run, mesh)
+    if run.steps == UNRESOLVED:
+        steps = mesh.decide(lambda: frozen_config.resolve_steps(run, start.folder, len(splits.train)))
+        run = replace(run, steps=steps)
     task = build_task(run)
     place_objects(task, mesh.device)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
-    model = parallelize(task.model, mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
+    model = parallelize(model_of(run, task), mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
     state = _state(run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))})
     copy = partial(self_test, run, task, model.model, mesh) if fresh and run.checkpoint.self_test else None
     facts = _manifest_facts(run, start.attempt, digest_of(splits))
@@ -79,13 +85,20 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     checkpoints = Checkpointer(run.checkpoint, facts, start.folder, mesh, state, maximise=maximise, self_test=copy)
     _check_comes_back(state, copy)
     start.laps.end("build")
-    return Built(task, splits, hooks, model, state, checkpoints, copy)
+    return Built(run, task, splits, hooks, model, state, checkpoints, copy)
+
+
+def plugin_nodes(run: RunConfig) -> dict[str, object]:
+    """Return the nodes of plug-ins by their key."""
+    nodes = {key: getattr(run, key) for key in ("task", "model", "data", "optimizer", "hooks")}
+    return {**nodes, "schedule": run.schedule.node}
 
 
 def check_plugins(run: RunConfig) -> None:
-    for key in PLUGINS:
-        check_allowed(getattr(run, key), key, run.plugins)
+    for key, node in plugin_nodes(run).items():
+        check_allowed(node, key, run.plugins)
     check_allowed(run.log.sinks, "log.sinks", run.plugins)
+    curve_of(run.schedule, run.plugins)
 
 
 def load_data(run: RunConfig, mesh: Mesh) -> Splits:
@@ -165,6 +178,11 @@ def model_factory(node: Node, plugins: Iterable[str]) -> Callable[[], nn.Module]
     return make
 
 
+def model_of(run: RunConfig, task: Task) -> Callable[[], nn.Module]:
+    """Return the factory of the model, with the parameters frozen that `optimizer.groups` freezes."""
+    return partial(frozen_model, task.model, run.optimizer or {})
+
+
 def _needed(node: Node | None, key: str) -> Node:
     if node is None:
         raise ConfigError(f"{key}=null: nothing to train; give experiment=NAME or {key}=NAME")
@@ -175,7 +193,7 @@ def _state(run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugin
     check_model(model.model)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
     if fresh and run.init_from is not None:
-        LOG.info("weights from %s", load_weights(run.init_from, model.model, mesh, run.init_match))
+        LOG.info("weights from %s", load_weights(run.init_from, model.model, mesh, run.init_match, run.init_map))
     precision, buffers = run.precision, BufferSync(model.model, mesh, run.parallel.buffers)
     if fresh:
         buffers.make_equal()
@@ -203,7 +221,7 @@ def _manifest_facts(run: RunConfig, attempt: int, data_digest: str) -> ManifestF
 
 def self_test(run: RunConfig, task: Task, live: nn.Module, mesh: Mesh) -> SelfTest:
     """Return the self-test of the state: a second model and optimizer that a saved state is restored into."""
-    model = second_copy(task.model, live, mesh, run.parallel, run.precision, run.seed)
+    model = second_copy(model_of(run, task), live, mesh, run.parallel, run.precision, run.seed)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model, run.plugins)
     state = TrainState(model, optimizer, Progress())
     if has_modes(optimizer):
@@ -220,7 +238,7 @@ def trainable(
     """Return a copy of the run's task, model and optimizer that shares no memory with the models `others`."""
     task, node = build_task(run), _needed(run.optimizer, "optimizer")
     place_objects(task, device)
-    model = apart(seeded_model(task.model, run.seed, run.precision, run.parallel), others).to(device)
+    model = apart(seeded_model(model_of(run, task), run.seed, run.precision, run.parallel), others).to(device)
     check_model(model)
     optimizer = build_optimizer(node, model, run.plugins)
     return Trainable(task, model, optimizer, device, run.seed, batch_dtype(run.precision), autocast)

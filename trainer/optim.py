@@ -1,18 +1,17 @@
-"""Optimization: parameter groups, the learning rate as a function of the step, the moving average."""
+"""Optimization: the optimizer and its groups, the learning rate of a step, the moving average."""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from everstep.config import Node, ScheduleConfig, Shape
+from everstep.config import Node
 from everstep.errors import ConfigError
+from everstep.trainer.param_groups import GROUPS, NamedGroups
 from everstep.trainer.plugins import TARGET, instantiate
 
 SHOWN = 6
@@ -20,22 +19,6 @@ SHOWN = 6
 FUSED = ("torch.optim.AdamW", "torch.optim.Adam")
 FUSED_WHOLE = ("torch.optim.SGD",)
 """Optimizers whose fused kernel works on whole tensors only, not on shards."""
-
-
-def lr_factor(step: int, steps: int, schedule: ScheduleConfig) -> float:
-    """Return the learning rate of update `step` (1 is the first) as a fraction of the highest."""
-    if step <= schedule.warmup_steps:
-        return step / schedule.warmup_steps
-    span = max(1, steps - schedule.warmup_steps)
-    done = min(1.0, (step - schedule.warmup_steps) / span)
-    low = schedule.final_fraction
-    if schedule.shape is Shape.cosine:
-        return low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done))
-    if schedule.shape is Shape.linear:
-        return 1 - (1 - low) * done
-    if schedule.shape is Shape.wsd:
-        return 1 - (1 - low) * max(0.0, done - (1 - schedule.decay_fraction)) / schedule.decay_fraction
-    return 1.0
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
@@ -52,16 +35,15 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
-        raise ConfigError("the model has no parameters to train; change model or task")
-    matrices = [p for p in trained if p.dim() >= 2]
-    vectors = [p for p in trained if p.dim() < 2]
-    groups: list[dict[str, Any]] = [{"params": matrices}] if matrices else []
-    groups += [{"params": vectors, "weight_decay": 0.0}] if vectors else []
+        raise ConfigError("the model has no parameters to train; change model, task or optimizer.groups")
+    named = NamedGroups.of_node(node, model)
     sharded = any(isinstance(p, DTensor) for p in trained)
     fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE)) and _fits_fused(model, trained)
-    optimizer = instantiate({**({"fused": True} if fusable else {}), **node}, "optimizer", plugins, params=groups)
+    own = {**({"fused": True} if fusable else {}), **{key: value for key, value in node.items() if key != GROUPS}}
+    optimizer = instantiate(own, "optimizer", plugins, params=named.param_groups(trained), model=model)
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
+    named.scale(optimizer)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer

@@ -16,7 +16,7 @@ from everstep.config import meant
 from everstep.errors import ConfigError, EverstepError, nearest
 from everstep.import_path import import_from_here
 
-PUBLIC = ("everstep.tasks", "everstep.models", "everstep.data", "everstep.sinks")
+PUBLIC = ("everstep.tasks", "everstep.models", "everstep.optimizers", "everstep.data", "everstep.sinks")
 """Modules of everstep whose public names (`__all__`) a config may name."""
 ALLOWED = (*(f"{module}." for module in PUBLIC), "torch.nn.", "torch.optim.")
 """Prefixes of allowed targets.

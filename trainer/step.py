@@ -24,8 +24,9 @@ from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.distributed.parallel import ParallelModel, Replicated
 from everstep.trainer.metric_states import drop
-from everstep.trainer.optim import lr_factor, set_lr
+from everstep.trainer.optim import set_lr
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
+from everstep.trainer.schedule import Curve, lr_factor
 from everstep.trainer.state.preserve import preserved
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.state.trainable import MOST_OBJECTS
@@ -141,6 +142,7 @@ class StepConfig:
     steps: int
     """Steps that the schedule spans."""
     schedule: ScheduleConfig
+    curve: Curve
 
 
 class Stepper:
@@ -190,7 +192,8 @@ class Stepper:
 
     def __call__(self, batches: Sequence[Microbatch]) -> None:
         step = self.state.progress.step + 1
-        set_lr(self.state.optimizer, lr_factor(step, self.config.steps, self.config.schedule))
+        config = self.config
+        set_lr(self.state.optimizer, lr_factor(step, config.steps, config.schedule, config.curve))
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
         if self.asks:

@@ -188,6 +188,7 @@ def _composed(options: argparse.Namespace, place: RankInfo) -> tuple[RunConfig, 
     folder = RunFolder.of(run.run_root, str(run.run))
     for change in frozen_config.settle(run, folder):
         print(f"changed since the last start: {change}")
+    run = frozen_config.with_steps_of(frozen_config.thaw(folder.storage.read(CONFIG)), run)
     record(folder, run, sys.argv)
     return run, folder
 
@@ -225,6 +226,7 @@ def _run(
         report = StallReport(start.folder, start.attempt, place.rank)
         watchdog = _watchdog(mesh, None if debugged else run.stop.stall_s, report, log.file)
         built = build(run, start, mesh)
+        run = built.run
         mesh.activity.at(Phase.restore, 0)
         restored = built.checkpoints.restore()
         start.laps.end("load")

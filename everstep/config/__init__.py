@@ -38,14 +38,18 @@ from everstep.config.groups import (
 from everstep.config.other_trainers_keys import meant
 from everstep.config.run import (
     FREE_ON_RESUME,
+    OPEN_KEYS,
     OPEN_NODES,
     Node,
     RunConfig,
 )
+from everstep.config.run_length import UNRESOLVED, steps_of
 
 __all__ = [
     "FREE_ON_RESUME",
+    "OPEN_KEYS",
     "OPEN_NODES",
+    "UNRESOLVED",
     "Access",
     "BadSample",
     "Buffers",
@@ -79,4 +83,5 @@ __all__ = [
     "first_steps_without",
     "meant",
     "require",
+    "steps_of",
 ]

@@ -100,6 +100,10 @@ class ScheduleConfig:
     """wsd only: final fraction of the run in which the learning rate falls."""
     over_steps: int | None = None
     """Steps that the schedule spans; null is `steps`. Set it when `steps` will grow later."""
+    _target_: str | None = None
+    """A function of yours in place of `shape`: the rate's factor at a progress of 0 to 1."""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of that function, by name."""
 
     def __post_init__(self) -> None:
         require(self.warmup_steps >= 0, "schedule.warmup_steps", self.warmup_steps, "must be ≥ 0")
@@ -111,6 +115,23 @@ class ScheduleConfig:
             self.over_steps,
             "must be ≥ 1 or null",
         )
+        require(
+            self._target_ is None or self.shape is Shape.constant,
+            "schedule.shape",
+            self.shape.value,
+            f"schedule._target_={self._target_} gives the curve; choose schedule=constant",
+        )
+        require(
+            self._target_ is not None or not self.args,
+            "schedule.args",
+            self.args,
+            "no function takes them while schedule._target_ is null",
+        )
+
+    @property
+    def node(self) -> dict[str, Any] | None:
+        """The user's function as a plug-in, or None."""
+        return None if self._target_ is None else {**self.args, "_target_": self._target_}
 
 
 AUTO = "auto"

@@ -19,6 +19,7 @@ from everstep.config.groups import (
     ScheduleConfig,
     StopConfig,
 )
+from everstep.config.run_length import split_length
 
 Node = dict[str, Any]
 """A plug-in: `_target_` names a class or function, the other keys are its arguments."""
@@ -32,8 +33,10 @@ class RunConfig:
     """Folder of runs: a path or any fsspec URL (s3://bucket/runs)."""
     access: Access = Access.private
     """Users of this machine who may read the folder on its disk: private (its user), group, everyone."""
-    steps: int = 1000
-    """Optimizer steps in total."""
+    steps: Any = 1000
+    """Optimizer steps in total, or epochs as `3ep`, which become a number at the first start."""
+    steps_given: str | None = None
+    """The epochs that `steps` was given as; set by itself."""
     global_batch: int = 32
     """Samples per optimizer step, over all processes."""
     micro_batch: int = 32
@@ -44,9 +47,14 @@ class RunConfig:
     ema: float | None = None
     """Decay per step of the moving average of the weights; null keeps none."""
     init_from: str | None = None
-    """URL of a checkpoint or of a run, whose weights a new run starts from."""
+    """Weights that a new run starts from: URL of a checkpoint or run, or the path of other weights.
+
+    Other weights are a .safetensors or torch.save file, or a folder of Hugging Face or DCP.
+    """
     init_match: list[str] = field(default_factory=lambda: ["*"])
     """Patterns (`encoder.*`) of the weights to take from there; the others are initialized as usual."""
+    init_map: Any = None
+    """Old → new patterns of weight names (`bert.*: encoder.*`) for other weights, or a YAML file of them."""
     group_timeout_s: float = 900.0
     """Seconds that a collective may wait for another process before the run counts it as lost."""
     task: Node | None = None
@@ -76,6 +84,7 @@ class RunConfig:
     debug: DebugConfig = field(default_factory=DebugConfig)
 
     def __post_init__(self) -> None:
+        self.steps, self.steps_given = split_length(self.steps, self.steps_given)
         require(self.steps >= 1, "steps", self.steps, "must be ≥ 1")
         require(self.global_batch >= 1, "global_batch", self.global_batch, "must be ≥ 1")
         require(self.micro_batch >= 1, "micro_batch", self.micro_batch, "must be ≥ 1")
@@ -88,6 +97,12 @@ class RunConfig:
             "init_match",
             self.init_match,
             "there is nothing to take while init_from is null",
+        )
+        require(
+            self.init_from is not None or self.init_map is None,
+            "init_map",
+            self.init_map,
+            "there is nothing to rename while init_from is null",
         )
         require(self.group_timeout_s > 0, "group_timeout_s", self.group_timeout_s, "must be > 0")
         require(
@@ -119,8 +134,12 @@ def _is_name(name: str) -> bool:
 OPEN_NODES = ("task", "model", "data", "optimizer")
 """Keys whose children belong to a plug-in: its constructor defines them, not this file."""
 
+OPEN_KEYS = (*OPEN_NODES, "schedule.args", "init_map")
+"""Keys that take any key below them."""
+
 FREE_ON_RESUME = (
     "steps",
+    "steps_given",
     "run_root",
     "access",
     *(

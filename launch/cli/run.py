@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from everstep.compose import compose, with_name
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import freeze, settle, start_digest
+from everstep.frozen_config import freeze, settle, start_digest, thaw, with_steps_of
 from everstep.import_path import safe_environment
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, job_yaml, processes, refuse_too_many, threads
@@ -28,7 +28,7 @@ from everstep.launch.runs.lookup import ROOT
 from everstep.launch.runs.notifier import Notifier
 from everstep.launch.submit.trust import Runnable, sign
 from everstep.rank_env import WORLD
-from everstep.run_folder import GRACE, JOB, STARTER, RunFolder
+from everstep.run_folder import CONFIG, GRACE, JOB, STARTER, RunFolder
 from everstep.security.job_secrets import START_KEY, TOKEN
 
 PDB = ("debug=pdb",)
@@ -74,6 +74,7 @@ def run(arguments: Sequence[str]) -> int:
     folder = RunFolder.of(config.run_root, str(config.run))
     for change in settle(config, folder):
         say(f"changed since the last start: {change}")
+    config = with_steps_of(thaw(folder.storage.read(CONFIG)), config)
     last = folder.last_ending()
     if last is not None and last.is_done(config.steps, config.evaluate.patience):
         say(f"run {config.run} is done: step {last.step} of {config.steps} in {folder.url}")

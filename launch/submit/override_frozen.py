@@ -39,6 +39,8 @@ def amend(
                 OmegaConf.update(tree, key, chosen, merge=False)
             else:
                 _check_key(key)
+                if key == "steps":
+                    tree["steps_given"] = None
                 OmegaConf.update(tree, key, value, merge=True)
         except OmegaConfBaseException as error:
             raise ConfigError(f"cannot change {text!r}: {str(error).splitlines()[0]}") from error

@@ -12,7 +12,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from everstep.config import RunConfig
+from everstep.config import UNRESOLVED, RunConfig
+from everstep.errors import ConfigError
 from everstep.launch.sweep.config import RUNGED, Budget, Pruner, SweepConfig
 
 Losses = Mapping[int, Sequence[float]]
@@ -27,6 +28,8 @@ class Promotion:
 
 def rungs(sweep: SweepConfig, run: RunConfig) -> tuple[int, ...]:
     """Return the steps of each rung for one trial; the last is the length of the whole run."""
+    if run.steps == UNRESOLVED:
+        raise ConfigError(f"steps={run.steps_given}: the trials of a sweep have a number of steps; write one")
     if sweep.pruner not in RUNGED:
         return (run.steps,)
     if sweep.rungs is None:

@@ -12,7 +12,8 @@ from torch import nn
 
 from everstep.config import ScheduleConfig, Shape
 from everstep.errors import ConfigError
-from everstep.trainer.optim import WeightEma, build_optimizer, group_facts, lr_factor, set_lr
+from everstep.trainer.optim import WeightEma, build_optimizer, group_facts, set_lr
+from everstep.trainer.schedule import curve_of, lr_factor
 from support.toy import EmptyTask, ToyTask
 
 ADAMW = {"_target_": "torch.optim.AdamW", "lr": 0.5, "weight_decay": 0.1}
@@ -21,7 +22,7 @@ SGD = {"_target_": "torch.optim.SGD", "lr": 0.5}
 
 def factors(shape: Shape, *steps: int, warmup: int = 10, of: int = 110, low: float = 0.2) -> list[float]:
     schedule = ScheduleConfig(shape=shape, warmup_steps=warmup, final_fraction=low, decay_fraction=0.4)
-    return [lr_factor(step, of, schedule) for step in steps]
+    return [lr_factor(step, of, schedule, curve_of(schedule, ())) for step in steps]
 
 
 @pytest.mark.parametrize("shape", list(Shape))
@@ -65,7 +66,8 @@ def test_every_curve_is_continuous_and_between_its_ends(
     shape: Shape, warmup: int, steps: int, low: float, decay: float
 ) -> None:
     schedule = ScheduleConfig(shape=shape, warmup_steps=warmup, final_fraction=low, decay_fraction=decay)
-    values = [lr_factor(step, steps, schedule) for step in range(1, steps + warmup + 3)]
+    curve = curve_of(schedule, ())
+    values = [lr_factor(step, steps, schedule, curve) for step in range(1, steps + warmup + 3)]
     span = max(1, steps - warmup)
     steepest = max(1 / max(1, warmup), 1.6 * (1 - low) / span, (1 - low) / (decay * span))
     assert all(0 < value <= 1 for value in values[:warmup])
@@ -144,7 +146,7 @@ def test_an_optimizer_is_fused_where_it_can_be_and_the_user_does_not_say_no(
 
 @pytest.mark.parametrize(("task", "optimizer"), [(EmptyTask(), ADAMW), (EmptyTask(), SGD)])
 def test_a_model_without_parameters_is_refused(task: EmptyTask, optimizer: dict[str, object]) -> None:
-    with pytest.raises(ConfigError, match="no parameters to train; change model or task"):
+    with pytest.raises(ConfigError, match="no parameters to train; change model, task or"):
         build_optimizer(optimizer, task.model(), ())
 
 

@@ -25,6 +25,14 @@ class Plain(nn.Module):
         return self.net(x)[:, 0]
 
 
+class Hidden(Plain):
+    """Hidden layers, of which one is tall and none divides evenly among two processes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(WIDTH, 7), nn.GELU(), nn.Linear(7, 5), nn.GELU(), nn.Linear(5, 1))
+
+
 class BatchNorm(Plain):
     def __init__(self) -> None:
         super().__init__()

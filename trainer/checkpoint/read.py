@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from blake3 import blake3
 from torch import Tensor
 from torch.distributed.checkpoint import metadata as dcp
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.planner import LoadItemType, ReadItem
+from torch.distributed.checkpoint.planner import LoadItemType, LoadPlanner, ReadItem
 
 from everstep.errors import CheckpointError
 from everstep.storage import Buffer, Storage
@@ -53,6 +53,11 @@ def fill(tensors: dict[str, Tensor], source: OpenCheckpoint, rank: int = 0) -> N
         DamagedError: a file with tensors of this rank is damaged.
     """
     planner, items = _plan(tensors, source)
+    fill_items(planner, items, source, rank)
+
+
+def fill_items(planner: LoadPlanner, items: Iterable[ReadItem], source: OpenCheckpoint, rank: int = 0) -> None:
+    """Fill what a plan of torch.distributed.checkpoint asks for; `rank` and errors as in `fill`."""
     needed: dict[str, list[tuple[Chunk, ReadItem]]] = defaultdict(list)
     for item in items:
         chunk = _chunk(source, item)

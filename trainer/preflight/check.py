@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from everstep.compose import compose
-from everstep.config import ParallelKind, RunConfig
+from everstep.config import ParallelKind, RunConfig, steps_of
 from everstep.errors import ConfigError, EverstepError
 from everstep.frozen_config import thaw
 from everstep.process_setup import use_own_cache
@@ -35,6 +35,8 @@ class Findings:
     memory: dict[int, Footprint] = field(default_factory=dict)
     """Number of processes → memory of each of them."""
     data: str = ""
+    length: str = ""
+    """Epochs, with their number of steps if the data was read."""
     notes: list[str] = field(default_factory=list)
 
     def facts(self, run: RunConfig, brief: bool) -> Iterator[str]:
@@ -42,7 +44,7 @@ class Findings:
         kind = run.parallel.kind.value
         counts = {seen.parameters for seen in self.memory.values()}
         if counts and not brief and not self.problems:
-            yield f"fine: {max(counts):,} parameters, {run.steps} steps of {run.global_batch}"
+            yield f"fine: {max(counts):,} parameters, {self.length or run.steps} steps of {run.global_batch}"
         for world, seen in self.memory.items():
             yield from [seen.line(world, kind)] if brief else seen.table(world, kind)
         if self.data and not brief:
@@ -101,13 +103,14 @@ def _config(options: argparse.Namespace) -> RunConfig:
 
 def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
     """Build the parts of a run, the model at each number of processes; `data` reads a first batch too."""
-    from everstep.trainer.build import PLUGINS
+    from everstep.trainer.build import plugin_nodes
     from everstep.trainer.plugins import check_allowed
+    from everstep.trainer.schedule import curve_of
 
-    found = Findings()
-    for key in PLUGINS:
+    found = Findings(length=run.steps_given or "")
+    for key, node in plugin_nodes(run).items():
         with found.of(key):
-            check_allowed(getattr(run, key), key, run.plugins)
+            check_allowed(node, key, run.plugins)
     if found.problems:  # nothing of it may be imported
         return found
     with found.of("parallel"):
@@ -115,6 +118,8 @@ def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
             run.parallel.check_world(world)
     if not found.problems:
         _look_at_model(run, worlds, found)
+    with found.of("schedule"):
+        curve_of(run.schedule, run.plugins)
     with found.of("hooks"):
         _build_hooks(run)
     if data:
@@ -125,7 +130,7 @@ def examine(run: RunConfig, *worlds: int, data: bool = True) -> Findings:
 
 
 def _look_at_model(run: RunConfig, worlds: Sequence[int], found: Findings) -> None:
-    from everstep.trainer.build import build_task
+    from everstep.trainer.build import build_task, model_of
     from everstep.trainer.preflight.memory_estimate import footprint, pretended
 
     with found.of("task"):
@@ -134,7 +139,7 @@ def _look_at_model(run: RunConfig, worlds: Sequence[int], found: Findings) -> No
             raise ConfigError("optimizer=null: give optimizer=NAME")
         for world in worlds:
             with found.of("model"), pretended(run.parallel, world) as mesh:
-                found.memory[world] = footprint(run, task.model, mesh)
+                found.memory[world] = footprint(run, model_of(run, task), mesh)
 
 
 def _build_hooks(run: RunConfig) -> None:
@@ -147,6 +152,8 @@ def _build_hooks(run: RunConfig) -> None:
 def _look_at_data(run: RunConfig, found: Findings, world: int) -> None:
     with found.of("data"):
         batches, samples, held_out = _first_batches(run)
+        if run.steps_given is not None:
+            found.length = f"{run.steps_given} = {steps_of(run.steps_given, samples, run.global_batch)}"
         batch = batches[0]
         shapes = ", ".join(f"{name} {list(value.shape)} {str(value.dtype)[6:]}" for name, value in batch.items())
         found.data = f"data: {samples:,} samples; the first microbatch is {shapes}"

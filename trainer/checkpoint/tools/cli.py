@@ -30,6 +30,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     export = verbs.add_parser("export", help="the model's weights as one safetensors file")
     export.add_argument("url", metavar="CHECKPOINT", help="a checkpoint, or a run folder for its newest")
     export.add_argument("to", metavar="FILE", help="a path on this machine, such as weights.safetensors")
+    export.add_argument("--only-trained", action="store_true", help="leave out what was frozen (for adapters)")
     export.add_argument("--weights", choices=("model", "ema"), default="model", help="ema: their moving average")
     export.set_defaults(run=_export)
     _add_rm(verbs)
@@ -164,7 +165,7 @@ def _export(options: argparse.Namespace) -> int:
     from everstep.trainer.checkpoint.tools.diff import export
 
     run, path = locate(options.url)
-    count = export(run, path, options.weights, options.to)
+    count = export(run, path, options.weights, options.to, options.only_trained)
     print(printable(f"{options.to}: {count} tensors of {run.url}/{path}"))
     return 0
 

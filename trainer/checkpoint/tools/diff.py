@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -78,7 +78,7 @@ WEIGHTS = {"model": "model.", "ema": "average."}
 """Prefix of the weights to export: the trained ones, or their moving average."""
 
 
-def export(run: RunFolder, path: str, weights: str, to: str) -> int:
+def export(run: RunFolder, path: str, weights: str, to: str, only_trained: bool = False) -> int:
     """Write the file (a local path); return the number of tensors in it."""
     if importlib.util.find_spec("safetensors") is None:
         raise ConfigError("export writes safetensors, which is not installed: pip install 'everstep[export]'")
@@ -91,6 +91,8 @@ def export(run: RunFolder, path: str, weights: str, to: str) -> int:
     names = sorted(name for name in metadata.state_dict_metadata if name.startswith(prefix))
     if not names:
         raise ConfigError(f"{join_url(run.url, path)} has no moving average (ema); use --weights model")
+    if only_trained:
+        names = _trained(names, prefix, metadata.state_dict_metadata, join_url(run.url, path))
     tensors = {n.removeprefix(prefix): read_whole(run.storage, path, metadata, n) for n in names}
     target.parent.mkdir(parents=True, exist_ok=True)
     staged = target.with_name(f".{target.name}.part")
@@ -100,3 +102,12 @@ def export(run: RunFolder, path: str, weights: str, to: str) -> int:
     finally:
         staged.unlink(missing_ok=True)
     return len(tensors)
+
+
+def _trained(names: list[str], prefix: str, entries: Iterable[str], url: str) -> list[str]:
+    """Return the names of parameters that the optimizer has state for; others were frozen."""
+    state = {entry.removeprefix("optimizer.").rpartition(".")[0] for entry in entries if entry.startswith("optimizer.")}
+    found = [name for name in names if name.removeprefix(prefix) in state]
+    if not found:
+        raise ConfigError(f"{url}: its optimizer keeps no state for a parameter, so what was trained is not known")
+    return found

@@ -1,0 +1,1 @@
+"""Optimizers that are part of everstep: one file each."""
