@@ -184,7 +184,7 @@ class Stepper:
         self.searches = not isinstance(module, Replicated) or module.find_unused_parameters
         """True if a parameter may have no gradient, since no reduction waits for it."""
         self.asks: Sequence[Ask] = ()
-        """What the hooks ask to see."""
+        """Requests of the hooks."""
         self._view: StepView | None = None
         self._pending: deque[PendingStep] = deque()
 

@@ -1,4 +1,4 @@
-"""Records that are no numbers: texts, pictures, tables and histograms, and the checks of what a user gives for one."""
+"""Records that are no numbers, made of what a user gives: texts, pictures, tables, histograms."""
 
 from __future__ import annotations
 
