@@ -63,9 +63,10 @@ class Outputs:
     events: Sink | None = None
     trackers: Sequence[Sink] = ()
     """Sinks beside the run's own file: W&B and TensorBoard, which get the figures of the first node too."""
-    media: MediaLog | None = None
     figures: Callable[[], Mapping[str, float]] = dict
     """Return the node's figures since the last call; empty if there are none."""
+    media: MediaLog | None = None
+    """Log of texts, pictures, tables and histograms; None on ranks other than 0."""
 
 
 class Reporter:
