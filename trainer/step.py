@@ -194,7 +194,7 @@ class Stepper:
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
         if self.asks:
-            self._view = view_of(step, self.asks, self.parallel, self.update.share)
+            self._view = self.update.view = view_of(step, self.asks, self.parallel, self.update.share)
         sums = self._backward(step, batches)
         self.activity.at(Phase.update, step)
         applied = self._apply(sums[:4])
@@ -229,7 +229,7 @@ class Stepper:
 
     def _apply(self, sums: Tensor) -> Applied:
         try:
-            return self.update(sums, self._view)
+            return self.update(sums)
         except RuntimeError as error:
             if advice := sparse_advice(self.parallel.model, error):
                 said = f"optimizer ({type(self.state.optimizer).__name__}) fails: {' '.join(str(error).split())[:300]}"
