@@ -22,7 +22,7 @@ from everstep.trainer.reporting.flops import peak_flops
 from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.sinks import Sink
 from everstep.trainer.reporting.startup_timing import StartupTimer
-from everstep.trainer.step import StepInfo
+from everstep.trainer.step_info import StepInfo
 from everstep.trainer.watchdog.straggler import Straggler
 
 LOG = logging.getLogger("everstep")
