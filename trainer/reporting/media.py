@@ -231,7 +231,7 @@ class MediaWriter:
 
 
 def read_media(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the last record of each step and name, in the order of steps; `path` is the picture's in the folder."""
+    """Return the last record of each step and name by step; `path` is the picture's in the folder."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for attempt in folder.attempts():
         for record in folder.lines(attempt, MEDIA):
