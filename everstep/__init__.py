@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from everstep.trainer.data.ordering.weighted import Weighted, balanced
     from everstep.trainer.data.randomness import draws_nothing
     from everstep.trainer.reporting.media import log_histogram, log_image, log_table, log_text
-    from everstep.trainer.step import StepInfo
+    from everstep.trainer.step_info import StepInfo
     from everstep.trainer.step_view import every
     from everstep.trainer.task import Batch, Loss, Task
 
@@ -68,7 +68,7 @@ _HOMES = {
     "everstep.trainer.data.randomness": "draws_nothing",
     "everstep.trainer.data.ordering.weighted": "Weighted balanced",
     "everstep.trainer.reporting.media": "log_histogram log_image log_table log_text",
-    "everstep.trainer.step": "StepInfo",
+    "everstep.trainer.step_info": "StepInfo",
     "everstep.trainer.step_view": "every",
     "everstep.trainer.task": "Batch Loss Task",
 }

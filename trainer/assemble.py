@@ -95,7 +95,7 @@ def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | N
     figures = start.recorder.take if start.recorder is not None else dict
     trackers = [sink for sink in sinks if isinstance(sink, SinkThread)]
     media = MediaLog(start.folder, start.attempt, trackers, lambda: mesh.activity.mark.step) if mesh.is_main else None
-    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events, trackers, media, figures)
+    outputs = Outputs(open_display(run.log, mesh.is_main), sinks, events, trackers, figures, media)
     unit = getattr(built.task, "unit", "items")
     facts = RunFacts(run.steps, run.global_batch, run.log.every, run.evaluate.metric, unit)
     return Reporter(facts, start.folder, outputs, start.laps, mesh, restored.step if restored else 0)

@@ -15,7 +15,7 @@ from everstep.trainer.distributed.mesh import lost_peer
 from everstep.trainer.plugins import TARGET
 from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.sinks import warn
-from everstep.trainer.step import StepInfo
+from everstep.trainer.step_info import StepInfo
 from everstep.trainer.step_view import Ask, ask_of
 from everstep.trainer.watchdog.activity import Activity, Phase
 

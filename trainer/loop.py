@@ -20,7 +20,8 @@ from everstep.trainer.evaluate import Evaluator, keep_score
 from everstep.trainer.hooks import Hooks
 from everstep.trainer.reporting.reporter import Reporter
 from everstep.trainer.state.train_state import TrainState
-from everstep.trainer.step import StepInfo, Stepper
+from everstep.trainer.step import Stepper
+from everstep.trainer.step_info import StepInfo
 from everstep.trainer.watchdog.activity import Phase
 
 

@@ -1,4 +1,4 @@
-"""Metrics of a task that are no sums: objects of torchmetrics, with the same value on any number of processes.
+"""Objects of torchmetrics that a task measures with: the same value on any number of processes.
 
 The states of each microbatch are taken from the object, which begins the next one anew. Sums are added up in float64,
 other states are put in the order of the microbatches of the whole batch or set, on rank 0, which computes the value.

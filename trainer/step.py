@@ -7,16 +7,14 @@ are read later, from `PendingStep`.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from everstep.config import ScheduleConfig
 from everstep.errors import ConfigError
@@ -30,6 +28,7 @@ from everstep.trainer.schedule import Curve, lr_factor
 from everstep.trainer.state.preserve import preserved
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.state.trainable import MOST_OBJECTS
+from everstep.trainer.step_info import PendingStep, StepInfo
 from everstep.trainer.step_view import Ask, StepView, view_of
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Loss, Task
@@ -42,94 +41,6 @@ UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
     "parallel.find_unused=true for branches that only some batches take, or freeze what is never used"
 )
-
-
-@dataclass(frozen=True)
-class StepInfo:
-    """Results of one step, for hooks and metrics.
-
-    Attributes:
-        step: 1 is the first.
-        loss: mean over the items of the global batch.
-        items: number of items (samples, tokens …) in the loss.
-        norm: 2-norm of the gradient before clipping.
-        finite: False if the step changed nothing because of NaN or Inf.
-        overflow: True if fp16's loss scale was too large; it is then reduced by itself, and `finite` is True.
-        empty: True if no item of the batch counts, so that the step changed nothing; then `loss` is NaN.
-        stop: True if any rank was asked to stop.
-        save_failed: True if a save has failed and its retry is due (see checkpointer.py).
-        model: the model, as after this step; for hooks that ask, as all below (`every`).
-        batch: the first microbatch of this process.
-        outputs: what the model returned for it.
-        gradients: norm of each parameter's gradient by name.
-        metrics: mean over the items of each metric that `task.loss` returned; of objects, at the steps of `log.every`.
-    """
-
-    step: int
-    loss: float
-    items: int
-    norm: float
-    lr: float
-    finite: bool
-    stop: bool
-    save_failed: bool = False
-    overflow: bool = False
-    empty: bool = False
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    model: nn.Module | None = field(default=None, repr=False, compare=False)
-    batch: Mapping[str, Tensor] | None = field(default=None, repr=False, compare=False)
-    outputs: Any = field(default=None, repr=False, compare=False)
-    gradients: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class PendingStep:
-    """Results of a step that are still on the device.
-
-    `facts` are loss sum, items, asked, save_failed, norm, bad, loss scale, then the values that `TaskMetrics.joined`
-    appended.
-    """
-
-    step: int
-    lr: float
-    facts: Tensor | list[float]
-    ready: torch.cuda.Event | None
-    means: Callable[[Sequence[float]], dict[str, float]]
-    view: StepView | None = None
-
-    def read(self) -> StepInfo:
-        """Return the results; on CUDA, wait until the device has finished this step."""
-        if self.ready is not None:
-            self.ready.synchronize()
-        loss, items, asked, save_failed, norm, bad, scale, *metrics = (
-            self.facts if isinstance(self.facts, list) else self.facts.tolist()
-        )
-        overflow = bool(bad) and scale > 1 and math.isfinite(loss)
-        view = self.view
-        seen: dict[str, Any] = (
-            {}
-            if view is None
-            else {
-                "model": view.model,
-                "batch": view.batch,
-                "outputs": view.outputs,
-                "gradients": view.gradients(items, scale),
-            }
-        )
-        return StepInfo(
-            self.step,
-            loss / items if items else float("nan"),
-            int(items),
-            norm,
-            self.lr,
-            finite=not bad or overflow,
-            stop=asked > 0,
-            save_failed=save_failed > 0,
-            overflow=overflow,
-            empty=not items,
-            metrics=self.means(metrics),
-            **seen,
-        )
 
 
 @dataclass(frozen=True)
@@ -186,7 +97,7 @@ class Stepper:
         self.searches = not isinstance(module, Replicated) or module.find_unused_parameters
         """True if a parameter may have no gradient, since no reduction waits for it."""
         self.asks: Sequence[Ask] = ()
-        """What the hooks ask to see."""
+        """Requests of the hooks."""
         self._view: StepView | None = None
         self._pending: deque[PendingStep] = deque()
 
@@ -197,7 +108,7 @@ class Stepper:
         buffers = self.state.buffers
         before = buffers.copies() if buffers is not None else {}
         if self.asks:
-            self._view = view_of(step, self.asks, self.parallel, self.update.share)
+            self._view = self.update.view = view_of(step, self.asks, self.parallel, self.update.share)
         sums = self._backward(step, batches)
         self.activity.at(Phase.update, step)
         applied = self._apply(sums[:4])
@@ -232,7 +143,7 @@ class Stepper:
 
     def _apply(self, sums: Tensor) -> Applied:
         try:
-            return self.update(sums, self._view)
+            return self.update(sums)
         except RuntimeError as error:
             if advice := sparse_advice(self.parallel.model, error):
                 said = f"optimizer ({type(self.state.optimizer).__name__}) fails: {' '.join(str(error).split())[:300]}"

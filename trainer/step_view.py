@@ -1,4 +1,4 @@
-"""What a hook sees of a step beyond its numbers, if it asks: model, batch, outputs, and gradient norms by name."""
+"""View of a step for hooks that ask: model, batch, outputs, and gradient norms by name."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def ask_of(hook: object, name: str) -> Ask | None:
 
 
 class StepView:
-    """What the hooks that are due at one step see of it."""
+    """View of one step, for the hooks that are due there."""
 
     def __init__(self, asks: Sequence[Ask], parallel: ParallelModel, share: float) -> None:
         """`share` is the factor by which gradients are too small, times the items of the step."""

@@ -25,7 +25,7 @@ class Loss:
     count: Tensor | int
     """Number of items in the sums."""
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    """Scalars summed over the same items, reported as sum / count; or objects of torchmetrics, updated in this pass.
+    """Scalars summed over the items, reported as sum / count; or torchmetrics updated in this pass.
 
     In training they are reported at each record (`log.every`), and measure the step of the record, as the loss does.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +52,12 @@ def checked(loss: object, method: str) -> Loss:
                 f"task.{method} returned a metric {name!r} of shape {list(value.shape)}: a metric is one number, "
                 "summed over the items; give each cell a name of its own, or make one number of them"
             )
-        if isinstance(value, nn.Module) and not objects_of({name: value}):
+        if not isinstance(value, NUMBERS) and not objects_of({name: value}):
+            if not isinstance(value, nn.Module):
+                raise ConfigError(
+                    f"task.{method} returned a {type(value).__name__} as metric {name!r}: return a number summed over "
+                    "the items, or an object of torchmetrics"
+                )
             raise ConfigError(
                 f"task.{method} returned a {type(value).__name__} as metric {name!r}: return its metrics one by one, "
                 "{**MetricCollection(…, compute_groups=False)}"
@@ -83,6 +89,8 @@ def sparse_advice(model: nn.Module, error: Exception) -> str:
     )
 
 
+NUMBERS = (Tensor, int, float, np.generic, np.ndarray)
+"""Types of a metric that is a sum."""
 FLAGS = 2
 """Numbers before the metrics of a step: 1 for new names, and 1 for objects."""
 _NAMES = "kind step time loss lr norm items samples unit items_per_s steps_per_s data_wait memory_mb mfu"
@@ -116,7 +124,7 @@ class TaskMetrics:
         self._sums = torch.zeros(FLAGS + 2 * len(self.places), dtype=torch.float64, device=self.mesh.device)
 
     def add(self, loss: Loss, index: int, real: bool) -> None:
-        """Add the metrics of a microbatch, the n-th of the batch; padding (`real` is False) counts for nothing."""
+        """Add the metrics of a microbatch by its number; padding (`real` is False) counts for nothing."""
         objects = objects_of(loss.metrics)
         self._new |= loss.metrics.keys() - self.places.keys() - objects.keys()
         if not self._agreed:

@@ -45,20 +45,21 @@ class Update:
         self.on_host = parallel.mesh.device.type != "cuda"
         self.masks = not self.on_host and any(group.get("fused") for group in state.optimizer.param_groups)
         """True if the optimizer's kernels skip an update after NaN or Inf; else the host has to read the flag."""
+        self.view: StepView | None = None
+        """View of the step for hooks, which measures the gradients before they are scaled."""
         self.nonfinite = ""
         """Parameters whose gradients were not finite in the last step that was bad; unknown on a GPU."""
 
     @torch.no_grad()
-    def __call__(self, sums: Tensor, view: StepView | None = None) -> Applied:
+    def __call__(self, sums: Tensor) -> Applied:
         """Apply the gradients of the step.
 
         Args:
             sums: [4] float64: loss sum, items, asked, save_failed, summed over all ranks.
-            view: what hooks are to see of the gradients.
         """
         self.parallel.reduce_whole()
-        if view is not None:
-            view.measure()
+        if self.view is not None:
+            self.view.measure()
         gradients = self.parallel.gradients()
         norm = self.parallel.norm(gradients)
         applied = self._on_host(sums, gradients, norm) if self.on_host else self._on_device(sums, gradients, norm)

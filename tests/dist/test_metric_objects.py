@@ -95,6 +95,8 @@ def test_states_are_no_part_of_a_checkpoint_even_of_a_task_that_is_a_module(tmp_
     [
         ("ForgottenUpdate", "metric 'f1' (BinaryF1Score) was returned without an update: call its update"),
         ("ManyCells", "metric 'confusion' gives 121 numbers (limit 100)"),
+        ("ReturnsAList", "task.evaluate returned a list as metric 'outputs': return a number"),
+        ("ReturnsACollection", "returned a MetricCollection as metric 'both': return its metrics one by one"),
         ("KeepsAMean", "metric 'mean' (MeanMetric) keeps a mean (mean_value)"),
     ],
 )

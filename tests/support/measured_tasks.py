@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import BinaryAUROC, BinaryF1Score, MulticlassConfusionMatrix
 from torchmetrics.regression import PearsonCorrCoef
 from torchmetrics.retrieval import RetrievalRecall
@@ -102,6 +102,20 @@ class ForgottenUpdate(MeasuredTask):
 class ManyCells(MeasuredTask):
     def _metrics(self) -> dict[str, Metric]:
         return {**super()._metrics(), "confusion": MulticlassConfusionMatrix(11)}
+
+
+class ReturnsAList(MeasuredTask):
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        out = model(batch["x"])
+        return Loss(_loss(out, batch), len(out), {"outputs": out.tolist()})
+
+
+class ReturnsACollection(MeasuredTask):
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        out = model(batch["x"])
+        both = MetricCollection([BinaryF1Score(), BinaryAUROC()])
+        both.update(out[:, 0].sigmoid(), batch["hit"])
+        return Loss(_loss(out, batch), len(out), {"both": both})
 
 
 class KeepsAMean(MeasuredTask):

@@ -232,3 +232,32 @@ def test_without_pillow_wandb_shows_a_picture_as_html(monkeypatch: pytest.Monkey
     value = media_views.media_value({"type": "image", "png": data, "caption": "c"})
     assert isinstance(value, wandb.Html)
     assert base64.b64encode(data).decode() in value.html
+
+
+def test_wandb_gets_each_picture_once_with_its_step_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from everstep.config import WandbConfig
+    from everstep.trainer.reporting.wandb_sink import WandbSink, rows
+
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    folder = RunFolder(str(tmp_path / "run"))
+    (tmp_path / "run").mkdir()
+    for steps in ((1, 2), (2, 3)):  # the second attempt replays step 2
+        sink = WandbSink(WandbConfig(enabled=True, mode="offline"), "run", folder, {})
+        for step in steps:
+            record = {
+                "kind": "media",
+                "type": "image",
+                "name": "x",
+                "step": step,
+                "caption": "",
+                "height": 2,
+                "width": 2,
+            }
+            sink.media({**record, "png": png(np.zeros((2, 2), np.uint8))})
+            sink.log({"kind": "train", "step": step, "loss": 1.0})
+        sink.close()
+    found = [row for file in sorted((tmp_path / "run").glob("wandb/offline-*/*.wandb")) for row in rows(file)]
+    assert sorted(row["step"] for row in found if any(key.startswith("media/x") for key in row)) == [1, 2, 3]
+    assert sorted(row["step"] for row in found if "train/loss" in row) == [1, 2, 3]

@@ -27,7 +27,7 @@ from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.reporting.tensorboard_sink import TensorBoardSink
 from everstep.trainer.reporting.trackers import open_sinks
 from everstep.trainer.reporting.wandb_sink import WandbSink, last_steps, rows
-from everstep.trainer.step import StepInfo
+from everstep.trainer.step_info import StepInfo
 from support.processes import until
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from everstep.errors import DivergedError
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.loader import Loader
-from everstep.trainer.step import StepInfo
+from everstep.trainer.step_info import StepInfo
 
 FALLEN = 0.9
 """Fraction of the first loss below which the last one counts as fallen."""

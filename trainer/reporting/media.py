@@ -1,4 +1,4 @@
-"""Texts, pictures, tables and histograms of a run: `log_text` and its siblings, and the log that they write to.
+"""Log of the texts, pictures, tables and histograms of a run: `log_text` and its siblings.
 
 What is logged is copied at once and written by a thread. It goes to the trackers with the record of its step, so that
 they get the steps in their order.
@@ -40,7 +40,7 @@ def log_text(name: str, text: str) -> None:
 
 
 def log_image(name: str, image: Any, caption: str = "") -> None:
-    """Record a picture of this step, on rank 0: uint8, an array or tensor of (H, W), (H, W, 3) or (3, H, W)."""
+    """Record a picture of this step, on rank 0: uint8 of shape (H, W), (H, W, 3) or (3, H, W)."""
     if (log := _open[-1] if _open else None) is not None:
         pixels = pixels_of(checked_name("log_image", name), image)
         height, width = pixels.shape[:2]
@@ -136,7 +136,7 @@ class MediaLog:
     def _refusal(self, media: Media) -> str:
         """Return why a record is left out; empty if it is not."""
         if media.record["name"] in self._names:
-            return "a name is recorded once a step"
+            return "a name is recorded once a step, the first"
         if media.size > LARGEST:
             return f"one is at most {LARGEST >> 20} MiB"
         if sum(held.size for held in self._held) + media.size > LARGEST_BACKLOG:
@@ -231,7 +231,7 @@ class MediaWriter:
 
 
 def read_media(folder: RunFolder) -> list[dict[str, Any]]:
-    """Return the last record of each step and name, in the order of steps; `path` is the picture's in the folder."""
+    """Return the last record of each step and name by step; `path` is the picture's in the folder."""
     found: dict[tuple[int, str], dict[str, Any]] = {}
     for attempt in folder.attempts():
         for record in folder.lines(attempt, MEDIA):

@@ -1,4 +1,4 @@
-"""Records that are no numbers: texts, pictures, tables and histograms, and the checks of what a user gives for one."""
+"""Records that are no numbers, made of what a user gives: texts, pictures, tables, histograms."""
 
 from __future__ import annotations
 
@@ -71,6 +71,7 @@ def pixels_of(name: str, image: object) -> Pixels:
     Raises:
         ConfigError: it is of another type or shape.
     """
+    _check_whole("log_image", name, image)
     array = image.detach().cpu().numpy() if isinstance(image, torch.Tensor) else np.asarray(image)
     shape = list(array.shape)
     if array.dtype != np.uint8:
@@ -90,8 +91,15 @@ def pixels_of(name: str, image: object) -> Pixels:
     return np.array(array, order="C")
 
 
+def _check_whole(call: str, name: str, value: object) -> None:
+    """Refuse a tensor that FSDP has sharded: rank 0 alone cannot gather it."""
+    if hasattr(value, "full_tensor"):
+        raise ConfigError(f"{call}({name!r}): the tensor is sharded; give value.full_tensor(), called on all processes")
+
+
 def histogram_of(name: str, values: object, bins: int) -> dict[str, Any]:
     """Return edges and counts of the finite values, and the number of the others."""
+    _check_whole("log_histogram", name, values)
     if isinstance(values, torch.Tensor):
         flat = values.detach().reshape(-1)
         flat = flat[:: max(1, -(-flat.numel() // MOST_VALUES))]

@@ -22,7 +22,7 @@ from everstep.trainer.reporting.flops import peak_flops
 from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.sinks import Sink
 from everstep.trainer.reporting.startup_timing import StartupTimer
-from everstep.trainer.step import StepInfo
+from everstep.trainer.step_info import StepInfo
 from everstep.trainer.watchdog.straggler import Straggler
 
 LOG = logging.getLogger("everstep")
@@ -63,9 +63,10 @@ class Outputs:
     events: Sink | None = None
     trackers: Sequence[Sink] = ()
     """Sinks beside the run's own file: W&B and TensorBoard, which get the figures of the first node too."""
-    media: MediaLog | None = None
     figures: Callable[[], Mapping[str, float]] = dict
     """Return the node's figures since the last call; empty if there are none."""
+    media: MediaLog | None = None
+    """Log of texts, pictures, tables and histograms; None on ranks other than 0."""
 
 
 class Reporter:
