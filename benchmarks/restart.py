@@ -2,7 +2,7 @@
 
 `torchrun` is a hand-written loop under `torchrun --max-restarts`, as it comes; `torchrun, new store` has the variable
 set without which gloo may meet the addresses of the dead; `everstep` is `everstep run job.nproc=2`, as it comes, and
-with torchrun in place of its fork server.
+with torchrun in place of its fork server; last, the fork server is killed, and both workers with it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+import psutil
+
 from benchmarks.contest import ROOT, FailedError, environment, torchrun
 from benchmarks.footprints import Footprint, footprints
 from benchmarks.table import machine, markdown, spread
 
 HEAD = ("contestant", "n", "kill to next step, s", "steps done again", "did not come back")
 DEADLINE_S = 90.0
-NAMES = ("torchrun", "torchrun, new store", "everstep", "everstep, job.warm=false")
+SERVER_DIES = "everstep, its fork server killed"
+NAMES = ("torchrun", "torchrun, new store", "everstep", "everstep, job.warm=false", SERVER_DIES)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -71,7 +74,7 @@ def _measure(name: str, save_every: int) -> tuple[float, int]:
             far = 2 * save_every + save_every // 2
             before = _await(child, out, lambda one: one.rank == 1 and one.step >= far, "the first steps")
             killed = time.time()
-            os.kill(before.pid, signal.SIGKILL)
+            os.kill(psutil.Process(before.pid).ppid() if name == SERVER_DIES else before.pid, signal.SIGKILL)
             after = _await(child, out, lambda one: one.rank == 1 and one.pid != before.pid, "the step after the kill")
             reached = max(one.step for one in footprints(out) if one.pid == before.pid)
         return after.time - killed, reached - after.step + 1
