@@ -32,9 +32,9 @@ from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
 from everstep.trainer.reporting.media import MediaLog
 from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
-from everstep.trainer.reporting.sink_thread import SinkThread
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Sink
-from everstep.trainer.reporting.trackers import open_sinks
+from everstep.trainer.reporting.trackers.opening import open_sinks
+from everstep.trainer.reporting.trackers.sink_thread import SinkThread
 from everstep.trainer.schedule import curve_of
 from everstep.trainer.start import Start
 from everstep.trainer.step import StepConfig, Stepper

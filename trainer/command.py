@@ -60,7 +60,7 @@ def _check_parser() -> argparse.ArgumentParser:
 def _parser() -> argparse.ArgumentParser:
     from everstep.trainer.checkpoint.tools import cli as checkpoint
     from everstep.trainer.data import cli as data
-    from everstep.trainer.reporting import sync
+    from everstep.trainer.reporting.trackers import sync
 
     parser: argparse.ArgumentParser = _Arguments(prog="everstep")
     verbs = parser.add_subparsers(required=True, metavar="VERB")

@@ -269,7 +269,7 @@ def tensorboard_steps(run_folder: Path) -> list[int]:
 
 
 def wandb_steps(run_folder: Path) -> list[int]:
-    from everstep.trainer.reporting.wandb_sink import rows
+    from everstep.trainer.reporting.trackers.wandb_sink import rows
 
     return [
         row["step"]

@@ -16,7 +16,7 @@ from everstep.frozen_config import freeze
 from everstep.launch.__main__ import main
 from everstep.launch.submit import snapshot
 from everstep.run_folder import METRICS, RunFolder
-from everstep.trainer.reporting import sync as syncing
+from everstep.trainer.reporting.trackers import sync as syncing
 
 
 def made(url: str, records: list[dict[str, Any]], code: str | None = None, **keys: Any) -> RunFolder:
@@ -116,7 +116,7 @@ def read_mlflow(folder: RunFolder, key: str) -> list[tuple[int, float]]:
 @pytest.mark.process
 def test_a_run_that_is_synced_twice_into_wandb_is_there_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    from everstep.trainer.reporting.wandb_sink import rows
+    from everstep.trainer.reporting.trackers.wandb_sink import rows
     from support.processes import until
 
     monkeypatch.setenv("WANDB_MODE", "offline")

@@ -20,8 +20,8 @@ from everstep.trainer.reporting import media as module
 from everstep.trainer.reporting.media import MediaLog, read_media
 from everstep.trainer.reporting.media_record import pixels_of
 from everstep.trainer.reporting.png import png
-from everstep.trainer.reporting.sink_thread import SinkThread
-from everstep.trainer.reporting.tensorboard_sink import TensorBoardSink
+from everstep.trainer.reporting.trackers.sink_thread import SinkThread
+from everstep.trainer.reporting.trackers.tensorboard_sink import TensorBoardSink
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -238,7 +238,7 @@ def test_wandb_gets_each_picture_once_with_its_step_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from everstep.config import WandbConfig
-    from everstep.trainer.reporting.wandb_sink import WandbSink, rows
+    from everstep.trainer.reporting.trackers.wandb_sink import WandbSink, rows
 
     monkeypatch.setenv("WANDB_MODE", "offline")
     folder = RunFolder(str(tmp_path / "run"))

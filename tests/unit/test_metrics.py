@@ -24,9 +24,9 @@ from everstep.trainer.reporting.console import Quiet
 from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, read_lines, read_metrics
 from everstep.trainer.reporting.startup_timing import StartupTimer
-from everstep.trainer.reporting.tensorboard_sink import TensorBoardSink
-from everstep.trainer.reporting.trackers import open_sinks
-from everstep.trainer.reporting.wandb_sink import WandbSink, last_steps, rows
+from everstep.trainer.reporting.trackers.opening import open_sinks
+from everstep.trainer.reporting.trackers.tensorboard_sink import TensorBoardSink
+from everstep.trainer.reporting.trackers.wandb_sink import WandbSink, last_steps, rows
 from everstep.trainer.step_info import StepInfo
 from support.processes import until
 
@@ -172,7 +172,7 @@ def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
     def unreachable(*_: object) -> None:
         raise ConnectionError("no network")
 
-    monkeypatch.setattr("everstep.trainer.reporting.trackers.TensorBoardSink", unreachable)
+    monkeypatch.setattr("everstep.trainer.reporting.trackers.opening.TensorBoardSink", unreachable)
     with caplog.at_level(logging.WARNING, "everstep"):
         for sink in open_sinks(LogConfig(tensorboard=True), "demo", local, 1, {}):
             sink.log(train(1, 0.5))

@@ -13,10 +13,10 @@ import pytest
 from everstep.config import LogConfig
 from everstep.errors import ConfigError
 from everstep.run_folder import RunFolder
-from everstep.trainer.reporting import sink_thread
-from everstep.trainer.reporting.sink_thread import SinkThread
 from everstep.trainer.reporting.sinks import JsonLines
-from everstep.trainer.reporting.trackers import open_sinks
+from everstep.trainer.reporting.trackers import sink_thread
+from everstep.trainer.reporting.trackers.opening import open_sinks
+from everstep.trainer.reporting.trackers.sink_thread import SinkThread
 
 CONFIG = {"steps": 40, "optimizer": {"lr": 0.1}}
 
@@ -101,7 +101,7 @@ def test_what_a_kill_left_unwritten_reaches_a_sink_that_takes_each_step_once(fol
     lines.close()
     once = Kept()
     once.once = True  # type: ignore[attr-defined]
-    from everstep.trainer.reporting.trackers import earlier
+    from everstep.trainer.reporting.trackers.opening import earlier
 
     sink = SinkThread("kept", lambda: once, lambda: earlier(folder, 2))
     sink.log(train(3, 0.25))

@@ -18,8 +18,8 @@ from typing import Any
 from everstep.run_folder import MEDIA, PICTURES, RunFolder
 from everstep.trainer.reporting.background_writer import BackgroundWriter
 from everstep.trainer.reporting.media_record import Media, Pixels, checked_name, histogram_of, pixels_of, table_of
-from everstep.trainer.reporting.sink_thread import SinkThread
 from everstep.trainer.reporting.sinks import JsonLines, warn
+from everstep.trainer.reporting.trackers.sink_thread import SinkThread
 
 LOG = logging.getLogger("everstep")
 LARGEST = 16 << 20

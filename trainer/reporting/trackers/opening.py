@@ -12,10 +12,10 @@ from everstep.config import LogConfig
 from everstep.errors import ConfigError
 from everstep.run_folder import METRICS, RunFolder
 from everstep.trainer.plugins import TARGET, prepare
-from everstep.trainer.reporting.sink_thread import SinkThread
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, Record, Sink, read_metrics
-from everstep.trainer.reporting.tensorboard_sink import TensorBoardSink
-from everstep.trainer.reporting.wandb_sink import WandbSink
+from everstep.trainer.reporting.trackers.sink_thread import SinkThread
+from everstep.trainer.reporting.trackers.tensorboard_sink import TensorBoardSink
+from everstep.trainer.reporting.trackers.wandb_sink import WandbSink
 
 PACKAGES = {
     "W&B": ("wandb", "wandb"),

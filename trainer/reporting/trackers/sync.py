@@ -13,9 +13,9 @@ from everstep.frozen_config import plain, thaw
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.trainer.plugins import TARGET, instantiate
 from everstep.trainer.reporting.sinks import Sink
-from everstep.trainer.reporting.tensorboard_sink import TensorBoardSink
-from everstep.trainer.reporting.trackers import check_installed, earlier
-from everstep.trainer.reporting.wandb_sink import WandbSink
+from everstep.trainer.reporting.trackers.opening import check_installed, earlier
+from everstep.trainer.reporting.trackers.tensorboard_sink import TensorBoardSink
+from everstep.trainer.reporting.trackers.wandb_sink import WandbSink
 
 TRACKERS = {
     "wandb": "W&B",
