@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from everstep.trainer.step_info import StepInfo
     from everstep.trainer.step_view import every
     from everstep.trainer.task import Batch, Loss, Task
+    from everstep.trainer.whole_batch import WholeBatchTask
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "Task",
     "TrainingError",
     "Weighted",
+    "WholeBatchTask",
     "balanced",
     "draws_nothing",
     "every",
@@ -71,6 +73,7 @@ _HOMES = {
     "everstep.trainer.step_info": "StepInfo",
     "everstep.trainer.step_view": "every",
     "everstep.trainer.task": "Batch Loss Task",
+    "everstep.trainer.whole_batch": "WholeBatchTask",
 }
 __getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names.split()})
 

@@ -36,6 +36,7 @@ from everstep.trainer.task_calls import TaskMetrics, checked, float64_advice, in
 from everstep.trainer.update import Applied, Update
 from everstep.trainer.watchdog.activity import CompiledShapes, Phase
 from everstep.trainer.watchdog.device_time import ForwardTime
+from everstep.trainer.whole_batch import WholeBatch, WholeBatchTask
 
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "
@@ -98,6 +99,7 @@ class Stepper:
         """True if a parameter may have no gradient, since no reduction waits for it."""
         self.asks: Sequence[Ask] = ()
         """Requests of the hooks."""
+        self.whole = WholeBatch(task, parallel, self._seed) if isinstance(task, WholeBatchTask) else None
         self._view: StepView | None = None
         self._pending: deque[PendingStep] = deque()
 
@@ -166,13 +168,16 @@ class Stepper:
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
         self.metrics.begin(step)
+        if self.whole is not None:
+            self.activity.at(Phase.forward, step)
+            self.whole.prepare(step, batches)
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
             self._seed(step, microbatch.index)
             with self.parallel.gradient_sync(last):
                 self.activity.at(Phase.forward, step, number, self.shapes.is_new(microbatch.batch))
                 self.forward_time.start()
-                loss = self._loss(microbatch.batch)
+                loss = self._loss(microbatch.batch, microbatch.index)
                 self.forward_time.stop()
                 if self._view is not None:
                     self._view.see(microbatch.batch)
@@ -197,8 +202,10 @@ class Stepper:
         if self.generators:
             seed_own(self.generators, microbatch_seed(self.config.seed, step, index))
 
-    def _loss(self, batch: Mapping[str, Tensor]) -> Loss:
+    def _loss(self, batch: Mapping[str, Tensor], index: int | None = None) -> Loss:
         try:
+            if self.whole is not None and index is not None:
+                return self.whole.loss(batch, index)
             with self.parallel.autocast():
                 return checked(self.task.loss(self.parallel.module, inputs(batch, self.parallel.cast)), "loss")
         except RuntimeError as error:
