@@ -1,4 +1,4 @@
-"""Losses over the whole global batch, such as contrastive ones, with the memory of one microbatch at a time.
+"""Losses over the whole global batch, such as contrastive ones, in the memory of a microbatch.
 
 The features of all microbatches are computed without a graph and gathered; the loss of all of them gives the gradient
 of each feature; then each microbatch computes its features again, with a graph, and passes its part of the gradients
