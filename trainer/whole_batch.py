@@ -28,7 +28,7 @@ LOSS_INDEX = 1 << 40
 
 @runtime_checkable
 class WholeBatchTask(Protocol):
-    """A task whose loss is of the whole global batch; its `loss` is `batch_loss` of the features of one microbatch."""
+    """A task with a loss of the whole global batch; its `loss` is that of one microbatch, for checks."""
 
     def features(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return tensors [samples, …] of one microbatch; all that the loss needs of the model is in them."""
@@ -78,7 +78,7 @@ class WholeBatch:
         self._parts = _parts(whole, loss, [index for index, _ in order], rows)
 
     def loss(self, batch: Batch, index: int) -> Loss:
-        """Return a loss whose gradient is that of the whole batch's loss by this microbatch; the sums are its share."""
+        """Return a loss with the gradient of the whole batch's loss by this microbatch, and its share of it."""
         features = self._features(batch)
         if (part := self._parts.get(index)) is None:  # padding, which has the weight zero
             return Loss(sum((value.sum() for value in features.values()), torch.zeros((), device=self._device)), 1)
@@ -103,7 +103,7 @@ class WholeBatch:
     def _gathered(
         self, own: Sequence[Mapping[str, Tensor]], batches: Sequence[Microbatch]
     ) -> list[tuple[int, bool, Mapping[str, Tensor]]]:
-        """Return index, whether it is no padding, and features of the microbatches of all ranks."""
+        """Return index, True if it is no padding, and features of the microbatches of all ranks."""
         heads = [
             (each.index, int(each.real), len(next(iter(found.values()))))
             for each, found in zip(batches, own, strict=True)
