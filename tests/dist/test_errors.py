@@ -20,8 +20,12 @@ WRONG = [
         ["parallel=fsdp", "task._target_=support.toy.EmptyTask"],
         "parallel=fsdp: the model has no parameters to shard",
     ),
-    (2, ["task._target_=support.toy.EmptyTask"], "the model has no parameters to train; change model or task"),
-    (1, ["task._target_=support.toy.EmptyTask"], "the model has no parameters to train; change model or task"),
+    (2, ["task._target_=support.toy.EmptyTask"], "the model has no parameters to train; change model"),
+    (
+        1,
+        ["task._target_=support.toy.EmptyTask"],
+        "the model has no parameters to train; change model, task or optimizer.groups",
+    ),
     (2, ["parallel.compile=nosuch"], "parallel.compile='nosuch': there is no such backend"),
     (2, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
     (1, ["evaluate.metric=mea"], "evaluate.metric='mea': the task measures loss, mae; choose one"),
@@ -38,7 +42,7 @@ WRONG = [
     (2, ["stepz=3"], "no key 'stepz'; did you mean 'steps'?"),
     (2, ["optimizer=null"], "optimizer has keys (lr) but no _target_"),
     (2, ["run_root=nosuch://bucket/runs"], "the scheme 'nosuch' is not one of"),
-    (2, ["init_from=/nosuch/run"], "/nosuch/run has no checkpoint of Everstep; weights of another kind"),
+    (2, ["init_from=/nosuch/run"], "/nosuch/run has no checkpoint of Everstep, and is no safetensors"),
     (2, ["log.wandb.enabled=true"], "log asks for W&B, which is not installed: pip install 'everstep[wandb]'"),
 ]
 

@@ -1,4 +1,4 @@
-"""A script of the user's own is named to torchrun or to submit; the trainer's verbs say so."""
+"""A script of the user's own is for run and submit; check says so."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from everstep.launch import __main__ as command
 
 
-@pytest.mark.parametrize("verb", ["run", "check"])
+@pytest.mark.parametrize("verb", ["check"])
 @pytest.mark.parametrize("given", [[], ["job=slurm"], ["--config-dir", "conf"]])
 def test_a_script_after_dashes_is_answered_with_what_starts_it(
     verb: str, given: list[str], capsys: pytest.CaptureFixture[str]

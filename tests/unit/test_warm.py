@@ -21,7 +21,13 @@ FACTS = [sys.executable, "-m", "support.process_facts"]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    return {"PYTHONPATH": PATHS, "TMPDIR": str(folder), "PATH": os.environ["PATH"], "ONLY": "this"}
+    return {
+        "PYTHONPATH": PATHS,
+        "TMPDIR": str(folder),
+        "PATH": os.environ["PATH"],
+        "ONLY": "this",
+        "PYTHONHASHSEED": "0",
+    }
 
 
 def ask(how: str, folder: Path, **options: Any) -> subprocess.CompletedProcess[str]:

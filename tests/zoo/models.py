@@ -205,10 +205,12 @@ class Hooked(Plain):
 class Complex(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.spectrum, self.head = nn.Parameter(torch.randn(4, dtype=torch.complex64)), nn.Linear(WIDTH, 1)
+        self.spectrum, self.head = nn.Parameter(torch.randn(4, dtype=torch.complex128)), nn.Linear(8, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.head(torch.fft.irfft(torch.fft.rfft(x) * self.spectrum, n=WIDTH))[:, 0]
+        # Both parts of each product count: Adam would make a step of the rounding of a gradient that is zero.
+        parts = torch.view_as_real(torch.fft.rfft(x) * self.spectrum).flatten(1)
+        return self.head(parts.to(x.dtype))[:, 0]
 
 
 class MixedTypes(nn.Module):
