@@ -143,7 +143,7 @@ def test_dropout_is_off_in_evaluation_and_on_in_training() -> None:
 
 @pytest.mark.parametrize(
     "file",
-    sorted((file for group in ("task", "model", "data") for file in CONF.glob(f"{group}/*.yaml"))),
+    sorted(file for group in ("task", "model", "data") for file in CONF.glob(f"{group}/*.yaml")),
     ids=lambda file: file.stem,
 )
 def test_every_plug_in_of_conf_can_be_imported_and_takes_its_keys(file: Path) -> None:
