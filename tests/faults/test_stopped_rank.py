@@ -30,7 +30,7 @@ KINDS = {
     "hold_lock_blocked": "frozen",
     "join_alone": "stalled",
 }
-"""How a rank hangs, and the kind of stall."""
+"""Kind of stall by the way in which a rank hangs."""
 
 
 @pytest.fixture
