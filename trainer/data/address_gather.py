@@ -111,15 +111,22 @@ def gather_ragged(elements: Ints, values: Ints, lengths: Ints, kind: torch.dtype
     size = kind.itemsize
     bounds = _space(16, 8)[elements].view(np.int64).reshape(-1, 2)  # a copy: the file may change after the check
     first, last = bounds[:, 0], bounds[:, 1]
-    offsets = np.zeros(len(elements) + 1, np.int64)
-    np.subtract(last, first, out=offsets[1:])
+    offsets = np.empty(len(elements) + 1, np.int64)
+    offsets[0], sizes = 0, offsets[1:]
+    np.subtract(last, first, out=sizes)
     # One sign for four comparisons; where first and last are not negative, no difference overflows.
-    signs = (lengths - last) | offsets[1:] | first | last
+    signs = lengths - last
+    signs |= sizes
+    signs |= first
+    signs |= last
     if np.minimum.reduce(signs, initial=0) < 0:
         row = int(signs.argmin())
         raise OffsetsError(row, int(first[row]), int(last[row]), int(lengths[row]))
-    np.cumsum(offsets, out=offsets)
-    memory, places = _memory(), bounds * size + (values - _ORIGIN)[:, None]
+    np.add.accumulate(sizes, out=sizes)
+    memory, places = _memory(), bounds  # its numbers become addresses in place
+    if size != 1:
+        places *= size
+    places += (values - _ORIGIN)[:, None]
     # Of all methods available in Python, the one with the least work per row.
     content = bytearray().join([memory[start:stop] for start, stop in places.tolist()])
     return torch.frombuffer(content, dtype=kind) if content else torch.empty(0, dtype=kind), offsets
