@@ -41,6 +41,7 @@ TENSORBOARD = "tensorboard"
 WANDB = "wandb"
 MLFLOW = "mlflow"
 PROJECT = "project"
+TASK_MODULE = f"{PROJECT}/run_task.py"
 """Module, data and config of a run that Python code started with `everstep.train`."""
 NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE, PROJECT)
 """Folders of a run folder; neither they nor an entry of them may be a link."""

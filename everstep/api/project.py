@@ -19,10 +19,10 @@ from everstep.config import Access
 from everstep.config.dotted import leaves
 from everstep.dataset.index import INDEX, TRAIN, VALIDATION
 from everstep.errors import ConfigError
-from everstep.run_folder import PROJECT, RunFolder
+from everstep.run_folder import PROJECT, TASK_MODULE, RunFolder
 from everstep.security.access import make_folder
 
-MODULE = "run_task"
+MODULE = Path(TASK_MODULE).stem
 EXPERIMENT = "train"
 WEIGHTS = "weights.pt"
 
@@ -129,12 +129,12 @@ class Project:
 
     def write_code(self, code: Code) -> None:
         """Write the module; raise ConfigError if the run has another one already."""
-        file = self.path / f"{MODULE}.py"
+        file = self.path.parent / TASK_MODULE
         if code.text:
             text = f'"""Code of this run, written by everstep.train."""\n\n{code.text}'
             if self.exists and (not file.exists() or file.read_text() != text):
                 raise self._changed("the task, model or loss")
-            self._storage.write(f"{PROJECT}/{file.name}", text.encode())
+            self._storage.write(TASK_MODULE, text.encode())
         if code.weights is not None and not self.exists:
             import torch
 

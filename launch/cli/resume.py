@@ -121,8 +121,8 @@ def _changed(folder: RunFolder, options: argparse.Namespace) -> tuple[RunConfig,
     code = None if final.scheduler == "local" else _code(folder)
     refuse_foreign(
         folder.storage,
-        recorded=Runnable.of(job_config(job), config.plugins, code),
-        used=Runnable.of(final, changed.plugins, code),
+        recorded=Runnable.of(job_config(job), config.plugins, code).of_folder(folder.storage),
+        used=Runnable.of(final, changed.plugins, code).of_folder(folder.storage),
         said=Runnable.of(said, named),
         trusted=options.trust,
     )

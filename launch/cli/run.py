@@ -101,7 +101,7 @@ def start(config: RunConfig, job: JobConfig, nproc: int, folder: RunFolder) -> i
         reads = nproc == 1 or config.debug.rank is not None
         with RankStarter(local, torchrun.trainer(url, plugins, digest), env, nproc, job.warm, reads=reads) as ranks:
             ranks.prepare()  # it imports torch while the records are written
-            sign(folder.storage, Runnable.of(job, config.plugins))
+            sign(folder.storage, Runnable.of(job, config.plugins).of_folder(folder.storage))
             folder.storage.write(JOB, job_yaml(job).encode())
             record(folder, config, ["everstep", *sys.argv[1:]])
             with Notifier(folder, str(config.run), job.notify):

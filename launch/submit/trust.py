@@ -8,6 +8,7 @@ valid digests: `everstep resume` then lists what it would run, and starts nothin
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import secrets
@@ -21,9 +22,10 @@ from everstep.config.dotted import leaves
 from everstep.errors import ConfigError
 from everstep.launch.config import JobConfig
 from everstep.launch.config.job import plain_job
+from everstep.run_folder import LARGEST_RECORD, TASK_MODULE
 from everstep.security.config_trust import CODE_KEYS, SHOWN
 from everstep.security.ownership import create_private, other_reader, other_writer
-from everstep.storage import Storage
+from everstep.storage import Storage, read_limited
 
 AUTHOR = "author.json"
 """File in a run folder, or in that of a sweep."""
@@ -45,6 +47,8 @@ class Runnable:
     """Place of the code snapshot, as in a submission."""
     argv: tuple[str, ...] = ()
     """Program in place of the trainer."""
+    module: str | None = None
+    """Digest of the module that Python code has written into the folder, with `everstep.train`."""
 
     @staticmethod
     def of(job: JobConfig, plugins: Sequence[str] = (), code: str | None = None, argv: Sequence[str] = ()) -> Runnable:
@@ -54,11 +58,24 @@ class Runnable:
             {key: differs[key] for key in differs if key.split(".")[0] in CODE_KEYS}, tuple(plugins), code, tuple(argv)
         )
 
+    def of_folder(self, storage: Storage) -> Runnable:
+        """Return the same with the module that the folder has."""
+        import hashlib  # imported late, as it loads OpenSSL
+
+        try:
+            text = read_limited(storage, TASK_MODULE, LARGEST_RECORD)
+        except FileNotFoundError:
+            return self
+        except ValueError as error:
+            raise ConfigError(f"run={storage.url}: {error}; it is no module of everstep.train, so remove it") from error
+        return dataclasses.replace(self, module=hashlib.sha256(text).hexdigest())
+
     def beyond(self, said: Runnable) -> list[str]:
         """Return a short text for each part that is not in `said`, the parts that the command line names."""
         found = [f"job.{key}={_short(value)}" for key, value in self.job.items() if said.job.get(key) != value]
         found += [f"its own code ({self.code})"] if self.code not in (None, said.code) else []
         found += [f"its own program ({_short(self.argv)})"] if self.argv not in ((), said.argv) else []
+        found += [f"its own {TASK_MODULE}"] if self.module is not None else []
         named = [name for name in self.plugins if name not in said.plugins]
         return found + ([f"plugins=[{','.join(named)}]"] if named else [])
 
@@ -67,7 +84,7 @@ class Runnable:
         import hashlib  # imported late, as it loads OpenSSL
         import hmac
 
-        parts = {"job": self.job, "plugins": self.plugins, "code": self.code, "argv": self.argv}
+        parts = {"job": self.job, "plugins": self.plugins, "code": self.code, "argv": self.argv, "module": self.module}
         texts = {name: json.dumps([name, part], sort_keys=True, default=str) for name, part in parts.items() if part}
         return {name: hmac.new(key, text.encode(), hashlib.sha256).hexdigest() for name, text in texts.items()}
 

@@ -112,6 +112,28 @@ def test_a_run_that_python_started_is_resumed_by_the_command_line_to_the_bits_of
     assert list(differences(*runs)) == []
 
 
+def test_a_module_that_was_changed_since_runs_only_with_trust(tmp_path: Path) -> None:
+    printed(
+        tmp_path,
+        """
+        run = everstep.train(Task(), data=(X, y), steps=10, run="mine", **KEYS)
+        print(json.dumps({"step": run.step}))
+        """,
+    )
+    module = tmp_path / "runs/mine/project/run_task.py"
+    module.write_text(module.read_text() + "open('ran', 'w')\n")
+    words = [sys.executable, "-m", "everstep.launch", "resume", "mine", "steps=20"]
+    env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+    refused = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "it would run" in refused.stderr
+    assert "project/run_task.py" in refused.stderr
+    assert not (tmp_path / "ran").exists()
+    trusted = subprocess.run([*words, "--trust"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert trusted.returncode == 0, trusted.stderr
+    assert (tmp_path / "ran").exists()
+
+
 def test_the_same_call_again_goes_on_and_one_with_other_code_or_data_is_refused(tmp_path: Path) -> None:
     found = printed(
         tmp_path,
