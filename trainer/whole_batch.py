@@ -74,6 +74,8 @@ class WholeBatch:
         self.seed(step, LOSS_INDEX)
         with self.parallel.autocast():
             loss = checked(self.task.batch_loss(whole), "batch_loss")
+        if not self._parts:
+            _refuse_parameters(loss.sum, list(whole.values()))
         loss.sum.backward()  # type: ignore[no-untyped-call]
         self._parts = _parts(whole, loss, [index for index, _ in order], rows)
 
@@ -123,6 +125,22 @@ class WholeBatch:
             for place, value in enumerate(torch.cat(parts)):
                 found[place][name] = value[: described[place][2]]
         return [(index, bool(real), found[place]) for place, (index, real, _) in enumerate(described)]
+
+
+def _refuse_parameters(loss: Tensor, leaves: Sequence[Tensor]) -> None:
+    """Raise ConfigError if the loss uses a parameter beside the features: each rank would add to it."""
+    known, seen, left = {id(leaf) for leaf in leaves}, set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if id(variable := getattr(node, "variable", loss)) not in known and variable is not loss:
+            raise ConfigError(
+                f"task.batch_loss uses a parameter {list(variable.shape)} that is not in the features: multiply it "
+                "into them in task.features (a temperature), so that its gradient is that of the whole batch"
+            )
+        left += [following for following, _ in node.next_functions]
 
 
 def _padded(value: Tensor, rows: int) -> Tensor:

@@ -63,3 +63,10 @@ def test_features_without_a_row_for_each_sample_are_refused_in_one_line(tmp_path
     ended = train(1, tmp_path, "task._target_=support.pairs.MistakenTask", *PAIRS[1:])
     assert ended.codes == [2]
     assert "task.features must return tensors [samples, …]" in ended.printed
+
+
+def test_a_loss_that_uses_a_parameter_beside_the_features_is_refused_in_one_line(tmp_path: Path) -> None:
+    words = ("task._target_=support.pairs.TemperatureTask", *PAIRS[1:], "checkpoint.self_test=false")
+    ended = train(1, tmp_path, *words)
+    assert ended.codes == [2]
+    assert "task.batch_loss uses a parameter [] that is not in the features" in ended.printed

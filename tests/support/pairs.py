@@ -55,6 +55,18 @@ class PairTask:
         return self.loss(model, batch)
 
 
+class TemperatureTask(PairTask):
+    """Its loss uses a parameter of the model directly."""
+
+    def model(self) -> nn.Module:
+        self.made = super().model()
+        return self.made
+
+    def batch_loss(self, features: Mapping[str, Tensor]) -> Loss:
+        found = super().batch_loss(features)
+        return Loss(found.sum * self.made.scale, found.count)
+
+
 class MistakenTask(PairTask):
     def features(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         return {"left": model(batch["x"], batch["y"])["left"].mean()}
