@@ -6,7 +6,7 @@ import contextlib
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any
 from everstep.checked_json import mapping, parse, whole
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError, SupersededError, printable
+from everstep.lineage import Lineage
 from everstep.outcome import Ending, Fault, Outcome, to_json_line
 from everstep.storage import Storage, join_url, lines, open_storage, probe, read_limited
 
@@ -70,22 +71,6 @@ ENDING_FILE = "EVERSTEP_ENDING_FILE"
 def profile_request(folder: RunFolder, attempt: int, rank: int) -> str:
     """Return the name of the file that asks a rank of an attempt for a profile."""
     return folder.attempt(attempt, f"profile-rank-{rank:04d}.request.json")
-
-
-@dataclass(frozen=True)
-class Lineage:
-    """The checkpoints that the attempts of a run have restored: they say which other checkpoints count."""
-
-    restored: Mapping[int, int]
-    """Attempt → step that it restored."""
-
-    def counts(self, step: int, attempt: int) -> bool:
-        """True unless a later attempt has continued from an earlier step.
-
-        A superseded attempt may still commit after its successor has started. Such a checkpoint is not part of the run,
-        because the run has continued from an earlier one.
-        """
-        return all(step <= start for later, start in self.restored.items() if later > attempt)
 
 
 @dataclass

@@ -16,7 +16,8 @@ import torch.distributed as dist
 from blake3 import blake3
 
 from everstep.config import LocalTierConfig
-from everstep.run_folder import MANIFEST, Lineage, RunFolder
+from everstep.lineage import Lineage
+from everstep.run_folder import MANIFEST, RunFolder
 from everstep.security.private_folder import expand, private_folder
 from everstep.storage import LocalStorage
 from everstep.trainer.checkpoint import node_room
