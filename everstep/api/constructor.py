@@ -8,6 +8,10 @@ from typing import Any
 from everstep.errors import ConfigError
 
 PLAIN = (bool, int, float, str, type(None))
+MODES = {"training"}
+"""Attributes that a run sets itself."""
+SHOWN = 60
+"""Characters of a value in a message."""
 PLACEMENT = ("device", "dtype")
 """Parameters of torch's modules that say where the first weights are; a run decides that itself."""
 
@@ -53,6 +57,22 @@ def arguments_of(thing: object, name: str, defaults_count: bool = False) -> dict
         elif parameter.default is parameter.empty or value != parameter.default:
             found[parameter.name] = value
     return found
+
+
+def check_made_again(thing: object, again: object, name: str) -> None:
+    """Raise ConfigError if an object that was made again from its arguments has other plain attributes."""
+    before, after = vars(thing), vars(again)
+    for key in sorted((before.keys() | after.keys()) - MODES):
+        one, other = before.get(key), after.get(key)
+        if type(one) is not type(other) or (is_plain(one) and one != other):
+            raise ConfigError(
+                f"{name}: {type(thing).__name__}.{key} is {_short(one)}, and {_short(other)} in one that is made from "
+                f"the same arguments, as the run would; give a function without arguments that makes the {name}"
+            )
+
+
+def _short(value: object) -> str:
+    return repr(value)[:SHOWN] if is_plain(value) else f"a {type(value).__name__}"
 
 
 def _attribute(thing: object, parameter: inspect.Parameter) -> Any:

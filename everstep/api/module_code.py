@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from everstep.api.constructor import arguments_of
+from everstep.api.constructor import arguments_of, check_made_again
 from everstep.errors import ConfigError
 
 CHILDREN = (nn.Sequential, nn.ModuleList)
@@ -29,6 +29,8 @@ def module_code(module: nn.Module, add: Callable[[type], None]) -> str:
     for name, part in module.named_modules():
         if any(getattr(part, hooks) for hooks in HOOKS) or "forward" in vars(part):
             raise ConfigError(f"model: {name or type(module).__name__} has hooks or a forward of its own; {FUNCTION}")
+    for (name, part), other in zip(module.named_modules(), again.modules(), strict=False):
+        check_made_again(part, other, f"model.{name}".rstrip("."))
     if _structure(module) != _structure(again):
         raise ConfigError(f"model: this {type(module).__name__} cannot be written to the run as it is; {FUNCTION}")
     return code

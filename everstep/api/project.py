@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from everstep.api.cell_source import MAIN, CellSource
-from everstep.api.constructor import arguments_of, is_plain
+from everstep.api.constructor import arguments_of, check_made_again, is_plain
 from everstep.api.data_files import write_data
 from everstep.config import Access
 from everstep.config.dotted import leaves
@@ -44,6 +45,9 @@ def task_code(task: Any) -> Code:
         kind, given = task, {}
     else:
         kind, given = type(task), arguments_of(task, "task")
+        again = kind(**given)
+        check_made_again(task, again, "task")
+        _refuse_other_values(task, again)
     missing = [
         m for m in ("model", "loss", "evaluate") if isinstance(kind, type) and not callable(getattr(kind, m, None))
     ]
@@ -56,6 +60,19 @@ def task_code(task: Any) -> Code:
     source = CellSource()
     source.add(kind, "task")
     return Code({"_target_": f"{MODULE}.{kind.__name__}", **given}, MODULE, source.text())
+
+
+def _refuse_other_values(task: object, again: object) -> None:
+    """Raise ConfigError if a task holds arrays or weights that one made from the same arguments has not."""
+    for key, value in vars(task).items():
+        pairs = [(value, vars(again)[key])]
+        if callable(getattr(value, "state_dict", None)):
+            pairs = list(zip(value.state_dict().values(), vars(again)[key].state_dict().values(), strict=False))
+        if any(hasattr(one, "__array__") and not np.array_equal(one, other) for one, other in pairs):
+            raise ConfigError(
+                f"task: {type(task).__name__}.{key} has values that the run would not have; give them as data, or load "
+                "them in __init__ from a file whose name is an argument"
+            )
 
 
 def module_task_code(model: Any, loss: Any, inputs: list[str], target: str, metrics: Mapping[str, Any]) -> Code:

@@ -211,6 +211,25 @@ MISTAKES = {
         "everstep.train(Bad(3), data=(X, y))",
         "self.width = width",
     ),
+    "an argument that the instance keeps changed": (
+        "class Bad(Task):\n    def __init__(self, depth):\n        self.depth = 2 * depth\n"
+        "everstep.train(Bad(3), data=(X, y))",
+        "Bad.depth is 6, and 12",
+    ),
+    "an attribute that was set afterwards": (
+        "task = Task()\ntask.temperature = 2.0\neverstep.train(task, data=(X, y))",
+        "Task.temperature is 2.0, and None",
+    ),
+    "weights that were loaded afterwards": (
+        "class Bad(Task):\n    def __init__(self):\n        self.teacher = nn.Linear(2, 2)\n"
+        "everstep.train(Bad(), data=(X, y))",
+        "Bad.teacher has values that the run would not have",
+    ),
+    "a layer that was changed afterwards": (
+        "net = nn.Sequential(nn.Linear(5, 2), nn.Dropout(0.1))\nnet[1].inplace_too = 3\n"
+        "everstep.train(model=net, loss=F.cross_entropy, data=(X, y))",
+        "inplace_too is 3, and None",
+    ),
     "no task": ("everstep.train(data=(X, y))", "a task, or model= and loss="),
     "no loss": ("everstep.train(model=Net(), data=(X, y))", "also needs loss="),
     "a module as a task": ("everstep.train(Net(), data=(X, y))", "give model= and loss="),
