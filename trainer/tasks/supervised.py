@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from everstep.errors import ConfigError, nearest
 from everstep.trainer.task import Batch, Loss
 
+TOLERANCE = 0.02
+"""Relative difference that rounding, also in half precision, may make."""
 Measure = Callable[[Any, Tensor], Tensor]
 
 
@@ -61,7 +65,33 @@ class Supervised:
         found = {name: _total(measure(output, target), count, name) for name, measure in metrics.items()}
         if metrics is self._metrics and _are_classes(output, target):
             found.setdefault("accuracy", (output.argmax(dim=1) == target).sum().to(output.dtype))
-        return Loss(_total(self._loss(output, target), count, "loss"), count, found)
+        loss = self._loss(output, target)
+        if self not in _CHECKED and isinstance(output, Tensor) and isinstance(loss, Tensor) and count > 1:
+            _CHECKED.add(self)
+            _check_mean(self._loss, output.detach(), target, loss.detach())
+        return Loss(_total(loss, count, "loss"), count, found)
+
+
+_CHECKED: weakref.WeakSet[Supervised] = weakref.WeakSet()
+"""Tasks whose loss has been found to be a mean over samples, in this process."""
+
+
+@torch.no_grad()
+def _check_mean(measure: Measure, output: Tensor, target: Tensor, whole: Tensor) -> None:
+    """Raise ConfigError if a loss of one number is no mean over the samples."""
+    half, count = len(target) // 2, len(target)
+    if whole.numel() != 1 or len(output) != count or not torch.isfinite(whole):
+        return
+    parts = [(measure(output[part], target[part]), n) for part, n in (
+        (slice(half), half), (slice(half, count), count - half)
+    )]  # fmt: skip
+    mean = sum(float(value) * n for value, n in parts) / count
+    if not abs(mean - float(whole)) <= TOLERANCE * max(abs(mean), abs(float(whole)), 1e-6):  # also of a half with NaN
+        raise ConfigError(
+            f"loss: it gives {float(whole):.4g} for {count} samples and {mean:.4g} as the mean of their halves, so it "
+            "is no mean over the samples (reduction='sum', class weights, ignored targets, a comparison of samples); "
+            "return one value per sample: reduction='none'"
+        )
 
 
 def _total(value: Tensor, count: int, name: str) -> Tensor:
