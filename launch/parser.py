@@ -78,6 +78,8 @@ VERBS = {
     "logs": ("everstep.launch.cli.logs", "logs", "what a rank wrote; -f follows across restarts"),
     "cancel": ("everstep.launch.cli.cancel", "cancel", "stop runs for good"),
     "resume": ("everstep.launch.cli.resume", "resume", "go on with a run as it was started, or with changes"),
+    "evaluate": ("everstep.launch.cli.evaluate", "evaluate", "measure a checkpoint on a set, whole or by slices"),
+    "predict": ("everstep.launch.cli.evaluate", "predict", "write a checkpoint's predictions as Parquet files"),
     "attach": ("everstep.launch.cli.attach", "attach", "look into a rank that is running: stacks, or a debugger"),
     "profile": ("everstep.launch.cli.profile", "profile", "profile the next steps of a run that is going"),
     "compare": ("everstep.launch.cli.compare", "compare", "what differs between two runs, and what each has reached"),

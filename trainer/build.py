@@ -76,9 +76,11 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     task = build_task(run)
     place_objects(task, mesh.device)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
-    hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
+    hooks = make_hooks(run)
     model = parallelize(model_of(run, task), mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
-    state = _state(run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))})
+    state = initial_state(
+        run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))}
+    )
     copy = partial(self_test, run, task, model.model, mesh) if fresh and run.checkpoint.self_test else None
     facts = _manifest_facts(run, start.attempt, digest_of(splits))
     maximise = run.evaluate.goal is Goal.max
@@ -189,7 +191,14 @@ def _needed(node: Node | None, key: str) -> Node:
     return node
 
 
-def _state(run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugins: Mapping[str, object]) -> TrainState:
+def make_hooks(run: RunConfig) -> list[Hook]:
+    return [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
+
+
+def initial_state(
+    run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugins: Mapping[str, object]
+) -> TrainState:
+    """Return the state before the first step; a checkpoint may be loaded into it."""
     check_model(model.model)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
     if fresh and run.init_from is not None:

@@ -13,7 +13,7 @@ from everstep.security.secret_detection import without_secrets
 
 
 def verb(arguments: Sequence[str]) -> int:
-    """Run `check`, `checkpoint …` or `data …`; exit code 2 and one line for a mistake of the user."""
+    """Run a verb; exit code 2 and one line for a mistake of the user."""
     try:
         if arguments[0] == "check":
             from everstep.trainer.preflight.check import check
@@ -23,7 +23,8 @@ def verb(arguments: Sequence[str]) -> int:
         code: int = getattr(options, "run_verb", options.run)(options)
         return code
     except EverstepError as error:
-        print(printable(without_secrets(f"error: {error}")), file=sys.stderr)
+        if not error.told:  # the rank that found it says so
+            print(printable(without_secrets(f"error: {error}")), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 130
@@ -60,12 +61,14 @@ def _check_parser() -> argparse.ArgumentParser:
 def _parser() -> argparse.ArgumentParser:
     from everstep.trainer.checkpoint.tools import cli as checkpoint
     from everstep.trainer.data import cli as data
+    from everstep.trainer.inference import cli as inference
     from everstep.trainer.reporting.trackers import sync
 
     parser: argparse.ArgumentParser = _Arguments(prog="everstep")
     verbs = parser.add_subparsers(required=True, metavar="VERB")
     checkpoint.add_parser(verbs)
     data.add_parser(verbs)
+    inference.add_parsers(verbs)
     sync.add_parser(verbs)
     parser.set_defaults(run=data.run)
     return parser

@@ -17,7 +17,7 @@ from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import evaluation_batches
 from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.metric_states import MetricStates, objects_of
-from everstep.trainer.optim import has_modes
+from everstep.trainer.optim import WeightEma, has_modes
 from everstep.trainer.random_state import microbatch_seed, seed_generators
 from everstep.trainer.state.preserve import preserved
 from everstep.trainer.state.train_state import Progress, TrainState
@@ -75,7 +75,7 @@ class Evaluator:
         with (
             preserved(self.parallel.model, self.task),
             evaluating(self.parallel.module, self.state.optimizer),
-            self._weights(),
+            averaged(self.state.average if self.config.weights is Weights.ema else None),
         ):
             metrics = self._measure_all()
             if metrics is None or self.test is None or not self._is_last(metrics):
@@ -143,17 +143,18 @@ class Evaluator:
             {name: (total, count) for name, total in zip(names, totals, strict=True)}, states, objects_somewhere > 0
         )
 
-    @contextlib.contextmanager
-    def _weights(self) -> Iterator[None]:
-        average = self.state.average if self.config.weights is Weights.ema else None
-        if average is None:
-            yield
-            return
+
+@contextlib.contextmanager
+def averaged(average: WeightEma | None) -> Iterator[None]:
+    """Put the moving average into the model, if there is one, and the trained weights back at the end."""
+    if average is None:
+        yield
+        return
+    average.swap()
+    try:
+        yield
+    finally:
         average.swap()
-        try:
-            yield
-        finally:
-            average.swap()
 
 
 @contextlib.contextmanager

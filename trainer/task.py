@@ -37,6 +37,7 @@ class Task(Protocol):
     A task may also have `unit`, the name of the items that `Loss.count` counts ("tokens"), and `preview(model) -> str`:
     it is called on all ranks when training is done, and rank 0 shows its result (a generated text, say). The model is
     as it was trained, wrapped in DDP or sharded by FSDP. An exception in a preview is a warning; the run is done.
+    `everstep predict` calls its `predict(model, batch) -> dict[str, Tensor]`, with a row for each sample.
     """
 
     def model(self) -> nn.Module:

@@ -24,7 +24,7 @@ from everstep.trainer.reporting.node_recorder import NodeRecorder
 from everstep.trainer.reporting.outcome import OutcomeReport, ending_of, exit_code, lose, refuse
 from everstep.trainer.reporting.rank_log import RankLog
 from everstep.trainer.reporting.startup_timing import StartupTimer
-from everstep.trainer.start import Start
+from everstep.trainer.start import Start, checked_config
 from everstep.trainer.stop import Stop
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def attempt(arguments: Sequence[str], stop: Stop) -> int:
         use_own_cache()
         store = _store(place, laps)
         assignment = _assignment(options, place, store, stop.began)
-        run = _checked(assignment.config, options, sent=place.rank > 0)
+        run = checked_config(assignment.config, options, sent=place.rank > 0)
     except EverstepError as error:
         return refuse(error, place)
     except RuntimeError as error:  # torch's own error when rank 0 and its store are gone
@@ -144,40 +144,9 @@ def _claim(options: argparse.Namespace, place: RankInfo, began: float) -> Assign
 def _frozen(options: argparse.Namespace) -> tuple[RunConfig, RunFolder]:
     folder = RunFolder(options.frozen)
     try:
-        return _checked(folder.storage.read(CONFIG), options), folder
+        return checked_config(folder.storage.read(CONFIG), options), folder
     except FileNotFoundError as error:
         raise ConfigError(f"{options.frozen} is not a run folder: it has no {CONFIG}") from error
-
-
-def _checked(text: str | bytes, options: argparse.Namespace, sent: bool = False) -> RunConfig:
-    """Parse and check the config, also where rank 0 has sent it: other processes may write to the store.
-
-    Args:
-        sent: True if this rank has received it from rank 0.
-
-    Raises:
-        ConfigError: the config names packages that the command line does not, or has another digest.
-    """
-    run = frozen_config.thaw(text)
-    if not options.frozen:
-        if sent and run.plugins != compose.compose(options.overrides, options.config_dir).run.plugins:
-            raise ConfigError(
-                f"plugins={run.plugins}: the config of rank 0 names other packages than this rank's; "
-                "give all ranks the same command line"
-            )
-        return run
-    allowed = [name for name in options.plugins.split(",") if name]
-    if refused := sorted(set(run.plugins) - set(allowed)):
-        raise ConfigError(
-            f"the run uses packages that were not named on the command line ({', '.join(refused)}); "
-            f"if you trust them, add --plugins {','.join([*allowed, *refused])}"
-        )
-    if options.config_digest not in (None, frozen_config.start_digest(run)):
-        raise ConfigError(
-            f"{options.frozen}/{CONFIG} is not the config of this start: it was changed afterwards; "
-            "see who can write there, and start again"
-        )
-    return run
 
 
 def _composed(options: argparse.Namespace, place: RankInfo) -> tuple[RunConfig, RunFolder]:

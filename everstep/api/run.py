@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +105,31 @@ class Run:
         from everstep.api.weights import trained_model
 
         return trained_model(self.folder, self._config(), which, self._make_model)
+
+    def evaluate(
+        self, which: str | int = "last", *, on: str = "validation", by: str = "", against: str = "", **keys: Any
+    ) -> dict[str, Any]:
+        """Measure a checkpoint on a whole set, as `everstep evaluate` does; return its record.
+
+        Args:
+            which: `last`, `best` or a step.
+            on: validation, test, train, or the name of a set.
+            by: a column; each of its values is measured as a slice.
+            against: RUN or RUN@which of another run, measured on the same samples.
+            keys: changes such as `data__path="…"`; two underscores stand for a dot.
+
+        Raises:
+            EverstepError: the launcher's reason.
+        """
+        words = ["evaluate", f"{self.folder.url}@{which}", "--json", "--on", on]
+        words += [*(["--by", by] if by else []), *(["--against", against] if against else [])]
+        launcher = Launcher([*words, *(f"{key.replace('__', '.')}={value}" for key, value in keys.items())])
+        lines = list(launcher.lines())
+        if launcher.wait():
+            raise EverstepError(lines[-1].removeprefix("error: ") if lines else "everstep evaluate failed")
+        text = "\n".join(lines)
+        found: dict[str, Any] = json.loads(text[text.index("{") :])
+        return found
 
     def resume(self, *, wait: bool = True, **keys: Any) -> Run:
         """Go on from the newest checkpoint, with changes such as `steps=2000`; return the run."""

@@ -15,12 +15,22 @@ from everstep.security.secret_detection import refuse_secrets
 
 KEPT_GROUPS = ("experiment", *OPEN_NODES)
 """Groups that define the run: another choice would make it another run."""
+DEFINING_GROUPS = tuple(group for group in KEPT_GROUPS if group != "data")
+"""Groups that define the model of a run, which may be tried on other data."""
 
 
 def amend(
-    config: RunConfig, job: dict[str, Any], overrides: Sequence[str], config_dirs: Sequence[str] = ()
+    config: RunConfig,
+    job: dict[str, Any],
+    overrides: Sequence[str],
+    config_dirs: Sequence[str] = (),
+    kept: Sequence[str] = KEPT_GROUPS,
 ) -> tuple[RunConfig, dict[str, Any]]:
-    """Return the typed config and job after the overrides; `settle` checks which keys may change."""
+    """Return the typed config and job after the overrides; `settle` checks which keys may change.
+
+    Args:
+        kept: groups of which no other choice may be made.
+    """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -32,7 +42,7 @@ def amend(
         key, value = _parsed(text)
         try:
             if key in options and not isinstance(value, dict):
-                chosen = _option(key, str(value), options, [conf_dir(), *folders])
+                chosen = _option(key, str(value), options, [conf_dir(), *folders], kept)
                 if strange and key == "job":
                     _refuse_job(strange[0], chosen, str(value))
                 # A choice replaces the whole group, as it does on the command line of `run`.
@@ -41,7 +51,8 @@ def amend(
                 _check_key(key)
                 if key == "steps":
                     tree["steps_given"] = None
-                OmegaConf.update(tree, key, value, merge=True)
+                # A node of another target has other keys.
+                OmegaConf.update(tree, key, value, merge=not (isinstance(value, dict) and "_target_" in value))
         except OmegaConfBaseException as error:
             raise ConfigError(f"cannot change {text!r}: {str(error).splitlines()[0]}") from error
     with without_environment(strange):
@@ -74,10 +85,12 @@ def _parsed(text: str) -> tuple[str, Any]:
         raise ConfigError(f"cannot read {text!r}: {str(error).splitlines()[0]}; write key=value") from error
 
 
-def _option(group: str, name: str, options: dict[str, list[str]], folders: Sequence[Path]) -> Any:
+def _option(
+    group: str, name: str, options: dict[str, list[str]], folders: Sequence[Path], kept: Sequence[str] = KEPT_GROUPS
+) -> Any:
     from omegaconf import OmegaConf
 
-    if group in KEPT_GROUPS:
+    if group in kept:
         raise ConfigError(f"{group}={name}: a run that goes on keeps its {group}; start a new run with 'everstep run'")
     if name not in options[group]:
         there = ", ".join(options[group])

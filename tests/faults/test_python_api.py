@@ -83,13 +83,18 @@ def test_a_task_of_a_script_trains_on_two_processes_and_its_run_has_metrics_best
         model = run.model()
         with torch.no_grad():
             wrong = int((model(torch.tensor(X, dtype=torch.float32)).argmax(1).numpy() != y).sum())
+        measured = run.evaluate("best", by="target")["sets"]["validation"]
         print(json.dumps({"state": run.state, "step": run.step, "depth": model.depth, "wrong": wrong,
+                          "slices": {label: part["samples"] for label, part in measured["slices"].items()},
+                          "same": abs(measured["metrics"]["loss"]["value"] / run.best["value"] - 1) < 1e-5,
                           "best": run.best["step"], "columns": sorted(run.metrics.columns), "again": repr(
                           everstep.Run("first"))}))
         """,
     )
     assert (found["state"], found["step"], found["depth"]) == ("done", 20, 2)
     assert found["best"] in (10, 20)
+    assert found["same"]
+    assert sum(found["slices"].values()) > 0  # type: ignore[attr-defined]
     assert {"loss", "lr", "evaluate/loss"} <= set(found["columns"])  # type: ignore[call-overload]
     assert found["again"] == "Run('runs/first', done, step 20)"
     assert "Net" in (tmp_path / "runs/first/project/run_task.py").read_text()

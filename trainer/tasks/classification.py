@@ -31,6 +31,11 @@ class Classifier:
         """Return the loss with `accuracy`."""
         return with_accuracy(model(batch[self.inputs]), batch[self.labels])
 
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return `label`, the most likely class [n], and `probability` of each class [n, classes]."""
+        logits = model(batch[self.inputs])
+        return {"label": logits.argmax(dim=1), "probability": logits.softmax(dim=1)}
+
 
 class ImageClassifier(Classifier):
     """Batches hold `image`: float32 [n, channels, h, w], and `label`: int64 [n]."""

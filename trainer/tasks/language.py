@@ -60,6 +60,17 @@ class LanguageModel:
         loss = self.loss(model, batch)
         return Loss(loss.sum, loss.count, {"bits_per_byte": loss.sum / math.log(2)})
 
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return `loss` in nats per predicted token [n], and `tokens`, the number of them that count [n]."""
+        tokens = batch["tokens"].long()
+        targets = tokens[:, 1:]
+        logits = model(tokens[:, :-1])
+        losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
+        counted = _counted(batch, targets.shape[1])
+        weight = torch.ones_like(losses) if counted is None else counted.to(losses.dtype)
+        count = weight.sum(dim=1)
+        return {"loss": (losses * weight).sum(dim=1) / count, "tokens": count.long()}
+
     def preview(self, model: nn.Module) -> str:
         """Return a text that the model generates after a fixed prompt, the same for the same weights.
 

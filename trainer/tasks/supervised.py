@@ -56,11 +56,23 @@ class Supervised:
         """Return the loss, and `accuracy` where the output has a column for each class of an integer target."""
         return self._measured(model, batch, self._metrics)
 
-    def _measured(self, model: nn.Module, batch: Batch, metrics: Mapping[str, Measure]) -> Loss:
-        for name in (*self._inputs, self._target):
+    def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        """Return `output`, that of the module; of a module with several outputs each by its number."""
+        output = self._called(model, batch, self._inputs)
+        if isinstance(output, Mapping):
+            return dict(output)
+        outputs = output if isinstance(output, list | tuple) else [output]
+        return {"output" if len(outputs) == 1 else f"output_{n}": value for n, value in enumerate(outputs)}
+
+    def _called(self, model: nn.Module, batch: Batch, needed: Sequence[str]) -> Any:
+        """Return the module's output; ConfigError if the data lacks a column of `needed`."""
+        for name in needed:
             if name not in batch:
                 raise ConfigError(f"{name}: the data has no such column, but {', '.join(batch)}{nearest(name, batch)}")
-        output, target = model(*(batch[name] for name in self._inputs)), batch[self._target]
+        return model(*(batch[name] for name in self._inputs))
+
+    def _measured(self, model: nn.Module, batch: Batch, metrics: Mapping[str, Measure]) -> Loss:
+        output, target = self._called(model, batch, (*self._inputs, self._target)), batch[self._target]
         count = len(target)
         found = {name: _total(measure(output, target), count, name) for name, measure in metrics.items()}
         if metrics is self._metrics and _are_classes(output, target):

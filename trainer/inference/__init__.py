@@ -1,0 +1,1 @@
+"""Use of a trained run: evaluate a checkpoint on any data, and predict."""

@@ -1,0 +1,43 @@
+"""Parsers of `evaluate` and `predict` in the trainer; the launcher calls them for each rank."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def add_parsers(verbs: Any) -> None:
+    """Add both verbs; each sets `run_verb`."""
+    evaluate = _parser(verbs, "evaluate")
+    evaluate.add_argument("--by", metavar="COLUMN", default="")
+    evaluate.add_argument("--against", metavar="JSON", default="")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(run_verb=_evaluate)
+    predict = _parser(verbs, "predict")
+    predict.add_argument("--out", required=True, metavar="URL", help="folder of the parts")
+    predict.add_argument("--rows", type=int, required=True)
+    predict.set_defaults(run_verb=_predict)
+
+
+def _parser(verbs: Any, name: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(name)
+    parser.add_argument("work", metavar="WORK_URL", help="folder with config.yaml; results are written there")
+    parser.add_argument("--source", required=True, metavar="RUN_URL")  # not --run: torchrun has options that begin so
+    parser.add_argument("--which", required=True, metavar="last|best|STEP")
+    parser.add_argument("--on", required=True, metavar="SET")
+    parser.add_argument("--plugins", default="")
+    parser.add_argument("--config-digest")
+    parser.set_defaults(frozen="the work folder")
+    return parser
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from everstep.trainer.inference.evaluation import evaluate
+
+    return evaluate(options)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from everstep.trainer.inference.prediction import predict
+
+    return predict(options)
