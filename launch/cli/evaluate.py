@@ -1,4 +1,4 @@
-"""`everstep evaluate RUN` and `everstep predict RUN`: use the checkpoints of a run here, on all devices."""
+"""`everstep evaluate RUN` and `everstep predict RUN`: use the checkpoints of a run on this machine."""
 
 from __future__ import annotations
 

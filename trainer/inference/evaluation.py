@@ -1,4 +1,4 @@
-"""`everstep evaluate`: a checkpoint measured on a whole set, with intervals, slices and a paired comparison."""
+"""`everstep evaluate`: metrics of a checkpoint on a whole set, with intervals and slices."""
 
 from __future__ import annotations
 

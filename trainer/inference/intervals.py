@@ -1,4 +1,4 @@
-"""Bootstrap intervals of means over blocks of samples (B. Efron, 1979), alone and of paired differences. Torch-free."""
+"""Bootstrap intervals (B. Efron, 1979) of means over blocks of samples, and of differences. Torch-free."""
 
 from __future__ import annotations
 

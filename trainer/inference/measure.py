@@ -1,4 +1,4 @@
-"""Measurement of a set in blocks of samples: the sums of each block, so that intervals can be drawn from them."""
+"""Sums of what a task measures in each block of a set, from which intervals are drawn."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`everstep predict`: the task's predictions on a whole set, each sample exactly once, as parts in Parquet.
+"""`everstep predict`: predictions of a task on a whole set, each sample exactly once, in Parquet.
 
 A part holds fixed samples, whatever the number of processes, and is written whole or not at all. So a prediction that
 was killed goes on with the parts that are missing, on any number of processes, and the rows are the same.

@@ -131,7 +131,7 @@ def _choose(url: str, which: str) -> dict[str, Any]:
 
 
 def load_sets(run: RunConfig, mesh: Mesh, on: str) -> tuple[Splits, dict[str, Fetcher]]:
-    """Return the data and the fetchers of the sets that `on` names: validation, test, train or one set's name.
+    """Return the data, and fetchers of the sets that `on` names: validation, test, train or a set's name.
 
     Raises:
         ConfigError: the data has no such set.
