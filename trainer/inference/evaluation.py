@@ -87,7 +87,7 @@ def _compared(
     other: Mapping[str, str],
     options: argparse.Namespace,
 ) -> dict[str, Any]:
-    """Return the metrics of another run's checkpoint on the same samples, and the differences with intervals."""
+    """Return the metrics of another run's checkpoint on the same samples, and the differences."""
     config = read_config(
         other["config"],
         argparse.Namespace(frozen=other["config"], plugins=other["plugins"], config_digest=other["digest"]),

@@ -1,4 +1,4 @@
-"""Bootstrap intervals (B. Efron, 1979) of means over blocks of samples, and of differences. Torch-free."""
+"""Bootstrap intervals (B. Efron, 1979) of means over blocks of samples, and differences. Torch-free."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ BLOCKS = 200
 
 @dataclass(frozen=True)
 class BlockSums:
-    """What a task measures on a set, for each of its blocks of consecutive samples."""
+    """Sums that a task measures on a set, for each block of consecutive samples."""
 
     samples: int
     names: list[str]
