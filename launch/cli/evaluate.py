@@ -29,7 +29,7 @@ from everstep.storage import Storage, join_url, open_storage
 
 WHICH = re.compile(r"(.+)@(last|best|\d+)")
 CHANGED = ("data", "evaluate", "loader", "micro_batch", "global_batch", "bad_samples", "plugins", "job", "precision")
-"""Keys that a command line may change, with those below them: what the model is tried on, and how fast."""
+"""Keys that a command line may change, with those below them: data, batches and processes."""
 ROWS = 100_000
 HIDDEN = "_everstep"
 """Folder of config and plan beside predictions; readers of Parquet folders pass over names that begin so."""

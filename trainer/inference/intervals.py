@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 DRAWS = 2000
 GROUPS = 1000
-"""Blocks are joined with their neighbours into at most so many, so that the cost does not grow with the set."""
+"""Groups of neighbouring blocks that are drawn at most; the cost does not grow with the set."""
 LEAST = 20
 """Blocks below which an interval would say nothing."""
 LOW, HIGH = 2.5, 97.5

@@ -47,7 +47,7 @@ def block_size(samples: int, most: int) -> int:
 
 
 def measure(session: Session, data: Fetcher, batch: int) -> BlockSums:
-    """Evaluate a whole set, each sample exactly once, on all ranks; the result is the same for any number of them.
+    """Evaluate a whole set on all ranks, each sample exactly once; their number changes no result.
 
     Args:
         batch: samples of a block, which is one pass of the model.
