@@ -32,7 +32,7 @@ CHANGED = ("data", "evaluate", "loader", "micro_batch", "global_batch", "bad_sam
 """Keys that a command line may change, with those below them: data, batches and processes."""
 ROWS = 100_000
 HIDDEN = "_everstep"
-"""Folder of config and plan beside predictions; readers of Parquet folders pass over names that begin so."""
+"""Folder of config and plan beside predictions: readers of Parquet folders ignore such names."""
 
 EXAMPLES = """examples:
   everstep evaluate demo                          the newest checkpoint on the validation set
@@ -62,13 +62,21 @@ def evaluate(arguments: Sequence[str]) -> int:
     """Run the verb; the exit code is that of the trainer's processes."""
     options = _evaluate_parser().parse_intermixed_args(arguments)
     chosen = _chosen(options.run, options, options.overrides)
-    work = open_storage(options.out) if options.out else _new_evaluation(chosen.folder)
-    _put(work, "", chosen.config)
+    path = ""
+    if options.out:
+        work = open_storage(options.out)
+        _put(work, "", chosen.config)
+    else:
+        path = _new_evaluation(chosen)
+        work = open_storage(join_url(chosen.folder.url, path))
     words = ["evaluate", work.url, *_words(chosen, options.on)]
     if options.against:
         words += ["--against", json.dumps(_other(options, work))]
     words += ["--by", options.by] if options.by else []
-    return _start([*words, *(["--json"] if options.json else [])], chosen.job)
+    code = _start([*words, *(["--json"] if options.json else [])], chosen.job)
+    if code and path:
+        chosen.folder.storage.delete(path)
+    return code
 
 
 def predict(arguments: Sequence[str]) -> int:
@@ -118,12 +126,13 @@ def _recorded_job(folder: RunFolder) -> dict[str, Any]:
         return {}
 
 
-def _new_evaluation(folder: RunFolder) -> Storage:
-    """Claim the next folder of an evaluation in the run folder."""
-    number = max((int(name) for name in folder.storage.names(EVALUATIONS) if name.isdigit()), default=0) + 1
-    while not folder.storage.create(f"{EVALUATIONS}/{number:04d}/claim.json", b"{}\n"):
+def _new_evaluation(chosen: Chosen) -> str:
+    """Claim the next folder of an evaluation, by the config in it; return its name in the run folder."""
+    storage, text = chosen.folder.storage, freeze(chosen.config).encode()
+    number = max((int(name) for name in storage.names(EVALUATIONS) if name.isdigit()), default=0) + 1
+    while not storage.create(f"{EVALUATIONS}/{number:04d}/{CONFIG}", text):
         number += 1
-    return open_storage(join_url(folder.url, f"{EVALUATIONS}/{number:04d}"))
+    return f"{EVALUATIONS}/{number:04d}"
 
 
 def _put(work: Storage, name: str, config: RunConfig) -> None:

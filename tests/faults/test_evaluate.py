@@ -122,6 +122,8 @@ def test_a_mistake_is_one_line_that_says_what_to_write(trained: Path, words: tup
     assert ended.returncode == 2
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
+    for stored in (trained / "runs/one/evaluations").glob("*"):  # a refused one leaves nothing
+        assert (stored / "result.json").exists()
 
 
 def rows(folder: Path) -> pa.Table:
