@@ -1,0 +1,27 @@
+"""Write a small BERT with random weights where a pretrained one would be: python -m bert_lora.base data/base."""
+
+import sys
+
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+from bert_lora.data import LONGEST, PACKAGES, VOCABULARY
+
+
+def base() -> BertForSequenceClassification:
+    """Return the model, always with the same weights."""
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=96,
+        max_position_embeddings=LONGEST,
+        num_labels=len(PACKAGES),
+    )
+    return BertForSequenceClassification(config)
+
+
+if __name__ == "__main__":
+    base().save_pretrained(sys.argv[1])
