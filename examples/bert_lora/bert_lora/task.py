@@ -1,4 +1,4 @@
-"""Which package is this code from? A frozen BERT with adapters in its attention, and a head that is trained."""
+"""Is this text prose or code? A frozen BERT with adapters in its attention, and a head that is trained."""
 
 import torch
 from peft import LoraConfig, TaskType, get_peft_model
@@ -18,7 +18,7 @@ def with_adapters(base: str, rank: int) -> nn.Module:
     return get_peft_model(model, config)
 
 
-class WhichPackage:
+class ProseOrCode:
     """Batches hold `input_ids` [n, longest], padded, their `lengths` [n], and `label` [n]."""
 
     unit = "texts"
