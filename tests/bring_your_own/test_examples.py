@@ -1,4 +1,4 @@
-"""The example projects, installed as packages of their own and trained by the command, on one process and on several."""
+"""The example projects, installed as packages and trained by the command, on one process and on several."""
 
 from __future__ import annotations
 
