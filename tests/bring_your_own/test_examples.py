@@ -82,23 +82,28 @@ def nanogpt(project: Callable[[str], Project]) -> Project:
     return made
 
 
-SMALL_GPT = ["task.vocabulary=400", "task.context=32", "task.width=32", "task.depth=2", "steps=60",
-             "schedule.warmup_steps=5", "schedule.over_steps=60", "micro_batch=8", *EXACT]  # fmt: skip
+SMALL_GPT = ["task.vocabulary=400", "task.context=32", "task.width=32", "task.depth=2", "task.dropout=0.02",
+             "steps=80", "schedule.over_steps=80", "schedule.warmup_steps=5", "optimizer.lr=0.01",
+             "global_batch=64", "micro_batch=16", *EXACT]  # fmt: skip
+
+
+def tokens(folder: Path, split: str) -> Counter[int]:
+    [shard] = (folder / "data/stdlib" / split).glob("*.arrow")
+    with pa.memory_map(str(shard)) as source:
+        table = pa.ipc.open_file(source).read_all()
+    return Counter(table["tokens"].combine_chunks().flatten().to_pylist())
 
 
 def frequencies(folder: Path) -> float:
-    """Return the loss of a table of how often each token is in the dataset: what no model need be trained for."""
-    [shard] = (folder / "data/stdlib/validation").glob("*.arrow")
-    with pa.memory_map(str(shard)) as source:
-        table = pa.ipc.open_file(source).read_all()
-    counts = Counter(table["tokens"].combine_chunks().flatten().to_pylist())
-    total = sum(counts.values())
-    return -sum(count / total * math.log(count / total) for count in counts.values())
+    """Return the held-out loss of a table that says how often each token is in the training part."""
+    seen, held_out = tokens(folder, "train"), tokens(folder, "validation")
+    total = seen.total() + 400
+    return -sum(n * math.log((seen[token] + 1) / total) for token, n in held_out.items()) / held_out.total()
 
 
 def test_a_gpt_with_tied_weights_learns_and_resumes_from_fsdp_in_ddp_on_another_world(nanogpt: Project) -> None:
     alone = nanogpt.run("alone", *SMALL_GPT, "parallel=single")
-    nanogpt.run("wide", *SMALL_GPT, "parallel=fsdp", TWO, "steps=30")
+    nanogpt.run("wide", *SMALL_GPT, "parallel=fsdp", TWO, "steps=40")
     wide = nanogpt.run("wide", *SMALL_GPT, "parallel=ddp", "job.nproc=3")
     assert last_evaluation(alone)["loss"] < frequencies(nanogpt.home) - 0.1
     assert losses(wide) == pytest.approx(losses(alone), rel=1e-8)
@@ -114,9 +119,9 @@ def bert(project: Callable[[str], Project]) -> Project:
 
 
 def test_adapters_on_a_bert_learn_and_peft_loads_what_was_trained(bert: Project) -> None:
-    settings = ["schedule.over_steps=120", *EXACT]
+    settings = ["steps=80", "schedule.over_steps=80", *EXACT]
     alone = bert.run("alone", *settings, "parallel=single")
-    bert.run("wide", *settings, "parallel=ddp", TWO, "steps=60")
+    bert.run("wide", *settings, "parallel=ddp", TWO, "steps=40")
     wide = bert.run("wide", *settings, "parallel=fsdp", TWO)
     assert last_evaluation(alone)["accuracy"] > 0.8  # half of the texts are prose
     assert losses(wide) == pytest.approx(losses(alone), rel=1e-6)
@@ -141,12 +146,12 @@ def test_a_residual_network_learns_digits_and_its_batchnorm_is_the_same_on_anoth
     project: Callable[[str], Project],
 ) -> None:
     cnn = project("cnn")
-    settings = ["task.width=8", "steps=80", "schedule.over_steps=80", "parallel.sync_batchnorm=true", *EXACT]
+    settings = ["task.width=8", "steps=60", "schedule.over_steps=60", "parallel.sync_batchnorm=true", *EXACT]
     whole = ["parallel.kind=single", "micro_batch=64"]
     alone = cnn.run("alone", *settings, *whole)
-    cnn.run("wide", *settings, "parallel.kind=ddp", TWO, "steps=40")
+    cnn.run("wide", *settings, "parallel.kind=ddp", TWO, "steps=30")
     wide = cnn.run("wide", *settings, *whole, "resume.allow=[micro_batch]")
-    assert last_evaluation(alone)["f1"] > 0.9
+    assert last_evaluation(alone)["f1"] > 0.85
     assert losses(wide) == pytest.approx(losses(alone), rel=1e-6)
     measured = last_evaluation(wide)
     cells = {name: value for name, value in measured.items() if name.startswith("confusion/")}
