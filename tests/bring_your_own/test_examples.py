@@ -146,7 +146,7 @@ def test_a_residual_network_learns_digits_and_its_batchnorm_is_the_same_on_anoth
     project: Callable[[str], Project],
 ) -> None:
     cnn = project("cnn")
-    settings = ["task.width=8", "steps=60", "schedule.over_steps=60", "parallel.sync_batchnorm=true", *EXACT]
+    settings = ["task.width=8", "steps=60", "schedule.over_steps=60", *EXACT]
     whole = ["parallel.kind=single", "micro_batch=64"]
     alone = cnn.run("alone", *settings, *whole)
     cnn.run("wide", *settings, "parallel.kind=ddp", TWO, "steps=30")
