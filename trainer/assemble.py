@@ -48,8 +48,9 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
         EverstepError: a ConfigError or DataError whose message is one line.
     """
     state, mesh = built.state, built.model.mesh
-    wanted = (run.micro_batch, start.micro_batch, state.progress.micro_batch)
-    state.progress.micro_batch = min(size for size in wanted if size)
+    # A checkpoint keeps the size that memory running out had left, unless the user asks for another one by name.
+    saved = None if "micro_batch" in run.resume.allow else state.progress.micro_batch
+    state.progress.micro_batch = min(size for size in (run.micro_batch, start.micro_batch, saved) if size)
     train, held_out = fetchers(run, built.splits)
     records = records_of(built.splits.train)
     sources = order_sources(records)

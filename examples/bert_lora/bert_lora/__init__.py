@@ -1,0 +1,1 @@
+"""A BERT classifier with LoRA adapters that trains on Everstep."""

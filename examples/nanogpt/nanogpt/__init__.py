@@ -1,0 +1,1 @@
+"""A GPT in the style of nanoGPT that trains on Everstep."""
