@@ -27,6 +27,7 @@ from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.hooks import Hooks
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
+from everstep.trainer.optimizers.alternating import turns_fact
 from everstep.trainer.optimizers.muon_adamw import muon_fact
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
@@ -157,6 +158,7 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None, flops_per
         "data": f"{short(loader.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
         **group_facts(parts.state.optimizer, parts.state.model),
         **muon_fact(parts.state.optimizer, parts.state.model),
+        **turns_fact(parts.state.optimizer),
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }

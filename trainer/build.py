@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from everstep import frozen_config
-from everstep.config import UNRESOLVED, Dtype, Goal, Node, RunConfig
+from everstep.config import UNRESOLVED, Dtype, Goal, Node, ParallelConfig, RunConfig
 from everstep.errors import CheckpointError, ConfigError, DataError
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
@@ -32,8 +32,10 @@ from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.hooks import Hook
 from everstep.trainer.metric_states import place_objects
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
+from everstep.trainer.optimizers.alternating import turns_of
+from everstep.trainer.optimizers.matched import ALTERNATING
 from everstep.trainer.param_groups import frozen_model
-from everstep.trainer.plugins import check_allowed, instantiate
+from everstep.trainer.plugins import TARGET, check_allowed, instantiate
 from everstep.trainer.schedule import curve_of
 from everstep.trainer.start import Start
 from everstep.trainer.state.buffer_sync import BufferSync
@@ -42,6 +44,7 @@ from everstep.trainer.state.plugin_state import hook_keys
 from everstep.trainer.state.train_state import LossScale, Progress, TrainState
 from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.task import Task
+from everstep.trainer.task_calls import check_takes_turns
 
 LOG = logging.getLogger("everstep")
 
@@ -77,7 +80,7 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     place_objects(task, mesh.device)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
     hooks: list[Hook] = [instantiate(node, f"hooks[{n}]", run.plugins) for n, node in enumerate(run.hooks)]
-    model = parallelize(model_of(run, task), mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
+    model = parallelize(model_of(run, task), mesh, parallel_of(run), run.precision, fresh=fresh, seed=run.seed)
     state = _state(run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))})
     copy = partial(self_test, run, task, model.model, mesh) if fresh and run.checkpoint.self_test else None
     facts = _manifest_facts(run, start.attempt, digest_of(splits))
@@ -183,6 +186,13 @@ def model_of(run: RunConfig, task: Task) -> Callable[[], nn.Module]:
     return partial(frozen_model, task.model, run.optimizer or {})
 
 
+def parallel_of(run: RunConfig) -> ParallelConfig:
+    """Return the parallelism, in which DDP looks for unused parameters if optimizers take turns."""
+    if (run.optimizer or {}).get(TARGET) != ALTERNATING:
+        return run.parallel
+    return replace(run.parallel, find_unused=True)
+
+
 def _needed(node: Node | None, key: str) -> Node:
     if node is None:
         raise ConfigError(f"{key}=null: nothing to train; give experiment=NAME or {key}=NAME")
@@ -192,6 +202,7 @@ def _needed(node: Node | None, key: str) -> Node:
 def _state(run: RunConfig, model: ParallelModel, mesh: Mesh, fresh: bool, plugins: Mapping[str, object]) -> TrainState:
     check_model(model.model)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
+    check_takes_turns(plugins["task"], turns_of(optimizer) is not None)
     if fresh and run.init_from is not None:
         LOG.info("weights from %s", load_weights(run.init_from, model.model, mesh, run.init_match, run.init_map))
     precision, buffers = run.precision, BufferSync(model.model, mesh, run.parallel.buffers)
@@ -241,6 +252,7 @@ def trainable(
     model = apart(seeded_model(model_of(run, task), run.seed, run.precision, run.parallel), others).to(device)
     check_model(model)
     optimizer = build_optimizer(node, model, run.plugins)
+    check_takes_turns(task, turns_of(optimizer) is not None)
     return Trainable(task, model, optimizer, device, run.seed, batch_dtype(run.precision), autocast)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from everstep.errors import ConfigError, nearest
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.metric_states import MetricStates, drop, objects_of
-from everstep.trainer.task import Loss
+from everstep.trainer.task import Batch, Loss
 
 
 class Inputs(dict[str, Tensor]):
@@ -30,6 +31,33 @@ def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
     if cast is None:
         return Inputs(batch)
     return Inputs({name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()})
+
+
+def loss_of(task: Any, model: nn.Module, batch: Batch, turn: str | None) -> Loss:
+    """Return the loss of a microbatch; `turn` names the optimizer whose turn it is, None if there is one only."""
+    return checked(task.loss(model, batch) if turn is None else task.loss(model, batch, turn=turn), "loss")
+
+
+def check_takes_turns(task: Any, turns: bool) -> None:
+    """Raise ConfigError unless the task's loss takes a turn just if the optimizer has `turns`."""
+    try:
+        parameters = inspect.signature(task.loss).parameters
+    except (TypeError, ValueError):  # a function in C, which has no signature
+        return
+    found = parameters.get("turn")
+    name = type(task).__name__
+    if turns and hasattr(task, "batch_loss"):
+        raise ConfigError(f"optimizer.turns: {name} has a loss of the whole batch, which takes no turn; write a loss")
+    if turns and found is None and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        raise ConfigError(
+            f"optimizer.turns: the loss of {name} takes no turn; write loss(self, model, batch, turn), "
+            "which gets the name of the optimizer whose turn it is"
+        )
+    if not turns and found is not None and found.default is found.empty:
+        raise ConfigError(f"task: the loss of {name} needs a turn; give it optimizers that alternate, {ALTERNATE}")
+
+
+ALTERNATE = "'optimizer=alternating' with optimizer.optimizers and optimizer.turns"
 
 
 def checked(loss: object, method: str) -> Loss:
