@@ -128,17 +128,17 @@ class Stepper:
         due = len(self._pending) - (0 if all_of_them else self.lag)
         return [self._pending.popleft().read() for _ in range(due)]
 
-    def rehearse(self, batch: Mapping[str, Tensor]) -> int:
-        """Run forward and backward on one microbatch with weight zero, reduced over ranks; return its items.
+    def rehearse(self, batch: Mapping[str, Tensor], step: int = 1) -> int:
+        """Run a step's passes on one microbatch with weight zero, reduced over ranks; return its items.
 
         It changes nothing: buffers, modes, plain attributes and generators are restored.
         """
         with preserved(self.parallel.model, self.task), self.parallel.gradient_sync(True):
             self._seed(0, 0)
-            loss = self._loss(batch, 1)
+            loss = self._loss(batch, step)
             drop(loss.metrics)
             loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
-        self._check_all_used(1)
+        self._check_all_used(step)
         self.parallel.drop_gradients()
         return int(loss.count)
 
@@ -170,7 +170,7 @@ class Stepper:
             save_failed.fill_(1.0)
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
-        self.metrics.begin(step)
+        self.metrics.begin(step, self._turn(step))
         if self.whole is not None:
             self.activity.at(Phase.forward, step)
             self.whole.prepare(step, batches)
@@ -200,6 +200,9 @@ class Stepper:
             work.wait()
         return sums
 
+    def _turn(self, step: int) -> str | None:
+        return None if self.turns is None else self.turns.turn(step)
+
     def _seed(self, step: int, index: int) -> None:
         seed_generators(microbatch_seed(self.config.seed, step, index), self.device)
         if self.generators:
@@ -210,8 +213,7 @@ class Stepper:
             if self.whole is not None and index is not None:
                 return self.whole.loss(batch, index)
             with self.parallel.autocast():
-                turn = None if self.turns is None else self.turns.turn(step)
-                return loss_of(self.task, self.parallel.module, inputs(batch, self.parallel.cast), turn)
+                return loss_of(self.task, self.parallel.module, inputs(batch, self.parallel.cast), self._turn(step))
         except RuntimeError as error:
             if "Expected to have finished reduction" in str(error):
                 raise ConfigError(UNUSED.format("some parameters")) from error

@@ -34,7 +34,7 @@ def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
 
 
 def loss_of(task: Any, model: nn.Module, batch: Batch, turn: str | None) -> Loss:
-    """Return the loss of a microbatch; `turn` names the optimizer whose turn it is, None if there is one only."""
+    """Return the loss of a microbatch; `turn` names the optimizer whose turn it is, None without turns."""
     return checked(task.loss(model, batch) if turn is None else task.loss(model, batch, turn=turn), "loss")
 
 
@@ -129,8 +129,8 @@ TAKEN = frozenset(_NAMES.split())
 class TaskMetrics:
     """Sums and counts of the metrics of a step. All ranks hold the same names in the same order.
 
-    Names are agreed on at the first microbatch. A name that appears later is counted from the next step on. Objects of
-    torchmetrics measure the steps that are recorded.
+    Names are agreed on at the first microbatch, and at the first one of each turn of optimizers that alternate. A name
+    that appears later is counted from the next step on. Objects of torchmetrics measure the steps that are recorded.
     """
 
     def __init__(self, mesh: Mesh, recorded: Callable[[int], bool] = lambda step: True) -> None:
@@ -140,11 +140,13 @@ class TaskMetrics:
         """States of the objects in the present step; None if it is not recorded."""
         self.places: dict[str, int] = {}
         self._new: set[str] = set()
-        self._agreed = False
+        self._turn: str | None = None
+        self._agreed: set[str | None] = set()
         self._sums = torch.zeros(0)
 
-    def begin(self, step: int) -> None:
-        """Set the sums to zero, at the beginning of a step."""
+    def begin(self, step: int, turn: str | None = None) -> None:
+        """Set the sums to zero, at the beginning of a step; `turn` is the one of optimizers that alternate."""
+        self._turn = turn
         self.states = MetricStates(self.mesh) if self.recorded(step) else None
         self._zero()
 
@@ -155,8 +157,8 @@ class TaskMetrics:
         """Add the metrics of a microbatch by its number; padding (`real` is False) counts for nothing."""
         objects = objects_of(loss.metrics)
         self._new |= loss.metrics.keys() - self.places.keys() - objects.keys()
-        if not self._agreed:
-            self._agreed = True
+        if self._turn not in self._agreed:
+            self._agreed.add(self._turn)
             self._agree()
             self._zero()
         if objects:

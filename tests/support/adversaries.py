@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from everstep import Batch, Loss, StepInfo
+from everstep import Batch, Loss
 from everstep.optimizers import Alternating
 from support.toy import WIDTH, Block
 
 
 class Adversaries(nn.Module):
-    """Two networks; `scale` is the critic's too, and no matrix."""
+    """Two networks."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -39,10 +39,7 @@ class AdversarialTask:
     def loss(self, model: nn.Module, batch: Batch, turn: str) -> Loss:
         noise = torch.randn_like(batch["x"])
         real, fake = model(batch["x"], noise, turn)
-        if turn == "generator":
-            loss = F.softplus(-fake).sum()
-        else:
-            loss = F.softplus(-real).sum() + F.softplus(fake).sum()
+        loss = (F.softplus(-fake) if turn == "generator" else F.softplus(-real) + F.softplus(fake)).sum()
         return Loss(loss, len(real), {f"{turn}_loss": loss.detach()})
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
@@ -57,12 +54,24 @@ class ForgetfulTask(AdversarialTask):
         return super().loss(model, batch, "critic")
 
 
+class StillTask(AdversarialTask):
+    """Its noise is a function of the sample, and there is no dropout."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+
+    def loss(self, model: nn.Module, batch: Batch, turn: str) -> Loss:
+        real, fake = model(batch["x"], batch["x"].flip(1), turn)
+        loss = F.softplus(-fake) if turn == "generator" else F.softplus(-real) + F.softplus(fake)
+        return Loss(loss.sum(), len(real))
+
+
 class TurnlessTask(AdversarialTask):
     def loss(self, model: nn.Module, batch: Batch) -> Loss:  # type: ignore[override]
         return super().loss(model, batch, "critic")
 
 
-class Biased(AdversarialTask):
+class BiasedTask(AdversarialTask):
     """It has a parameter that belongs to neither network."""
 
     def model(self) -> nn.Module:
@@ -76,18 +85,3 @@ def pair(model: nn.Module) -> Alternating:
     critic = torch.optim.AdamW(model.critic.parameters(), lr=0.01)
     return Alternating({"critic": critic, "generator": torch.optim.SGD(model.generator.parameters(), lr=0.1)},
                        ["generator", "critic"])  # fmt: skip
-
-
-class Noting:
-    """A hook that keeps the weights after each step, for the test."""
-
-    def __init__(self) -> None:
-        from everstep import every
-
-        self.asks = every(1)
-        self.steps: list[int] = []
-
-    def __call__(self, info: StepInfo) -> None:
-        assert info.model is not None
-        kept = {name: p.detach().clone() for name, p in info.model.named_parameters()}
-        torch.save(kept, f"weights-{info.step}.pt")

@@ -44,6 +44,11 @@ class Alternating(torch.optim.Optimizer):
         """Names of the optimizers that have turns, in the order of their first ones."""
         return tuple(dict.fromkeys(self.turns))
 
+    @property
+    def first_steps(self) -> dict[int, int]:
+        """Number of turns by the step of the first of them, of each optimizer."""
+        return {self.turns.index(name) + 1: self.turns.count(name) for name in self.names}
+
     def parameters(self, turn: str) -> list[Tensor]:
         """Return the parameters that the steps of a turn train."""
         return [p for group in self.param_groups[self._members[turn][1]] for p in group["params"]]

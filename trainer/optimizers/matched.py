@@ -1,4 +1,4 @@
-"""Named optimizers of a config, `optimizer.optimizers`, each with the parameters that its patterns match."""
+"""Named optimizers of a config, `optimizer.optimizers`, each with the parameters that it matches."""
 
 from __future__ import annotations
 
@@ -69,7 +69,8 @@ def _entries(node: Node) -> Mapping[str, Mapping[str, Any]]:
         if key not in KEYS:
             raise ConfigError(
                 f"optimizer.{key}={node[key]!r}: optimizers that alternate have no {key!r}"
-                f"{nearest(str(key), KEYS[1:])}; give it to each, as optimizer.optimizers.NAME.{key}, and compose with optimizer=alternating"
+                f"{nearest(str(key), KEYS[1:])}; give it to each of optimizer.optimizers, and compose with "
+                "optimizer=alternating"
             )
     entries = node.get("optimizers")
     if not isinstance(entries, Mapping) or not all(isinstance(entry, Mapping) for entry in entries.values()):

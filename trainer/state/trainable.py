@@ -75,8 +75,8 @@ class Trainable:
     def _tried(self, step: int) -> int:
         """Return the step whose turn a step of a trial takes: each in a row, since a trial is short."""
         assert self.turns is not None
-        names = self.turns.names
-        return 1 + self.turns.turns.index(names[(step - 1) % len(names)])
+        steps = list(self.turns.first_steps)
+        return steps[(step - 1) % len(steps)]
 
     def train(self, batches: Sequence[Mapping[str, Tensor]], first: int, last: int) -> None:
         """Take the steps from `first` to `last`, step n with the n-th microbatch."""
