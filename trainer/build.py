@@ -26,6 +26,7 @@ from everstep.trainer.data.dataset import TEST, Splits
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.randomness import seeded
+from everstep.trainer.data.tokens import tokens_per_sample
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import apart, batch_dtype, second_copy, seeded_model
 from everstep.trainer.distributed.parallel import ParallelModel, parallelize
@@ -54,7 +55,7 @@ class Built:
     """Parts of a run that do not depend on its position; the state is that before the first step."""
 
     run: RunConfig
-    """The config, with epochs as a number of steps."""
+    """The config, with epochs or tokens as a number of steps."""
     task: Task
     splits: Splits
     hooks: list[Hook]
@@ -74,7 +75,8 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     check_plugins(run)
     splits = load_data(run, mesh)
     if run.steps == UNRESOLVED:
-        steps = mesh.decide(lambda: frozen_config.resolve_steps(run, start.folder, len(splits.train)))
+        known = len(splits.train), tokens_per_sample(splits)
+        steps = mesh.decide(lambda: frozen_config.resolve_steps(run, start.folder, *known))
         run = replace(run, steps=steps)
     task = build_task(run)
     place_objects(task, mesh.device)
