@@ -1,4 +1,4 @@
-"""Length of a run: a number of steps, or epochs (`3ep`) or tokens that become steps once the data is known."""
+"""Length of a run: a number of steps, or epochs (`3ep`) or tokens, which become steps with the data."""
 
 from __future__ import annotations
 

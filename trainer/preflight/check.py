@@ -170,7 +170,7 @@ def _first_step(
 
 
 def _first_batches(run: RunConfig) -> tuple[list[dict[str, Tensor]], int, bool, int | None]:
-    """Return microbatches as training reads them, the samples, if any are held out, and tokens of a sample.
+    """Return microbatches as training reads them, samples, if any are held out, tokens of a sample.
 
     The first use may prepare a dataset.
     """
