@@ -22,11 +22,12 @@ if TYPE_CHECKING:
     from everstep.trainer.reporting.media import log_histogram, log_image, log_table, log_text
     from everstep.trainer.step_info import StepInfo
     from everstep.trainer.step_view import every
-    from everstep.trainer.task import Batch, Loss, Task
+    from everstep.trainer.task import AlternatingTask, Batch, Loss, Task
     from everstep.trainer.whole_batch import WholeBatchTask
 
 __version__ = "0.1.0"
 __all__ = [
+    "AlternatingTask",
     "ArrayDataset",
     "Batch",
     "CheckpointReader",
@@ -72,7 +73,7 @@ _HOMES = {
     "everstep.trainer.reporting.media": "log_histogram log_image log_table log_text",
     "everstep.trainer.step_info": "StepInfo",
     "everstep.trainer.step_view": "every",
-    "everstep.trainer.task": "Batch Loss Task",
+    "everstep.trainer.task": "AlternatingTask Batch Loss Task",
     "everstep.trainer.whole_batch": "WholeBatchTask",
 }
 __getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names.split()})

@@ -121,19 +121,26 @@ class Change:
 
 
 def with_steps_of(old: RunConfig, new: RunConfig) -> RunConfig:
-    """Return the new config with the number of steps that the same epochs once became."""
+    """Return the new config with the number of steps that the same epochs or tokens once became."""
     if new.steps != UNRESOLVED or new.steps_given != old.steps_given:
         return new
     return dataclasses.replace(new, steps=old.steps)
 
 
-def resolve_steps(config: RunConfig, folder: RunFolder, samples: int) -> int:
-    """Return the number of steps; the first start that knows it freezes it in the run folder."""
+def resolve_steps(config: RunConfig, folder: RunFolder, samples: int, tokens: int | None = None) -> int:
+    """Return the number of steps; the first start that knows it freezes it in the run folder.
+
+    Args:
+        tokens: those of each sample; None if it is not known.
+
+    Raises:
+        ConfigError: the length is in tokens, and `tokens` is None.
+    """
     stored = thaw(folder.storage.read(CONFIG))
     found = with_steps_of(stored, config).steps
     if found != UNRESOLVED:
         return int(found)
-    steps = steps_of(str(config.steps_given), samples, config.global_batch)
+    steps = steps_of(str(config.steps_given), samples, config.global_batch, tokens)
     if stored.steps_given == config.steps_given:
         folder.storage.write(CONFIG, freeze(dataclasses.replace(stored, steps=steps)).encode())
     return steps

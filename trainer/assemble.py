@@ -27,6 +27,7 @@ from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.hooks import Hooks
 from everstep.trainer.loop import Parts, short_of_memory
 from everstep.trainer.optim import group_facts
+from everstep.trainer.optimizers.alternating import turns_fact
 from everstep.trainer.optimizers.muon_adamw import muon_fact
 from everstep.trainer.reporting.console import open_display, short
 from everstep.trainer.reporting.flops import count_flops
@@ -111,7 +112,7 @@ def _batch(run: RunConfig, parts: Parts, number: int) -> dict[str, Tensor]:
 
 
 def _warm_up(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> float:
-    """Run one pass that changes nothing, before the first step of an attempt; return its FLOPs per item.
+    """Run a pass of each turn that changes nothing, before an attempt's first step; return FLOPs per item.
 
     They are counted on rank 0 of a device whose peak is known, else 0.
 
@@ -119,16 +120,22 @@ def _warm_up(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> float
     was never interrupted, so this pass fixes the order before the first step of both.
     """
     items: list[int] = []
-    flops = 0.0
+    flops, turns = 0.0, parts.step.turns
     try:
-        if parts.journal.peak and run.parallel.compile is None:
-            flops = float(count_flops(lambda: items.append(parts.step.rehearse(batch))))
-        elif parts.step.parallel.mesh.world > 1:
-            parts.step.rehearse(batch)
+        for step, times in (turns.first_steps if turns is not None else {1: 1}).items():
+            rehearse = partial(_rehearse, parts, batch, step, times, items)
+            if parts.journal.peak and run.parallel.compile is None:
+                flops += times * float(count_flops(rehearse))
+            elif parts.step.parallel.mesh.world > 1:
+                rehearse()
         parts.evaluate.rehearse()
     except torch.OutOfMemoryError as error:
         raise short_of_memory(parts) from error
-    return flops / max(1, items[0]) if items else 0.0
+    return flops / max(1, sum(items))
+
+
+def _rehearse(parts: Parts, batch: Mapping[str, Tensor], step: int, times: int, items: list[int]) -> None:
+    items.append(times * parts.step.rehearse(batch, step))
 
 
 def _too_small_a_cache(run: RunConfig, loader: Loader) -> str | None:
@@ -158,6 +165,7 @@ def _announce(run: RunConfig, parts: Parts, restored: Restored | None, flops_per
         "data": f"{short(loader.order.samples)} samples, {epochs:.3g} epochs in {run.steps} steps",
         **group_facts(parts.state.optimizer, parts.state.model),
         **muon_fact(parts.state.optimizer, parts.state.model),
+        **turns_fact(parts.state.optimizer),
         "folder": parts.checkpoints.folder.url,
         "starts from": "new weights" if restored is None else f"step {restored.step} ({restored.why})",
     }

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from everstep import frozen_config
-from everstep.config import UNRESOLVED, Dtype, Goal, Node, RunConfig
+from everstep.config import UNRESOLVED, Dtype, Goal, Node, ParallelConfig, RunConfig
 from everstep.errors import CheckpointError, ConfigError, DataError
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
@@ -26,14 +26,17 @@ from everstep.trainer.data.dataset import TEST, Splits
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.ordering.exclusion import Exclusion
 from everstep.trainer.data.randomness import seeded
+from everstep.trainer.data.tokens import tokens_per_sample
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import apart, batch_dtype, second_copy, seeded_model
 from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.hooks import Hook
 from everstep.trainer.metric_states import place_objects
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
+from everstep.trainer.optimizers.alternating import turns_of
+from everstep.trainer.optimizers.matched import ALTERNATING
 from everstep.trainer.param_groups import frozen_model
-from everstep.trainer.plugins import check_allowed, instantiate
+from everstep.trainer.plugins import TARGET, check_allowed, instantiate
 from everstep.trainer.schedule import curve_of
 from everstep.trainer.start import Start
 from everstep.trainer.state.buffer_sync import BufferSync
@@ -42,6 +45,7 @@ from everstep.trainer.state.plugin_state import hook_keys
 from everstep.trainer.state.train_state import LossScale, Progress, TrainState
 from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.task import Task
+from everstep.trainer.task_calls import check_takes_turns
 
 LOG = logging.getLogger("everstep")
 
@@ -51,7 +55,7 @@ class Built:
     """Parts of a run that do not depend on its position; the state is that before the first step."""
 
     run: RunConfig
-    """The config, with epochs as a number of steps."""
+    """The config, with epochs or tokens as a number of steps."""
     task: Task
     splits: Splits
     hooks: list[Hook]
@@ -71,13 +75,14 @@ def build(run: RunConfig, start: Start, mesh: Mesh) -> Built:
     check_plugins(run)
     splits = load_data(run, mesh)
     if run.steps == UNRESOLVED:
-        steps = mesh.decide(lambda: frozen_config.resolve_steps(run, start.folder, len(splits.train)))
+        known = len(splits.train), tokens_per_sample(splits)
+        steps = mesh.decide(lambda: frozen_config.resolve_steps(run, start.folder, *known))
         run = replace(run, steps=steps)
     task = build_task(run)
     place_objects(task, mesh.device)
     fresh = mesh.decide(lambda: not any(True for _ in candidates(start.folder)))
     hooks = make_hooks(run)
-    model = parallelize(model_of(run, task), mesh, run.parallel, run.precision, fresh=fresh, seed=run.seed)
+    model = parallelize(model_of(run, task), mesh, parallel_of(run), run.precision, fresh=fresh, seed=run.seed)
     state = initial_state(
         run, model, mesh, fresh, {"task": task, **dict(zip(hook_keys(run.hooks), hooks, strict=True))}
     )
@@ -185,6 +190,13 @@ def model_of(run: RunConfig, task: Task) -> Callable[[], nn.Module]:
     return partial(frozen_model, task.model, run.optimizer or {})
 
 
+def parallel_of(run: RunConfig) -> ParallelConfig:
+    """Return the parallelism, in which DDP looks for unused parameters if optimizers take turns."""
+    if (run.optimizer or {}).get(TARGET) != ALTERNATING:
+        return run.parallel
+    return replace(run.parallel, find_unused=True)
+
+
 def _needed(node: Node | None, key: str) -> Node:
     if node is None:
         raise ConfigError(f"{key}=null: nothing to train; give experiment=NAME or {key}=NAME")
@@ -201,6 +213,7 @@ def initial_state(
     """Return the state before the first step; a checkpoint may be loaded into it."""
     check_model(model.model)
     optimizer = build_optimizer(_needed(run.optimizer, "optimizer"), model.model, run.plugins)
+    check_takes_turns(plugins["task"], turns_of(optimizer) is not None)
     if fresh and run.init_from is not None:
         LOG.info("weights from %s", load_weights(run.init_from, model.model, mesh, run.init_match, run.init_map))
     precision, buffers = run.precision, BufferSync(model.model, mesh, run.parallel.buffers)
@@ -250,6 +263,7 @@ def trainable(
     model = apart(seeded_model(model_of(run, task), run.seed, run.precision, run.parallel), others).to(device)
     check_model(model)
     optimizer = build_optimizer(node, model, run.plugins)
+    check_takes_turns(task, turns_of(optimizer) is not None)
     return Trainable(task, model, optimizer, device, run.seed, batch_dtype(run.precision), autocast)
 
 

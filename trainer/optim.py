@@ -11,6 +11,8 @@ from torch.distributed.tensor import DTensor
 
 from everstep.config import Node
 from everstep.errors import ConfigError
+from everstep.trainer.optimizers.alternating import Alternating, check_all_matched, check_turns
+from everstep.trainer.optimizers.matched import ALTERNATING, matched_parameters
 from everstep.trainer.param_groups import GROUPS, NamedGroups
 from everstep.trainer.plugins import TARGET, instantiate
 
@@ -37,16 +39,44 @@ def build_optimizer(node: Node, model: nn.Module, plugins: Iterable[str]) -> tor
     if not trained:
         raise ConfigError("the model has no parameters to train; change model, task or optimizer.groups")
     named = NamedGroups.of_node(node, model)
-    sharded = any(isinstance(p, DTensor) for p in trained)
-    fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE)) and _fits_fused(model, trained)
-    own = {**({"fused": True} if fusable else {}), **{key: value for key, value in node.items() if key != GROUPS}}
-    optimizer = instantiate(own, "optimizer", plugins, params=named.param_groups(trained), model=model)
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise ConfigError(f"optimizer._target_={node[TARGET]!r} is not an optimizer")
+    own = {key: value for key, value in node.items() if key != GROUPS}
+    optimizer: torch.optim.Optimizer
+    if node[TARGET] == ALTERNATING:
+        optimizer = _alternating(own, model, named, plugins)
+    else:
+        optimizer = _made(own, "optimizer", model, trained, named, plugins)
+    if isinstance(optimizer, Alternating):
+        check_all_matched(optimizer, model)
     named.scale(optimizer)
     for group in optimizer.param_groups:
         group["peak_lr"] = group["lr"]
     return optimizer
+
+
+def _made(
+    node: Node, key: str, model: nn.Module, trained: Sequence[nn.Parameter], named: NamedGroups, plugins: Iterable[str]
+) -> torch.optim.Optimizer:
+    """Return the optimizer that a node describes, of some parameters."""
+    if TARGET not in node:
+        raise ConfigError(f"{key} has no {TARGET}: it must name an optimizer, such as torch.optim.Adam")
+    sharded = any(isinstance(p, DTensor) for p in trained)
+    fusable = node[TARGET] in (FUSED if sharded else (*FUSED, *FUSED_WHOLE)) and _fits_fused(model, trained)
+    own = {**({"fused": True} if fusable else {}), **node}
+    optimizer = instantiate(own, key, plugins, params=named.param_groups(trained), model=model)
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ConfigError(f"{key}._target_={node[TARGET]!r} is not an optimizer")
+    return optimizer
+
+
+def _alternating(node: Node, model: nn.Module, named: NamedGroups, plugins: Iterable[str]) -> Alternating:
+    """Return the named optimizers of a node as one."""
+    found = matched_parameters(node, model)
+    check_turns(node.get("turns"), found)
+    made = {
+        name: _made(arguments, f"optimizer.optimizers.{name}", model, members, named, plugins)
+        for name, (arguments, members) in found.items()
+    }
+    return Alternating(made, node["turns"])
 
 
 def _fits_fused(model: nn.Module, trained: Sequence[nn.Parameter]) -> bool:

@@ -53,7 +53,7 @@ class NamedGroups:
         for group in groups:
             matched = [name for name in names if fnmatchcase(name, group.match)]
             if not matched:
-                raise ConfigError(f"optimizer.groups: {group.match!r} matches no parameter{_near(group.match, names)}")
+                raise ConfigError(f"optimizer.groups: {group.match!r} matches no parameter{near(group.match, names)}")
             for name in matched:
                 other = found.setdefault(id(names[name]), group)
                 if other is not group:
@@ -151,9 +151,11 @@ def _number(place: str, key: str, entry: Mapping[str, Any], default: float | Non
     return float(value)
 
 
-def _near(pattern: str, names: Mapping[str, object]) -> str:
+def near(pattern: str, names: Mapping[str, object]) -> str:
     """Return the name nearest to a pattern, then the first names."""
     prefixes = {".".join(name.split(".")[:cut]) for name in names for cut in range(1, name.count(".") + 1)}
-    hint = nearest(pattern, names) or nearest(pattern, [f"{prefix}.*" for prefix in sorted(prefixes)])
+    kinds = [list(names), [f"{prefix}.*" for prefix in sorted(prefixes)]]
+    hints = (nearest(pattern, kind) for kind in (kinds[::-1] if "*" in pattern else kinds))
+    hint = next((hint for hint in hints if hint), "")
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{hint or ''}; the model has {', '.join(list(names)[:SHOWN])}{more}"
+    return f"{hint}; the model has {', '.join(list(names)[:SHOWN])}{more}"

@@ -23,6 +23,7 @@ from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.distributed.parallel import ParallelModel, Replicated
 from everstep.trainer.metric_states import drop
 from everstep.trainer.optim import set_lr
+from everstep.trainer.optimizers.alternating import turns_of
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.schedule import Curve, lr_factor
 from everstep.trainer.state.preserve import preserved
@@ -32,7 +33,7 @@ from everstep.trainer.step_info import PendingStep, StepInfo
 from everstep.trainer.step_view import Ask, StepView, view_of
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Loss, Task
-from everstep.trainer.task_calls import TaskMetrics, checked, float64_advice, inputs, sparse_advice
+from everstep.trainer.task_calls import TaskMetrics, float64_advice, inputs, loss_of, sparse_advice
 from everstep.trainer.update import Applied, Update
 from everstep.trainer.watchdog.activity import CompiledShapes, Phase
 from everstep.trainer.watchdog.device_time import ForwardTime
@@ -100,6 +101,8 @@ class Stepper:
         self.asks: Sequence[Ask] = ()
         """Requests of the hooks."""
         self.whole = WholeBatch(task, parallel, self._seed) if isinstance(task, WholeBatchTask) else None
+        self.turns = turns_of(state.optimizer)
+        """Optimizer of the steps' turns; None if it does not alternate."""
         self._view: StepView | None = None
         self._pending: deque[PendingStep] = deque()
 
@@ -125,17 +128,17 @@ class Stepper:
         due = len(self._pending) - (0 if all_of_them else self.lag)
         return [self._pending.popleft().read() for _ in range(due)]
 
-    def rehearse(self, batch: Mapping[str, Tensor]) -> int:
-        """Run forward and backward on one microbatch with weight zero, reduced over ranks; return its items.
+    def rehearse(self, batch: Mapping[str, Tensor], step: int = 1) -> int:
+        """Run a step's passes on one microbatch with weight zero, reduced over ranks; return its items.
 
         It changes nothing: buffers, modes, plain attributes and generators are restored.
         """
         with preserved(self.parallel.model, self.task), self.parallel.gradient_sync(True):
             self._seed(0, 0)
-            loss = self._loss(batch)
+            loss = self._loss(batch, step)
             drop(loss.metrics)
             loss.sum.backward(self.weight * 0.0)  # type: ignore[no-untyped-call]
-        self._check_all_used()
+        self._check_all_used(step)
         self.parallel.drop_gradients()
         return int(loss.count)
 
@@ -167,7 +170,7 @@ class Stepper:
             save_failed.fill_(1.0)
         weight = self.weight if self.state.scale is None else self.weight * self.state.scale.scale
         work = None
-        self.metrics.begin(step)
+        self.metrics.begin(step, self._turn(step))
         if self.whole is not None:
             self.activity.at(Phase.forward, step)
             self.whole.prepare(step, batches)
@@ -177,7 +180,7 @@ class Stepper:
             with self.parallel.gradient_sync(last):
                 self.activity.at(Phase.forward, step, number, self.shapes.is_new(microbatch.batch))
                 self.forward_time.start()
-                loss = self._loss(microbatch.batch, microbatch.index)
+                loss = self._loss(microbatch.batch, step, microbatch.index)
                 self.forward_time.stop()
                 if self._view is not None:
                     self._view.see(microbatch.batch)
@@ -192,22 +195,25 @@ class Stepper:
                     # It runs while the last backward pass computes.
                     work = dist.all_reduce(sums, async_op=True)
                 loss.sum.backward(weight if microbatch.real else weight * 0.0)  # type: ignore[no-untyped-call]
-        self._check_all_used()
+        self._check_all_used(step)
         if work is not None:
             work.wait()
         return sums
+
+    def _turn(self, step: int) -> str | None:
+        return None if self.turns is None else self.turns.turn(step)
 
     def _seed(self, step: int, index: int) -> None:
         seed_generators(microbatch_seed(self.config.seed, step, index), self.device)
         if self.generators:
             seed_own(self.generators, microbatch_seed(self.config.seed, step, index))
 
-    def _loss(self, batch: Mapping[str, Tensor], index: int | None = None) -> Loss:
+    def _loss(self, batch: Mapping[str, Tensor], step: int, index: int | None = None) -> Loss:
         try:
             if self.whole is not None and index is not None:
                 return self.whole.loss(batch, index)
             with self.parallel.autocast():
-                return checked(self.task.loss(self.parallel.module, inputs(batch, self.parallel.cast)), "loss")
+                return loss_of(self.task, self.parallel.module, inputs(batch, self.parallel.cast), self._turn(step))
         except RuntimeError as error:
             if "Expected to have finished reduction" in str(error):
                 raise ConfigError(UNUSED.format("some parameters")) from error
@@ -215,8 +221,10 @@ class Stepper:
                 raise ConfigError(f"task.loss fails: {' '.join(str(error).split())[:300]}; {advice}") from error
             raise
 
-    def _check_all_used(self) -> None:
+    def _check_all_used(self, step: int) -> None:
         """Raise ConfigError for a missing gradient: DDP would wait for it forever, on this rank or another."""
+        if self.turns is not None:
+            self.turns.check_gradients(step)
         if not self.searches and self.parallel.count_gradients() < self.parallel.trained:
             missing = self.parallel.without_gradient() or ["a parameter that was frozen after the start"]
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

@@ -54,3 +54,19 @@ class Task(Protocol):
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
         """Return the loss on held-out data, without gradients, with the metrics to report."""
         ...
+
+
+class AlternatingTask(Protocol):
+    """A task whose optimizers take turns (`optimizer=alternating`): a task, with a loss for each turn."""
+
+    def model(self) -> nn.Module:
+        """Return the network with all parts, newly initialised."""
+        ...
+
+    def loss(self, model: nn.Module, batch: Batch, turn: str) -> Loss:
+        """Return the loss of one microbatch for the optimizer of that name, which trains its parameters alone."""
+        ...
+
+    def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
+        """Return the loss on held-out data, which has no turn."""
+        ...

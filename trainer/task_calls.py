@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from everstep.errors import ConfigError, nearest
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.metric_states import MetricStates, drop, objects_of
-from everstep.trainer.task import Loss
+from everstep.trainer.task import Batch, Loss
 
 
 class Inputs(dict[str, Tensor]):
@@ -30,6 +31,33 @@ def inputs(batch: Mapping[str, Tensor], cast: torch.dtype | None) -> Inputs:
     if cast is None:
         return Inputs(batch)
     return Inputs({name: value.to(cast) if value.is_floating_point() else value for name, value in batch.items()})
+
+
+def loss_of(task: Any, model: nn.Module, batch: Batch, turn: str | None) -> Loss:
+    """Return the loss of a microbatch; `turn` names the optimizer whose turn it is, None without turns."""
+    return checked(task.loss(model, batch) if turn is None else task.loss(model, batch, turn=turn), "loss")
+
+
+def check_takes_turns(task: Any, turns: bool) -> None:
+    """Raise ConfigError unless the task's loss takes a turn just if the optimizer has `turns`."""
+    try:
+        parameters = inspect.signature(task.loss).parameters
+    except (TypeError, ValueError):  # a function in C, which has no signature
+        return
+    found = parameters.get("turn")
+    name = type(task).__name__
+    if turns and hasattr(task, "batch_loss"):
+        raise ConfigError(f"optimizer.turns: {name} has a loss of the whole batch, which takes no turn; write a loss")
+    if turns and found is None and all(p.kind is not p.VAR_KEYWORD for p in parameters.values()):
+        raise ConfigError(
+            f"optimizer.turns: the loss of {name} takes no turn; write loss(self, model, batch, turn), "
+            "which gets the name of the optimizer whose turn it is"
+        )
+    if not turns and found is not None and found.default is found.empty:
+        raise ConfigError(f"task: the loss of {name} needs a turn; give it optimizers that alternate, {ALTERNATE}")
+
+
+ALTERNATE = "'optimizer=alternating' with optimizer.optimizers and optimizer.turns"
 
 
 def checked(loss: object, method: str) -> Loss:
@@ -101,8 +129,8 @@ TAKEN = frozenset(_NAMES.split())
 class TaskMetrics:
     """Sums and counts of the metrics of a step. All ranks hold the same names in the same order.
 
-    Names are agreed on at the first microbatch. A name that appears later is counted from the next step on. Objects of
-    torchmetrics measure the steps that are recorded.
+    Names are agreed on at the first microbatch, and at the first one of each turn of optimizers that alternate. A name
+    that appears later is counted from the next step on. Objects of torchmetrics measure the steps that are recorded.
     """
 
     def __init__(self, mesh: Mesh, recorded: Callable[[int], bool] = lambda step: True) -> None:
@@ -112,11 +140,13 @@ class TaskMetrics:
         """States of the objects in the present step; None if it is not recorded."""
         self.places: dict[str, int] = {}
         self._new: set[str] = set()
-        self._agreed = False
+        self._turn: str | None = None
+        self._agreed: set[str | None] = set()
         self._sums = torch.zeros(0)
 
-    def begin(self, step: int) -> None:
-        """Set the sums to zero, at the beginning of a step."""
+    def begin(self, step: int, turn: str | None = None) -> None:
+        """Set the sums to zero, at the beginning of a step; `turn` is the one of optimizers that alternate."""
+        self._turn = turn
         self.states = MetricStates(self.mesh) if self.recorded(step) else None
         self._zero()
 
@@ -127,8 +157,8 @@ class TaskMetrics:
         """Add the metrics of a microbatch by its number; padding (`real` is False) counts for nothing."""
         objects = objects_of(loss.metrics)
         self._new |= loss.metrics.keys() - self.places.keys() - objects.keys()
-        if not self._agreed:
-            self._agreed = True
+        if self._turn not in self._agreed:
+            self._agreed.add(self._turn)
             self._agree()
             self._zero()
         if objects:

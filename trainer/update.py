@@ -16,6 +16,7 @@ from torch import Tensor
 from everstep.trainer.debug.anomaly import nonfinite_gradients
 from everstep.trainer.distributed.parallel import ParallelModel
 from everstep.trainer.optim import by_dtype
+from everstep.trainer.optimizers.alternating import turns_of
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.step_view import StepView
 
@@ -45,6 +46,7 @@ class Update:
         self.on_host = parallel.mesh.device.type != "cuda"
         self.masks = not self.on_host and any(group.get("fused") for group in state.optimizer.param_groups)
         """True if the optimizer's kernels skip an update after NaN or Inf; else the host has to read the flag."""
+        self.turns = turns_of(state.optimizer)
         self.view: StepView | None = None
         """View of the step for hooks, which measures the gradients before they are scaled."""
         self.nonfinite = ""
@@ -58,6 +60,8 @@ class Update:
             sums: [4] float64: loss sum, items, asked, save_failed, summed over all ranks.
         """
         self.parallel.reduce_whole()
+        if self.turns is not None:
+            self.turns.keep(self.state.progress.step + 1)
         if self.view is not None:
             self.view.measure()
         gradients = self.parallel.gradients()

@@ -195,7 +195,10 @@ class Project:
                 raise ConfigError(
                     f"{key} is a {type(value).__name__}: values of keys are numbers, texts, lists and dicts"
                 )
-        defaults = [{f"override /{key}": value} for key, value in chosen.items()]
+        defaults: list[dict[str, Any]] = [{f"override /{key}": value} for key, value in chosen.items()]
+        if isinstance(optimizer := config.get("optimizer"), Mapping) and "_target_" in optimizer:
+            # The arguments of the default optimizer are not those of this one.
+            defaults.append({"override /optimizer": None})
         text = yaml.safe_dump(
             {"defaults": [*defaults, "_self_"], "task": code.node, "data": data, **config}, sort_keys=False
         )

@@ -54,7 +54,7 @@ def train(
         inputs: columns that `model` is called with; default `features`.
         target: the column of targets. Of a DataFrame with `model`, all other columns become `features`.
         metrics: further functions as `loss`, by name, for evaluations.
-        steps: optimizer steps, or epochs as "3ep".
+        steps: optimizer steps, epochs as "3ep", or tokens as "2e9tok".
         nproc: processes; "auto" is one for each GPU.
         wait: wait for the end and show progress; else return while it trains.
         keys: other keys of the config: `global_batch=64`, `parallel="fsdp"`, `optimizer={"lr": 1e-3}`.

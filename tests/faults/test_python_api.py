@@ -289,3 +289,15 @@ def test_a_notebook_defines_trains_shows_and_uses_a_model(tmp_path: Path) -> Non
     assert (found["step"], found["best"], found["state"], found["cuda"]) == (30, 30, "stopped", False)
     shown = [output for output in book.cells[1].outputs if output.output_type == "display_data"]
     assert '<progress value="30" max="30"' in shown[0].data["text/html"]
+
+
+def test_another_optimizer_does_not_inherit_the_arguments_of_the_default_one(tmp_path: Path) -> None:
+    found = printed(
+        tmp_path,
+        """
+        sgd = {"_target_": "torch.optim.SGD", "lr": 0.1}
+        run = everstep.train(Task(), data=(X, y), steps=2, run="s", optimizer=sgd, **KEYS)
+        print(json.dumps({"step": run.step}))
+        """,
+    )
+    assert found["step"] == 2

@@ -155,6 +155,13 @@ class ArrowDataset:
         return self.index.bytes / max(1, len(self))
 
     @property
+    def tokens_per_sample(self) -> int | None:
+        """Tokens of each sample that are predicted, if it was packed; the last one is only a target."""
+        pack, column = self.index.attributes.get("pack"), self.index.columns.get("tokens")
+        known = type(pack) is int and column is not None and column.shape == (pack + 1,)
+        return pack if known else None
+
+    @property
     def cache_bytes(self) -> int | None:
         """Bytes of the dataset that the node cache can hold at once; None if nothing must be downloaded."""
         return self._shards.room_bytes if self._shards.cache is not None else None

@@ -151,9 +151,9 @@ def _build_hooks(run: RunConfig) -> None:
 
 def _look_at_data(run: RunConfig, found: Findings, world: int) -> None:
     with found.of("data"):
-        batches, samples, held_out = _first_batches(run)
+        batches, samples, held_out, tokens = _first_batches(run)
         if run.steps_given is not None:
-            found.length = f"{run.steps_given} = {steps_of(run.steps_given, samples, run.global_batch)}"
+            found.length = f"{run.steps_given} = {steps_of(run.steps_given, samples, run.global_batch, tokens)}"
         batch = batches[0]
         shapes = ", ".join(f"{name} {list(value.shape)} {str(value.dtype)[6:]}" for name, value in batch.items())
         found.data = f"data: {samples:,} samples; the first microbatch is {shapes}"
@@ -169,8 +169,8 @@ def _first_step(
     return try_first_step(run, batches, max(seen.parameters for seen in found.memory.values()), world, held_out)
 
 
-def _first_batches(run: RunConfig) -> tuple[list[dict[str, Tensor]], int, bool]:
-    """Return microbatches as training reads them, the number of samples, and True if any are held out.
+def _first_batches(run: RunConfig) -> tuple[list[dict[str, Tensor]], int, bool, int | None]:
+    """Return microbatches as training reads them, samples, if any are held out, tokens of a sample.
 
     The first use may prepare a dataset.
     """
@@ -181,6 +181,7 @@ def _first_batches(run: RunConfig) -> tuple[list[dict[str, Tensor]], int, bool]:
     from everstep.trainer.build import fetchers, load_data
     from everstep.trainer.checkpoint.resume_trial import LAST
     from everstep.trainer.data.fetcher import MicrobatchRequest
+    from everstep.trainer.data.tokens import tokens_per_sample
     from everstep.trainer.distributed.mesh import Mesh
 
     splits = load_data(run, Mesh(RankInfo(), torch.device("cpu")))
@@ -189,7 +190,7 @@ def _first_batches(run: RunConfig) -> tuple[list[dict[str, Tensor]], int, bool]:
     size = min(run.micro_batch, samples)
     ids = [(number * size + np.arange(size)) % samples for number in range(LAST)]
     batches = [train(MicrobatchRequest(each, np.zeros_like(each), 1)).batch for each in ids]
-    return batches, samples, splits.validation is not None
+    return batches, samples, splits.validation is not None, tokens_per_sample(splits)
 
 
 def _idle(run: RunConfig, world: int) -> Sequence[str]:

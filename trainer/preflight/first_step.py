@@ -19,16 +19,18 @@ from torch import Tensor, nn
 from everstep.config import ParallelKind, RunConfig
 from everstep.errors import ConfigError, EverstepError
 from everstep.rank_env import RankInfo
-from everstep.trainer.build import build_task, self_test, trainable
+from everstep.trainer.build import build_task, parallel_of, self_test, trainable
 from everstep.trainer.checkpoint.resume_trial import LARGEST_BYTES, try_resume
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import batch_dtype
 from everstep.trainer.distributed.sharding import parameters_on_meta
 from everstep.trainer.evaluate import check_metric
 from everstep.trainer.metric_states import MetricStates, objects_of
+from everstep.trainer.optimizers.matched import first_turn
+from everstep.trainer.state.trainable import Trainable
 from everstep.trainer.step import UNUSED
 from everstep.trainer.task import Task
-from everstep.trainer.task_calls import checked, float64_advice, inputs, sparse_advice
+from everstep.trainer.task_calls import checked, float64_advice, inputs, loss_of, sparse_advice
 
 LONGEST_S = 30
 """Time limit of the trial in seconds."""
@@ -69,9 +71,9 @@ def _step(run: RunConfig, batches: Sequence[Mapping[str, Tensor]], world: int, h
         loss = one.loss(batch, 1)
     with _explained(one.model, batch, "the backward pass of task.loss"):
         loss.sum.backward()  # type: ignore[no-untyped-call]
-    notes = _look_at_gradients(run, one.model, world)
+    notes = _look_at_gradients(run, one, world)
     with _explained(one.model, batch, f"optimizer ({type(one.optimizer).__name__})"):
-        one.optimizer.step()
+        one.update(1)
     if run.checkpoint.self_test:
         self_test(run, one.task, one.model, Mesh(RankInfo(), cpu)).round_trip(one.state.pack())
         try_resume(partial(trainable, run, cpu), one.model, batches, Mesh(RankInfo(), cpu))
@@ -80,12 +82,13 @@ def _step(run: RunConfig, batches: Sequence[Mapping[str, Tensor]], world: int, h
     return notes
 
 
-def _look_at_gradients(run: RunConfig, model: nn.Module, world: int) -> Sequence[str]:
-    missing = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
+def _look_at_gradients(run: RunConfig, one: Trainable, world: int) -> Sequence[str]:
+    trained = {id(p) for p in one.trained(1)}
+    missing = [name for name, p in one.model.named_parameters() if id(p) in trained and p.grad is None]
     if not missing:
         return ()
     shown = missing[0] + (f" and {len(missing) - 1} more" if len(missing) > 1 else "")
-    if run.parallel.kind is ParallelKind.ddp and world > 1 and not run.parallel.find_unused:
+    if run.parallel.kind is ParallelKind.ddp and world > 1 and not parallel_of(run).find_unused:
         raise ConfigError(UNUSED.format(shown))
     return (f"note: {shown} got no gradient from the first microbatch",)
 
@@ -124,7 +127,7 @@ def _without_values(run: RunConfig, batch: Mapping[str, Tensor]) -> Sequence[str
     with parameters_on_meta():
         model = task.model().to("meta", dtype)
     try:
-        task.loss(model, inputs({name: value.to("meta") for name, value in batch.items()}, dtype))
+        loss_of(task, model, inputs({name: value.to("meta") for name, value in batch.items()}, dtype), first_turn(run))
     except EverstepError:
         raise
     except Exception as error:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.metric_states import drop
 from everstep.trainer.optim import has_modes
+from everstep.trainer.optimizers.alternating import turns_of
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.train_state import Progress, TrainState
 from everstep.trainer.task import Loss, Task
-from everstep.trainer.task_calls import checked, inputs
+from everstep.trainer.task_calls import inputs, loss_of
 
 MOST_OBJECTS = 1_000_000
 """Objects of a model or task that are searched, once, for generators of their own."""
@@ -40,6 +41,7 @@ class Trainable:
         self.state = TrainState(self.model, self.optimizer, Progress(), plugins={"task": task})
         if has_modes(self.optimizer):
             self.optimizer.train()  # type: ignore[attr-defined]
+        self.turns = turns_of(optimizer)
         self.last_loss = torch.zeros(())
         self._generators = own_generators(self.model, task, most=MOST_OBJECTS)
 
@@ -52,9 +54,29 @@ class Trainable:
         seed_generators(seed, self.device)
         seed_own(self._generators, seed)
         with self.autocast():
-            found = checked(self.task.loss(self.model, self.inputs(batch)), "loss")
+            turn = None if self.turns is None else self.turns.turn(self._tried(step))
+            found = loss_of(self.task, self.model, self.inputs(batch), turn)
         drop(found.metrics)
         return found
+
+    def trained(self, step: int) -> list[Tensor]:
+        """Return the parameters that a step of a trial trains."""
+        if self.turns is None:
+            return [p for p in self.model.parameters() if p.requires_grad]
+        return self.turns.parameters(self.turns.turn(self._tried(step)))
+
+    def update(self, step: int) -> None:
+        """Apply the gradients of a step, those of its turn alone."""
+        if self.turns is not None:
+            self.turns.check_gradients(self._tried(step))
+            self.turns.keep(self._tried(step))
+        self.optimizer.step()
+
+    def _tried(self, step: int) -> int:
+        """Return the step whose turn a step of a trial takes: each in a row, since a trial is short."""
+        assert self.turns is not None
+        steps = list(self.turns.first_steps)
+        return steps[(step - 1) % len(steps)]
 
     def train(self, batches: Sequence[Mapping[str, Tensor]], first: int, last: int) -> None:
         """Take the steps from `first` to `last`, step n with the n-th microbatch."""
@@ -62,5 +84,5 @@ class Trainable:
             self.optimizer.zero_grad(set_to_none=True)
             loss = self.loss(batches[(step - 1) % len(batches)], step)
             loss.sum.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
+            self.update(step)
             self.last_loss = loss.sum.detach()

@@ -60,6 +60,12 @@ class Mixture:
         return max(mean_sample_bytes(dataset) for dataset in self.datasets)
 
     @property
+    def tokens_per_sample(self) -> int | None:
+        """Predicted tokens of each sample, if they are equally many in all datasets."""
+        found = {getattr(dataset, "tokens_per_sample", None) for dataset in self.datasets}
+        return found.pop() if len(found) == 1 else None
+
+    @property
     def cache_bytes(self) -> int | None:
         """Bytes of each dataset that the node cache can hold at once; None if none is downloaded."""
         limits = (dataset.cache_bytes for dataset in self.datasets if isinstance(dataset, Prefetchable))
