@@ -1,4 +1,4 @@
-"""Time that forward passes take without waiting for other ranks, measured without waiting for a device.
+"""Time of forward passes without what they wait for other ranks, measured without a wait for a device.
 
 A unit of FSDP gathers its parameters before its forward pass, and that waits for the slowest rank. What remains of a
 pass without the time in these gathers is the rank's own work. On a GPU events mark both, which the device passes.
