@@ -17,7 +17,7 @@ from torch import nn
 from everstep.trainer.watchdog.activity import Activity
 
 SHARDED_EVERY = 7
-"""Passes of a sharded model of which one is measured on a GPU; prime, so that it is no fixed place in the steps."""
+"""One in so many passes of a sharded model is measured on a GPU; prime: no fixed place in the steps."""
 
 
 class ForwardTime:
