@@ -67,7 +67,7 @@ class ForwardTime:
             self.activity.waited_s += time.monotonic() - self._gather_began
 
     def _mark(self) -> None:
-        """Mark the end, or the beginning, of a stretch; an evaluation or a second forward pass is not measured."""
+        """Mark the end, or the beginning, of a stretch; forward passes of an evaluation are not measured."""
         if self._pass is not None:
             self._pass.append(_event())
 
