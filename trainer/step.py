@@ -85,10 +85,10 @@ class Stepper:
         self.update = Update(state, parallel, config.clip, config.global_batch)
         self.metrics = TaskMetrics(parallel.mesh, recorded)
         self.activity = parallel.mesh.activity
-        if not parallel.waits_forward:
-            # On a GPU the host may wait in a forward pass for the device, and that for other ranks.
-            self.activity.measure((Phase.data,) if on_cuda else (Phase.data, Phase.forward))
-        self.forward_time = ForwardTime(self.activity, self.device)
+        waits = parallel.waits_forward or isinstance(task, WholeBatchTask)
+        # On a GPU the host may wait in a forward pass for the device, and that for other ranks.
+        self.activity.measure((Phase.data,) if on_cuda or waits else (Phase.data, Phase.forward))
+        self.forward_time = None if waits else ForwardTime(self.activity, self.device, parallel.gathering)
         self.shapes = CompiledShapes(parallel.compiles)
         dtype = parallel.cast or torch.float32
         self.weight = torch.full((), 1.0 / config.global_batch, dtype=dtype, device=self.device)
@@ -179,9 +179,7 @@ class Stepper:
             self._seed(step, microbatch.index)
             with self.parallel.gradient_sync(last):
                 self.activity.at(Phase.forward, step, number, self.shapes.is_new(microbatch.batch))
-                self.forward_time.start()
-                loss = self._loss(microbatch.batch, step, microbatch.index)
-                self.forward_time.stop()
+                loss = self._timed_loss(microbatch, step)
                 if self._view is not None:
                     self._view.see(microbatch.batch)
                 self.activity.at(Phase.backward, step, number)
@@ -207,6 +205,14 @@ class Stepper:
         seed_generators(microbatch_seed(self.config.seed, step, index), self.device)
         if self.generators:
             seed_own(self.generators, microbatch_seed(self.config.seed, step, index))
+
+    def _timed_loss(self, microbatch: Microbatch, step: int) -> Loss:
+        if self.forward_time is None:
+            return self._loss(microbatch.batch, step, microbatch.index)
+        self.forward_time.start()
+        loss = self._loss(microbatch.batch, step, microbatch.index)
+        self.forward_time.stop()
+        return loss
 
     def _loss(self, batch: Mapping[str, Tensor], step: int, index: int | None = None) -> Loss:
         try:

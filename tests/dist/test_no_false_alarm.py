@@ -8,6 +8,7 @@ import pdb
 import signal
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -125,19 +126,60 @@ def test_the_watchdog_can_be_switched_off(tmp_path: Path) -> None:
     assert train(2, tmp_path, "stop.stall_s=null", before=hangs.in_pass(PASS, look)).codes == [0, 0]
 
 
-def test_a_slow_rank_is_named_in_an_event_and_in_the_status_and_nothing_else_happens(tmp_path: Path) -> None:
-    def lay(rank: int) -> None:
+def slow_in_loss(rank: int) -> None:
+    """Rank 1 is slow outside of the model."""
+    add_delay(toy.ToyTask, "loss", 0.03 if rank == 1 else 0.0)
+
+
+def slow_in_block(rank: int) -> None:
+    """Rank 1 is slow within each of the model's units, which the other ranks see in their gathers."""
+    add_delay(toy.Block, "forward", 0.02 if rank == 1 else 0.001)
+
+
+def slow_in_data(rank: int) -> None:
+    add_delay(toy, "uniform", 0.03 if rank == 1 else 0.0)
+
+
+def equally_slow(rank: int) -> None:
+    add_delay(toy.Block, "forward", 0.01)
+
+
+def add_delay(owner: Any, method: str, seconds: float) -> None:
+    original = getattr(owner, method)
+
+    def slow(*args: Any) -> Any:
+        time.sleep(seconds)
+        return original(*args)
+
+    setattr(owner, method, slow)
+
+
+def named_ranks(root: Path, lay: Callable[[int], None], *words: str, world: int = 3) -> list[int]:
+    """Train with small windows; return the ranks that are named in events."""
+
+    def before(rank: int) -> None:
         watchdog.StragglerSearch = partial(StragglerSearch, window_steps=5, window_s=0.3)  # type: ignore[misc, assignment]
-        original = toy.ToyTask.loss
+        lay(rank)
 
-        def slow(*args: Any) -> Any:
-            time.sleep(0.03 if rank == 1 else 0.0)
-            return original(*args)
+    ended = train(world, root, "steps=60", "evaluate.every=null", f"stop.stall_s={STALL_S}", *words, before=before)
+    assert ended.codes == [0] * world, ended.printed
+    events = read_lines(folder(root), "events.jsonl")
+    return [event["rank"] for event in events if event["event"] == "straggler"]
 
-        toy.ToyTask.loss = slow  # type: ignore[method-assign]
 
-    ended = train(3, tmp_path, "steps=60", "evaluate.every=null", f"stop.stall_s={STALL_S}", before=lay)
-    assert ended.codes == [0, 0, 0], ended.printed
-    found = [event for event in read_lines(folder(tmp_path), "events.jsonl") if event["event"] == "straggler"]
-    assert [event["rank"] for event in found] == [1]
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+@pytest.mark.parametrize("lay", [slow_in_loss, slow_in_block, slow_in_data])
+def test_a_slow_rank_is_named_in_an_event_and_in_the_status_and_nothing_else_happens(
+    tmp_path: Path, lay: Callable[[int], None], kind: str
+) -> None:
+    assert named_ranks(tmp_path, lay, f"parallel={kind}") == [1]
     assert "rank 1 on " in folder(tmp_path).facts("progress.json")["straggler"]
+
+
+def test_a_slow_rank_is_named_where_shards_are_replicated(tmp_path: Path) -> None:
+    assert named_ranks(tmp_path, slow_in_block, "parallel=hsdp", "parallel.shard=2", world=4) == [1]
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_no_rank_is_named_where_all_are_equally_slow(tmp_path: Path, kind: str) -> None:
+    assert named_ranks(tmp_path, equally_slow, f"parallel={kind}") == []

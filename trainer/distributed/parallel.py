@@ -68,9 +68,17 @@ class ParallelModel:
 
     @property
     def waits_forward(self) -> bool:
-        """True if a forward pass may wait for other ranks, so that its time says nothing about this one."""
-        syncs = any("SyncBatchNorm" in type(inner).__name__ for inner in self.model.modules())
-        return syncs or not isinstance(self.module, DistributedDataParallel)
+        """True if a forward pass may wait for other ranks outside of the gathers of `gathering`."""
+        if any("SyncBatchNorm" in type(inner).__name__ for inner in self.model.modules()):
+            return True
+        if self.gathering:
+            return self.compiles  # the hooks of a compiled unit may be part of its graph
+        return not isinstance(self.module, DistributedDataParallel)
+
+    @property
+    def gathering(self) -> list[nn.Module]:
+        """Units that gather their parameters from all ranks in a hook before their forward pass."""
+        return [inner for inner in self.model.modules() if isinstance(inner, FSDPModule)]
 
     def gradient_sync(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context of one microbatch: gradients are reduced with the step's last one.

@@ -71,6 +71,8 @@ class Activity:
         """Seconds so far in which this rank fetched data and passed forward, and waited for no other."""
         self.passes = 0
         """Forward passes so far; 0 where they wait for other ranks, so that their times tell nothing."""
+        self.waited_s = 0.0
+        """Seconds since the last mark in which this rank waited for others; they are not its own."""
         self._own: tuple[Phase, ...] = ()
         self.stragglers: deque[Straggler | None] = deque(maxlen=8)
         """News of stragglers, which the training loop reports: the one found, or None when it is gone."""
@@ -84,7 +86,8 @@ class Activity:
         now, last = time.monotonic(), self.mark
         if self._own:
             if last[0] in self._own:
-                self.own_s += now - last[3]
+                self.own_s += now - last[3] - self.waited_s
+            self.waited_s = 0.0
             self.passes += last[0] is Phase.forward
         if phase not in self._seen:
             self._seen.add(phase)
@@ -94,7 +97,7 @@ class Activity:
             PAGE.pack_into(self._page, 0, phase, step, turn, now)
 
     def measure(self, own: tuple[Phase, ...]) -> None:
-        """Add up the time in these phases from now on: no rank waits there for another one."""
+        """Add up the time in these phases from now on: a rank waits there for another in `waited_s` alone."""
         self._own = own
 
     def share(self) -> int:

@@ -1,8 +1,9 @@
 """Stragglers: ranks that are slower than the others, found where no rank waits for another.
 
 Steps take equally long on all ranks, since the reduction of gradients waits for the slowest. So the time in which a
-rank fetches its data and passes forward is compared. A rank is named only if it is the slowest in WINDOWS windows in a
-row and costs a good part of each step: noise changes its place, a throttled device does not. Nothing is done about it.
+rank fetches its data and passes forward is compared, without the gathers of FSDP, which wait as well. A rank is named
+only if it is the slowest in WINDOWS windows in a row and costs a good part of each step: noise changes its place, a
+throttled device does not. Nothing is done about it.
 """
 
 from __future__ import annotations
