@@ -16,7 +16,16 @@ from everstep.errors import CheckpointError, ConfigError
 from everstep.rank_env import RankInfo
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.storage import join_url, open_storage
-from everstep.trainer.build import build_task, check_plugins, fetchers, initial_state, load_data, make_hooks, model_of
+from everstep.trainer.build import (
+    build_task,
+    check_plugins,
+    fetchers,
+    initial_state,
+    load_data,
+    make_hooks,
+    model_of,
+    parallel_of,
+)
 from everstep.trainer.checkpoint.load import load_state, open_checkpoint, pack_ref, unpack_ref
 from everstep.trainer.checkpoint.manifest import Committed, find_fault
 from everstep.trainer.checkpoint.restore import choose
@@ -96,7 +105,7 @@ def open_session(run: RunConfig, mesh: Mesh, run_url: str, which: str) -> Sessio
     task = build_task(run)
     place_objects(task, mesh.device)
     hooks = dict(zip(hook_keys(run.hooks), make_hooks(run), strict=True))
-    model = parallelize(model_of(run, task), mesh, run.parallel, run.precision, fresh=False, seed=run.seed)
+    model = parallelize(model_of(run, task), mesh, parallel_of(run), run.precision, fresh=False, seed=run.seed)
     state = initial_state(run, model, mesh, False, {"task": task, **hooks})
     packed = mesh.decide(lambda: _choose(run_url, which))
     folder, found = RunFolder(packed["folder"]), unpack_ref(packed)
