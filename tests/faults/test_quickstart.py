@@ -18,7 +18,7 @@ from support.ranks import folder
 
 pytestmark = pytest.mark.process
 ROOT = TESTS.parent
-PAGES = ["README.md", "examples/quickstart/README.md"]
+PAGES = ["README.md", *(f"examples/{name}/README.md" for name in ("quickstart", "nanogpt", "bert_lora", "cnn"))]
 
 
 def environment(*path: Path) -> dict[str, str]:
@@ -56,7 +56,8 @@ def test_a_package_that_was_not_named_is_refused(installed: Path, tmp_path: Path
 
 def commands(page: str) -> list[list[str]]:
     """The everstep and torchrun commands in the indented or fenced blocks of a page, without their comments."""
-    found = re.findall(r"^(?:    |)((?:everstep|torchrun) .*)$", (ROOT / page).read_text(), flags=re.MULTILINE)
+    text = (ROOT / page).read_text().replace("\\\n", " ")
+    found = re.findall(r"^(?:    |)((?:everstep|torchrun) .*)$", text, flags=re.MULTILINE)
     return [shlex.split(line, comments=True) for line in found]
 
 
@@ -65,7 +66,8 @@ def test_every_run_command_in_the_pages_composes(page: str) -> None:
     for words in commands(page):
         overrides = [word for word in words if re.match(r"^[a-z_.]+=", word)]
         if "run" in words[1:2] or "everstep.trainer" in words:
-            own = [str(ROOT / "examples/quickstart/conf")] if "--config-dir" in words else []
+            folder = "examples/quickstart" if page == "README.md" else str(Path(page).parent)
+            own = [str(ROOT / folder / "conf")] if "--config-dir" in words else []
             assert compose(overrides, own).run.steps > 0, words
 
 

@@ -21,7 +21,7 @@ from everstep.rank_env import RankInfo
 from everstep.run_folder import RunFolder
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.reporting.console import Quiet
-from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts
+from everstep.trainer.reporting.reporter import Outputs, Reporter, RunFacts, folded
 from everstep.trainer.reporting.sinks import Guarded, JsonLines, read_lines, read_metrics
 from everstep.trainer.reporting.startup_timing import StartupTimer
 from everstep.trainer.reporting.trackers.opening import open_sinks
@@ -386,3 +386,11 @@ def test_a_sink_that_has_failed_is_tried_again(monkeypatch: pytest.MonkeyPatch) 
     for step in range(3):
         sink.log(train(step, 1.0))
     assert ill.calls == 3
+
+
+def test_the_line_of_an_evaluation_counts_the_cells_of_a_matrix() -> None:
+    matrix = {f"confusion/{row}/{column}": 1.0 for row in range(4) for column in range(4)}
+    assert folded({"loss": 0.5, "f1/0": 0.25, "f1/1": 0.75, **matrix}) == [
+        "loss 0.5", "f1/0 0.25", "f1/1 0.75", "confusion (16 values)",
+    ]  # fmt: skip
+    assert folded({f"night/{name}": 1.0 for name in "abcdefghijklm"})[0] == "night/a 1"

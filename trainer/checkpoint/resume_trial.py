@@ -58,15 +58,18 @@ def try_resume(make: Make, live: nn.Module, batches: Sequence[Mapping[str, Tenso
         LOG.info("a resume was not tried before the first step: the model is larger than %d bytes", LARGEST_BYTES)
         return
     with generators_preserved():
-        problem = _Trial(make, live, batches, mesh).problem()
-    for found in mesh.gather(problem):
+        trial = _Trial(make, live, batches, mesh)
+        problem = trial.problem()
+    for found, refused in mesh.gather([problem, trial.refused]):
         if found:
-            raise ConfigError(f"self-test: {found}; {OFF}")
+            raise ConfigError(f"self-test: {found}" if refused else f"self-test: {found}; {OFF}")
 
 
 class _Trial:
     def __init__(self, make: Make, live: nn.Module, batches: Sequence[Mapping[str, Tensor]], mesh: Mesh) -> None:
         self.make, self.live, self.batches, self.mesh = make, live, batches, mesh
+        self.refused = False
+        """True if the run would end with the same ConfigError without a trial."""
 
     def problem(self) -> str | None:
         """Return what a resume would change, or None."""
@@ -85,6 +88,7 @@ class _Trial:
             saved = _copied(original.state.pack())
             original.train(self.batches, SAVED_AFTER + 1, LAST)
         except Exception as error:
+            self.refused = isinstance(error, ConfigError)
             return _later_step_fails(original, error)
         try:
             resumed = self._resumed(saved, original)

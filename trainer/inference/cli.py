@@ -1,4 +1,4 @@
-"""Parsers of `evaluate` and `predict` in the trainer; the launcher calls them for each rank."""
+"""Parsers of `evaluate`, `predict` and `export` in the trainer; the launcher calls them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def add_parsers(verbs: Any) -> None:
-    """Add both verbs; each sets `run_verb`."""
+    """Add the verbs; each sets `run_verb`."""
     evaluate = _parser(verbs, "evaluate")
     evaluate.add_argument("--by", metavar="COLUMN", default="")
     evaluate.add_argument("--against", metavar="JSON", default="")
@@ -17,6 +17,11 @@ def add_parsers(verbs: Any) -> None:
     predict.add_argument("--out", required=True, metavar="URL", help="folder of the parts")
     predict.add_argument("--rows", type=int, required=True)
     predict.set_defaults(run_verb=_predict)
+    export = _parser(verbs, "export")
+    export.add_argument("--out", required=True, metavar="FOLDER")
+    export.add_argument("--format", required=True)
+    export.add_argument("--dtype", default="")
+    export.set_defaults(run_verb=_export)
 
 
 def _parser(verbs: Any, name: str) -> argparse.ArgumentParser:
@@ -41,3 +46,9 @@ def _predict(options: argparse.Namespace) -> int:
     from everstep.trainer.inference.prediction import predict
 
     return predict(options)
+
+
+def _export(options: argparse.Namespace) -> int:
+    from everstep.trainer.export.export import export
+
+    return export(options)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import evaluation_batches
+from everstep.trainer.inference.progress import Progress
 from everstep.trainer.inference.session import Session
 from everstep.trainer.metric_states import MetricStates, objects_of
 from everstep.trainer.random_state import microbatch_seed, seed_generators
@@ -56,6 +57,7 @@ def measure(session: Session, data: Fetcher, batch: int) -> BlockSums:
     states, names = MetricStates(mesh), ["loss"]
     samples = len(data.dataset)
     table = torch.zeros(0, dtype=torch.float64)
+    progress = Progress("samples evaluated", samples, shown=mesh.is_main)
     with session.evaluating():
         for microbatch in evaluation_batches(data, batch, mesh.place, mesh.device, None, run.loader.ahead_mb):
             seed_generators(microbatch_seed(data.seed, 0, microbatch.index), mesh.device)
@@ -71,6 +73,7 @@ def measure(session: Session, data: Fetcher, batch: int) -> BlockSums:
             if microbatch.real:
                 values = [torch.as_tensor(v, device=mesh.device) for v in (loss.count, loss.sum, *summed.values())]
                 table[microbatch.index] = torch.stack([value.detach().double() for value in values])
+            progress(microbatch.index * batch)
     has_objects = any(mesh.gather(bool(states.metrics)))
     found = mesh.sum(table).cpu().numpy()
     return BlockSums(samples, names, found[:, 1:], found[:, 0], states.values() if has_objects else {})

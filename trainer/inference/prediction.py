@@ -23,6 +23,7 @@ from everstep.storage import Storage, open_storage
 from everstep.trainer.build import digest_of
 from everstep.trainer.data.columns import Ragged
 from everstep.trainer.data.fetcher import Fetcher, MicrobatchRequest
+from everstep.trainer.inference.progress import Progress
 from everstep.trainer.inference.session import Session, close, join_ranks, load_sets, open_session, read_config
 from everstep.trainer.random_state import microbatch_seed, seed_generators
 from everstep.trainer.task_calls import inputs
@@ -94,6 +95,7 @@ def _write_missing(session: Session, data: Fetcher, out: Storage, plan: Mapping[
         return [part for part in parts if part_name(part) not in there]
 
     missing = mesh.decide(find)
+    progress = Progress("parts written", len(missing), shown=mesh.is_main)
     for turn in range(math.ceil(len(missing) / mesh.world)):
         mine = turn * mesh.world + mesh.rank
         # A sharded model needs all ranks in each pass, so a rank without a part repeats the last one.
@@ -101,6 +103,7 @@ def _write_missing(session: Session, data: Fetcher, out: Storage, plan: Mapping[
         table = _predicted(session, data, part, plan)
         if mine < len(missing):
             out.write(part_name(part), table)
+        progress(min((turn + 1) * mesh.world, len(missing)))
         mesh.gather(part)  # the ranks stay together, since passes of a sharded model are collective
 
 

@@ -111,10 +111,6 @@ def open_session(run: RunConfig, mesh: Mesh, run_url: str, which: str) -> Sessio
     folder, found = RunFolder(packed["folder"]), unpack_ref(packed)
     source = open_checkpoint(folder.storage, found, mesh)
     load_state(state, source, source.manifest.data_digest, mesh)
-    if run.evaluate.weights is Weights.ema and state.average is None:
-        raise ConfigError(
-            "evaluate.weights=ema: the run keeps no moving average (ema=null); use evaluate.weights=model"
-        )
     return Session(run, mesh, task, model, state, join_url(folder.url, found.path))
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +29,8 @@ from everstep.trainer.watchdog.straggler import Straggler
 LOG = logging.getLogger("everstep")
 PROGRESS_EVERY_S = 2.0
 COPIES_EVERY_S = 60.0
+MOST_CELLS = 10
+"""Cells of a metric that a line of an evaluation shows."""
 
 
 @dataclass
@@ -154,7 +157,7 @@ class Reporter:
         if self.writes:
             for sink in self.sinks:
                 sink.log({"kind": "evaluate", "step": step, "time": time.time(), **metrics})
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            shown = "  ".join(folded(metrics))
             line = f"held-out at step {step}: {shown}{'  (best so far)' if best else ''}"
             self.event("evaluated", line, step=step, seconds=round(seconds, 4), best=best)
 
@@ -272,3 +275,11 @@ def memory_mb(device: torch.device) -> float:
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def folded(metrics: Mapping[str, float]) -> list[str]:
+    """Return each metric as text; of one with many cells (NAME/ROW/COLUMN) their number alone."""
+    wholes = {name: re.sub(r"(/\d+)+$", "", name) for name in metrics}
+    cells = Counter(wholes.values())
+    shown = [f"{name} {value:.4g}" for name, value in metrics.items() if cells[wholes[name]] <= MOST_CELLS]
+    return shown + [f"{whole} ({count} values)" for whole, count in cells.items() if count > MOST_CELLS]

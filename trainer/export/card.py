@@ -1,0 +1,143 @@
+"""Model card of an export, from recorded facts alone; all else is said to be unknown."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from everstep.checked_json import mapping, parse
+from everstep.errors import printable
+from everstep.frozen_config import plain
+from everstep.run_folder import EVALUATIONS, PROVENANCE, RunFolder
+from everstep.storage import read_limited
+from everstep.trainer.build import digest_of
+from everstep.trainer.data.dataset import Splits
+from everstep.trainer.inference.session import Session
+
+LARGEST = 16 << 20
+RESULT = "result.json"
+UNKNOWN = "unknown"
+
+
+def card(session: Session, splits: Splits, facts: Mapping[str, Any]) -> str:
+    """Return the card as Markdown, with a front matter as Hugging Face reads it."""
+    run = session.run
+    head = ["---", "library_name: pytorch", f"license: {UNKNOWN}", "tags: [everstep]", "---", ""]
+    lines = [
+        *head,
+        f"# {run.run}",
+        "",
+        f"Weights after step {session.step} of a run of Everstep, written as {facts['format']} (`{facts['file']}`).",
+        "",
+        *_table("Model", _model(session, facts)),
+        *_table("Data", _data(session, splits)),
+        *_metrics(session),
+        *_table("Export", {"check": facts["summary"], "torch": facts["torch"], **_cast(facts)}),
+        *_table("Origin", _origin(session)),
+        "## Not recorded",
+        "",
+        "Licence of the model, intended use, limits, and the sources and licences of the data: unknown to Everstep. "
+        "Write them here before you publish.",
+        "",
+        "## Config",
+        "",
+        "```json",
+        json.dumps(plain(run), indent=2, default=str),
+        "```",
+    ]
+    return "\n".join(printable(line) for line in lines) + "\n"
+
+
+def _model(session: Session, facts: Mapping[str, Any]) -> dict[str, object]:
+    run = session.run
+    return {
+        "task": (run.task or {}).get("_target_", UNKNOWN),
+        "model": (run.model or {}).get("_target_", "made by the task"),
+        "parameters": f"{facts['parameters']:,}",
+        "weights": "moving average (ema)" if facts["weights"] == "ema" else "as trained",
+        "initial weights": run.init_from or f"random, seed {run.seed}",
+    }
+
+
+def _data(session: Session, splits: Splits) -> dict[str, object]:
+    progress, held_out = session.state.progress, splits.held_out()
+    return {
+        "source": (session.run.data or {}).get("_target_", UNKNOWN),
+        "digest": digest_of(splits),
+        "training samples": f"{len(splits.train):,}",
+        "held-out samples": ", ".join(f"{name} {len(each):,}".strip() for name, each in held_out.items()) or "none",
+        "samples seen": f"{progress.step * session.run.global_batch:,}",
+    }
+
+
+def _metrics(session: Session) -> list[str]:
+    """Return tables of all evaluations of this checkpoint that the run folder holds."""
+    lines: list[str] = []
+    for found in _newest(_evaluations(session)):
+        for name, part in found["sets"].items():
+            data = f"data {str(found.get('data_digest'))[:12]}"
+            lines += ["", f"Set `{name}` ({data}), {part['samples']} samples:", "", *_values(part["metrics"])]
+            for label, inner in part.get("slices", {}).items():
+                shown = ", ".join(f"{metric} {each['value']:.5g}" for metric, each in inner["metrics"].items())
+                lines.append(f"- {part['by']} = {label} ({inner['samples']} samples): {shown}")
+    progress = session.state.progress
+    if not lines and progress.metric is not None and progress.evaluated == progress.step:
+        lines = ["", f"{session.run.evaluate.metric} {progress.metric:.5g} on held-out data, as training measured it."]
+    lines = lines or ["", f"{UNKNOWN}: `everstep evaluate` has not measured this checkpoint."]
+    return ["## Metrics", *lines, ""]
+
+
+def _values(metrics: Mapping[str, Any]) -> list[str]:
+    rows = [
+        f"| {name} | {each['value']:.5g} | {each['low']:.5g} … {each['high']:.5g} |"
+        if "low" in each
+        else f"| {name} | {each['value']:.5g} | |"
+        for name, each in metrics.items()
+    ]
+    return ["| metric | value | 95 % interval |", "| --- | --- | --- |", *rows, ""]
+
+
+def _newest(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the newest evaluation of each set of data, one with slices before one without."""
+    newest: dict[tuple[object, object], dict[str, Any]] = {}
+    for each in found:
+        key = each.get("on"), each.get("data_digest")
+        has_slices = any("slices" in part for part in each["sets"].values())
+        known = newest.get(key)
+        if known is None or has_slices or not any("slices" in part for part in known["sets"].values()):
+            newest[key] = each
+    return list(newest.values())
+
+
+def _evaluations(session: Session) -> Iterator[dict[str, Any]]:
+    """Yield the results of `everstep evaluate` for this checkpoint and these weights."""
+    folder = RunFolder(session.checkpoint.rpartition("/checkpoints/")[0])
+    for name in sorted(folder.storage.names(EVALUATIONS)):
+        try:
+            place = f"{EVALUATIONS}/{name}/{RESULT}"
+            found = mapping(parse(read_limited(folder.storage, place, LARGEST)), place)
+        except (FileNotFoundError, ValueError):
+            continue
+        checkpoint, weights = str(found.get("checkpoint", "")), session.run.evaluate.weights.value
+        if checkpoint.rpartition("/")[2] == session.checkpoint.rpartition("/")[2] and found.get("weights") == weights:
+            yield found
+
+
+def _cast(facts: Mapping[str, Any]) -> dict[str, object]:
+    cast = facts["proof"].get("cast")
+    return {f"cast to {cast['dtype']}": f"outputs move by at most {cast['largest']:.3g}"} if cast else {}
+
+
+def _origin(session: Session) -> dict[str, object]:
+    folder = RunFolder(session.checkpoint.rpartition("/checkpoints/")[0])
+    try:
+        provenance = mapping(parse(read_limited(folder.storage, PROVENANCE, LARGEST)), PROVENANCE)
+    except (FileNotFoundError, ValueError):
+        provenance = {}
+    git = provenance.get("git") or {}
+    return {"checkpoint": session.checkpoint, "code": git.get("commit", UNKNOWN) if isinstance(git, dict) else UNKNOWN}
+
+
+def _table(title: str, rows: Mapping[str, object]) -> list[str]:
+    return [f"## {title}", "", "| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in rows.items()), ""]

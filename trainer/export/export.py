@@ -1,0 +1,145 @@
+"""`everstep export`: write a checkpoint's model in a format, load it again elsewhere, and compare."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from everstep.errors import ConfigError, EverstepError, printable
+from everstep.outcome import to_json_line
+from everstep.trainer.export import fresh_check
+from everstep.trainer.export.card import card
+from everstep.trainer.export.formats import FORMATS, weights
+from everstep.trainer.export.recorded_call import RecordedCall, record
+from everstep.trainer.inference.session import Session, join_ranks, load_sets, open_session, read_config
+
+DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+LIMIT, HALF_LIMIT = 1e-5, 2e-2
+"""Largest difference of outputs, relative to the largest output; the second for half precision."""
+FACTS = "export.json"
+
+
+def export(options: argparse.Namespace) -> int:
+    """Run the verb; the folder appears when all is written and compared."""
+    run = read_config(options.work, options)
+    mesh = join_ranks(run)
+    splits, sets = load_sets(run, mesh, options.on)
+    session = open_session(run, mesh, options.source, options.which)
+    data = next(iter(sets.values()))
+    dtype = DTYPES[options.dtype] if options.dtype else None
+    target = Path(options.out)
+    staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        with session.evaluating():
+            model = session.model.model
+            exact = record(session, data)
+            call = exact
+            if dtype is not None:
+                model.to(dtype)
+                call = record(session, data, dtype)
+            name = FORMATS[options.format](model, call, staged)
+            proof = _proof(options.format, staged / name, model, call)
+            if dtype is not None:
+                proof["cast"] = {"dtype": options.dtype, "largest": _largest(exact, call)}
+        facts = _facts(session, options, name, proof)
+        (staged / FACTS).write_bytes(to_json_line(facts))
+        (staged / "README.md").write_text(card(session, splits, facts))
+        staged.chmod(0o755)
+        staged.rename(target)
+    finally:
+        shutil.rmtree(staged, ignore_errors=True)
+    print(printable(f"{target / name}: {facts['summary']}"))
+    return 0
+
+
+def _proof(form: str, file: Path, model: nn.Module, call: RecordedCall) -> dict[str, Any]:
+    """Return how far the exported model is from the original, in a process without Everstep.
+
+    Raises:
+        ConfigError: it is further than the limit, or cannot be loaded.
+    """
+    if form in ("safetensors", "hf"):
+        return {"tensors": _check_tensors(file, model), "equal": True}
+    half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    limit = HALF_LIMIT if half else LIMIT
+    with tempfile.TemporaryDirectory() as folder:
+        case = Path(folder) / "case.pt"
+        # A trace takes its arguments by name only if they were recorded by name.
+        named = call.by_name(model) if call.kwargs else {}
+        args = () if call.kwargs else call.args
+        saved = {"args": args, "kwargs": named, "samples": call.samples, "expected": call.outputs}
+        torch.save(saved, case)
+        script = str(Path(fresh_check.__file__).resolve())
+        words = [sys.executable, "-I", script, form, str(file), str(case)]
+        ended = subprocess.run(words, capture_output=True, text=True, cwd=folder, check=False)
+    if ended.returncode:
+        said = ended.stderr.strip().splitlines()[-1:] or ["no output"]
+        raise ConfigError(
+            f"--format {form}: the file cannot be used without this project ({said[0][:300]}); choose another format"
+        )
+    found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
+    if not found["largest"] <= limit * max(1.0, found["scale"]):
+        raise EverstepError(
+            f"--format {form}: outputs differ from the original by {found['largest']:.3g} (limit {limit:g} of "
+            f"{found['scale']:.3g}); nothing was written"
+        )
+    return {**found, "samples": call.samples, "limit": limit}
+
+
+def _check_tensors(file: Path, model: nn.Module) -> int:
+    """Return the number of tensors, each equal to the model's to the last bit."""
+    from safetensors.torch import load_file
+
+    if file.suffix == ".json":
+        names = set(json.loads(file.read_text())["weight_map"].values())
+        found = {name: value for shard in names for name, value in load_file(file.with_name(shard)).items()}
+    else:
+        found = load_file(file)
+    wanted = weights(model)
+    differs = [name for name, value in wanted.items() if name not in found or _bits(found[name]) != _bits(value)]
+    if differs or len(found) != len(wanted):
+        what = differs[0] if differs else "the number of tensors"
+        raise EverstepError(f"{file.name}: {what} differs from the model; nothing was written")
+    return len(found)
+
+
+def _bits(tensor: Tensor) -> tuple[torch.dtype, torch.Size, bytes]:
+    return tensor.dtype, tensor.shape, tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+def _largest(one: RecordedCall, other: RecordedCall) -> float:
+    pairs = zip(one.outputs, other.outputs, strict=True)
+    return max((float((a.double() - b.double()).abs().max()) for a, b in pairs if a.numel()), default=0.0)
+
+
+def _facts(session: Session, options: argparse.Namespace, name: str, proof: dict[str, Any]) -> dict[str, Any]:
+    model = session.model.model
+    if "tensors" in proof:
+        summary = f"{proof['tensors']} tensors, read again and equal to the last bit"
+    else:
+        far = f"at most {proof['largest']:.3g} from" if proof["largest"] else "equal to"
+        summary = f"outputs for {proof['samples']} samples are {far} the original's, in a process without Everstep"
+    if options.format == "torchscript":
+        summary += "; torch has deprecated TorchScript: --format pt2 is what replaces it"
+    return {
+        "time": time.time(),
+        "format": options.format,
+        "file": name,
+        "checkpoint": session.checkpoint,
+        "step": session.step,
+        "weights": session.run.evaluate.weights.value,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "torch": torch.__version__,
+        "proof": proof,
+        "summary": summary,
+    }
