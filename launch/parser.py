@@ -81,6 +81,11 @@ VERBS = {
     "evaluate": ("everstep.launch.cli.evaluate", "evaluate", "measure a checkpoint on a set, whole or by slices"),
     "predict": ("everstep.launch.cli.predict", "predict", "write a checkpoint's predictions as Parquet files"),
     "export": ("everstep.launch.cli.export", "export", "write a checkpoint's model for other programs, and compare it"),
+    "registry": (
+        "everstep.launch.cli.registry",
+        "registry",
+        "versions of exported models, aliases, rollback; no server",
+    ),
     "attach": ("everstep.launch.cli.attach", "attach", "look into a rank that is running: stacks, or a debugger"),
     "profile": ("everstep.launch.cli.profile", "profile", "profile the next steps of a run that is going"),
     "compare": ("everstep.launch.cli.compare", "compare", "what differs between two runs, and what each has reached"),

@@ -51,7 +51,7 @@ def export(options: argparse.Namespace) -> int:
             proof = _proof(options.format, staged / name, model, call)
             if dtype is not None:
                 proof["cast"] = {"dtype": options.dtype, "largest": _largest(exact, call)}
-        facts = _facts(session, options, name, proof)
+        facts = _facts(session, options, name, proof) | {"inputs": call.described()}
         (staged / FACTS).write_bytes(to_json_line(facts))
         (staged / "README.md").write_text(card(session, splits, facts))
         staged.chmod(0o755)

@@ -30,6 +30,17 @@ class RecordedCall:
     """Tensors of the output, flat, in the order of torch's pytree."""
     samples: int
 
+    def described(self) -> dict[str, Any] | None:
+        """Return shape and type of each argument, null for the number of samples; None if some are no tensors."""
+
+        def one(value: Tensor) -> dict[str, Any]:
+            free = value.dim() > 0 and len(value) == self.samples
+            return {"shape": [None, *value.shape[1:]] if free else [*value.shape], "dtype": str(value.dtype)[6:]}
+
+        if not all(isinstance(value, Tensor) for value in (*self.args, *self.kwargs.values())):
+            return None
+        return {"args": [one(each) for each in self.args], "kwargs": {n: one(each) for n, each in self.kwargs.items()}}
+
     def by_name(self, model: nn.Module) -> dict[str, Any]:
         """Return the arguments by the names of the parameters of `forward`."""
         return dict(inspect.signature(model.forward).bind(*self.args, **self.kwargs).arguments)

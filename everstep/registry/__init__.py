@@ -1,0 +1,1 @@
+"""Registry of models in a folder or bucket: versions, and aliases that point to them."""
