@@ -26,7 +26,7 @@ class _Loaded:
 
 
 class ServedModel:
-    """A model that is called as the exported one; all calls of a moment are answered by one version, whole.
+    """A model that is called as the exported one; one version answers a call as a whole.
 
     Args:
         registry: the models.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import re
 import subprocess
@@ -27,12 +28,12 @@ from everstep.run_folder import CONFIG, RunFolder
 from everstep.storage import Storage
 
 WHICH = re.compile(r"(.+)@(last|best|\d+)")
-CHANGED = ("data", "evaluate", "loader", "micro_batch", "global_batch", "bad_samples", "plugins", "job", "precision")
+CHANGEABLE = ("data", "evaluate", "loader", "micro_batch", "global_batch", "bad_samples", "plugins", "job", "precision")
 """Keys that a command line may change, with those below them: data, batches and processes."""
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ChosenRun:
     """A run, one of its checkpoints, and the config to use it with."""
 
     folder: RunFolder
@@ -42,7 +43,7 @@ class Chosen:
     """Environment of the run's own job, with what the command line says."""
 
 
-def choose(word: str, options: argparse.Namespace, overrides: Sequence[str]) -> Chosen:
+def choose_run(word: str, options: argparse.Namespace, overrides: Sequence[str]) -> ChosenRun:
     """Return the run with the changes of the command line; refuse code of others."""
     named = WHICH.fullmatch(word)
     name, which = (named[1], named[2]) if named else (word, "last")
@@ -53,8 +54,8 @@ def choose(word: str, options: argparse.Namespace, overrides: Sequence[str]) -> 
         raise ConfigError(f"{folder.url} has no {CONFIG}: there is nothing to {options.verb}") from error
     for override in overrides:
         key = override.lstrip("+~").partition("=")[0]
-        if key.split(".")[0] not in CHANGED:
-            raise ConfigError(f"{override}: {options.verb} takes changes of {', '.join(CHANGED)} only; leave it out")
+        if key.split(".")[0] not in CHANGEABLE:
+            raise ConfigError(f"{override}: {options.verb} takes changes of {', '.join(CHANGEABLE)} only; leave it out")
     recorded = _recorded_job(folder)
     changed, job = amend(config, {"env": recorded.get("env") or {}}, overrides, options.config_dir, DEFINING_GROUPS)
     _, said_job = amend(config, {}, overrides, options.config_dir, DEFINING_GROUPS)
@@ -67,7 +68,10 @@ def choose(word: str, options: argparse.Namespace, overrides: Sequence[str]) -> 
         trusted=options.trust,
         fix="add --trust, or name them with plugins=",
     )
-    return Chosen(folder, which, changed, job_config(job))
+    if not any(override.startswith("evaluate.limit=") for override in overrides):
+        # Training may look at a part of the set, to save time.
+        changed = dataclasses.replace(changed, evaluate=dataclasses.replace(changed.evaluate, limit=None))
+    return ChosenRun(folder, which, changed, job_config(job))
 
 
 def _recorded_job(folder: RunFolder) -> dict[str, Any]:
@@ -77,21 +81,19 @@ def _recorded_job(folder: RunFolder) -> dict[str, Any]:
         return {}
 
 
-def put(work: Storage, name: str, config: RunConfig) -> None:
-    """Write the config that the processes read; it must be the same if it is there already."""
-    text, path = freeze(config).encode(), f"{name}/{CONFIG}".lstrip("/")
-    if not work.create(path, text) and start_digest(thaw(work.read(path))) != start_digest(config):
-        raise ConfigError(f"{work.url} holds results of another config; choose another --out")
+def write_config(work: Storage, config: RunConfig, name: str = "") -> None:
+    """Write the config that the processes read into the folder `name`."""
+    work.write(f"{name}/{CONFIG}".lstrip("/"), freeze(config).encode())
 
 
-def words(chosen: Chosen, on: str) -> list[str]:
+def trainer_arguments(chosen: ChosenRun, on: str) -> list[str]:
     plugins, digest = chosen.config.plugins, start_digest(chosen.config)
     named = ["--plugins", ",".join(plugins)] if plugins else []
     return ["--source", chosen.folder.url, "--which", chosen.which, "--on", on, "--config-digest", digest, *named]
 
 
-def start(words: Sequence[str], job: JobConfig) -> int:
-    """Run the trainer's verb on the devices of this machine."""
+def run_trainer(words: Sequence[str], job: JobConfig) -> int:
+    """Run the trainer's verb on the devices of this machine; return its exit code, torchrun's 1 for several."""
     nproc = processes(job)
     refuse_too_many(nproc)
     program = ["-m", "everstep.trainer", *words]

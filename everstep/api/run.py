@@ -125,10 +125,10 @@ class Run:
         words += [*(["--by", by] if by else []), *(["--against", against] if against else [])]
         launcher = Launcher([*words, *(f"{key.replace('__', '.')}={value}" for key, value in keys.items())])
         lines = list(launcher.lines())
-        if launcher.wait():
-            raise EverstepError(lines[-1].removeprefix("error: ") if lines else "everstep evaluate failed")
-        text = "\n".join(lines)
-        found: dict[str, Any] = json.loads(text[text.index("{") :])
+        if launcher.wait() or "{" not in lines:
+            said = [line for line in lines if "error: " in line or line.startswith("everstep: ")] or lines[-1:]
+            raise EverstepError(said[-1].partition(": ")[2] if said else "everstep evaluate failed")
+        found: dict[str, Any] = json.JSONDecoder().raw_decode("\n".join(lines[lines.index("{") :]))[0]
         return found
 
     def resume(self, *, wait: bool = True, **keys: Any) -> Run:

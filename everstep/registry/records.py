@@ -81,7 +81,7 @@ class Version:
 
 @dataclass(frozen=True)
 class AliasMove:
-    """One move of an alias to a version. The newest is the state of the alias, all together are its history."""
+    """One move of an alias to a version. The newest is its state, all together are its history."""
 
     number: int
     version: int

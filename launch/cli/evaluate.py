@@ -6,12 +6,15 @@ import argparse
 import json
 from collections.abc import Sequence
 
+from everstep.errors import ConfigError
 from everstep.frozen_config import freeze, start_digest
 from everstep.launch.parser import Arguments
-from everstep.launch.trained import Chosen, add_arguments, choose, put, start, words
+from everstep.launch.submit.trust import Runnable
+from everstep.launch.trained import ChosenRun, add_arguments, choose_run, run_trainer, trainer_arguments, write_config
 from everstep.run_folder import CONFIG, EVALUATIONS
 from everstep.storage import Storage, join_url, open_storage
 
+RESULT = "result.json"
 EXAMPLES = """examples:
   everstep evaluate demo                          the newest checkpoint on the validation set
   everstep evaluate demo@best --on test           the best one on the test set
@@ -24,25 +27,46 @@ EXAMPLES = """examples:
 def evaluate(arguments: Sequence[str]) -> int:
     """Run the verb; the exit code is that of the trainer's processes."""
     options = _parser().parse_intermixed_args(arguments)
-    chosen = choose(options.run, options, options.overrides)
-    path = ""
+    chosen = choose_run(options.run, options, options.overrides)
+    other = choose_run(options.against, options, []) if options.against else None
+    if other is not None:
+        _check_code(chosen, other)
     if options.out:
         work = open_storage(options.out)
-        put(work, "", chosen.config)
-    else:
-        path = _new_evaluation(chosen)
-        work = open_storage(join_url(chosen.folder.url, path))
-    argv = ["evaluate", work.url, *words(chosen, options.on)]
-    if options.against:
-        argv += ["--against", json.dumps(_other(options, work))]
+        if work.exists(RESULT):
+            raise ConfigError(f"--out {options.out}: it holds a result already; choose another folder")
+        return _measure(chosen, other, work, options)
+    path = _new_evaluation(chosen)
+    work = open_storage(join_url(chosen.folder.url, path))
+    try:
+        return _measure(chosen, other, work, options)
+    finally:
+        if not work.exists(RESULT):
+            chosen.folder.storage.delete(path)
+
+
+def _measure(chosen: ChosenRun, other: ChosenRun | None, work: Storage, options: argparse.Namespace) -> int:
+    write_config(work, chosen.config)
+    argv = ["evaluate", work.url, *trainer_arguments(chosen, options.on)]
+    if other is not None:
+        write_config(work, other.config, "against")
+        argv += ["--against", json.dumps(_described(other, work))]
     argv += ["--by", options.by] if options.by else []
-    code = start([*argv, *(["--json"] if options.json else [])], chosen.job)
-    if code and path:
-        chosen.folder.storage.delete(path)
-    return code
+    return run_trainer([*argv, *(["--json"] if options.json else [])], chosen.job)
 
 
-def _new_evaluation(chosen: Chosen) -> str:
+def _check_code(chosen: ChosenRun, other: ChosenRun) -> None:
+    """Raise ConfigError if the two runs need different code under one name, of which a process has only one."""
+    modules = [Runnable().of_folder(run.folder.storage).module for run in (chosen, other)]
+    paths = [run.job.env.get("PYTHONPATH") for run in (chosen, other)]
+    if modules[0] != modules[1] or (modules == [None, None] and paths[0] != paths[1]):
+        raise ConfigError(
+            f"--against {other.folder.url}: it has code of its own (project/run_task.py, or job.env.PYTHONPATH); "
+            "evaluate each run by itself"
+        )
+
+
+def _new_evaluation(chosen: ChosenRun) -> str:
     """Claim the next folder of an evaluation, by the config in it; return its name in the run folder."""
     storage, text = chosen.folder.storage, freeze(chosen.config).encode()
     number = max((int(name) for name in storage.names(EVALUATIONS) if name.isdigit()), default=0) + 1
@@ -51,10 +75,8 @@ def _new_evaluation(chosen: Chosen) -> str:
     return f"{EVALUATIONS}/{number:04d}"
 
 
-def _other(options: argparse.Namespace, work: Storage) -> dict[str, str]:
+def _described(other: ChosenRun, work: Storage) -> dict[str, str]:
     """Return the checkpoint to compare with; it gets the samples of the first run."""
-    other = choose(options.against, options, [])
-    put(work, "against", other.config)
     return {
         "run": other.folder.url,
         "which": other.which,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from everstep.errors import ConfigError
 from everstep.launch.parser import Arguments
-from everstep.launch.trained import add_arguments, choose, put, start, words
+from everstep.launch.trained import add_arguments, choose_run, run_trainer, trainer_arguments, write_config
 from everstep.storage import open_storage
 
 FORMATS = {
@@ -35,14 +35,14 @@ def export(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out {options.out}: it is there already; choose another folder")
     if not out.parent.is_dir():
         raise ConfigError(f"--out {options.out}: there is no folder {out.parent}; make it, or choose another")
-    chosen = choose(options.run, options, options.overrides)
+    chosen = choose_run(options.run, options, options.overrides)
     with tempfile.TemporaryDirectory() as work:
-        put(open_storage(work), "", chosen.config)
-        argv = ["export", work, *words(chosen, options.on), "--out", str(out), "--format", options.format]
+        write_config(open_storage(work), chosen.config)
+        argv = ["export", work, *trainer_arguments(chosen, options.on), "--out", str(out), "--format", options.format]
         argv += ["--dtype", options.dtype] if options.dtype else []
         # A sharded model is read on one process and on the CPU, which has the most memory.
         job = dataclasses.replace(chosen.job, nproc=1, env={**chosen.job.env, "CUDA_VISIBLE_DEVICES": ""})
-        return start(argv, job)
+        return run_trainer(argv, job)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from everstep.errors import ConfigError
 from everstep.launch.parser import Arguments
-from everstep.launch.trained import add_arguments, choose, put, start, words
+from everstep.launch.trained import add_arguments, choose_run, run_trainer, trainer_arguments, write_config
 from everstep.storage import join_url, open_storage
 
 ROWS = 100_000
@@ -24,11 +24,19 @@ def predict(arguments: Sequence[str]) -> int:
     options = _parser().parse_intermixed_args(arguments)
     if options.rows < 1:
         raise ConfigError(f"--rows {options.rows}: a part has at least one row")
-    chosen = choose(options.run, options, options.overrides)
+    chosen = choose_run(options.run, options, options.overrides)
     work = open_storage(join_url(options.out, HIDDEN))
-    put(work, "", chosen.config)
-    argv = ["predict", work.url, *words(chosen, options.on), "--out", options.out, "--rows", str(options.rows)]
-    return start(argv, chosen.job)
+    write_config(work, chosen.config)
+    argv = [
+        "predict",
+        work.url,
+        *trainer_arguments(chosen, options.on),
+        "--out",
+        options.out,
+        "--rows",
+        str(options.rows),
+    ]
+    return run_trainer(argv, chosen.job)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -46,6 +47,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for run, seed in (("one", 1), ("two", 2)):
         ended = everstep("run", *DIGITS, f"run={run}", f"seed={seed}", "job.nproc=1", cwd=root)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+    more = ("parallel=fsdp", "job.nproc=2", "evaluate.limit=64", "exclude=[{from_step: 1, samples: [3, 5]}]")
+    ended = everstep("run", *DIGITS, "run=sharded", *more, cwd=root)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     return root
 
 
@@ -158,9 +162,35 @@ def test_a_prediction_that_was_killed_goes_on_elsewhere_and_each_sample_is_there
     assert np.array(whole["probability"].to_pylist()).sum(axis=1) == pytest.approx(1.0)
 
 
+def test_a_sharded_model_predicts_parts_of_unequal_length(trained: Path) -> None:
+    words = ("predict", "sharded", "--on", "validation", "--rows", "100", "evaluate.batch=16")
+    for out, world in (("parts-one", 1), ("parts-two", 2), ("parts-three", 3)):
+        ended = everstep(*words, "--out", out, f"job.nproc={world}", cwd=trained)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+    one = rows(trained / "parts-one")
+    for out in ("parts-two", "parts-three"):
+        other = rows(trained / out)
+        assert other["label"].equals(one["label"])
+        assert other["sample"].to_pylist() == list(range(len(one)))
+
+
 def test_predictions_of_another_checkpoint_or_set_are_not_mixed(trained: Path) -> None:
     assert everstep("predict", "one", "--out", "mixed", cwd=trained).returncode == 0
     ended = everstep("predict", "one", "--out", "mixed", "--on", "train", cwd=trained)
     assert ended.returncode == 2
-    assert "mixed" in ended.stderr
-    assert "on=validation, not train" in ended.stderr
+    assert "mixed: its predictions are of on=validation, not train; choose another folder" in ended.stderr
+    shutil.rmtree(trained / "mixed/_everstep")
+    ended = everstep("predict", "one", "--out", "mixed", cwd=trained)
+    assert ended.returncode == 2
+    assert "part-000000.parquet is there, of an unknown prediction" in ended.stderr
+
+
+def test_a_run_with_less_evaluation_in_training_is_evaluated_whole_unless_asked(trained: Path) -> None:
+    assert evaluated("sharded", cwd=trained)["sets"]["validation"]["samples"] == 359
+    assert evaluated("sharded", "evaluate.limit=50", cwd=trained)["sets"]["validation"]["samples"] == 50
+
+
+def test_excluded_samples_are_left_out_of_the_training_set_and_counted(trained: Path) -> None:
+    found = evaluated("sharded", "--on", "train", "--by", "label", cwd=trained)["sets"]["train"]
+    assert (found["samples"], found["left_out"]) == (1436, 2)
+    assert sum(part["samples"] for part in found["slices"].values()) == 1436

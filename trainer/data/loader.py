@@ -22,7 +22,7 @@ from everstep.errors import ConfigError, DataError
 from everstep.rank_env import RankInfo
 from everstep.trainer.data.dataset import BatchedReads, Dataset, Prefetchable, mean_sample_bytes
 from everstep.trainer.data.fetcher import Cut, Fetcher, Microbatch, MicrobatchRequest, RequestSpan
-from everstep.trainer.data.ordering.order import MicrobatchSlot, SampleOrder, microbatches
+from everstep.trainer.data.ordering.order import Ids, MicrobatchSlot, SampleOrder, microbatches
 from everstep.trainer.data.workers import Lookahead, Prefetch, Prefetcher, Threads, Workers
 
 LOG = logging.getLogger("everstep")
@@ -182,26 +182,34 @@ def evaluation_batches(
     device: torch.device | str,
     limit: int | None = None,
     ahead_mb: int = 256,
+    ids: Ids | None = None,
+    step: int = 0,
 ) -> Iterator[Microbatch]:
     """Yield the first `limit` samples (None: all) in stored order, `batch` at a time; ranks take turns.
 
     Every rank gets equally many batches; a rank that has none left repeats the last with `real=False`.
+
+    Args:
+        ids: samples to yield, in this order; None for all.
+        step: samples that are excluded from this step on, or earlier, are left out.
     """
-    samples = len(fetcher.dataset) if limit is None else min(limit, len(fetcher.dataset))
+    chosen = np.arange(len(fetcher.dataset)) if ids is None else ids
+    chosen = chosen if limit is None else chosen[:limit]
+    samples = len(chosen)
     if samples < 1:
         raise DataError("there is nothing to evaluate on: the validation set holds no sample")
     if batch < 1:
         raise ConfigError(f"evaluate.batch={batch} must be at least 1 sample")
     slots = microbatches(samples, batch, place.rank, place.world)
-    batches = _in_order(fetcher, slots, torch.device(device))
+    batches = _in_order(fetcher, slots, torch.device(device), chosen, step)
     downloads = _downloads(fetcher.dataset, ahead_mb)
-    return batches if downloads is None else _with_lookahead(batches, slots, *downloads)
+    return batches if downloads is None else _with_lookahead(batches, slots, chosen, *downloads)
 
 
 def _with_lookahead(
-    batches: Iterator[Microbatch], slots: list[MicrobatchSlot], prefetch: Prefetch, ahead: int
+    batches: Iterator[Microbatch], slots: list[MicrobatchSlot], chosen: Ids, prefetch: Prefetch, ahead: int
 ) -> Iterator[Microbatch]:
-    lookahead = Lookahead(prefetch, (np.arange(slot.start, slot.stop) for slot in slots), ahead)
+    lookahead = Lookahead(prefetch, (chosen[slot.start : slot.stop] for slot in slots), ahead)
     try:
         for microbatch in batches:
             lookahead.used(len(microbatch.ids))
@@ -210,9 +218,11 @@ def _with_lookahead(
         lookahead.close()
 
 
-def _in_order(fetcher: Fetcher, slots: list[MicrobatchSlot], device: torch.device) -> Iterator[Microbatch]:
-    ranges = [(np.arange(slot.start, slot.stop), slot) for slot in slots]
-    requests = [MicrobatchRequest(ids, np.zeros_like(ids), 0, slot.index, slot.real) for ids, slot in ranges]
+def _in_order(
+    fetcher: Fetcher, slots: list[MicrobatchSlot], device: torch.device, chosen: Ids, step: int
+) -> Iterator[Microbatch]:
+    ranges = [(chosen[slot.start : slot.stop], slot) for slot in slots]
+    requests = [MicrobatchRequest(ids, np.zeros_like(ids), step, slot.index, slot.real) for ids, slot in ranges]
     for microbatch in fetcher.each(requests):
         if device.type == "cuda":
             microbatch.batch = _pinned(microbatch.batch)

@@ -8,8 +8,8 @@ from typing import Any
 
 from everstep.checked_json import mapping, parse
 from everstep.errors import printable
-from everstep.frozen_config import plain
-from everstep.run_folder import EVALUATIONS, PROVENANCE, RunFolder
+from everstep.frozen_config import plain, thaw
+from everstep.run_folder import CONFIG, EVALUATIONS, PROVENANCE, RunFolder
 from everstep.storage import read_limited
 from everstep.trainer.build import digest_of
 from everstep.trainer.data.dataset import Splits
@@ -20,7 +20,7 @@ RESULT = "result.json"
 UNKNOWN = "unknown"
 
 
-def card(session: Session, splits: Splits, facts: Mapping[str, Any]) -> str:
+def card(session: Session, splits: Splits | None, facts: Mapping[str, Any]) -> str:
     """Return the card as Markdown, with a front matter as Hugging Face reads it."""
     run = session.run
     head = ["---", "library_name: pytorch", f"license: {UNKNOWN}", "tags: [everstep]", "---", ""]
@@ -60,32 +60,51 @@ def _model(session: Session, facts: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-def _data(session: Session, splits: Splits) -> dict[str, object]:
-    progress, held_out = session.state.progress, splits.held_out()
-    return {
-        "source": (session.run.data or {}).get("_target_", UNKNOWN),
-        "digest": digest_of(splits),
-        "training samples": f"{len(splits.train):,}",
-        "held-out samples": ", ".join(f"{name} {len(each):,}".strip() for name, each in held_out.items()) or "none",
-        "samples seen": f"{progress.step * session.run.global_batch:,}",
-    }
+def _data(session: Session, splits: Splits | None) -> dict[str, object]:
+    progress, run = session.state.progress, session.run
+    facts: dict[str, object] = {"digest": session.data_digest}
+    if splits is not None and digest_of(splits) == session.data_digest:
+        held_out = ", ".join(f"{name} {len(each):,}".strip() for name, each in splits.held_out().items())
+        source = (run.data or {}).get("_target_", UNKNOWN)
+        facts |= {
+            "source": source,
+            "training samples": f"{len(splits.train):,}",
+            "held-out samples": held_out or "none",
+        }
+    elif splits is not None:
+        facts["note"] = "the export was checked on other data than that of training"
+    return {**facts, "samples seen": f"{progress.step * run.global_batch:,}"}
 
 
 def _metrics(session: Session) -> list[str]:
     """Return tables of all evaluations of this checkpoint that the run folder holds."""
     lines: list[str] = []
     for found in _newest(_evaluations(session)):
-        for name, part in found["sets"].items():
-            data = f"data {str(found.get('data_digest'))[:12]}"
-            lines += ["", f"Set `{name}` ({data}), {part['samples']} samples:", "", *_values(part["metrics"])]
-            for label, inner in part.get("slices", {}).items():
-                shown = ", ".join(f"{metric} {each['value']:.5g}" for metric, each in inner["metrics"].items())
-                lines.append(f"- {part['by']} = {label} ({inner['samples']} samples): {shown}")
-    progress = session.state.progress
-    if not lines and progress.metric is not None and progress.evaluated == progress.step:
+        try:
+            lines += _evaluation(found)
+        except (TypeError, ValueError, LookupError, AttributeError):  # a file from elsewhere
+            lines += ["", "An evaluation in the run folder cannot be read."]
+    progress, recorded = session.state.progress, thaw(_folder(session).storage.read(CONFIG))
+    same = recorded.evaluate.weights is session.run.evaluate.weights
+    if not lines and same and progress.metric is not None and progress.evaluated == progress.step:
         lines = ["", f"{session.run.evaluate.metric} {progress.metric:.5g} on held-out data, as training measured it."]
     lines = lines or ["", f"{UNKNOWN}: `everstep evaluate` has not measured this checkpoint."]
     return ["## Metrics", *lines, ""]
+
+
+def _evaluation(found: Mapping[str, Any]) -> list[str]:
+    lines: list[str] = []
+    for name, part in found["sets"].items():
+        data = f"data {str(found.get('data_digest'))[:12]}"
+        lines += ["", f"Set `{name}` ({data}), {part['samples']} samples:", "", *_values(part["metrics"])]
+        for label, inner in part.get("slices", {}).items():
+            shown = ", ".join(f"{metric} {each['value']:.5g}" for metric, each in inner["metrics"].items())
+            lines.append(f"- {part['by']} = {label} ({inner['samples']} samples): {shown}")
+    return lines
+
+
+def _folder(session: Session) -> RunFolder:
+    return RunFolder(session.checkpoint.rpartition("/checkpoints/")[0])
 
 
 def _values(metrics: Mapping[str, Any]) -> list[str]:
@@ -103,16 +122,21 @@ def _newest(found: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     newest: dict[tuple[object, object], dict[str, Any]] = {}
     for each in found:
         key = each.get("on"), each.get("data_digest")
-        has_slices = any("slices" in part for part in each["sets"].values())
+        has_slices = _has_slices(each)
         known = newest.get(key)
-        if known is None or has_slices or not any("slices" in part for part in known["sets"].values()):
+        if known is None or has_slices or not _has_slices(known):
             newest[key] = each
     return list(newest.values())
 
 
+def _has_slices(found: Mapping[str, Any]) -> bool:
+    sets = found.get("sets")
+    return isinstance(sets, dict) and any(isinstance(part, dict) and "slices" in part for part in sets.values())
+
+
 def _evaluations(session: Session) -> Iterator[dict[str, Any]]:
     """Yield the results of `everstep evaluate` for this checkpoint and these weights."""
-    folder = RunFolder(session.checkpoint.rpartition("/checkpoints/")[0])
+    folder = _folder(session)
     for name in sorted(folder.storage.names(EVALUATIONS)):
         try:
             place = f"{EVALUATIONS}/{name}/{RESULT}"
@@ -126,11 +150,13 @@ def _evaluations(session: Session) -> Iterator[dict[str, Any]]:
 
 def _cast(facts: Mapping[str, Any]) -> dict[str, object]:
     cast = facts["proof"].get("cast")
-    return {f"cast to {cast['dtype']}": f"outputs move by at most {cast['largest']:.3g}"} if cast else {}
+    if not cast:
+        return {}
+    return {"cast to": cast["dtype"] + (f", outputs move by at most {cast['largest']:.3g}" if cast["largest"] else "")}
 
 
 def _origin(session: Session) -> dict[str, object]:
-    folder = RunFolder(session.checkpoint.rpartition("/checkpoints/")[0])
+    folder = _folder(session)
     try:
         provenance = mapping(parse(read_limited(folder.storage, PROVENANCE, LARGEST)), PROVENANCE)
     except (FileNotFoundError, ValueError):

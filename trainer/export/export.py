@@ -19,8 +19,8 @@ from everstep.errors import ConfigError, EverstepError, printable
 from everstep.outcome import to_json_line
 from everstep.trainer.export import fresh_check
 from everstep.trainer.export.card import card
-from everstep.trainer.export.formats import FORMATS, weights
-from everstep.trainer.export.recorded_call import RecordedCall, record
+from everstep.trainer.export.formats import FORMATS, GRAPHS, weights
+from everstep.trainer.export.recorded_call import NO_CALL, RecordedCall, record
 from everstep.trainer.inference.session import Session, join_ranks, load_sets, open_session, read_config
 
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -33,24 +33,24 @@ def export(options: argparse.Namespace) -> int:
     """Run the verb; the folder appears when all is written and compared."""
     run = read_config(options.work, options)
     mesh = join_ranks(run)
-    splits, sets = load_sets(run, mesh, options.on)
+    # Weights alone need no example, so a run whose data is gone can be exported too.
+    splits, sets = load_sets(run, mesh, options.on) if options.format in GRAPHS else (None, {})
     session = open_session(run, mesh, options.source, options.which)
-    data = next(iter(sets.values()))
     dtype = DTYPES[options.dtype] if options.dtype else None
     target = Path(options.out)
     staged = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         with session.evaluating():
             model = session.model.model
-            exact = record(session, data)
+            exact = record(session, next(iter(sets.values()))) if sets else NO_CALL
             call = exact
             if dtype is not None:
                 model.to(dtype)
-                call = record(session, data, dtype)
+                call = record(session, next(iter(sets.values())), dtype) if sets else NO_CALL
             name = FORMATS[options.format](model, call, staged)
             proof = _proof(options.format, staged / name, model, call)
             if dtype is not None:
-                proof["cast"] = {"dtype": options.dtype, "largest": _largest(exact, call)}
+                proof["cast"] = {"dtype": options.dtype, "largest": _largest(exact, call) if sets else None}
         facts = _facts(session, options, name, proof) | {"inputs": call.described()}
         (staged / FACTS).write_bytes(to_json_line(facts))
         (staged / "README.md").write_text(card(session, splits, facts))
@@ -68,7 +68,7 @@ def _proof(form: str, file: Path, model: nn.Module, call: RecordedCall) -> dict[
     Raises:
         ConfigError: it is further than the limit, or cannot be loaded.
     """
-    if form in ("safetensors", "hf"):
+    if form not in GRAPHS:
         return {"tensors": _check_tensors(file, model), "equal": True}
     half = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     limit = HALF_LIMIT if half else LIMIT
@@ -88,7 +88,9 @@ def _proof(form: str, file: Path, model: nn.Module, call: RecordedCall) -> dict[
             f"--format {form}: the file cannot be used without this project ({said[0][:300]}); choose another format"
         )
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    if not found["largest"] <= limit * max(1.0, found["scale"]):
+    if not found["without_everstep"]:
+        raise EverstepError(f"--format {form}: the file imports Everstep when it is loaded; nothing was written")
+    if not found["largest"] <= limit * found["scale"]:
         raise EverstepError(
             f"--format {form}: outputs differ from the original by {found['largest']:.3g} (limit {limit:g} of "
             f"{found['scale']:.3g}); nothing was written"

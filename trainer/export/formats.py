@@ -91,6 +91,9 @@ def torchscript(model: nn.Module, call: RecordedCall, folder: Path) -> str:
 
 FORMATS: Mapping[str, Write] = {write.__name__: write for write in (safetensors, hf, pt2, onnx, torchscript)}
 
+GRAPHS = ("pt2", "onnx", "torchscript")
+"""Formats that run without the model's code, and need an example of a call."""
+
 
 def weights(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of the model's state dict; a tied one under its first name alone."""

@@ -34,15 +34,25 @@ def first(tree: object, samples: int, kept: int) -> object:
     return pytree.tree_map(cut, tree)
 
 
+def distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """Return the largest difference; infinite for another shape, or for a number where the other has none."""
+    if one.shape != other.shape:
+        return float("inf")
+    differs = (one != other) & ~(one.isnan() & other.isnan())
+    apart = (one.double() - other.double()).abs()[differs]
+    return float(torch.where(apart.isfinite(), apart, torch.inf).max()) if apart.numel() else 0.0
+
+
 def main(form: str, file: str, case: str) -> None:
     saved = torch.load(case, weights_only=True)
     samples, largest = saved["samples"], 0.0
-    scale = max((float(each.abs().max()) for each in saved["expected"] if each.numel()), default=1.0)
+    finite = [each[each.isfinite()].abs() for each in saved["expected"]]
+    scale = max((float(each.max()) for each in finite if each.numel()), default=1.0)
     for kept in {samples, max(1, samples // 3)}:
         args, kwargs, expected = (first(saved[name], samples, kept) for name in ("args", "kwargs", "expected"))
         found = outputs(form, file, tuple(args), kwargs)  # type: ignore[arg-type]
         for one, other in zip(found, expected, strict=True):  # type: ignore[call-overload]
-            largest = max(largest, float((one.double() - other.double()).abs().max())) if other.numel() else largest
+            largest = max(largest, distance(one, other))
     alone = not any(name.split(".")[0] == "everstep" for name in sys.modules)
     print(json.dumps({"largest": largest, "scale": scale, "without_everstep": alone}))
 

@@ -46,6 +46,9 @@ class RecordedCall:
         return dict(inspect.signature(model.forward).bind(*self.args, **self.kwargs).arguments)
 
 
+NO_CALL = RecordedCall((), {}, [], 0)
+
+
 def record(session: Session, data: Fetcher, dtype: torch.dtype | None = None) -> RecordedCall:
     """Let the task predict (or evaluate) real samples, and return its first call of the model.
 

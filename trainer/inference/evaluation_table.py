@@ -17,7 +17,7 @@ def show(record: Mapping[str, Any], url: str) -> None:
     print(printable(f"{record['checkpoint']}, weights: {record['weights']}"))
     for name, facts in record["sets"].items():
         against = record.get("against", {}).get("sets", {}).get(name)
-        print(printable(f"\n{name}: {facts['samples']} samples"))
+        print(printable(f"\n{name}: {facts['samples']} samples{_left_out(facts)}"))
         console.print(_metrics(facts, against))
         if "slices" in facts:
             console.print(_slices(facts))
@@ -26,7 +26,12 @@ def show(record: Mapping[str, Any], url: str) -> None:
     print(printable(f"\nwritten to {url}"))
 
 
+def _left_out(facts: Mapping[str, Any]) -> str:
+    return f", {facts['left_out']} left out (excluded, or cannot be decoded)" if "left_out" in facts else ""
+
+
 def _metrics(facts: Mapping[str, Any], against: Mapping[str, Any] | None) -> Any:
+    from rich.markup import escape
     from rich.table import Table
 
     columns = ["metric", "value", "95 % interval"]
@@ -34,7 +39,7 @@ def _metrics(facts: Mapping[str, Any], against: Mapping[str, Any] | None) -> Any
         *columns, *(["other", "difference", "95 % interval"] if against else []), box=None, header_style="dim"
     )
     for name, found in facts["metrics"].items():
-        cells = [printable(name), _number(found["value"]), _interval(found)]
+        cells = [escape(printable(name)), _number(found["value"]), _interval(found)]
         if against:
             other, difference = against["metrics"].get(name), against["differences"].get(name)
             cells.append(_number(other["value"]) if other else "")
@@ -48,7 +53,8 @@ def _slices(facts: Mapping[str, Any]) -> Any:
     from rich.table import Table
 
     names = list(facts["metrics"])
-    table = Table(printable(facts["by"]), "samples", *map(printable, names), box=None, header_style="dim")
+    headers = [escape(printable(header)) for header in (facts["by"], "samples", *names)]
+    table = Table(*headers, box=None, header_style="dim")
     for label, part in facts["slices"].items():
         values = [part["metrics"].get(name, {}).get("value") for name in names]
         cells = ["" if value is None else _number(value) for value in values]

@@ -7,11 +7,12 @@ was killed goes on with the parts that are missing, on any number of processes, 
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import math
+import shutil
+import tempfile
+import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -23,11 +24,13 @@ from everstep.storage import Storage, open_storage
 from everstep.trainer.build import digest_of
 from everstep.trainer.data.columns import Ragged
 from everstep.trainer.data.fetcher import Fetcher, MicrobatchRequest
-from everstep.trainer.inference.progress import Progress
-from everstep.trainer.inference.session import Session, close, join_ranks, load_sets, open_session, read_config
-from everstep.trainer.random_state import microbatch_seed, seed_generators
+from everstep.trainer.inference.progress_line import ProgressLine
+from everstep.trainer.inference.session import Session, join_ranks, load_sets, open_session, read_config
 from everstep.trainer.task_calls import inputs
 
+CHUNK, GROUP_BYTES = 1 << 20, 64 << 20
+"""Bytes that are copied at a time, and after which a row group is written."""
+POLL_S = 0.2
 PLAN, DONE = "plan.json", "done.json"
 ID = "sample"
 """Column of the sample's number in the set."""
@@ -38,33 +41,24 @@ def predict(options: argparse.Namespace) -> int:
     run = read_config(options.work, options)
     mesh = join_ranks(run)
     splits, sets = load_sets(run, mesh, options.on)
-    if len(sets) > 1:
-        raise ConfigError(f"--on {options.on}: that is {', '.join(sets)}; predict one of them")
-    (data,) = sets.values()
     session = open_session(run, mesh, options.source, options.which)
-    if not callable(getattr(session.task, "predict", None)):
-        kind = type(session.task).__name__
-        raise ConfigError(
-            f"the task {kind} has no predict: give it a method predict(model, batch) that returns a dict of tensors "
-            "with a row for each sample"
-        )
-    storage, out = open_storage(options.work), open_storage(options.out)
+    mesh.together(lambda: _check(session, sets, options.on))
+    (data,) = sets.values()
+    work, out = open_storage(options.work), open_storage(options.out)
     plan = {
         "checkpoint": session.checkpoint,
         "weights": run.evaluate.weights.value,
+        "precision": run.precision.dtype.value,
         "on": options.on,
         "data_digest": digest_of(splits),
         "samples": len(data.dataset),
         "rows": options.rows,
-        "batch": run.evaluate.batch or run.micro_batch,
+        "batch": session.batch,
     }
-    mesh.decide(lambda: _agree(storage, plan))
+    mesh.decide(lambda: _agree(work, out, plan))
     _write_missing(session, data, out, plan)
     if mesh.is_main:
-        parts = math.ceil(plan["samples"] / plan["rows"])
-        storage.write(DONE, to_json_line({**plan, "parts": [part_name(part) for part in range(parts)]}))
-        print(printable(f"{plan['samples']} predictions of {session.checkpoint} in {parts} parts in {options.out}"))
-    close(mesh)
+        _finish(work, out, plan)
     return 0
 
 
@@ -72,69 +66,141 @@ def part_name(part: int) -> str:
     return f"part-{part:06d}.parquet"
 
 
-def _agree(storage: Storage, plan: dict[str, Any]) -> None:
+def _check(session: Session, sets: Mapping[str, Fetcher], on: str) -> None:
+    if len(sets) > 1:
+        raise ConfigError(f"--on {on}: that is {', '.join(sets)}; predict one of them")
+    if not callable(getattr(session.task, "predict", None)):
+        kind = type(session.task).__name__
+        raise ConfigError(
+            f"the task {kind} has no predict: give it a method predict(model, batch) that returns a dict of tensors "
+            "with a row for each sample"
+        )
+
+
+def _agree(work: Storage, out: Storage, plan: dict[str, Any]) -> None:
     """Write the plan, or check that the parts which are there follow the same one."""
-    if storage.create(PLAN, to_json_line(plan)):
+    strangers = [name for name in out.names() if name.startswith("part-")]
+    if not work.exists(PLAN) and strangers:
+        raise ConfigError(f"--out {out.url}: {strangers[0]} is there, of an unknown prediction; choose another folder")
+    if work.create(PLAN, to_json_line(plan)):
         return
-    found = json.loads(storage.read(PLAN))
+    found = json.loads(work.read(PLAN))
     differs = [key for key in plan if found.get(key) != plan[key]]
     if differs:
         key = differs[0]
         raise ConfigError(
-            f"{storage.url} is of predictions with {key}={found.get(key)}, not {plan[key]}; choose another out="
+            f"--out {out.url}: its predictions are of {key}={found.get(key)}, not {plan[key]}; choose another folder"
         )
 
 
 def _write_missing(session: Session, data: Fetcher, out: Storage, plan: Mapping[str, Any]) -> None:
-    """Write the parts that are not there; ranks take them in turn."""
+    """Write the parts that are not there; ranks take them in turn.
+
+    All ranks make equally many passes for a turn if the model is sharded, since its passes are collective.
+    """
     mesh = session.mesh
-    parts = range(math.ceil(plan["samples"] / plan["rows"]))
+    parts = range(_parts(plan))
 
     def find() -> list[int]:
         there = set(out.names())
         return [part for part in parts if part_name(part) not in there]
 
     missing = mesh.decide(find)
-    progress = Progress("parts written", len(missing), shown=mesh.is_main)
-    for turn in range(math.ceil(len(missing) / mesh.world)):
-        mine = turn * mesh.world + mesh.rank
-        # A sharded model needs all ranks in each pass, so a rank without a part repeats the last one.
-        part = missing[min(mine, len(missing) - 1)]
-        table = _predicted(session, data, part, plan)
-        if mine < len(missing):
-            out.write(part_name(part), table)
-        progress(min((turn + 1) * mesh.world, len(missing)))
-        mesh.gather(part)  # the ranks stay together, since passes of a sharded model are collective
+    progress = ProgressLine("parts written", len(missing), shown=mesh.is_main)
+    for start in range(0, len(missing), mesh.world):
+        turn = missing[start : start + mesh.world]
+        part = turn[min(mesh.rank, len(turn) - 1)]
+        passes = max(_passes(plan, each) for each in turn) if session.model.gathering else 0
+        with tempfile.TemporaryFile() as file:
+            _predict_part(session, data, part, plan, passes, file)
+            if mesh.rank < len(turn):
+                file.seek(0)
+                with out.writer(part_name(part)) as target:
+                    shutil.copyfileobj(file, target, CHUNK)
+        progress(min(start + mesh.world, len(missing)))
 
 
-def _predicted(session: Session, data: Fetcher, part: int, plan: Mapping[str, Any]) -> bytes:
-    """Return a part as a Parquet file."""
+def _finish(work: Storage, out: Storage, plan: Mapping[str, Any]) -> None:
+    """Wait for the parts of the other ranks, and record that all are there."""
+    names = [part_name(part) for part in range(_parts(plan))]
+    while not set(names) <= set(out.names()):  # torchrun ends this process if another one dies
+        time.sleep(POLL_S)
+    work.write(DONE, to_json_line({**plan, "parts": names}))
+    print(printable(f"{len(names)} parts of predictions for {plan['samples']} samples in {out.url}"))
+
+
+def _parts(plan: Mapping[str, Any]) -> int:
+    return -(-int(plan["samples"]) // int(plan["rows"]))
+
+
+def _range(plan: Mapping[str, Any], part: int) -> range:
+    return range(part * plan["rows"], min((part + 1) * plan["rows"], plan["samples"]))
+
+
+def _passes(plan: Mapping[str, Any], part: int) -> int:
+    return -(-len(_range(plan, part)) // int(plan["batch"]))
+
+
+def _predict_part(
+    session: Session, data: Fetcher, part: int, plan: Mapping[str, Any], passes: int, file: IO[bytes]
+) -> None:
+    """Write a part as a Parquet file, with at least so many passes."""
     import pyarrow as pa
     from pyarrow import parquet
 
-    start = part * plan["rows"]
-    stop = min(start + plan["rows"], plan["samples"])
-    tables = [pa.table(columns) for columns in _batches(session, data, start, stop, plan["batch"])]
-    file = io.BytesIO()
-    parquet.write_table(pa.concat_tables(tables), file)
-    return file.getvalue()
+    writer, tables = None, []
+    for columns in _batches(session, data, _range(plan, part), plan["batch"], passes):
+        tables.append(pa.table(columns))
+        if sum(table.nbytes for table in tables) > GROUP_BYTES:
+            writer = _write_group(writer, file, tables)
+    if writer is None and not tables:  # no sample of the part can be decoded
+        tables.append(pa.table({ID: pa.array([], pa.int64())}))
+    if tables:
+        writer = _write_group(writer, file, tables)
+    assert isinstance(writer, parquet.ParquetWriter)
+    writer.close()
 
 
-def _batches(session: Session, data: Fetcher, start: int, stop: int, batch: int) -> Iterator[dict[str, Any]]:
-    device, cast = session.mesh.device, session.model.cast
+def _write_group(writer: Any, file: IO[bytes], tables: list[Any]) -> Any:
+    """Write the tables as one row group, and forget them; return the writer."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    table = pa.concat_tables(tables)
+    tables.clear()
+    writer = writer or parquet.ParquetWriter(file, table.schema)
+    writer.write_table(table)
+    return writer
+
+
+def _batches(session: Session, data: Fetcher, rows: range, batch: int, passes: int) -> Iterator[dict[str, Any]]:
+    device = session.mesh.device
+    every = [np.arange(first, min(first + batch, rows.stop)) for first in rows[::batch]]
+    requests = [
+        MicrobatchRequest(ids, np.zeros_like(ids), session.step + 1, rows.start + n) for n, ids in enumerate(every)
+    ]
+    done, last = 0, None
     with session.evaluating():
-        for first in range(start, stop, batch):
-            ids = np.arange(first, min(first + batch, stop))
-            found = data(MicrobatchRequest(ids, np.zeros_like(ids), 0))
-            moved = {name: value.to(device) for name, value in found.batch.items()}
-            seed_generators(microbatch_seed(data.seed, 0, first), device)
-            with session.model.autocast():
-                given = session.task.predict(session.model.module, inputs(moved, cast))  # type: ignore[attr-defined]
-            rows = found.ids if found.real else found.ids[:0]
-            yield {ID: rows, **_columns(given, len(found.ids), len(rows))}
+        for request, found in zip(requests, data.each(requests), strict=True):
+            last = {name: value.to(device) for name, value in found.batch.items()}
+            given = _passed(session, last, int(request.ids[0]))
+            done += 1
+            if found.real:
+                yield {ID: found.ids, **_columns(given, len(found.ids))}
+        for _ in range(passes - done):
+            assert last is not None
+            _passed(session, last, rows.start)
 
 
-def _columns(given: Any, samples: int, kept: int) -> dict[str, Any]:
+def _passed(session: Session, batch: dict[str, Tensor], first: int) -> Any:
+    """Return what the task predicts; its randomness follows from the number of the first sample."""
+    session.seed(first)
+    with session.model.autocast():
+        given = inputs(batch, session.model.cast)
+        return session.task.predict(session.model.module, given)  # type: ignore[attr-defined]
+
+
+def _columns(given: Any, samples: int) -> dict[str, Any]:
     """Return predictions as columns of Arrow: a number for each sample, or a list of numbers.
 
     Raises:
@@ -146,18 +212,18 @@ def _columns(given: Any, samples: int, kept: int) -> dict[str, Any]:
         )
     if ID in given:
         raise DataError(f"task.predict returned a column {ID!r}: that is the number of the sample; rename it")
-    return {str(name): _column(str(name), value, samples, kept) for name, value in given.items()}
+    return {str(name): _column(str(name), value, samples) for name, value in given.items()}
 
 
-def _column(name: str, value: Any, samples: int, kept: int) -> Any:
+def _column(name: str, value: Any, samples: int) -> Any:
     import pyarrow as pa
 
     if isinstance(value, Ragged) and len(value) == samples:
-        return pa.array([value[row].cpu().numpy() for row in range(kept)])
+        return pa.array([value[row].cpu().numpy() for row in range(samples)])
     if not isinstance(value, Tensor) or value.dim() == 0 or len(value) != samples:
         shape = list(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise DataError(f"task.predict returned {name!r} as {shape}: return a tensor with {samples} rows, one a sample")
-    rows = value.detach()[:kept].cpu()
+    rows = value.detach().cpu()
     numbers = (rows.float() if rows.dtype in (torch.bfloat16, torch.float16) else rows).numpy()
     if numbers.ndim == 1:
         return pa.array(numbers)

@@ -8,7 +8,7 @@ import time
 EVERY_S = 10.0
 
 
-class Progress:
+class ProgressLine:
     """Prints a line every EVERY_S seconds, on one rank."""
 
     def __init__(self, what: str, total: int, *, shown: bool) -> None:
