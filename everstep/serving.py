@@ -163,7 +163,7 @@ def _trace(file: Path) -> Callable[..., Any]:
 
 
 def _graph(file: Path) -> Callable[..., Any]:
-    """Return an ONNX graph as a function of arrays or tensors, in the order of its inputs, that gives arrays."""
+    """Return an ONNX graph as a function of arrays or tensors, in the order of its inputs."""
     import importlib
 
     import numpy as np

@@ -93,7 +93,7 @@ def trainer_arguments(chosen: ChosenRun, on: str) -> list[str]:
 
 
 def run_trainer(words: Sequence[str], job: JobConfig) -> int:
-    """Run the trainer's verb on the devices of this machine; return its exit code, torchrun's 1 for several."""
+    """Run the trainer's verb on this machine; return its exit code, of several processes torchrun's 1."""
     nproc = processes(job)
     refuse_too_many(nproc)
     program = ["-m", "everstep.trainer", *words]

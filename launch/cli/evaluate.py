@@ -56,7 +56,7 @@ def _measure(chosen: ChosenRun, other: ChosenRun | None, work: Storage, options:
 
 
 def _check_code(chosen: ChosenRun, other: ChosenRun) -> None:
-    """Raise ConfigError if the two runs need different code under one name, of which a process has only one."""
+    """Raise ConfigError if the two runs have different code under one name."""
     modules = [Runnable().of_folder(run.folder.storage).module for run in (chosen, other)]
     paths = [run.job.env.get("PYTHONPATH") for run in (chosen, other)]
     if modules[0] != modules[1] or (modules == [None, None] and paths[0] != paths[1]):

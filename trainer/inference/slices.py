@@ -25,7 +25,7 @@ MOST_SLICES = 100
 MOST_NUMBERS = 20
 """Different values of a column of fractions above which it is cut at its quartiles."""
 LONGEST_TEXT = 200
-"""Bytes of a text by which samples are told apart."""
+"""Bytes of a text that are compared."""
 CHUNK = 512
 
 
@@ -85,7 +85,7 @@ def _labels(data: Fetcher, column: str) -> tuple[Ids, NDArray[np.str_]]:
 
 
 def _values(columns: Columns, column: str) -> Tensor:
-    """Return one number for each sample [n], or a text as bytes [n, 2 + LONGEST_TEXT] after two of its length."""
+    """Return a number for each sample [n], or a text as bytes [n, 2 + LONGEST_TEXT], the length first."""
     if column not in columns:
         raise ConfigError(f"--by {column}: the data has no such column; there are {', '.join(sorted(columns))}")
     values = columns[column]
