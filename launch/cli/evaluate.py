@@ -11,10 +11,9 @@ from everstep.frozen_config import freeze, start_digest
 from everstep.launch.parser import Arguments
 from everstep.launch.submit.trust import Runnable
 from everstep.launch.trained import ChosenRun, add_arguments, choose_run, run_trainer, trainer_arguments, write_config
-from everstep.run_folder import CONFIG, EVALUATIONS
+from everstep.run_folder import CONFIG, EVALUATIONS, RESULT
 from everstep.storage import Storage, join_url, open_storage
 
-RESULT = "result.json"
 EXAMPLES = """examples:
   everstep evaluate demo                          the newest checkpoint on the validation set
   everstep evaluate demo@best --on test           the best one on the test set

@@ -9,14 +9,13 @@ from typing import Any
 from everstep.checked_json import mapping, parse
 from everstep.errors import printable
 from everstep.frozen_config import plain, thaw
-from everstep.run_folder import CONFIG, EVALUATIONS, PROVENANCE, RunFolder
+from everstep.run_folder import CONFIG, EVALUATIONS, PROVENANCE, RESULT, RunFolder
 from everstep.storage import read_limited
 from everstep.trainer.build import digest_of
 from everstep.trainer.data.dataset import Splits
 from everstep.trainer.inference.session import Session
 
 LARGEST = 16 << 20
-RESULT = "result.json"
 UNKNOWN = "unknown"
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from everstep.errors import ConfigError
 from everstep.outcome import to_json_line
+from everstep.run_folder import RESULT
 from everstep.storage import open_storage
 from everstep.trainer.build import digest_of
 from everstep.trainer.data.fetcher import Fetcher
@@ -19,8 +20,6 @@ from everstep.trainer.inference.intervals import interval, paired_interval
 from everstep.trainer.inference.measure import Measurement, measure
 from everstep.trainer.inference.session import Session, join_ranks, load_sets, open_session, read_config
 from everstep.trainer.inference.slices import slices
-
-RESULT = "result.json"
 
 
 def evaluate(options: argparse.Namespace) -> int:

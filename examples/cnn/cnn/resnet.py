@@ -1,4 +1,4 @@
-"""Which digit is it? A residual network with BatchNorm, measured by objects of torchmetrics."""
+"""Residual network with BatchNorm for digits, measured by objects of torchmetrics."""
 
 from torch import Tensor, nn
 from torch.nn import functional as F
