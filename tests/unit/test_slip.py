@@ -28,7 +28,7 @@ NO_OVERRIDE = "write '- override /data: …' in defaults"
         ("stepz: 3", "{here}: no key 'stepz'; did you mean 'steps'?"),
         ("batch_size: 3", "{here}: no key 'batch_size'; did you mean 'global_batch'?"),
         ("checkpoint: {evry: 3}", "{here}: no key 'checkpoint.evry'; did you mean 'checkpoint.every'?"),
-        ("steps: many", "steps='many': write a whole number of steps, or epochs as 3ep"),
+        ("steps: many", "steps='many': write a whole number of steps, epochs as 3ep, or tokens as 2e9tok"),
         ("parallel: {kind: zero}",
          "{here}: parallel.kind: Invalid value 'zero', expected one of [single, ddp, fsdp, hsdp]"),
         ("checkpoint: 5", "{here}: 5 stands in the place of a group of keys; give the keys below it"),
