@@ -240,7 +240,7 @@ def test_trackers_have_each_step_once_after_kills(project: Path) -> None:
     assert tensorboard_steps(project / "runs/a") == wanted
     steps = wandb_steps(project / "runs/a")
     assert max(Counter(steps).values()) == 1
-    assert sorted(steps) == wanted
+    assert sorted(steps) == wanted, said.decode()
 
 
 def reached(folder: RunFolder, attempt: int) -> int:

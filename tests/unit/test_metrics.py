@@ -178,9 +178,10 @@ def test_a_sink_that_cannot_be_opened_is_left_out_and_the_user_is_told(
             sink.log(train(1, 0.5))
             sink.close()
     assert list(read_metrics(local)) == [1]
-    said = "TensorBoard cannot be used, training goes on without: ConnectionError: no network"
+    said = "TensorBoard cannot be opened, training goes on without it: ConnectionError: no network"
     assert said in caplog.text
-    assert capsys.readouterr().err == f"warning: {said}\n"
+    lacks = "TensorBoard lacks 1 records; everstep sync RUN brings them"
+    assert capsys.readouterr().err == f"warning: {said}\nwarning: {lacks}\n"
 
 
 def test_nothing_but_the_runs_own_lines_is_opened_unasked(local: RunFolder) -> None:

@@ -94,6 +94,33 @@ def test_a_sink_that_hangs_holds_up_neither_a_step_nor_the_end(
     assert len(said) == 2
 
 
+@pytest.mark.parametrize("when", ["in training", "at the end"])
+def test_a_sink_that_could_not_be_opened_at_first_gets_every_record(
+    when: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tracker whose server starts slowly lacks nothing."""
+    monkeypatch.setattr(sink_thread, "AGAIN_S", 0.01 if when == "in training" else 3600.0)
+    kept, tries = Kept(), iter([TimeoutError("no answer"), None])
+    opened = threading.Event()
+
+    def opener() -> Kept:
+        if (error := next(tries)) is not None:
+            raise error
+        opened.set()
+        return kept
+
+    sink = SinkThread("far away", opener)
+    sink.log(train(1, 1.0))
+    if when == "in training":
+        assert opened.wait(30)
+    sink.log(train(2, 0.5))
+    sink.close()
+    assert [record["step"] for record in kept.records] == [1, 2]
+    assert kept.closed
+    said = "far away cannot be opened, training goes on without it: TimeoutError: no answer"
+    assert capsys.readouterr().err == f"warning: {said}\n"
+
+
 def test_what_a_kill_left_unwritten_reaches_a_sink_that_takes_each_step_once(folder: RunFolder) -> None:
     lines = JsonLines(folder.storage, folder.attempt(folder.claim({}), "metrics.jsonl"))
     for record in (train(1, 1.0), train(2, 0.5), train(3, 0.4)):

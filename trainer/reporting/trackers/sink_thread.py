@@ -7,8 +7,9 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable
 
+from everstep.errors import ConfigError
 from everstep.trainer.reporting.media_record import Media
-from everstep.trainer.reporting.sinks import Guarded, Record, Sink, warn
+from everstep.trainer.reporting.sinks import AGAIN_S, Guarded, Record, Sink, warn
 
 LOG = logging.getLogger("everstep")
 MOST_WAITING = 10_000
@@ -23,7 +24,7 @@ class SinkThread:
     """A sink that its own thread opens, feeds and closes.
 
     Args:
-        opener: makes the sink. If it fails, the sink is left out with a warning.
+        opener: makes the sink. If it fails, it is tried again later, and the sink is left out with a warning.
         earlier: returns the records of earlier attempts, for a sink that takes each step once (`once`): a kill may
             have left some of them unwritten.
     """
@@ -90,19 +91,38 @@ class SinkThread:
         sink.close()
 
     def _open(self) -> Guarded | None:
-        try:
-            opened = self._opener()
-        except Exception as error:
-            with self._changed:
-                self._off = True
-                self._waiting.clear()
-            warn(f"{self.name} cannot be used, training goes on without: {type(error).__name__}: {error}")
+        if (opened := self._opened()) is None:
             return None
         sink = Guarded(self.name, opened)
         if getattr(opened, "once", False):
             for record in self._earlier():
                 sink.log(record)
         return sink
+
+    def _opened(self) -> Sink | None:
+        """Return what the opener makes, tried again every AGAIN_S and once more at the end of the run."""
+        warned = False
+        while True:
+            try:
+                return self._opener()
+            except Exception as error:
+                if not warned:
+                    warn(f"{self.name} cannot be opened, training goes on without it: {type(error).__name__}: {error}")
+                warned = True
+                if isinstance(error, ConfigError) or not self._wait_to_try_again():
+                    self._give_up()
+                    return None
+
+    def _wait_to_try_again(self) -> bool:
+        with self._changed:
+            closed = self._closed
+            return not closed and (self._changed.wait_for(lambda: self._closed, AGAIN_S) or True)
+
+    def _give_up(self) -> None:
+        with self._changed:
+            self._off = True
+            self._left_out += len(self._waiting)
+            self._waiting.clear()
 
     def _next(self) -> Record | Media | None:
         with self._changed:
