@@ -27,6 +27,7 @@ from everstep.trainer.optimizers.alternating import turns_of
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.schedule import Curve, lr_factor
 from everstep.trainer.state.preserve import preserved
+from everstep.trainer.state.step_passes import StepPasses
 from everstep.trainer.state.train_state import TrainState
 from everstep.trainer.state.trainable import MOST_OBJECTS
 from everstep.trainer.step_info import PendingStep, StepInfo
@@ -82,6 +83,7 @@ class Stepper:
         on_cuda = self.device.type == "cuda"
         self.lag = 2 if on_cuda else 0
         """Steps after which results are read, the same on all ranks, so that no step waits for the device."""
+        self.passes = StepPasses(state)
         self.update = Update(state, parallel, config.clip, config.global_batch)
         self.metrics = TaskMetrics(parallel.mesh, recorded)
         self.activity = parallel.mesh.activity
@@ -110,15 +112,13 @@ class Stepper:
         step = self.state.progress.step + 1
         config = self.config
         set_lr(self.state.optimizer, lr_factor(step, config.steps, config.schedule, config.curve))
-        buffers = self.state.buffers
-        before = buffers.copies() if buffers is not None else {}
+        self.passes.begin_step(len(batches))
         if self.asks:
             self._view = self.update.view = view_of(step, self.asks, self.parallel, self.update.share)
         sums = self._backward(step, batches)
         self.activity.at(Phase.update, step)
         applied = self._apply(sums[:4])
-        if buffers is not None:
-            buffers.after_step(before, applied.skipped)
+        self.passes.end_step(applied.skipped)
         self.state.progress.step = step
         lr = self.state.optimizer.param_groups[0]["lr"]
         self._pending.append(self._pend(step, lr, applied.facts, sums[4:]))
@@ -173,13 +173,15 @@ class Stepper:
         self.metrics.begin(step, self._turn(step))
         if self.whole is not None:
             self.activity.at(Phase.forward, step)
-            self.whole.prepare(step, batches)
+            self.whole.prepare(step, batches, self.passes.rewind)
         for number, microbatch in enumerate(batches):
             last = number == len(batches) - 1
             self._seed(step, microbatch.index)
             with self.parallel.gradient_sync(last):
                 self.activity.at(Phase.forward, step, number, self.shapes.is_new(microbatch.batch))
+                self.passes.before_pass()
                 loss = self._timed_loss(microbatch, step)
+                self.passes.after_pass(microbatch.index, microbatch.real)
                 if self._view is not None:
                     self._view.see(microbatch.batch)
                 self.activity.at(Phase.backward, step, number)

@@ -57,12 +57,17 @@ class WholeBatch:
         self.seed = seed
         self._parts: dict[int, _Part] = {}
 
-    def prepare(self, step: int, batches: Sequence[Microbatch]) -> None:
-        """Compute the gradients of the features of all microbatches of a step; all ranks call it together."""
+    def prepare(self, step: int, batches: Sequence[Microbatch], rewind: Callable[[], None]) -> None:
+        """Compute the gradients of the features of all microbatches of a step; all ranks call it together.
+
+        Args:
+            rewind: sets buffers as they were at the start of the step, before each pass.
+        """
         own: list[Mapping[str, Tensor]] = []
         with preserved(self.parallel.model, self.task), torch.no_grad():
             for microbatch in batches:
                 self.seed(step, microbatch.index)
+                rewind()
                 own.append(self._features(microbatch.batch))
         pieces = self._gathered(own, batches)
         order = sorted((index, place) for place, (index, real, _) in enumerate(pieces) if real)

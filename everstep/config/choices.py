@@ -55,7 +55,8 @@ class Weights(enum.Enum):
 class Buffers(enum.Enum):
     """Synchronization over ranks of buffers that forward passes change."""
 
-    broadcast = "broadcast"
+    auto = "auto"
+    first = "first"
     mean = "mean"
     local = "local"
 

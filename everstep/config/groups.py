@@ -38,11 +38,13 @@ class ParallelConfig:
 
     Class names (BertLayer) or patterns of module paths (encoder.layer.*); empty detects repeated blocks.
     """
-    buffers: Buffers = Buffers.broadcast
-    """Buffers that forward passes change (running statistics, codebooks) on several processes.
+    buffers: Buffers = Buffers.auto
+    """Buffers that forward passes change (running statistics, codebooks).
 
-    broadcast: after each step all take rank 0's. mean: their mean. local: each keeps its own and rank 0's are saved, so
-    no resume is exact.
+    Each microbatch starts from the values at the start of the step. first: the step ends with those that the first
+    microbatch left. mean: with their mean over the microbatches. auto: mean for running statistics of BatchNorm and
+    InstanceNorm, first for all others. local: each process has its own, changed by one microbatch after the other, and
+    rank 0's are saved, so no resume is exact.
     """
     sync_batchnorm: bool = False
     """BatchNorm statistics over the microbatches of all processes instead of each process's own."""

@@ -19,7 +19,8 @@ EVERYWHERE = (
 )  # fmt: skip
 ANY_WORLD = (
     "Tied", "TwoNames", "TiedAcrossBlocks", "Recurrent", "WeightNorm", "Complex", "FrozenBackbone", "Adapter",
-    "Expanded", "ChannelsLast", "Scalar", "Dropped",
+    "Expanded", "ChannelsLast", "Scalar", "Dropped", "BatchNorm", "Codebook", "Queue", "SpectralNorm", "Replaced",
+    "Running", "Counter", "NotPersistent", "ExpandedHooked", "Views", "OwnGenerator", "Switched",
 )  # fmt: skip
 
 
@@ -82,7 +83,7 @@ def test_evaluating_other_weights_does_not_change_what_is_trained(
     assert changed(tmp_path) == []
 
 
-@pytest.mark.parametrize("policy", ["broadcast", "mean"])
+@pytest.mark.parametrize("policy", ["auto", "first", "mean"])
 def test_buffers_are_equal_on_all_ranks_by_either_policy(tmp_path: Path, policy: str) -> None:
     assert_resumes(2, tmp_path, "ddp", "model._target_=zoo.models.BatchNorm", f"parallel.buffers={policy}")
 
@@ -168,7 +169,7 @@ def test_the_state_of_a_task_is_saved(tmp_path: Path, world: int, kind: str, tas
 def test_a_counter_in_an_attribute_is_in_the_checkpoint(tmp_path: Path) -> None:
     assert zoo(1, tmp_path, "single", "model._target_=zoo.models.Counter").codes == [0]
     found = values(tmp_path, "straight")["attributes"]
-    assert found["model.temperature"] == pytest.approx(0.9**24)
+    assert found["model.temperature"] == pytest.approx(0.9**6)  # six steps, whatever the number of passes
     assert found["model.started"] is True
 
 

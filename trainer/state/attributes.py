@@ -46,19 +46,24 @@ class Attributes:
 
     def __init__(self, objects: Mapping[str, object]) -> None:
         self.objects = dict(objects)
-        found = [(name, holder[key]) for name, holder, key in self._all() if is_plain(holder[key])]
-        self._first = {name: _mark(value) for name, value in found}
+        found = [(name, holder[key]) for name, holder, key in self.entries() if is_plain(holder[key])]
+        self._first = {name: mark(value) for name, value in found}
         self._values = {name: copy.deepcopy(value) for name, value in found if _bytes(value) <= KEPT_BYTES}
         """First values, which are set again if a checkpoint does not hold an attribute."""
 
     def pack(self, tensors: dict[str, Tensor]) -> dict[str, Any]:
         """Return the changed attributes as JSON; their tensors are added to `tensors`."""
         changed: dict[str, Any] = {}
-        for name, holder, key in self._all():
+        for name, holder, key in self.entries():
             first, value = self._first.get(name), holder[key]
-            if _is_state(value, first) and _mark(value) != first:
+            if _is_state(value, first) and mark(value) != first:
                 changed[name] = pack(value, PREFIX + name, tensors)
         return changed
+
+    def is_state(self, name: str) -> bool:
+        """True for an attribute that a checkpoint holds once it has changed."""
+        holder, key = self.holder(name)
+        return _is_state(holder.get(key), self._first.get(name))
 
     def allocate(self, metadata: dcp.Metadata, values: Mapping[str, Any]) -> dict[str, Tensor]:
         """Return the tensors to be filled from a checkpoint, by name."""
@@ -81,7 +86,7 @@ class Attributes:
             self._check_settable(name)
         anew = {name: value for name, value in self._values.items() if name not in saved}
         for name, value in {**copy.deepcopy(anew), **saved}.items():
-            holder, key = self._holder(name)
+            holder, key = self.holder(name)
             now = holder.get(key)
             if isinstance(value, Tensor) and isinstance(now, Tensor) and now.shape == value.shape:
                 write(now.detach(), value)
@@ -91,11 +96,11 @@ class Attributes:
     def _check_settable(self, name: str) -> None:
         """Refuse to overwrite an attribute that is not plain, since a manifest may be from another user."""
         owner, key = self._owner(name)
-        now = self._holder(name)[0].get(key, getattr(type(owner), key, None))
+        now = self.holder(name)[0].get(key, getattr(type(owner), key, None))
         if key in STRUCTURE or not (name in self._first or is_plain(now)):
             raise CheckpointError(f"the checkpoint has a value for {name}, which is no plain attribute here")
 
-    def _holder(self, name: str) -> tuple[dict[str, Any], str]:
+    def holder(self, name: str) -> tuple[dict[str, Any], str]:
         """Return the dict that holds an attribute, or is to hold it, and its key there."""
         owner, key = self._owner(name)
         if isinstance(owner, nn.Module) and key in owner._buffers:
@@ -118,7 +123,7 @@ class Attributes:
         """Return the path of the object that an attribute belongs to; None if there is no such object."""
         return max((path for path in self.objects if name.startswith(f"{path}.")), key=len, default=None)
 
-    def _all(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+    def entries(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Yield (path, the dict that holds the attribute, its key there) of each attribute that may be state."""
         for path, thing in self.objects.items():
             if not isinstance(thing, nn.Module):
@@ -182,16 +187,16 @@ def _as_tensor(value: np.ndarray[Any, Any]) -> Tensor:
     return torch.from_numpy(data if data.flags.writeable else data.copy())
 
 
-def _mark(value: Any) -> Any:
+def mark(value: Any) -> Any:
     """Return a value that is equal as long as the attribute is unchanged, and holds none of its memory."""
     if isinstance(value, Tensor):
         return (*_kind(value), int(checksum(value)))
     if isinstance(value, np.ndarray):
         return (*_kind(value), int(checksum(_as_tensor(value))))
     if isinstance(value, dict):
-        return (type(value).__name__, tuple((key, _mark(item)) for key, item in value.items()))
+        return (type(value).__name__, tuple((key, mark(item)) for key, item in value.items()))
     if isinstance(value, set | frozenset):
-        return (type(value).__name__, frozenset(map(_mark, value)))
+        return (type(value).__name__, frozenset(map(mark, value)))
     if isinstance(value, list | tuple | deque):
-        return (type(value).__name__, tuple(map(_mark, value)))
+        return (type(value).__name__, tuple(map(mark, value)))
     return (type(value).__name__, repr(value))

@@ -1,7 +1,7 @@
 """Buffers that forward passes change (running statistics, codebooks, queues), kept equal on all ranks.
 
 Under DDP and FSDP each rank changes its buffers by its own microbatches. A checkpoint holds one copy, so a run whose
-ranks differ could not be resumed. After each step the ranks therefore take rank 0's values, or the mean of all.
+ranks differ could not be resumed, and one that is resumed on another number of ranks would train otherwise.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from everstep.trainer.distributed.agreement import agree, differing
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.optim import by_dtype
 from everstep.trainer.state.model_state import write
+from everstep.trainer.state.step_buffers import Place, StepBuffers, places_of
 
 
 class BufferSync:
-    """Finds the buffers that change, in an attempt's first step and at each save, and makes them equal."""
+    """Finds the buffers that change, in a run's first step and at each save, and makes them equal."""
 
     def __init__(self, model: nn.Module, mesh: Mesh, policy: Buffers) -> None:
         self.model = model
@@ -29,55 +30,48 @@ class BufferSync:
         self.policy = policy
         self.changing: list[str] = []
         """Names of the buffers that change, the same on all ranks; part of a checkpoint."""
-        self._observed = False
+        self._places: list[Place] | None = None
+        """Places of the buffers that change; None if they are not known yet."""
 
-    def copies(self) -> dict[str, Tensor]:
-        """Return copies of the buffers that a step may change; of all buffers before an attempt's first step."""
-        if self._observed and not self.changing:
-            return {}
-        return {
-            name: buffer.detach().clone()
-            for name, buffer in self.model.named_buffers()
-            if not self._observed or name in self.changing
-        }
+    def begin_step(self, watch: bool) -> StepBuffers | None:
+        """Keep the values at the start of a step; None if no buffer changes. `watch` finds those that do."""
+        if not watch and not self.changing:
+            return None
+        return StepBuffers(places_of(self.model) if watch else self._tracked(), self.policy, watch)
 
-    def after_step(self, before: dict[str, Tensor], skipped: Tensor | bool) -> None:
+    def end_step(self, step: StepBuffers, skipped: Tensor | bool) -> None:
         """Make the buffers that change equal on all ranks; after a skipped step, restore their values.
 
         Args:
-            before: result of `copies` before the step.
+            step: result of `begin_step`.
             skipped: True for a step that must change nothing; a tensor on a GPU, so that the host does not wait.
         """
-        if not self._observed:
-            self._observe(before)
+        if step.watch:
+            self._observe(step.changed)
         if not self.changing:
             return
-        self.sync()
-        if skipped is False:
-            return
-        for name, buffer in self.model.named_buffers():
-            if name in before and name in self.changing and before[name].shape == buffer.shape:
-                old = before[name]
-                write(buffer.detach(), old if skipped is True else torch.where(skipped > 0, old, buffer.detach()))
+        if self.policy is not Buffers.local:
+            step.settle(self.changing, self.mesh)
+        if skipped is not False:
+            step.undo(self.changing, skipped)
+
+    def _tracked(self) -> list[Place]:
+        if self._places is None:
+            self._places = [place for place in places_of(self.model) if place.name in self.changing]
+        return self._places
 
     def make_equal(self) -> None:
         """Make all buffers equal on all ranks, since a new model's may depend on the process that built it."""
-        kept, self.changing = self.changing, [name for name, _ in self.model.named_buffers()]
-        self.sync()
-        self.changing = kept
+        self._take_rank_0(name for name, _ in self.model.named_buffers())
 
-    def sync(self) -> None:
-        """Make the buffers that change equal on all ranks, all of one type in one message."""
+    def _take_rank_0(self, names: Iterable[str]) -> None:
+        """Give all ranks the buffers of rank 0, all of one type in one message."""
         if self.mesh.world == 1 or self.policy is Buffers.local:
             return
         named = dict(self.model.named_buffers())
-        for group in by_dtype([named[name].detach() for name in self.changing if name in named]):
+        for group in by_dtype([named[name].detach() for name in names if name in named]):
             flat = torch.cat([buffer.reshape(-1) for buffer in group])
-            if self.policy is Buffers.mean and (flat.is_floating_point() or flat.is_complex()):
-                dist.all_reduce(flat)
-                flat /= self.mesh.world
-            else:
-                dist.broadcast(flat, src=0)
+            dist.broadcast(flat, src=0)
             for buffer, part in zip(group, torch.split(flat, [buffer.numel() for buffer in group]), strict=True):
                 write(buffer, part.view(buffer.shape))
 
@@ -88,7 +82,7 @@ class BufferSync:
         self._check_shapes()
         if found := differing(dict(self.model.named_buffers()), self.mesh):
             self._add(found)
-            self.sync()
+            self._take_rank_0(self.changing)
 
     def is_even(self) -> bool:
         """True if a checkpoint is valid for all ranks as the buffers are."""
@@ -98,11 +92,9 @@ class BufferSync:
         mine = {name: f"{list(buffer.shape)} of {buffer.dtype}" for name, buffer in buffers.items()}
         return agree(mine, self.mesh) and not differing(buffers, self.mesh)
 
-    def _observe(self, before: dict[str, Tensor]) -> None:
-        """Record, on all ranks, the buffers that an attempt's first step has changed on one of them."""
-        self._observed = True
-        changed = [n for n, b in self.model.named_buffers() if n not in before or not torch.equal(before[n], b)]
-        self._add(name for names in self.mesh.gather(changed) for name in names)
+    def _observe(self, changed: Iterable[str]) -> None:
+        """Record, on all ranks, the buffers that a run's first step has changed on one of them."""
+        self._add(name for names in self.mesh.gather(sorted(changed)) for name in names)
         if self.policy is not Buffers.local:
             self._check_shapes()
 
@@ -122,5 +114,10 @@ class BufferSync:
             "give it a fixed shape, or train with parallel=single"
         )
 
+    def restore(self, names: Iterable[str]) -> None:
+        """Add the buffers that a checkpoint says to change."""
+        self._add(names)
+
     def _add(self, names: Iterable[str]) -> None:
         self.changing = sorted({*self.changing, *names})
+        self._places = None

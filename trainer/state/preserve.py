@@ -44,9 +44,9 @@ def _take(things: Iterable[object]) -> Snapshot:
     kept: Snapshot = []
     for thing in things:
         if isinstance(thing, nn.Module):
-            kept += [(thing._buffers, name, buffer, _restore(buffer)) for name, buffer in thing._buffers.items()]
+            kept += [(thing._buffers, name, buffer, restorer(buffer)) for name, buffer in thing._buffers.items()]
         kept += [
-            (vars(thing), name, value, _restore(value)) for name, value in vars(thing).items() if name not in STRUCTURE
+            (vars(thing), name, value, restorer(value)) for name, value in vars(thing).items() if name not in STRUCTURE
         ]
     return kept
 
@@ -57,7 +57,7 @@ def _put_back(kept: Snapshot) -> None:
         restore()
 
 
-def _restore(value: Any, depth: int = 0) -> Callable[[], object]:
+def restorer(value: Any, depth: int = 0) -> Callable[[], object]:
     """Return a function that restores the present content of a tensor, an array or a container."""
     if isinstance(value, Tensor) and not value.requires_grad and not value.is_meta:
         return functools.partial(write, value.detach(), value.detach().clone())
@@ -68,7 +68,7 @@ def _restore(value: Any, depth: int = 0) -> Callable[[], object]:
     items = dict(value) if isinstance(value, dict) else list(value)
     looked_into = depth < DEEPEST and len(value) <= LONGEST and not isinstance(value, set)
     inner = items.values() if isinstance(items, dict) else items
-    return functools.partial(_refill, value, items, [_restore(i, depth + 1) for i in inner] if looked_into else ())
+    return functools.partial(_refill, value, items, [restorer(i, depth + 1) for i in inner] if looked_into else ())
 
 
 def _refill(value: Any, items: Any, inner: Iterable[Callable[[], object]]) -> None:

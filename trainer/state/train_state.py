@@ -108,9 +108,11 @@ class TrainState:
         self._model = ModelState(self.model)
         self._optimizer = OptimizerState(self.model, self.optimizer)
         self._plugins = PluginState(self.plugins, device)
-        self._attributes = Attributes({"model": self.model, "optimizer": self.optimizer, **stateless})
+        self.attributes = Attributes({"model": self.model, "optimizer": self.optimizer, **stateless})
         self._trained = {name: parameter.requires_grad for name, parameter in self.model.named_parameters()}
         """Parameters by name: True if they were trained when the optimizer was made."""
+        self.passes: set[str] = set()
+        """Plain attributes that forward passes change."""
         self._read: dict[str, Tensor] = {}
 
     def pack(self) -> Packed:
@@ -124,11 +126,12 @@ class TrainState:
             "model": self._model.pack(tensors),
             "optimizer": self._optimizer.pack(tensors),
             "plugins": self._plugins.pack(tensors),
-            "attributes": self._attributes.pack(tensors),
+            "attributes": self.attributes.pack(tensors),
             "frozen": self._frozen(),
         }
         if self.buffers is not None:
             values["buffers"] = self.buffers.changing
+        values["passes"] = sorted(self.passes)
         return Packed(tensors | self._own_tensors(), {key: value for key, value in values.items() if value})
 
     def tensors(self) -> dict[str, Tensor]:
@@ -146,7 +149,7 @@ class TrainState:
         own = self._own_tensors()
         _check_own(own, metadata)
         with _readable():
-            self._read = self._attributes.allocate(metadata, values.get("attributes", {}))
+            self._read = self.attributes.allocate(metadata, values.get("attributes", {}))
             return {
                 **self._model.allocate(metadata, values.get("model", {})),
                 **self._optimizer.allocate(metadata, values.get("optimizer", {})),
@@ -160,10 +163,11 @@ class TrainState:
         with _readable():
             self._model.load(values.get("model", {}))
             self._optimizer.load(values.get("optimizer", {}))
-            self._attributes.load(values.get("attributes", {}), self._read)
+            self.attributes.load(values.get("attributes", {}), self._read)
             self._freeze(values.get("frozen", []))
+            self.passes.update(values.get("passes", []))
             if self.buffers is not None:
-                self.buffers.changing = sorted({*self.buffers.changing, *values.get("buffers", [])})
+                self.buffers.restore(values.get("buffers", []))
         self._plugins.load(values.get("plugins", {}))
         self._read = {}
 
