@@ -1,4 +1,4 @@
-"""Pairs of users and items without a download: classes of the standard library, and the functions that each calls."""
+"""Pairs of user and item without a download: classes of the standard library and what they call."""
 
 from __future__ import annotations
 

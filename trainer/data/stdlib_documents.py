@@ -1,4 +1,4 @@
-"""Documents of different lengths without a download: pieces of the standard library's source, labelled by package."""
+"""Documents of different lengths without a download: pieces of the standard library, by package."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class TextEncoder(nn.Module):
 
 
 class EncoderBlock(nn.Module):
-    """Attention over the real tokens, then a two-layer network, each applied to the normed stream and added to it."""
+    """Attention over the real tokens, then a two-layer network, each added to the stream."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Forecasting of a series by quantiles: the pinball loss, and an error relative to that of last year's values."""
+"""Forecasting of a series by quantiles: pinball loss, and the error relative to a trivial forecast."""
 
 from __future__ import annotations
 
@@ -27,10 +27,9 @@ class QuantileForecast:
     ) -> None:
         self._build = model
         self.quantiles, self.season = list(quantiles), season
-        if not self.quantiles or self.quantiles != sorted({*self.quantiles}) or not 0 < self.quantiles[0]:
-            raise ConfigError(f"task.quantiles={self.quantiles} must be ascending and between 0 and 1")
-        if self.quantiles[-1] >= 1:
-            raise ConfigError(f"task.quantiles={self.quantiles} must be below 1")
+        inside = [chance for chance in self.quantiles if 0 < chance < 1]
+        if not inside or self.quantiles != sorted({*inside}):
+            raise ConfigError(f"task.quantiles={self.quantiles} must be between 0 and 1, in ascending order")
         if season < 1:
             raise ConfigError(f"task.season={season} must be at least 1 step")
 
@@ -112,4 +111,5 @@ class WindowNetwork(nn.Module):
         deviation = past.std(dim=1, keepdim=True, correction=0).clamp(min=1e-6)
         seen = (past - last) / deviation
         found = (self.linear(seen) + self.correction(seen)).unflatten(1, self.shape)
-        return found * deviation[:, :, None] + last[:, :, None]
+        out: Tensor = found * deviation[:, :, None] + last[:, :, None]
+        return out

@@ -64,7 +64,7 @@ def _unseen(scores: Tensor, batch: Batch) -> Tensor:
 
 
 class MatrixFactorization(nn.Module):
-    """Users int64 [n] -> scores of all items [n, items]: the product of a row of each table, and the item's bias.
+    """Users int64 [n] -> scores of all items [n, items]: products of the tables' rows, and a bias.
 
     With FSDP each table is a unit of its own, in shards of rows: `parallel.wrap=[users,items]`. With DDP and
     `sparse=True` only the gradients of the batch's users are exchanged.
