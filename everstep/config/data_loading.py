@@ -25,7 +25,7 @@ class OrderConfig:
     lane for an epoch.
     """
     length_column: str | None = None
-    """Column by whose length samples are sorted, so that those of a microbatch need little padding; null: none."""
+    """Column by whose length samples are sorted, so that microbatches need little padding; null: none."""
     length_window: int = 8
     """Global batches whose samples are sorted together."""
 

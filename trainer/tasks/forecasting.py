@@ -12,7 +12,7 @@ from everstep.trainer.task import Batch, Loss
 
 
 class QuantileForecast:
-    """Batches hold `past` [n, past], `future` [n, horizon] and `scale` [n], the unit that errors are measured in.
+    """Batches hold `past` [n, past], `future` [n, horizon] and `scale` [n], the unit of errors.
 
     Args:
         model: makes a network of `past` -> [n, horizon, quantiles].
@@ -38,7 +38,7 @@ class QuantileForecast:
         return self._build()
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
-        """Return the pinball loss in units of `scale`, a mean over steps and quantiles, summed over the windows."""
+        """Return the pinball loss in units of `scale`: means over steps and quantiles, summed over windows."""
         return Loss(self._pinball(self._forecast(model, batch), batch), len(batch["past"]))
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:

@@ -67,7 +67,7 @@ class LengthOrder(SampleOrder):
         return window * self._window + int(np.flatnonzero(entries == entry)[0])
 
     def _sorted(self, window: int) -> tuple[Ids, Ids, Ids]:
-        """Return the entries of the order without windows that a window visits in turn, their epochs and samples."""
+        """Return the unsorted order's entries that a window visits in turn, their epochs and samples."""
         epochs, ids = super().at(window * self._window, np.arange(self._window))
         once = ids[~self._weighted[np.searchsorted(self.starts, ids, side="right") - 1]]
         if len(np.unique(once)) < len(once):
