@@ -9,6 +9,7 @@ from everstep.lazy_names import lazy
 
 if TYPE_CHECKING:
     from everstep.trainer.data.arrow_reader import ArrowDataset
+    from everstep.trainer.data.co2_series import co2_windows
     from everstep.trainer.data.collate import Bucket, Pack, Pad
     from everstep.trainer.data.dataset import ArrayDataset, Splits, Subset
     from everstep.trainer.data.decode import Each, Images
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from everstep.trainer.data.prepared import dataset as prepared
     from everstep.trainer.data.prepared import mixture
     from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, split_ids
+    from everstep.trainer.data.stdlib_calls import stdlib_calls
     from everstep.trainer.data.stdlib_corpus import stdlib_corpus
+    from everstep.trainer.data.stdlib_documents import stdlib_documents
 
 __all__ = [
     "ArrayDataset",
@@ -35,15 +38,19 @@ __all__ = [
     "Weighted",
     "balanced",
     "breast_cancer",
+    "co2_windows",
     "digits",
     "mixture",
     "prepared",
     "split_ids",
+    "stdlib_calls",
     "stdlib_corpus",
+    "stdlib_documents",
 ]
 
 _HOMES = {
     "arrow_reader": "ArrowDataset",
+    "co2_series": "co2_windows",
     "collate": "Bucket Pack Pad",
     "dataset": "ArrayDataset Splits Subset",
     "decode": "Each Images",
@@ -51,7 +58,9 @@ _HOMES = {
     "ordering.mixture": "Mixture",
     "prepared": "mixture",
     "sklearn_datasets": "breast_cancer digits split_ids",
+    "stdlib_calls": "stdlib_calls",
     "stdlib_corpus": "stdlib_corpus",
+    "stdlib_documents": "stdlib_documents",
     "ordering.weighted": "Weighted balanced",
 }
 __getattr__ = lazy(

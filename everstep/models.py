@@ -8,14 +8,20 @@ if TYPE_CHECKING:
     from everstep.trainer.models.convnet import ConvNet
     from everstep.trainer.models.gpt import GPT
     from everstep.trainer.models.mlp import MLP
+    from everstep.trainer.tasks.documents import TextEncoder
+    from everstep.trainer.tasks.forecasting import WindowNetwork
+    from everstep.trainer.tasks.recommendation import MatrixFactorization
 
-__all__ = ["GPT", "MLP", "ConvNet"]
+__all__ = ["GPT", "MLP", "ConvNet", "MatrixFactorization", "TextEncoder", "WindowNetwork"]
 __getattr__ = lazy(
     __name__,
     {
         "ConvNet": "everstep.trainer.models.convnet",
         "GPT": "everstep.trainer.models.gpt",
         "MLP": "everstep.trainer.models.mlp",
+        "MatrixFactorization": "everstep.trainer.tasks.recommendation",
+        "TextEncoder": "everstep.trainer.tasks.documents",
+        "WindowNetwork": "everstep.trainer.tasks.forecasting",
     },
 )
 

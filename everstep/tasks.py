@@ -6,15 +6,29 @@ from everstep.lazy_names import lazy
 
 if TYPE_CHECKING:
     from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
+    from everstep.trainer.tasks.documents import DocumentClassifier
+    from everstep.trainer.tasks.forecasting import QuantileForecast
     from everstep.trainer.tasks.language import LanguageModel
+    from everstep.trainer.tasks.recommendation import Recommendation
     from everstep.trainer.tasks.supervised import Supervised
 
-__all__ = ["ImageClassifier", "LanguageModel", "Supervised", "TabularClassifier"]
+__all__ = [
+    "DocumentClassifier",
+    "ImageClassifier",
+    "LanguageModel",
+    "QuantileForecast",
+    "Recommendation",
+    "Supervised",
+    "TabularClassifier",
+]
 __getattr__ = lazy(
     __name__,
     {
+        "DocumentClassifier": "everstep.trainer.tasks.documents",
         "ImageClassifier": "everstep.trainer.tasks.classification",
         "LanguageModel": "everstep.trainer.tasks.language",
+        "QuantileForecast": "everstep.trainer.tasks.forecasting",
+        "Recommendation": "everstep.trainer.tasks.recommendation",
         "Supervised": "everstep.trainer.tasks.supervised",
         "TabularClassifier": "everstep.trainer.tasks.classification",
     },

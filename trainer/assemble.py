@@ -18,8 +18,9 @@ from everstep.trainer.checkpoint.resume_trial import LAST, try_resume
 from everstep.trainer.data.dataset import Prefetchable, mean_sample_bytes
 from everstep.trainer.data.fetcher import MicrobatchRequest
 from everstep.trainer.data.loader import Loader
+from everstep.trainer.data.ordering.length_order import order_of
 from everstep.trainer.data.ordering.mixture import records_of
-from everstep.trainer.data.ordering.order import SampleOrder, microbatches
+from everstep.trainer.data.ordering.order import microbatches
 from everstep.trainer.data.ordering.trace import order_sources, write_record
 from everstep.trainer.debug.overfit import RepeatingLoader
 from everstep.trainer.debug.profiler import StepProfiler
@@ -53,9 +54,8 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     saved = None if "micro_batch" in run.resume.allow else state.progress.micro_batch
     state.progress.micro_batch = min(size for size in (run.micro_batch, start.micro_batch, saved) if size)
     train, held_out = fetchers(run, built.splits)
-    records = records_of(built.splits.train)
-    sources = order_sources(records)
-    order = SampleOrder.of_config(run.order, sources, run.global_batch, run.micro_batch, run.seed)
+    records = records_of(built.splits.train, run.order.length_column)
+    order = order_of(run, order_sources(records))
     mesh.decide(lambda: write_record(start.folder, records))
     made = partial(RepeatingLoader, run.debug.overfit) if run.debug.overfit else Loader
     loader = made(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)

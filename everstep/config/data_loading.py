@@ -24,10 +24,21 @@ class OrderConfig:
     With as many as there are processes, or a multiple, a node reads only its share of the shards. A sample stays in its
     lane for an epoch.
     """
+    length_column: str | None = None
+    """Column by whose length samples are sorted, so that microbatches need little padding; null: none."""
+    length_window: int = 8
+    """Global batches whose samples are sorted together."""
 
     def __post_init__(self) -> None:
         require(self.window is None or self.window >= 1, "order.window", self.window, "must be ≥ 1 shard or null")
         require(self.lanes >= 1, "order.lanes", self.lanes, "must be ≥ 1")
+        require(self.length_window >= 1, "order.length_window", self.length_window, "must be ≥ 1 global batch")
+        require(
+            self.length_column is None or self.lanes == 1,
+            "order.length_column",
+            self.length_column,
+            "sorting would mix the lanes of order.lanes; set order.lanes=1",
+        )
 
 
 @dataclass(kw_only=True)

@@ -1,4 +1,4 @@
-"""The three experiments that come with Everstep learn what they are there to learn, on real data."""
+"""The experiments that come with Everstep learn what they are there to learn, on real data."""
 
 from __future__ import annotations
 
@@ -23,6 +23,24 @@ def test_classifiers_reach_their_accuracy_on_held_out_data(tmp_path: Path, exper
     ended = train(1, tmp_path, f"experiment={experiment}")
     assert ended.codes == [0], ended.printed
     assert last(tmp_path, "accuracy") >= least
+
+
+@pytest.mark.parametrize(
+    ("experiment", "steps", "metric", "margin"),
+    [
+        ("documents", 100, "accuracy", 0.35),
+        ("recommendation", 200, "recall_at_10", 0.05),
+        ("forecasting", 150, "mase", -0.6),
+    ],
+)
+def test_a_figure_beats_that_of_the_trivial_guess_beside_it(
+    tmp_path: Path, experiment: str, steps: int, metric: str, margin: float
+) -> None:
+    ended = train(1, tmp_path, f"experiment={experiment}", f"steps={steps}", f"evaluate.every={steps}")
+    assert ended.codes == [0], ended.printed
+    found, trivial = last(tmp_path, metric), last(tmp_path, f"baseline_{metric}")
+    assert found >= trivial + margin if margin > 0 else found <= trivial + margin
+    assert f"baseline_{metric} {trivial:.4g}" in ended.printed
 
 
 def bigram_bits(data: Path) -> float:

@@ -21,6 +21,11 @@ def held_out(root: Path, run: str = "toy") -> list[float]:
     return [record["mae"] for record in read_metrics(folder(root, run), "evaluate").values()]
 
 
+def scores(root: Path, run: str) -> dict[str, float]:
+    (found,) = read_metrics(folder(root, run), "evaluate").values()
+    return {name: value for name, value in found.items() if name not in ("kind", "step", "time")}
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("alone")
@@ -54,6 +59,29 @@ def test_a_checkpoint_of_one_parallelism_restores_under_every_other(tmp_path: Pa
         ended = train(world, tmp_path, f"parallel={kind}", f"steps={step}")
         assert ended.codes == [0] * world, ended.printed
     assert losses(tmp_path) == pytest.approx(losses(tmp_path / "alone"), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("experiment", "smaller", "more"),
+    [
+        ("documents", ("model.width=16", "model.vocab=512", "data.path=documents"), ()),
+        ("recommendation", (), ((3, "ddp", "model.sparse=true"),)),
+        ("forecasting", (), ()),
+    ],
+)
+def test_an_experiment_gives_the_same_samples_and_losses_on_any_world(
+    tmp_path: Path, experiment: str, smaller: tuple[str, ...], more: tuple[tuple[int, str, str], ...]
+) -> None:
+    words = (f"experiment={experiment}", "precision=fp64", "steps=3", "log.every=1", "evaluate.every=3", *smaller)
+    few = ("evaluate.limit=60", "global_batch=40", "micro_batch=8")
+    for world, kind, *changed in ((1, "single"), (2, "fsdp"), (3, "ddp"), *more):
+        run = f"{kind}-{len(changed)}"
+        ended = train(world, tmp_path, *words, *few, f"parallel={kind}", *changed, run=run)
+        assert ended.codes == [0] * world, ended.printed
+        assert len(losses(tmp_path, run)) == 3
+        assert losses(tmp_path, run) == pytest.approx(losses(tmp_path, "single-0"), rel=1e-9)
+        assert scores(tmp_path, run) == pytest.approx(scores(tmp_path, "single-0"), rel=1e-9)
+        assert ledger(tmp_path, run) == ledger(tmp_path, "single-0")
 
 
 @pytest.mark.parametrize("changed", ["parallel.checkpoint_blocks=1", "parallel.compile=aot_eager"])

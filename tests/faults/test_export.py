@@ -22,6 +22,9 @@ RUNS = {
     "conv": ("experiment=digits", "steps=8", "ema=0.9", "job.nproc=1"),
     "mlp": ("experiment=breast_cancer", "steps=8", "parallel=fsdp", "job.nproc=2"),
     "gpt": (*GPT, "parallel=fsdp", "job.nproc=2"),
+    "text": ("experiment=documents", "model.width=16", "evaluate.limit=64", "steps=3", "job.nproc=1"),
+    "pairs": ("experiment=recommendation", "steps=3", "parallel=fsdp", "job.nproc=2"),
+    "windows": ("experiment=forecasting", "steps=3", "job.nproc=1"),
 }
 
 
@@ -50,7 +53,10 @@ def exported(root: Path, run: str, *words: str) -> tuple[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("run", "form"),
-    [("conv", "pt2"), ("mlp", "pt2"), ("gpt", "pt2"), ("conv", "onnx"), ("gpt", "onnx"), ("mlp", "torchscript")],
+    [
+        *(("conv", "pt2"), ("mlp", "pt2"), ("gpt", "pt2"), ("conv", "onnx"), ("gpt", "onnx"), ("mlp", "torchscript")),
+        *(("text", "onnx"), ("pairs", "pt2"), ("windows", "torchscript")),
+    ],
 )
 def test_outputs_of_a_graph_equal_those_of_the_model_without_this_project(trained: Path, run: str, form: str) -> None:
     out, facts = exported(trained, run, form)
@@ -63,7 +69,7 @@ def test_outputs_of_a_graph_equal_those_of_the_model_without_this_project(traine
     assert "unknown to Everstep" in card
 
 
-@pytest.mark.parametrize(("run", "form"), [("conv", "hf"), ("mlp", "safetensors"), ("gpt", "safetensors")])
+@pytest.mark.parametrize(("run", "form"), [("conv", "hf"), ("pairs", "safetensors"), ("gpt", "safetensors")])
 def test_weights_are_those_of_the_checkpoint_to_the_last_bit(trained: Path, run: str, form: str) -> None:
     from safetensors.torch import load_file
 

@@ -18,8 +18,12 @@ from everstep.errors import ConfigError, DataError
 from everstep.storage import open_storage
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
+from everstep.trainer.data.co2_series import co2_windows
+from everstep.trainer.data.columns import Ragged
 from everstep.trainer.data.dataset import ArrayDataset, MapDataset, Subset
 from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, frame_dataset, shifted, split_ids
+from everstep.trainer.data.stdlib_calls import stdlib_calls
+from everstep.trainer.data.stdlib_documents import stdlib_documents
 from support import shard_datasets
 
 
@@ -227,6 +231,52 @@ def test_the_scikit_sets_hold_out_a_part_that_never_trains() -> None:
     assert torch.allclose(features.mean(0), torch.zeros(30), atol=1e-5)
     with pytest.raises(ConfigError, match=r"data\.held_out=1\.0"):
         digits(held_out=1.0)
+
+
+def test_the_documents_of_a_file_are_all_held_out_or_none(tmp_path: Path) -> None:
+    splits = stdlib_documents(str(tmp_path / "documents"), max_length=50)
+    found = []
+    for part, dataset in (("train", splits.train), ("validation", splits.held_out()[""])):
+        files = ArrowDataset(str(tmp_path / "documents" / part), columns=["file"]).take(np.arange(len(dataset)))["file"]
+        assert isinstance(files, Ragged)
+        found.append({files.bytes(row) for row in range(len(files))})
+    assert not found[0] & found[1]
+    assert len(found[0]) > 2 * len(found[1]) > 0
+    assert splits.collate is not None
+    batch = splits.collate(splits.train.take(np.arange(40)))
+    assert batch["tokens"].shape == (40, int(batch["lengths"].max()))
+    assert 1 <= int(batch["lengths"].min()) < int(batch["lengths"].max()) <= 50
+    assert splits.train.digest == stdlib_documents(str(tmp_path / "documents")).train.digest
+
+
+def test_the_last_item_of_each_user_is_held_out_and_in_no_training_pair() -> None:
+    splits = stdlib_calls(users=100, items=50)
+    pairs = splits.train.take(np.arange(len(splits.train)))
+    held_out = splits.held_out()[""].take(np.arange(100))
+    known = set(zip(pairs["user"].tolist(), pairs["item"].tolist(), strict=True))
+    assert held_out["user"].tolist() == list(range(100))
+    for row in range(100):
+        assert (row, held_out["item"][row].item()) not in known
+        seen = set(held_out["seen"][row].tolist())
+        assert seen == {item for user, item in known if user == row}
+        popularity = np.bincount(pairs["item"], minlength=50)
+        better = np.flatnonzero(popularity > popularity[held_out["item"][row]])
+        assert held_out["popularity_rank"][row] == len(set(better.tolist()) - seen)
+    with pytest.raises(ConfigError, match=r"data\.users=99999 must be 1 to \d+"):
+        stdlib_calls(users=99999)
+
+
+def test_no_week_that_is_forecast_in_a_held_out_window_is_in_a_training_window() -> None:
+    splits = co2_windows(past=104, horizon=26)
+    train, held_out = (found.take(np.arange(len(found))) for found in (splits.train, splits.held_out()[""]))
+    weeks = len(splits.train) + 104 + 26 - 1
+    assert weeks == round(0.75 * 2284)
+    assert len(splits.held_out()[""]) == 2284 - weeks - 26 + 1
+    assert torch.equal(held_out["past"][0, -26:], train["future"][-1]), "the first held-out week follows the last known"
+    assert torch.isfinite(train["past"]).all()
+    assert train["scale"].unique().tolist() == held_out["scale"].unique().tolist()
+    with pytest.raises(ConfigError, match=r"data\.held_out=0\.01 leaves .* choose smaller ones"):
+        co2_windows(held_out=0.01)
 
 
 def test_a_process_that_may_open_few_files_reads_many_shards_of_a_store(

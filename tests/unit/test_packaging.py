@@ -54,7 +54,7 @@ def test_the_wheel_holds_every_config_and_module(wheel: Path) -> None:
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {f"everstep/conf/{name}" for name in configs(ROOT / "conf")} <= names
     assert modules() <= names
-    assert {"everstep/py.typed", "everstep/slurm/run.sbatch"} <= names
+    assert {"everstep/py.typed", "everstep/slurm/run.sbatch", "everstep/trainer/data/series/co2_weekly.csv"} <= names
 
 
 @pytest.mark.process

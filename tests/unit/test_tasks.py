@@ -20,7 +20,10 @@ from everstep.trainer.models.mlp import MLP
 from everstep.trainer.task import Batch, Task
 from everstep.trainer.task_calls import inputs
 from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
+from everstep.trainer.tasks.documents import DocumentClassifier, TextEncoder
+from everstep.trainer.tasks.forecasting import QuantileForecast, WindowNetwork
 from everstep.trainer.tasks.language import LanguageModel
+from everstep.trainer.tasks.recommendation import MatrixFactorization, Recommendation
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -34,7 +37,31 @@ def some_text(samples: int = 6) -> Batch:
     return {"tokens": torch.randint(0, 256, (samples, 13), dtype=torch.uint8)}
 
 
+def tiny_encoder() -> TextEncoder:
+    return TextEncoder(classes=3, vocab=50, width=16, heads=2, context=12, dropout=0.0)
+
+
+def some_documents() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    lengths = torch.tensor([1, 12, 5, 7, 2, 9])
+    tokens = torch.randint(0, 2**31 - 1, (6, 12), dtype=torch.int32) * (torch.arange(12) < lengths[:, None])
+    return {"tokens": tokens, "lengths": lengths, "label": torch.arange(6) % 3, "most_frequent": torch.ones(6).long()}
+
+
+def some_windows() -> Batch:
+    values = torch.arange(6.0)[:, None] + torch.linspace(0, 20, 16).sin()
+    return {"past": values[:, :12], "future": values[:, 12:], "scale": torch.full((6,), 0.5)}
+
+
+def some_pairs() -> Batch:
+    rank, seen = torch.tensor([0, 30, 2, 3, 9, 10]), torch.arange(12).view(6, 2)
+    return {"user": torch.arange(6), "item": torch.arange(6) + 20, "seen": seen, "popularity_rank": rank}
+
+
 CASES: list[tuple[Task, Batch]] = [
+    (DocumentClassifier(tiny_encoder), some_documents()),
+    (QuantileForecast(lambda: WindowNetwork(12, 4, dropout=0.0), season=8), some_windows()),
+    (Recommendation(lambda: MatrixFactorization(6, 40)), some_pairs()),
     (LanguageModel(tiny_gpt), some_text()),
     (
         ImageClassifier(lambda: ConvNet(width=8, groups=4)),
@@ -209,3 +236,75 @@ def test_a_task_on_data_of_another_kind_is_told_what_a_batch_has() -> None:
         LanguageModel(Mock()).loss(Mock(), pixels)
     with pytest.raises(ConfigError, match="did you mean 'label'"):
         pixels["labels"]
+
+
+@pytest.mark.parametrize("filled", [0, 7])
+def test_the_loss_of_a_document_is_the_same_alone_and_in_a_padded_batch(filled: int) -> None:
+    task, model, batch = DocumentClassifier(tiny_encoder), tiny_encoder().double().eval(), some_documents()
+    real = torch.arange(12) < batch["lengths"][:, None]
+    together = task.loss(model, {**batch, "tokens": batch["tokens"].masked_fill(~real, filled)})
+    alone = [
+        task.loss(model, {name: column[row : row + 1] for name, column in batch.items()}
+                  | {"tokens": batch["tokens"][row : row + 1, : batch["lengths"][row]]}).sum
+        for row in range(6)
+    ]  # fmt: skip
+    torch.testing.assert_close(together.sum, torch.stack(alone).sum(), rtol=1e-12, atol=0)
+    model.words.weight.data.mul_(-1)
+    assert task.loss(model, batch).sum != together.sum
+
+
+def test_a_document_beyond_the_context_is_refused_with_both_keys() -> None:
+    with pytest.raises(ConfigError, match=r"model\.context=12; choose a smaller data\.max_length"):
+        tiny_encoder()(torch.zeros(1, 13, dtype=torch.int64), torch.tensor([13]))
+
+
+def test_recall_counts_items_among_the_best_that_the_user_has_not_seen() -> None:
+    scores = torch.tensor([[9.0, 8.0, 7.0, 6.0], [1.0, 1.0, 1.0, 1.0], [0.0, 1.0, 3.0, 2.0]])
+    task = Recommendation(nn.Identity, top=2)
+    batch = {
+        "user": scores,
+        "item": torch.tensor([2, 0, 3]),
+        "seen": torch.tensor([[0], [3], [1]]),
+        "popularity_rank": torch.tensor([0, 1, 2]),
+    }
+    found = task.evaluate(nn.Identity(), batch).metrics
+    assert found["recall_at_2"] == 2, "the third best with one of the better ones seen, not one of equals, the second"
+    assert found["baseline_recall_at_2"] == 2
+    assert task.predict(nn.Identity(), batch)["items"].tolist()[0] == [1, 2]
+
+
+def test_sparse_gradients_hold_the_users_of_the_batch_alone() -> None:
+    model = MatrixFactorization(100, 40, sparse=True)
+    Recommendation(lambda: model).loss(model, some_pairs()).sum.backward()
+    assert model.users.weight.grad is not None
+    assert model.users.weight.grad.coalesce().indices().tolist() == [[0, 1, 2, 3, 4, 5]]
+
+
+def test_a_forecast_is_measured_in_units_of_its_scale_beside_last_seasons_values() -> None:
+    task = QuantileForecast(nn.Identity, quantiles=[0.25, 0.5, 0.75], season=3)
+    batch = {
+        "past": torch.arange(6.0)[None],
+        "future": torch.tensor([[3.0, 5.0, 5.0, 5.0]]),
+        "scale": torch.ones(1) * 2,
+    }
+    model = Mock(return_value=torch.tensor([4.0, 5.0, 7.0]).expand(1, 4, 3))
+    found = task.evaluate(model, batch)
+    assert found.metrics["mase"].item() == pytest.approx((2 + 0 + 0 + 0) / 4 / 2)
+    assert found.metrics["baseline_mase"].item() == pytest.approx((0 + 1 + 0 + 2) / 4 / 2)
+    assert found.metrics["coverage"].item() == pytest.approx(3 / 4)
+    over = 0.75 * 1 + 0.5 * 2 + 0.25 * 4, 0.25 * 1 + 0 + 0.25 * 2
+    assert found.sum.item() == pytest.approx((over[0] + 3 * over[1]) / 12 / 2)
+    model = Mock(return_value=torch.zeros(1, 4, 2))
+    with pytest.raises(ConfigError, match=r"change model\.horizon or model\.quantiles"):
+        task.loss(model, batch)
+
+
+@pytest.mark.parametrize("quantiles", [[], [0.5, 0.1], [0.0, 0.5], [0.5, 1.0], [0.5, 0.5]])
+def test_quantiles_that_are_none_are_refused(quantiles: list[float]) -> None:
+    with pytest.raises(ConfigError, match=r"task\.quantiles=.*must be between 0 and 1, in ascending order"):
+        QuantileForecast(nn.Identity, quantiles)
+
+
+def test_a_forecast_moves_with_the_level_and_spread_of_the_past() -> None:
+    model, past = WindowNetwork(12, 4, dropout=0.0).double(), some_windows()["past"].double()
+    torch.testing.assert_close(model(5 * past + 300), 5 * model(past) + 300)

@@ -29,6 +29,7 @@ from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
 from everstep.trainer.data.ordering.trace import DataRecord, packed
 from everstep.trainer.data.randomness import draws
+from everstep.trainer.data.sample_lengths import sample_lengths
 
 
 class Mixture:
@@ -141,17 +142,22 @@ def _together(parts: list[Tensor | Ragged], back: Tensor) -> Tensor | Ragged:
     return Ragged.of([values[row] for row in back.tolist()])
 
 
-def records_of(dataset: Dataset) -> list[DataRecord]:
-    """Return a record of each source of a dataset, for the order and the run folder."""
+def records_of(dataset: Dataset, length_column: str | None = None) -> list[DataRecord]:
+    """Return a record of each source of a dataset, for the order and the run folder.
+
+    Args:
+        length_column: column whose lengths are recorded; None for no lengths.
+    """
     if isinstance(dataset, Mixture):
         parts = zip(dataset.datasets, dataset.shares, strict=True)
-        return [_record(part, share) for part, share in parts]
-    return [_record(dataset, Fraction(1))]
+        return [_record(part, share, length_column) for part, share in parts]
+    return [_record(dataset, Fraction(1), length_column)]
 
 
-def _record(dataset: Dataset, share: Fraction) -> DataRecord:
+def _record(dataset: Dataset, share: Fraction, length_column: str | None) -> DataRecord:
     rows = dataset.shard_rows if isinstance(dataset, Sharded) else [len(dataset)]
     place = dataset.path if isinstance(dataset, ShardedFiles) else type(dataset).__name__
     files = dataset.shard_files if isinstance(dataset, ShardedFiles) else ()
     weights = packed(dataset.weights) if isinstance(dataset, WeightedDraws) else None
-    return DataRecord(place, dataset.digest, str(share), rows, files, weights)
+    lengths = None if length_column is None else packed(sample_lengths(dataset, length_column))
+    return DataRecord(place, dataset.digest, str(share), rows, files, weights, lengths)

@@ -37,6 +37,8 @@ class OrderSource:
     """Share of all samples that a run uses; the shares of a run's sources sum to 1."""
     weights: NDArray[np.float64] | None = None
     """Weight of each sample, where an epoch is as many draws as samples; None visits each sample once."""
+    lengths: NDArray[np.float64] | None = None
+    """Length of each sample; None if it is not needed."""
 
 
 class Draws:

@@ -20,6 +20,7 @@ from everstep.frozen_config import thaw
 from everstep.run_folder import CONFIG, DATA, RunFolder, meant
 from everstep.storage.base import LARGEST_READ
 from everstep.trainer.checkpoint.manifest import Committed, candidates
+from everstep.trainer.data.ordering.length_order import order_of
 from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
 
 LONGEST_PLACE = 1 << 16
@@ -42,6 +43,8 @@ class DataRecord:
     """Name of each shard, if there are files."""
     weights: str | None = None
     """Weight of each sample: float64, deflated, base64; None if each comes once per epoch."""
+    lengths: str | None = None
+    """Length of each sample, written in the same way; None if the order does not depend on it."""
 
 
 def read_record(folder: RunFolder) -> list[DataRecord]:
@@ -71,8 +74,10 @@ def _data_record(source: object) -> DataRecord:
         text(file, "files", LONGEST_PLACE)
     if found.files and len(found.files) != len(found.rows):
         raise ValueError(f"{len(found.files)} files have {len(found.rows)} numbers of rows")
-    if found.weights is not None and len(_inflated(found.weights, rows)) != rows * FLOAT_BYTES:
-        raise ValueError(f"the weights are not those of {rows} samples")
+    for name in ("weights", "lengths"):
+        numbers = getattr(found, name)
+        if numbers is not None and len(_inflated(numbers, rows)) != rows * FLOAT_BYTES:
+            raise ValueError(f"the {name} are not those of {rows} samples")
     return found
 
 
@@ -85,11 +90,14 @@ def write_record(folder: RunFolder, sources: Sequence[DataRecord]) -> None:
 
 
 def order_sources(records: Sequence[DataRecord]) -> list[OrderSource]:
-    return [OrderSource(record.rows, Fraction(record.share), unpacked(record.weights)) for record in records]
+    return [
+        OrderSource(record.rows, Fraction(record.share), unpacked(record.weights), unpacked(record.lengths))
+        for record in records
+    ]
 
 
-def packed(weights: NDArray[np.float64] | None) -> str | None:
-    return None if weights is None else base64.b64encode(zlib.compress(weights.tobytes(), 1)).decode()
+def packed(numbers: NDArray[np.float64] | None) -> str | None:
+    return None if numbers is None else base64.b64encode(zlib.compress(numbers.tobytes(), 1)).decode()
 
 
 def unpacked(text: str | None) -> NDArray[np.float64] | None:
@@ -97,7 +105,7 @@ def unpacked(text: str | None) -> NDArray[np.float64] | None:
 
 
 def _inflated(packed: str, rows: int) -> bytes:
-    """Return the bytes of packed weights, at most one more than `rows` weights have."""
+    """Return the bytes of packed numbers, at most one more than `rows` of them have."""
     return zlib.decompressobj().decompress(base64.b64decode(packed), min(rows * FLOAT_BYTES, LARGEST_READ) + 1)
 
 
@@ -176,7 +184,7 @@ class Trace:
         records = read_record(folder)
         self.steps, self.micro_batch = run.steps, run.micro_batch
         sources = order_sources(records)
-        self.order = SampleOrder.of_config(run.order, sources, run.global_batch, run.micro_batch, run.seed)
+        self.order = order_of(run, sources)
         self.places = Places(records, self.order)
         manifest = next((found.manifest for found in candidates(folder) if isinstance(found, Committed)), None)
         self.reached = manifest.step if manifest is not None else 0
