@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from everstep.trainer.data.collate import Bucket, Pack, Pad
     from everstep.trainer.data.dataset import ArrayDataset, Splits, Subset
     from everstep.trainer.data.decode import Each, Images
+    from everstep.trainer.data.glyphs import glyphs
     from everstep.trainer.data.map_style import MapDataset
     from everstep.trainer.data.ordering.mixture import Mixture
     from everstep.trainer.data.ordering.weighted import Weighted, balanced
@@ -36,6 +37,7 @@ __all__ = [
     "balanced",
     "breast_cancer",
     "digits",
+    "glyphs",
     "mixture",
     "prepared",
     "split_ids",
@@ -47,6 +49,7 @@ _HOMES = {
     "collate": "Bucket Pack Pad",
     "dataset": "ArrayDataset Splits Subset",
     "decode": "Each Images",
+    "glyphs": "glyphs",
     "map_style": "MapDataset",
     "ordering.mixture": "Mixture",
     "prepared": "mixture",

@@ -7,15 +7,19 @@ from everstep.lazy_names import lazy
 if TYPE_CHECKING:
     from everstep.trainer.models.convnet import ConvNet
     from everstep.trainer.models.gpt import GPT
+    from everstep.trainer.models.image_text import ImageText
     from everstep.trainer.models.mlp import MLP
+    from everstep.trainer.models.vit import VisionTransformer
 
-__all__ = ["GPT", "MLP", "ConvNet"]
+__all__ = ["GPT", "MLP", "ConvNet", "ImageText", "VisionTransformer"]
 __getattr__ = lazy(
     __name__,
     {
         "ConvNet": "everstep.trainer.models.convnet",
         "GPT": "everstep.trainer.models.gpt",
+        "ImageText": "everstep.trainer.models.image_text",
         "MLP": "everstep.trainer.models.mlp",
+        "VisionTransformer": "everstep.trainer.models.vit",
     },
 )
 

@@ -6,14 +6,16 @@ from everstep.lazy_names import lazy
 
 if TYPE_CHECKING:
     from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
+    from everstep.trainer.tasks.image_text import ImageTextContrast
     from everstep.trainer.tasks.language import LanguageModel
     from everstep.trainer.tasks.supervised import Supervised
 
-__all__ = ["ImageClassifier", "LanguageModel", "Supervised", "TabularClassifier"]
+__all__ = ["ImageClassifier", "ImageTextContrast", "LanguageModel", "Supervised", "TabularClassifier"]
 __getattr__ = lazy(
     __name__,
     {
         "ImageClassifier": "everstep.trainer.tasks.classification",
+        "ImageTextContrast": "everstep.trainer.tasks.image_text",
         "LanguageModel": "everstep.trainer.tasks.language",
         "Supervised": "everstep.trainer.tasks.supervised",
         "TabularClassifier": "everstep.trainer.tasks.classification",
