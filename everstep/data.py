@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from everstep.trainer.data.prepared import mixture
     from everstep.trainer.data.sklearn_datasets import breast_cancer, digits, split_ids
     from everstep.trainer.data.stdlib_corpus import stdlib_corpus
+    from everstep.trainer.data.stdlib_subwords import stdlib_subwords
 
 __all__ = [
     "ArrayDataset",
@@ -42,6 +43,7 @@ __all__ = [
     "prepared",
     "split_ids",
     "stdlib_corpus",
+    "stdlib_subwords",
 ]
 
 _HOMES = {
@@ -55,6 +57,7 @@ _HOMES = {
     "prepared": "mixture",
     "sklearn_datasets": "breast_cancer digits split_ids",
     "stdlib_corpus": "stdlib_corpus",
+    "stdlib_subwords": "stdlib_subwords",
     "ordering.weighted": "Weighted balanced",
 }
 __getattr__ = lazy(

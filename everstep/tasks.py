@@ -8,15 +8,17 @@ if TYPE_CHECKING:
     from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
     from everstep.trainer.tasks.image_text import ImageTextContrast
     from everstep.trainer.tasks.language import LanguageModel
+    from everstep.trainer.tasks.subword_language import SubwordLanguageModel
     from everstep.trainer.tasks.supervised import Supervised
 
-__all__ = ["ImageClassifier", "ImageTextContrast", "LanguageModel", "Supervised", "TabularClassifier"]
+__all__ = ["ImageClassifier", "ImageTextContrast", "LanguageModel", "SubwordLanguageModel", "Supervised", "TabularClassifier"]
 __getattr__ = lazy(
     __name__,
     {
         "ImageClassifier": "everstep.trainer.tasks.classification",
         "ImageTextContrast": "everstep.trainer.tasks.image_text",
         "LanguageModel": "everstep.trainer.tasks.language",
+        "SubwordLanguageModel": "everstep.trainer.tasks.subword_language",
         "Supervised": "everstep.trainer.tasks.supervised",
         "TabularClassifier": "everstep.trainer.tasks.classification",
     },
