@@ -11,7 +11,14 @@ if TYPE_CHECKING:
     from everstep.trainer.tasks.subword_language import SubwordLanguageModel
     from everstep.trainer.tasks.supervised import Supervised
 
-__all__ = ["ImageClassifier", "ImageTextContrast", "LanguageModel", "SubwordLanguageModel", "Supervised", "TabularClassifier"]
+__all__ = [
+    "ImageClassifier",
+    "ImageTextContrast",
+    "LanguageModel",
+    "SubwordLanguageModel",
+    "Supervised",
+    "TabularClassifier",
+]
 __getattr__ = lazy(
     __name__,
     {

@@ -22,6 +22,9 @@ RUNS = {
     "conv": ("experiment=digits", "steps=8", "ema=0.9", "job.nproc=1"),
     "mlp": ("experiment=breast_cancer", "steps=8", "parallel=fsdp", "job.nproc=2"),
     "gpt": (*GPT, "parallel=fsdp", "job.nproc=2"),
+    "vit": ("experiment=digits_vit", "steps=3", "job.nproc=1"),
+    "bpe": ("experiment=gpt_bpe", "model.depth=1", "data.block=16", "steps=2", "evaluate.limit=64", "job.nproc=1"),
+    "glyphs": ("experiment=glyphs", "steps=2", "data.last_code=383", "job.nproc=1"),
 }
 
 
@@ -50,7 +53,17 @@ def exported(root: Path, run: str, *words: str) -> tuple[Path, dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("run", "form"),
-    [("conv", "pt2"), ("mlp", "pt2"), ("gpt", "pt2"), ("conv", "onnx"), ("gpt", "onnx"), ("mlp", "torchscript")],
+    [
+        ("conv", "pt2"),
+        ("mlp", "pt2"),
+        ("gpt", "pt2"),
+        ("conv", "onnx"),
+        ("gpt", "onnx"),
+        ("mlp", "torchscript"),
+        ("vit", "onnx"),
+        ("bpe", "pt2"),
+        ("glyphs", "pt2"),
+    ],
 )
 def test_outputs_of_a_graph_equal_those_of_the_model_without_this_project(trained: Path, run: str, form: str) -> None:
     out, facts = exported(trained, run, form)

@@ -1,4 +1,4 @@
-"""Images and texts without a download: characters drawn with the fonts that come with matplotlib, and their names."""
+"""Images and texts without a download: letters in the fonts of matplotlib, and their Unicode names."""
 
 from __future__ import annotations
 
@@ -25,9 +25,15 @@ FONT_PIXELS = 22
 def glyphs(held_out: float = 0.12, split_seed: int = 0, size: int = 32, last_code: int = 0x1FFF) -> Splits:
     """Return about 10,000 pairs of a letter's picture and its Unicode name, in five faces, up to U+1FFF.
 
-    Columns: `image` float32 [n, 1, size, size] in [0, 1]; `words` int64 [n, 10], numbers of the name's words from 1, and
-    0 for padding; `name` int64 [n], equal for pictures of one name. Names are held out in all faces. Words that no
+    Columns: `image` float32 [n, 1, size, size] in [0, 1]; `words` int64 [n, 10], numbers of the name's words from 1,
+    and 0 for padding; `name` int64 [n], equal for pictures of one name. Names are held out in all faces. Words that no
     training name has are 0. Training pictures are shifted by up to one pixel, anew in each epoch.
+
+    Args:
+        held_out: share of the names.
+        split_seed: chooses them.
+        size: width and height of a picture in pixels.
+        last_code: characters with higher code points are left out.
 
     Raises:
         DataError: a package is not installed.
@@ -36,7 +42,11 @@ def glyphs(held_out: float = 0.12, split_seed: int = 0, size: int = 32, last_cod
     names, owners = np.unique([unicodedata.name(chr(code)) for code in codes], return_inverse=True)
     known, unseen = split_ids(len(names), held_out, split_seed)
     words = _numbered([name_words(str(name)) for name in names], known)
-    columns = {"image": pictures[:, None], "words": words[owners], "name": owners.astype(np.int64)}
+    columns: dict[str, NDArray[Any]] = {
+        "image": pictures[:, None],
+        "words": words[owners],
+        "name": owners.astype(np.int64),
+    }
     train, validation = (
         ArrayDataset({column: array[np.isin(owners, part)] for column, array in columns.items()})
         for part in (known, unseen)

@@ -54,7 +54,7 @@ def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
 
 
 def most_common(labels: NDArray[Any], train: Ids) -> NDArray[np.int64]:
-    """Return what the trivial baseline predicts for each sample: the most common label of the training samples."""
+    """Return the most common label of the training samples, once for each sample: the trivial baseline."""
     values, counts = np.unique(labels[train], return_counts=True)
     return np.full(len(labels), values[counts.argmax()], np.int64)
 

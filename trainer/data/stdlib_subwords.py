@@ -1,10 +1,11 @@
-"""The standard library's sources as subwords: byte pairs merged, documents packed, and bytes kept count of."""
+"""The sources of Python's standard library as subwords of a byte-level BPE, in packed documents."""
 
 from __future__ import annotations
 
 import io
 import os
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ LEARNT_FROM_EVERY = 10
 def stdlib_subwords(path: str, block: int = 64, vocab: int = 1024) -> Splits:
     """Return the standard library's .py files without tests, as blocks of subwords of a byte-level BPE.
 
-    Every 20th file is held out, as in `stdlib_corpus`. Tokenizer and dataset are made in folder `path` at the first use.
+    Every 20th file is held out, as in `stdlib_corpus`. Folder `path` gets tokenizer and dataset at the first use.
     Columns: `tokens` uint16 [n, block + 1], `segments` and `positions` of `Segments`, and `bytes` and `baseline_bits`
     of `CountBytes`.
 
@@ -92,7 +93,7 @@ class CountBytes:
         self._lengths = torch.tensor([len(token) for token in spelled])
         smooth = counts + 1.0
         bits = -np.log2(smooth / smooth.sum(axis=1, keepdims=True))
-        inner = np.array([sum(bits[a, b] for a, b in zip(token, token[1:], strict=False)) for token in spelled])
+        inner = np.array([sum(bits[a, b] for a, b in pairwise(token)) for token in spelled])
         self._bits = torch.from_numpy((bits[:, [token[0] for token in spelled]] + inner).astype(np.float32))
         """[256, vocabulary]: bits of a token after a byte."""
         self._last = torch.tensor([token[-1] for token in spelled])

@@ -16,9 +16,9 @@ MOST_SCALE = 100.0
 
 
 class ImageText(nn.Module):
-    """Images float32 [n, channels, size, size] and words int64 [n, t] -> {"image": [n, dim], "text": [n, dim]}.
+    """Images and texts -> {"image": [n, dim], "text": [n, dim]}.
 
-    Words are numbers from 1, and 0 for padding. The vectors have the length 1; those of images are multiplied by the
+    Images are float32 [n, channels, size, size], texts words int64 [n, t]: numbers from 1, and 0 for padding. The vectors have the length 1; those of images are multiplied by the
     inverse temperature, which is trained: the products with those of texts are the logits.
     """
 

@@ -1,4 +1,4 @@
-"""A small vision transformer: patches of an image as tokens, pre-norm blocks, and the mean of them all."""
+"""A small vision transformer: patches of an image as tokens, pre-norm blocks, the mean of them all."""
 
 from __future__ import annotations
 
@@ -37,11 +37,12 @@ class VisionTransformer(nn.Module):
         self.positions = nn.Parameter(torch.empty((size // patch) ** 2, width))
         nn.init.normal_(self.positions, std=0.5)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(Block(width, heads, dropout, depth, causal=False) for _ in range(depth))
-        for block in self.blocks:
+        self.blocks = nn.ModuleList()
+        for block in (Block(width, heads, dropout, depth, causal=False) for _ in range(depth)):
             # GPT-2's deviation of 0.02 suits a width of 768 or more; layers this narrow learn slowly from it.
             for layer in (block.attention.query_key_value, block.expand):
                 nn.init.normal_(layer.weight, std=width**-0.5)
+            self.blocks.append(block)
         self.norm = nn.LayerNorm(width)
         self.head = linear(width, classes)
 

@@ -28,7 +28,7 @@ class Classifier:
         return classification_loss(model(batch[self.inputs]), batch[self.labels])
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
-        """Return the loss with `accuracy`, and `baseline_accuracy` if the data has a column `baseline` of labels."""
+        """Return the loss with `accuracy`, and `baseline_accuracy` of the column `baseline`, labels, if any."""
         labels = batch[self.labels]
         loss = with_accuracy(model(batch[self.inputs]), labels)
         if (baseline := batch.get("baseline")) is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -12,7 +13,7 @@ from everstep.trainer.task import Batch, Loss
 
 
 class ImageTextContrast:
-    """Batches hold `image` [n, …], `words` int64 [n, t] and `name` int64 [n], equal for texts that are the same.
+    """Batches hold `image` [n, …], `words` int64 [n, t] and `name` int64 [n], equal for equal texts.
 
     The model returns {"image": [n, dim], "text": [n, dim]}, whose products are the logits. The loss of a step is of all
     pairs of the global batch; that of an evaluation is of the pairs of a microbatch, while `retrieval` is of the whole
@@ -34,19 +35,19 @@ class ImageTextContrast:
         return self._build()
 
     def features(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Return the vectors of a microbatch, and its names."""
-        return {**model(batch["image"], batch["words"]), "name": batch["name"]}
+        """Return the vectors of a microbatch."""
+        found: Mapping[str, Tensor] = model(batch["image"], batch["words"])
+        return found
 
     def batch_loss(self, features: Mapping[str, Tensor]) -> Loss:
         """Return the mean of the cross entropies from images to texts and back, summed over the pairs.
 
-        All pairs of one name are right answers, of equal weight.
+        Pairs of one text share its probability: the sum is the same as with all of them as right answers.
         """
         logits = features["image"] @ features["text"].T
-        same = features["name"][:, None] == features["name"][None, :]
-        wanted = same.to(logits.dtype) / same.sum(dim=1, keepdim=True)
-        there = F.cross_entropy(logits, wanted, reduction="sum")
-        back = F.cross_entropy(logits.T, wanted, reduction="sum")
+        own = torch.arange(len(logits), device=logits.device)
+        there = F.cross_entropy(logits, own, reduction="sum")
+        back = F.cross_entropy(logits.T, own, reduction="sum")
         return Loss((there + back) / 2, len(logits))
 
     def loss(self, model: nn.Module, batch: Batch) -> Loss:
@@ -57,7 +58,7 @@ class ImageTextContrast:
         """Return the loss of a microbatch, and `retrieval` of the whole set."""
         features = self.features(model, batch)
         loss = self.batch_loss(features)
-        self.retrieval.update(features["image"], features["text"], features["name"])
+        self.retrieval.update(features["image"], features["text"], batch["name"])
         return Loss(loss.sum, loss.count, {"retrieval": self.retrieval})
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:

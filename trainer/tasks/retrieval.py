@@ -13,7 +13,7 @@ ROWS = 1024
 
 
 class RetrievalRecall(Metric):
-    """Share of queries whose own name is among the best candidates, which are all distinct names of the set.
+    """Share of queries whose own name is among the best candidates: all distinct names of the set.
 
     The value has `recall_at_K` for each K of `TOP`, and `baseline_recall_at_K`, that of a guess.
     """
@@ -42,13 +42,11 @@ class RetrievalRecall(Metric):
             0, owners.cpu(), torch.arange(len(names)), "amin"
         )
         gallery = candidates[first.to(candidates.device)]
-        ranks = torch.cat(
-            [_ranks(part @ gallery.T, own) for part, own in zip(queries.split(ROWS), owners.split(ROWS), strict=True)]
-        )
+        starts = range(0, len(queries), ROWS)
+        ranks = torch.cat([_ranks(queries[n : n + ROWS] @ gallery.T, owners[n : n + ROWS]) for n in starts])
         found = {f"recall_at_{top}": (ranks <= top).double().mean() for top in TOP}
         return found | {
-            f"baseline_recall_at_{top}": torch.tensor(min(1.0, top / len(distinct)), dtype=torch.float64)
-            for top in TOP
+            f"baseline_recall_at_{top}": torch.tensor(min(1.0, top / len(distinct)), dtype=torch.float64) for top in TOP
         }
 
 

@@ -88,8 +88,8 @@ def prepare_blocks(
     """Write `dst`/train and `dst`/validation, datasets of one column `tokens`: integers [block + 1].
 
     Documents (name, content) are joined with a separator after each (zero for bytes) and split into blocks of `block` +
-    1 tokens. Every `validation_every`-th document is held out. If two processes do this at once, the second waits and then uses the
-    dataset.
+    1 tokens. Every `validation_every`-th document is held out. If two processes do this at once, the second waits and
+    then uses the dataset.
     """
     if block < 1:
         raise ConfigError(f"block={block} must be at least 1 token")
