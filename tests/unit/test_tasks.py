@@ -216,6 +216,7 @@ def test_a_sequence_beyond_the_context_is_refused_with_both_keys() -> None:
         VisionTransformer()(torch.zeros(1, 1, 9, 8))
     with pytest.raises(Exception, match=r"model\.size=9 is not a multiple of model\.patch=2"):
         VisionTransformer(size=9)
+    assert VisionTransformer(size=9, patch=3)(torch.zeros(2, 1, 9, 9)).shape == (2, 10)
     with pytest.raises(Exception, match=r"model\.size=20 is not a multiple"):
         ImageText(5, size=20)
 

@@ -27,7 +27,7 @@ from everstep.trainer.data.stdlib_corpus import HELD_OUT_EVERY, stdlib_sources
 TOKENIZER, BIGRAMS, BLOCKS = "tokenizer.json", "bigrams.npy", "blocks"
 END = "<|endoftext|>"
 LEARNT_FROM_EVERY = 10
-"""The merges are learnt from every n-th training file: all of them take five times as long and give the same length."""
+"""The merges are learnt from each n-th training file; all of them take five times as long for 2 % fewer tokens."""
 
 
 def stdlib_subwords(path: str, block: int = 64, vocab: int = 1024) -> Splits:

@@ -18,8 +18,9 @@ MOST_SCALE = 100.0
 class ImageText(nn.Module):
     """Images and texts -> {"image": [n, dim], "text": [n, dim]}.
 
-    Images are float32 [n, channels, size, size], texts words int64 [n, t]: numbers from 1, and 0 for padding. The vectors have the length 1; those of images are multiplied by the
-    inverse temperature, which is trained: the products with those of texts are the logits.
+    Images are float32 [n, channels, size, size], texts words int64 [n, t]: numbers from 1, and 0 for padding. The
+    vectors have the length 1; those of images are multiplied by the inverse temperature, which is trained: the products
+    with those of texts are the logits.
     """
 
     def __init__(

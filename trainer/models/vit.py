@@ -12,8 +12,8 @@ from everstep.trainer.models.transformer import Block, linear
 class VisionTransformer(nn.Module):
     """Images float32 [n, channels, size, size] -> logits [n, classes].
 
-    Patches overlap: each sees 2 × `patch` pixels, at every `patch`-th. Small data gives the model no other way to learn
-    that neighbours belong together.
+    Patches overlap: each sees half a patch more on each side, without which so few images do not teach the model which
+    pixels are neighbours.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class VisionTransformer(nn.Module):
         if width % heads:
             raise ConfigError(f"model.width={width} is not a multiple of model.heads={heads}")
         self.size = size
-        self.patches = nn.Conv2d(channels, width, 2 * patch, stride=patch, padding=patch // 2)
+        self.patches = nn.Conv2d(channels, width, patch + 2 * (patch // 2), stride=patch, padding=patch // 2)
         self.positions = nn.Parameter(torch.empty((size // patch) ** 2, width))
         nn.init.normal_(self.positions, std=0.5)
         self.dropout = nn.Dropout(dropout)
