@@ -49,7 +49,7 @@ def test_pictures_of_letters_find_names_that_were_never_seen(tmp_path: Path) -> 
 
 
 def test_a_model_of_subwords_beats_a_table_of_byte_pairs_by_half_a_bit(tmp_path: Path) -> None:
-    words = ("experiment=gpt_bpe", "steps=80", "evaluate.every=80")
+    words = ("experiment=gpt_bpe", "steps=60", "evaluate.every=60")
     ended = train(1, tmp_path, *words, before=few_sources)
     assert ended.codes == [0], ended.printed
     baseline = last(tmp_path, "baseline_bits_per_byte")
