@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from everstep.trainer.data.collate import Bucket, Pack, Pad
     from everstep.trainer.data.dataset import ArrayDataset, Splits, Subset
     from everstep.trainer.data.decode import Each, Images
+    from everstep.trainer.data.glyphs import glyphs
     from everstep.trainer.data.map_style import MapDataset
     from everstep.trainer.data.ordering.mixture import Mixture
     from everstep.trainer.data.ordering.weighted import Weighted, balanced
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from everstep.trainer.data.stdlib_calls import stdlib_calls
     from everstep.trainer.data.stdlib_corpus import stdlib_corpus
     from everstep.trainer.data.stdlib_documents import stdlib_documents
+    from everstep.trainer.data.stdlib_subwords import stdlib_subwords
 
 __all__ = [
     "ArrayDataset",
@@ -40,12 +42,14 @@ __all__ = [
     "breast_cancer",
     "co2_windows",
     "digits",
+    "glyphs",
     "mixture",
     "prepared",
     "split_ids",
     "stdlib_calls",
     "stdlib_corpus",
     "stdlib_documents",
+    "stdlib_subwords",
 ]
 
 _HOMES = {
@@ -54,6 +58,7 @@ _HOMES = {
     "collate": "Bucket Pack Pad",
     "dataset": "ArrayDataset Splits Subset",
     "decode": "Each Images",
+    "glyphs": "glyphs",
     "map_style": "MapDataset",
     "ordering.mixture": "Mixture",
     "prepared": "mixture",
@@ -61,6 +66,7 @@ _HOMES = {
     "stdlib_calls": "stdlib_calls",
     "stdlib_corpus": "stdlib_corpus",
     "stdlib_documents": "stdlib_documents",
+    "stdlib_subwords": "stdlib_subwords",
     "ordering.weighted": "Weighted balanced",
 }
 __getattr__ = lazy(

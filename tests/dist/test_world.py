@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 
+import fontTools.ttLib  # noqa: F401  # forked ranks need not import these again
+import PIL.ImageFont  # noqa: F401
 import pytest
+import sklearn.datasets  # noqa: F401
+import torchmetrics  # noqa: F401
 
+from everstep.trainer.data import stdlib_subwords
 from everstep.trainer.reporting.sinks import read_metrics
 from support.ranks import folder, ledger, train
 
@@ -24,6 +30,20 @@ def held_out(root: Path, run: str = "toy") -> list[float]:
 def scores(root: Path, run: str) -> dict[str, float]:
     (found,) = read_metrics(folder(root, run), "evaluate").values()
     return {name: value for name, value in found.items() if name not in ("kind", "step", "time")}
+
+
+EXPERIMENTS = {
+    "digits_vit": ("accuracy", ()),
+    "gpt_bpe": ("bits_per_byte", ("model.width=16", "model.depth=1", "data.block=16", "data.vocab=300")),
+    "glyphs": ("retrieval/recall_at_1", ("data.last_code=126",)),
+}
+"""Metric of each, and overrides that make it small."""
+
+
+def few_sources(rank: int) -> None:
+    """Leave this process each 30th file of the standard library."""
+    every = stdlib_subwords.stdlib_sources
+    stdlib_subwords.stdlib_sources = lambda: islice(every(), 0, None, 30)
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +110,25 @@ def test_recomputing_and_compiling_change_no_loss(alone: Path, tmp_path: Path, c
     ended = train(2, tmp_path, f"parallel={kind}", changed, "steps=3")
     assert ended.codes == [0, 0], ended.printed
     assert losses(tmp_path) == pytest.approx(losses(alone)[:3], rel=1e-9)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_is_the_same_on_any_number_of_processes(tmp_path: Path, experiment: str) -> None:
+    metric, small = EXPERIMENTS[experiment]
+    words = ("steps=3", "evaluate.every=3", "log.every=1", "global_batch=7", "micro_batch=2", "precision=fp64",
+             "evaluate.limit=40", *small)  # fmt: skip
+    found = {}
+    for world, kind in KINDS[:5]:
+        run = f"{kind}{world}"
+        ended = train(world, tmp_path, f"experiment={experiment}", *words, f"parallel={kind}", run=run,
+                      before=few_sources)  # fmt: skip
+        assert ended.codes == [0] * world, ended.printed
+        measured = [record[metric] for record in read_metrics(folder(tmp_path, run), "evaluate").values()]
+        found[run] = ledger(tmp_path, run), losses(tmp_path, run), measured
+    samples, trained, measured = found["single1"]
+    assert len(trained) == 3
+    assert len(measured) == 1
+    for other in found.values():
+        assert other[0] == samples
+        assert other[1] == pytest.approx(trained, rel=1e-9)
+        assert other[2] == pytest.approx(measured, rel=1e-9)

@@ -25,6 +25,9 @@ RUNS = {
     "text": ("experiment=documents", "model.width=16", "evaluate.limit=64", "steps=3", "job.nproc=1"),
     "pairs": ("experiment=recommendation", "steps=3", "parallel=fsdp", "job.nproc=2"),
     "windows": ("experiment=forecasting", "steps=3", "job.nproc=1"),
+    "vit": ("experiment=digits_vit", "steps=3", "job.nproc=1"),
+    "bpe": ("experiment=gpt_bpe", "model.depth=1", "data.block=16", "steps=2", "evaluate.limit=64", "job.nproc=1"),
+    "glyphs": ("experiment=glyphs", "steps=2", "data.last_code=383", "job.nproc=1"),
 }
 
 
@@ -56,6 +59,9 @@ def exported(root: Path, run: str, *words: str) -> tuple[Path, dict[str, Any]]:
     [
         *(("conv", "pt2"), ("mlp", "pt2"), ("gpt", "pt2"), ("conv", "onnx"), ("gpt", "onnx"), ("mlp", "torchscript")),
         *(("text", "onnx"), ("pairs", "pt2"), ("windows", "torchscript")),
+        ("vit", "onnx"),
+        ("bpe", "pt2"),
+        ("glyphs", "pt2"),
     ],
 )
 def test_outputs_of_a_graph_equal_those_of_the_model_without_this_project(trained: Path, run: str, form: str) -> None:

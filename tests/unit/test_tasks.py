@@ -11,19 +11,23 @@ import torch
 import yaml
 from torch import nn
 
-from everstep.errors import ConfigError
-from everstep.trainer.data.collate import Pack, Pad
+from everstep.errors import ConfigError, DataError
+from everstep.trainer.data.collate import Pack, Pad, Segments
 from everstep.trainer.data.columns import Ragged
 from everstep.trainer.models.convnet import ConvNet
 from everstep.trainer.models.gpt import GPT
+from everstep.trainer.models.image_text import ImageText
 from everstep.trainer.models.mlp import MLP
+from everstep.trainer.models.vit import VisionTransformer
 from everstep.trainer.task import Batch, Task
 from everstep.trainer.task_calls import inputs
 from everstep.trainer.tasks.classification import ImageClassifier, TabularClassifier
 from everstep.trainer.tasks.documents import DocumentClassifier, TextEncoder
 from everstep.trainer.tasks.forecasting import QuantileForecast, WindowNetwork
+from everstep.trainer.tasks.image_text import ImageTextContrast
 from everstep.trainer.tasks.language import LanguageModel
 from everstep.trainer.tasks.recommendation import MatrixFactorization, Recommendation
+from everstep.trainer.tasks.subword_language import SubwordLanguageModel
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -58,6 +62,14 @@ def some_pairs() -> Batch:
     return {"user": torch.arange(6), "item": torch.arange(6) + 20, "seen": seen, "popularity_rank": rank}
 
 
+def packed_documents(rows: int = 6) -> Batch:
+    """Rows of packed documents, each ended by the token 0, and bytes of tokens."""
+    torch.manual_seed(0)
+    tokens = torch.randint(0, 6, (rows, 13))
+    found = Segments(separator=0)({"tokens": tokens})
+    return {**found, "bytes": tokens + 1, "baseline_bits": torch.rand(rows, 13)}
+
+
 CASES: list[tuple[Task, Batch]] = [
     (DocumentClassifier(tiny_encoder), some_documents()),
     (QuantileForecast(lambda: WindowNetwork(12, 4, dropout=0.0), season=8), some_windows()),
@@ -67,6 +79,11 @@ CASES: list[tuple[Task, Batch]] = [
         ImageClassifier(lambda: ConvNet(width=8, groups=4)),
         {"image": torch.rand(6, 1, 8, 8), "label": torch.arange(6)},
     ),
+    (
+        ImageClassifier(lambda: VisionTransformer(width=16, heads=2, dropout=0.0)),
+        {"image": torch.rand(6, 1, 8, 8), "label": torch.arange(6), "baseline": torch.ones(6, dtype=torch.int64)},
+    ),
+    (SubwordLanguageModel(tiny_gpt), packed_documents()),
     (TabularClassifier(lambda: MLP(5, 3)), {"features": torch.rand(6, 5), "target": torch.arange(6) % 3}),
 ]
 
@@ -99,7 +116,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss_and_reach_every_parameter(task:
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize("build", [tiny_gpt, ConvNet, lambda: MLP(5, 3)])
+@pytest.mark.parametrize("build", [tiny_gpt, ConvNet, VisionTransformer, lambda: ImageText(9), lambda: MLP(5, 3)])
 def test_no_model_keeps_running_statistics(build: object) -> None:
     model: nn.Module = build()  # type: ignore[operator]
     assert list(model.buffers()) == []
@@ -123,11 +140,112 @@ def test_the_gpt_sees_no_byte_before_its_turn() -> None:
     assert not torch.allclose(model(tokens)[:, 7:], model(changed)[:, 7:])
 
 
+def test_the_logits_of_packed_documents_are_those_of_each_document_alone() -> None:
+    torch.manual_seed(0)
+    model = tiny_gpt().double().eval()
+    batch = packed_documents()
+    packed = model(*(batch[name][:, :12] for name in ("tokens", "segments", "positions")))
+    documents = 0
+    for row, segments in enumerate(batch["segments"][:, :12]):
+        for segment in segments.unique():
+            own = segments == segment
+            alone = model(batch["tokens"][row, :12][own][None])[0]
+            torch.testing.assert_close(packed[row, own], alone, rtol=0, atol=1e-6)
+            documents += 1
+    assert documents > 10
+    crossing = model(batch["tokens"][:, :12])
+    assert (packed - crossing).abs().max() > 1e-3
+
+
+def test_losses_of_subwords_are_per_byte_of_the_tokens_that_follow_one_of_their_document() -> None:
+    task, batch = SubwordLanguageModel(tiny_gpt), packed_documents()
+    model = task.model().eval().requires_grad_(False)
+    found = task.evaluate(model, batch)
+    follows = batch["segments"][:, 1:] == batch["segments"][:, :-1]
+    assert found.count == batch["bytes"][:, 1:][follows].sum()
+    assert 0 < follows.sum() < follows.numel()
+    assert found.metrics["baseline_bits_per_byte"] == pytest.approx(batch["baseline_bits"][:, 1:][follows].sum())
+    rows = task.predict(model, batch)
+    assert (rows["loss"] * rows["bytes"]).nansum() == pytest.approx(found.sum.item(), rel=1e-6)
+    with pytest.raises(DataError, match="this task needs the column 'segments'; the data has tokens"):
+        task.loss(model, {"tokens": batch["tokens"]})
+
+
+def some_pairs() -> Batch:
+    torch.manual_seed(0)
+    name = torch.tensor([0, 1, 2, 0, 3, 1])
+    return {"image": torch.rand(6, 1, 16, 16), "words": 1 + name[:, None].repeat(1, 2), "name": name}
+
+
+def test_contrast_learns_to_find_the_text_of_each_image_and_gives_vectors_of_length_one() -> None:
+    batch = some_pairs()
+    task = ImageTextContrast(lambda: ImageText(5, size=16, width=8, dropout=0.0))
+    model = task.model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        task.loss(model, batch).sum.backward()
+        optimizer.step()
+    model.eval()
+    found = task.evaluate(model, batch).metrics["retrieval"].compute()
+    assert found["recall_at_1"] == 1
+    assert found["baseline_recall_at_1"] == 1 / 4
+    vectors = task.predict(model, batch)
+    assert {name: value.shape for name, value in vectors.items()} == {"image": (6, 64), "text": (6, 64)}
+    for value in vectors.values():
+        torch.testing.assert_close(value.norm(dim=1), torch.ones(6))
+
+
+def test_pairs_of_one_text_share_its_probability() -> None:
+    task = ImageTextContrast(lambda: ImageText(5))
+    vectors = torch.eye(3)[[0, 1, 0]]
+    found = task.batch_loss({"image": 30 * vectors, "text": vectors})
+    assert found.sum.item() == pytest.approx(2 * math.log(2), rel=1e-5)
+    assert task.batch_loss({"image": 30 * torch.eye(3), "text": torch.eye(3)}).sum < 1e-6
+
+
+def test_recall_is_over_the_whole_set_and_does_not_depend_on_its_parts() -> None:
+    from everstep.trainer.tasks.retrieval import RetrievalRecall
+
+    torch.manual_seed(0)
+    names = torch.arange(24).repeat(2)[torch.randperm(48)]
+    candidates = torch.randn(24, 8)[names]
+    queries = candidates + 1.5 * torch.randn(48, 8)
+    gallery = torch.stack([candidates[names == name][0] for name in range(24)])
+    order = (queries @ gallery.T).argsort(dim=1, descending=True)
+    values = []
+    for parts in ([48], [5, 40, 3]):
+        metric = RetrievalRecall()
+        for part in zip(*(value.split(parts) for value in (queries, candidates, names)), strict=True):
+            metric.update(*part)
+        values.append(metric.compute())
+    for top in (1, 10):
+        wanted = (order[:, :top] == names[:, None]).any(dim=1).double().mean()
+        assert 0.2 < wanted < 1
+        assert values[0][f"recall_at_{top}"] == values[1][f"recall_at_{top}"] == wanted
+        assert values[0][f"baseline_recall_at_{top}"] == top / 24
+
+
+def test_candidates_that_are_all_the_same_find_nothing() -> None:
+    from everstep.trainer.tasks.retrieval import RetrievalRecall
+
+    metric = RetrievalRecall()
+    metric.update(torch.ones(4, 2), torch.ones(4, 2), torch.arange(4))
+    assert metric.compute()["recall_at_1"] == 0
+
+
 def test_a_sequence_beyond_the_context_is_refused_with_both_keys() -> None:
     with pytest.raises(Exception, match=r"model\.context=12.*smaller data\.block"):
         tiny_gpt()(torch.zeros(1, 13, dtype=torch.int64))
     with pytest.raises(Exception, match=r"model\.width=10"):
         GPT(width=10, heads=4)
+    with pytest.raises(Exception, match=r"model\.size=8: the images are of 9 × 8 pixels"):
+        VisionTransformer()(torch.zeros(1, 1, 9, 8))
+    with pytest.raises(Exception, match=r"model\.size=9 is not a multiple of model\.patch=2"):
+        VisionTransformer(size=9)
+    assert VisionTransformer(size=9, patch=3)(torch.zeros(2, 1, 9, 9)).shape == (2, 10)
+    with pytest.raises(Exception, match=r"model\.size=20 is not a multiple"):
+        ImageText(5, size=20)
 
 
 class Counted(nn.Module):

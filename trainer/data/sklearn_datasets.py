@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 def digits(held_out: float = 0.2, split_seed: int = 0) -> Splits:
     """Return 1,797 handwritten digits: `image` float32 [n, 1, 8, 8] in [0, 1], `label` int64 [n].
 
-    Each sample is shifted by up to one pixel, anew in each epoch.
+    Each sample is shifted by up to one pixel, anew in each epoch. `baseline` int64 [n] is `most_common`.
     """
     images, labels = _datasets().load_digits(return_X_y=True)
     columns = {
@@ -33,6 +33,7 @@ def digits(held_out: float = 0.2, split_seed: int = 0) -> Splits:
         "label": labels.astype(np.int64),
     }
     parts = split_ids(len(labels), held_out, split_seed)
+    columns["baseline"] = most_common(labels, parts[0])
     train, validation = (ArrayDataset({name: array[ids] for name, array in columns.items()}) for ids in parts)
     return Splits(train, validation, shifted)
 
@@ -50,6 +51,12 @@ def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
     frame[features] = (frame[features] - mean) / spread
     train, validation = (frame_dataset(frame.iloc[ids], features, "target") for ids in (train_ids, validation_ids))
     return Splits(train, validation)
+
+
+def most_common(labels: NDArray[Any], train: Ids) -> NDArray[np.int64]:
+    """Return the most common label of the training samples, once for each sample: the trivial baseline."""
+    values, counts = np.unique(labels[train], return_counts=True)
+    return np.full(len(labels), values[counts.argmax()], np.int64)
 
 
 def split_ids(samples: int, held_out: float, seed: int) -> tuple[Ids, Ids]:

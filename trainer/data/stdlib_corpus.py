@@ -12,6 +12,7 @@ from everstep.errors import DataError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.dataset import Splits
 
+HELD_OUT_EVERY = 20
 SKIPPED = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
 
 
@@ -22,7 +23,7 @@ def stdlib_corpus(path: str, block: int = 128) -> Splits:
     Batches have one column, `tokens`: uint8 [n, block + 1].
     """
     if not prepared(path):
-        prepare_blocks(stdlib_sources(), path, block)
+        prepare_blocks(stdlib_sources(), path, block, validation_every=HELD_OUT_EVERY)
     train, validation = (ArrowDataset(os.path.join(path, split)) for split in (TRAIN, VALIDATION))
     there = train.index.columns["tokens"].shape[0]
     if there != block + 1:

@@ -28,8 +28,13 @@ class Classifier:
         return classification_loss(model(batch[self.inputs]), batch[self.labels])
 
     def evaluate(self, model: nn.Module, batch: Batch) -> Loss:
-        """Return the loss with `accuracy`."""
-        return with_accuracy(model(batch[self.inputs]), batch[self.labels])
+        """Return the loss with `accuracy`, and `baseline_accuracy` of the column `baseline`, labels, if any."""
+        labels = batch[self.labels]
+        loss = with_accuracy(model(batch[self.inputs]), labels)
+        if (baseline := batch.get("baseline")) is None:
+            return loss
+        right = (baseline == labels).sum().to(loss.sum.dtype)
+        return Loss(loss.sum, loss.count, {**loss.metrics, "baseline_accuracy": right})
 
     def predict(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         """Return `label`, the most likely class [n], and `probability` of each class [n, classes]."""

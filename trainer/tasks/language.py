@@ -49,7 +49,7 @@ class LanguageModel:
         tokens = batch["tokens"].long()
         logits = model(tokens[:, :-1])
         targets = tokens[:, 1:]
-        counted = _counted(batch, targets.shape[1])
+        counted = counted_targets(batch, targets.shape[1])
         if counted is not None:
             targets = targets.masked_fill(~counted, IGNORED)
         total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
@@ -66,7 +66,7 @@ class LanguageModel:
         targets = tokens[:, 1:]
         logits = model(tokens[:, :-1])
         losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view(targets.shape)
-        counted = _counted(batch, targets.shape[1])
+        counted = counted_targets(batch, targets.shape[1])
         weight = torch.ones_like(losses) if counted is None else counted.to(losses.dtype)
         count = weight.sum(dim=1)
         return {"loss": (losses * weight).sum(dim=1) / count, "tokens": count.long()}
@@ -103,7 +103,7 @@ class LanguageModel:
         return int(torch.multinomial(weights, 1, generator=generator))
 
 
-def _counted(batch: Batch, targets: int) -> Tensor | None:
+def counted_targets(batch: Batch, targets: int) -> Tensor | None:
     """Return a mask of the targets [n, targets] that count; None if all do."""
     segments, lengths = batch.get("segments"), batch.get("lengths")
     if segments is not None:

@@ -21,6 +21,7 @@ from everstep.dataset.prepare.options import PrepareOptions
 from everstep.dataset.prepare.plan import Plan, plan, unit_digest
 from everstep.dataset.prepare.progress import Progress
 from everstep.dataset.prepare.schema_cast import Digests, first_ones
+from everstep.dataset.prepare.tokenizers import BYTES
 from everstep.dataset.prepare.work_unit import Record, TooManyBadError, digest_unit, refuse_bad, write_unit
 from everstep.dataset.prepare.worker_pool import in_parallel
 from everstep.dataset.readers.base import File, Reader
@@ -80,20 +81,21 @@ def prepare_blocks(
     dst: str,
     block: int,
     *,
+    tokenizer: str = BYTES,
     validation_every: int = 20,
     shard_bytes: int = 64 << 20,
 ) -> None:
-    """Write `dst`/train and `dst`/validation, datasets of one column `tokens`: uint8 [block + 1].
+    """Write `dst`/train and `dst`/validation, datasets of one column `tokens`: integers [block + 1].
 
-    Documents (name, content) are joined with a zero byte after each and split into blocks of `block` + 1 bytes. Every
-    `validation_every`-th document is held out. If two processes do this at once, the second waits and then uses the
-    dataset.
+    Documents (name, content) are joined with a separator after each (zero for bytes) and split into blocks of `block` +
+    1 tokens. Every `validation_every`-th document is held out. If two processes do this at once, the second waits and
+    then uses the dataset.
     """
     if block < 1:
-        raise ConfigError(f"block={block} must be at least 1 byte")
+        raise ConfigError(f"block={block} must be at least 1 token")
     if validation_every < 2:
         raise ConfigError(f"validation_every={validation_every} must be at least 2, or nothing is left to train on")
-    options = PrepareOptions(dst=dst, tokenizer="bytes", pack=block, shard_mib=shard_bytes / 2**20)
+    options = PrepareOptions(dst=dst, tokenizer=tokenizer, pack=block, shard_mib=shard_bytes / 2**20)
     files = [in_memory("the documents")]
     _prepare(options, lambda: (Documents(documents), files), every=validation_every, ready_is_fine=True)
 
