@@ -20,6 +20,7 @@ from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.run_id import ensure_run_id
 from everstep.security.access import change_access, make_folder
+from everstep.storage import read_limited
 
 T = TypeVar("T")
 
@@ -158,6 +159,16 @@ def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
     old = thaw(folder.storage.read(CONFIG))
     found = changes(old, config)
     return found if not found or folder.never_trained() else refuse_changes(old, config)
+
+
+def attempt_config(folder: RunFolder, attempt: int) -> RunConfig | None:
+    """Return the config that an attempt trained with; None if it never began to train."""
+    try:
+        return thaw(read_limited(folder.storage, folder.attempt(attempt, CONFIG), frozen_yaml.MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{folder.url}/{folder.attempt(attempt, CONFIG)}: {error}") from error
 
 
 def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:

@@ -25,9 +25,9 @@ from everstep.trainer.data.dataset import (
     take_seeded,
 )
 from everstep.trainer.data.map_style import Seed
+from everstep.trainer.data.ordering.data_record import DataRecord, packed
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
-from everstep.trainer.data.ordering.trace import DataRecord, packed
 from everstep.trainer.data.randomness import draws
 
 
