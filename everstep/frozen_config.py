@@ -121,8 +121,18 @@ class Change:
         return f"{self.key}: {self.old} → {self.new}"
 
 
+def with_requests_of(old: RunConfig, new: RunConfig) -> RunConfig:
+    """Return the new config with the samples that are left out on request, by `everstep data exclude`."""
+    missing = [each for each in old.exclude if each.requested and each not in new.exclude]
+    return dataclasses.replace(new, exclude=[*new.exclude, *missing]) if missing else new
+
+
 def with_steps_of(old: RunConfig, new: RunConfig) -> RunConfig:
-    """Return the new config with the number of steps that the same epochs or tokens once became."""
+    """Return the new config with what the run has decided since: its number of steps, and samples left out on request.
+
+    The same epochs or tokens are the same number of steps; `everstep data exclude` holds for all later starts.
+    """
+    new = with_requests_of(old, new)
     if new.steps != UNRESOLVED or new.steps_given != old.steps_given:
         return new
     return dataclasses.replace(new, steps=old.steps)
@@ -196,6 +206,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     if folder.storage.create(CONFIG, text):
         ensure_run_id(folder)
         return []
+    config = with_requests_of(thaw(folder.storage.read(CONFIG)), config)
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):
         _refuse_rewriting(thaw(folder.storage.read(CONFIG)), config, folder.reached_step())

@@ -91,7 +91,7 @@ VERBS = {
     "compare": ("everstep.launch.cli.compare", "compare", "what differs between two runs, and what each has reached"),
     "sync": ("everstep.launch.cli.sync", "sync", "write a run's metrics into W&B, TensorBoard, MLflow or trackio"),
     "checkpoint": ("", "", "ls, verify, diff, export, rm: what is saved, whether it is whole or the same"),
-    "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
+    "data": ("", "", "prepare, inspect, verify, trace, exclude: datasets and their samples"),
     "check": ("everstep.launch.cli.check", "run", "all that can be known before a run starts"),
     "doctor": ("everstep.launch.cli.doctor", "doctor", "whether a cluster can take a job, and what hangs there"),
     "completion": ("everstep.launch.cli.completion", "completion", "print the completion script for bash, zsh or fish"),

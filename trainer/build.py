@@ -237,7 +237,13 @@ def initial_state(
 def _manifest_facts(run: RunConfig, attempt: int, data_digest: str) -> ManifestFacts:
     binding = Binding(config=frozen_config.fixed_digest(run), may_differ=bool(run.resume.allow))
     return ManifestFacts(
-        attempt, run.global_batch, run.parallel.kind.value, frozen_config.digest(run), data_digest, binding
+        attempt,
+        run.global_batch,
+        run.parallel.kind.value,
+        frozen_config.digest(run),
+        data_digest,
+        binding,
+        Exclusion(run.exclude),
     )
 
 

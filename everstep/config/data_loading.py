@@ -36,6 +36,8 @@ class ExcludeConfig:
     """First step without the samples, as the log counts steps; on resume it must be after the checkpoint."""
     samples: list[int] = field(default_factory=list)
     """Sample ids, as `everstep data trace` prints them."""
+    requested: bool = False
+    """True for `everstep data exclude`: later command lines of the run do not have to name it again."""
 
     def __post_init__(self) -> None:
         require(self.from_step >= 1, "exclude.from_step", self.from_step, "must be ≥ 1")

@@ -1,4 +1,4 @@
-"""`everstep data prepare | inspect | verify | trace`: datasets on the command line.
+"""`everstep data prepare | inspect | verify | trace | exclude`: datasets on the command line.
 
 The verb that needs PyArrow imports it, so that the parser costs nothing.
 """
@@ -9,6 +9,7 @@ import argparse
 import sys
 
 from everstep.errors import DataError, printable
+from everstep.trainer.data import exclude_cli
 from everstep.trainer.data.ordering import trace_cli
 
 EPILOG = """\
@@ -33,6 +34,7 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check.add_argument("dst", metavar="DST")
     check.add_argument("--repair-from", metavar="SRC", help="another copy of the dataset, to take good shards from")
     trace_cli.add_parser(verbs)
+    exclude_cli.add_parser(verbs)
 
 
 def _keys() -> tuple[str, ...]:
@@ -43,7 +45,13 @@ def _keys() -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb and return the exit code; the caller shows an EverstepError."""
-    verbs = {"prepare": _prepare, "inspect": _inspect, "verify": _verify, "trace": trace_cli.run}
+    verbs = {
+        "prepare": _prepare,
+        "inspect": _inspect,
+        "verify": _verify,
+        "trace": trace_cli.run,
+        "exclude": exclude_cli.run,
+    }
     return verbs[args.data_verb](args)
 
 
