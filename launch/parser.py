@@ -81,6 +81,7 @@ VERBS = {
     "evaluate": ("everstep.launch.cli.evaluate", "evaluate", "measure a checkpoint on a set, whole or by slices"),
     "predict": ("everstep.launch.cli.predict", "predict", "write a checkpoint's predictions as Parquet files"),
     "export": ("everstep.launch.cli.export", "export", "write a checkpoint's model for other programs, and compare it"),
+    "replay": ("everstep.launch.cli.replay", "replay", "train between two checkpoints again: is every bit the same?"),
     "registry": (
         "everstep.launch.cli.registry",
         "registry",

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from everstep.config import RunConfig
 from everstep.frozen_config import freeze, plain
+from everstep.outcome import to_json_line
 from everstep.run_folder import CONFIG, EVENTS
 from everstep.trainer.build import Built, fetchers, trainable
 from everstep.trainer.checkpoint.restore import Restored
 from everstep.trainer.checkpoint.resume_trial import LAST, try_resume
+from everstep.trainer.code_record import MODULES, loaded_code
 from everstep.trainer.data.dataset import Prefetchable, mean_sample_bytes
 from everstep.trainer.data.fetcher import MicrobatchRequest
 from everstep.trainer.data.loader import Loader
@@ -87,9 +89,11 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
 
 
 def _record(run: RunConfig, start: Start, records: Sequence[DataRecord]) -> None:
-    """Record the data and the attempt's config, which say for each of its steps which samples it used."""
+    """Record the data, and the attempt's config and code: what each of its steps used, and can be made again by."""
     write_record(start.folder, records)
-    start.folder.storage.create(start.folder.attempt(start.attempt, CONFIG), freeze(run).encode())
+    folder, number = start.folder, start.attempt
+    folder.storage.create(folder.attempt(number, CONFIG), freeze(run).encode())
+    folder.storage.create(folder.attempt(number, MODULES), to_json_line(loaded_code(run.plugins)))
 
 
 def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | None) -> Reporter:
