@@ -45,6 +45,21 @@ class ExcludeConfig:
 
 
 @dataclass(kw_only=True)
+class PolicyConfig:
+    allow_tags: list[str] | None = None
+    """Tags that the run's datasets may have, as license:CC0 or license:*; null allows all, and data without any.
+
+    With a policy each dataset needs a tag of each name in it, and none that is not allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for entry in self.allow_tags or ():
+            name, colon, value = entry.partition(":")
+            known = bool(colon and name.strip() and value.strip())
+            require(known, "policy.allow_tags", entry, "must be NAME:VALUE, such as license:CC0, or NAME:*")
+
+
+@dataclass(kw_only=True)
 class LoaderConfig:
     prefetch: int = 2
     """Steps of data to prepare ahead; 0 reads on demand, small samples for some steps at once.

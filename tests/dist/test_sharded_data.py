@@ -13,6 +13,7 @@ from everstep.trainer.checkpoint.manifest import Committed, candidates, was_set_
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
 from everstep.trainer.command import verb
+from everstep.trainer.data.ordering.data_record import read_record
 from everstep.trainer.data.ordering.sample_names import sample_ids
 from everstep.trainer.data.ordering.trace import Trace
 from everstep.trainer.reporting.sinks import read_metrics
@@ -143,6 +144,20 @@ def test_a_checkpoint_that_holds_what_was_to_be_left_out_is_not_gone_on_from(tmp
     assert ended.codes == [0], ended.printed
     assert min(ledger(tmp_path)) == 5
     assert [path.split("/")[1][:13] for path in was_set_aside(folder(tmp_path))] == ["step-00000008"]
+
+
+def test_a_start_refuses_data_without_the_tags_of_its_policy_and_records_those_it_takes(tmp_path: Path) -> None:
+    for name, seed in (("large", 1), ("small", 2)):
+        write_toy(tmp_path / name, [20, 20], seed)
+    sets = mixed(tmp_path / "large", tmp_path / "small")
+    assert verb(["data", "tag", str(tmp_path / "large"), "license=CC0"]) == 0
+    refused = train(1, tmp_path, *sets, "policy.allow_tags=[license:CC0]", "steps=1")
+    assert refused.codes == [2]
+    assert f"policy.allow_tags=[license:CC0]: {tmp_path}/small has no tags" in refused.printed
+    assert verb(["data", "tag", str(tmp_path / "small"), "license=CC0"]) == 0
+    taken = train(1, tmp_path, *sets, "policy.allow_tags=[license:CC0]", "steps=1")
+    assert taken.codes == [0], taken.printed
+    assert [record.tags for record in read_record(folder(tmp_path))] == [{"license": "CC0"}] * 2
 
 
 def test_a_run_reads_a_store_through_a_cache_smaller_than_its_data(s3: str, tmp_path: Path) -> None:

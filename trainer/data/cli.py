@@ -94,6 +94,8 @@ def _inspect(args: argparse.Namespace) -> int:
         for name, value in index.attributes.items():
             if name == MADE:  # marks that have no meaning for a reader
                 continue
+            if isinstance(value, dict):
+                value = [f"{key}:{each}" for key, each in value.items()]
             shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
             table.add_row(escape(printable(name)), escape(printable(shown)))
         console.print(table)

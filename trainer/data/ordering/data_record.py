@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from everstep.checked_json import mapping, parse, sequence, text, whole
+from everstep.dataset.tags import checked_tags
 from everstep.errors import DataError
 from everstep.run_folder import DATA, RunFolder
 from everstep.storage.base import LARGEST_READ
@@ -39,6 +40,8 @@ class DataRecord:
     """Name of each shard, if there are files."""
     weights: str | None = None
     """Weight of each sample: float64, deflated, base64; None if each comes once per epoch."""
+    tags: Mapping[str, str] = field(default_factory=dict)
+    """Tags of the dataset, such as its licence."""
 
 
 def read_record(folder: RunFolder) -> list[DataRecord]:
@@ -70,6 +73,7 @@ def _data_record(source: object) -> DataRecord:
         raise ValueError(f"{len(found.files)} files have {len(found.rows)} numbers of rows")
     if found.weights is not None and len(_inflated(found.weights, rows)) != rows * FLOAT_BYTES:
         raise ValueError(f"the weights are not those of {rows} samples")
+    checked_tags(found.tags)
     return found
 
 

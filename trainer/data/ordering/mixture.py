@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everstep.dataset.index import ShardIndex
 from everstep.errors import DataError
 from everstep.trainer.data.columns import BadSamples, Columns, Ragged, split
 from everstep.trainer.data.dataset import (
@@ -149,9 +150,31 @@ def records_of(dataset: Dataset) -> list[DataRecord]:
     return [_record(dataset, Fraction(1))]
 
 
+def sources_of(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield the datasets that a mixture, a subset or weighted draws are made of."""
+    if isinstance(dataset, Mixture):
+        for part in dataset.datasets:
+            yield from sources_of(part)
+    elif isinstance(inner := getattr(dataset, "dataset", None), Dataset):
+        yield from sources_of(inner)
+    else:
+        yield dataset
+
+
+def place_of(dataset: Dataset) -> str:
+    """Return path or URL of a dataset, or its class."""
+    return dataset.path if isinstance(dataset, ShardedFiles) else type(dataset).__name__
+
+
+def tags_of(dataset: Dataset) -> dict[str, str]:
+    """Return the tags of a source; none if it is no prepared dataset."""
+    index = getattr(dataset, "index", None)
+    return index.tags if isinstance(index, ShardIndex) else {}
+
+
 def _record(dataset: Dataset, share: Fraction) -> DataRecord:
     rows = dataset.shard_rows if isinstance(dataset, Sharded) else [len(dataset)]
-    place = dataset.path if isinstance(dataset, ShardedFiles) else type(dataset).__name__
     files = dataset.shard_files if isinstance(dataset, ShardedFiles) else ()
     weights = packed(dataset.weights) if isinstance(dataset, WeightedDraws) else None
-    return DataRecord(place, dataset.digest, str(share), rows, files, weights)
+    tags = tags_of(next(sources_of(dataset)))
+    return DataRecord(place_of(dataset), dataset.digest, str(share), rows, files, weights, tags)
