@@ -81,7 +81,7 @@ def test_check_names_a_dataset_that_the_policy_refuses_before_anything_is_queued
     ]
     assert verb(["data", "tag", str(tmp_path / "set"), "license=CC0"]) == 0
     assert problems([*data, "policy.allow_tags=[license:CC0]"]) == []
-    with pytest.raises(ConfigError, match=r"policy\.allow_tags=CC0"):
+    with pytest.raises(ConfigError, match=r"policy\.allow_tags='CC0'"):
         compose(["policy.allow_tags=[CC0]"])
 
 
