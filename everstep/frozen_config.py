@@ -128,7 +128,7 @@ def with_requests_of(old: RunConfig, new: RunConfig) -> RunConfig:
 
 
 def with_steps_of(old: RunConfig, new: RunConfig) -> RunConfig:
-    """Return the new config with what the run has decided since: its number of steps, and samples left out on request.
+    """Return the new config with what the run has settled: its number of steps, samples left out.
 
     The same epochs or tokens are the same number of steps; `everstep data exclude` holds for all later starts.
     """

@@ -89,7 +89,7 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
 
 
 def _record(run: RunConfig, start: Start, records: Sequence[DataRecord]) -> None:
-    """Record the data, and the attempt's config and code: what each of its steps used, and can be made again by."""
+    """Record the data, and the attempt's config and code, by which its steps can be made again."""
     write_record(start.folder, records)
     folder, number = start.folder, start.attempt
     folder.storage.create(folder.attempt(number, CONFIG), freeze(run).encode())

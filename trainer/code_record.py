@@ -1,4 +1,4 @@
-"""Record of the code that an attempt really loaded: a digest of each of the user's modules, and of Everstep."""
+"""Record of the code that an attempt loaded: digests of the user's modules and of Everstep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ INSTALLED = {"site-packages", "dist-packages"}
 
 
 def loaded_code(plugins: Sequence[str]) -> dict[str, Any]:
-    """Return the digests of the user's modules that are loaded, of Everstep, and the versions beneath them.
+    """Return digests of the user's loaded modules and of Everstep, and the versions beneath them.
 
     Args:
         plugins: packages that are the user's wherever they are installed.

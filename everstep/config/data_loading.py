@@ -47,7 +47,7 @@ class ExcludeConfig:
 @dataclass(kw_only=True)
 class PolicyConfig:
     allow_tags: list[str] | None = None
-    """Tags that the run's datasets may have, as license:CC0 or license:*; null allows all, and data without any.
+    """Tags that datasets of the run may have, as license:CC0 or license:*; null is no policy.
 
     With a policy each dataset needs a tag of each name in it, and none that is not allowed.
     """

@@ -1,4 +1,4 @@
-"""`everstep evidence RUN`: all records of a run in one archive for an auditor; and the check of such an archive."""
+"""`everstep evidence RUN`: all records of a run in one archive, and the check of such an archive."""
 
 from __future__ import annotations
 

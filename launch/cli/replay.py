@@ -1,4 +1,4 @@
-"""`everstep replay RUN --from A --to B`: train the steps between two checkpoints again, and compare the results."""
+"""`everstep replay RUN --from A --to B`: train between two checkpoints again, and compare."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _replay(chosen: ChosenRun, scratch: Path, options: argparse.Namespace) -> in
 
 
 def _with_code(chosen: ChosenRun) -> JobConfig:
-    """Return the job of the replay: the environment of the run's, and its snapshot of the code if there is one."""
+    """Return the job of the replay: the environment of the run, and its snapshot of the code if it has one."""
     place = code_place(chosen.folder)
     if place is None:
         return chosen.job

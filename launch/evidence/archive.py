@@ -26,7 +26,7 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def write_archive(run: RunFolder, out: Path) -> tuple[int, str]:
-    """Write the evidence of a run as one file; return the number of files in it, and the BLAKE3 of its index.
+    """Write the evidence of a run as one file; return its number of files and the BLAKE3 of its index.
 
     Raises:
         ConfigError: `out` is there already, or the folder holds no run.
@@ -52,7 +52,7 @@ def write_archive(run: RunFolder, out: Path) -> tuple[int, str]:
 
 
 def sign_index(index: bytes) -> bytes | None:
-    """Return a signature of the index, which has the digest of every file; None, as there is no key for it yet."""
+    """Return a signature of the index, which has all digests; None, as there is no key for it yet."""
     del index
     return None
 
@@ -89,8 +89,8 @@ def faults(path: Path) -> Iterator[str]:
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         if len(sizes) < len(archive.infolist()):
             yield "a name is there twice"
-        yield from (f"{name} is missing" for name in index.keys() - sizes.keys())
-        yield from (f"{name} is not in the index" for name in sizes.keys() - index.keys() - {INDEX, SIGNATURE})
+        yield from (f"{name} is missing" for name in sorted(index.keys() - sizes.keys()))
+        yield from (f"{name} is not in the index" for name in sorted(sizes.keys() - index.keys() - {INDEX, SIGNATURE}))
         for name in sorted(index.keys() & sizes.keys()):
             size, digest = index[name]
             if sizes[name] != size:

@@ -1,4 +1,4 @@
-"""`everstep data exclude RUN --samples … [--from STEP]`: leave samples out of all later steps of a run."""
+"""`everstep data exclude RUN --samples … [--from STEP]`: leave samples out of all later steps."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _tagged(tags: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
 
 
 def _untagged(tags: Mapping[str, Mapping[str, str]]) -> str:
-    """Return which facts of the data nobody has recorded, to append to a list."""
+    """Return which facts of the data are not recorded, to append to a list."""
     lacking = [name for name in ("source", "license") if not tags or any(name not in found for found in tags.values())]
     return f", and the {' and '.join(lacking)} of some data" if lacking else ""
 

@@ -1,1 +1,1 @@
-"""Replay: the steps between two checkpoints once more, in a folder of its own, and a comparison to the last bit."""
+"""Replay of the steps between two checkpoints, compared with the run to the last bit."""

@@ -24,7 +24,7 @@ def add_parser(verbs: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    """Prepare and, if that shows a fault or the training has ended, write the result; 1 if B is not proved."""
+    """Prepare, or conclude once a fault is found or the training has ended; 1 if B is not proved."""
     from everstep.trainer.replay.plan import PLAN, Plan, prepare
 
     run, scratch = RunFolder(options.source), RunFolder(join_url(options.work, "run"))

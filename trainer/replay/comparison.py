@@ -1,4 +1,4 @@
-"""Comparison of checkpoint B with the one that a replay has made: every tensor, the progress and all other state."""
+"""Comparison of checkpoint B with that of a replay: every tensor, progress and all other state."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from everstep.trainer.code_record import MODULES, code_changes
 from everstep.trainer.replay.plan import Plan
 
 OF_EVALUATION = ("evaluated", "metric", "best", "best_step", "stale")
-"""Parts of the progress that an evaluation writes: the replay evaluates at its end, which the run may not have done."""
+"""Parts of the progress that an evaluation writes; a replay always evaluates at its end."""
 SHOWN = 8
 """Problems that a line lists."""
 

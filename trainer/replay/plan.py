@@ -1,4 +1,4 @@
-"""Plan of a replay: the two checkpoints, what speaks against their records, and the scratch folder to train in."""
+"""Plan of a replay: the two checkpoints, faults of their records, and the scratch folder."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Plan:
     world: int
     """Processes that wrote B."""
     problems: list[str] = field(default_factory=list)
-    """What shows already that B cannot be proved, a line each."""
+    """Faults for which B cannot be proved, a line each."""
 
     def to_json(self) -> bytes:
         return (json.dumps(asdict(self)) + "\n").encode()

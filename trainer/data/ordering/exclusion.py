@@ -28,7 +28,7 @@ class Exclusion:
         return bool(self._ids.size)
 
     def values(self, step: int) -> dict[str, Any]:
-        """Return the record for a checkpoint of a step: how many samples its steps left out, and a digest of them."""
+        """Return the record for a checkpoint: number and digest of the samples that its steps left out."""
         past = self._first <= step
         if not past.any():
             return {}
