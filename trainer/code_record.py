@@ -46,7 +46,7 @@ def code_changes(then: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
 
 
 def _own_modules(plugins: Sequence[str]) -> Iterator[tuple[str, Path]]:
-    """Yield name and file of the loaded modules that belong neither to Python, nor to a library, nor to Everstep."""
+    """Yield name and file of the loaded modules that are not of Python, a library or Everstep."""
     named = {name.split(".")[0] for name in plugins}
     stdlib = os.path.realpath(sysconfig.get_path("stdlib")) + os.sep
     for name, module in list(sys.modules.items()):

@@ -68,7 +68,7 @@ def _replay(chosen: ChosenRun, scratch: Path, options: argparse.Namespace) -> in
 
 
 def _with_code(chosen: ChosenRun) -> JobConfig:
-    """Return the job of the replay: the environment of the run, and its snapshot of the code if it has one."""
+    """Return the job of the replay: the environment of the run, and its snapshot of the code if any."""
     place = code_place(chosen.folder)
     if place is None:
         return chosen.job

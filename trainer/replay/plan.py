@@ -48,7 +48,7 @@ class Plan:
 
 
 def prepare(run: RunFolder, scratch: RunFolder, first: int, last: int) -> Plan:
-    """Check the records of both checkpoints, config and data; copy A and the config into the scratch folder.
+    """Check both checkpoints, config and data; copy A and the config into the scratch folder.
 
     Raises:
         ConfigError: there is no such checkpoint, or the steps between them cannot be replayed as one.
@@ -155,7 +155,7 @@ COPY_BYTES = 16 << 20
 
 
 def replayed(config: RunConfig, last: int) -> RunConfig:
-    """Return the config that trains up to a step as the run did, and reports to nobody."""
+    """Return the config that trains up to a step as the run did, without trackers."""
     changed: dict[str, Any] = {
         "steps": last,
         "steps_given": None,
