@@ -20,6 +20,7 @@ from everstep.errors import ConfigError
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.run_id import ensure_run_id
 from everstep.security.access import change_access, make_folder
+from everstep.storage import read_limited
 
 T = TypeVar("T")
 
@@ -120,8 +121,18 @@ class Change:
         return f"{self.key}: {self.old} → {self.new}"
 
 
+def with_requests_of(old: RunConfig, new: RunConfig) -> RunConfig:
+    """Return the new config with the samples that are left out on request, by `everstep data exclude`."""
+    missing = [each for each in old.exclude if each.requested and each not in new.exclude]
+    return dataclasses.replace(new, exclude=[*new.exclude, *missing]) if missing else new
+
+
 def with_steps_of(old: RunConfig, new: RunConfig) -> RunConfig:
-    """Return the new config with the number of steps that the same epochs or tokens once became."""
+    """Return the new config with what the run has settled: its number of steps, samples left out.
+
+    The same epochs or tokens are the same number of steps; `everstep data exclude` holds for all later starts.
+    """
+    new = with_requests_of(old, new)
     if new.steps != UNRESOLVED or new.steps_given != old.steps_given:
         return new
     return dataclasses.replace(new, steps=old.steps)
@@ -160,6 +171,16 @@ def changes_since(config: RunConfig, folder: RunFolder) -> list[Change]:
     return found if not found or folder.never_trained() else refuse_changes(old, config)
 
 
+def attempt_config(folder: RunFolder, attempt: int) -> RunConfig | None:
+    """Return the config that an attempt trained with; None if it never began to train."""
+    try:
+        return thaw(read_limited(folder.storage, folder.attempt(attempt, CONFIG), frozen_yaml.MOST_BYTES))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise ConfigError(f"{folder.url}/{folder.attempt(attempt, CONFIG)}: {error}") from error
+
+
 def refuse_changes(old: RunConfig, new: RunConfig) -> list[Change]:
     """Return all changes if each is allowed on resume; else ConfigError with the forbidden ones."""
     found = changes(old, new)
@@ -185,6 +206,7 @@ def settle(config: RunConfig, folder: RunFolder) -> list[Change]:
     if folder.storage.create(CONFIG, text):
         ensure_run_id(folder)
         return []
+    config = with_requests_of(thaw(folder.storage.read(CONFIG)), config)
     found = changes_since(config, folder)
     if any(change.key.split(".")[0] == "exclude" for change in found):
         _refuse_rewriting(thaw(folder.storage.read(CONFIG)), config, folder.reached_step())

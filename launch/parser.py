@@ -81,6 +81,8 @@ VERBS = {
     "evaluate": ("everstep.launch.cli.evaluate", "evaluate", "measure a checkpoint on a set, whole or by slices"),
     "predict": ("everstep.launch.cli.predict", "predict", "write a checkpoint's predictions as Parquet files"),
     "export": ("everstep.launch.cli.export", "export", "write a checkpoint's model for other programs, and compare it"),
+    "replay": ("everstep.launch.cli.replay", "replay", "train between two checkpoints again: is every bit the same?"),
+    "evidence": ("everstep.launch.cli.evidence", "evidence", "all records of a run in one archive for an auditor"),
     "registry": (
         "everstep.launch.cli.registry",
         "registry",
@@ -91,7 +93,7 @@ VERBS = {
     "compare": ("everstep.launch.cli.compare", "compare", "what differs between two runs, and what each has reached"),
     "sync": ("everstep.launch.cli.sync", "sync", "write a run's metrics into W&B, TensorBoard, MLflow or trackio"),
     "checkpoint": ("", "", "ls, verify, diff, export, rm: what is saved, whether it is whole or the same"),
-    "data": ("", "", "prepare, inspect, verify, trace: datasets and their samples"),
+    "data": ("", "", "prepare, inspect, verify, tag, trace, exclude: datasets and their samples"),
     "check": ("everstep.launch.cli.check", "run", "all that can be known before a run starts"),
     "doctor": ("everstep.launch.cli.doctor", "doctor", "whether a cluster can take a job, and what hangs there"),
     "completion": ("everstep.launch.cli.completion", "completion", "print the completion script for bash, zsh or fish"),

@@ -57,7 +57,9 @@ def choose_run(word: str, options: argparse.Namespace, overrides: Sequence[str])
         if key.split(".")[0] not in CHANGEABLE:
             raise ConfigError(f"{override}: {options.verb} takes changes of {', '.join(CHANGEABLE)} only; leave it out")
     recorded = _recorded_job(folder)
-    changed, job = amend(config, {"env": recorded.get("env") or {}}, overrides, options.config_dir, DEFINING_GROUPS)
+    # As many threads as in training: a sum over more of them has other last bits.
+    kept = {"env": recorded.get("env") or {}, "threads": recorded.get("threads")}
+    changed, job = amend(config, kept, overrides, options.config_dir, DEFINING_GROUPS)
     _, said_job = amend(config, {}, overrides, options.config_dir, DEFINING_GROUPS)
     said = changed.plugins if any(word.startswith("plugins=") for word in overrides) else ()
     refuse_foreign(

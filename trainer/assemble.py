@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor
 
 from everstep.config import RunConfig
-from everstep.frozen_config import plain
-from everstep.run_folder import EVENTS
+from everstep.frozen_config import freeze, plain
+from everstep.outcome import to_json_line
+from everstep.run_folder import CONFIG, EVENTS
 from everstep.trainer.build import Built, fetchers, trainable
 from everstep.trainer.checkpoint.restore import Restored
 from everstep.trainer.checkpoint.resume_trial import LAST, try_resume
+from everstep.trainer.code_record import MODULES, loaded_code
 from everstep.trainer.data.dataset import Prefetchable, mean_sample_bytes
 from everstep.trainer.data.fetcher import MicrobatchRequest
 from everstep.trainer.data.loader import Loader
+from everstep.trainer.data.ordering.data_record import DataRecord, order_sources, write_record
 from everstep.trainer.data.ordering.length_order import order_of
 from everstep.trainer.data.ordering.mixture import records_of
 from everstep.trainer.data.ordering.order import microbatches
-from everstep.trainer.data.ordering.trace import order_sources, write_record
 from everstep.trainer.debug.overfit import RepeatingLoader
 from everstep.trainer.debug.profiler import StepProfiler
 from everstep.trainer.evaluate import Evaluator
@@ -56,7 +58,7 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     train, held_out = fetchers(run, built.splits)
     records = records_of(built.splits.train, run.order.length_column)
     order = order_of(run, order_sources(records))
-    mesh.decide(lambda: write_record(start.folder, records))
+    mesh.decide(lambda: _record(run, start, records))
     made = partial(RepeatingLoader, run.debug.overfit) if run.debug.overfit else Loader
     loader = made(train, order, state.progress.micro_batch, mesh.place, mesh.device, run.loader)
     steps = run.schedule.over_steps or run.steps
@@ -84,6 +86,14 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     _announce(run, parts, restored, flops_per_item)
     start.laps.end("build")
     return parts
+
+
+def _record(run: RunConfig, start: Start, records: Sequence[DataRecord]) -> None:
+    """Record the data, and the attempt's config and code, by which its steps can be made again."""
+    write_record(start.folder, records)
+    folder, number = start.folder, start.attempt
+    folder.storage.create(folder.attempt(number, CONFIG), freeze(run).encode())
+    folder.storage.create(folder.attempt(number, MODULES), to_json_line(loaded_code(run.plugins)))
 
 
 def _reporter(run: RunConfig, start: Start, built: Built, restored: Restored | None) -> Reporter:

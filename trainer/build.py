@@ -15,6 +15,7 @@ from torch import nn
 
 from everstep import frozen_config
 from everstep.config import UNRESOLVED, Dtype, Goal, Node, ParallelConfig, RunConfig
+from everstep.dataset.tags import policy_fault
 from everstep.errors import CheckpointError, ConfigError, DataError
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import ManifestFacts, candidates
@@ -25,6 +26,7 @@ from everstep.trainer.data.cache import node_cache
 from everstep.trainer.data.dataset import TEST, Splits
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.ordering.exclusion import Exclusion
+from everstep.trainer.data.ordering.mixture import place_of, sources_of, tags_of
 from everstep.trainer.data.randomness import seeded
 from everstep.trainer.data.tokens import tokens_per_sample
 from everstep.trainer.distributed.mesh import Mesh
@@ -126,7 +128,15 @@ def load_data(run: RunConfig, mesh: Mesh) -> Splits:
         raise DataError(f"data: the ranks see different data (digests {', '.join(d[:12] for d in sorted(set(found)))})")
     if len(splits.train) < 1:
         raise DataError("data: the training set is empty")
+    _check_policy(run, splits)
     return splits
+
+
+def _check_policy(run: RunConfig, splits: Splits) -> None:
+    """Raise ConfigError if `policy` does not allow the tags of a dataset that the run uses."""
+    for source in (part for found in splits.all() for part in sources_of(found)):
+        if fault := policy_fault(run.policy.allow_tags, place_of(source), tags_of(source)):
+            raise ConfigError(fault)
 
 
 def _splits(run: RunConfig) -> Splits:
@@ -237,7 +247,13 @@ def initial_state(
 def _manifest_facts(run: RunConfig, attempt: int, data_digest: str) -> ManifestFacts:
     binding = Binding(config=frozen_config.fixed_digest(run), may_differ=bool(run.resume.allow))
     return ManifestFacts(
-        attempt, run.global_batch, run.parallel.kind.value, frozen_config.digest(run), data_digest, binding
+        attempt,
+        run.global_batch,
+        run.parallel.kind.value,
+        frozen_config.digest(run),
+        data_digest,
+        binding,
+        Exclusion(run.exclude),
     )
 
 

@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     from everstep.trainer.checkpoint.tools import cli as checkpoint
     from everstep.trainer.data import cli as data
     from everstep.trainer.inference import cli as inference
+    from everstep.trainer.replay import cli as replay
     from everstep.trainer.reporting.trackers import sync
 
     parser: argparse.ArgumentParser = _Arguments(prog="everstep")
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_parser(verbs)
     data.add_parser(verbs)
     inference.add_parsers(verbs)
+    replay.add_parser(verbs)
     sync.add_parser(verbs)
     parser.set_defaults(run=data.run)
     return parser

@@ -20,7 +20,7 @@ from everstep.config.choices import (
     Worker,
     require,
 )
-from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig, first_steps_without
+from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig, PolicyConfig, first_steps_without
 from everstep.config.debug import DebugConfig
 from everstep.config.groups import (
     CheckpointConfig,
@@ -70,6 +70,7 @@ __all__ = [
     "OrderConfig",
     "ParallelConfig",
     "ParallelKind",
+    "PolicyConfig",
     "PrecisionConfig",
     "Progress",
     "ResumeConfig",

@@ -47,10 +47,27 @@ class ExcludeConfig:
     """First step without the samples, as the log counts steps; on resume it must be after the checkpoint."""
     samples: list[int] = field(default_factory=list)
     """Sample ids, as `everstep data trace` prints them."""
+    requested: bool = False
+    """True for `everstep data exclude`: later command lines of the run do not have to name it again."""
 
     def __post_init__(self) -> None:
         require(self.from_step >= 1, "exclude.from_step", self.from_step, "must be ≥ 1")
         require(all(sample >= 0 for sample in self.samples), "exclude.samples", self.samples, "must be ≥ 0")
+
+
+@dataclass(kw_only=True)
+class PolicyConfig:
+    allow_tags: list[str] | None = None
+    """Tags that datasets of the run may have, as license:CC0 or license:*; null is no policy.
+
+    With a policy each dataset needs a tag of each name in it, and none that is not allowed.
+    """
+
+    def __post_init__(self) -> None:
+        for entry in self.allow_tags or ():
+            name, colon, value = entry.partition(":")
+            known = bool(colon and name.strip() and value.strip())
+            require(known, "policy.allow_tags", entry, "must be NAME:VALUE, such as license:CC0, or NAME:*")
 
 
 @dataclass(kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from everstep.config.choices import Access, BadSample, OnHookError, Weights, require
-from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig
+from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig, PolicyConfig
 from everstep.config.debug import DebugConfig
 from everstep.config.groups import (
     CheckpointConfig,
@@ -70,6 +70,7 @@ class RunConfig:
     order: OrderConfig = field(default_factory=OrderConfig)
     exclude: list[ExcludeConfig] = field(default_factory=list)
     """Samples to leave out, each from a step on; the order of all others stays the same."""
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
     bad_samples: BadSample = BadSample.stop
     """stop: an undecodable sample ends the run, with its location. skip: it is left out and reported."""
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
@@ -167,5 +168,6 @@ FREE_ON_RESUME = (
     "hooks_on_error",
     "plugins",
     "exclude",
+    "policy",
 )
 """Keys that may change on resume: they affect no samples, order, randomness or maths of a step."""

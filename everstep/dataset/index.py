@@ -17,6 +17,7 @@ from typing import Any
 from blake3 import blake3
 
 from everstep.checked_json import mapping, parse, record, sequence, shown, text, whole
+from everstep.dataset.tags import tags_of
 from everstep.errors import DataError
 from everstep.storage import join_url, open_storage
 from everstep.storage.names import is_plain, leads_out
@@ -124,6 +125,11 @@ class ShardIndex:
         }
         open_storage(folder).write(INDEX, json.dumps(document, indent=1).encode())
 
+    @cached_property
+    def tags(self) -> dict[str, str]:
+        """Tags of the dataset, such as its licence; they are no part of its digest."""
+        return tags_of(self.attributes)
+
     @property
     def is_compressed(self) -> bool:
         return bool(self.attributes.get("compression", "none") != "none")
@@ -154,6 +160,17 @@ class ShardIndex:
             raise DataError(f"{join_url(folder, INDEX)} is damaged: {error}; prepare the dataset again") from error
 
 
+def folders(path: str) -> list[str]:
+    """Return the dataset in `path`, or those of its splits, the training data first."""
+    storage = open_storage(path)
+    if storage.exists(INDEX):
+        return [path]
+    folders = [join_url(path, name) for name in (TRAIN, VALIDATION) if storage.exists(f"{name}/{INDEX}")]
+    if not folders or not folders[0].endswith(TRAIN):
+        raise DataError(f"{path} is no dataset: it has no {INDEX}; prepare it with `everstep data prepare`")
+    return folders
+
+
 def _parse(document: Mapping[str, Any]) -> ShardIndex:
     """Return the index that a document describes; ValueError with the place of a wrong field."""
     attributes = mapping(document.get("attributes"), "attributes")
@@ -161,6 +178,7 @@ def _parse(document: Mapping[str, Any]) -> ShardIndex:
         text(name, "the name of a column"): _column(f"columns.{shown(name)}", column)
         for name, column in mapping(document.get("columns"), "columns", MOST_COLUMNS).items()
     }
+    tags_of(attributes)
     packed = attributes.get("compression", "none") != "none"
     shards = [
         _shard(f"shards[{number}]", shard, {} if packed else columns)

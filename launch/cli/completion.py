@@ -45,10 +45,25 @@ FISH = r"""complete -c everstep -f -a '(everstep __complete (commandline -opc)[2
 """
 
 SCRIPTS = {"bash": BASH, "zsh": ZSH, "fish": FISH}
-SUBVERBS = {"checkpoint": ["diff", "export", "ls", "rm", "verify"], "data": ["inspect", "prepare", "verify"]}
+SUBVERBS = {
+    "checkpoint": ["diff", "export", "ls", "rm", "verify"],
+    "data": ["exclude", "inspect", "prepare", "tag", "trace", "verify"],
+}
 KEYED = ("run", "submit", "sweep", "check", "doctor", "resume")
 """Verbs with key=value arguments."""
-OF_A_RUN = ("status", "logs", "cancel", "resume", "leaderboard", "attach", "profile", "compare", "sync")
+OF_A_RUN = (
+    "status",
+    "logs",
+    "cancel",
+    "resume",
+    "leaderboard",
+    "attach",
+    "profile",
+    "compare",
+    "sync",
+    "replay",
+    "evidence",
+)
 """Verbs whose first argument is a run or a sweep."""
 OPTIONS = {
     "run": ["--cfg", "--config-dir", "--from", "--pdb"],

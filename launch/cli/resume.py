@@ -95,10 +95,10 @@ def program(config: RunConfig, folder: RunFolder) -> Program:
     url = folder.storage.url
     argv = tuple(trainer(url, config.plugins, start_digest(config)))
     plugins = tuple(config.plugins)
-    return Program(str(config.run), url, argv, new_token(url), freeze(config), plugins, _code(folder))
+    return Program(str(config.run), url, argv, new_token(url), freeze(config), plugins, code_place(folder))
 
 
-def _code(folder: RunFolder) -> str | None:
+def code_place(folder: RunFolder) -> str | None:
     """Return the code that the run was submitted with, regardless of later changes of the checkout."""
     seen = submissions(folder)
     return seen[-1].intent.get("code") if seen else None
@@ -118,7 +118,7 @@ def _changed(folder: RunFolder, options: argparse.Namespace) -> tuple[RunConfig,
     _, said_job = amend(config, {}, options.overrides, options.config_dir)
     named = changed.plugins if any(word.startswith("plugins=") for word in options.overrides) else ()
     final, said = job_config(changed_job), job_config(said_job)
-    code = None if final.scheduler == "local" else _code(folder)
+    code = None if final.scheduler == "local" else code_place(folder)
     refuse_foreign(
         folder.storage,
         recorded=Runnable.of(job_config(job), config.plugins, code).of_folder(folder.storage),

@@ -15,7 +15,7 @@ from pathlib import Path
 from everstep.compose import Composed, compose, compose_job, with_name
 from everstep.config import Access, RunConfig
 from everstep.errors import ConfigError
-from everstep.frozen_config import changes_since, freeze, settle, start_digest
+from everstep.frozen_config import changes_since, freeze, settle, start_digest, thaw, with_requests_of
 from everstep.launch.config import JobConfig, job_config, job_yaml
 from everstep.launch.console import say
 from everstep.launch.parser import Arguments, add_overrides, split
@@ -87,6 +87,8 @@ def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
         composed.run.parallel.check_world(world)
     config = with_name(composed, now)
     folder = RunFolder.of(config.run_root, str(config.run))
+    if folder.storage.exists(CONFIG):
+        config = with_requests_of(thaw(folder.storage.read(CONFIG)), config)
     program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins, start_digest(config)))
     program = dataclasses.replace(program, config=freeze(config), plugins=tuple(config.plugins))
     return Plan(folder, job, program, dataclasses.replace(composed, run=config))

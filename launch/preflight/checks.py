@@ -10,6 +10,8 @@ from importlib.machinery import PathFinder
 from pathlib import Path
 
 from everstep.compose import Composed
+from everstep.dataset.index import ShardIndex, folders
+from everstep.dataset.tags import policy_fault
 from everstep.errors import ConfigError, EverstepError
 from everstep.frozen_config import changes_since, freeze
 from everstep.launch.config import JobConfig
@@ -130,6 +132,10 @@ def _data(composed: Composed, job: JobConfig) -> Iterator[str]:
     for key, path in datasets(composed.run):
         if not only_there(path, job) and not open_storage(path).names():
             yield f"{key}={path!r}: there is no dataset; change {key}, or make it with 'everstep data prepare'"
+        elif composed.run.policy.allow_tags is not None and not only_there(path, job):
+            for folder in folders(path):
+                if fault := policy_fault(composed.run.policy.allow_tags, folder, ShardIndex.read(folder).tags):
+                    yield fault
 
 
 def _init_from(composed: Composed, job: JobConfig) -> Iterator[str]:

@@ -9,8 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from everstep.trainer.checkpoint.manifest import Committed, candidates, was_set_aside
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tools.diff import differences
+from everstep.trainer.command import verb
+from everstep.trainer.data.ordering.data_record import read_record
+from everstep.trainer.data.ordering.sample_names import sample_ids
 from everstep.trainer.data.ordering.trace import Trace
 from everstep.trainer.reporting.sinks import read_metrics
 from support import kill_points
@@ -75,7 +79,7 @@ def test_the_trace_of_a_run_is_what_its_steps_used_and_the_inverse_agrees(alone:
         steps = [step for step, samples in used.items() for one in samples if one == sample]
         assert [visit.step for visit in trace.visits(sample)] == steps
     visit = trace.step(3)[5]
-    assert trace.sample(f"{visit.source}/{visit.shard}:{visit.row}") == visit.sample
+    assert sample_ids(trace, f"{visit.source}/{visit.shard}:{visit.row}") == [visit.sample]
     assert visit.state == "trained"
 
 
@@ -94,6 +98,66 @@ def test_samples_excluded_on_the_way_are_used_no_more_and_the_rest_stays(
     assert ledger(tmp_path) == expected
     states = {visit.state for visit in Trace(folder(tmp_path)).visits(gone[3])}
     assert "excluded" in states
+
+
+def test_a_deletion_request_holds_from_its_step_on_every_world_and_for_every_later_command(
+    alone: Path, tmp_path: Path, sets: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The request comes after step 4; the run goes on elsewhere, by the command that began it."""
+    used, run = ledger(alone), str(tmp_path / "toy")
+    gone = sorted({*used[3][:3], *used[7][:4], *used[11][2:5]})
+    assert train(2, tmp_path, *sets, "steps=4").codes == [0, 0]
+    assert train(1, tmp_path, *sets, "steps=4").codes == [0]
+    names = ",".join(map(str, gone))
+    assert verb(["data", "exclude", run, "--samples", names, "--from", "4"]) == 2
+    assert "the run has reached step 4" in capsys.readouterr().err
+    thawed = folder(tmp_path).storage.read("config.yaml")
+    folder(tmp_path).storage.write("config.yaml", thawed.replace(b"steps: 4\n", b"steps: 12\n"))
+    assert verb(["data", "exclude", run, "--samples", names, "--note", "ticket 7"]) == 0
+    assert verb(["data", "exclude", run, "--samples", names]) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert folder(tmp_path).record("exclusions/0001.json")["samples"] == gone
+    ended = train(3, tmp_path, *sets)
+    assert ended.codes == [0] * 3, ended.printed
+    expected = {step: [s for s in samples if step < 5 or s not in gone] for step, samples in used.items()}
+    assert ledger(tmp_path) == expected
+    trace = Trace(folder(tmp_path))
+    left = {step: [v.sample for v in trace.step(step) if v.state != "excluded"] for step in used}
+    assert left == expected
+    saved = {
+        found.step: found.manifest.values for found in candidates(folder(tmp_path)) if isinstance(found, Committed)
+    }
+    assert {step: values.get("excluded", {}).get("samples", 0) for step, values in saved.items()} == {
+        step: len(gone) if step > 4 else 0 for step in saved
+    }
+
+
+def test_a_checkpoint_that_holds_what_was_to_be_left_out_is_not_gone_on_from(tmp_path: Path, sets: list[str]) -> None:
+    """As of a process that nobody knew of, and that went on after the request."""
+    assert train(1, tmp_path, *sets, "steps=4").codes == [0]
+    before = folder(tmp_path).storage.read("config.yaml")
+    assert train(1, tmp_path, *sets, "steps=8").codes == [0]
+    changed = before.replace(b"exclude: []", b"exclude: [{from_step: 6, samples: [1, 2], requested: true}]")
+    folder(tmp_path).storage.write("config.yaml", changed.replace(b"steps: 4\n", b"steps: 12\n"))
+    (tmp_path / "toy/ledger.jsonl").unlink()
+    ended = train(1, tmp_path, *sets)
+    assert ended.codes == [0], ended.printed
+    assert min(ledger(tmp_path)) == 5
+    assert [path.split("/")[1][:13] for path in was_set_aside(folder(tmp_path))] == ["step-00000008"]
+
+
+def test_a_start_refuses_data_without_the_tags_of_its_policy_and_records_those_it_takes(tmp_path: Path) -> None:
+    for name, seed in (("large", 1), ("small", 2)):
+        write_toy(tmp_path / name, [20, 20], seed)
+    sets = mixed(tmp_path / "large", tmp_path / "small")
+    assert verb(["data", "tag", str(tmp_path / "large"), "license=CC0"]) == 0
+    refused = train(1, tmp_path, *sets, "policy.allow_tags=[license:CC0]", "steps=1")
+    assert refused.codes == [2]
+    assert f"policy.allow_tags=[license:CC0]: {tmp_path}/small has no tags" in refused.printed
+    assert verb(["data", "tag", str(tmp_path / "small"), "license=CC0"]) == 0
+    taken = train(1, tmp_path, *sets, "policy.allow_tags=[license:CC0]", "steps=1")
+    assert taken.codes == [0], taken.printed
+    assert [record.tags for record in read_record(folder(tmp_path))] == [{"license": "CC0"}] * 2
 
 
 def test_a_run_reads_a_store_through_a_cache_smaller_than_its_data(s3: str, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from everstep.run_folder import RunFolder
 from everstep.storage import LocalStorage, lines, start_of_last
 from everstep.storage.base import BLOCK_BYTES, LONGEST_LINE
 from everstep.trainer.checkpoint.manifest import Damaged, candidates
-from everstep.trainer.data.ordering.trace import DataRecord, read_record, write_record
+from everstep.trainer.data.ordering.data_record import DataRecord, read_record, write_record
 
 HOLES = 64 << 30
 PEAK = 64 << 20

@@ -18,10 +18,11 @@ from everstep.frozen_config import freeze
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.dataset import ArrayDataset
+from everstep.trainer.data.ordering.data_record import order_sources, write_record
 from everstep.trainer.data.ordering.length_order import order_of
 from everstep.trainer.data.ordering.mixture import Mixture, records_of
 from everstep.trainer.data.ordering.order import OrderSource, SampleOrder
-from everstep.trainer.data.ordering.trace import Trace, order_sources, write_record
+from everstep.trainer.data.ordering.trace import Trace
 from everstep.trainer.data.sample_lengths import sample_lengths
 
 

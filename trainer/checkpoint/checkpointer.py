@@ -87,7 +87,7 @@ class Checkpointer:
         """Saves that have ended; the training loop passes them to the journal."""
         self._tier = open_tier(config, folder, mesh)
         self._copies = NodeCopies(self._tier, config.every) if self._tier and config.local.is_automatic else None
-        self._restorer = Restorer(folder, facts.attempt, mesh, state, facts.data_digest, self._tier, facts.binding)
+        self._restorer = Restorer(folder, facts, mesh, state, self._tier)
         self._stager = StateStager(state, mesh, facts, config.self_test)
         self._coordinator = SaveCoordinator(mesh.store, mesh.rank, mesh.world)
         self._pending: PendingSave | None = None

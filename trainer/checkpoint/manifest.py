@@ -30,6 +30,7 @@ from everstep.trainer.checkpoint.signature import (
     sign,
     signature_fault,
 )
+from everstep.trainer.data.ordering.exclusion import Exclusion
 
 SET_ASIDE = "manifest.set-aside.json"
 TENSORS = "tensors.json"
@@ -140,6 +141,7 @@ class ManifestFacts:
     config_digest: str
     data_digest: str
     binding: Binding = UNBOUND
+    excluded: Exclusion = field(default_factory=Exclusion)
 
 
 def _lines(tree: dict[str, Any]) -> bytes:

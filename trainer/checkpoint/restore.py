@@ -22,6 +22,7 @@ from everstep.trainer.checkpoint.manifest import (
     CheckpointRef,
     Committed,
     Damaged,
+    ManifestFacts,
     candidates,
     check_format,
     find_fault,
@@ -30,7 +31,7 @@ from everstep.trainer.checkpoint.manifest import (
 )
 from everstep.trainer.checkpoint.node_tier import NodeCheckpoint, NodeTier, copy_to_nodes, find_on_nodes
 from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, files_needed
-from everstep.trainer.checkpoint.signature import KEY, Binding, binding_fault
+from everstep.trainer.checkpoint.signature import KEY, binding_fault
 from everstep.trainer.checkpoint.signed_head import head_fault
 from everstep.trainer.checkpoint.tools.inventory import split_url
 from everstep.trainer.distributed.mesh import Mesh
@@ -56,20 +57,16 @@ class Restorer:
     def __init__(
         self,
         folder: RunFolder,
-        attempt: int,
+        facts: ManifestFacts,
         mesh: Mesh,
         state: TrainState,
-        data_digest: str,
         tier: NodeTier | None,
-        binding: Binding,
     ) -> None:
         self.folder = folder
-        self.attempt = attempt
+        self.facts = facts
         self.mesh = mesh
         self.state = state
-        self.data_digest = data_digest
         self.tier = tier
-        self.binding = binding
 
     def restore(self) -> tuple[Restored | None, list[CheckpointRef]]:
         """Return the loaded checkpoint (None if the run has none yet) and the run folder's remaining ones.
@@ -93,7 +90,10 @@ class Restorer:
     def _doubts(self, loaded: CheckpointRef) -> str:
         """Return what the signed head and the signed config say against the choice, to append to its reason."""
         signature = loaded.manifest.signature if isinstance(loaded, Committed) else ""
-        doubts = (head_fault(self.folder, self.binding), binding_fault(signature, None, self.binding.config))
+        doubts = (
+            head_fault(self.folder, self.facts.binding),
+            binding_fault(signature, None, self.facts.binding.config),
+        )
         return "".join(f"; but {doubt}" for doubt in doubts if doubt)
 
     def reload(self) -> CheckpointRef:
@@ -134,12 +134,14 @@ class Restorer:
             source = self._open_on_nodes(found)
         else:
             source = open_checkpoint(self.folder.storage, found, self.mesh)
-        load_state(self.state, source, self.data_digest, self.mesh)
+        if fault := self.facts.excluded.fault(source.manifest.values, source.manifest.step):
+            raise DamagedError(fault)
+        load_state(self.state, source, self.facts.data_digest, self.mesh)
 
     def _check_config(self, found: CheckpointRef) -> None:
         """Raise CheckpointError if the config is not the signed one; resume.allow turns this into a doubt."""
-        if isinstance(found, Committed) and not self.binding.may_differ:
-            fault = binding_fault(found.manifest.signature, None, self.binding.config)
+        if isinstance(found, Committed) and not self.facts.binding.may_differ:
+            fault = binding_fault(found.manifest.signature, None, self.facts.binding.config)
             if fault:
                 raise CheckpointError(
                     f"{self.folder.url}/{found.path}: {fault}; put the old config.yaml back, or unset {KEY} to trust it"
@@ -156,7 +158,7 @@ class Restorer:
 
     def _accept(self, loaded: CheckpointRef, bad: list[Damaged]) -> None:
         self._set_aside(bad)
-        self.folder.record_restored(self.attempt, loaded.step, loaded.attempt)
+        self.folder.record_restored(self.facts.attempt, loaded.step, loaded.attempt)
 
     def _set_aside(self, bad: list[Damaged]) -> None:
         for damaged in bad:
@@ -172,7 +174,7 @@ class Restorer:
                 f"{self.folder.url} had checkpoints, but none can be restored ({'; '.join(found) or 'all are gone'}); "
                 "nothing was deleted; start another run, from 'init_from' if you like"
             )
-        self.folder.record_restored(self.attempt, 0, 0)
+        self.folder.record_restored(self.facts.attempt, 0, 0)
 
     def _was_saved(self) -> bool:
         try:

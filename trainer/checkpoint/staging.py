@@ -105,7 +105,7 @@ class StateStager:
             config_digest=self.facts.config_digest,
             data_digest=self.facts.data_digest,
             progress=self.state.numbers(),
-            values=values,
+            values={**values, **self.facts.excluded.values(progress.step)},
             metric=progress.metric if progress.evaluated == progress.step else None,
             signature=str(self.facts.binding),
         )

@@ -1,4 +1,4 @@
-"""`everstep data prepare | inspect | verify | trace`: datasets on the command line.
+"""`everstep data prepare | inspect | verify | tag | trace | exclude`: datasets on the command line.
 
 The verb that needs PyArrow imports it, so that the parser costs nothing.
 """
@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 
-from everstep.errors import DataError, printable
+from everstep.dataset.index import ShardIndex, folders
+from everstep.errors import ConfigError, DataError, printable
+from everstep.trainer.data import exclude_cli
 from everstep.trainer.data.ordering import trace_cli
 
 EPILOG = """\
@@ -32,7 +35,11 @@ def add_parser(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) 
     check = verbs.add_parser("verify", help="check every part of every shard against its digest")
     check.add_argument("dst", metavar="DST")
     check.add_argument("--repair-from", metavar="SRC", help="another copy of the dataset, to take good shards from")
+    tag = verbs.add_parser("tag", help="set tags of a dataset, such as its licence; its samples stay as they are")
+    tag.add_argument("dst", metavar="DST")
+    tag.add_argument("tags", nargs="+", metavar="NAME=VALUE", help="NAME= takes a tag away")
     trace_cli.add_parser(verbs)
+    exclude_cli.add_parser(verbs)
 
 
 def _keys() -> tuple[str, ...]:
@@ -43,7 +50,14 @@ def _keys() -> tuple[str, ...]:
 
 def run(args: argparse.Namespace) -> int:
     """Run the verb and return the exit code; the caller shows an EverstepError."""
-    verbs = {"prepare": _prepare, "inspect": _inspect, "verify": _verify, "trace": trace_cli.run}
+    verbs = {
+        "prepare": _prepare,
+        "inspect": _inspect,
+        "verify": _verify,
+        "tag": _tag,
+        "trace": trace_cli.run,
+        "exclude": exclude_cli.run,
+    }
     return verbs[args.data_verb](args)
 
 
@@ -66,7 +80,6 @@ def _inspect(args: argparse.Namespace) -> int:
     from rich.markup import escape
     from rich.table import Table
 
-    from everstep.dataset.index import ShardIndex
     from everstep.dataset.prepare.ledger import MADE
     from everstep.dataset.verify import datasets
 
@@ -86,10 +99,28 @@ def _inspect(args: argparse.Namespace) -> int:
         for name, value in index.attributes.items():
             if name == MADE:  # marks that have no meaning for a reader
                 continue
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+            parts = [f"{key}:{each}" for key, each in value.items()] if isinstance(value, dict) else value
+            shown = ", ".join(map(str, parts)) if isinstance(parts, list) else str(parts)
             table.add_row(escape(printable(name)), escape(printable(shown)))
         console.print(table)
     return 0
+
+
+def _tag(args: argparse.Namespace) -> int:
+    from everstep.dataset.tags import TAGS, checked_tags
+
+    given = dict(word.partition("=")[::2] for word in args.tags)
+    if wrong := [word for word in args.tags if "=" not in word]:
+        raise ConfigError(f"{wrong[0]}: write NAME=VALUE, such as license=CC0")
+    for folder in folders(args.dst):
+        index = ShardIndex.read(folder)
+        try:
+            tags = checked_tags({name: value for name, value in {**index.tags, **given}.items() if value})
+        except ValueError as error:
+            raise ConfigError(f"{error}; write NAME=VALUE, such as license=CC0") from error
+        attributes = {name: value for name, value in index.attributes.items() if name != TAGS}
+        replace(index, attributes=attributes | ({TAGS: tags} if tags else {})).write(folder)
+    return _inspect(args)
 
 
 def _shape(shape: tuple[int | None, ...]) -> str:
@@ -97,7 +128,6 @@ def _shape(shape: tuple[int | None, ...]) -> str:
 
 
 def _verify(args: argparse.Namespace) -> int:
-    from everstep.dataset.index import ShardIndex
     from everstep.dataset.prepare.progress import Progress, counted
     from everstep.dataset.verify import datasets, repair, verify
 

@@ -174,6 +174,10 @@ class Splits:
         if self.test is not None:
             self.test = wrap(self.test)
 
+    def all(self) -> list[Dataset]:
+        """Return the datasets of all splits."""
+        return [self.train, *self.held_out().values(), *([self.test] if self.test is not None else [])]
+
     def held_out(self) -> dict[str, Dataset]:
         """Return the validation sets by name; the name of a single one is empty."""
         if self.validation is None:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from everstep.dataset.index import INDEX, TRAIN, VALIDATION
-from everstep.errors import ConfigError, DataError
-from everstep.storage import join_url, open_storage
+from everstep.dataset.index import folders
+from everstep.errors import ConfigError
 from everstep.trainer.data.arrow_reader import ArrowDataset
 from everstep.trainer.data.cache import ShardCache
 from everstep.trainer.data.dataset import Augment, Collate, Dataset, Decode, Splits
@@ -35,7 +34,7 @@ def dataset(
         verify: check the digests of local shards when they are opened; remote shards are always checked.
         decode, collate, augment: applied to the batches, in this order; the last to training data only.
     """
-    opened = [ArrowDataset(url, columns=columns, cast=cast, verify=verify, cache=cache) for url in _folders(path)]
+    opened = [ArrowDataset(url, columns=columns, cast=cast, verify=verify, cache=cache) for url in folders(path)]
     return Splits(opened[0], opened[1] if len(opened) > 1 else None, augment, decode, collate)
 
 
@@ -69,13 +68,3 @@ def mixture(
         held_out += splits.held_out().values()
     validation = Mixture(held_out, shares([1] * len(held_out))) if held_out else None
     return Splits(Mixture(train, shares(weights)), validation, augment, decode, collate)
-
-
-def _folders(path: str) -> list[str]:
-    storage = open_storage(path)
-    if storage.exists(INDEX):
-        return [path]
-    folders = [join_url(path, name) for name in (TRAIN, VALIDATION) if storage.exists(f"{name}/{INDEX}")]
-    if not folders or not folders[0].endswith(TRAIN):
-        raise DataError(f"{path} is no dataset: it has no {INDEX}; prepare it with `everstep data prepare`")
-    return folders

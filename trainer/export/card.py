@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from everstep.checked_json import mapping, parse
-from everstep.errors import printable
+from everstep.errors import DataError, printable
 from everstep.frozen_config import plain, thaw
 from everstep.run_folder import CONFIG, EVALUATIONS, PROVENANCE, RESULT, RunFolder
 from everstep.storage import read_limited
 from everstep.trainer.build import digest_of
 from everstep.trainer.data.dataset import Splits
+from everstep.trainer.data.ordering.data_record import read_record
 from everstep.trainer.inference.session import Session
 
 LARGEST = 16 << 20
@@ -22,6 +23,7 @@ UNKNOWN = "unknown"
 def card(session: Session, splits: Splits | None, facts: Mapping[str, Any]) -> str:
     """Return the card as Markdown, with a front matter as Hugging Face reads it."""
     run = session.run
+    tags = _tags(session)
     head = ["---", "library_name: pytorch", f"license: {UNKNOWN}", "tags: [everstep]", "---", ""]
     lines = [
         *head,
@@ -30,13 +32,13 @@ def card(session: Session, splits: Splits | None, facts: Mapping[str, Any]) -> s
         f"Weights after step {session.step} of a run of Everstep, written as {facts['format']} (`{facts['file']}`).",
         "",
         *_table("Model", _model(session, facts)),
-        *_table("Data", _data(session, splits)),
+        *_table("Data", _data(session, splits) | _tagged(tags)),
         *_metrics(session),
         *_table("Export", {"check": facts["summary"], "torch": facts["torch"], **_cast(facts)}),
         *_table("Origin", _origin(session)),
         "## Not recorded",
         "",
-        "Licence of the model, intended use, limits, and the sources and licences of the data: unknown to Everstep. "
+        f"Licence of the model, intended use, limits{_untagged(tags)}: unknown to Everstep. "
         "Write them here before you publish.",
         "",
         "## Config",
@@ -73,6 +75,31 @@ def _data(session: Session, splits: Splits | None) -> dict[str, object]:
     elif splits is not None:
         facts["note"] = "the export was checked on other data than that of training"
     return {**facts, "samples seen": f"{progress.step * run.global_batch:,}"}
+
+
+def _tags(session: Session) -> dict[str, Mapping[str, str]]:
+    """Return the tags of each dataset that the run has recorded, by its path."""
+    try:
+        return {record.place: record.tags for record in read_record(_folder(session))}
+    except DataError:  # the model is exported all the same
+        return {}
+
+
+def _tagged(tags: Mapping[str, Mapping[str, str]]) -> dict[str, object]:
+    """Return a row for each tag, with the values of all datasets that have it."""
+    names = dict.fromkeys(name for found in tags.values() for name in found)
+    return {
+        f"{name} of the data": "; ".join(
+            dict.fromkeys(found.get(name, f"{UNKNOWN} ({place})") for place, found in tags.items())
+        )
+        for name in names
+    }
+
+
+def _untagged(tags: Mapping[str, Mapping[str, str]]) -> str:
+    """Return which facts of the data are not recorded, to append to a list."""
+    lacking = [name for name in ("source", "license") if not tags or any(name not in found for found in tags.values())]
+    return f", and the {' and '.join(lacking)} of some data" if lacking else ""
 
 
 def _metrics(session: Session) -> list[str]:
@@ -160,8 +187,9 @@ def _origin(session: Session) -> dict[str, object]:
         provenance = mapping(parse(read_limited(folder.storage, PROVENANCE, LARGEST)), PROVENANCE)
     except (FileNotFoundError, ValueError):
         provenance = {}
-    git = provenance.get("git") or {}
-    return {"checkpoint": session.checkpoint, "code": git.get("commit", UNKNOWN) if isinstance(git, dict) else UNKNOWN}
+    code = provenance.get("code") or {}
+    commit = code.get("commit", UNKNOWN) if isinstance(code, dict) else UNKNOWN
+    return {"checkpoint": session.checkpoint, "code": commit}
 
 
 def _table(title: str, rows: Mapping[str, object]) -> list[str]:

@@ -15,7 +15,7 @@ ABSENT = object()
 
 
 class StepAttributes:
-    """Attributes that passes change: found in a run's first step, and set back before each further pass of a step."""
+    """Attributes that passes change, found in a run's first step and set back before each further pass."""
 
     def __init__(self, attributes: Attributes, changing: set[str]) -> None:
         """`changing` holds the names that are found; it is part of a checkpoint."""

@@ -44,7 +44,7 @@ def places_of(model: nn.Module) -> list[Place]:
 
 
 def is_averaged(place: Place, policy: Buffers) -> bool:
-    """True if the step ends with the mean of this buffer, False if with the values of the first microbatch."""
+    """True if a step ends with the mean of this buffer, False if with the first microbatch's values."""
     tensor = place.tensor
     if tensor is None or not (tensor.is_floating_point() or tensor.is_complex()):
         return False

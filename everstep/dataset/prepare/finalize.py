@@ -17,9 +17,10 @@ from everstep.dataset.prepare.shard_writer import ShardWriter
 from everstep.dataset.prepare.tokenizers import Packer
 from everstep.dataset.prepare.work_unit import Record
 from everstep.dataset.shard_format import columns_of
+from everstep.dataset.tags import TAGS
 from everstep.errors import DataError
 
-MUST_AGREE = ("tokenizer", "separator", "vocab", "pack", "classes")
+MUST_AGREE = ("tokenizer", "separator", "vocab", "pack", "classes", TAGS)
 """Attributes that must be equal in all parts of a dataset."""
 COUNTS = {"files", "left_out_tokens"}
 """Attributes that are summed."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from everstep.dataset.tags import parse_tags
 from everstep.errors import ConfigError, nearest
 
 FORMATS = (
@@ -67,6 +68,8 @@ class PrepareOptions:
     """Keep the first of samples (documents, when tokenised) with equal content; costs a second reading."""
     max_bad: int = 0
     """Records that may be left out because they cannot be read; each is recorded in DST/bad.jsonl."""
+    tags: dict[str, str] = field(default_factory=dict)
+    """Facts for readers and for `policy.allow_tags`, such as license and source; kept in the index."""
     append: bool = False
     """Add the samples to the dataset in DST, whose shards are not changed."""
 
@@ -105,7 +108,10 @@ class PrepareOptions:
     def lasting(self) -> dict[str, Any]:
         """Return the options that determine the output; the sources are part of the units."""
         left_out = (*FREE_ON_RESUME, "src")
-        return {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        found = {name: value for name, value in dataclasses.asdict(self).items() if name not in left_out}
+        if not self.tags:
+            del found["tags"]  # so that datasets without tags are those of earlier versions
+        return found
 
 
 KEYS = tuple(option.name for option in dataclasses.fields(PrepareOptions))
@@ -127,11 +133,17 @@ def parse(words: Sequence[str]) -> PrepareOptions:
             raise ConfigError(f"no key {key!r}{nearest(key, KEYS)}; there are {', '.join(KEYS)}")
         if key in given:
             raise ConfigError(f"{key} is given twice; a list is {key}=[a,b]")
-        given[key] = None if value == "null" else _listed(value) if key in LISTS else value
+        given[key] = _read(key, value)
     for key in ("src", "dst"):
         if not given.get(key):
             raise ConfigError(f"{key}= is missing: everstep data prepare src=… dst=…")
     return typed(given)
+
+
+def _read(key: str, value: str) -> Any:
+    if key == "tags":
+        return parse_tags(value)
+    return None if value == "null" else _listed(value) if key in LISTS else value
 
 
 def typed(given: Mapping[str, Any]) -> PrepareOptions:

@@ -17,6 +17,7 @@ from everstep.dataset.prepare.tokenizers import BYTES, TOKENS, Tokenizer, open_t
 from everstep.dataset.prepare.work_unit import Job
 from everstep.dataset.readers.base import File, Piece, Reader, Unit, units
 from everstep.dataset.readers.source_files import is_url
+from everstep.dataset.tags import TAGS
 from everstep.errors import DataError
 
 LAYOUT = 2
@@ -150,6 +151,7 @@ def _output(
 
 def _attributes(options: PrepareOptions, tokenizer: Tokenizer | None) -> dict[str, Any]:
     found: dict[str, Any] = {"compression": options.compression}
+    found |= {TAGS: dict(options.tags)} if options.tags else {}
     if options.validation:
         found |= {"validation": options.validation, "key": options.key}
     if options.dedup:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from everstep.dataset.index import ShardIndex
 from everstep.errors import DataError
 from everstep.trainer.data.columns import BadSamples, Columns, Ragged, split
 from everstep.trainer.data.dataset import (
@@ -25,9 +26,9 @@ from everstep.trainer.data.dataset import (
     take_seeded,
 )
 from everstep.trainer.data.map_style import Seed
+from everstep.trainer.data.ordering.data_record import DataRecord, packed
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.data.ordering.permutation import Words
-from everstep.trainer.data.ordering.trace import DataRecord, packed
 from everstep.trainer.data.randomness import draws
 from everstep.trainer.data.sample_lengths import sample_lengths
 
@@ -154,10 +155,32 @@ def records_of(dataset: Dataset, length_column: str | None = None) -> list[DataR
     return [_record(dataset, Fraction(1), length_column)]
 
 
+def sources_of(dataset: Dataset) -> Iterator[Dataset]:
+    """Yield the datasets that a mixture, a subset or weighted draws are made of."""
+    if isinstance(dataset, Mixture):
+        for part in dataset.datasets:
+            yield from sources_of(part)
+    elif isinstance(inner := getattr(dataset, "dataset", None), Dataset):
+        yield from sources_of(inner)
+    else:
+        yield dataset
+
+
+def place_of(dataset: Dataset) -> str:
+    """Return path or URL of a dataset, or its class."""
+    return dataset.path if isinstance(dataset, ShardedFiles) else type(dataset).__name__
+
+
+def tags_of(dataset: Dataset) -> dict[str, str]:
+    """Return the tags of a source; none if it is no prepared dataset."""
+    index = getattr(dataset, "index", None)
+    return index.tags if isinstance(index, ShardIndex) else {}
+
+
 def _record(dataset: Dataset, share: Fraction, length_column: str | None) -> DataRecord:
     rows = dataset.shard_rows if isinstance(dataset, Sharded) else [len(dataset)]
-    place = dataset.path if isinstance(dataset, ShardedFiles) else type(dataset).__name__
     files = dataset.shard_files if isinstance(dataset, ShardedFiles) else ()
     weights = packed(dataset.weights) if isinstance(dataset, WeightedDraws) else None
     lengths = None if length_column is None else packed(sample_lengths(dataset, length_column))
-    return DataRecord(place, dataset.digest, str(share), rows, files, weights, lengths)
+    tags = tags_of(next(sources_of(dataset)))
+    return DataRecord(place_of(dataset), dataset.digest, str(share), rows, files, weights, tags, lengths)

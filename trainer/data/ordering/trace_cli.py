@@ -1,4 +1,4 @@
-"""`everstep data trace RUN --sample ID | --step N`."""
+"""`everstep data trace RUN --sample NAME | --step N [--microbatch M]`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from everstep.errors import ConfigError
 from everstep.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -22,16 +23,24 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     trace = verbs.add_parser("trace", help="which steps of a run used a sample, or which samples a step used")
     trace.add_argument("run_url", metavar="RUN", help="a run folder, as a path or URL")
     what = trace.add_mutually_exclusive_group(required=True)
-    what.add_argument("--sample", metavar="ID", help="a sample's id, or FILE:ROW of a shard")
+    what.add_argument("--sample", metavar="ID", help="an id, FILE:ROW of a shard, or COLUMN=VALUE")
     what.add_argument("--step", type=int, metavar="N", help="a step, as the log counts them")
+    trace.add_argument("--microbatch", type=int, metavar="M", help="of a step: only this one, from 0")
     trace.add_argument("--json", action="store_true", help="one JSON object a line, all of them")
 
 
 def run(args: argparse.Namespace) -> int:
     from everstep.trainer.data.ordering.trace import Trace
 
+    if args.step is None and args.microbatch is not None:
+        raise ConfigError(f"--microbatch {args.microbatch}: give the --step too")
     trace = Trace(RunFolder(args.run_url))
-    found = trace.step(args.step) if args.step is not None else list(trace.visits(trace.sample(args.sample)))
+    if args.step is not None:
+        found = trace.step(args.step, args.microbatch)
+    else:
+        from everstep.trainer.data.ordering.sample_names import sample_ids
+
+        found = [visit for sample in sample_ids(trace, args.sample) for visit in trace.visits(sample)]
     if args.json:
         for visit in found:
             print(json.dumps(visit.to_json()))

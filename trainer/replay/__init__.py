@@ -1,0 +1,1 @@
+"""Replay of the steps between two checkpoints, compared with the run to the last bit."""
