@@ -171,14 +171,14 @@ def test_losses_of_subwords_are_per_byte_of_the_tokens_that_follow_one_of_their_
         task.loss(model, {"tokens": batch["tokens"]})
 
 
-def some_pairs() -> Batch:
+def glyph_pairs() -> Batch:
     torch.manual_seed(0)
     name = torch.tensor([0, 1, 2, 0, 3, 1])
     return {"image": torch.rand(6, 1, 16, 16), "words": 1 + name[:, None].repeat(1, 2), "name": name}
 
 
 def test_contrast_learns_to_find_the_text_of_each_image_and_gives_vectors_of_length_one() -> None:
-    batch = some_pairs()
+    batch = glyph_pairs()
     task = ImageTextContrast(lambda: ImageText(5, size=16, width=8, dropout=0.0))
     model = task.model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)

@@ -25,7 +25,7 @@ class StepAttributes:
         self._kept: list[tuple[dict[str, Any], str, Any, Callable[[], object]]] = []
 
     def begin_step(self, watch: bool, keep: bool) -> None:
-        """Keep the values at the start of a step, if `keep`; `watch` finds out which attributes its passes change."""
+        """Keep the values at the start of a step, if `keep`; `watch` finds the attributes that passes change."""
         self._marks = self._seen() if watch else {}
         names = (self._marks if watch else sorted(self.changing)) if keep else ()
         self._kept = [_keep(*self.attributes.holder(name)) for name in names]
