@@ -87,7 +87,7 @@ def _training(options: argparse.Namespace, now: datetime.datetime) -> Plan:
         composed.run.parallel.check_world(world)
     config = with_name(composed, now)
     folder = RunFolder.of(config.run_root, str(config.run))
-    if folder.storage.exists(CONFIG):
+    if not options.dry_run and folder.storage.exists(CONFIG):  # a dry run asks no store
         config = with_requests_of(thaw(folder.storage.read(CONFIG)), config)
     program = _program(str(config.run), folder, trainer(folder.storage.url, config.plugins, start_digest(config)))
     program = dataclasses.replace(program, config=freeze(config), plugins=tuple(config.plugins))

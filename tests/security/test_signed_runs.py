@@ -97,9 +97,9 @@ def test_an_older_checkpoint_is_not_taken_for_the_newest_without_a_word(tmp_path
 def test_another_config_is_refused_unless_the_run_allows_changes_and_then_said(tmp_path: Path, key: str) -> None:
     _, checkpoints, _ = run_in(tmp_path / "run")
     restorer = checkpoints._restorer
-    restorer.binding = replace(restorer.binding, config="changed")
+    restorer.facts = replace(restorer.facts, binding=replace(restorer.facts.binding, config="changed"))
     assert "signed for another config" in refusal(checkpoints)
-    restorer.binding = replace(restorer.binding, may_differ=True)
+    restorer.facts = replace(restorer.facts, binding=replace(restorer.facts.binding, may_differ=True))
     restored = checkpoints.restore()
     assert restored is not None
     assert "; but it was signed for another config" in restored.why
@@ -161,5 +161,5 @@ def test_without_a_key_there_is_no_signature_no_head_and_no_question(
     run, checkpoints, paths = run_in(tmp_path / "run")
     assert json.loads(run.storage.read(f"{paths[0]}/{MANIFEST}"))["signature"] == ""
     assert not run.storage.exists(HEAD)
-    checkpoints._restorer.binding = Binding("other", "other")
+    checkpoints._restorer.facts = replace(checkpoints._restorer.facts, binding=Binding("other", "other"))
     assert checkpoints.restore() is not None

@@ -363,7 +363,7 @@ def test_hostile_numbers_are_refused(run: RunFolder, fields: dict[str, Any]) -> 
 
 def test_a_checkpoint_of_another_dataset_or_model_is_said_so(run: RunFolder) -> None:
     checkpoints, _ = saved(run)
-    checkpoints._restorer.data_digest = "another"
+    checkpoints._restorer.facts = dataclasses.replace(checkpoints._restorer.facts, data_digest="another")
     with pytest.raises(DataError, match="was trained on another dataset"):
         checkpoints.restore()
     for shape, said in (((5, 2), r"model\.weight is \[2, 3\] there, \[2, 5\] in the model"), ((3, 2), "")):

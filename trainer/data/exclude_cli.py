@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     samples = all_ids(trace, listed(args.samples), "--samples")
     if not samples:
         raise ConfigError(f"--samples {args.samples}: it names no sample")
-    first = _first_step(args.first, folder, config)
+    first = _first_step(args.first, folder)
     _refuse_alive(folder, args.stopped)
     known = first_steps_without(config.exclude)
     new = [sample for sample in samples if known.get(sample, first + 1) > first]
@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _first_step(asked: int | None, folder: RunFolder, config: RunConfig) -> int:
+def _first_step(asked: int | None, folder: RunFolder) -> int:
     """Return the first step without the samples; it must be one that the run has not done."""
     reached = folder.reached_step()
     first = reached + 1 if asked is None else asked
@@ -71,8 +71,6 @@ def _first_step(asked: int | None, folder: RunFolder, config: RunConfig) -> int:
             f"--from {first}: the run has reached step {reached}, and what it has used cannot be taken back; give "
             f"{reached + 1} or later, or start a new run with exclude=[…]"
         )
-    if first > config.steps:
-        raise ConfigError(f"--from {first}: the run ends at step {config.steps}; a new run takes exclude=[…]")
     return first
 
 
