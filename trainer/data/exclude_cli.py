@@ -13,7 +13,6 @@ from everstep.errors import ConfigError
 from everstep.frozen_config import digest, settle, thaw
 from everstep.provenance import user
 from everstep.run_folder import CONFIG, EXCLUSIONS, RunFolder
-from everstep.trainer.data.ordering.trace import Trace
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,6 +33,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(args: argparse.Namespace) -> int:
     """Record the exclusion in the run folder; the next start trains without the samples."""
     from everstep.trainer.data.ordering.sample_names import all_ids, listed
+    from everstep.trainer.data.ordering.trace import Trace
 
     folder = RunFolder(args.run_url)
     trace = Trace(folder)
