@@ -103,20 +103,18 @@ class SinkThread:
         """Return what the opener makes, tried again every AGAIN_S and once more at the end of the run."""
         warned = False
         while True:
+            last = self._closed
             try:
                 return self._opener()
             except Exception as error:
                 if not warned:
                     warn(f"{self.name} cannot be opened, training goes on without it: {type(error).__name__}: {error}")
                 warned = True
-                if isinstance(error, ConfigError) or not self._wait_to_try_again():
+                if isinstance(error, ConfigError) or last:
                     self._give_up()
                     return None
-
-    def _wait_to_try_again(self) -> bool:
-        with self._changed:
-            closed = self._closed
-            return not closed and (self._changed.wait_for(lambda: self._closed, AGAIN_S) or True)
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, AGAIN_S)
 
     def _give_up(self) -> None:
         with self._changed:
