@@ -121,7 +121,8 @@ def test_every_part_that_does_not_fit_is_told() -> None:
 
 def test_data_and_task_that_do_not_go_together_are_told() -> None:
     (found,) = examined("task=language")
-    assert found == "a batch has image, label, baseline, and the task asks for 'tokens': choose data= and task= that go together"
+    said = "a batch has image, label, baseline, and the task asks for 'tokens': choose data= and task= that go together"
+    assert found == said
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16", "fp64"])
