@@ -114,7 +114,10 @@ def test_other_data_is_a_word_of_the_command(trained: Path, monkeypatch: pytest.
     [
         (("evaluate", "one@77"), "one@77: there is no such checkpoint; there are 12"),
         (("evaluate", "one", "--on", "tests"), "--on tests: the data has no such set; there are validation, train"),
-        (("evaluate", "one", "--by", "colour"), "--by colour: the data has no such column; there are image, label"),
+        (
+            ("evaluate", "one", "--by", "colour"),
+            "--by colour: the data has no such column; there are baseline, image, label",
+        ),
         (("evaluate", "one", "--by", "image"), "choose a column of one value"),
         (("evaluate", "one", "optimizer.lr=1"), "optimizer.lr=1: evaluate takes changes of data, evaluate"),
         (("evaluate", "onne"), "did you mean 'one'?"),

@@ -69,6 +69,12 @@ def before(owner: Any, method: str, number: int, act: Callable[[], None]) -> Non
     setattr(owner, method, trapped)
 
 
+class Passes:
+    """The number of passes so far: in an object, since attributes are set back before each pass of a step."""
+
+    taken = 0
+
+
 class HangingTask(toy.ToyTask):
     """The toy, of which one rank hangs in a pass, the first time only; `how` is the name of a function here."""
 
@@ -76,12 +82,12 @@ class HangingTask(toy.ToyTask):
         super().__init__(**options)
         self.how = how
         self.trap = (os.environ.get("RANK", "0") == str(rank), number, once)
-        self.passes = 0
+        self.passes = Passes()
 
     def loss(self, model: Any, batch: Any) -> Any:
-        self.passes += 1
+        self.passes.taken += 1
         mine, number, once = self.trap
-        if mine and self.passes == number and not os.path.exists(once):
+        if mine and self.passes.taken == number and not os.path.exists(once):
             Path(once).touch()
             globals()[self.how]()
         return super().loss(model, batch)

@@ -258,6 +258,7 @@ def test_wandb_gets_each_picture_once_with_its_step_after_a_resume(
             sink.media({**record, "png": png(np.zeros((2, 2), np.uint8))})
             sink.log({"kind": "train", "step": step, "loss": 1.0})
         sink.close()
-    found = [row for file in sorted((tmp_path / "run").glob("wandb/offline-*/*.wandb")) for row in rows(file)]
-    assert sorted(row["step"] for row in found if any(key.startswith("media/x") for key in row)) == [1, 2, 3]
-    assert sorted(row["step"] for row in found if "train/loss" in row) == [1, 2, 3]
+    files = sorted((tmp_path / "run").glob("wandb/offline-*/*.wandb"))
+    found = [row for file in files for row in rows(file)]
+    assert sorted(row["step"] for row in found if any(key.startswith("media/x") for key in row)) == [1, 2, 3], found
+    assert sorted(row["step"] for row in found if "train/loss" in row) == [1, 2, 3], (files, found)

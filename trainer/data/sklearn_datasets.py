@@ -41,7 +41,7 @@ def digits(held_out: float = 0.2, split_seed: int = 0) -> Splits:
 def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
     """Return 569 cell samples: `features` float32 [n, 30], standardised, `target` int64.
 
-    The target is 0 for malignant, 1 for benign.
+    The target is 0 for malignant, 1 for benign. `baseline` int64 [n] is `most_common`.
     """
     frame: pd.DataFrame = _datasets().load_breast_cancer(as_frame=True).frame
     features = [name for name in frame.columns if name != "target"]
@@ -49,8 +49,13 @@ def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
     # Held-out samples must not leak into the statistics.
     mean, spread = frame[features].iloc[train_ids].mean(), frame[features].iloc[train_ids].std()
     frame[features] = (frame[features] - mean) / spread
-    train, validation = (frame_dataset(frame.iloc[ids], features, "target") for ids in (train_ids, validation_ids))
-    return Splits(train, validation)
+    baseline = most_common(frame["target"].to_numpy(), train_ids)
+    return Splits(
+        *(
+            ArrayDataset({**frame_dataset(frame.iloc[ids], features, "target").columns, "baseline": baseline[ids]})
+            for ids in (train_ids, validation_ids)
+        )
+    )
 
 
 def most_common(labels: NDArray[Any], train: Ids) -> NDArray[np.int64]:

@@ -72,6 +72,7 @@ class WandbSink:
     def __init__(self, options: WandbConfig, run: str | None, folder: RunFolder, config: Record) -> None:
         import wandb
 
+        _leave_service_of_another_process()
         folder.storage.create("wandb.json", json.dumps({"id": uuid.uuid4().hex[:12]}).encode())
         identity = json.loads(folder.storage.read("wandb.json"))["id"]
         local = folder.storage.path()
@@ -108,6 +109,16 @@ class WandbSink:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _leave_service_of_another_process() -> None:
+    """Have W&B start a service for this process: one named by the environment keeps the run of a killed attempt open.
+
+    The process that starts a run (a notebook with W&B, say) hands down `WANDB_SERVICE=3-PID-unix-PATH`, its own.
+    """
+    service = os.environ.get("WANDB_SERVICE", "")
+    if service and service.split("-")[1:2] != [str(os.getpid())]:
+        del os.environ["WANDB_SERVICE"]
 
 
 def _settings() -> Any:
