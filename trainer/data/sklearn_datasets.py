@@ -50,12 +50,11 @@ def breast_cancer(held_out: float = 0.25, split_seed: int = 0) -> Splits:
     mean, spread = frame[features].iloc[train_ids].mean(), frame[features].iloc[train_ids].std()
     frame[features] = (frame[features] - mean) / spread
     baseline = most_common(frame["target"].to_numpy(), train_ids)
-    return Splits(
-        *(
-            ArrayDataset({**frame_dataset(frame.iloc[ids], features, "target").columns, "baseline": baseline[ids]})
-            for ids in (train_ids, validation_ids)
-        )
+    train, validation = (
+        ArrayDataset({**frame_dataset(frame.iloc[ids], features, "target").columns, "baseline": baseline[ids]})
+        for ids in (train_ids, validation_ids)
     )
+    return Splits(train, validation)
 
 
 def most_common(labels: NDArray[Any], train: Ids) -> NDArray[np.int64]:
