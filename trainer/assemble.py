@@ -26,6 +26,7 @@ from everstep.trainer.data.ordering.mixture import records_of
 from everstep.trainer.data.ordering.order import microbatches
 from everstep.trainer.debug.overfit import RepeatingLoader
 from everstep.trainer.debug.profiler import StepProfiler
+from everstep.trainer.distributed.world_dependence import check_world, found_by, synced_statistics
 from everstep.trainer.evaluate import Evaluator
 from everstep.trainer.hooks import Hooks
 from everstep.trainer.loop import Parts, short_of_memory
@@ -80,6 +81,7 @@ def assemble(run: RunConfig, start: Start, built: Built, restored: Restored | No
     tried = built.self_test is not None and restored is None
     batches = [_batch(run, parts, number) for number in range(LAST if tried else 1)]
     flops_per_item = _warm_up(run, parts, batches[0])
+    _check_world(run, parts, restored)
     if tried:
         copies = partial(trainable, run, mesh.device, autocast=built.model.autocast)
         try_resume(copies, built.model.model, batches, mesh)
@@ -130,13 +132,13 @@ def _warm_up(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> float
     was never interrupted, so this pass fixes the order before the first step of both.
     """
     items: list[int] = []
-    flops, turns = 0.0, parts.step.turns
+    flops, turns, mesh = 0.0, parts.step.turns, parts.step.parallel.mesh
     try:
         for step, times in (turns.first_steps if turns is not None else {1: 1}).items():
             rehearse = partial(_rehearse, parts, batch, step, times, items)
             if parts.journal.peak and run.parallel.compile is None:
                 flops += times * float(count_flops(rehearse))
-            elif parts.step.parallel.mesh.world > 1:
+            elif mesh.world > 1:
                 rehearse()
         parts.evaluate.rehearse()
     except torch.OutOfMemoryError as error:
@@ -145,7 +147,20 @@ def _warm_up(run: RunConfig, parts: Parts, batch: Mapping[str, Tensor]) -> float
 
 
 def _rehearse(parts: Parts, batch: Mapping[str, Tensor], step: int, times: int, items: list[int]) -> None:
-    items.append(times * parts.step.rehearse(batch, step))
+    parallel = parts.step.parallel
+    if parallel.mesh.world == 1 or parallel.compiles:  # a dispatch mode would have the model compiled twice
+        items.append(times * parts.step.rehearse(batch, step))
+        return
+    place = found_by(lambda: items.append(times * parts.step.rehearse(batch, step)), parallel.mesh)
+    parts.state.world_dependent = parts.state.world_dependent or place
+
+
+def _check_world(run: RunConfig, parts: Parts, restored: Restored | None) -> None:
+    """Raise ConfigError if the loss depends on the number of processes, which was another one."""
+    state, mesh = parts.state, parts.step.parallel.mesh
+    slots = len(microbatches(run.global_batch, parts.loader.micro_batch, mesh.rank, mesh.world))
+    state.world_dependent = state.world_dependent or synced_statistics(state.model, slots)
+    check_world(state.world_dependent, restored.world if restored else None, mesh, run.resume.allow)
 
 
 def _too_small_a_cache(run: RunConfig, loader: Loader) -> str | None:

@@ -93,6 +93,39 @@ def test_a_loss_that_gathers_from_the_other_processes_resumes(tmp_path: Path, wo
     assert_resumes(world, tmp_path, kind, "task._target_=zoo.models.Gathering", "evaluate.every=null")
 
 
+@pytest.mark.parametrize(
+    ("worlds", "given"),
+    [
+        ((2, 3), ("task._target_=zoo.models.Gathering", "evaluate.every=null")),
+        ((2, 1), ("task._target_=zoo.models.Gathering", "evaluate.every=null")),
+        ((1, 2), ("task._target_=zoo.models.Gathering", "evaluate.every=null")),
+        ((2, 3), ("model._target_=zoo.models.BatchNorm", "parallel.sync_batchnorm=true", "micro_batch=2")),
+    ],
+    ids=["gather-2-3", "gather-2-1", "gather-1-2", "batchnorm"],
+)
+def test_a_loss_that_depends_on_the_number_of_processes_is_refused_on_another(
+    tmp_path: Path, worlds: tuple[int, int], given: tuple[str, ...]
+) -> None:
+    kinds = ["single" if world == 1 else "ddp" for world in worlds]
+    assert zoo(worlds[0], tmp_path, kinds[0], *given).codes == [0] * worlds[0]
+    cut_off(tmp_path)
+    refused = zoo(worlds[1], tmp_path, kinds[1], *given, side="resumed")
+    assert 2 in refused.codes, refused.printed
+    assert f"the loss depends on their number, which was {worlds[0]}" in refused.printed
+    assert ("in loss sees" in refused.printed) == ("Gathering" in given[0])
+    allowed = zoo(worlds[1], tmp_path, kinds[1], *given, "resume.allow=[world]", side="resumed")
+    assert allowed.codes == [0] * worlds[1], allowed.printed
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_model_with_collectives_of_torch_alone_resumes_on_another_number(tmp_path: Path, kind: str) -> None:
+    given = ("model._target_=zoo.models.BatchNorm", "parallel.sync_batchnorm=true", "micro_batch=4")
+    assert zoo(2, tmp_path, kind, *given).codes == [0, 0]
+    cut_off(tmp_path)
+    again = zoo(3, tmp_path, kind, *given, side="resumed")
+    assert again.codes == [0, 0, 0], again.printed
+
+
 def test_sync_batchnorm_works_on_the_cpu_and_resumes(tmp_path: Path) -> None:
     given = ("model._target_=zoo.models.BatchNorm", "parallel.sync_batchnorm=true")
     assert_resumes(2, tmp_path, "ddp", *given)

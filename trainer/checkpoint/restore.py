@@ -45,6 +45,8 @@ class Restored:
     step: int
     attempt: int
     why: str
+    world: int
+    """Processes that saved it."""
     walked_past: tuple[str, ...] = ()
 
 
@@ -85,7 +87,8 @@ class Restorer:
         if isinstance(loaded, NodeCheckpoint):
             why += ", from the nodes' own disks"
         why += self.mesh.decide(lambda: self._doubts(loaded))
-        return Restored(loaded.step, loaded.attempt, why, walked), left
+        world = loaded.manifest.world if isinstance(loaded, Committed) else self.mesh.world
+        return Restored(loaded.step, loaded.attempt, why, world, walked), left
 
     def _doubts(self, loaded: CheckpointRef) -> str:
         """Return what the signed head and the signed config say against the choice, to append to its reason."""

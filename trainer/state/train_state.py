@@ -28,6 +28,8 @@ from everstep.trainer.state.plugin_state import PluginState, has_state
 
 SHOWN = 3
 """Names that an error lists; the others are counted."""
+LONGEST = 200
+"""Characters of a checkpoint's text that a message shows."""
 
 
 @dataclass
@@ -113,6 +115,8 @@ class TrainState:
         """Parameters by name: True if they were trained when the optimizer was made."""
         self.passes: set[str] = set()
         """Plain attributes that forward passes change."""
+        self.world_dependent = ""
+        """What makes the loss depend on the number of processes; empty if nothing is known to."""
         self._read: dict[str, Tensor] = {}
 
     def pack(self) -> Packed:
@@ -132,6 +136,7 @@ class TrainState:
         if self.buffers is not None:
             values["buffers"] = self.buffers.changing
         values["passes"] = sorted(self.passes)
+        values["world_dependent"] = self.world_dependent
         return Packed(tensors | self._own_tensors(), {key: value for key, value in values.items() if value})
 
     def tensors(self) -> dict[str, Tensor]:
@@ -166,6 +171,7 @@ class TrainState:
             self.attributes.load(values.get("attributes", {}), self._read)
             self._freeze(values.get("frozen", []))
             self.passes.update(values.get("passes", []))
+            self.world_dependent = str(values.get("world_dependent", ""))[:LONGEST]
             if self.buffers is not None:
                 self.buffers.restore(values.get("buffers", []))
         self._plugins.load(values.get("plugins", {}))
