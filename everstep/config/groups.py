@@ -299,5 +299,7 @@ class LogConfig:
 @dataclass(kw_only=True)
 class ResumeConfig:
     allow: list[str] = field(default_factory=list)
-    """Keys that may differ from those that the run was started with; `world`: the number of processes, even for a loss
-    that depends on it."""
+    """Keys that may differ from those that the run was started with.
+
+    `world` is the number of processes, if the loss depends on it.
+    """

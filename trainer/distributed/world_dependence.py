@@ -1,4 +1,4 @@
-"""Dependence of the loss on the number of processes: its own collectives, synchronised batch statistics.
+"""Dependence of a loss on the number of processes: own collectives, synchronised statistics.
 
 Such a loss sees the microbatches that all processes take at a time. On another number of processes the same samples
 give another loss, so a resume there is refused.

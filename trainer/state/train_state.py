@@ -116,7 +116,7 @@ class TrainState:
         self.passes: set[str] = set()
         """Plain attributes that forward passes change."""
         self.world_dependent = ""
-        """What makes the loss depend on the number of processes; empty if nothing is known to."""
+        """Cause of a loss that depends on the number of processes; empty if none is known."""
         self._read: dict[str, Tensor] = {}
 
     def pack(self) -> Packed:

@@ -112,9 +112,9 @@ class WandbSink:
 
 
 def _leave_service_of_another_process() -> None:
-    """Have W&B start a service for this process: one named by the environment keeps the run of a killed attempt open.
+    """Have W&B start a service for this process, not use one that the environment names.
 
-    The process that starts a run (a notebook with W&B, say) hands down `WANDB_SERVICE=3-PID-unix-PATH`, its own.
+    Such a service keeps the W&B run of a killed attempt open, and refuses it to the next. The process that starts a run (a notebook with W&B, say) hands down `WANDB_SERVICE=3-PID-unix-PATH`, its own.
     """
     service = os.environ.get("WANDB_SERVICE", "")
     if service and service.split("-")[1:2] != [str(os.getpid())]:
