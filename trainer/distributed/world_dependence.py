@@ -30,7 +30,7 @@ _OF_TORCH = tuple(
     _TORCH + part
     for part in ("distributed/fsdp", "distributed/_composable", "distributed/tensor", "nn/parallel", "nn/modules")
 )
-"""Callers whose collectives give the same on any number of processes, or that `synced_statistics` finds."""
+"""Callers whose collectives depend on no number of processes, or that `synced_statistics` finds."""
 _OURS = os.path.dirname(everstep.trainer.__file__) + os.sep
 
 

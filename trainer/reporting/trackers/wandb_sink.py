@@ -114,7 +114,8 @@ class WandbSink:
 def _leave_service_of_another_process() -> None:
     """Have W&B start a service for this process, not use one that the environment names.
 
-    Such a service keeps the W&B run of a killed attempt open, and refuses it to the next. The process that starts a run (a notebook with W&B, say) hands down `WANDB_SERVICE=3-PID-unix-PATH`, its own.
+    Such a service keeps the W&B run of a killed attempt open, and refuses it to the next. A notebook that has W&B open, say,
+    hands its own down to the run as `WANDB_SERVICE=3-PID-unix-PATH`.
     """
     service = os.environ.get("WANDB_SERVICE", "")
     if service and service.split("-")[1:2] != [str(os.getpid())]:
