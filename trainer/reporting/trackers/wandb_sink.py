@@ -114,7 +114,7 @@ class WandbSink:
 def _leave_service_of_another_process() -> None:
     """Have W&B start a service for this process, not use one that the environment names.
 
-    Such a service keeps the W&B run of a killed attempt open, and refuses it to the next. A notebook that has W&B open, say,
+    Such a service keeps the W&B run of a killed attempt open, and refuses it to the next. A notebook with W&B open
     hands its own down to the run as `WANDB_SERVICE=3-PID-unix-PATH`.
     """
     service = os.environ.get("WANDB_SERVICE", "")
