@@ -38,21 +38,24 @@ def power_off(job: Job) -> None:
     lost = job.nodes[1]
     timeline = Timeline(job)
     job.cluster.power_off(lost)
-    timeline.follow()
+    timeline.follow_requeue()
 
 
 def power_off_of_the_batch_host(job: Job) -> None:
     job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
+    timeline = Timeline(job)
     job.cluster.power_off(job.nodes[0])
+    timeline.follow_requeue()
 
 
 def cut(job: Job) -> None:
     job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
     lost = job.nodes[1]
+    timeline = Timeline(job)
     job.cluster.cut(lost)
-    job.until(lambda: job.step(2) > 0, "second start")
+    timeline.follow()
     # What was started there is still there, and believes itself part of the run.
     assert worker(job, lost) is not None
     job.cluster.heal(lost)
@@ -75,23 +78,29 @@ def kill_slurmd(job: Job) -> None:
     job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
     lost = job.nodes[1]
+    timeline = Timeline(job)
     job.cluster.kill_slurmd(lost)
     job.until(lambda: job.restarts > 0, "requeue")
     job.cluster.start(lost)
+    timeline.follow()
 
 
 def kill_worker(job: Job) -> None:
     job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
     victim = job.nodes[1]
+    timeline = Timeline(job)
     job.cluster.enter(victim, "kill", "-KILL", str(worker(job, victim)))
+    timeline.follow()
 
 
 def terminate(job: Job) -> None:
     """Send the steps SIGTERM, as a preemption does where preempt_send_user_signal is not set."""
     job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
+    timeline = Timeline(job)
     job.cluster.run("scancel", "--signal=TERM", job.id)
+    timeline.follow()
 
 
 def kill_controller(job: FakeJob) -> None:
@@ -145,27 +154,33 @@ OF_SLURM: dict[Callable[[FakeJob], None], list[str]] = {
 
 
 class Timeline:
-    """When a job that has lost a node got how far, in seconds since the loss."""
+    """Progress of a job after a fault, in seconds since it."""
 
     def __init__(self, job: Job) -> None:
         self.job = job
         self.began = time.time()
         self.marks: dict[str, float] = {}
 
-    def follow(self) -> None:
+    def follow_requeue(self) -> None:
+        """Wait until a node's loss has led to a start on another."""
         job = self.job
         for what, reached in (
             ("requeued by Slurm", lambda: job.restarts > 0),
             ("waits", lambda: job.facts().get("JobState") == "PENDING"),
             ("batch script runs again", lambda: job.facts().get("JobState") == "RUNNING"),
-            ("trains again", lambda: job.step(2) > 0),
         ):
             job.until(reached, what)
             self.marks[what] = time.time() - self.began
+        self.follow()
+
+    def follow(self) -> None:
+        """Wait until the second start trains, and write the time line beside the job."""
+        job = self.job
+        job.until(lambda: job.step(2) > 0, "second start")
         first = min(record["time"] for record in ledger_toy.records(job.ledger, "start-0002-"))
         self.marks["trains again"] = first - self.began
         line = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in self.marks.items())
-        (job.root / "timeline.txt").write_text(f"node lost 0 s, {line}\n")
+        (job.root / "timeline.txt").write_text(f"fault 0 s, {line}\n")
 
 
 def worker(job: Job, node: str) -> int | None:
@@ -223,14 +238,17 @@ def test_a_job_that_slurm_takes_away_or_forgets_goes_on_from_what_is_saved(
     assert [step for part in done for step in part] == list(range(1, job.folder.last_ending().step + 1))
 
 
-@pytest.mark.parametrize("fault", [power_off], ids=["power_off"])
-def test_after_a_node_loss_the_time_line_is_known(
+TIMED = [power_off, power_off_of_the_batch_host, cut, kill_slurmd, kill_worker, terminate]
+
+
+@pytest.mark.parametrize("fault", TIMED, ids=lambda fault: fault.__name__)
+def test_after_a_fault_the_time_line_is_known(
     outcomes: dict[Fault, Future[Job]], fault: Fault, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = (outcomes[fault].result().root / "timeline.txt").read_text()
     assert "trains again" in line
     with capsys.disabled():
-        print(f"\n{line}", end="")
+        print(f"\n{fault.__name__}: {line}", end="")
 
 
 @pytest.mark.parametrize("fault", [cut_of_a_writer_that_needs_nobody], ids=["cut_of_a_writer_that_needs_nobody"])
