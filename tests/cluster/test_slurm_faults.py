@@ -86,11 +86,24 @@ def kill_slurmd(job: Job) -> None:
 
 
 def kill_worker(job: Job) -> None:
+    kill(job, f"everstep.trainer .*--frozen {job.folder.url}", "-n")
+
+
+def kill_fork_server(job: Job) -> None:
+    kill(job, f"everstep.trainer --fork-server .*{job.folder.url}", "-o")
+
+
+def kill_agent(job: Job) -> None:
+    kill(job, f"everstep.launch.node.agent .*{job.folder.url}", "-o")
+
+
+def kill(job: Job, command: str, which: str) -> None:
+    """Kill the oldest or newest process of that command line on the second node."""
     job.submit(*TWO_NODES)
     job.wait_for_step(MIDDLE)
-    victim = job.nodes[1]
+    found = job.cluster.enter(job.nodes[1], "pgrep", "-f", which, command)
     timeline = Timeline(job)
-    job.cluster.enter(victim, "kill", "-KILL", str(worker(job, victim)))
+    job.cluster.enter(job.nodes[1], "kill", "-KILL", found.split()[0])
     timeline.follow()
 
 
@@ -141,6 +154,8 @@ FAULTS: dict[Callable[[Job], None], list[str]] = {
     cut_of_a_writer_that_needs_nobody: ["lost", "done"],
     kill_slurmd: ["lost", "done"],
     kill_worker: ["peer_lost", "done"],
+    kill_fork_server: ["crashed", "done"],
+    kill_agent: ["crashed", "done"],
     terminate: ["preempted", "done"],
 }
 """Fault of a job → recorded cause of the end of each of its starts."""
@@ -238,7 +253,7 @@ def test_a_job_that_slurm_takes_away_or_forgets_goes_on_from_what_is_saved(
     assert [step for part in done for step in part] == list(range(1, job.folder.last_ending().step + 1))
 
 
-TIMED = [power_off, power_off_of_the_batch_host, cut, kill_slurmd, kill_worker, terminate]
+TIMED = [power_off, power_off_of_the_batch_host, cut, kill_slurmd, kill_worker, kill_fork_server, kill_agent, terminate]
 
 
 @pytest.mark.parametrize("fault", TIMED, ids=lambda fault: fault.__name__)
