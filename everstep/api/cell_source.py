@@ -38,6 +38,7 @@ class CellSource:
             raise ConfigError(f"{name} is a lambda, whose source has no name; define it with def")
         if thing.__name__ not in self._texts:
             self._texts[thing.__name__] = ""  # a function that calls itself is not followed again
+            _refuse_closure(thing, name)
             text, tree = source_of(thing, name)
             for used in _free_names(tree):
                 self._add_name(used, thing, name)
@@ -78,6 +79,16 @@ class CellSource:
             )
 
 
+def _refuse_closure(thing: Any, name: str) -> None:
+    """Raise ConfigError for a definition that uses variables of the function around it."""
+    held = [variable for code in _codes(thing) for variable in code.co_freevars if variable != "__class__"]
+    if held:
+        raise ConfigError(
+            f"{name}: {thing.__name__} uses {held[0]} of the function around it, which cannot be written to the run; "
+            "define both at top level, or pass it to the constructor"
+        )
+
+
 def source_of(thing: Any, name: str) -> tuple[str, ast.AST]:
     """Return the text of a definition and its syntax tree.
 
@@ -95,8 +106,9 @@ def source_of(thing: Any, name: str) -> tuple[str, ast.AST]:
                 continue
             first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
             if first <= code.co_firstlineno <= (node.end_lineno or 0):
-                text = "".join(lines[first - 1 : node.end_lineno])
-                return inspect.cleandoc(text) if text[:1].isspace() else text.rstrip(), node
+                text = "".join(lines[first - 1 : node.end_lineno]).rstrip()
+                # Taking the indentation away would change texts of several lines within.
+                return f"if True:\n{text}" if text[:1].isspace() else text, node
     raise ConfigError(
         f"{name}: the source of {thing.__name__} cannot be found, so it cannot be written to the run; define it in a "
         "cell without % lines, a script or a module"

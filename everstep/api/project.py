@@ -52,9 +52,7 @@ def task_code(task: Any) -> Code:
         m for m in ("model", "loss", "evaluate") if isinstance(kind, type) and not callable(getattr(kind, m, None))
     ]
     if missing:
-        raise ConfigError(
-            f"task: {kind.__name__} has no method {missing[0]!r}; for a plain module give model= and loss="
-        )
+        raise ConfigError(f"task: {kind.__name__} has no method {missing[0]!r}; for a plain module give loss=")
     if kind.__module__ != MAIN:
         return Code({"_target_": f"{kind.__module__}.{kind.__qualname__}", **given}, kind.__module__.partition(".")[0])
     source = CellSource()

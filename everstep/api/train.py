@@ -45,7 +45,8 @@ def train(
     resumed by `everstep resume`. With the `run` of an existing run it goes on from its newest checkpoint.
 
     Args:
-        task: a task, its class, or a function that returns one; also one that a notebook cell defines.
+        task: a task, its class, or a function that returns one; also one that a notebook cell defines. With `loss`,
+            the same as `model`.
         data: a pair (features, target) of arrays or sparse matrices, a dict of arrays, a DataFrame, or a torch or
             Hugging Face dataset with a length.
         validation: the same, or the fraction of the data to hold out.
@@ -63,6 +64,8 @@ def train(
         ConfigError: something cannot be written to the run, or a key does not exist; the message is one line.
         TrainingError: the run has failed.
     """
+    if loss is not None and model is None:
+        task, model = None, task
     code = _code(task, model, loss, inputs, target, metrics or {}, data)
     name = run or f"{_name_of(task if task is not None else model)}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     folder = RunFolder.of(run_root, name)

@@ -181,6 +181,28 @@ def test_a_module_with_a_loss_function_starts_from_its_own_weights_and_a_frame_g
     assert {"evaluate/accuracy", "evaluate/distance"} <= set(found["columns"])  # type: ignore[call-overload]
 
 
+def test_a_module_defined_in_an_indented_block_is_given_in_the_place_of_a_task(tmp_path: Path) -> None:
+    found = printed(
+        tmp_path,
+        """
+        if __name__ == "__main__":
+            class Within(nn.Module):
+                def __init__(self):
+                    super().__init__()
+                    self.net = nn.Linear(5, 2)
+                    self.words = '''two
+                        lines'''
+
+                def forward(self, x):
+                    return self.net(x)
+
+            run = everstep.train(Within(), loss=F.cross_entropy, data=(X, y), steps=1, run="m", **KEYS)
+            print(json.dumps({"words": run.model().words}))
+        """,
+    )
+    assert found["words"] == "two\n                lines"
+
+
 def test_datasets_of_torch_and_sparse_matrices_train(tmp_path: Path) -> None:
     found = printed(
         tmp_path,
@@ -237,7 +259,13 @@ MISTAKES = {
     ),
     "no task": ("everstep.train(data=(X, y))", "a task, or model= and loss="),
     "no loss": ("everstep.train(model=Net(), data=(X, y))", "also needs loss="),
-    "a module as a task": ("everstep.train(Net(), data=(X, y))", "give model= and loss="),
+    "a module as a task": ("everstep.train(Net(), data=(X, y))", "give loss="),
+    "a class that uses a variable of the function around it": (
+        "def make():\n    n = 5\n    class Inner(nn.Module):\n        def __init__(self):\n"
+        "            super().__init__()\n            self.net = nn.Linear(n, 2)\n    return Inner\n"
+        "everstep.train(make()(), loss=F.cross_entropy, data=(X, y))",
+        "Inner uses n of the function around it",
+    ),
     "a lambda": ("everstep.train(model=lambda: Net(), loss=F.mse_loss, data=(X, y))", "is a lambda"),
     "hooks": (
         "net = Net()\nnet.register_forward_hook(print)\neverstep.train(model=net, loss=F.mse_loss, data=(X, y))",
