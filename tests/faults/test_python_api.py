@@ -201,6 +201,11 @@ def test_a_module_defined_in_an_indented_block_is_given_in_the_place_of_a_task(t
         """,
     )
     assert found["words"] == "two\n                lines"
+    # There is no validation set, so the samples that its export is compared on are those of training.
+    words = [sys.executable, "-m", "everstep.launch", "export", "m", "--format", "pt2", "--out", "exported"]
+    env = {**os.environ, "PYTHONPATH": PATHS, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=240)
+    assert "outputs for 96 samples are equal" in ended.stdout, ended.stderr
 
 
 def test_datasets_of_torch_and_sparse_matrices_train(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ def export(options: argparse.Namespace) -> int:
     run = read_config(options.work, options)
     mesh = join_ranks(run)
     # Weights alone need no example, so a run whose data is gone can be exported too.
-    splits, sets = load_sets(run, mesh, options.on) if options.format in GRAPHS else (None, {})
+    splits, sets = load_sets(run, mesh, options.on, or_train=True) if options.format in GRAPHS else (None, {})
     session = open_session(run, mesh, options.source, options.which)
     dtype = DTYPES[options.dtype] if options.dtype else None
     target = Path(options.out)

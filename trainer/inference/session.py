@@ -176,15 +176,18 @@ def _check_signed_config(folder: RunFolder, found: CheckpointRef) -> None:
         raise CheckpointError(f"{folder.url}/{found.path}: {fault}; put the old {CONFIG} back")
 
 
-def load_sets(run: RunConfig, mesh: Mesh, on: str) -> tuple[Splits, dict[str, Fetcher]]:
+def load_sets(run: RunConfig, mesh: Mesh, on: str, or_train: bool = False) -> tuple[Splits, dict[str, Fetcher]]:
     """Return the data, and fetchers of the sets that `on` names: validation, test, train or a set's name.
+
+    `or_train` takes the training set of data without a validation set.
 
     Raises:
         ConfigError: the data has no such set.
     """
     splits = load_data(run, mesh)
     sets: dict[str, Fetcher] = {}
-    mesh.together(lambda: sets.update(_sets(run, splits, on)))
+    wanted = TRAIN if or_train and on == VALIDATION and not splits.held_out() else on
+    mesh.together(lambda: sets.update(_sets(run, splits, wanted)))
     return splits, sets
 
 
@@ -198,4 +201,4 @@ def _sets(run: RunConfig, splits: Splits, on: str) -> dict[str, Fetcher]:
     if on and on in held_out:
         return {on: held_out[on]}
     there = [*([VALIDATION] if named else []), *(name for name in held_out if name), TRAIN]
-    raise ConfigError(f"--on {on}: the data has no such set; there are {', '.join(there)}")
+    raise ConfigError(f"--on {on}: the data has no such set; there are {', '.join(there)}; choose by --on")
