@@ -7,16 +7,18 @@ from collections.abc import Iterable
 from everstep.errors import nearest
 
 GOES_ON = "a run goes on when its run= is given again; init_from= takes the weights of another"
+EPOCHS = "write steps=3ep for three epochs"
+ACCUMULATION = "global_batch= is the batch of a step, micro_batch= what one process takes at once; the rest follows"
 FOUND = "devices are found; job.nproc= says how many processes there are on each node"
 
 KEYS = {
     "run": "name run_name experiment_name exp_name run_id",
     "run_root": "output_dir default_root_dir save_folder save_dir log_dir dump_folder results_dir dirpath",
-    "steps": "max_steps max_epochs epochs num_epochs num_train_epochs max_duration training_steps train_steps "
-    "max_iters iterations",
+    "steps": "max_steps max_duration training_steps train_steps max_iters iterations",
+    EPOCHS: "max_epochs epochs num_epochs num_train_epochs epoch",
     "global_batch": "batch_size bs train_batch_size global_batch_size global_train_batch_size",
-    "micro_batch": "per_device_train_batch_size device_train_microbatch_size micro_batch_size local_batch_size "
-    "accumulate_grad_batches gradient_accumulation_steps grad_accum grad_accum_steps",
+    "micro_batch": "per_device_train_batch_size device_train_microbatch_size micro_batch_size local_batch_size",
+    ACCUMULATION: "accumulate_grad_batches gradient_accumulation_steps grad_accum grad_accum_steps",
     "seed": "seed_everything random_seed manual_seed",
     "clip": "gradient_clip_val max_grad_norm max_norm grad_clip clip_grad clip_grad_norm gradient_clipping",
     "ema": "ema_decay",
