@@ -35,6 +35,9 @@ def _holds_nested(part: Any, within: bool) -> bool:
     return False
 
 
+PEER_LOST = "(?:[Cc]onnection (?:closed|reset) by peer|Watchdog caught collective)"
+
+
 class Remedy(enum.Enum):
     """Remedy for a failed job whose output has matched a cause."""
 
@@ -80,10 +83,16 @@ def known_causes() -> dict[str, CauseConfig]:
         ("usage", Remedy.stop, r": error: (?:unrecognized arguments|the following arguments are required)"),
         ("no_script", Remedy.stop, r"can't open file .*: \[Errno 2\]"),
         ("nccl", Remedy.restart, r"ncclSystemError|ncclRemoteError|ncclInternalError|NCCL (?:WARN|error|timeout)"),
+        # A rank's own error, not one that the death of another rank has caused.
+        (
+            "exception",
+            Remedy.restart,
+            rf"^\[rank\d+\]: (?!(?:[\w.]*\.)?Dist\w*Error|.*{PEER_LOST}|.*ChildFailedError)[\w.]*(?:Error|Exception): ",
+        ),
         (
             "peer_lost",
             Remedy.restart,
-            r"(?i)connection (?:closed|reset) by peer|Watchdog caught collective|"
+            rf"(?i){PEER_LOST}|"
             r"^(?:\[.*?\]:\s*)?error: rank \d+.* (?:was killed by SIG|lost another rank)",
         ),
     ]

@@ -213,14 +213,13 @@ def _crashed(evidence: Evidence, causes: Mapping[str, CauseConfig], spent: int, 
 
 
 def _cause(evidence: Evidence, causes: Mapping[str, CauseConfig]) -> tuple[NodeReport, CauseConfig] | tuple[None, None]:
-    """Return the first cause that a node has seen, and the node's report.
+    """Return the most specific cause that a node has seen, and the node's report.
 
     A cause that stops the job must also match the recorded reason, if there is one: a warning may hold the same text.
     """
-    for report in evidence.reports:
-        cause = causes.get(report.cause or "")
-        if cause is None:
-            continue
+    order = list(causes)
+    for report in sorted((r for r in evidence.reports if r.cause in causes), key=lambda r: order.index(str(r.cause))):
+        cause = causes[str(report.cause)]
         said = None if evidence.ending is None else evidence.ending.reason
         if cause.remedy is not Remedy.stop or said is None or re.search(cause.match, said):
             return report, cause

@@ -117,6 +117,14 @@ def test_a_node_that_was_killed_because_another_failed_is_not_blamed() -> None:
     assert (found.action, found.exclude) == (Action.again, ())
 
 
+def test_an_error_of_a_rank_comes_before_what_it_did_to_the_others() -> None:
+    victim = NodeReport("n1", code=1, cause="peer_lost", line="[rank0]: RuntimeError: Connection closed by peer")
+    culprit = NodeReport("n2", code=1, cause="exception", line="[rank1]: ValueError: boom")
+    found = verdict(reports=reports(victim, culprit), is_trainer=False)
+    assert (found.action, found.cause) == (Action.again, "exception")
+    assert "exception on n2: [rank1]: ValueError: boom" in found.reason
+
+
 def test_an_error_of_the_user_in_the_output_stops_at_once() -> None:
     said = NodeReport("n1", code=1, cause="import", line="ModuleNotFoundError: No module named 'mine'")
     found = verdict(reports=reports(said, NodeReport("n2", code=1)), is_trainer=False)
@@ -156,6 +164,10 @@ def test_what_is_left_of_an_earlier_start_does_nothing() -> None:
     ("slurmstepd: error: Detected 1 oom_kill event in StepId=12.0. Some of the step tasks have been OOM Killed.",
      "host_memory"),
     ("OSError: [Errno 28] No space left on device", "disk_full"),
+    ("[rank3]: ValueError: no such word", "exception"),
+    ("[rank3]: mine.errors.NoSuchWord: no such word", None),
+    ("[rank0]: RuntimeError: [pair.cc:553] Connection closed by peer [127.0.0.1]:20153.", "peer_lost"),
+    ("[rank0]: torch.distributed.DistNetworkError: The client socket has failed to connect", None),
     ("loss 0.25 at step 12", None),
 ])  # fmt: skip
 def test_lines_of_output_have_causes(line: str, cause: str | None) -> None:

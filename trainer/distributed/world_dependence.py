@@ -63,7 +63,7 @@ def _caller(frame: FrameType | None) -> str:
 
 
 def synced_statistics(model: nn.Module, passes: int) -> str:
-    """Return the name of a SyncBatchNorm that sees less than the whole batch in a pass; empty if there is none."""
+    """Return a SyncBatchNorm that sees less than the whole batch in a pass; empty without one."""
     if passes == 1:
         return ""
     found = (name for name, module in model.named_modules() if isinstance(module, SyncBatchNorm | nn.SyncBatchNorm))
