@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import resource
 import socket
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from everstep.launch.config import JobConfig, processes
 from everstep.launch.config.devices import gpus
 from everstep.run_folder import STARTS, RunFolder
 
+LEAST_FILES = 4096
+
 
 class BadNode(Exception):
     """A check has failed; the message is the problem and, where it helps, the key to change."""
@@ -22,7 +25,7 @@ class BadNode(Exception):
 
 def failures(job: JobConfig, folder: RunFolder, host: str, nodes: int) -> list[str]:
     """Return one line per failed check; all checks together take at most job.check_s seconds."""
-    checks: list[Callable[[], object]] = [lambda: storage(folder, host), lambda: devices(job)]
+    checks: list[Callable[[], object]] = [lambda: storage(folder, host), lambda: devices(job), open_files]
     if nodes > 1 or job.interface is not None:
         checks.insert(0, lambda: address(job.interface))
     waiting = [(_in_background(check)) for check in checks]
@@ -68,6 +71,15 @@ def storage(folder: RunFolder, host: str) -> None:
         folder.storage.delete(name)
     except (OSError, EverstepError) as error:
         raise BadNode(f"the run folder {folder.url} cannot be used: {error}") from error
+
+
+def open_files() -> None:
+    """Check the limit of open files, of which loaders and connections need some thousand."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    if hard != resource.RLIM_INFINITY and hard < LEAST_FILES:
+        raise BadNode(
+            f"a process may open {hard} files; raise it to {LEAST_FILES} (ulimit -Hn, LimitNOFILE= of the service)"
+        )
 
 
 def devices(job: JobConfig) -> None:

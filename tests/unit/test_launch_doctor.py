@@ -22,10 +22,10 @@ def test_what_a_scheduler_says_against_the_job_is_told(
     scheduler: FileScheduler, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["doctor", "job=slurm"]) == 0
-    assert capsys.readouterr().out == "ok     slurm would take the job\n"
+    assert capsys.readouterr().out == "ok    slurm        would take the job\n"
     scheduler.keep({**scheduler.known(), "problems": ["job.partition='x': there is no such partition"]})
     assert main(["doctor", "job=slurm", "job.partition=x"]) == 2
-    assert capsys.readouterr().out == "wrong  job.partition='x': there is no such partition\n"
+    assert capsys.readouterr().out == "fail  slurm        job.partition='x': there is no such partition\n"
 
 
 def test_a_word_of_an_experiment_needs_the_experiment(scheduler: FileScheduler) -> None:
@@ -33,7 +33,6 @@ def test_a_word_of_an_experiment_needs_the_experiment(scheduler: FileScheduler) 
 
 
 @pytest.mark.parametrize(("words", "said"), [
-    (["job=local"], "job=local has no cluster to look at; choose one with job=k8s or job=slurm"),
     (["job=slurm", "--out-of-service", "n0"], "only Kubernetes keeps pods of lost nodes; say job=k8s"),
     (["job=slurm", "job.nodez=2"], "job.nodez"),
 ])  # fmt: skip

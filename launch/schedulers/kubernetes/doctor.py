@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from everstep.errors import ConfigError
 from everstep.launch import console as text
 from everstep.launch.config import JobConfig
+from everstep.launch.finding import Finding
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.kubernetes import rbac
 from everstep.launch.schedulers.kubernetes.capacity import PodRequest, against_nodes, against_quotas, on_demand
@@ -22,17 +22,6 @@ OUT_OF_SERVICE = {"key": "node.kubernetes.io/out-of-service", "value": "nodeshut
 KUEUE = "kueue.x-k8s.io"
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
 """Access modes of claims that pods on several nodes can mount."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    about: str
-    text: str
-    fine: bool | None = True
-    """False for a problem; None if it could not be determined."""
-
-    def __str__(self) -> str:
-        return f"{ {True: 'ok', False: 'wrong', None: '?'}[self.fine]:<6} {self.about:<12} {self.text}"
 
 
 class Doctor:
