@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from everstep.errors import ConfigError, printable
+from everstep.errors import ConfigError, DataError, printable
 from everstep.launch.parser import Arguments
 from everstep.registry.records import AliasMove
 from everstep.registry.registry import Registry
@@ -36,7 +36,11 @@ def _list(models: Registry, options: argparse.Namespace) -> None:
     for name in names:
         aliases = models.aliases(name)
         for number in models.versions(name):
-            version = models.version(name, number)
+            try:
+                version = models.version(name, number)
+            except DataError as error:  # one bad record hides no other
+                rows.append([f"{name}@{number}", *[""] * 5, str(error)])
+                continue
             pointing = ", ".join(alias for alias, move in aliases.items() if move.version == number)
             facts = version.facts
             known = [_word(facts, "format"), _word(facts, "step"), _when(version.time), version.by, version.note]
