@@ -136,6 +136,13 @@ def checked_name(name: str, what: str) -> str:
     return name
 
 
+def checked_reason(text: str, what: str) -> str:
+    """Return a reason or note; ConfigError if it is longer than a reader takes."""
+    if len(text) > LONGEST_REASON:
+        raise ConfigError(f"{what}: {len(text)} characters (at most {LONGEST_REASON}); write less")
+    return text
+
+
 def _digest(value: object, place: str) -> str:
     if type(value) is not str or not DIGEST.fullmatch(value):
         raise ValueError(f"{place} has {check.shown(value)} in the place of a digest")

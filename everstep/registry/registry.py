@@ -25,11 +25,15 @@ from blake3 import blake3
 
 from everstep.errors import ConfigError, DataError, nearest
 from everstep.registry.export_folder import CHUNK, check_signature, digest_of, facts_of, files_of
-from everstep.registry.records import NAME, AliasMove, FileRecord, Version, author, checked_name, now
+from everstep.registry.records import NAME, AliasMove, FileRecord, Version, author, checked_name, checked_reason, now
 from everstep.security.signing import REGISTRY, Trust, check_signer, sign
 from everstep.storage import blocks, open_storage, probe, read_limited
 
 LARGEST_RECORD = 4 << 20
+
+
+class MovedError(ConfigError):
+    """An alias was moved by another, between the decision and this move."""
 
 
 class Registry:
@@ -83,6 +87,7 @@ class Registry:
         """
         checked_name(model, "model")
         check_signer()
+        checked_reason(note, "note")
         files = files_of(Path(folder))
         check_signature(Path(folder), files, self.trust)
         digest = digest_of(files)
@@ -119,14 +124,23 @@ class Registry:
         """Return all moves of an alias, the oldest first."""
         return [self._move(model, alias, number) for number in self._moves(model, alias)]
 
-    def promote(self, version: Version, alias: str, why: str = "") -> AliasMove:
+    def newest(self, model: str, alias: str) -> AliasMove | None:
+        """Return the newest move of an alias; None if there is no such alias."""
+        return self.state(model, alias) if self._moves(model, alias) else None
+
+    def promote(self, version: Version, alias: str, why: str = "", after: int | None = None) -> AliasMove:
         """Point an alias to a version.
 
+        Args:
+            after: number of the alias's last move (0: none) that the decision was made for; None takes any.
+
         Raises:
-            ConfigError: another promotion came first.
+            MovedError: another promotion came first.
         """
         check_signer()
         numbers = self._moves(version.model, alias)
+        if after is not None and after != (numbers[-1] if numbers else 0):
+            raise self._moved(version.model, alias)
         place = f"{version.model}/aliases/{alias}/{numbers[-1] if numbers else 0:06d}.json"
         # A move that is not trusted is followed by this one, and no rollback leads back to it.
         last = self._move(version.model, alias, numbers[-1]) if numbers and not self._fault(place) else None
@@ -218,13 +232,17 @@ class Registry:
         return line + end, signature.decode(errors="replace").strip()
 
     def _commit(self, model: str, alias: str, made: AliasMove) -> AliasMove:
+        checked_reason(made.why, "why")
         probe(self.storage)
         if not self._create(f"{model}/aliases/{alias}/{made.number:06d}.json", made.packed()):
-            other = self.state(model, alias)
-            raise ConfigError(
-                f"{model}@{alias}: {other.by} has just moved it to version {other.version}; look at it, and try again"
-            )
+            raise self._moved(model, alias)
         return made
+
+    def _moved(self, model: str, alias: str) -> MovedError:
+        other = self.state(model, alias)
+        return MovedError(
+            f"{model}@{alias}: {other.by} has just moved it to version {other.version}; look at it, and try again"
+        )
 
     def _there(self, model: str) -> str:
         numbers = self.versions(model) if self.storage.names(model) else []

@@ -136,12 +136,14 @@ def test_an_export_with_a_key_is_signed_and_one_with_half_a_key_writes_nothing(
     trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(KEY, f"ed25519:{'11' * 32}")
-    out, _ = exported(trained, "windows", "safetensors")
+    ended = everstep("run", *RUNS["windows"], "run=signed", cwd=trained)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    out, _ = exported(trained, "signed", "safetensors")
     check_signature(out, files_of(out), Trust())
     (out / "model.safetensors").write_bytes(b"other")
     with pytest.raises(ConfigError, match="it was changed"):
         check_signature(out, files_of(out), Trust())
     monkeypatch.setenv(KEY, f"ed25519-public:{'11' * 32}")
-    ended = everstep("export", "windows", "--format", "safetensors", "--out", "half", cwd=trained)
+    ended = everstep("export", "signed", "--format", "safetensors", "--out", "half", cwd=trained)
     assert (ended.returncode, (trained / "half").exists()) == (2, False)
     assert "it verifies and cannot sign" in ended.stderr + ended.stdout

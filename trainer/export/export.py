@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
 from everstep.errors import ConfigError, EverstepError, printable
 from everstep.outcome import to_json_line
 from everstep.registry.export_folder import FACTS, sign_folder
+from everstep.run_folder import MANIFEST
 from everstep.security.signing import check_signer
+from everstep.storage import open_storage
 from everstep.trainer.export import fresh_check
 from everstep.trainer.export.card import card
 from everstep.trainer.export.formats import FORMATS, GRAPHS, weights
@@ -128,7 +131,7 @@ def _largest(one: RecordedCall, other: RecordedCall) -> float:
 
 
 def _facts(session: Session, options: argparse.Namespace, name: str, proof: dict[str, Any]) -> dict[str, Any]:
-    model = session.model.model
+    model, run = session.model.model, options.source
     if "tensors" in proof:
         summary = f"{proof['tensors']} tensors, read again and equal to the last bit"
     else:
@@ -141,6 +144,8 @@ def _facts(session: Session, options: argparse.Namespace, name: str, proof: dict
         "format": options.format,
         "file": name,
         "checkpoint": session.checkpoint,
+        "run": run if "://" in run else str(Path(run).absolute()),
+        "manifest": blake3(open_storage(session.checkpoint).read(MANIFEST)).hexdigest(),
         "step": session.step,
         "weights": session.run.evaluate.weights.value,
         "parameters": sum(p.numel() for p in model.parameters()),
