@@ -117,6 +117,7 @@ def load(
     version: int | None = None,
     warm_up: Sequence[Any] | None = None,
     every_s: float | None = None,
+    trusted: str | Sequence[str] | None = None,
 ) -> ServedModel:
     """Return a model of a registry, ready to be called.
 
@@ -126,15 +127,17 @@ def load(
         version: a fixed version.
         warm_up: positional arguments of a call that each version must answer before it is used.
         every_s: look for a new version every so many seconds, on a thread.
+        trusted: public keys (`ed25519-public:…`), of which one must have signed each record; without it the key in
+            EVERSTEP_SIGNING_KEY must, if it is set.
 
     Raises:
-        ConfigError: there is no such model, or it has weights only.
-        DataError: a file is not the one that was added.
+        ConfigError: there is no such model, it has weights only, or `trusted` has no public key.
+        DataError: a record is not signed as it must be, or a file is not the one that was added.
     """
     if alias is not None and version is not None:
         raise ConfigError(f"alias={alias!r}, version={version}: give one of them")
     which = alias if alias is not None else version
-    served = ServedModel(Registry(url), model if which is None else f"{model}@{which}", warm_up)
+    served = ServedModel(Registry(url, trusted), model if which is None else f"{model}@{which}", warm_up)
     return served if every_s is None else served.watch(every_s)
 
 

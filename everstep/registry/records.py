@@ -8,6 +8,7 @@ import os
 import re
 import socket
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -94,15 +95,16 @@ class AliasMove:
     time: float
 
     def packed(self) -> bytes:
+        """Return the record as a line of JSON with a token, so that no other writer has the same bytes."""
         fields = ("version", "before", "kind", "why", "by", "time")
-        return _line({name: getattr(self, name) for name in fields})
+        return _line({"token": uuid.uuid4().hex, **{name: getattr(self, name) for name in fields}})
 
     @classmethod
     def parse(cls, number: int, data: bytes, place: str) -> AliasMove:
         """Return a record that is safe to use; ValueError if it is not valid."""
-        version, before, kind, why, by, at = check.record(
-            check.parse(data), place, "version", "before", "kind", "why", "by", "time"
-        )
+        tree = check.mapping(check.parse(data), place)
+        tree.pop("token", None)
+        version, before, kind, why, by, at = check.record(tree, place, "version", "before", "kind", "why", "by", "time")
         return cls(
             number,
             check.whole(version, f"{place}: version", 1),
@@ -134,6 +136,13 @@ def checked_name(name: str, what: str) -> str:
             f"{what}={name!r}: letters a-z, digits, '.', '_' and '-' only (at most 64); choose another name"
         )
     return name
+
+
+def checked_reason(text: str, what: str) -> str:
+    """Return a reason or note; ConfigError if it is longer than a reader takes."""
+    if len(text) > LONGEST_REASON:
+        raise ConfigError(f"{what}: {len(text)} characters (at most {LONGEST_REASON}); write less")
+    return text
 
 
 def _digest(value: object, place: str) -> str:

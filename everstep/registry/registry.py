@@ -6,6 +6,10 @@ MODEL/aliases/ALIAS/000003.json a move of an alias; the highest number is its st
 
 Every change is one create-only write, of which exactly one of many writers succeeds, on every storage. So there is no
 lock and no server, a reader sees the state before a change or after it, and the history is complete.
+
+A record is a line of JSON. With a signing key a second line is its signature, which holds for this model, alias and
+number alone; it is verified before the JSON is parsed. The signature of an export says nothing of the name and number
+that the files get here, so records have signatures of their own.
 """
 
 from __future__ import annotations
@@ -13,27 +17,36 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from blake3 import blake3
 
-from everstep import checked_json
 from everstep.errors import ConfigError, DataError, nearest
-from everstep.registry.records import FILE, NAME, AliasMove, FileRecord, Version, author, checked_name, now
+from everstep.registry.export_folder import CHUNK, check_signature, digest_of, facts_of, files_of
+from everstep.registry.records import NAME, AliasMove, FileRecord, Version, author, checked_name, checked_reason, now
+from everstep.security.signing import REGISTRY, Trust, check_signer, sign
 from everstep.storage import blocks, open_storage, probe, read_limited
 
 LARGEST_RECORD = 4 << 20
-FACTS = "export.json"
-CHUNK = 1 << 20
+
+
+class MovedError(ConfigError):
+    """An alias was moved by another, between the decision and this move."""
 
 
 class Registry:
-    """The models in one folder, on a disk or in a store."""
+    """The models in one folder, on a disk or in a store.
 
-    def __init__(self, url: str) -> None:
+    Args:
+        trusted: public keys of ed25519, of which one must have signed each record; None asks for the key in
+            EVERSTEP_SIGNING_KEY, if there is one.
+    """
+
+    def __init__(self, url: str, trusted: str | Sequence[str] | None = None) -> None:
         self.url = url.rstrip("/")
+        self.trust = Trust(trusted)
         self.storage = open_storage(self.url)
 
     def models(self) -> list[str]:
@@ -45,10 +58,10 @@ class Registry:
         return _numbers(self.storage.names(f"{checked_name(model, 'model')}/versions"))
 
     def version(self, model: str, number: int) -> Version:
-        """Return a version; ConfigError if there is none, DataError if its record is damaged."""
+        """Return a version; ConfigError if there is none, DataError if its record is damaged or not trusted."""
         place = f"{checked_name(model, 'model')}/versions/{number:06d}.json"
         try:
-            return Version.parse(model, number, read_limited(self.storage, place, LARGEST_RECORD))
+            return Version.parse(model, number, self._read(place))
         except FileNotFoundError:
             raise ConfigError(f"{model}@{number}: {self.url} has no such version{self._there(model)}") from None
         except ValueError as error:
@@ -73,20 +86,24 @@ class Registry:
             ConfigError: the folder is no export, or has other folders in it.
         """
         checked_name(model, "model")
-        files = _files(Path(folder))
-        digest = _digest_of(files)
+        check_signer()
+        checked_reason(note, "note")
+        files = files_of(Path(folder))
+        check_signature(Path(folder), files, self.trust)
+        digest = digest_of(files)
         probe(self.storage)
         while True:
-            known = [self.version(model, number) for number in self.versions(model)]
-            for version in known:
-                if version.digest == digest:
+            numbers = self.versions(model)
+            for number in numbers:
+                # A version from before the key, or by someone without it, does not keep a signed one out.
+                place = f"{model}/versions/{number:06d}.json"
+                if not self._fault(place) and (version := self.version(model, number)).digest == digest:
                     return version
             for name in files:
                 self._upload(Path(folder) / name, f"{model}/files/{digest}/{name}")
-            facts = _facts(Path(folder))
-            number = known[-1].number + 1 if known else 1
-            made = Version(model, number, digest, files, facts, note, author(), now())
-            if self.storage.create(f"{model}/versions/{number:06d}.json", made.packed()):
+            number = numbers[-1] + 1 if numbers else 1
+            made = Version(model, number, digest, files, facts_of(Path(folder)), note, author(), now())
+            if self._create(f"{model}/versions/{number:06d}.json", made.packed()):
                 return made
 
     def aliases(self, model: str) -> dict[str, AliasMove]:
@@ -107,17 +124,30 @@ class Registry:
         """Return all moves of an alias, the oldest first."""
         return [self._move(model, alias, number) for number in self._moves(model, alias)]
 
-    def promote(self, version: Version, alias: str, why: str = "") -> AliasMove:
+    def newest(self, model: str, alias: str) -> AliasMove | None:
+        """Return the newest move of an alias; None if there is no such alias."""
+        return self.state(model, alias) if self._moves(model, alias) else None
+
+    def promote(self, version: Version, alias: str, why: str = "", after: int | None = None) -> AliasMove:
         """Point an alias to a version.
 
+        Args:
+            after: number of the alias's last move (0: none) that the decision was made for; None takes any.
+
         Raises:
-            ConfigError: another promotion came first.
+            MovedError: another promotion came first.
         """
+        check_signer()
         numbers = self._moves(version.model, alias)
-        last = self._move(version.model, alias, numbers[-1]) if numbers else None
+        if after is not None and after != (numbers[-1] if numbers else 0):
+            raise self._moved(version.model, alias)
+        place = f"{version.model}/aliases/{alias}/{numbers[-1] if numbers else 0:06d}.json"
+        # A move that is not trusted is followed by this one, and no rollback leads back to it.
+        last = self._move(version.model, alias, numbers[-1]) if numbers and not self._fault(place) else None
         if last is not None and last.version == version.number:
             return last
-        made = AliasMove(len(numbers) + 1, version.number, last.number if last else 0, "promote", why, author(), now())
+        number = numbers[-1] + 1 if numbers else 1
+        made = AliasMove(number, version.number, last.number if last else 0, "promote", why, author(), now())
         return self._commit(version.model, alias, made)
 
     def rollback(self, model: str, alias: str, why: str = "") -> AliasMove:
@@ -176,18 +206,43 @@ class Registry:
     def _move(self, model: str, alias: str, number: int) -> AliasMove:
         place = f"{model}/aliases/{alias}/{number:06d}.json"
         try:
-            return AliasMove.parse(number, read_limited(self.storage, place, LARGEST_RECORD), place)
+            return AliasMove.parse(number, self._read(place), place)
         except (FileNotFoundError, ValueError) as error:
             raise DataError(f"{self.url}/{place}: {error}") from error
 
+    def _create(self, place: str, line: bytes) -> bool:
+        """Write a record, signed if there is a key; False if it is there already."""
+        signature = sign(REGISTRY, place, line)
+        return self.storage.create(place, line + (f"{signature}\n".encode() if signature else b""))
+
+    def _read(self, place: str) -> bytes:
+        """Return the line of a record, whose signature is good; DataError if it is not."""
+        line, signature = self._lines(place)
+        if fault := self.trust.fault(REGISTRY, place, line, signature):
+            raise DataError(f"{self.url}/{place}: {fault}; nothing of it was used")
+        return line
+
+    def _fault(self, place: str) -> str:
+        """Return the reason why a record may not be trusted; an empty string if it may."""
+        line, signature = self._lines(place)
+        return self.trust.fault(REGISTRY, place, line, signature)
+
+    def _lines(self, place: str) -> tuple[bytes, str]:
+        line, end, signature = read_limited(self.storage, place, LARGEST_RECORD).partition(b"\n")
+        return line + end, signature.decode(errors="replace").strip()
+
     def _commit(self, model: str, alias: str, made: AliasMove) -> AliasMove:
+        checked_reason(made.why, "why")
         probe(self.storage)
-        if not self.storage.create(f"{model}/aliases/{alias}/{made.number:06d}.json", made.packed()):
-            other = self.state(model, alias)
-            raise ConfigError(
-                f"{model}@{alias}: {other.by} has just moved it to version {other.version}; look at it, and try again"
-            )
+        if not self._create(f"{model}/aliases/{alias}/{made.number:06d}.json", made.packed()):
+            raise self._moved(model, alias)
         return made
+
+    def _moved(self, model: str, alias: str) -> MovedError:
+        other = self.state(model, alias)
+        return MovedError(
+            f"{model}@{alias}: {other.by} has just moved it to version {other.version}; look at it, and try again"
+        )
 
     def _there(self, model: str) -> str:
         numbers = self.versions(model) if self.storage.names(model) else []
@@ -199,37 +254,3 @@ class Registry:
 def _numbers(names: list[str]) -> list[int]:
     stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
     return sorted(int(stem) for stem in stems if stem.isdigit() and len(stem) >= 6)
-
-
-def _files(folder: Path) -> dict[str, FileRecord]:
-    """Return the files of an export with their digests."""
-    if not (folder / FACTS).is_file():
-        raise ConfigError(f"{folder} is not the folder of an export: it has no {FACTS}; make one with everstep export")
-    return {name: FileRecord(path.stat().st_size, _blake3(path)) for name, path in _entries(folder)}
-
-
-def _entries(folder: Path) -> Iterator[tuple[str, Path]]:
-    for path in sorted(folder.iterdir()):
-        if path.is_symlink() or not path.is_file() or not FILE.fullmatch(path.name):
-            raise ConfigError(f"{path}: a version has plain files only; remove it")
-        yield path.name, path
-
-
-def _blake3(path: Path) -> str:
-    digest = blake3()
-    with path.open("rb") as file:
-        while block := file.read(CHUNK):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _digest_of(files: dict[str, FileRecord]) -> str:
-    lines = (f"{name}\0{file.bytes}\0{file.blake3}\n" for name, file in sorted(files.items()))
-    return blake3("".join(lines).encode()).hexdigest()
-
-
-def _facts(folder: Path) -> dict[str, Any]:
-    try:
-        return checked_json.mapping(checked_json.parse((folder / FACTS).read_bytes()), FACTS)
-    except ValueError as error:
-        raise ConfigError(f"{folder / FACTS}: {error}") from error

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 
 from everstep.errors import ConfigError
-from everstep.frozen_config import freeze, start_digest
+from everstep.frozen_config import freeze
+from everstep.launch.evaluation import check_code, measure
 from everstep.launch.parser import Arguments
-from everstep.launch.submit.trust import Runnable
-from everstep.launch.trained import ChosenRun, add_arguments, choose_run, run_trainer, trainer_arguments, write_config
+from everstep.launch.trained import ChosenRun, add_arguments, choose_run
 from everstep.run_folder import CONFIG, EVALUATIONS, RESULT
-from everstep.storage import Storage, join_url, open_storage
+from everstep.storage import join_url, open_storage
 
 EXAMPLES = """examples:
   everstep evaluate demo                          the newest checkpoint on the validation set
@@ -29,40 +28,19 @@ def evaluate(arguments: Sequence[str]) -> int:
     chosen = choose_run(options.run, options, options.overrides)
     other = choose_run(options.against, options, []) if options.against else None
     if other is not None:
-        _check_code(chosen, other)
+        check_code(chosen, other)
     if options.out:
         work = open_storage(options.out)
         if work.exists(RESULT):
             raise ConfigError(f"--out {options.out}: it holds a result already; choose another folder")
-        return _measure(chosen, other, work, options)
+        return measure(chosen, other, work, options.on, options.by, options.json)
     path = _new_evaluation(chosen)
     work = open_storage(join_url(chosen.folder.url, path))
     try:
-        return _measure(chosen, other, work, options)
+        return measure(chosen, other, work, options.on, options.by, options.json)
     finally:
         if not work.exists(RESULT):
             chosen.folder.storage.delete(path)
-
-
-def _measure(chosen: ChosenRun, other: ChosenRun | None, work: Storage, options: argparse.Namespace) -> int:
-    write_config(work, chosen.config)
-    argv = ["evaluate", work.url, *trainer_arguments(chosen, options.on)]
-    if other is not None:
-        write_config(work, other.config, "against")
-        argv += ["--against", json.dumps(_described(other, work))]
-    argv += ["--by", options.by] if options.by else []
-    return run_trainer([*argv, *(["--json"] if options.json else [])], chosen.job)
-
-
-def _check_code(chosen: ChosenRun, other: ChosenRun) -> None:
-    """Raise ConfigError if the two runs have different code under one name."""
-    modules = [Runnable().of_folder(run.folder.storage).module for run in (chosen, other)]
-    paths = [run.job.env.get("PYTHONPATH") for run in (chosen, other)]
-    if modules[0] != modules[1] or (modules == [None, None] and paths[0] != paths[1]):
-        raise ConfigError(
-            f"--against {other.folder.url}: it has code of its own (project/run_task.py, or job.env.PYTHONPATH); "
-            "evaluate each run by itself"
-        )
 
 
 def _new_evaluation(chosen: ChosenRun) -> str:
@@ -72,17 +50,6 @@ def _new_evaluation(chosen: ChosenRun) -> str:
     while not storage.create(f"{EVALUATIONS}/{number:04d}/{CONFIG}", text):
         number += 1
     return f"{EVALUATIONS}/{number:04d}"
-
-
-def _described(other: ChosenRun, work: Storage) -> dict[str, str]:
-    """Return the checkpoint to compare with; it gets the samples of the first run."""
-    return {
-        "run": other.folder.url,
-        "which": other.which,
-        "config": join_url(work.url, "against"),
-        "digest": start_digest(other.config),
-        "plugins": ",".join(other.config.plugins),
-    }
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -10,9 +10,10 @@ from pathlib import Path
 from blake3 import blake3
 
 from everstep.errors import ConfigError, printable
-from everstep.launch.evidence.archive import faults, write_archive
+from everstep.launch.evidence.archive import faults, is_signed, write_archive
 from everstep.launch.parser import Arguments
 from everstep.launch.runs.lookup import add_root, find
+from everstep.security.signing import KEY, is_on
 
 EXAMPLES = """examples:
   everstep evidence demo                        writes demo.evidence.zip
@@ -44,7 +45,16 @@ def _verify(path: Path) -> int:
         print(printable(f"{path}: {fault}"), file=sys.stderr)
     if not found:
         print(printable(f"{path} is whole: every file is as its index says; BLAKE3 of all {_digest(path)}"))
+        print(_trusted(path))
     return 1 if found else 0
+
+
+def _trusted(path: Path) -> str:
+    if is_on():
+        return f"its index was signed with the key of {KEY}"
+    if is_signed(path):
+        return f"its index is signed, which was not checked; set {KEY} to check it"
+    return "its index is not signed: it shows damage, not forgery"
 
 
 def _digest(path: Path) -> str:

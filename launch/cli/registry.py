@@ -9,23 +9,30 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from everstep.errors import ConfigError, printable
-from everstep.launch.parser import Arguments
-from everstep.registry.records import AliasMove
-from everstep.registry.registry import Registry
+from everstep.errors import ConfigError, DataError, printable
+from everstep.launch.parser import Arguments, add_overrides
+from everstep.launch.runs.lookup import add_root
+from everstep.registry.condition import parse
+from everstep.registry.records import AliasMove, Version
+from everstep.registry.registry import MovedError, Registry
 
 EXAMPLES = """examples:
   everstep registry add s3://bucket/models spam model/ --note 'first with the new data'
   everstep registry ls s3://bucket/models
   everstep registry promote s3://bucket/models spam@7 --to prod --why 'better on every slice'
+  everstep registry promote s3://bucket/models spam@7 --to prod --if 'accuracy >= prod.accuracy - 0.001'
   everstep registry rollback s3://bucket/models spam@prod
   everstep registry get s3://bucket/models spam@prod model/
+
+exit codes: 0 done; 1 the condition of --if does not hold; 2 wrong usage, or it cannot be measured
 """
+TRIES = 5
+"""Measurements of one promotion, if other promotions come in between."""
 
 
 def registry(arguments: Sequence[str]) -> int:
     """Run one of the verb's own verbs."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     options.run(Registry(options.url), options)
     return 0
 
@@ -36,7 +43,11 @@ def _list(models: Registry, options: argparse.Namespace) -> None:
     for name in names:
         aliases = models.aliases(name)
         for number in models.versions(name):
-            version = models.version(name, number)
+            try:
+                version = models.version(name, number)
+            except DataError as error:  # one bad record hides no other
+                rows.append([f"{name}@{number}", *[""] * 5, str(error)])
+                continue
             pointing = ", ".join(alias for alias, move in aliases.items() if move.version == number)
             facts = version.facts
             known = [_word(facts, "format"), _word(facts, "step"), _when(version.time), version.by, version.note]
@@ -69,8 +80,37 @@ def _show(models: Registry, options: argparse.Namespace) -> None:
 
 def _promote(models: Registry, options: argparse.Namespace) -> None:
     version = models.find(options.version)
-    move = models.promote(version, options.to, options.why)
+    if options.condition:
+        move = _promote_if(models, version, options)
+    elif options.overrides:
+        raise ConfigError(f"{options.overrides[0]}: changes the data of --if only; give a condition, or leave it out")
+    else:
+        move = models.promote(version, options.to, options.why)
     _say(f"{version.model}@{options.to} is version {move.version} (move {move.number})")
+
+
+def _promote_if(models: Registry, version: Version, options: argparse.Namespace) -> AliasMove:
+    """Promote a version that its condition holds for; measure again if the champion has changed meanwhile."""
+    from everstep.launch.promotion import champions_of, check_condition
+
+    condition = parse(options.condition)
+    for left in reversed(range(TRIES)):
+        champions, after = champions_of(models, version.model, condition, options.to)
+        last = models.newest(version.model, options.to)
+        if last is not None and last.version == version.number:
+            return last
+        if not after:
+            _say(f"{version.model}@{options.to}: no champion yet")
+        verdict = check_condition(version, champions, condition, options)
+        _say(f"--if {condition.text!r} holds: {verdict}")
+        why = "; ".join(filter(None, [options.why, f"{condition.text}: {verdict}"]))
+        try:
+            return models.promote(version, options.to, why, after)
+        except MovedError as error:
+            if not left:
+                raise
+            _say(f"{error.args[0].partition(';')[0]}, so it is measured again")
+    raise ValueError(TRIES)
 
 
 def _rollback(models: Registry, options: argparse.Namespace) -> None:
@@ -136,6 +176,14 @@ def _parser() -> argparse.ArgumentParser:
     promote.add_argument("version", metavar="MODEL@N")
     promote.add_argument("--to", required=True, metavar="ALIAS", help="such as prod")
     promote.add_argument("--why", default="", help="the reason, for the history")
+    promote.add_argument(
+        "--if", dest="condition", default="", metavar="CONDITION", help="such as 'accuracy >= prod.accuracy - 0.001'"
+    )
+    promote.add_argument("--on", default="validation", metavar="SET", help="set that --if is measured on")
+    promote.add_argument("--trust", action="store_true", help="run what the folder of another user names")
+    add_root(promote)
+    add_overrides(promote, "other data for --if: data.path=…")
+    promote.set_defaults(verb="registry promote")
     back = _verb(verbs, "rollback", _rollback, "point an alias to the version that it had before")
     back.add_argument("alias", metavar="MODEL@ALIAS")
     back.add_argument("--why", default="", help="the reason, for the history")
@@ -143,6 +191,17 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("version", metavar="MODEL[@N|@ALIAS]")
     get.add_argument("folder", metavar="FOLDER")
     return parser
+
+
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace:
+    """Return the options; changes of keys may stand anywhere behind the verb."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and ("overrides" not in options or any(word.startswith("-") for word in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _verb(verbs: Any, name: str, run: Any, meaning: str) -> argparse.ArgumentParser:

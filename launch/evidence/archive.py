@@ -16,6 +16,7 @@ from everstep.checked_json import mapping, parse, record, text, whole
 from everstep.errors import ConfigError
 from everstep.launch.evidence.records import LARGEST, as_text, card, records, summary
 from everstep.run_folder import RunFolder
+from everstep.security.signing import EVIDENCE, LONGEST, Trust, sign
 from everstep.storage.names import is_plain
 
 INDEX, SIGNATURE = "index.json", "index.sig"
@@ -36,7 +37,7 @@ def write_archive(run: RunFolder, out: Path) -> tuple[int, str]:
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it, or choose another")
     found, index = _contents(run)
-    signature = sign_index(index)
+    signature = sign(EVIDENCE, "", index).encode()
     with tempfile.NamedTemporaryFile(dir=out.parent, prefix=f".{out.name}.", delete=False) as staged:
         try:
             with zipfile.ZipFile(staged, "w", zipfile.ZIP_STORED) as archive:
@@ -49,12 +50,6 @@ def write_archive(run: RunFolder, out: Path) -> tuple[int, str]:
         finally:
             os.unlink(staged.name)
     return len(found), blake3(index).hexdigest()
-
-
-def sign_index(index: bytes) -> bytes | None:
-    """Return a signature of the index, which has all digests; None, as there is no key for it yet."""
-    del index
-    return None
 
 
 def _contents(run: RunFolder) -> tuple[dict[str, bytes], bytes]:
@@ -81,10 +76,15 @@ def _entry(name: str) -> zipfile.ZipInfo:
 def faults(path: Path) -> Iterator[str]:
     """Yield what is wrong with an archive, a line each; nothing if every file is as its index says.
 
+    With a signing key the index must be signed with it; if it is not, it is not parsed.
+
     Raises:
         ConfigError: the file is no such archive.
     """
     with _opened(path) as archive:
+        if fault := _signature_fault(archive):
+            yield f"{INDEX}: {fault}"
+            return
         index = _index(path, archive)
         sizes = {entry.filename: entry.file_size for entry in archive.infolist()}
         if len(sizes) < len(archive.infolist()):
@@ -110,6 +110,26 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
         raise ConfigError(
             f"--verify {path}: it is no archive of 'everstep evidence', or cut short ({error})"
         ) from error
+
+
+def is_signed(path: Path) -> bool:
+    """True if an archive has a signature, good or not."""
+    with _opened(path) as archive:
+        return SIGNATURE in archive.namelist()
+
+
+def _signature_fault(archive: zipfile.ZipFile) -> str:
+    """Return the reason why the index may not be trusted; an empty string if it may, or without a key."""
+    trust, sizes = Trust(), {entry.filename: entry.file_size for entry in archive.infolist()}
+    if not trust.is_on or INDEX not in sizes:
+        return ""
+    if sizes[INDEX] > LARGEST or sizes.get(SIGNATURE, 0) > LONGEST:
+        return f"it or {SIGNATURE} is too large (at most {LARGEST} and {LONGEST} bytes)"
+    try:
+        signature = archive.read(SIGNATURE).decode(errors="replace") if SIGNATURE in sizes else ""
+        return trust.fault(EVIDENCE, "", archive.read(INDEX), signature)
+    except zipfile.BadZipFile as error:
+        return f"it cannot be read ({error})"
 
 
 def _index(path: Path, archive: zipfile.ZipFile) -> dict[str, tuple[int, str]]:

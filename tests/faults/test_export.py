@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 import torch
 
+from everstep.errors import ConfigError
+from everstep.registry.export_folder import check_signature, files_of
 from everstep.run_folder import RunFolder
+from everstep.security.signing import KEY, Trust
 from everstep.trainer.checkpoint.restore import locate
 from everstep.trainer.checkpoint.tensor_index import read_metadata, read_whole
 
@@ -127,3 +130,20 @@ def test_a_mistake_is_one_line_and_leaves_nothing(trained: Path, words: tuple[st
     assert said in ended.stderr
     assert len(ended.stderr.strip().splitlines()) == 1
     assert sorted(path.name for path in trained.iterdir()) == before
+
+
+def test_an_export_with_a_key_is_signed_and_one_with_half_a_key_writes_nothing(
+    trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(KEY, f"ed25519:{'11' * 32}")
+    ended = everstep("run", *RUNS["windows"], "run=signed", cwd=trained)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    out, _ = exported(trained, "signed", "safetensors")
+    check_signature(out, files_of(out), Trust())
+    (out / "model.safetensors").write_bytes(b"other")
+    with pytest.raises(ConfigError, match="it was changed"):
+        check_signature(out, files_of(out), Trust())
+    monkeypatch.setenv(KEY, f"ed25519-public:{'11' * 32}")
+    ended = everstep("export", "signed", "--format", "safetensors", "--out", "half", cwd=trained)
+    assert (ended.returncode, (trained / "half").exists()) == (2, False)
+    assert "it verifies and cannot sign" in ended.stderr + ended.stdout

@@ -14,10 +14,11 @@ from everstep.errors import CheckpointError, ConfigError
 from everstep.frozen_config import fixed_digest, settle
 from everstep.run_folder import MANIFEST, RUN_ID, RunFolder
 from everstep.run_id import ensure_run_id, run_id
+from everstep.security.signing import KEY, Ed25519Key
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import FORMAT
 from everstep.trainer.checkpoint.restore import locate
-from everstep.trainer.checkpoint.signature import KEY, Binding, Ed25519Key
+from everstep.trainer.checkpoint.signature import Binding
 from everstep.trainer.checkpoint.signed_head import HEAD
 from everstep.trainer.command import verb
 from support.saved_checkpoint import saved

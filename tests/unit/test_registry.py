@@ -161,6 +161,17 @@ def test_a_folder_that_is_no_export_is_refused(models: Registry, tmp_path: Path)
         models.add("spam", tmp_path / "nested")
 
 
+def test_a_reason_longer_than_a_reader_takes_is_refused_before_it_is_written(models: Registry, tmp_path: Path) -> None:
+    models.promote(models.find("spam@1"), "prod")
+    for change in (
+        lambda: models.promote(models.find("spam@2"), "prod", "x" * 2001),
+        lambda: models.add("spam", export(tmp_path / "long", "long"), "x" * 2001),
+    ):
+        with pytest.raises(ConfigError, match="2001 characters"):
+            change()
+    assert (models.find("spam@prod").number, models.versions("spam")) == (1, [1, 2, 3])
+
+
 def test_the_command_adds_promotes_shows_and_rolls_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = str(tmp_path / "models")
     for number in (1, 2):

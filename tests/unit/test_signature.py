@@ -10,10 +10,10 @@ import torch
 
 from everstep.errors import CheckpointError
 from everstep.run_folder import MANIFEST, RunFolder
+from everstep.security.signing import KEY
 from everstep.trainer.checkpoint.checkpointer import Checkpointer
 from everstep.trainer.checkpoint.manifest import Committed, candidates, was_set_aside
 from everstep.trainer.checkpoint.restore import locate
-from everstep.trainer.checkpoint.signature import KEY
 from everstep.trainer.command import verb
 from support.saved_checkpoint import saved
 

@@ -31,6 +31,7 @@ from everstep.config import Busy, CheckpointConfig
 from everstep.errors import CheckpointError, SupersededError
 from everstep.run_folder import RunFolder
 from everstep.run_id import ensure_run_id
+from everstep.security.signing import is_on
 from everstep.trainer.checkpoint.manifest import ManifestFacts
 from everstep.trainer.checkpoint.node_copies import NodeCopies, open_tier
 from everstep.trainer.checkpoint.node_tier_target import NodeTierTarget
@@ -39,7 +40,6 @@ from everstep.trainer.checkpoint.restore import Restored, Restorer
 from everstep.trainer.checkpoint.retention import Retention
 from everstep.trainer.checkpoint.run_folder_target import RunFolderTarget
 from everstep.trainer.checkpoint.self_test import FirstCheckpoint, SelfTest
-from everstep.trainer.checkpoint.signature import is_on
 from everstep.trainer.checkpoint.staging import StagedState, StateStager
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.train_state import TrainState

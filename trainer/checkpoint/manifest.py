@@ -18,6 +18,7 @@ from everstep.checked_json import mapping, parse, record, shown, text, whole
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, MANIFEST, RunFolder
 from everstep.run_id import run_id
+from everstep.security.signing import is_on
 from everstep.storage import Storage, read_limited
 from everstep.storage.names import is_plain, leads_out
 from everstep.trainer.checkpoint.manifest_fields import check_types
@@ -26,7 +27,6 @@ from everstep.trainer.checkpoint.signature import (
     Binding,
     binding_fault,
     bound_part,
-    is_on,
     sign,
     signature_fault,
 )

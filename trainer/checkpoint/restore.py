@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from everstep.errors import CheckpointError
 from everstep.run_folder import CHECKPOINTS, PROGRESS, RunFolder
+from everstep.security.signing import KEY
 from everstep.trainer.checkpoint.load import (
     allocate,
     load_state,
@@ -31,7 +32,7 @@ from everstep.trainer.checkpoint.manifest import (
 )
 from everstep.trainer.checkpoint.node_tier import NodeCheckpoint, NodeTier, copy_to_nodes, find_on_nodes
 from everstep.trainer.checkpoint.read import DamagedError, OpenCheckpoint, files_needed
-from everstep.trainer.checkpoint.signature import KEY, binding_fault
+from everstep.trainer.checkpoint.signature import binding_fault
 from everstep.trainer.checkpoint.signed_head import head_fault
 from everstep.trainer.checkpoint.tools.inventory import split_url
 from everstep.trainer.distributed.mesh import Mesh

@@ -9,9 +9,10 @@ import json
 
 from everstep.checked_json import mapping, parse, text, whole
 from everstep.run_folder import CHECKPOINTS, RunFolder
+from everstep.security.signing import is_on
 from everstep.trainer.checkpoint.manifest import folders
 from everstep.trainer.checkpoint.manifest_fields import LONGEST_SIGNATURE
-from everstep.trainer.checkpoint.signature import Binding, bound_part, is_on, sign, signature_fault
+from everstep.trainer.checkpoint.signature import Binding, bound_part, sign, signature_fault
 
 HEAD = f"{CHECKPOINTS}/head.json"
 

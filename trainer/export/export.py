@@ -13,10 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from blake3 import blake3
 from torch import Tensor, nn
 
 from everstep.errors import ConfigError, EverstepError, printable
 from everstep.outcome import to_json_line
+from everstep.registry.export_folder import FACTS, sign_folder
+from everstep.run_folder import MANIFEST
+from everstep.security.signing import check_signer
+from everstep.storage import open_storage
 from everstep.trainer.export import fresh_check
 from everstep.trainer.export.card import card
 from everstep.trainer.export.formats import FORMATS, GRAPHS, weights
@@ -26,11 +31,11 @@ from everstep.trainer.inference.session import Session, join_ranks, load_sets, o
 DTYPES = {"fp64": torch.float64, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 LIMIT, HALF_LIMIT = 1e-5, 2e-2
 """Largest difference of outputs, relative to the largest output; the second for half precision."""
-FACTS = "export.json"
 
 
 def export(options: argparse.Namespace) -> int:
     """Run the verb; the folder appears when all is written and compared."""
+    check_signer()
     run = read_config(options.work, options)
     mesh = join_ranks(run)
     # Weights alone need no example, so a run whose data is gone can be exported too.
@@ -54,6 +59,7 @@ def export(options: argparse.Namespace) -> int:
         facts = _facts(session, options, name, proof) | {"inputs": call.described()}
         (staged / FACTS).write_bytes(to_json_line(facts))
         (staged / "README.md").write_text(card(session, splits, facts))
+        sign_folder(staged)
         staged.chmod(0o755)
         staged.rename(target)
     finally:
@@ -125,7 +131,7 @@ def _largest(one: RecordedCall, other: RecordedCall) -> float:
 
 
 def _facts(session: Session, options: argparse.Namespace, name: str, proof: dict[str, Any]) -> dict[str, Any]:
-    model = session.model.model
+    model, run = session.model.model, options.source
     if "tensors" in proof:
         summary = f"{proof['tensors']} tensors, read again and equal to the last bit"
     else:
@@ -138,6 +144,8 @@ def _facts(session: Session, options: argparse.Namespace, name: str, proof: dict
         "format": options.format,
         "file": name,
         "checkpoint": session.checkpoint,
+        "run": run if "://" in run else str(Path(run).absolute()),
+        "manifest": blake3(open_storage(session.checkpoint).read(MANIFEST)).hexdigest(),
         "step": session.step,
         "weights": session.run.evaluate.weights.value,
         "parameters": sum(p.numel() for p in model.parameters()),
