@@ -1,4 +1,4 @@
-"""`python -m everstep.trainer.preflight.link_check` under torchrun: time an all-reduce, print facts as JSON."""
+"""`python -m everstep.trainer.preflight.link_check`: time an all-reduce, under torchrun."""
 
 from __future__ import annotations
 

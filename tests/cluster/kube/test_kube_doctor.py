@@ -85,7 +85,7 @@ def test_what_may_not_be_seen_is_said_and_is_no_problem(cluster: Cluster, look: 
     cluster.server.rights.denied |= {("", "nodes", "list"), ("", "resourcequotas", "list"), ("", "namespaces", "get")}
     code, unknown = look()
     assert code == 0
-    assert [line.split()[:2] for line in unknown] == [["?", "quota"], ["?", "nodes"]]
+    assert [line.split()[:2] for line in unknown] == [["warn", "quota"], ["warn", "nodes"]]
 
 
 def test_a_quota_is_held_against_the_job(cluster: Cluster, look: Look) -> None:
