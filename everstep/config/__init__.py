@@ -4,6 +4,7 @@ YAML in conf/ holds only differences from these defaults and the choice of plug-
 optimizer, hooks) is a node with `_target_`; its constructor is its schema.
 """
 
+from everstep.config.checkpoint import CheckpointConfig, LocalTierConfig, ResumeConfig
 from everstep.config.choices import (
     Access,
     BadSample,
@@ -23,18 +24,14 @@ from everstep.config.choices import (
 from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig, PolicyConfig, first_steps_without
 from everstep.config.debug import DebugConfig
 from everstep.config.groups import (
-    CheckpointConfig,
     EvaluateConfig,
-    LocalTierConfig,
-    LogConfig,
     NonfiniteConfig,
     ParallelConfig,
     PrecisionConfig,
-    ResumeConfig,
     ScheduleConfig,
     StopConfig,
-    WandbConfig,
 )
+from everstep.config.log import LogConfig, WandbConfig
 from everstep.config.other_trainers_keys import meant
 from everstep.config.run import (
     FREE_ON_RESUME,

@@ -5,20 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from everstep.config.checkpoint import CheckpointConfig, ResumeConfig
 from everstep.config.choices import Access, BadSample, OnHookError, Weights, require
 from everstep.config.data_loading import ExcludeConfig, LoaderConfig, OrderConfig, PolicyConfig
 from everstep.config.debug import DebugConfig
 from everstep.config.groups import (
-    CheckpointConfig,
     EvaluateConfig,
-    LogConfig,
     NonfiniteConfig,
     ParallelConfig,
     PrecisionConfig,
-    ResumeConfig,
     ScheduleConfig,
     StopConfig,
 )
+from everstep.config.log import LogConfig
 from everstep.config.run_length import split_length
 
 Node = dict[str, Any]
