@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import tempfile
@@ -23,11 +24,15 @@ def report(arguments: Sequence[str]) -> int:
     """Run the verb; the exit code is 0 for any state of the run."""
     options = _parser().parse_args(arguments)
     from everstep.launch.report.facts import collect
+    from everstep.launch.report.markdown import markdown
     from everstep.launch.report.page import page
     from everstep.launch.report.text import clean
 
     folder = find(options.run, options.root)
     facts = clean(collect(folder))
+    if options.json or options.md:
+        print(json.dumps(facts, indent=1) if options.json else markdown(facts), flush=True)
+        return 0
     out = Path(options.out or f"{_file_name(facts['run'])}.report.html")
     _write(out, page(facts, "run.html.j2"))
     print(printable(f"{out}: {facts['sentence']}"))
@@ -74,4 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     add_run(parser)
     parser.add_argument("--out", metavar="FILE", help="the page (NAME.report.html in this folder)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    printed = parser.add_mutually_exclusive_group()
+    printed.add_argument("--json", action="store_true", help="print an object, for scripts")
+    printed.add_argument("--md", action="store_true", help="print Markdown, for a pull request")
     return parser

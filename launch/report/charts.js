@@ -13,7 +13,6 @@
   const drawn = JSON.parse(await unpacked("drawn"));
   const facts = JSON.parse(text("everstep-report"));
   const color = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
-  const still = matchMedia("(prefers-reduced-motion: reduce)").matches || navigator.webdriver;
   const phase = (part) => color(`c-${part.replace(" ", "-")}`);
   const short = (value) => {
     const size = Math.abs(value);
@@ -22,7 +21,7 @@
     return size >= 1e4 ? value.toLocaleString("en", { notation: "compact" }) : String(+value.toPrecision(5));
   };
   const base = () => ({
-    animation: !still && false,
+    animation: false,
     textStyle: { fontFamily: "system-ui, sans-serif", color: color("ink") },
     grid: { left: 54, right: 14, top: 12, bottom: 30 },
     // Rich text, since the other kind is HTML with styles of its own, which the policy refuses.
@@ -60,6 +59,9 @@
       ...(wrong.length ? [signs("NaN or Inf", wrong, high, 180, color("bad"))] : [])] };
   }
 
+  const steps = drawn.curves ? drawn.curves.charts.flatMap((chart) => chart.curves.flatMap((each) => each.points.map((point) => point[0]))) : [];
+  const last = steps.reduce((one, other) => Math.max(one, other), 0);
+
   function curve(index) {
     const chart = drawn.curves.charts[index], series = [];
     const { restarts, more } = marks(chart);
@@ -77,7 +79,7 @@
       textStyle: { color: color("soft") } };
     const tall = chart.curves.length > 1 ? 30 : 12;
     return { ...base(), legend, grid: { ...base().grid, top: tall }, series: [...series, ...(log ? [] : more)],
-      xAxis: axis({ type: "value", min: "dataMin", max: "dataMax", splitLine: { show: false }, axisLabel: { color: color("soft"), hideOverlap: true, formatter: short } }),
+      xAxis: axis({ type: "value", min: 0, max: last, splitLine: { show: false }, axisLabel: { color: color("soft"), hideOverlap: true, formatter: short } }),
       yAxis: axis({ type: log ? "log" : "value", scale: true, axisLabel: { color: color("soft"), formatter: short } }),
       dataZoom: [{ type: "inside", filterMode: "none" }],
       toolbox: { show: true, right: -100, feature: { dataZoom: { yAxisIndex: "none", filterMode: "none" } } } };

@@ -92,6 +92,8 @@ def read_curves(folder: RunFolder, attempts: Sequence[int]) -> Curves:
             for record in folder.lines(attempt, METRICS):
                 if record.get("kind") in found and type(record.get("step")) is int:
                     found[str(record["kind"])].add(record)
+        for records in found.values():
+            records.kept = dict(sorted(records.kept.items()))
         names, tables = _names(found.values())
         shown = names[:MOST_CHARTS]
         charts = [Chart(name, [*_curves(found, name)]) for name in shown]
@@ -101,13 +103,12 @@ def read_curves(folder: RunFolder, attempts: Sequence[int]) -> Curves:
 
 def _names(found: Iterable[_Records]) -> tuple[list[str], list[str]]:
     """Return the metrics that are curves, those that everybody has first, and those that are tables."""
-    seen = dict.fromkeys(
-        key
-        for records in found
-        for record in records.kept.values()
-        for key, value in record.items()
-        if key not in NO_CURVE and _is_number(value)
-    )
+    seen: dict[str, None] = {}
+    for records in found:
+        for record in records.kept.values():
+            for key, value in record.items():
+                if key not in seen and key not in NO_CURVE and _is_number(value):
+                    seen[key] = None
     cells = Counter(_whole(name) for name in seen)
     curves = [name for name in seen if cells[_whole(name)] <= MOST_CELLS]
     order = {name: place for place, name in enumerate(FIRST)}
@@ -125,7 +126,7 @@ def _is_number(value: object) -> bool:
 
 def _curves(found: Mapping[str, _Records], name: str) -> Iterable[Curve]:
     for source, records in found.items():
-        values = [(step, float(record[name])) for step, record in sorted(records.kept.items()) if _has(record, name)]
+        values = [(step, float(record[name])) for step, record in records.kept.items() if _has(record, name)]
         if not values:
             continue
         finite = [point for point in values if math.isfinite(point[1])]

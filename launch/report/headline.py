@@ -70,7 +70,7 @@ def _restarts(attempts: Sequence[AttemptRow]) -> str:
 
 
 def _cause(attempt: AttemptRow) -> str:
-    said = attempt.decision or attempt.reason or attempt.outcome
+    said = (attempt.reason or attempt.decision or attempt.outcome).split("; ")[0]
     return said if len(said) <= LONGEST_REASON else f"{said[:LONGEST_REASON]}…"
 
 
@@ -85,7 +85,7 @@ def figures(status: Mapping[str, Any], attempts: Sequence[AttemptRow], best: Bes
         Figure("goodput", f"{spent['fraction']:.1%}", "productive share of the wall time"),
         _metric(status, best),
         Figure("wall time", duration(spent["wall_s"]), rate),
-        Figure("steps replayed", f"{replayed:,}", f"none lost, in {_attempts(len(attempts))}"),
+        Figure("steps replayed", f"{replayed:,}", f"in {_attempts(len(attempts))}"),
     ]
 
 

@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any
 
 CHROMIUM = shutil.which("chromium")
-FLAGS = (
-    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --disable-dev-shm-usage --remote-debugging-pipe"
-).split()
+FLAGS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-dev-shm-usage"),
+    "--remote-debugging-pipe",
+]
 ANSWER_S = 60.0
 
 
@@ -70,7 +71,12 @@ class Browser:
 
     def screenshot(self, out: Path, height: int | None = None) -> None:
         width = self.evaluate("innerWidth")
-        clip = {"x": 0, "y": 0, "width": width, "height": height or self.evaluate("document.documentElement.scrollHeight")}
+        clip = {
+            "x": 0,
+            "y": 0,
+            "width": width,
+            "height": height or self.evaluate("document.documentElement.scrollHeight"),
+        }
         answer = self._call("Page.captureScreenshot", captureBeyondViewport=True, clip={**clip, "scale": 1})
         out.write_bytes(base64.b64decode(answer["data"]))
 
