@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -30,16 +31,18 @@ class Browser:
         assert CHROMIUM is not None
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
-        # Chromium reads its descriptor 3 and writes 4: a shell puts our pipes there.
+        low = theirs_in, theirs_out
+        theirs_in, theirs_out = (fcntl.fcntl(each, fcntl.F_DUPFD, 64) for each in low)
+        # Chromium reads its descriptor 3 and writes 4: a shell puts our pipes there. (dash knows no number above 9.)
         command = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self._process = subprocess.Popen(
-            ["sh", "-c", command, CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
+            ["bash", "-c", command, CHROMIUM, *FLAGS, f"--user-data-dir={profile}", "about:blank"],
             pass_fds=(theirs_in, theirs_out),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        os.close(theirs_in)
-        os.close(theirs_out)
+        for each in (*low, theirs_in, theirs_out):
+            os.close(each)
         self._in, self._out, self._rest, self._number = ours_in, ours_out, b"", 0
         self.events: list[dict[str, Any]] = []
         self._session: str | None = None
