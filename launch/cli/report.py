@@ -47,7 +47,7 @@ def _file_name(run: str) -> str:
 
 
 def _write(out: Path, text: str) -> None:
-    """Write the file at once, so that an interruption leaves the old one; readable for its owner, as the run is."""
+    """Write the file at once, readable for its owner alone; an interruption leaves the old one."""
     if not out.parent.is_dir():
         raise ConfigError(f"--out {out}: there is no folder {out.parent}; make it, or choose another")
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""What to do next: at most three lines, each with the measurement behind it."""
+"""Advice: at most three lines on what to do next, each with the measurement behind it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attempts of a run for the time line: a row a node, a bar an attempt, cut by phase as goodput cuts it."""
+"""Attempts of a run for the time line: a row a node, a bar an attempt, cut by phase as in goodput."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ class ConfigKey:
 
 @dataclass(frozen=True)
 class RunReport:
-    """All that the page of a run shows."""
+    """Facts that the page of a run shows."""
 
     format: int
     everstep: str

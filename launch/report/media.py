@@ -42,7 +42,7 @@ class Logged:
 
 @dataclass(frozen=True)
 class LoggedMedia:
-    """What a page shows, and the number of names that it leaves out."""
+    """Records that a page shows, and the number of names that it leaves out."""
 
     shown: Sequence[Logged] = ()
     left_out: int = 0
