@@ -71,11 +71,23 @@ class Timeline:
 
 
 @dataclass(frozen=True)
+class Span:
+    """Part of the wall time, from `since` to `until` (seconds since the epoch)."""
+
+    part: str
+    since: float
+    until: float
+
+
+@dataclass(frozen=True)
 class Goodput:
     """Seconds by part."""
 
     parts: dict[str, float] = field(default_factory=dict)
     replayed_steps: int = 0
+    spans: Sequence[Span] = ()
+    """The whole wall time in order; pauses of training lie within its productive spans."""
+    pauses: Sequence[Pause] = ()
 
     @property
     def wall_s(self) -> float:
@@ -93,17 +105,23 @@ class _Cuts:
     def __init__(self, since: float, until: float) -> None:
         self.at, self.until = since, max(since, until)
         self.parts = dict.fromkeys(PARTS, 0.0)
+        self.spans: list[Span] = []
 
     def cut(self, part: str, until: float) -> None:
         """Assign the time from the last cut up to `until` to `part`."""
         until = min(max(until, self.at), self.until)
         self.parts[part] += until - self.at
+        self._move(part, until)
+
+    def _move(self, part: str, until: float) -> None:
+        if until > self.at:
+            self.spans.append(Span(part, self.at, until))
         self.at = until
 
     def share(self, until: float, wanted: Iterator[tuple[str, float]], rest: str) -> None:
         """Split the time up to `until`: to each part in `wanted` its seconds while any remain, then to `rest`."""
         room = min(max(until, self.at), self.until) - self.at
-        self.at += room
+        self._move(rest, self.at + room)
         for part, seconds in wanted:
             taken = min(room, max(0.0, seconds))
             self.parts[part] += taken
@@ -121,7 +139,8 @@ def goodput(timeline: Timeline) -> Goodput:
         successor = ordered[number + 1].began if number + 1 < len(ordered) else timeline.until
         _work(cuts, stretch, min(stretch.ended, successor))
     _wait(cuts, timeline, timeline.until)
-    return Goodput(cuts.parts, timeline.replayed_steps)
+    pauses = [pause for stretch in ordered for pause in stretch.pauses]
+    return Goodput(cuts.parts, timeline.replayed_steps, cuts.spans, pauses)
 
 
 def _wait(cuts: _Cuts, timeline: Timeline, until: float) -> None:

@@ -39,8 +39,8 @@ def facts(folder: RunFolder) -> Facts:
     config = thaw(folder.storage.read(CONFIG))
     keys = {key: value for key, value in leaves(plain(config)) if key not in SAME}
     provenance = folder.facts(PROVENANCE)
-    figures = dict(_figures(folder, config.evaluate.metric, config.evaluate.goal.value))
-    return Facts(keys, provenance, folder.facts(DATA), _code(folder, provenance), figures)
+    reached = dict(figures(folder, config.evaluate.metric, config.evaluate.goal.value))
+    return Facts(keys, provenance, folder.facts(DATA), _code(folder, provenance), reached)
 
 
 def compare(a: Facts, b: Facts) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def different(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, list[Any]
     }
 
 
-def _figures(folder: RunFolder, metric: str, goal: str) -> Iterator[tuple[str, float]]:
+def figures(folder: RunFolder, metric: str, goal: str) -> Iterator[tuple[str, float]]:
     """Yield the last training figures, the last held-out ones, and the best of the run's metric."""
     train: dict[int, Mapping[str, Any]] = {}
     held_out: dict[int, Mapping[str, Any]] = {}
