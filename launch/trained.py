@@ -19,6 +19,7 @@ from everstep.frozen_config import freeze, start_digest, thaw
 from everstep.import_path import safe_flags
 from everstep.launch import torchrun
 from everstep.launch.config import JobConfig, job_config, processes, refuse_too_many, threads
+from everstep.launch.job_start.child import leash
 from everstep.launch.parser import add_overrides
 from everstep.launch.runs.lookup import add_root, find
 from everstep.launch.submit.job_spec import read_job
@@ -95,7 +96,10 @@ def trainer_arguments(chosen: ChosenRun, on: str) -> list[str]:
 
 
 def run_trainer(words: Sequence[str], job: JobConfig) -> int:
-    """Run the trainer's verb on this machine; return its exit code, of several processes torchrun's 1."""
+    """Run the trainer's verb on this machine; return its exit code, of several processes torchrun's 1.
+
+    The trainer dies with this process: it would go on beside the same command given again, and hold its devices.
+    """
     nproc = processes(job)
     refuse_too_many(nproc)
     program = ["-m", "everstep.trainer", *words]
@@ -104,7 +108,7 @@ def run_trainer(words: Sequence[str], job: JobConfig) -> int:
         argv = torchrun.agent(program, nproc, job.grace_s, torchrun.Rendezvous(id=uuid.uuid4().hex))
     env = torchrun.environment(os.environ, threads(job, nproc), job.env)
     sys.stdout.flush()
-    return subprocess.run(argv, env=env, check=False).returncode
+    return subprocess.run(argv, env=env, check=False, preexec_fn=leash(os.getpid())).returncode
 
 
 def add_arguments(parser: argparse.ArgumentParser, verb: str) -> None:
