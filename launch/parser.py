@@ -75,6 +75,7 @@ VERBS = {
     "leaderboard": ("everstep.launch.cli.leaderboard", "leaderboard", "the trials of a sweep, the best first"),
     "ls": ("everstep.launch.cli.ls", "ls", "all runs: state, step, rate, time left, where"),
     "status": ("everstep.launch.cli.status", "status", "where a run stands and why, and where its time went (goodput)"),
+    "top": ("everstep.launch.cli.top", "top", "all runs, live in this terminal; open, cancel and resume them"),
     "report": ("everstep.launch.cli.report", "report", "what happened in a run, as one HTML page for any browser"),
     "logs": ("everstep.launch.cli.logs", "logs", "what a rank wrote; -f follows across restarts"),
     "cancel": ("everstep.launch.cli.cancel", "cancel", "stop runs for good"),

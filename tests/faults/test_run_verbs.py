@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from everstep.launch.cli.status import report
+from everstep.launch.runs.status import report
 from everstep.run_folder import EVENTS, RunFolder
 from support import TESTS, kill_points
 from support.processes import until

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from everstep.launch.__main__ import main
-from everstep.launch.cli import logs, status
+from everstep.launch.cli import logs
+from everstep.launch.runs import status_text
 from everstep.launch.runs.goodput import Goodput
 from everstep.launch.schedulers import registry
 from everstep.launch.schedulers.job import JobHandle, new_token
@@ -164,9 +165,9 @@ def test_status_says_where_it_stands_and_where_the_time_went(root: Path, capsys:
 
 def test_status_shows_the_goodput_from_five_minutes_on() -> None:
     spent = {"productive": 200.0, "start": 99.0}
-    assert status._goodput(Goodput(spent)) == []
+    assert status_text._goodput(Goodput(spent)) == []
     spent["start"] = 100.0
-    assert status._goodput(Goodput(spent)) == [("goodput", "66.7% of 5 min; the rest: start 1 min 40 s (33.3%)")]
+    assert status_text._goodput(Goodput(spent)) == [("goodput", "66.7% of 5 min; the rest: start 1 min 40 s (33.3%)")]
 
 
 def test_status_has_the_energy_of_a_run_whose_gpus_told_their_power(
@@ -184,7 +185,7 @@ def test_status_has_the_energy_of_a_run_whose_gpus_told_their_power(
 
 def test_where_the_time_went_fits_a_terminal_of_80_columns() -> None:
     spent = {"productive": 50.0, "evaluation": 9.0, "start": 5.0, "down": 1.0, "queue": 300.0, "checkpoint": 7.0}
-    shown = [f"{name:<12} {value}" if name else value for name, value in status._goodput(Goodput(spent))]
+    shown = [f"{name:<12} {value}" if name else value for name, value in status_text._goodput(Goodput(spent))]
     assert max(map(len, shown)) <= 80
     assert " ".join(row[13:] for row in shown) == (
         "13.4% of 6 min 12 s; the rest: queue 5 min (80.6%), evaluation 9 s (2.4%), checkpoint 7 s (1.9%), "

@@ -14,9 +14,9 @@ import yaml
 
 from everstep.errors import ConfigError
 from everstep.launch.__main__ import main
-from everstep.launch.cli.status import report
 from everstep.launch.config import job_config
 from everstep.launch.runs.lookup import find
+from everstep.launch.runs.status import report
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.job import JobState
 from everstep.launch.schedulers.kubernetes.client import KINDS, Refused

@@ -1,0 +1,1 @@
+"""`everstep top`: all runs below a folder, live in a terminal."""
