@@ -7,11 +7,19 @@ import json
 from collections.abc import Sequence
 
 from everstep.errors import ConfigError
-from everstep.frozen_config import freeze, start_digest
+from everstep.frozen_config import start_digest
 from everstep.launch.parser import Arguments
 from everstep.launch.submit.trust import Runnable
-from everstep.launch.trained import ChosenRun, add_arguments, choose_run, run_trainer, trainer_arguments, write_config
-from everstep.run_folder import CONFIG, EVALUATIONS, RESULT
+from everstep.launch.trained import (
+    ChosenRun,
+    add_arguments,
+    choose_run,
+    claim_folder,
+    run_trainer,
+    trainer_arguments,
+    write_config,
+)
+from everstep.run_folder import EVALUATIONS, RESULT
 from everstep.storage import Storage, join_url, open_storage
 
 EXAMPLES = """examples:
@@ -35,7 +43,7 @@ def evaluate(arguments: Sequence[str]) -> int:
         if work.exists(RESULT):
             raise ConfigError(f"--out {options.out}: it holds a result already; choose another folder")
         return _measure(chosen, other, work, options)
-    path = _new_evaluation(chosen)
+    path = claim_folder(chosen, EVALUATIONS)
     work = open_storage(join_url(chosen.folder.url, path))
     try:
         return _measure(chosen, other, work, options)
@@ -63,15 +71,6 @@ def _check_code(chosen: ChosenRun, other: ChosenRun) -> None:
             f"--against {other.folder.url}: it has code of its own (project/run_task.py, or job.env.PYTHONPATH); "
             "evaluate each run by itself"
         )
-
-
-def _new_evaluation(chosen: ChosenRun) -> str:
-    """Claim the next folder of an evaluation, by the config in it; return its name in the run folder."""
-    storage, text = chosen.folder.storage, freeze(chosen.config).encode()
-    number = max((int(name) for name in storage.names(EVALUATIONS) if name.isdigit()), default=0) + 1
-    while not storage.create(f"{EVALUATIONS}/{number:04d}/{CONFIG}", text):
-        number += 1
-    return f"{EVALUATIONS}/{number:04d}"
 
 
 def _described(other: ChosenRun, work: Storage) -> dict[str, str]:
