@@ -42,12 +42,14 @@ TENSORBOARD = "tensorboard"
 WANDB = "wandb"
 MLFLOW = "mlflow"
 EVALUATIONS, RESULT = "evaluations", "result.json"
+EXPLANATIONS = "explain"
+RESULTS = (EVALUATIONS, EXPLANATIONS)
 OF_VERBS = REPLAYS, EXCLUSIONS = "replays", "exclusions"
 """NNNN/ has config and result of one `evaluate`; NNNN.json is one `replay`, or one `data exclude`."""
 PROJECT = "project"
 TASK_MODULE = f"{PROJECT}/run_task.py"
 """Module, data and config of a run that Python code started with `everstep.train`."""
-NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE, EVALUATIONS, *OF_VERBS, PROJECT)
+NESTED = (ATTEMPTS, CHECKPOINTS, RESTARTS, SUBMISSIONS, STARTS, MEMBERS, CODE, *RESULTS, *OF_VERBS, PROJECT)
 """Folders of a run folder; neither they nor an entry of them may be a link."""
 FILES = (CONFIG, RUN_ID, JOB, PROVENANCE, DATA, PROGRESS, STOP_MARKER, TENSORBOARD, WANDB, MLFLOW)
 """Other parts of a run folder, which may be no links either; W&B makes some in its own."""

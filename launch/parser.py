@@ -82,6 +82,7 @@ VERBS = {
     "resume": ("everstep.launch.cli.resume", "resume", "go on with a run as it was started, or with changes"),
     "evaluate": ("everstep.launch.cli.evaluate", "evaluate", "measure a checkpoint on a set, whole or by slices"),
     "predict": ("everstep.launch.cli.predict", "predict", "write a checkpoint's predictions as Parquet files"),
+    "explain": ("everstep.launch.cli.explain", "explain", "attribute a checkpoint's outputs to the inputs of samples"),
     "export": ("everstep.launch.cli.export", "export", "write a checkpoint's model for other programs, and compare it"),
     "replay": ("everstep.launch.cli.replay", "replay", "train between two checkpoints again: is every bit the same?"),
     "evidence": ("everstep.launch.cli.evidence", "evidence", "all records of a run in one archive for an auditor"),

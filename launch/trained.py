@@ -84,6 +84,15 @@ def _recorded_job(folder: RunFolder) -> dict[str, Any]:
         return {}
 
 
+def claim_folder(chosen: ChosenRun, within: str) -> str:
+    """Claim the next numbered folder for a result, by the config in it; return its name in the run folder."""
+    storage, text = chosen.folder.storage, freeze(chosen.config).encode()
+    number = max((int(name) for name in storage.names(within) if name.isdigit()), default=0) + 1
+    while not storage.create(f"{within}/{number:04d}/{CONFIG}", text):
+        number += 1
+    return f"{within}/{number:04d}"
+
+
 def write_config(work: Storage, config: RunConfig, name: str = "") -> None:
     """Write the config that the processes read into the folder `name`."""
     work.write(f"{name}/{CONFIG}".lstrip("/"), freeze(config).encode())

@@ -2,7 +2,7 @@
 
 python -m everstep.trainer [--config-dir DIR] key=value …       compose, freeze the config in the run folder, train
 python -m everstep.trainer --frozen RUN_URL [--plugins a,b]     train with the config of RUN_URL/config.yaml
-python -m everstep.trainer check | checkpoint | data | evaluate | export | predict | replay …
+python -m everstep.trainer check | checkpoint | data | evaluate | explain | export | predict | replay …
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 from everstep.import_path import forget_safe_environment
 from everstep.rank_env import AGENT_PID, die_with_parent, fix_hash_seed
 
-VERBS = ("check", "checkpoint", "data", "evaluate", "export", "predict", "replay", "sync")
+VERBS = ("check", "checkpoint", "data", "evaluate", "explain", "export", "predict", "replay", "sync")
 
 
 def main() -> int:

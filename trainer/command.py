@@ -61,6 +61,7 @@ def _check_parser() -> argparse.ArgumentParser:
 def _parser() -> argparse.ArgumentParser:
     from everstep.trainer.checkpoint.tools import cli as checkpoint
     from everstep.trainer.data import cli as data
+    from everstep.trainer.explanation import cli as explanation
     from everstep.trainer.inference import cli as inference
     from everstep.trainer.replay import cli as replay
     from everstep.trainer.reporting.trackers import sync
@@ -70,6 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoint.add_parser(verbs)
     data.add_parser(verbs)
     inference.add_parsers(verbs)
+    explanation.add_parser(verbs)
     replay.add_parser(verbs)
     sync.add_parser(verbs)
     parser.set_defaults(run=data.run)

@@ -6,11 +6,10 @@ import argparse
 from collections.abc import Sequence
 
 from everstep.errors import ConfigError
-from everstep.frozen_config import freeze
 from everstep.launch.evaluation import check_code, measure
 from everstep.launch.parser import Arguments
-from everstep.launch.trained import ChosenRun, add_arguments, choose_run
-from everstep.run_folder import CONFIG, EVALUATIONS, RESULT
+from everstep.launch.trained import add_arguments, choose_run, claim_folder
+from everstep.run_folder import EVALUATIONS, RESULT
 from everstep.storage import join_url, open_storage
 
 EXAMPLES = """examples:
@@ -34,22 +33,13 @@ def evaluate(arguments: Sequence[str]) -> int:
         if work.exists(RESULT):
             raise ConfigError(f"--out {options.out}: it holds a result already; choose another folder")
         return measure(chosen, other, work, options.on, options.by, options.json)
-    path = _new_evaluation(chosen)
+    path = claim_folder(chosen, EVALUATIONS)
     work = open_storage(join_url(chosen.folder.url, path))
     try:
         return measure(chosen, other, work, options.on, options.by, options.json)
     finally:
         if not work.exists(RESULT):
             chosen.folder.storage.delete(path)
-
-
-def _new_evaluation(chosen: ChosenRun) -> str:
-    """Claim the next folder of an evaluation, by the config in it; return its name in the run folder."""
-    storage, text = chosen.folder.storage, freeze(chosen.config).encode()
-    number = max((int(name) for name in storage.names(EVALUATIONS) if name.isdigit()), default=0) + 1
-    while not storage.create(f"{EVALUATIONS}/{number:04d}/{CONFIG}", text):
-        number += 1
-    return f"{EVALUATIONS}/{number:04d}"
 
 
 def _parser() -> argparse.ArgumentParser:

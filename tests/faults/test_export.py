@@ -57,16 +57,8 @@ def exported(root: Path, run: str, *words: str) -> tuple[Path, dict[str, Any]]:
     return out, json.loads((out / "export.json").read_text())
 
 
-@pytest.mark.parametrize(
-    ("run", "form"),
-    [
-        *(("conv", "pt2"), ("mlp", "pt2"), ("gpt", "pt2"), ("conv", "onnx"), ("gpt", "onnx"), ("mlp", "torchscript")),
-        *(("text", "onnx"), ("pairs", "pt2"), ("windows", "torchscript")),
-        ("vit", "onnx"),
-        ("bpe", "pt2"),
-        ("glyphs", "pt2"),
-    ],
-)
+@pytest.mark.parametrize("form", ["pt2", "onnx", "torchscript"])
+@pytest.mark.parametrize("run", RUNS)
 def test_outputs_of_a_graph_equal_those_of_the_model_without_this_project(trained: Path, run: str, form: str) -> None:
     out, facts = exported(trained, run, form)
     proof = facts["proof"]
@@ -78,7 +70,8 @@ def test_outputs_of_a_graph_equal_those_of_the_model_without_this_project(traine
     assert "unknown to Everstep" in card
 
 
-@pytest.mark.parametrize(("run", "form"), [("conv", "hf"), ("pairs", "safetensors"), ("gpt", "safetensors")])
+@pytest.mark.parametrize("form", ["hf", "safetensors"])
+@pytest.mark.parametrize("run", RUNS)
 def test_weights_are_those_of_the_checkpoint_to_the_last_bit(trained: Path, run: str, form: str) -> None:
     from safetensors.torch import load_file
 

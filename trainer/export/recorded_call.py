@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Fetcher, MicrobatchRequest
+from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.inference.session import Session
 from everstep.trainer.task_calls import inputs
 
@@ -58,12 +59,19 @@ def record(session: Session, data: Fetcher, dtype: torch.dtype | None = None) ->
     Raises:
         ConfigError: the task does not call the model.
     """
+    return call_of(session, data, np.arange(min(SAMPLES, len(data.dataset))), dtype)[0]
+
+
+def call_of(
+    session: Session, data: Fetcher, ids: Ids, dtype: torch.dtype | None = None
+) -> tuple[RecordedCall, list[int]]:
+    """Return the task's first call of the model on these samples, and those that could be decoded."""
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
     model = session.model.module
     handle = model.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
-    count = min(SAMPLES, len(data.dataset))
-    ids = np.arange(count)
     found = data(MicrobatchRequest(ids, np.zeros_like(ids), 0))
+    if not found.real:
+        raise ConfigError(f"none of the samples {ids.tolist()} can be used: excluded or not decodable; choose others")
     passes = getattr(session.task, "predict", session.task.evaluate)
     try:
         if dtype is None:
@@ -76,7 +84,7 @@ def record(session: Session, data: Fetcher, dtype: torch.dtype | None = None) ->
         kind = type(session.task).__name__
         raise ConfigError(f"the task {kind} does not call the model as model(…): there is no example to trace it with")
     args, kwargs = _cast(calls[0], dtype)
-    return RecordedCall(args, kwargs, flat(model(*args, **kwargs)), len(found.ids))
+    return RecordedCall(args, kwargs, flat(model(*args, **kwargs)), len(found.ids)), found.ids.tolist()
 
 
 def flat(output: Any) -> list[Tensor]:

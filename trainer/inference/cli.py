@@ -8,23 +8,24 @@ from typing import Any
 
 def add_parsers(verbs: Any) -> None:
     """Add the verbs; each sets `run_verb`."""
-    evaluate = _parser(verbs, "evaluate")
+    evaluate = add_parser(verbs, "evaluate")
     evaluate.add_argument("--by", metavar="COLUMN", default="")
     evaluate.add_argument("--against", metavar="JSON", default="")
     evaluate.add_argument("--json", action="store_true")
     evaluate.set_defaults(run_verb=_evaluate)
-    predict = _parser(verbs, "predict")
+    predict = add_parser(verbs, "predict")
     predict.add_argument("--out", required=True, metavar="URL", help="folder of the parts")
     predict.add_argument("--rows", type=int, required=True)
     predict.set_defaults(run_verb=_predict)
-    export = _parser(verbs, "export")
+    export = add_parser(verbs, "export")
     export.add_argument("--out", required=True, metavar="FOLDER")
     export.add_argument("--format", required=True)
     export.add_argument("--dtype", default="")
     export.set_defaults(run_verb=_export)
 
 
-def _parser(verbs: Any, name: str) -> argparse.ArgumentParser:
+def add_parser(verbs: Any, name: str) -> argparse.ArgumentParser:
+    """Return the parser of a verb that uses a checkpoint."""
     parser: argparse.ArgumentParser = verbs.add_parser(name)
     parser.add_argument("work", metavar="WORK_URL", help="folder with config.yaml; results are written there")
     parser.add_argument("--source", required=True, metavar="RUN_URL")  # not --run: torchrun has options that begin so
