@@ -13,10 +13,12 @@ from pathlib import Path
 from everstep.errors import ConfigError, printable
 from everstep.launch.parser import Arguments
 from everstep.launch.runs.lookup import add_run, find
+from everstep.launch.sweep.sweep_folder import sweep_at
 
 EXAMPLES = """examples:
   everstep report demo                    writes demo.report.html
   everstep report demo --out /tmp/d.html --open
+  everstep report demo --against first    also what differs between the two
 """
 
 
@@ -28,8 +30,10 @@ def report(arguments: Sequence[str]) -> int:
     from everstep.launch.report.page import page
     from everstep.launch.report.text import clean
 
+    _refuse_sweep(options.run, options.root)
     folder = find(options.run, options.root)
-    facts = clean(collect(folder))
+    against = find(options.against, options.root) if options.against else None
+    facts = clean(collect(folder, against))
     if options.json or options.md:
         print(json.dumps(facts, indent=1) if options.json else markdown(facts), flush=True)
         return 0
@@ -39,6 +43,11 @@ def report(arguments: Sequence[str]) -> int:
     if options.open:
         _open(out)
     return 0
+
+
+def _refuse_sweep(word: str, root: str) -> None:
+    if sweep_at(word, root) is not None:
+        raise ConfigError(f"{word}: it is a sweep, and a report is of one run; give SWEEP/trials/NAME of a trial")
 
 
 def _file_name(run: str) -> str:
@@ -79,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     add_run(parser)
     parser.add_argument("--out", metavar="FILE", help="the page (NAME.report.html in this folder)")
     parser.add_argument("--open", action="store_true", help="open the page in a browser")
+    parser.add_argument(
+        "--against", metavar="RUN", help="another run: show what differs in config, code, data, figures"
+    )
     printed = parser.add_mutually_exclusive_group()
     printed.add_argument("--json", action="store_true", help="print an object, for scripts")
     printed.add_argument("--md", action="store_true", help="print Markdown, for a pull request")

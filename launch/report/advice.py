@@ -20,7 +20,7 @@ LONG_S = 300.0
 """Seconds of a run from which on its shares say something."""
 ROOMY_PERCENT = 50.0
 PAST_BEST = 0.5
-"""Share of the run since its best evaluation, from which on it is advice."""
+"""Share of the run since its best evaluation, from which on a line of advice says so."""
 
 
 @dataclass(frozen=True)

@@ -79,8 +79,8 @@ def _against(found: Mapping[str, Any]) -> Iterator[str]:
     if not found:
         return
     yield from ("", f"Against {shown(found['runs'][1])}:", "")
-    different = [
-        (part, key, *pair) for part in ("figures", "config", "data", "packages") for key, pair in found[part].items()
-    ]
+    parts = ("config", "data", "packages", "figures")
+    pairs = [(part, key, *pair) for part in parts for key, pair in found[part].items()]
+    different = [row for row in pairs if row[2] != row[3]]
     yield from table(["part", "name", "this run", "the other"], different[:MOST_DIFFERENT])
     yield f"{max(0, len(different) - MOST_DIFFERENT)} more differences, {len(found['code'])} lines of code differ"

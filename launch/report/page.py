@@ -13,7 +13,7 @@ from everstep.launch.console import duration, number
 from everstep.launch.report.text import json_in_html
 
 HERE = files("everstep.launch.report")
-DRAWN = ("curves", "timeline", "nodes", "parallel", "rungs")
+DRAWN = ("curves", "timeline", "nodes")
 """Parts of the facts that are long lists of numbers; the page has them compressed."""
 
 

@@ -86,6 +86,28 @@ def test_the_smoothing_redraws_and_the_page_prints(opened: Browser, recorded: Pa
     assert opened.pdf().startswith(b"%PDF")
 
 
+def test_dragging_over_one_curve_zooms_all_and_a_double_click_ends_it(opened: Browser, recorded: Path) -> None:
+    opened.open(recorded)
+    zooms = (
+        "[...document.querySelectorAll('[data-kind=curve]')].slice(0, 4).map(e => "
+        "{const z = echarts.getInstanceByDom(e).getOption().dataZoom[0]; return Math.round(z.end - z.start)})"
+    )
+    assert opened.evaluate(zooms) == [100] * 4
+    opened.evaluate("document.querySelector('[data-kind=curve]').scrollIntoView({block: 'center'})")
+    box = opened.evaluate(
+        "(b => [b.x, b.y, b.width, b.height])(document.querySelector('[data-kind=curve]').getBoundingClientRect())"
+    )
+    middle, left, right = box[1] + box[3] / 2, box[0] + box[2] * 0.4, box[0] + box[2] * 0.7
+    opened.mouse(("mouseMoved", left, middle), ("mousePressed", left, middle), ("mouseMoved", left + 20, middle))
+    opened.mouse(("mouseMoved", right, middle + 5), ("mouseReleased", right, middle + 5))
+    found = opened.evaluate(zooms)
+    assert len(set(found)) == 1
+    assert 10 < found[0] < 60
+    for clicks in (1, 2):
+        opened.mouse(("mousePressed", right, middle), ("mouseReleased", right, middle), clicks=clicks)
+    assert opened.evaluate(zooms) == [100] * 4
+
+
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the page of a run in which every text that a run folder has is hostile."""
@@ -129,6 +151,8 @@ def test_nothing_of_a_hostile_run_runs_or_is_fetched(opened: Browser, hostile: P
     assert opened.evaluate("document.querySelector('h1').textContent") == EVIL.replace("/", "|")
     assert opened.evaluate("JSON.parse(document.getElementById('everstep-report').textContent).status.why") == EVIL
     assert "{{7*7}}" in opened.evaluate("document.title")
+    opened.open(hostile, 390)
+    assert opened.evaluate("document.documentElement.scrollWidth") <= 390
 
 
 def test_no_secret_and_no_control_character_of_a_run_is_in_its_page(hostile: Path) -> None:

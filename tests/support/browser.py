@@ -72,6 +72,12 @@ class Browser:
         for kind in ("keyDown", "keyUp"):
             self._call("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=9)
 
+    def mouse(self, *moves: tuple[str, float, float], clicks: int = 1) -> None:
+        """Send mouse events: mousePressed, mouseMoved or mouseReleased, with the place in the window."""
+        for kind, x, y in moves:
+            more = {"button": "left", "buttons": 1, "clickCount": clicks}
+            self._call("Input.dispatchMouseEvent", type=kind, x=x, y=y, **more)
+
     def screenshot(self, out: Path, height: int | None = None) -> None:
         width = self.evaluate("innerWidth")
         clip = {

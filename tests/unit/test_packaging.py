@@ -57,6 +57,14 @@ def test_the_wheel_holds_every_config_and_module(wheel: Path) -> None:
     assert {"everstep/py.typed", "everstep/slurm/run.sbatch", "everstep/trainer/data/series/co2_weekly.csv"} <= names
 
 
+def test_the_wheel_holds_the_parts_of_a_report(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    there = ROOT / "launch" / "report"
+    parts = {path for path in there.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert len(parts) >= 11
+    assert {f"everstep/launch/report/{path.relative_to(there)}" for path in parts} <= names
+
+
 @pytest.mark.process
 def test_the_wheel_installs_nothing_under_a_name_that_others_use(wheel: Path) -> None:
     top = {name.split("/")[0] for name in zipfile.ZipFile(wheel).namelist()}

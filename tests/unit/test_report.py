@@ -204,3 +204,29 @@ def test_echarts_is_the_file_of_the_npm_package() -> None:
     vendor = files("everstep.launch.report").joinpath("vendor")
     digest = hashlib.sha256(vendor.joinpath("echarts.min.js").read_bytes()).hexdigest()
     assert f"SHA-256 of `echarts.min.js`: `{digest}`" in vendor.joinpath("README.md").read_text()
+
+
+def test_against_another_run_shows_the_differences_that_compare_finds(
+    killed_twice: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(RECORDED, tmp_path / "other"))
+    config = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(config.replace("warmup_steps: 20", "warmup_steps: 7"))
+    found = printed(capsys, "compare", str(killed_twice), str(other), "--json")
+    told = printed(capsys, "report", str(killed_twice), "--against", str(other), "--json")["against"]
+    assert told == found
+    assert told["config"] == {"schedule.warmup_steps": [20, 7]}
+    made = page(dict(clean(collect(RunFolder(str(killed_twice)), RunFolder(str(other))))), "run.html.j2")
+    assert "<caption>config: what differs</caption>" in made
+    assert "<p>code: the same</p>" in made
+    assert main(["report", str(killed_twice), "--against", str(other), "--md"]) == 0
+    text = capsys.readouterr().out
+    assert "| config | schedule.warmup\\_steps | 20 | 7 |" in text
+    assert len(text.splitlines()) <= 60
+
+
+def test_a_sweep_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "s").mkdir()
+    (tmp_path / "s" / "sweep.yaml").write_text("{}")
+    assert main(["report", str(tmp_path / "s")]) == 2
+    assert "it is a sweep, and a report is of one run; give SWEEP/trials/NAME" in capsys.readouterr().err
