@@ -34,7 +34,7 @@ class Advice:
 def advice(
     status: Mapping[str, Any], config: RunConfig, best: Best | None, curves: Curves, nodes: NodeFigures, straggler: str
 ) -> list[Advice]:
-    found = [*_of_state(status), *_of_numbers(curves), *_of_straggler(straggler), *_of_time(status, config)]
+    found = [*_of_state(status), *_of_numbers(curves, config), *_of_straggler(straggler), *_of_time(status, config)]
     return [*found, *_of_memory(nodes, config), *_of_metric(status, best, config)][:MOST]
 
 
@@ -54,7 +54,7 @@ def _where(status: Mapping[str, Any]) -> str:
     return shlex.quote(str(status["url"]))
 
 
-def _of_numbers(curves: Curves) -> Iterator[Advice]:
+def _of_numbers(curves: Curves, config: RunConfig) -> Iterator[Advice]:
     for chart in curves.charts:
         for curve in chart.curves:
             if chart.name == "loss" and curve.nonfinite:

@@ -230,3 +230,27 @@ def test_a_sweep_is_refused_in_one_line(tmp_path: Path, capsys: pytest.CaptureFi
     (tmp_path / "s" / "sweep.yaml").write_text("{}")
     assert main(["report", str(tmp_path / "s")]) == 2
     assert "it is a sweep, and a report is of one run; give SWEEP/trials/NAME" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("root", ["{tmp}", "memory://report/{name}"])
+def test_a_run_that_has_not_begun_or_is_going_has_a_report_too(tmp_path: Path, root: str) -> None:
+    records = Records(f"{root.format(tmp=tmp_path, name=tmp_path.name)}/r", ago_s=60)
+    new = facts_of(records.folder.url)
+    assert new["sentence"] == "New."
+    assert "No training record is there yet" in page(new, "run.html.j2")
+    records.attempt(1, 0)
+    records.events(1, (5, "first_step", {"step": 1}))
+    records.steps(1, (10, 5), (50, 45))
+    records.progress(50, 45, 100, loss=1.0, steps_per_s=1.0)
+    going = facts_of(records.folder.url)
+    assert going["sentence"].startswith("Training at step 45 of 100 in 1 min")
+    assert "<caption>Attempts, and why each ended</caption>" in page(going, "run.html.j2")
+
+
+def test_damaged_records_are_one_line_and_no_page(killed_twice: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (killed_twice / "attempts" / "0002" / "claim.json").write_text('{"time": "yesterday"}')
+    assert main(["report", str(killed_twice), "--json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "its records are not what everstep writes" in err
+    assert len(err.splitlines()) == 1
