@@ -76,6 +76,11 @@ VERBS = {
     "ls": ("everstep.launch.cli.ls", "ls", "all runs: state, step, rate, time left, where"),
     "status": ("everstep.launch.cli.status", "status", "where a run stands and why, and where its time went (goodput)"),
     "top": ("everstep.launch.cli.top", "top", "all runs, live in this terminal; open, cancel and resume them"),
+    "ui": (
+        "everstep.launch.cli.ui",
+        "ui",
+        "runs and reports in a browser of this machine; /metrics for Prometheus",
+    ),
     "report": ("everstep.launch.cli.report", "report", "what happened in a run, as one HTML page for any browser"),
     "logs": ("everstep.launch.cli.logs", "logs", "what a rank wrote; -f follows across restarts"),
     "cancel": ("everstep.launch.cli.cancel", "cancel", "stop runs for good"),

@@ -74,6 +74,7 @@ OPTIONS = {
     "doctor": ["--config-dir", "--json", "--out-of-service"],
     "ls": ["--json"],
     "top": ["--every"],
+    "ui": ["--open", "--port"],
     "status": ["--follow", "--json", "--root"],
     "logs": ["--attempt", "--follow", "--job", "--rank", "--root", "--tail"],
     "cancel": ["--root"],

@@ -1,0 +1,1 @@
+"""`everstep ui`: runs and their reports, served to this machine's browser."""
