@@ -37,7 +37,7 @@ def run(arguments: Sequence[str]) -> int:
     if composed is None:
         return code
     if not options.quick:
-        return max(code, rehearse(composed.run, job, brief=bool(found)))
+        return max(code, rehearse(composed.run, job, brief=bool(found), known=found))
     if not code:
         say("no problem found without torch; leave out --quick to build the model too")
     return code

@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -20,7 +21,9 @@ from everstep.launch.preflight.dataset_paths import datasets, only_there
 SHARDED = (ParallelKind.fsdp, ParallelKind.hsdp)
 
 
-def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | None = None) -> int:
+def rehearse(
+    run: RunConfig, job: JobConfig, brief: bool = False, code: Path | None = None, known: Sequence[str] = ()
+) -> int:
     """Build the parts and the first batch by `python -m everstep.trainer check`; return its exit code.
 
     Problems are printed to stderr, one line each. Nothing is checked when this Python has no torch.
@@ -28,6 +31,7 @@ def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | N
     Args:
         brief: print only a line or two, on stderr, about the parts that are fine.
         code: the code snapshot of the run, where it may differ from the checkout.
+        known: problems that have been printed; the child's lines about them are left out.
 
     Raises:
         ConfigError: the child gave no result.
@@ -52,10 +56,15 @@ def rehearse(run: RunConfig, job: JobConfig, brief: bool = False, code: Path | N
         input=freeze(run),
         env=env,
         stdout=subprocess.PIPE if brief else None,
+        stderr=subprocess.PIPE if known else None,
         check=False,
         encoding="utf-8",
         errors="replace",
     )
+    lines = {f"error: {problem}" for problem in known}
+    for line in (done.stderr or "").splitlines():
+        if line not in lines:
+            print(line, file=sys.stderr)
     if done.returncode not in (0, ConfigError.exit_code):
         how = f"was killed by signal {-done.returncode}" if done.returncode < 0 else f"ended with {done.returncode}"
         raise ConfigError(f"the look at model and data {how} and came to no answer; --quick does without")

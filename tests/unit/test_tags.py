@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +81,10 @@ def test_check_names_a_dataset_that_the_policy_refuses_before_anything_is_queued
         f"policy.allow_tags=[license:CC0]: {tmp_path}/set has no tags; 'everstep data tag {tmp_path}/set NAME=VALUE', "
         "or use other data"
     ]
+    keys = ("experiment=breast_cancer", "~data.held_out", "~data.split_seed", data[0], f"+{data[1]}", data[2])
+    words = [sys.executable, "-m", "everstep.launch", "check", *keys, "policy.allow_tags=[license:CC0]"]
+    whole = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert (whole.returncode, whole.stderr.count("has no tags")) == (2, 1), whole.stderr
     assert verb(["data", "tag", str(tmp_path / "set"), "license=CC0"]) == 0
     assert problems([*data, "policy.allow_tags=[license:CC0]"]) == []
     with pytest.raises(ConfigError, match=r"policy\.allow_tags='CC0'"):
