@@ -132,7 +132,9 @@ def _write(work: Storage, samples: Sequence[int], target: Sequence[int], found: 
                     "delta": pa.array([delta[row]] * places, pa.float64()),
                 })
             )  # fmt: skip
-            png = picture(sample, each.column, raw, values) if each.raw.is_floating_point() else None
+            title = f"sample {sample}: output {target[row]} is {float(each.output[row]):.3g}"
+            title += f", and {float(each.baseline_output[row]):.3g} for an input of zeros"
+            png = picture(title, each.column, raw, values) if each.raw.is_floating_point() else None
             if png is not None:
                 work.write(f"{each.column}-{sample:08d}.png", png)
                 pictures += 1

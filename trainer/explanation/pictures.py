@@ -10,10 +10,11 @@ from torch import Tensor
 MOST_BARS = 60
 
 
-def picture(sample: int, column: str, raw: Tensor, values: Tensor) -> bytes | None:
+def picture(title: str, column: str, raw: Tensor, values: Tensor) -> bytes | None:
     """Return a PNG of one sample's attributions; None for a form without a picture.
 
     Args:
+        title: the sample and its output, in one line.
         raw: the input: [channels, h, w] or [n].
         values: its attributions, of the same shape.
     """
@@ -25,7 +26,7 @@ def picture(sample: int, column: str, raw: Tensor, values: Tensor) -> bytes | No
     figure = Figure(figsize=(8, 4), dpi=100)
     canvas = FigureCanvasAgg(figure)
     (_draw_map if values.dim() == 3 else _draw_bars)(figure, column, raw, values)
-    figure.suptitle(f"sample {sample}")
+    figure.suptitle(title)
     file = io.BytesIO()
     canvas.print_png(file, metadata={"Software": None})  # type: ignore[no-untyped-call]
     return file.getvalue()
