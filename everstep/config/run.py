@@ -48,7 +48,7 @@ class RunConfig:
     init_from: str | None = None
     """Weights that a new run starts from: URL of a checkpoint or run, or the path of other weights.
 
-    Other weights are a .safetensors or torch.save file, or a folder of Hugging Face or DCP.
+    Other weights are a .safetensors or torch.save file, a folder of Hugging Face or DCP, or registry://URL/MODEL@7.
     """
     init_match: list[str] = field(default_factory=lambda: ["*"])
     """Patterns (`encoder.*`) of the weights to take from there; the others are initialized as usual."""

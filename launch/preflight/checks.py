@@ -20,6 +20,7 @@ from everstep.launch.preflight.dataset_paths import datasets, only_there
 from everstep.launch.preflight.model import worlds
 from everstep.launch.schedulers.base import Program
 from everstep.launch.schedulers.registry import scheduler
+from everstep.registry.address import is_address, version_at
 from everstep.run_folder import CONFIG, RunFolder
 from everstep.storage import open_storage
 
@@ -140,6 +141,9 @@ def _data(composed: Composed, job: JobConfig) -> Iterator[str]:
 
 def _init_from(composed: Composed, job: JobConfig) -> Iterator[str]:
     url = composed.run.init_from
+    if url is not None and is_address(url):
+        version_at(url)
+        return
     if url is None or only_there(url, job):
         return
     # RUN/best is an alias, not a folder.

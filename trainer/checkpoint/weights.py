@@ -17,6 +17,7 @@ from everstep.trainer.checkpoint.key_map import read_map, renamed
 from everstep.trainer.checkpoint.load import open_checkpoint, pack_ref, unpack_ref
 from everstep.trainer.checkpoint.manifest import CheckpointRef
 from everstep.trainer.checkpoint.read import DamagedError, fill
+from everstep.trainer.checkpoint.registry_weights import local_copy
 from everstep.trainer.checkpoint.restore import choose
 from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.state.model_state import ModelState
@@ -40,10 +41,10 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
     """
     tensors = {f"{PREFIX}{n}": value for n, value in model.state_dict().items() if isinstance(value, torch.Tensor)}
     wanted = _wanted(tensors, match)
-    foreign = _open_on_all(url, mesh)
-    if foreign is not None:
-        patterns = mesh.decide(lambda: read_map(names))
-        return take_foreign(url, foreign, model, mesh, wanted, renamed(foreign.tensors, patterns))
+    with local_copy(url, mesh) as path:
+        if (foreign := _open_on_all(path, url, mesh)) is not None:
+            patterns = mesh.decide(lambda: read_map(names))
+            return take_foreign(url, foreign, model, mesh, wanted, renamed(foreign.tensors, patterns))
     if names is not None:
         raise ConfigError(f"init_map: init_from={url} is not of another program, so its names are the model's")
     faults = []
@@ -65,10 +66,10 @@ def load_weights(url: str, model: nn.Module, mesh: Mesh, match: Sequence[str] = 
     raise CheckpointError(f"init_from={url} has no checkpoint that can be read ({'; '.join(faults)})")
 
 
-def _open_on_all(url: str, mesh: Mesh) -> ForeignWeights | None:
+def _open_on_all(path: str, url: str, mesh: Mesh) -> ForeignWeights | None:
     """Open weights of another program on each rank, which reads them itself."""
     opened: list[ForeignWeights | None] = []
-    mesh.together(lambda: opened.append(open_foreign(url)))
+    mesh.together(lambda: opened.append(open_foreign(path)))
     found = mesh.gather(None if opened[0] is None else [opened[0].kind, len(opened[0].tensors)])
     if any(each != found[0] for each in found):
         raise CheckpointError(f"init_from={url}: not all nodes see the same files there; put them on a shared disk")
