@@ -74,7 +74,18 @@ def choose_run(word: str, options: argparse.Namespace, overrides: Sequence[str])
     if not any(override.startswith("evaluate.limit=") for override in overrides):
         # Training may look at a part of the set, to save time.
         changed = dataclasses.replace(changed, evaluate=dataclasses.replace(changed.evaluate, limit=None))
-    return ChosenRun(folder, which, changed, job_config(job))
+    here = job_config(job)
+    _refuse_cluster(here, options.verb)
+    return ChosenRun(folder, which, changed, here)
+
+
+def _refuse_cluster(job: JobConfig, verb: str) -> None:
+    """Raise ConfigError for a job elsewhere, which the command line asks for: these verbs run on this machine."""
+    asked = f"job={job.scheduler}" if job.scheduler != "local" else f"job.nodes={job.nodes}"
+    if job.scheduler != "local" or job.nodes != 1:
+        raise ConfigError(
+            f"{asked}: {verb} runs on this machine alone; leave it out, or give the command to srun or a pod"
+        )
 
 
 def _recorded_job(folder: RunFolder) -> dict[str, Any]:

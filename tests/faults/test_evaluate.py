@@ -119,6 +119,8 @@ def test_other_data_is_a_word_of_the_command(trained: Path, monkeypatch: pytest.
             "--by colour: the data has no such column; there are baseline, image, label",
         ),
         (("evaluate", "one", "--by", "image"), "choose a column of one value"),
+        (("evaluate", "one", "job.nodes=2"), "job.nodes=2: evaluate runs on this machine alone"),
+        (("predict", "one", "--out", "p", "job=slurm"), "job=slurm: predict runs on this machine alone"),
         (("evaluate", "one", "optimizer.lr=1"), "optimizer.lr=1: evaluate takes changes of data, evaluate"),
         (("evaluate", "onne"), "did you mean 'one'?"),
         (("predict", "one", "--out", "p", "--rows", "0"), "--rows 0: a part has at least one row"),

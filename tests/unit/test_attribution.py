@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from everstep.errors import ConfigError
 from everstep.trainer.explanation.attribution import METHODS, Attribution, attribute
+from everstep.trainer.explanation.explain import _refuse_nonfinite
 from everstep.trainer.explanation.model_inputs import model_inputs
 from everstep.trainer.explanation.target import scores, targets
 from everstep.trainer.models.mlp import MLP
@@ -65,3 +66,12 @@ def test_an_output_that_the_model_does_not_have_is_refused() -> None:
         targets(torch.zeros(2, 3), 3)
     with pytest.raises(ConfigError, match="the model returns list"):
         scores([torch.zeros(2, 3)])
+
+
+@pytest.mark.parametrize("part", ["values", "output"])
+def test_nan_in_an_attribution_or_an_output_is_refused_with_its_sample(part: str) -> None:
+    whole = {"values": torch.ones(2, 3), "output": torch.ones(2)}
+    whole[part][1] = float("nan")
+    found = Attribution("x", torch.ones(2, 3), whole["values"], whole["output"], torch.zeros(2))
+    with pytest.raises(ConfigError, match="--samples 17: the model's output, or its gradient by x, is NaN or Inf"):
+        _refuse_nonfinite([3, 17], [found])

@@ -43,6 +43,7 @@ def explain(options: argparse.Namespace) -> int:
     ids = _ids(options.samples, len(data.dataset))
     session = open_session(run, mesh, options.source, options.which)
     kept, target, found = _explained(session, data, ids, options)
+    _refuse_nonfinite(kept, found)
     work = open_storage(options.work)
     pictures = _write(work, kept, target, found)
     facts = {
@@ -99,9 +100,24 @@ def _one(
     return attribute(model, arguments, given, target, options.method, options.points)
 
 
+def _refuse_nonfinite(samples: Sequence[int], found: Sequence[Attribution]) -> None:
+    """Raise ConfigError if an output or an attribution is NaN or Inf: sums of them say nothing."""
+    for each in found:
+        values = torch.cat(
+            [each.values.reshape(len(samples), -1), each.output[:, None], each.baseline_output[:, None]], dim=1
+        )
+        bad = [sample for sample, fine in zip(samples, values.isfinite().all(dim=1).tolist(), strict=True) if not fine]
+        if bad:
+            raise ConfigError(
+                f"--samples {','.join(map(str, bad))}: the model's output, or its gradient by {each.column}, is NaN or "
+                "Inf there; choose other samples or another checkpoint"
+            )
+
+
 def _completeness(found: Attribution) -> dict[str, float]:
     """Return the largest delta, and the largest one relative to the change of the output."""
-    change = (found.output - found.baseline_output).abs().clamp(min=1e-2)
+    least = 1e-4 * found.output.abs().clamp(min=1.0)  # a smaller change has no digits to compare
+    change = torch.maximum((found.output - found.baseline_output).abs(), least)
     delta = found.delta.abs()
     return {"largest_delta": float(delta.max()), "largest_relative_delta": float((delta / change).max())}
 
