@@ -80,7 +80,7 @@ def choose_run(word: str, options: argparse.Namespace, overrides: Sequence[str])
 
 
 def _refuse_cluster(job: JobConfig, verb: str) -> None:
-    """Raise ConfigError for a job elsewhere, which the command line asks for: these verbs run on this machine."""
+    """Raise ConfigError if the command line asks for a job elsewhere or for several nodes."""
     asked = f"job={job.scheduler}" if job.scheduler != "local" else f"job.nodes={job.nodes}"
     if job.scheduler != "local" or job.nodes != 1:
         raise ConfigError(
