@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from everstep.trainer.step_info import StepInfo
     from everstep.trainer.step_view import every
     from everstep.trainer.task import AlternatingTask, Batch, Loss, Task
-    from everstep.trainer.whole_batch import WholeBatchTask
+    from everstep.trainer.whole_batch_loss import WholeBatchTask
 
 __version__ = "0.1.0"
 __all__ = [
@@ -74,7 +74,7 @@ _HOMES = {
     "everstep.trainer.step_info": "StepInfo",
     "everstep.trainer.step_view": "every",
     "everstep.trainer.task": "AlternatingTask Batch Loss Task",
-    "everstep.trainer.whole_batch": "WholeBatchTask",
+    "everstep.trainer.whole_batch_loss": "WholeBatchTask",
 }
 __getattr__ = lazy(__name__, {name: module for module, names in _HOMES.items() for name in names.split()})
 

@@ -15,9 +15,9 @@ from typing import Any
 from everstep.checked_json import mapping, parse, whole
 from everstep.config import RunConfig
 from everstep.errors import CheckpointError, ConfigError, SupersededError, printable
-from everstep.lineage import Lineage
 from everstep.outcome import Ending, Fault, Outcome, to_json_line
 from everstep.storage import Storage, join_url, lines, open_storage, probe, read_limited
+from everstep.superseded_checkpoints import Lineage
 
 CONFIG = "config.yaml"
 RUN_ID = "run_id"

@@ -33,7 +33,6 @@ from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import apart, batch_dtype, second_copy, seeded_model
 from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.hooks import Hook
-from everstep.trainer.metric_states import place_objects
 from everstep.trainer.optim import WeightEma, build_optimizer, has_modes
 from everstep.trainer.optimizers.alternating import turns_of
 from everstep.trainer.optimizers.matched import ALTERNATING
@@ -45,9 +44,10 @@ from everstep.trainer.state.buffer_sync import BufferSync
 from everstep.trainer.state.model_state import check_model, has_custom_state
 from everstep.trainer.state.plugin_state import hook_keys
 from everstep.trainer.state.train_state import LossScale, Progress, TrainState
-from everstep.trainer.state.trainable import Trainable
+from everstep.trainer.state.trainable_copy import Trainable
 from everstep.trainer.task import Task
 from everstep.trainer.task_calls import check_takes_turns
+from everstep.trainer.torchmetrics_states import place_objects
 
 LOG = logging.getLogger("everstep")
 

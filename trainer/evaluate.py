@@ -16,7 +16,6 @@ from everstep.trainer.data.dataset import TEST
 from everstep.trainer.data.fetcher import Fetcher
 from everstep.trainer.data.loader import evaluation_batches
 from everstep.trainer.distributed.parallel import ParallelModel
-from everstep.trainer.metric_states import MetricStates, objects_of
 from everstep.trainer.optim import WeightEma, has_modes
 from everstep.trainer.random_state import microbatch_seed, seed_generators
 from everstep.trainer.state.preserve import preserved
@@ -24,6 +23,7 @@ from everstep.trainer.state.train_state import Progress, TrainState
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, inputs
+from everstep.trainer.torchmetrics_states import MetricStates, objects_of
 from everstep.trainer.watchdog.activity import CompiledShapes
 
 ASK_EVERY = 16

@@ -21,7 +21,6 @@ from everstep.errors import ConfigError
 from everstep.trainer.data.fetcher import Microbatch
 from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.distributed.parallel import ParallelModel, Replicated
-from everstep.trainer.metric_states import drop
 from everstep.trainer.optim import set_lr
 from everstep.trainer.optimizers.alternating import turns_of
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
@@ -29,16 +28,17 @@ from everstep.trainer.schedule import Curve, lr_factor
 from everstep.trainer.state.preserve import preserved
 from everstep.trainer.state.step_passes import StepPasses
 from everstep.trainer.state.train_state import TrainState
-from everstep.trainer.state.trainable import MOST_OBJECTS
+from everstep.trainer.state.trainable_copy import MOST_OBJECTS
 from everstep.trainer.step_info import PendingStep, StepInfo
 from everstep.trainer.step_view import Ask, StepView, view_of
 from everstep.trainer.stop import Stop
 from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import TaskMetrics, float64_advice, inputs, loss_of, sparse_advice
+from everstep.trainer.torchmetrics_states import drop
 from everstep.trainer.update import Applied, Update
 from everstep.trainer.watchdog.activity import CompiledShapes, Phase
 from everstep.trainer.watchdog.device_time import ForwardTime
-from everstep.trainer.whole_batch import WholeBatch, WholeBatchTask
+from everstep.trainer.whole_batch_loss import WholeBatch, WholeBatchTask
 
 UNUSED = (
     "parallel.find_unused=false: {} got no gradient in this step on this process, and DDP waits for it; set "

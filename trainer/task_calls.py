@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from everstep.errors import ConfigError, nearest
 from everstep.trainer.distributed.mesh import Mesh
-from everstep.trainer.metric_states import MetricStates, drop, objects_of
 from everstep.trainer.task import Batch, Loss
+from everstep.trainer.torchmetrics_states import MetricStates, drop, objects_of
 
 
 class Inputs(dict[str, Tensor]):

@@ -10,7 +10,7 @@ from everstep.trainer.watchdog.activity import Activity, CompiledShapes, Phase
 from everstep.trainer.watchdog.evidence import Evidence, Frame, collectives_in, main_frames
 from everstep.trainer.watchdog.heartbeat import Heartbeat, Process, limit_of
 from everstep.trainer.watchdog.judge import Judge, Kind, Verdict
-from everstep.trainer.watchdog.stall import stall_of
+from everstep.trainer.watchdog.stall_record import stall_of
 from everstep.trainer.watchdog.straggler import WINDOWS, StragglerSearch
 
 STALL_S, SILENT_S = 60.0, 4.0

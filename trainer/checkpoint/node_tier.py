@@ -16,10 +16,10 @@ import torch.distributed as dist
 from blake3 import blake3
 
 from everstep.config import LocalTierConfig
-from everstep.lineage import Lineage
 from everstep.run_folder import MANIFEST, RunFolder
 from everstep.security.private_folder import expand, private_folder
 from everstep.storage import LocalStorage
+from everstep.superseded_checkpoints import Lineage
 from everstep.trainer.checkpoint import node_room
 from everstep.trainer.checkpoint.manifest import Committed, parse_checkpoint, parse_name, signed_run
 from everstep.trainer.checkpoint.read import DamagedError

@@ -25,7 +25,7 @@ from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.random_state import generators_preserved
 from everstep.trainer.state.attributes import NOT_STATE, PREFIX, STRUCTURE
 from everstep.trainer.state.train_state import Packed
-from everstep.trainer.state.trainable import Trainable
+from everstep.trainer.state.trainable_copy import Trainable
 from everstep.trainer.task_calls import sparse_advice
 
 LOG = logging.getLogger("everstep")

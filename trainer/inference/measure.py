@@ -14,9 +14,9 @@ from everstep.trainer.data.loader import evaluation_batches
 from everstep.trainer.data.ordering.order import Ids
 from everstep.trainer.inference.progress_line import ProgressLine
 from everstep.trainer.inference.session import Session
-from everstep.trainer.metric_states import MetricStates, objects_of
 from everstep.trainer.task import Loss
 from everstep.trainer.task_calls import checked, inputs
+from everstep.trainer.torchmetrics_states import MetricStates, objects_of
 
 BLOCKS = 200
 """Blocks that a set is divided into at least, as far as it has samples."""

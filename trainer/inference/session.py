@@ -40,13 +40,13 @@ from everstep.trainer.data.rng_discovery import own_generators
 from everstep.trainer.distributed.mesh import Mesh, form, join
 from everstep.trainer.distributed.parallel import ParallelModel, parallelize
 from everstep.trainer.evaluate import averaged, evaluating
-from everstep.trainer.metric_states import place_objects
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.start import checked_config
 from everstep.trainer.state.plugin_state import hook_keys
 from everstep.trainer.state.train_state import TrainState
-from everstep.trainer.state.trainable import MOST_OBJECTS
+from everstep.trainer.state.trainable_copy import MOST_OBJECTS
 from everstep.trainer.task import Task
+from everstep.trainer.torchmetrics_states import place_objects
 
 LAST, BEST = "last", "best"
 VALIDATION, TRAIN = "validation", "train"

@@ -25,12 +25,12 @@ from everstep.trainer.distributed.mesh import Mesh
 from everstep.trainer.distributed.model_factory import batch_dtype
 from everstep.trainer.distributed.sharding import parameters_on_meta
 from everstep.trainer.evaluate import check_metric
-from everstep.trainer.metric_states import MetricStates, objects_of
 from everstep.trainer.optimizers.matched import first_turn
-from everstep.trainer.state.trainable import Trainable
+from everstep.trainer.state.trainable_copy import Trainable
 from everstep.trainer.step import UNUSED
 from everstep.trainer.task import Task
 from everstep.trainer.task_calls import checked, float64_advice, inputs, loss_of, sparse_advice
+from everstep.trainer.torchmetrics_states import MetricStates, objects_of
 
 LONGEST_S = 30
 """Time limit of the trial in seconds."""

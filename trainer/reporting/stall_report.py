@@ -14,7 +14,7 @@ from everstep.run_folder import EVENTS, RunFolder
 from everstep.trainer.reporting.outcome import hand_over
 from everstep.trainer.watchdog.activity import Phase
 from everstep.trainer.watchdog.conclusion import FLUSH_S, REPORT_S, bounded
-from everstep.trainer.watchdog.stall import Stall
+from everstep.trainer.watchdog.stall_record import Stall
 
 LOG = logging.getLogger("everstep")
 UNDER_WAY = (Phase.data, Phase.forward, Phase.backward, Phase.update)

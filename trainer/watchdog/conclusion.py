@@ -26,7 +26,7 @@ from everstep.trainer.watchdog.evidence import Evidence, main_frames, process_fa
 from everstep.trainer.watchdog.exchange import Exchange
 from everstep.trainer.watchdog.heartbeat import Process
 from everstep.trainer.watchdog.judge import Kind, Suspect, Verdict
-from everstep.trainer.watchdog.stall import Stall, stall_of
+from everstep.trainer.watchdog.stall_record import Stall, stall_of
 
 LOG = logging.getLogger("everstep")
 EVIDENCE_S = 2.0

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from everstep.trainer.data.rng_discovery import own_generators
-from everstep.trainer.metric_states import drop
 from everstep.trainer.optim import has_modes
 from everstep.trainer.optimizers.alternating import turns_of
 from everstep.trainer.random_state import microbatch_seed, seed_generators, seed_own
 from everstep.trainer.state.train_state import Progress, TrainState
 from everstep.trainer.task import Loss, Task
 from everstep.trainer.task_calls import inputs, loss_of
+from everstep.trainer.torchmetrics_states import drop
 
 MOST_OBJECTS = 1_000_000
 """Objects of a model or task that are searched, once, for generators of their own."""
