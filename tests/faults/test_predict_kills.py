@@ -18,7 +18,7 @@ from support.processes import until
 
 pytestmark = [pytest.mark.dist, pytest.mark.usefixtures("warm")]
 
-KILLS, ROWS = 10, 2
+KILLS, ROWS = 10, 1  # many small parts, so that a kill comes before the last
 TRAIN = ("experiment=breast_cancer", "run=sharded", "parallel=fsdp", "precision=fp64", "steps=4", "job.nproc=2")
 PREDICT = ("predict", "sharded", "--on", "train", "--rows", str(ROWS))
 
@@ -74,7 +74,7 @@ def test_predictions_after_ten_kills_on_changing_worlds_equal_undisturbed_ones_r
     undisturbed(*PREDICT, "--out", "whole", "job.nproc=1", cwd=tmp_path)
     total, cut = parts(tmp_path / "whole"), tmp_path / "cut"
     roles = [
-        killed_once(cut, tmp_path, kill % 3 + 1, chance.choice([0, 1, 3, total // 20]), chance) for kill in range(KILLS)
+        killed_once(cut, tmp_path, kill % 3 + 1, chance.choice([0, 1, 3, total // 40]), chance) for kill in range(KILLS)
     ]
     assert {*roles} == {"launcher", "rank"}
     assert parts(cut) < total
